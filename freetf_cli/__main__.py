@@ -1,0 +1,6 @@
+"""`python -m freetf_cli` is `freetf`."""
+
+from freetf_cli.cli.app import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,85 @@
+"""The errors that users see, and the one list of exit codes.
+
+An error says WHAT is wrong, WHERE (file, key, line), and what to do about it (HINT). Library code raises these; only
+`cli.app` turns them into a line on stderr and an exit code.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Every exit code of `freetf`."""
+
+    OK = 0
+    FAILED = 1  # failed while running
+    USAGE = 2  # bad usage, recipe or input; also a damaged file
+    CHECK = 3  # a check did not hold: compare --fail-if, reproduce, evaluate --min
+    STOPPED = 75  # stopped by a signal after saving a checkpoint: resume me
+    INTERRUPTED = 130  # SIGINT
+    PIPE = 141  # the reader of our output went away
+
+
+class FreetfError(Exception):
+    """Something failed while running (exit 1)."""
+
+    exit_code = ExitCode.FAILED
+
+    def __init__(self, what: str, where: str = "", hint: str = "") -> None:
+        super().__init__(what, where, hint)
+        self.what, self.where, self.hint = what, where, hint
+
+    def lines(self) -> list[str]:
+        """One line an error: `WHAT, WHERE; HINT`."""
+        line = self.what + (f", {self.where}" if self.where else "") + (f"; {self.hint}" if self.hint else "")
+        return [" ".join(line.split())]
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+
+class InputError(FreetfError):
+    """Bad usage, recipe or input, or a damaged file (exit 2)."""
+
+    exit_code = ExitCode.USAGE
+
+
+class InputErrors(InputError):
+    """Several input errors, shown together (exit 2)."""
+
+    def __init__(self, errors: Sequence[InputError]) -> None:
+        super().__init__(f"{len(errors)} errors")
+        self.errors = list(errors)
+
+    def lines(self) -> list[str]:
+        return [line for error in self.errors for line in error.lines()]
+
+
+class CheckFailed(FreetfError):
+    """A check that the user asked for did not hold (exit 3)."""
+
+    exit_code = ExitCode.CHECK
+
+
+class Stopped(FreetfError):
+    """Stopped by SIGTERM or SIGUSR1 after saving a checkpoint (exit 75)."""
+
+    exit_code = ExitCode.STOPPED
+
+
+class Interrupted(FreetfError):
+    """Stopped by SIGINT after saving what there was (exit 130)."""
+
+    exit_code = ExitCode.INTERRUPTED
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """A hint that names the nearest right word: `did you mean 'kappa'?`, or the choices when none is near."""
+    names = sorted(choices)
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean '{close[0]}'?"
+    return f"choose from: {', '.join(names)}" if names else ""
