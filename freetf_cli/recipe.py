@@ -126,7 +126,9 @@ class TrainConfig(Part):
     lr_final: Annotated[float, Field(ge=0, le=1)] = Field(0.1, description="the cosine's end, as a share of lr")
     warmup: NotNegative = Field(0, description="steps of linear warm-up")
     accumulate: Positive = Field(1, description="parts that a batch is split into, one forward each")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(0.1, description="for matrices only; never for norms, embeddings, or the latent table")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(
+        0.1, description="for matrices only; never for norms, embeddings, or the latent table"
+    )
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
     eps: Rate = 1e-8
@@ -372,7 +374,9 @@ def _toml_value(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        escaped = "".join(f"\\u{ord(c):04x}" if ord(c) < 32 or ord(c) == 127 else c for c in value.replace("\\", "\\\\").replace('"', '\\"'))
+        escaped = "".join(
+            f"\\u{ord(c):04x}" if ord(c) < 32 or ord(c) == 127 else c for c in value.replace("\\", "\\\\").replace('"', '\\"')
+        )
         return f'"{escaped}"'
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key} = {_toml_value(item)}" for key, item in value.items()) + "}"

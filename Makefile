@@ -1,0 +1,58 @@
+# make setup, make demo, make test. Needs GNU make and Python 3.11 or newer; everything else goes into .venv.
+PYTHON ?= python3
+TORCH ?= cpu
+# A further package index to find torch's +cpu builds in; empty: only the configured ones.
+TORCH_INDEX ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready-$(TORCH)
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format docs wheel clean
+
+help: ## show this
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@echo 'variables: PYTHON=python3.12  TORCH=cpu|cuda  TORCH_INDEX=URL'
+
+setup: $(STAMP) ## create .venv with everything that constraints/ pins
+
+$(STAMP): pyproject.toml constraints/common.txt constraints/cpu.txt constraints/cuda.txt
+	@case '$(TORCH)' in cpu|cuda) ;; *) echo 'make: TORCH must be cpu or cuda, not $(TORCH)' >&2; exit 2;; esac
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo 'make: $(PYTHON) is missing or older than Python 3.11; name a newer one: make setup PYTHON=python3.12' >&2; exit 2; }
+	@test -x $(BIN)/python || { echo 'making $(VENV)'; $(PYTHON) -m venv $(VENV); }
+	@echo 'installing (torch: $(TORCH)); the first time takes some minutes'
+	@pins=$(TORCH); build=$$(sed -n 's/^\(torch==[^ ]*+cpu\).*/\1/p' constraints/cpu.txt); \
+	if [ $$pins = cpu ] && [ "$$(uname -s)" = Linux ] && ! $(PIP) --dry-run --no-deps "$$build" >/dev/null 2>&1; then \
+	  echo "no $$build in the configured package indexes: taking the default build, a download of some GB."; \
+	  echo '(For the small one: make setup TORCH_INDEX=URL, with the URL of the index that has it.)'; pins=cuda; \
+	fi; $(PIP) -c constraints/$$pins.txt -e '.[dev]'
+	@rm -f $(VENV)/.ready-*; touch $@
+	@echo 'ready: $(BIN)/freetf --help'
+
+demo: setup ## train a small Free Transformer and show what its latent decides
+	@$(BIN)/freetf demo
+
+test: lint ## everything that continuous integration checks
+	@$(BIN)/python -m pytest -n auto -m 'not network'
+
+lint: setup ## ruff and mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: setup ## rewrite the sources in the house's layout
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+docs: setup ## regenerate docs/cli.md
+	@$(BIN)/python -m freetf_cli.cli.reference
+
+wheel: setup ## build dist/*.whl and the source archive
+	@$(BIN)/python -m build --no-isolation
+
+clean: ## remove .venv, dist and caches; runs and data stay
+	@rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

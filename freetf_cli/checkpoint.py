@@ -1,0 +1,240 @@
+"""Checkpoints: safetensors, a state, a tokenizer, and a SHA-256 manifest; written whole or not at all.
+
+    step-000500/
+      model.safetensors      every parameter, once
+      optimizer.safetensors  AdamW's moments and steps, `parameter.moment`
+      state.json             format, step, the resolved recipe, what the data was
+      tokenizer.json
+      MANIFEST.sha256        as sha256sum writes it; checked on every load
+
+safetensors notices a file cut short but loads flipped data bytes, so the manifest is checked before anything is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from freetf_cli.data.tokenizer import Tokenizer
+from freetf_cli.errors import InputError, InputErrors
+from freetf_cli.model.decoder import Decoder
+from freetf_cli.model.free_transformer import build_model
+from freetf_cli.recipe import Recipe, check_recipe
+
+FORMAT = "freetf-checkpoint"
+FORMAT_VERSION = 1
+MANIFEST = "MANIFEST.sha256"
+_FILES = ("model.safetensors", "optimizer.safetensors", "state.json", "tokenizer.json")
+_REQUIRED = ("model.safetensors", "state.json", "tokenizer.json")
+
+
+def write_durably(path: Path, content: bytes | str) -> None:
+    """Write a file under a temporary name, flush it to the disk, and rename it into place."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    data = content.encode() if isinstance(content, str) else content
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    flush_folder(path.parent)
+
+
+def flush_folder(folder: Path) -> None:
+    """fsync a folder, so that a rename in it survives a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def save_checkpoint(
+    folder: Path, model: Decoder, optimizer: Mapping[str, torch.Tensor] | None, state: Mapping[str, Any], tokenizer: Tokenizer
+) -> None:
+    """Write a checkpoint folder: everything into a temporary folder, flushed, then one rename."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        tensors = {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
+        save_file(tensors, temporary / "model.safetensors")
+        if optimizer is not None:
+            save_file({name: value.contiguous() for name, value in optimizer.items()}, temporary / "optimizer.safetensors")
+        header = {"format": FORMAT, "format_version": FORMAT_VERSION}
+        (temporary / "state.json").write_text(json.dumps({**header, **state}, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        (temporary / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
+        names = [name for name in _FILES if (temporary / name).exists()]
+        manifest = "".join(f"{_sha256(temporary / name)}  {name}\n" for name in names)
+        (temporary / MANIFEST).write_text(manifest, encoding="utf-8")
+        for name in [*names, MANIFEST]:
+            _flush_file(temporary / name)
+        flush_folder(temporary)
+        if folder.exists():
+            shutil.rmtree(folder)
+        temporary.rename(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    flush_folder(folder.parent)
+
+
+def _flush_file(path: Path) -> None:
+    path.chmod(0o644)  # safetensors writes 0600
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose files agree with their manifest."""
+
+    folder: Path
+    state: Mapping[str, Any]
+    recipe: Recipe
+
+    @classmethod
+    def open(cls, folder: Path) -> Checkpoint:
+        """Verify a checkpoint folder; raises InputError naming the damaged file."""
+        _verify(folder)
+        state = _read_state(folder / "state.json")
+        try:
+            recipe = check_recipe(state["recipe"], where=folder / "state.json")
+        except (KeyError, InputErrors) as error:
+            raise InputError(f"the checkpoint's recipe is not valid: {error}", str(folder / "state.json")) from None
+        return cls(folder, state, recipe)
+
+    @property
+    def step(self) -> int:
+        return int(self.state["step"])
+
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer.load(self.folder / "tokenizer.json")
+
+    def model(self, device: torch.device) -> Decoder:
+        """The model with its weights on `device`, ready for inference."""
+        with torch.device("meta"):
+            model = build_model(self.recipe.model, self.recipe.latent)
+        load_weights(model, self.folder / "model.safetensors", device)
+        return model.eval()
+
+    def optimizer(self) -> dict[str, torch.Tensor]:
+        """The optimizer's tensors, on the CPU."""
+        path = self.folder / "optimizer.safetensors"
+        if not path.is_file():
+            raise InputError("the checkpoint holds no optimizer state, it cannot be resumed", str(self.folder))
+        return _load(path, torch.device("cpu"))
+
+
+def load_weights(model: Decoder, path: Path, device: torch.device, *, partial: bool = False) -> list[str]:
+    """Give a model (on the meta device, or built) the tensors of a file; names and shapes must match.
+
+    Shapes are compared in the header, before anything is allocated. partial: parameters that the file lacks keep their values, and their
+    names are returned (a Free model started from its baseline); tensors that the model lacks are an error either way.
+    """
+    wanted = dict(model.named_parameters())
+    found = _header(path)
+    faults = [f"{name} {found[name]} is not in the model" for name in found if name not in wanted]
+    faults += [f"{name} is {found[name]}, not {tuple(p.shape)}" for name, p in wanted.items() if name in found and found[name] != tuple(p.shape)]
+    missing = [name for name in wanted if name not in found]
+    if missing and not partial:
+        faults += [f"{name} is missing" for name in missing]
+    if faults:
+        more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
+        raise InputError(f"the weights do not fit the model: {faults[0]}{more}", str(path))
+    model.load_state_dict(_load(path, device), strict=False, assign=True)
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    return missing
+
+
+def _header(path: Path) -> dict[str, tuple[int, ...]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"not a readable safetensors file: {error}", str(path)) from None
+
+
+def _load(path: Path, device: torch.device) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path, device=str(device))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"not a readable safetensors file: {error}", str(path)) from None
+
+
+def _verify(folder: Path) -> None:
+    """Compare every file of a checkpoint with its manifest."""
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        raise InputError(f"not a checkpoint: it has no {MANIFEST}", str(folder))
+    try:
+        entries = dict(reversed(line.split("  ", 1)) for line in manifest.read_text(encoding="utf-8").splitlines())
+    except (ValueError, UnicodeDecodeError):
+        raise InputError("the checkpoint's manifest is damaged", str(manifest)) from None
+    for name in _REQUIRED:
+        if name not in entries:
+            raise InputError(f"the checkpoint's manifest does not list {name}", str(manifest))
+    for name, digest in entries.items():
+        path = folder / name
+        if name not in _FILES or path.is_symlink():
+            raise InputError("the checkpoint lists a file that does not belong to it", str(path))
+        if not path.is_file():
+            raise InputError("a file of the checkpoint is missing", str(path))
+        if _sha256(path) != digest:
+            raise InputError("the file is damaged or cut short: its SHA-256 is not the one in the manifest", str(path))
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        raise InputError("the checkpoint's state is not valid JSON", str(path)) from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise InputError("not the state of a freetf checkpoint", str(path))
+    if state.get("format_version") != FORMAT_VERSION:
+        hint = "install a newer freetf" if str(state.get("format_version")) > str(FORMAT_VERSION) else ""
+        raise InputError(f"checkpoint format {state.get('format_version')} is not supported", str(path), hint)
+    if not isinstance(state.get("step"), int):
+        raise InputError("the checkpoint's state has no step", str(path))
+    return state
+
+
+def checkpoint_folders(run: Path) -> list[Path]:
+    """A run's checkpoints, oldest first."""
+    return sorted(path for path in (run / "checkpoints").glob("step-*") if path.is_dir())
+
+
+def open_checkpoint(path: Path, warn: Callable[[str], None]) -> Checkpoint:
+    """The checkpoint that RUN means: a checkpoint folder itself, or a run folder's newest intact one (with a warning for each that is not)."""
+    if not path.is_dir():
+        raise InputError("no such run or checkpoint", str(path), "`freetf train RECIPE -o RUN` makes one")
+    if (path / MANIFEST).is_file() or path.name.startswith("step-"):
+        return Checkpoint.open(path)
+    folders = checkpoint_folders(path)
+    if not folders:
+        if (path / "recipe.toml").is_file():
+            raise InputError("the run has no checkpoint yet", str(path))
+        raise InputError("the folder is not a run: it has no checkpoints", str(path), "a run is made by `freetf train RECIPE -o RUN`")
+    for folder in reversed(folders):
+        try:
+            return Checkpoint.open(folder)
+        except InputError as error:
+            warn(f"{error}: trying the checkpoint before it")
+    raise InputError("every checkpoint of the run is damaged", str(path))
+

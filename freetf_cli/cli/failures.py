@@ -1,0 +1,153 @@
+"""How an invocation ends: every exception becomes a line on stderr and an exit code, here and nowhere else."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from freetf_cli.errors import ExitCode, FreetfError, InputError, InputErrors, Interrupted, nearest
+from freetf_cli.results import SCHEMA_VERSION
+
+
+class PipeClosed(FreetfError):
+    """The reader of our output went away: `| head` (exit 141, nothing said)."""
+
+    exit_code = ExitCode.PIPE
+
+    def lines(self) -> list[str]:
+        return []
+
+
+def prepare_streams() -> int:
+    """Make the standard streams safe to write to; not 0: they cannot be, give up with this exit code."""
+    if sys.stderr is None:
+        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (it lives as long as the process)
+    if sys.stdout is None:
+        # A file that a command opens would get the number of the closed stream, and prints would land in it.
+        _say(["standard output is closed"])
+        return ExitCode.FAILED
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # κ on an ASCII terminal is no reason to fail
+    return ExitCode.OK
+
+
+def attempt(work: Callable[[], int | None], words: Sequence[str]) -> int:
+    """Do it; what it raises is reported. The exit code."""
+    try:
+        return work() or ExitCode.OK
+    except typer.Exit as leave:
+        return leave.exit_code
+    except SystemExit as leave:
+        return leave.code if isinstance(leave.code, int) else ExitCode.OK if leave.code is None else ExitCode.FAILED
+    except BaseException as error:
+        if isinstance(error, OSError):
+            _drop_stdout()
+        failure = as_failure(error, words)
+        _report(failure, error, _before_dashes(words))
+        return failure.exit_code
+
+
+def as_failure(error: BaseException, words: Sequence[str]) -> FreetfError:
+    """Any exception as one of ours."""
+    if isinstance(error, FreetfError):
+        return error
+    if isinstance(error, KeyboardInterrupt | typer.Abort):
+        return Interrupted("interrupted")
+    if hasattr(error, "format_message"):  # Typer's usage errors have no public base class in every release
+        return _usage_failure(error)
+    if isinstance(error, BrokenPipeError):
+        return PipeClosed("broken pipe")
+    if isinstance(error, OSError):
+        return _system_failure(error, words)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return FreetfError("out of memory", hint="less at a time: a smaller train.batch, a larger train.accumulate, or a smaller --count")
+    summary = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return FreetfError(f"internal error: {summary}", hint="run again with --debug for the traceback")
+
+
+def _usage_failure(error: Any) -> InputError:
+    """A Typer error: `no such option '--cuont'; did you mean '--count'?`."""
+    message = error.format_message().split(" (Possible options:")[0].split(" Did you mean")[0].rstrip(".")
+    context = getattr(error, "ctx", None)
+    hint = f"see `{context.command_path} --help`" if context else "see `freetf --help`"
+    if context and message.startswith("No such option"):
+        option = error.option_name
+        known = [name for parameter in context.command.get_params(context) for name in parameter.opts]
+        near = nearest(option, known)
+        message, hint = f"no such option '{option}'", near if near.startswith("did you mean") else hint
+    elif context and (unknown := re.match("No such command '(.*)'", message)):
+        hint = nearest(unknown[1], context.command.commands)
+    return InputError(message[:1].lower() + message[1:], hint=hint)
+
+
+def _system_failure(error: OSError, words: Sequence[str]) -> FreetfError:
+    """Exit 2 when the operating system refuses a path that the user named to be read; else 1."""
+    what = error.strerror or str(error) or type(error).__name__
+    what = what[:1].lower() + what[1:]
+    name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes | os.PathLike) else ""
+    if error.errno == errno.ENOSPC:
+        return FreetfError(what, name, "free some space, or write elsewhere")
+    outputs = ("-o", "--output", "--out")
+    named = [word for before, word in zip(["", *words], words, strict=False) if before not in outputs]
+    if name and name in named:
+        return InputError(what, name)
+    return FreetfError(what, name)
+
+
+def _report(failure: FreetfError, error: BaseException, words: Sequence[str]) -> None:
+    lines = failure.lines()
+    if "--debug" in words:
+        traceback.print_exception(error)
+    if "--json" in words and lines:
+        lines = [json.dumps(error_record(failure), ensure_ascii=False)]
+        _write(lines)
+    else:
+        _say(lines)
+
+
+def error_record(failure: FreetfError) -> dict[str, Any]:
+    """The JSON form: `error` is the first, and `errors` lists all when there are several."""
+    several = failure.errors if isinstance(failure, InputErrors) else [failure]
+    records = [
+        {"what": one.what, "where": one.where, "hint": one.hint, "exit_code": int(failure.exit_code)} for one in several or [failure]
+    ]
+    record: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "error": records[0]}
+    return record | ({"errors": records} if len(records) > 1 else {})
+
+
+def _say(lines: Sequence[str]) -> None:
+    _write([f"freetf: error: {line}" for line in lines])
+
+
+def _write(lines: Sequence[str]) -> None:
+    try:
+        sys.stderr.write("".join(f"{line}\n" for line in lines))
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        pass  # nobody is left to tell
+
+
+def _before_dashes(words: Sequence[str]) -> Sequence[str]:
+    """The words that can be options: those before a bare `--`."""
+    return words[: words.index("--")] if "--" in words else words
+
+
+def _drop_stdout() -> None:
+    """Let what stdout still buffers go nowhere, or the interpreter fails again when it exits."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        try:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except (OSError, ValueError):
+            pass  # captured in memory, or closed

@@ -1,0 +1,52 @@
+"""Help pages: Typer's, with the copy-paste examples of a command at their end.
+
+A command's docstring is its help; lines that begin with `$ freetf` are its examples. They are printed last, unindented and
+never wrapped, so that they can be copied (and found by scripts).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from typer.core import TyperCommand, TyperGroup
+
+EXAMPLE = "$ freetf"
+
+
+def split_examples(docstring: str) -> tuple[str, str]:
+    """A docstring's text, and its example lines."""
+    lines = docstring.replace("\b", "").splitlines()
+    examples = [line.strip() for line in lines if line.strip().startswith(EXAMPLE)]
+    text = "\n".join(line for line in lines if not line.strip().startswith(EXAMPLE))
+    return text.strip(), "\n".join(examples)
+
+
+class _WithExamples:
+    """Mixed into Typer's commands: the epilog holds example lines, and `[` in help is no rich markup."""
+
+    examples: str
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        self.examples = settings.pop("epilog", None) or ""
+        super().__init__(*args, **settings)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        self._escape_markup(ctx)
+        super().format_help(ctx, formatter)  # type: ignore[misc]
+        if self.examples:
+            formatter.write(f"\n{self.examples}\n")
+
+    def _escape_markup(self, ctx: Any) -> None:
+        """Typer reads `[smoke]` in a help text as a style and drops it."""
+        for item in (self, *self.get_params(ctx), *getattr(self, "commands", {}).values()):  # type: ignore[attr-defined]
+            text = getattr(item, "help", None)
+            if text and "\\[" not in text:
+                item.help = text.replace("[", "\\[")
+
+
+class ExampleCommand(_WithExamples, TyperCommand):
+    """A command with examples."""
+
+
+class ExampleGroup(_WithExamples, TyperGroup):
+    """A group of commands with examples."""

@@ -1,0 +1,109 @@
+"""`freetf recipe list | show | schema | diff`."""
+
+from __future__ import annotations
+
+import json as json_text
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from freetf_cli.cli.options import JsonOption, RecipeArgument, SetOption, SmokeOption, complete_recipe, complete_run
+from freetf_cli.results import to_json
+
+if TYPE_CHECKING:
+    from freetf_cli.recipe import Recipe
+
+
+def list_recipes(json: JsonOption = False) -> None:
+    """List the shipped recipes: name, kind of model, size, and what they are for.
+
+    $ freetf recipe list
+    """
+    from freetf_cli.recipe import load_recipe, shipped_recipes
+
+    recipes = {name: load_recipe(name) for name in shipped_recipes()}
+    if json:
+        rows = [{"name": name, **_facts(recipe)} for name, recipe in recipes.items()]
+        typer.echo(to_json({"recipes": rows}))
+        return
+    from freetf_cli.render import terminal
+
+    terminal.recipes([(name, recipe.kind, recipe.description, _size(recipe)) for name, recipe in recipes.items()])
+
+
+def show_recipe(recipe: RecipeArgument, smoke: SmokeOption = False, set: SetOption = None, json: JsonOption = False) -> None:
+    """Print a recipe, resolved: with what it extends, its overlay, your settings and every default.
+
+    The output is a recipe file by itself: redirect it, edit it, train it.
+
+    $ freetf recipe show letters-free --set latent.kappa=0.25
+    """
+    from freetf_cli.recipe import load_recipe, to_toml
+
+    resolved = load_recipe(recipe, smoke=smoke, overrides=set or [])
+    typer.echo(to_json(resolved.model_dump()) if json else to_toml(resolved), nl=json)
+
+
+def schema(json: JsonOption = False) -> None:
+    """Print the JSON Schema of recipe files; editors check and complete recipes with it.
+
+    $ freetf recipe schema > recipe.schema.json
+    """
+    from freetf_cli.recipe_schema import recipe_schema
+
+    tree = recipe_schema()
+    typer.echo(to_json(tree) if json else json_text.dumps(tree, indent=2, ensure_ascii=False))
+
+
+def _complete_either(incomplete: str) -> list[str]:
+    return [*complete_recipe(incomplete), *complete_run(incomplete)]
+
+
+EitherArgument = Annotated[str, typer.Argument(help="A shipped recipe, a TOML file, or a run's folder.", autocompletion=_complete_either)]
+
+
+def diff(a: EitherArgument, b: EitherArgument, json: JsonOption = False) -> None:
+    """Compare two recipes: only the settings that differ, once both are resolved.
+
+    $ freetf recipe diff letters-baseline letters-free
+    """
+    rows = _differences(_load(a), _load(b))
+    if json:
+        typer.echo(to_json({"a": a, "b": b, "differences": [dict(zip(("key", "a", "b"), row, strict=True)) for row in rows]}))
+        return
+    from freetf_cli.render import terminal
+
+    terminal.recipe_diff(a, b, rows)
+
+
+def _load(name: str) -> Recipe:
+    from freetf_cli.recipe import load_recipe
+
+    inside = Path(name) / "recipe.toml"
+    return load_recipe(str(inside) if inside.is_file() else name)
+
+
+def _differences(a: Recipe, b: Recipe) -> list[tuple[str, Any, Any]]:
+    """(key, value in a, value in b) where they differ; a missing setting is None."""
+    ours, theirs = _settings(a), _settings(b)
+    keys = list(dict.fromkeys([*ours, *theirs]))
+    return [(key, ours.get(key), theirs.get(key)) for key in keys if ours.get(key) != theirs.get(key)]
+
+
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    """Flat settings, each of the task's parameters a key of its own."""
+    from freetf_cli.recipe import flat
+
+    settings = flat(recipe)
+    params = settings.pop("data.params")
+    return {**{f"data.params.{key}": value for key, value in params.items()}, **settings}
+
+
+def _size(recipe: Recipe) -> str:
+    return f"{recipe.model.layers} × {recipe.model.width}"
+
+
+def _facts(recipe: Recipe) -> dict[str, Any]:
+    model = recipe.model
+    return {"kind": recipe.kind, "description": recipe.description, "layers": model.layers, "width": model.width}

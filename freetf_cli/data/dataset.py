@@ -1,0 +1,146 @@
+"""The data folder: token shards, where each document begins, what each document is, and a manifest with a hash of every file.
+
+    letters/manifest.json  tokenizer.json
+            train/tokens-00000.bin   the stream, little-endian uint16 (uint32 for a vocabulary of more than 65,536)
+            train/offsets.bin        int64, documents + 1: where document i begins in the stream
+            train/documents.jsonl    a line a document: text and factors, or source and factors
+
+With a separator the stream is `SEP d1 SEP d2 SEP …` and row i, `SEP di SEP`, is stream[offsets[i] : offsets[i + 1] + 1]; without
+one the documents follow each other and row i is stream[offsets[i] : offsets[i + 1]].
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from freetf_cli.data import tokenizer as tokenizers
+from freetf_cli.data.manifest import DOCUMENTS, MANIFEST, OFFSETS, Manifest, SplitFacts, parse_manifest, token_type
+from freetf_cli.data.tokenizer import Ids
+from freetf_cli.errors import InputError, nearest
+
+LARGEST_MANIFEST = 16 << 20  # bytes
+SCANNED = 1 << 20  # tokens looked at together
+
+
+class Split:
+    """One split of a data folder, memory-mapped. len(split) documents; `tokens` in the stream."""
+
+    def __init__(self, folder: Path, facts: SplitFacts, vocabulary: int, separator: int | None) -> None:
+        self.facts, self.tokens = facts, facts.tokens
+        self._extra = 0 if separator is None else 1
+        shards = sorted(name for name in facts.files if name.startswith("tokens-"))
+        self._shards = [_map(folder / name, token_type(vocabulary)) for name in shards]
+        self._starts = np.array([0, *itertools.accumulate(map(len, self._shards))], np.int64)
+        self.offsets: NDArray[np.int64] = _map(folder / OFFSETS, np.dtype("<i8"))
+        self._documents = folder / DOCUMENTS
+        self._check(folder, vocabulary)
+
+    def __len__(self) -> int:
+        return self.facts.documents
+
+    @property
+    def row_lengths(self) -> NDArray[np.int64]:
+        """Tokens of each document's row, separators included [documents]."""
+        return np.diff(self.offsets) + self._extra
+
+    def slice(self, start: int, stop: int) -> Ids:
+        """Tokens start … stop − 1 of the stream."""
+        first = int(np.searchsorted(self._starts, start, side="right")) - 1
+        parts = []
+        for shard, begin in zip(self._shards[first:], self._starts[first:], strict=False):
+            if begin >= stop:
+                break
+            parts.append(shard[max(start - begin, 0) : stop - begin])
+        return np.concatenate(parts).astype(np.int64) if parts else np.empty(0, np.int64)
+
+    def row(self, index: int) -> Ids:
+        """Document `index` with its separators."""
+        return self.slice(int(self.offsets[index]), int(self.offsets[index + 1]) + self._extra)
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """The lines of documents.jsonl: `factors`, and `text` or `source`."""
+        with self._documents.open(encoding="utf-8") as lines:
+            for line in lines:
+                yield json.loads(line)
+
+    def _check(self, folder: Path, vocabulary: int) -> None:
+        """What hashes do not tell: that the parts fit each other."""
+        fits = len(self.offsets) == len(self) + 1 and int(self._starts[-1]) == self.tokens
+        fits = fits and self.offsets[0] == 0 and int(self.offsets[-1]) + self._extra == self.tokens
+        if not (fits and (np.diff(self.offsets) >= 0).all()):
+            raise InputError("the data folder is damaged: offsets and tokens do not fit the manifest", str(folder))
+        for shard in self._shards:
+            if max((int(shard[i : i + SCANNED].max()) for i in range(0, len(shard), SCANNED)), default=0) >= vocabulary:
+                raise InputError(f"the data folder is damaged: a token is outside the vocabulary of {vocabulary}", str(folder))
+
+
+class Dataset:
+    """A data folder, every file of it checked against the manifest. sha256: of the manifest, which names all other hashes."""
+
+    def __init__(self, folder: Path, manifest: Manifest, sha256: str, tokenizer: Tokenizer) -> None:
+        self.folder, self.manifest, self.sha256, self.tokenizer = folder, manifest, sha256, tokenizer
+        facts = manifest.tokenizer
+        self._splits = {name: Split(folder / name, split, facts.vocabulary, facts.separator) for name, split in manifest.splits.items()}
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Dataset:
+        """Open and check a data folder; InputError names the file that is missing, cut short or damaged."""
+        folder = Path(folder)
+        file = folder / MANIFEST
+        if not file.is_file():
+            what = "not a data folder: it has no manifest.json" if folder.is_dir() else "no such data folder"
+            raise InputError(what, str(folder), "make one with `freetf prepare` or `freetf gen-synthetic`")
+        if file.stat().st_size > LARGEST_MANIFEST:
+            raise InputError("the manifest is too large", str(file))
+        content = file.read_bytes()
+        manifest = parse_manifest(content, file)
+        _check_files(folder, manifest)
+        tokenizer = tokenizers.load(folder / tokenizers.FILE)
+        if (tokenizer.vocab_size, tokenizer.separator) != (manifest.tokenizer.vocabulary, manifest.tokenizer.separator):
+            raise InputError("the tokenizer is not the manifest's", str(folder / tokenizers.FILE))
+        return cls(folder, manifest, hashlib.sha256(content).hexdigest(), tokenizer)
+
+    def split(self, name: str) -> Split:
+        if name not in self._splits:
+            raise InputError(f"the data has no split '{name}'", str(self.folder), nearest(name, self._splits))
+        return self._splits[name]
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        return dict(self._splits)
+
+
+def _check_files(folder: Path, manifest: Manifest) -> None:
+    """Size and hash of every file; a link could lead out of the folder, so none is followed."""
+    for name, split in manifest.splits.items():
+        for file, facts in split.files.items():
+            _check_file(folder / name / file, facts.sha256, facts.bytes)
+    _check_file(folder / tokenizers.FILE, manifest.tokenizer.sha256)
+
+
+def _check_file(path: Path, sha256: str, size: int | None = None) -> None:
+    if path.is_symlink() or path.parent.is_symlink():
+        raise InputError("a link where the data folder has a file", str(path))
+    if not path.is_file():
+        raise InputError("the data folder is damaged: a file is missing", str(path))
+    actual = path.stat().st_size
+    if size is not None and actual != size:
+        how = f"cut short: {actual} of {size} bytes" if actual < size else f"damaged: {actual} bytes, not {size}"
+        raise InputError(f"the data folder is damaged: a file is {how}", str(path))
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+            raise InputError("the data folder is damaged: a file has another SHA-256 than the manifest says", str(path))
+
+
+def _map(path: Path, kind: np.dtype[Any]) -> NDArray[Any]:
+    if path.stat().st_size % kind.itemsize:
+        raise InputError("the data folder is damaged: a file ends inside a number", str(path))
+    return np.memmap(path, kind, "r") if path.stat().st_size else np.empty(0, kind)

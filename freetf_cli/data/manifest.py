@@ -1,0 +1,97 @@
+"""manifest.json of a data folder: what it holds, and the size and hash of every file."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field, ValidationError
+
+from freetf_cli.errors import InputError
+from freetf_cli.recipe import NotNegative, Part
+
+FORMAT, VERSION = "freetf-data", 1
+MANIFEST, OFFSETS, DOCUMENTS = "manifest.json", "offsets.bin", "documents.jsonl"
+SPLIT_NAME = r"[A-Za-z0-9_][A-Za-z0-9_-]*"
+FILE_NAME = r"tokens-\d{5}\.bin|offsets\.bin|documents\.jsonl"
+
+
+class Origin(Part):
+    """What a data folder is about. Entropies and the floor in bits per sequence; row_tokens is null when rows differ."""
+
+    kind: Literal["synthetic", "text"]
+    task: str | None = None
+    params: dict[str, int | float | str] = Field(default_factory=dict)
+    seed: NotNegative
+    loss_start: int = Field(1, ge=1)
+    row_tokens: int | None = Field(None, ge=2)
+    entropy: dict[str, float] | None = None
+    floor_bits: float | None = None
+
+
+class FileFacts(Part):
+    """One file: its size and hash."""
+
+    bytes: NotNegative
+    sha256: str
+
+
+class SplitFacts(Part):
+    """One split: bytes are those of the documents' text in UTF-8, tokens those of the stream, separators included."""
+
+    documents: NotNegative
+    tokens: NotNegative
+    bytes: NotNegative
+    labels: dict[str, int]
+    files: dict[str, FileFacts]
+
+
+class TokenizerFacts(Part):
+    """The tokenizer that made the tokens."""
+
+    name: str
+    vocabulary: int = Field(ge=1)
+    sha256: str
+    separator: int | None
+
+
+class Manifest(Origin):
+    """manifest.json."""
+
+    schema_version: int
+    format: str
+    format_version: int
+    tokenizer: TokenizerFacts
+    splits: dict[str, SplitFacts]
+
+
+def parse_manifest(content: bytes, file: Path) -> Manifest:
+    """The manifest in a file's content; InputError if it is damaged, of another format or of a newer one."""
+    try:
+        tree = json.loads(content)
+        kind, version = tree["format"], tree["format_version"]
+    except (ValueError, RecursionError, KeyError, TypeError):
+        raise InputError("the manifest is damaged, or not one of a data folder", str(file)) from None
+    if kind != FORMAT:
+        raise InputError(f"the manifest is of another format, {kind!r:.40}", str(file))
+    if not isinstance(version, int) or version > VERSION:
+        raise InputError(f"data format {version!r:.20} is newer than this freetf reads ({VERSION})", str(file), "update freetf")
+    try:
+        manifest = Manifest.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(f"the manifest is damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}", str(file)) from None
+    for name, split in manifest.splits.items():
+        if not re.fullmatch(SPLIT_NAME, name) or not all(re.fullmatch(FILE_NAME, f) for f in split.files):
+            raise InputError(f"the manifest is damaged: split '{name}' names files that do not belong", str(file))
+        if not {OFFSETS, DOCUMENTS} <= set(split.files) or not split.documents:
+            raise InputError(f"the manifest is damaged: split '{name}' lacks files or documents", str(file))
+    return manifest
+
+
+def token_type(vocabulary: int) -> np.dtype[Any]:
+    """How a token is stored."""
+    return np.dtype("<u2" if vocabulary <= 1 << 16 else "<u4")

@@ -1,0 +1,195 @@
+"""Text to token ids and back: characters, bytes or BPE, always as one `tokenizer.json` of the `tokenizers` library.
+
+    tokenizer = byte_level()
+    tokenizer.encode("né")                 # [110, 195, 169]
+    tokenizer.decode([256, 110, 256])      # "n": the separator is not text
+
+Encoding never makes a separator out of text that spells one, and never drops a character: one outside the vocabulary is an
+InputError that names it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from numpy.typing import NDArray
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from freetf_cli.errors import InputError
+
+SEPARATOR = "<|endoftext|>"
+FILE = "tokenizer.json"
+LARGEST_FILE = 64 << 20  # bytes; the tokenizers of the largest models have about 20 MB
+LARGEST_VOCABULARY = 1 << 24  # tokens
+SMALLEST_BPE = 257  # every byte, and the separator
+
+Ids = NDArray[np.int64]
+
+
+class Tokenizer:
+    """A vocabulary: ids 0 … vocab_size − 1. separator: the id of `<|endoftext|>`, None without one.
+
+    name: `characters`, `bytes`, or a kind and its size such as `bpe:8192`. json: the whole tokenizer.json.
+    """
+
+    def __init__(self, text: str) -> None:
+        """From the text of a tokenizer.json, which must be one (see `from_json` for what users bring)."""
+        self.json = text
+        self._inner = tokenizers.Tokenizer.from_str(text)
+        self._inner.encode_special_tokens = True  # `<|endoftext|>` inside a text is text
+        self._inner.no_truncation()
+        self._inner.no_padding()
+        vocabulary = self._inner.get_vocab()
+        self.vocab_size: int = max(vocabulary.values(), default=-1) + 1
+        self.separator: int | None = self._inner.token_to_id(SEPARATOR)
+        kind = str(json.loads(text)["model"].get("type"))
+        tokens = {token: i for token, i in vocabulary.items() if i != self.separator}
+        self._table: dict[str, int] | None = None
+        self._bytes = text == _byte_level_json()
+        if kind == "WordLevel" and all(len(token) == 1 for token in tokens):
+            self._table = tokens
+        self._lossless = self._bytes or _spells_all_bytes(self._inner)
+        self._unknown = self._inner.token_to_id(getattr(self._inner.model, "unk_token", None) or "")
+        self.name = "bytes" if self._bytes else "characters" if self._table else f"{kind.lower()}:{self.vocab_size}"
+
+    @property
+    def sha256(self) -> str:
+        """Of the tokenizer.json."""
+        return hashlib.sha256(self.json.encode("utf-8")).hexdigest()
+
+    def encode(self, text: str, where: str = "") -> list[int]:
+        """The ids of a text, without separators; `where` is named when a character is outside the vocabulary."""
+        return self.encode_array(text, where).tolist()
+
+    def encode_array(self, text: str, where: str = "") -> Ids:
+        """The same as an array [tokens]."""
+        try:
+            raw = text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise _outside(text, error.start, where) from None
+        if self._bytes:
+            return np.frombuffer(raw, np.uint8).astype(np.int64)
+        if self._table is not None:
+            return self._encode_characters(text, self._table, where)
+        return self._encode_subwords(text, where)
+
+    def decode(self, ids: Sequence[int] | Ids) -> str:
+        """The text of ids, separators left out; bytes that are no UTF-8 become U+FFFD."""
+        kept = [int(i) for i in ids if i != self.separator]
+        if self._bytes:
+            return bytes(kept).decode("utf-8", errors="replace")
+        return str(self._inner.decode(kept, skip_special_tokens=False))
+
+    def _encode_characters(self, text: str, table: dict[str, int], where: str) -> Ids:
+        try:
+            return np.fromiter((table[c] for c in text), np.int64, len(text))
+        except KeyError:
+            raise _outside(text, next(i for i, c in enumerate(text) if c not in table), where) from None
+
+    def _encode_subwords(self, text: str, where: str) -> Ids:
+        encoding = self._inner.encode(text, add_special_tokens=False)
+        ids = np.array(encoding.ids, np.int64)
+        if not self._lossless:
+            self._refuse_dropped(text, ids, encoding.offsets, where)
+        return ids
+
+    def _refuse_dropped(self, text: str, ids: Ids, offsets: list[tuple[int, int]], where: str) -> None:
+        """Some tokenizers drop what they do not know, or write an unknown token for it."""
+        end = 0
+        for token, (first, last) in zip(ids, offsets, strict=True):
+            if token == self._unknown and self._unknown is not None:
+                raise _outside(text, first, where)
+            if gap := text[end:first].strip():
+                raise _outside(text, text.index(gap[0], end), where)
+            end = max(end, last)
+        if gap := text[end:].strip():
+            raise _outside(text, text.index(gap[0], end), where)
+
+
+def characters(alphabet: str, separator: bool) -> Tokenizer:
+    """One token a character, ids in the alphabet's order, then the separator if there is one."""
+    if len(set(alphabet)) != len(alphabet):
+        raise InputError("an alphabet names each character once", repr(alphabet))
+    inner = tokenizers.Tokenizer(models.WordLevel({c: i for i, c in enumerate(alphabet)}))
+    inner.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
+    inner.decoder = decoders.Fuse()
+    if separator:
+        inner.add_special_tokens([SEPARATOR])
+    return Tokenizer(inner.to_str(pretty=True))
+
+
+def byte_level() -> Tokenizer:
+    """The 256 bytes, each its own id, and the separator, 256. Every text has an encoding."""
+    return Tokenizer(_byte_level_json())
+
+
+def train_bpe(texts: Iterable[str], vocab: int) -> Tokenizer:
+    """Byte-level BPE of `vocab` tokens (fewer if the texts hold too few pairs), the separator the last of them."""
+    if vocab < SMALLEST_BPE:
+        raise InputError(f"a BPE vocabulary of {vocab} is too small", hint=f"it holds every byte and a separator: {SMALLEST_BPE} or more")
+    inner = tokenizers.Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=vocab - 1, initial_alphabet=alphabet, show_progress=False)
+    inner.train_from_iterator(texts, trainer)
+    inner.add_special_tokens([SEPARATOR])
+    return Tokenizer(inner.to_str(pretty=True))
+
+
+def load(path: Path) -> Tokenizer:
+    """A tokenizer.json, or the one in a folder. InputError if it is none."""
+    file = path / FILE if path.is_dir() else path
+    try:
+        if file.stat().st_size > LARGEST_FILE:
+            raise InputError(f"a tokenizer of more than {LARGEST_FILE >> 20} MiB is refused", str(file))
+        text = file.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise InputError(f"the tokenizer cannot be read: {error.strerror}", str(file)) from None
+    except UnicodeDecodeError:
+        raise InputError("the tokenizer is not UTF-8 text", str(file)) from None
+    return from_json(text, where=str(file))
+
+
+def from_json(text: str, where: str = "") -> Tokenizer:
+    """A tokenizer out of the text of a tokenizer.json; InputError if it is none."""
+    try:
+        tokenizer = Tokenizer(text)
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:  # a panic inside the library is no Exception
+        raise InputError(f"not a usable tokenizer.json: {str(error)[:120]}", where) from None
+    if not 0 < tokenizer.vocab_size <= LARGEST_VOCABULARY:
+        raise InputError(f"a tokenizer with {tokenizer.vocab_size} tokens is refused", where)
+    return tokenizer
+
+
+def _outside(text: str, index: int, where: str) -> InputError:
+    place = f"character {index}" + (f" of {where}" if where else "")
+    return InputError(f"{text[index]!r} is not in the tokenizer's vocabulary", place)
+
+
+def _byte_level_json() -> str:
+    """The byte tokenizer's file. In it, bytes are spelled as the printable characters that `tokenizers` gives them."""
+    inner = tokenizers.Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(_byte_spellings())}, merges=[]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    inner.decoder = decoders.ByteLevel()
+    inner.add_special_tokens([SEPARATOR])
+    return str(inner.to_str(pretty=True))
+
+
+def _byte_spellings() -> list[str]:
+    """The spelling of each byte: itself where it prints in Latin-1, otherwise the next character from U+0100 on."""
+    prints = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = iter(range(256, 512))
+    return [chr(b) if b in prints else chr(next(others)) for b in range(256)]
+
+
+def _spells_all_bytes(inner: tokenizers.Tokenizer) -> bool:
+    """Whether it is byte-level BPE with every byte in its vocabulary, so that nothing can be unknown."""
+    return "ByteLevel" in repr(inner.pre_tokenizer) and None not in map(inner.token_to_id, _byte_spellings())

@@ -1,0 +1,216 @@
+"""Writing a data folder (see `dataset`): streamed, hashed on the way, made durable, and renamed into place at the end."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from freetf_cli.data import tokenizer as tokenizers
+from freetf_cli.data.manifest import (
+    DOCUMENTS,
+    FORMAT,
+    MANIFEST,
+    OFFSETS,
+    VERSION,
+    FileFacts,
+    Manifest,
+    Origin,
+    SplitFacts,
+    TokenizerFacts,
+    token_type,
+)
+from freetf_cli.data.tokenizer import Ids, Tokenizer
+from freetf_cli.errors import FreetfError, InputError
+from freetf_cli.results import SCHEMA_VERSION
+
+SHARD = 1 << 27  # tokens a shard
+HELD = 1 << 20  # tokens, or bytes of lines, kept before they are written
+
+
+class DatasetWriter:
+    """Writes a data folder; it appears under its name whole, when the `with` block ends well, or not at all.
+
+    with DatasetWriter(out, tokenizer, Origin(kind="text", seed=0)) as writer:
+        writer.add("train", tokenizer.encode_array(text), {"source": "a.txt", "factors": {}}, size=len(text.encode()))
+    writer.manifest
+    """
+
+    manifest: Manifest
+
+    def __init__(self, out: Path, tokenizer: Tokenizer, origin: Origin, *, shard: int = SHARD) -> None:
+        refuse_existing(out)
+        self.out, self.tokenizer, self.origin, self._shard = out, tokenizer, origin, shard
+        self._splits: dict[str, _SplitWriter] = {}
+
+    def __enter__(self) -> DatasetWriter:
+        with _writing(self.out):
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+            self._folder = Path(tempfile.mkdtemp(prefix=f".{self.out.name}.", suffix=".partial", dir=self.out.parent))
+            self._folder.chmod(0o755)
+        return self
+
+    def add(self, split: str, ids: Ids, record: Mapping[str, Any], *, size: int, label: str | None = None) -> None:
+        """One more document of a split: its ids without separators, its line in documents.jsonl, its text's bytes."""
+        if split not in self._splits:
+            with _writing(self.out):
+                self._splits[split] = _SplitWriter(self._folder / split, self.tokenizer, self._shard)
+        with _writing(self.out):
+            self._splits[split].add(ids, record, size, label)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            if kind is None:
+                with _writing(self.out):
+                    self._finish()
+        finally:
+            for split in self._splits.values():
+                split.abandon()
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _finish(self) -> None:
+        """Hash, make durable, then rename: the rename is what makes the folder exist."""
+        if not self._splits:
+            raise InputError("there is no document to write", str(self.out))
+        tokenizer = self.tokenizer
+        facts = TokenizerFacts(name=tokenizer.name, vocabulary=tokenizer.vocab_size, sha256=tokenizer.sha256, separator=tokenizer.separator)
+        self.manifest = Manifest(
+            **dict(self.origin),
+            schema_version=SCHEMA_VERSION,
+            format=FORMAT,
+            format_version=VERSION,
+            tokenizer=facts,
+            splits={name: split.finish() for name, split in self._splits.items()},
+        )
+        _write_file(self._folder / tokenizers.FILE, self.tokenizer.json.encode("utf-8"))
+        _write_file(self._folder / MANIFEST, self.manifest.model_dump_json(indent=1).encode("utf-8") + b"\n")
+        _sync_folder(self._folder)
+        if self.out.is_dir():
+            self.out.rmdir()  # known to be empty
+        self._folder.rename(self.out)
+        _sync_folder(self.out.parent)
+
+
+def refuse_existing(out: Path) -> None:
+    """InputError if something is there already; an empty folder may be."""
+    if out.is_dir() and not any(out.iterdir()):
+        return
+    if out.exists() or out.is_symlink():
+        raise InputError("it exists already", str(out), "choose another folder, or remove it first")
+
+
+class _SplitWriter:
+    """The files of one split, written as documents come."""
+
+    def __init__(self, folder: Path, tokenizer: Tokenizer, shard: int) -> None:
+        folder.mkdir()
+        self._folder, self._vocabulary, self._separator, self._room = folder, tokenizer.vocab_size, tokenizer.separator, shard
+        self._offsets, self._lines = _HashedFile(folder / OFFSETS), _HashedFile(folder / DOCUMENTS)
+        self._shards: list[_HashedFile] = []
+        self._waiting: list[Ids] = []
+        self._held = self._documents = self._tokens = self._written = self._bytes = 0
+        self._labels: Counter[str] = Counter()
+        self._first = np.array([] if self._separator is None else [self._separator], np.int64)
+        self._stream(self._first)
+        self._offsets.write(_offset(0))
+
+    def add(self, ids: Ids, record: Mapping[str, Any], size: int, label: str | None) -> None:
+        self._stream(ids)
+        self._stream(self._first)
+        self._documents += 1
+        self._bytes += size
+        self._labels.update([] if label is None else [label])
+        self._offsets.write(_offset(self._tokens - len(self._first)))
+        self._lines.write(json.dumps(record, ensure_ascii=False).encode("utf-8") + b"\n")
+
+    def _stream(self, ids: Ids) -> None:
+        self._waiting.append(ids)
+        self._tokens += len(ids)
+        self._held += len(ids)
+        if self._held >= HELD:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Write what waits, beginning a new shard wherever one is full."""
+        ids = np.concatenate(self._waiting).astype(token_type(self._vocabulary))
+        self._waiting, self._held = [], 0
+        while len(ids):
+            if self._written == len(self._shards) * self._room:
+                self._shards.append(_HashedFile(self._folder / f"tokens-{len(self._shards):05d}.bin"))
+            part, ids = np.split(ids, [len(self._shards) * self._room - self._written])
+            self._shards[-1].write(part.tobytes())
+            self._written += len(part)
+
+    def finish(self) -> SplitFacts:
+        self._flush()
+        files = {file.path.name: file.finish() for file in (*self._shards, self._offsets, self._lines)}
+        _sync_folder(self._folder)
+        labels = dict(sorted(self._labels.items()))
+        return SplitFacts(documents=self._documents, tokens=self._tokens, bytes=self._bytes, labels=labels, files=files)
+
+    def abandon(self) -> None:
+        for file in (*self._shards, self._offsets, self._lines):
+            file.close()
+
+
+class _HashedFile:
+    """A file that is hashed while it is written."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path.open("wb", buffering=HELD)
+        self._hash = hashlib.sha256()
+        self._size = 0
+
+    def write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._hash.update(data)
+        self._size += len(data)
+
+    def finish(self) -> FileFacts:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        return FileFacts(bytes=self._size, sha256=self._hash.hexdigest())
+
+    def close(self) -> None:
+        try:
+            self._file.close()
+        except OSError:
+            pass  # the disk is full: that was said already, and the file goes away
+
+
+def _write_file(path: Path, data: bytes) -> None:
+    file = _HashedFile(path)
+    file.write(data)
+    file.finish()
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise FreetfError(f"cannot be written: {error.strerror or error}", str(out)) from None
+
+
+def _offset(value: int) -> bytes:
+    return value.to_bytes(8, "little")

@@ -1,0 +1,184 @@
+"""The machine: which device computes, in which precision, and what `freetf doctor` finds.
+
+torch is imported inside the functions: the command line reads this module before it knows whether torch is needed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from freetf_cli.errors import InputError
+from freetf_cli.results import Finding
+
+if TYPE_CHECKING:
+    import torch
+
+TORCH_TESTED = ((2, 11), (2, 13))
+NAMES = ("cuda", "mps", "cpu")  # in the order that `auto` prefers
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that `auto`, `cpu`, `cuda` or `mps` names; InputError when this machine has none such."""
+    import torch
+
+    usable = available()
+    if name == "auto":
+        return torch.device(usable[0])
+    if name not in NAMES:
+        raise InputError(f"no device named '{name}'", hint=f"choose from: auto, {', '.join(sorted(NAMES))}")
+    if name not in usable:
+        raise InputError(f"--device {name}: torch finds no such device here", hint="`freetf doctor` tells what it finds; or --device auto")
+    return torch.device(name)
+
+
+def available() -> list[str]:
+    """The usable devices, best first; the last is always cpu."""
+    import torch
+
+    has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    return [name for name in NAMES if has[name]]
+
+
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """What matrix products run in: bfloat16 for `bf16`, and for `auto` on CUDA; None leaves them in float32."""
+    import torch
+
+    if precision == "bf16" or (precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()):
+        return torch.bfloat16
+    return None
+
+
+def set_threads(count: int) -> None:
+    """Limit torch to this many CPU threads; 0 leaves its own choice."""
+    import torch
+
+    if count:
+        torch.set_num_threads(count)
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """What a manifest tells about the machine: enough to judge a repetition, nothing that names the machine or its user."""
+    import torch
+
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "device": device.type,
+        "name": name,
+        "threads": torch.get_num_threads(),
+        "platform": platform.system(),
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "cuda": torch.version.cuda,
+    }
+
+
+def findings() -> list[Finding]:
+    """What this machine has, and for each lack the command that mends it."""
+    found = [_python(), *_torch(), _package("tokenizers"), _package("safetensors"), *_terminal(), _recipes()]
+    return [replace(finding, mend="") if finding.ok else finding for finding in found]
+
+
+def _python() -> Finding:
+    version = platform.python_version()
+    return Finding("python", version, sys.version_info >= (3, 11), "make setup PYTHON=python3.12")
+
+
+def _torch() -> list[Finding]:
+    try:
+        import torch
+    except ImportError as error:
+        return [Finding("torch", f"cannot be imported: {error}", False, "make setup")]
+    release = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+    tested = TORCH_TESTED[0] <= release <= TORCH_TESTED[1]
+    return [
+        Finding("torch", str(torch.__version__), tested, "pip install 'torch>=2.11,<2.14'"),
+        _devices(),
+        _bf16(),
+        _compiler(),
+        _attention(),
+        _fused_loss(),
+    ]
+
+
+def _devices() -> Finding:
+    import torch
+
+    names = available()
+    shown = ", ".join(torch.cuda.get_device_name(0) if name == "cuda" else name for name in names)
+    idle = "cuda" not in names and shutil.which("nvidia-smi") is not None
+    mend = "make clean setup TORCH=cuda"
+    return Finding("devices", f"{shown} (an NVIDIA GPU is here, but this torch cannot use it)" if idle else shown, not idle, mend)
+
+
+def _bf16() -> Finding:
+    import torch
+
+    device = available()[0]
+    try:
+        ones = torch.ones(2, 2, dtype=torch.bfloat16, device=device)
+        works = float((ones @ ones).sum()) == 8.0
+    except RuntimeError:
+        works = False
+    return Finding("bf16", f"works on {device}" if works else f"does not work on {device}", works, "--set 'train.precision=\"fp32\"'")
+
+
+def _compiler() -> Finding:
+    """torch.compile builds C++ at run time; on CUDA it needs Triton too."""
+    candidates = [os.environ.get("CXX", ""), "c++", "g++", "clang++"]
+    compiler = next((name for name in candidates if name and shutil.which(name)), None)
+    install = "xcode-select --install" if sys.platform == "darwin" else "sudo apt-get install g++"
+    if compiler is None:
+        return Finding("torch.compile", "no C++ compiler found: runs uncompiled", False, install)
+    if available()[0] == "cuda" and importlib.util.find_spec("triton") is None:
+        return Finding("torch.compile", "no triton: runs uncompiled", False, "pip install triton")
+    return Finding("torch.compile", f"usable (with {Path(compiler).name})", True)
+
+
+def _attention() -> Finding:
+    from torch.backends import cuda
+
+    kernels: dict[str, Callable[[], bool]] = {"flash": cuda.flash_sdp_enabled, "memory-efficient": cuda.mem_efficient_sdp_enabled, "cudnn": cuda.cudnn_sdp_enabled}
+    names = [name for name, enabled in kernels.items() if enabled()] if available()[0] == "cuda" else ["flash (cpu)"]
+    return Finding("attention kernels", ", ".join([*names, "math"]), True)
+
+
+def _fused_loss() -> Finding:
+    import torch.nn.functional
+
+    has = hasattr(torch.nn.functional, "linear_cross_entropy")
+    value = "present" if has else "absent: the loss takes the slower way"
+    return Finding("F.linear_cross_entropy", value, has, "pip install 'torch>=2.13,<2.14'")
+
+
+def _package(name: str) -> Finding:
+    try:
+        version = importlib.import_module(name).__version__
+    except ImportError as error:
+        return Finding(name, f"cannot be imported: {error}", False, f"pip install {name}")
+    return Finding(name, version, True)
+
+
+def _terminal() -> list[Finding]:
+    encoding = sys.stdout.encoding or "unknown"
+    wide = encoding.lower().replace("-", "").startswith("utf")
+    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+    return [
+        Finding("terminal encoding", encoding, wide, "export PYTHONUTF8=1"),
+        Finding("terminal colour", "on" if colour else "off (NO_COLOR is set, or not a terminal)", True),
+    ]
+
+
+def _recipes() -> Finding:
+    from freetf_cli.recipe import shipped_recipes
+
+    count = len(shipped_recipes())
+    return Finding("recipes", f"{count} shipped", count > 0, "pip install --force-reinstall freetf")

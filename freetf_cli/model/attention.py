@@ -1,0 +1,82 @@
+"""Grouped-query attention with rotary embedding, and its key/value cache.
+
+Shapes: B sequences, T positions, S cached and new positions, D width, M query heads, K key/value heads, E head width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from freetf_cli.recipe import ModelConfig
+
+Rotary = tuple[Tensor, Tensor]
+
+
+def rotary_tables(positions_T: Tensor, head_width: int, base: float) -> Rotary:
+    """cos and sin of every position's angles, [T, E/2] each, float32 (Su et al., arXiv 2104.09864)."""
+    frequencies = base ** (-torch.arange(0, head_width, 2, device=positions_T.device, dtype=torch.float32) / head_width)
+    angles = positions_T.to(torch.float32)[:, None] * frequencies[None, :]
+    return angles.cos(), angles.sin()
+
+
+def rotate(x_BMTE: Tensor, rotary: Rotary) -> Tensor:
+    """Turn the pairs (e, e + E/2) of every head by the position's angles."""
+    cos, sin = (table.to(x_BMTE.dtype) for table in rotary)
+    first, second = x_BMTE.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+@dataclass
+class LayerCache:
+    """Keys and values of one block, [B, K, length, E]; the part before the model's position is filled."""
+
+    k: Tensor
+    v: Tensor
+
+    def extend(self, k_BKTE: Tensor, v_BKTE: Tensor, position: int) -> tuple[Tensor, Tensor]:
+        """Write T new positions at `position`; return everything up to them, [B, K, position + T, E]."""
+        end = position + k_BKTE.shape[2]
+        self.k[:, :, position:end] = k_BKTE
+        self.v[:, :, position:end] = v_BKTE
+        return self.k[:, :, :end], self.v[:, :, :end]
+
+
+class Attention(nn.Module):
+    """Softmax attention whose queries and keys/values may come from different streams."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.heads, self.key_heads, self.head_width = config.heads, config.key_heads, config.head_width
+        self.q = nn.Linear(config.width, self.heads * self.head_width, bias=False)
+        self.k = nn.Linear(config.width, self.key_heads * self.head_width, bias=False)
+        self.v = nn.Linear(config.width, self.key_heads * self.head_width, bias=False)
+        self.out = nn.Linear(self.heads * self.head_width, config.width, bias=False)
+
+    def forward(
+        self, q_BTD: Tensor, kv_BTD: Tensor, rotary: Rotary, *, causal: bool, cache: LayerCache | None = None, position: int = 0
+    ) -> Tensor:
+        """Attend from q_BTD to kv_BTD (and to what `cache` holds before `position`); returns [B, T, D]."""
+        q_BMTE = rotate(self._heads(self.q(q_BTD)), rotary)
+        k_BKSE = rotate(self._heads(self.k(kv_BTD)), rotary)
+        v_BKSE = self._heads(self.v(kv_BTD))
+        if cache is not None:
+            k_BKSE, v_BKSE = cache.extend(k_BKSE, v_BKSE, position)
+        mask = _continued_mask(q_BMTE.shape[2], position, q_BMTE.device) if causal and position else None
+        y_BMTE = F.scaled_dot_product_attention(
+            q_BMTE, k_BKSE, v_BKSE, attn_mask=mask, is_causal=causal and not position, enable_gqa=self.heads != self.key_heads
+        )
+        return self.out(y_BMTE.transpose(1, 2).flatten(2))
+
+    def _heads(self, x_BTF: Tensor) -> Tensor:
+        return x_BTF.unflatten(-1, (-1, self.head_width)).transpose(1, 2)
+
+
+def _continued_mask(length: int, position: int, device: torch.device) -> Tensor | None:
+    """Causal mask of `length` queries that follow `position` cached keys, [T, position + T]; one query sees all keys."""
+    if length == 1:
+        return None
+    return torch.ones(length, position + length, dtype=torch.bool, device=device).tril(position)

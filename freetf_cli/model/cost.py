@@ -1,0 +1,100 @@
+"""Sizes without a device: parameters by part, FLOPs per token, and the memory that training will want.
+
+Counted on the meta device, so that an 8B model costs nothing to ask about. A multiply-add is two FLOPs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from freetf_cli.model.decoder import Decoder
+from freetf_cli.model.free_transformer import FreeTransformer, build_model
+from freetf_cli.recipe import ModelConfig, Recipe
+from freetf_cli.results import PartCost, Plan
+
+
+def plan_run(recipe: Recipe, name: str, bf16: bool) -> Plan:
+    """What training a recipe takes. model.vocab and model.context must be resolved. bf16: activations under autocast."""
+    context = recipe.model.context or 1
+    parts = part_costs(recipe.model, recipe)
+    train_flops = _train_flops(recipe, parts)
+    baseline = recipe.model_copy(update={"latent": None})
+    base_parts = part_costs(recipe.model, baseline)
+    parameters, base_parameters = (sum(part.parameters for part in group) for group in (parts, base_parts))
+    free = recipe.latent is not None
+    return Plan(
+        recipe=name,
+        kind=recipe.kind,
+        parts=parts,
+        parameters=parameters,
+        train_flops_per_token=train_flops,
+        overhead_compute=train_flops / _train_flops(baseline, base_parts) - 1 if free else None,
+        overhead_compute_paper=1 / recipe.model.layers if free else None,
+        overhead_parameters=parameters / base_parameters - 1 if free else None,
+        memory=_memory(recipe, parameters, bf16),
+        steps=recipe.train.steps,
+        tokens=recipe.train.steps * recipe.train.batch * context,
+        precision="bf16" if bf16 else "fp32",
+    )
+
+
+def part_costs(config: ModelConfig, recipe: Recipe) -> list[PartCost]:
+    """Parameters and forward FLOPs per token of each part, in the order of Algorithm 2."""
+    with torch.device("meta"):
+        model = build_model(config, recipe.latent)
+    context = config.context or 1
+    block = _linear_flops(model.blocks[0]) + _attention_flops(config, context / 2)
+    parts = [
+        PartCost("embedding" + (" (tied with the read-out)" if config.tied else ""), model.embedding.weight.numel(), 0.0),
+        PartCost(f"blocks × {config.layers}", _count(model.blocks), config.layers * block),
+    ]
+    if isinstance(model, FreeTransformer):
+        encoder = _linear_flops(model.encoder) + (1 + len(model.encoder.blocks)) * _attention_flops(config, context)
+        parts.append(PartCost("encoder (training only)", _count(model.encoder), encoder))
+        parts.append(PartCost(f"post-sampler table, 2^{model.latent.bits} rows", _count(model.post_sampler), 0.0))
+    readout = 0 if model.readout is None else model.readout.weight.numel()
+    parts.append(PartCost("norm and read-out", readout + _count(model.norm), 2.0 * model.readout_weight.numel()))
+    return parts
+
+
+def _train_flops(recipe: Recipe, parts: list[PartCost]) -> float:
+    """Forward and backward (twice the forward), and the mapper's product W · dr, which only the backward has."""
+    mapper = 2.0 * 2**recipe.latent.bits * recipe.model.width if recipe.latent else 0.0
+    return 3 * sum(part.flops for part in parts) + mapper
+
+
+def _linear_flops(module: nn.Module) -> float:
+    return float(sum(2 * layer.weight.numel() for layer in module.modules() if isinstance(layer, nn.Linear)))
+
+
+def _attention_flops(config: ModelConfig, keys: float) -> float:
+    """Scores and weighted values over `keys` keys; half the context on average when causal."""
+    return 4.0 * config.heads * config.head_width * keys
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _memory(recipe: Recipe, parameters: int, bf16: bool) -> dict[str, float]:
+    """Bytes: parameters, gradients and AdamW's two moments in float32; activations kept for the backward, and the logits, estimated."""
+    config, number = recipe.model, 2 if bf16 else 4
+    tokens = recipe.train.batch // recipe.train.accumulate * (config.context or 1)
+    attention = (2 * config.heads + 2 * config.key_heads) * config.head_width
+    block = 2 * 4 * config.width + number * (2 * config.width + attention + 3 * config.hidden)
+    blocks = config.layers + (1 if recipe.latent else 0)
+    logits = (config.vocab or 0) * (number + 2 * 4)
+    table_copy = number * 2**recipe.latent.bits * config.width if recipe.latent and bf16 else 0
+    parts = {
+        "parameters": 4.0 * parameters,
+        "gradients": 4.0 * parameters,
+        "optimizer": 8.0 * parameters,
+        "activations (estimated)": float(tokens * (blocks * block + logits) + table_copy),
+    }
+    return {**parts, "total": sum(parts.values())}
+
+
+def parameter_count(model: Decoder) -> int:
+    """All parameters of a model, shared ones once."""
+    return _count(model)

@@ -1,0 +1,106 @@
+"""The baseline: a decoder-only Transformer (Llama's shape), and the cache of its generation.
+
+Shapes: B sequences, T positions, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from freetf_cli.model.attention import LayerCache, Rotary, rotary_tables
+from freetf_cli.model.layers import Block
+from freetf_cli.recipe import ModelConfig
+
+
+class Cache:
+    """Keys and values of every block, and how many positions they hold."""
+
+    def __init__(self, layers: list[LayerCache]) -> None:
+        self.layers = layers
+        self.position = 0
+
+    def advance(self, length: int) -> None:
+        """Count `length` positions as read; the model calls this once both of its halves have written them."""
+        self.position += length
+
+
+class Decoder(nn.Module):
+    """Embedding, L blocks, RMSNorm, read-out."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        if config.vocab is None:
+            raise ValueError("model.vocab must be known to build a model")
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab, config.width)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.readout = None if config.tied else nn.Linear(config.width, config.vocab, bias=False)
+
+    def forward(self, tokens_BT: Tensor, cache: Cache | None = None) -> Tensor:
+        """Logits of the next token at every position, [B, T, V]."""
+        return self.read_out(self.hidden(tokens_BT, cache))
+
+    def hidden(self, tokens_BT: Tensor, cache: Cache | None = None) -> Tensor:
+        """The normed stream before the read-out, [B, T, D]."""
+        x_BTD = self.run_blocks(range(self.config.layers), self.embedding(tokens_BT), cache)
+        if cache is not None:
+            cache.advance(tokens_BT.shape[1])
+        return self.norm(x_BTD)
+
+    def read_out(self, x_BTD: Tensor) -> Tensor:
+        """Logits [B, T, V] of a normed stream."""
+        return F.linear(x_BTD, self.readout_weight)
+
+    @property
+    def readout_weight(self) -> Tensor:
+        """[V, D]: the embedding table when tied."""
+        return self.embedding.weight if self.readout is None else self.readout.weight
+
+    def run_blocks(self, indices: Iterable[int], x_BTD: Tensor, cache: Cache | None) -> Tensor:
+        """Causal blocks in turn, each from its own stream."""
+        rotary = self.rotary(x_BTD, cache)
+        for index in indices:
+            x_BTD = self.run_block(index, x_BTD, rotary, cache)
+        return x_BTD
+
+    def run_block(self, index: int, x_BTD: Tensor, rotary: Rotary, cache: Cache | None, keys_from: Tensor | None = None) -> Tensor:
+        """One causal block, writing to its cache if there is one."""
+        layer, position = (None, 0) if cache is None else (cache.layers[index], cache.position)
+        out: Tensor = self.blocks[index](x_BTD, rotary, keys_from=keys_from, cache=layer, position=position)
+        return out
+
+    def rotary(self, x_BTD: Tensor, cache: Cache | None = None) -> Rotary:
+        """Angles of the positions that x_BTD stands at."""
+        start = 0 if cache is None else cache.position
+        positions = torch.arange(start, start + x_BTD.shape[1], device=x_BTD.device)
+        return rotary_tables(positions, self.config.head_width, self.config.rope_base)
+
+    def new_cache(self, sequences: int, length: int, dtype: torch.dtype | None = None) -> Cache:
+        """An empty cache for `length` positions of `sequences` sequences."""
+        weight = self.embedding.weight
+        shape = (sequences, self.config.key_heads, length, self.config.head_width)
+
+        def empty() -> Tensor:
+            return torch.zeros(shape, device=weight.device, dtype=dtype or weight.dtype)
+
+        return Cache([LayerCache(empty(), empty()) for _ in range(self.config.layers)])
+
+
+@torch.no_grad()
+def initialise(model: nn.Module, layers: int, generator: torch.Generator) -> None:
+    """Normal weights of deviation fan_in^-1/2, output projections of residual branches by (2 L)^-1/2 less, embeddings 0.02.
+
+    Draws on the CPU in a fixed order, so that a seed gives the same weights on every device.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.dim() < 2:
+            continue  # norms keep their ones; the latent's own parameters are set by FreeTransformer
+        std = 0.02 if "embedding" in name else parameter.shape[-1] ** -0.5
+        if name.endswith(("attention.out.weight", "ffn.down.weight")):
+            std *= (2 * layers) ** -0.5
+        parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float32) * std)

@@ -1,0 +1,153 @@
+"""The latent Z: binary mapper with its exact gradient, post-sampler, KL divergence and free bits (paper §3.3–3.4).
+
+Z_t has H independent bits with P(B_h = 1) = sigmoid(L_h) (eq. 6); its code is the number whose bit h is B_h, and the mapper's
+output Y is the one-hot vector of the code (eq. 7). The paper passes gradients by Y + G − detach(G) with G_d = P(code = d)
+(eq. 8): forward the one-hot, backward the gradient of all C = 2^H probabilities. Here neither Y nor G is ever made, since
+[tokens, C] tensors are gigabytes at H = 16; the same numbers come from
+
+    forward    r = W[code]                                          one row of the post-sampler's table W [C, D]
+    backward   s = W · dr                                           in chunks of tokens
+               dL_h = Σ_d G_d (U_h(d) − p_h) s_d = Cov_G(U_h, s)    U_h(d): bit h of d
+
+and G factorises over the low and the high half of the bits, so that the covariance of a token costs two products of s,
+seen as a [2^(H − H/2), 2^(H/2)] matrix, with a vector.
+
+Shapes: N tokens, B sequences, T positions, H bits, C codes, D width. KL is in nats.
+"""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LN2 = math.log(2.0)
+_CHUNK_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 28}  # of s at a time: 16 MB in float32 on a CPU, 0.5 GB in bfloat16 on a GPU
+
+
+def sample_codes(bit_logits_BTH: Tensor, noise_BTH: Tensor) -> Tensor:
+    """Codes [B, T] (int64) of Z ~ Q(Z | S), from uniform noise in [0, 1): bit h is set where noise < sigmoid(logit)."""
+    bits_BTH = noise_BTH < torch.sigmoid(bit_logits_BTH.to(noise_BTH.dtype))
+    weights_H = 2 ** torch.arange(bits_BTH.shape[-1], device=bits_BTH.device)
+    return (bits_BTH * weights_H).sum(-1)
+
+
+def code_bits(codes: Tensor, bits: int) -> Tensor:
+    """The bits of codes, [..., H] in {0, 1}, lowest first."""
+    return (codes[..., None] >> torch.arange(bits, device=codes.device)) & 1
+
+
+def kl_per_token(bit_logits_BTH: Tensor) -> Tensor:
+    """KL(Q(Z_t | S) ‖ uniform) in nats, [B, T]: H ln 2 − Σ_h entropy(sigmoid(L_h)), eq. 4 in closed form."""
+    entropy_BTH = F.softplus(bit_logits_BTH) - bit_logits_BTH * torch.sigmoid(bit_logits_BTH)
+    return (LN2 - entropy_BTH).sum(-1)
+
+
+def free_bits_penalty(kl_BT: Tensor, counted_BT: Tensor, kappa: float | Tensor, pool: Literal["token", "sequence"]) -> Tensor:
+    """The part of the KL above the threshold, summed over the batch, in nats.
+
+    kappa: nats per token. "token" is the paper's eq. 5, Σ_t max(0, KL_t − κ); "sequence" pools the same allowance over a
+    sequence, max(0, Σ_t KL_t − κ·n), so that a rare event may pay for itself at one token.
+    """
+    kl_BT = kl_BT * counted_BT
+    if pool == "token":
+        return F.relu(kl_BT - kappa).sum()
+    return F.relu(kl_BT.sum(-1) - kappa * counted_BT.sum(-1)).sum()
+
+
+class PostSampler(nn.Module):
+    """The linear map of the one-hot Z to R (Algorithm 2, line 8): a table W [C, D], no bias."""
+
+    def __init__(self, bits: int, width: int) -> None:
+        super().__init__()
+        self.bits = bits
+        self.weight = nn.Parameter(torch.empty(2**bits, width))
+
+    def forward(self, codes_BT: Tensor, bit_logits_BTH: Tensor | None = None) -> Tensor:
+        """R [B, T, D] for given codes; with the logits that they were drawn from, gradients flow to the logits too."""
+        r_BTD = F.embedding(codes_BT, self.weight)
+        if bit_logits_BTH is None:
+            return r_BTD
+        out: Tensor = _ExactMapperGradient.apply(r_BTD, bit_logits_BTH, self.weight)
+        return out
+
+    @torch.no_grad()
+    def initialise(self, kind: Literal["bits", "independent"], std: float, generator: torch.Generator) -> None:
+        """"independent": every row by itself. "bits": W_z = Σ_h ±a_h with the sign of bit h of z, so that each bit means the
+        same in every code and one visit to a row teaches all the others. Entries have deviation `std` either way."""
+        codes, width = self.weight.shape
+        if kind == "independent":
+            self.weight.copy_(torch.randn(codes, width, generator=generator) * std)
+            return
+        directions_HD = torch.randn(self.bits, width, generator=generator) * std / self.bits**0.5
+        signs_CH = 2.0 * code_bits(torch.arange(codes), self.bits) - 1.0
+        self.weight.copy_(signs_CH @ directions_HD)
+
+
+class _ExactMapperGradient(torch.autograd.Function):
+    """The identity on R; backward also gives the logits the gradient that Y + G − detach(G) would."""
+
+    @staticmethod
+    def forward(ctx, r_BTD: Tensor, bit_logits_BTH: Tensor, table_CD: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(bit_logits_BTH, table_CD)
+        return r_BTD.view_as(r_BTD)
+
+    @staticmethod
+    def backward(ctx, dr_BTD: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[no-untyped-def, override]
+        bit_logits_BTH, table_CD = ctx.saved_tensors
+        dr_ND, logits_NH = dr_BTD.reshape(-1, dr_BTD.shape[-1]), bit_logits_BTH.reshape(-1, bit_logits_BTH.shape[-1])
+        return dr_BTD, logit_gradient(dr_ND, logits_NH, table_CD).view_as(bit_logits_BTH), None
+
+
+@torch.library.custom_op("freetf::logit_gradient", mutates_args=())
+def logit_gradient(dr_ND: Tensor, bit_logits_NH: Tensor, table_CD: Tensor) -> Tensor:
+    """dL [N, H] of the module's formula, for the gradient dr [N, D] of R.
+
+    An operator of its own, so that torch.compile keeps the loop over chunks out of its graph. The product W · dr runs in bfloat16
+    where the logits are bfloat16 (autocast), else in the table's type; the covariance is summed in float32 or better.
+    """
+    bits = bit_logits_NH.shape[1]
+    product_type = torch.bfloat16 if bit_logits_NH.dtype == torch.bfloat16 else table_CD.dtype
+    table_DC = table_CD.to(product_type).T
+    step = max(1, _CHUNK_ELEMENTS.get(dr_ND.device.type, 1 << 26) // table_CD.shape[0])
+    out_NH = torch.empty_like(bit_logits_NH)
+    for start in range(0, dr_ND.shape[0], step):
+        part = slice(start, start + step)
+        s_NC = dr_ND[part].to(product_type) @ table_DC
+        out_NH[part] = _covariance(s_NC, bit_logits_NH[part], bits)
+    return out_NH
+
+
+@logit_gradient.register_fake
+def _(dr_ND: Tensor, bit_logits_NH: Tensor, table_CD: Tensor) -> Tensor:
+    return torch.empty_like(bit_logits_NH)
+
+
+def _covariance(s_NC: Tensor, bit_logits_NH: Tensor, bits: int) -> Tensor:
+    """Cov_{d~G}(U_h(d), s_d) of every token and bit, [N, H]."""
+    wide = torch.promote_types(bit_logits_NH.dtype, torch.float32)
+    p_NH = torch.sigmoid(bit_logits_NH.to(wide))
+    low = bits // 2
+    g_low, g_high = _factor(p_NH[:, :low]), _factor(p_NH[:, low:])
+    s_NIJ = s_NC.view(-1, g_high.shape[1], g_low.shape[1])
+    m_high = torch.bmm(s_NIJ, g_low.to(s_NC.dtype)[:, :, None])[:, :, 0].to(wide)
+    m_low = torch.bmm(g_high.to(s_NC.dtype)[:, None, :], s_NIJ)[:, 0].to(wide)
+    halves = ((g_low * m_low, p_NH[:, :low]), (g_high * m_high, p_NH[:, low:]))
+    return torch.cat([_centred(weighted, p) for weighted, p in halves], dim=1)
+
+
+def _factor(p_Nh: Tensor) -> Tensor:
+    """Probabilities of all 2^h values of some bits, [N, 2^h]."""
+    g = p_Nh.new_ones(p_Nh.shape[0], 1)
+    for h in range(p_Nh.shape[1]):
+        p = p_Nh[:, h : h + 1]
+        g = torch.cat((g * (1 - p), g * p), dim=1)
+    return g
+
+
+def _centred(weighted_Nj: Tensor, p_Nh: Tensor) -> Tensor:
+    """Σ_j weighted_j (U_h(j) − p_h), [N, h]."""
+    count = p_Nh.shape[1]
+    bits_jh = code_bits(torch.arange(2**count, device=p_Nh.device), count).to(weighted_Nj.dtype)
+    return weighted_Nj @ bits_jh - weighted_Nj.sum(1, keepdim=True) * p_Nh

@@ -1,0 +1,1 @@
+"""How results look: terminal (rich), SVG figures, the HTML report. Sees records, never a tensor."""

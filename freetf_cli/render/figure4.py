@@ -1,0 +1,78 @@
+"""Samples as the paper's Figure 4 shows them: blue boxes for independent Z, green boxes for one Z shared by a group."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from freetf_cli.render.console import page_width
+from freetf_cli.render.rows import Part, is_letters, parts
+from freetf_cli.render.tables import print_heading, print_table
+from freetf_cli.render.units import count, share, times
+from freetf_cli.results import Agreement, SampleGroups
+
+FRAME = 4  # columns of a box's border and padding
+
+STYLES: dict[Part, str] = {
+    "prompt": "dim",
+    "blank": "dim",
+    "noise": "red",
+    "target": "bold magenta",
+    "wrong": "bold white on red",
+    "text": "",
+}
+
+
+def figure4(groups: SampleGroups, *, console: Console, prompt: str = "") -> None:
+    """Print one box a group, each line a sequence; side by side where two fit.
+
+    prompt: what the rows were given, shown dim; a letters row shows its own.
+    """
+    if groups.title:
+        print_heading(console, groups.title)
+    boxes = [_box(rows, prompt, shared=groups.shared) for rows in groups.groups if rows]
+    for line in _lines(boxes, groups, page_width(console)):
+        console.print(line)
+
+
+def row_text(row: str, prompt: str = "") -> Text:
+    """One sequence, coloured."""
+    return Text.assemble(*((piece, STYLES[part]) for piece, part in parts(row, prompt)), overflow="fold")
+
+
+def agreement_table(agreement: Sequence[Agreement], *, console: Console) -> None:
+    """How often sequences agree within a group and across groups."""
+    rows = [
+        [one.factor, share(one.within), share(one.across), times(one.ratio), f"{count(one.pairs_within)} / {count(one.pairs_across)}"]
+        for one in agreement
+    ]
+    print_table(console, ["agreement on", "within", "across", "ratio", "pairs within / across"], rows, right=(1, 2, 3, 4))
+
+
+def _box(rows: Sequence[str], prompt: str, *, shared: bool) -> Panel:
+    body = Text("\n").join(row_text(row, prompt) for row in rows)
+    body.overflow = "fold"
+    colour = "green" if shared else "blue"
+    title = Text("shared Z" if shared else "independent Z", style=f"bold {colour}")
+    return Panel(body, title=title, title_align="left", border_style=colour, expand=False)
+
+
+def _lines(boxes: list[Panel], groups: SampleGroups, width: int) -> list[Panel | Table]:
+    """Boxes in as many columns as fit, but only for letters rows: running text is easier to read across the page."""
+    rows = [row for group in groups.groups for row in group]
+    box_width = FRAME + max((cell_len(row) for row in rows), default=0)
+    columns = min(len(boxes), width // box_width) if rows and all(is_letters(row) for row in rows) else 1
+    if columns < 2:
+        return [*boxes]
+    gap = min(2, (width - columns * box_width) // (columns - 1))
+    lines: list[Panel | Table] = []
+    for start in range(0, len(boxes), columns):
+        line = Table.grid(padding=(0, gap, 0, 0), pad_edge=False)
+        line.add_row(*boxes[start : start + columns])
+        lines.append(line)
+    return lines

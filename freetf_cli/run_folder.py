@@ -1,0 +1,188 @@
+"""A run folder describes itself: recipe, manifest, metrics, checkpoints, samples, report.
+
+    RUN/recipe.toml        resolved
+        manifest.json      argv, seeds, versions, device, hashes of data and tokenizer, git state; the only place for time stamps
+        metrics.jsonl      the record: one object a logged step
+        timing.jsonl       times and rates, apart, so that metrics.jsonl is the same byte for byte when the run is
+        checkpoints/  samples/  report.html
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from freetf_cli import __version__
+from freetf_cli.checkpoint import checkpoint_folders, write_durably
+from freetf_cli.errors import InputError
+from freetf_cli.recipe import Recipe, load_recipe, to_toml
+from freetf_cli.results import CheckpointInfo, Metrics, Sample, to_json
+
+_FIELDS = [field.name for field in dataclasses.fields(Metrics)]
+
+
+class RunFolder:
+    """Paths and records of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.samples = path / "samples"
+        self.metrics_file = path / "metrics.jsonl"
+        self.timing_file = path / "timing.jsonl"
+        self.report = path / "report.html"
+
+    @classmethod
+    def create(cls, path: Path, recipe: Recipe) -> RunFolder:
+        """A new run; a folder that exists and holds anything is refused."""
+        if path.exists() and not path.is_dir():
+            raise InputError("the run folder's name is taken by a file", str(path))
+        if (path / "recipe.toml").is_file():
+            raise InputError("the run exists", str(path), "--resume auto goes on with it; another -o starts a new one")
+        if path.is_dir() and any(path.iterdir()):
+            raise InputError("the folder exists and is not a run", str(path), "choose another -o")
+        run = cls(path)
+        for folder in (path, run.checkpoints, run.samples):
+            folder.mkdir(parents=True, exist_ok=True)
+        write_durably(path / "recipe.toml", to_toml(recipe))
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """An existing run."""
+        if not path.is_dir():
+            raise InputError("no such run", str(path), "`freetf train RECIPE -o RUN` makes one")
+        if not (path / "recipe.toml").is_file():
+            raise InputError("the folder is not a run: it has no recipe.toml", str(path))
+        return cls(path)
+
+    def recipe(self) -> Recipe:
+        return load_recipe(str(self.path / "recipe.toml"))
+
+    def append(self, metrics: Metrics, seconds: float | None = None) -> None:
+        """Record a logged step; its time, if any, goes into timing.jsonl."""
+        with self.metrics_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(dataclasses.asdict(metrics), allow_nan=False) + "\n")
+        if seconds is not None:
+            with self.timing_file.open("a", encoding="utf-8") as file:
+                rate = metrics.tokens / seconds if seconds else 0.0
+                file.write(json.dumps({"step": metrics.step, "seconds": round(seconds, 3), "tokens_per_second": round(rate, 1)}) + "\n")
+
+    def metrics(self) -> list[Metrics]:
+        """Everything recorded so far."""
+        return [Metrics(**{name: row.get(name) for name in _FIELDS}) for row in _read_jsonl(self.metrics_file)]
+
+    def rewind(self, step: int) -> None:
+        """Forget what was recorded after `step`, before a resumed run records it again."""
+        for path in (self.metrics_file, self.timing_file):
+            kept = [row for row in _read_jsonl(path) if row["step"] <= step]
+            write_durably(path, "".join(json.dumps(row) + "\n" for row in kept))
+
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / f"step-{step:06d}"
+
+    def best(self) -> dict[str, Any] | None:
+        """{"step", "loss"} of the best checkpoint by held-out objective, if there is one."""
+        path = self.checkpoints / "best.json"
+        try:
+            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return found
+
+    def set_best(self, step: int, loss: float) -> None:
+        write_durably(self.checkpoints / "best.json", json.dumps({"step": step, "loss": loss}) + "\n")
+
+    def checkpoint_infos(self) -> list[CheckpointInfo]:
+        """The checkpoints that the run keeps, oldest first."""
+        best = self.best() or {}
+        losses = {row.step: row.loss for row in self.metrics() if row.split != "train"}
+        infos = []
+        for folder in checkpoint_folders(self.path):
+            step = int(folder.name.removeprefix("step-"))
+            size = sum(file.stat().st_size for file in folder.iterdir())
+            infos.append(CheckpointInfo(step, str(folder), losses.get(step), step == best.get("step"), size))
+        return infos
+
+    def save_samples(self, step: int, samples: Mapping[str, Sequence[Sample]]) -> None:
+        """samples/step-000500-shared.jsonl and its like."""
+        for name, records in samples.items():
+            write_durably(self.samples / f"step-{step:06d}-{name}.jsonl", "".join(to_json(record) + "\n" for record in records))
+
+    def last_samples(self) -> dict[str, list[dict[str, Any]]]:
+        """The newest samples by name: "independent", "shared"."""
+        found = {}
+        for path in sorted(self.samples.glob("step-*.jsonl")):  # later steps overwrite earlier ones
+            found[path.stem.split("-", 2)[2]] = list(_read_jsonl(path))
+        return found
+
+    def manifest(self) -> dict[str, Any]:
+        try:
+            found: dict[str, Any] = json.loads((self.path / "manifest.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found
+
+    def update_manifest(self, **entries: Any) -> None:
+        """Lay entries over the manifest."""
+        write_durably(self.path / "manifest.json", json.dumps({**self.manifest(), **entries}, indent=1) + "\n")
+
+
+def describe_process(argv: Sequence[str]) -> dict[str, Any]:
+    """What a manifest says of the program that made it."""
+    packages = ("torch", "numpy", "safetensors", "tokenizers")
+    return {
+        "schema_version": 1,
+        "argv": list(argv),
+        "freetf": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: metadata.version(name) for name in packages},
+        "git": _git_state(),
+    }
+
+
+def now() -> str:
+    """A time stamp for the manifest, UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Commit of the working folder, and whether it was changed; None outside a repository."""
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+        changes = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=5, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit, "changed": bool(changes.strip())}
+
+
+def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """Objects of a JSONL file; a last line cut short by a crash is left out."""
+    if not path.is_file():
+        return
+    lines = path.read_text(encoding="utf-8").split("\n")
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError:
+            if number == len(lines):
+                return
+            raise InputError("the record is damaged", f"{path}, line {number}") from None
+        yield row
+
+
+def current_argv() -> list[str]:
+    """This process's command line, the program's folder left out."""
+    return [os.path.basename(sys.argv[0]), *sys.argv[1:]]

@@ -1,0 +1,222 @@
+"""Generation. Z is an explicit argument: drawn from the prior, from the posterior of the prompt, shared by a group, or given.
+
+The encoder runs once, when the prompt is read; after that every position takes its own Z_t and the cache holds the rest.
+Each sequence has random streams of its own, keyed by (seed, prompt, group, index), so it does not depend on the batch it is in, and
+replaying its Z with the same seed gives the same text.
+
+Shapes: B sequences, P prompt positions, T input positions (prompt and continuation, without the last token), H bits, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from itertools import groupby
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from freetf_cli.data.tokenizer import Tokenizer
+from freetf_cli.errors import InputError
+from freetf_cli.model.decoder import Decoder
+from freetf_cli.model.free_transformer import FreeTransformer
+from freetf_cli.model.latent import sample_codes
+from freetf_cli.results import Sample
+
+ROWS_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class SampleSpec:
+    """How to sample. rows per prompt = groups × count, group by group.
+
+    z: "independent" (a Z a sequence) or "shared" (a Z a group). given_z overrides it: one list of codes a row, or one for all rows.
+    prompt_z: where the prompt's Z comes from. temperature 0 takes the likeliest token. total: tokens of prompt and continuation.
+    """
+
+    total: int
+    count: int = 1
+    groups: int = 1
+    z: Literal["independent", "shared"] = "independent"
+    given_z: Sequence[Sequence[int]] | None = None
+    prompt_z: Literal["posterior", "prior"] = "posterior"
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+class _Stream(IntEnum):
+    """What a random stream is for; part of its key."""
+
+    PRIOR = 0
+    POSTERIOR = 1
+    TOKENS = 2
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One sequence to generate: its prompt's tokens, its place, and all of its randomness."""
+
+    prompt: str
+    tokens: list[int]
+    total: int
+    group: int
+    index: int
+    codes: np.ndarray  # [T] int64, from the prior or given
+    posterior_noise: np.ndarray | None  # [P, H] uniform, when the prompt's codes come from the encoder
+    token_noise: np.ndarray  # [T - P + 1] uniform
+
+
+def sample(model: Decoder, tokenizer: Tokenizer, prompts: Sequence[str], spec: SampleSpec) -> Iterator[Sample]:
+    """Sequences for every prompt, in order, as they are made.
+
+    Raises InputError for a prompt that the tokenizer cannot write, that leaves no room for a token, or a given Z that does not fit.
+    """
+    rows = _rows(model, tokenizer, prompts, spec)
+    for _, same_shape in groupby(rows, key=lambda row: (len(row.tokens), row.total)):
+        while chunk := _take(same_shape, ROWS_AT_ONCE):
+            tokens_BT, z_BT = _generate(model, chunk, spec, tokenizer.separator)
+            for row, tokens, z in zip(chunk, tokens_BT, z_BT or [None] * len(chunk), strict=True):
+                yield Sample(row.prompt, tokenizer.decode(tokens), row.group, row.index, spec.seed, z)
+
+
+def prompt_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """A prompt as the model reads it: after the separator where the tokenizer has one."""
+    ids = tokenizer.encode(prompt, where=f"prompt {prompt[:40]!r}")
+    start = [] if tokenizer.separator is None else [tokenizer.separator]
+    if not start and not ids:
+        raise InputError("the prompt is empty, and this model's data has no begin token", hint="give --prompt TEXT")
+    return start + ids
+
+
+def _take(rows: Iterator[_Row], count: int) -> list[_Row]:
+    return [row for _, row in zip(range(count), rows, strict=False)]
+
+
+def _rows(model: Decoder, tokenizer: Tokenizer, prompts: Sequence[str], spec: SampleSpec) -> Iterator[_Row]:
+    """Every row of every prompt, group by group; prompts are checked as they come."""
+    bits = model.latent.bits if isinstance(model, FreeTransformer) else 0
+    number = 0
+    for place, prompt in enumerate(prompts):
+        tokens = prompt_tokens(tokenizer, prompt)
+        if len(tokens) >= spec.total:
+            what = f"the prompt has {len(tokens)} tokens, and prompt and continuation together may have {spec.total}"
+            raise InputError(what, f"prompt {prompt[:40]!r}", "raise --max-tokens or shorten the prompt")
+        for group in range(spec.groups):
+            for index in range(spec.count):
+                yield _row(prompt, tokens, (place, group, index), spec, bits, _given(spec, number))
+                number += 1
+
+
+def _given(spec: SampleSpec, number: int) -> Sequence[int] | None:
+    if spec.given_z is None:
+        return None
+    return spec.given_z[0] if len(spec.given_z) == 1 else spec.given_z[number]
+
+
+def _row(prompt: str, tokens: list[int], place: tuple[int, int, int], spec: SampleSpec, bits: int, given: Sequence[int] | None) -> _Row:
+    inputs, (_, group, index) = spec.total - 1, place
+    latent_key = place[:2] if spec.z == "shared" else place  # a group that shares Z shares its prompt's draw too
+    if given is None:
+        codes = _stream(spec.seed, _Stream.PRIOR, latent_key).integers(0, 2**bits, inputs)
+    elif len(given) < inputs:
+        raise InputError(f"a given Z has {len(given)} codes, and {inputs} positions need one each", "--z", "lower --max-tokens")
+    else:
+        codes = np.asarray(given[:inputs], dtype=np.int64)
+    noise = None
+    if bits and given is None and spec.prompt_z == "posterior":
+        noise = _stream(spec.seed, _Stream.POSTERIOR, latent_key).random((len(tokens), bits), dtype=np.float32)
+    token_noise = _stream(spec.seed, _Stream.TOKENS, place).random(spec.total - len(tokens))
+    return _Row(prompt, tokens, spec.total, group, index, codes, noise, token_noise)
+
+
+def _stream(seed: int, purpose: _Stream, place: tuple[int, ...]) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, purpose, *place])))
+
+
+@torch.inference_mode()
+def _generate(
+    model: Decoder, rows: Sequence[_Row], spec: SampleSpec, separator: int | None
+) -> tuple[list[list[int]], list[list[int]] | None]:
+    """Tokens and codes of rows with equally long prompts; both end where the row's text does."""
+    device = model.embedding.weight.device
+    tokens_BP = torch.tensor([row.tokens for row in rows], device=device)
+    z_BT = torch.from_numpy(np.stack([row.codes for row in rows])).to(device)
+    noise_BN = torch.from_numpy(np.stack([row.token_noise for row in rows])).to(device)
+    prompt, total = tokens_BP.shape[1], rows[0].total
+    cache = model.new_cache(len(rows), total - 1)
+    logits_BV = _read_prompt(model, tokens_BP, z_BT, rows, cache)
+    out_BT = torch.cat([tokens_BP, tokens_BP.new_zeros(len(rows), total - prompt)], dim=1)
+    ended_B = torch.zeros(len(rows), dtype=torch.bool, device=device)
+    for t in range(prompt, total):
+        out_BT[:, t] = choose_tokens(logits_BV, noise_BN[:, t - prompt], spec)
+        if separator is not None:
+            ended_B |= out_BT[:, t] == separator
+            if bool(ended_B.all()):
+                out_BT = out_BT[:, : t + 1]
+                break
+        if t + 1 < total:
+            logits_BV = _next_logits(model, out_BT[:, t : t + 1], z_BT[:, t : t + 1], cache)
+    texts = [_until(separator, row, prompt) for row in out_BT.tolist()]
+    if not isinstance(model, FreeTransformer):
+        return texts, None
+    return texts, [z[: len(text) - 1] for z, text in zip(z_BT.tolist(), texts, strict=True)]
+
+
+def _read_prompt(model: Decoder, tokens_BP: Tensor, z_BT: Tensor, rows: Sequence[_Row], cache: object) -> Tensor:
+    """Fill the cache with the prompt; the logits after it, [B, V]. Codes drawn by the encoder are written into z_BT."""
+    if not isinstance(model, FreeTransformer):
+        return model.read_out(model.hidden(tokens_BP, cache)[:, -1])  # type: ignore[arg-type]
+    prompt = tokens_BP.shape[1]
+    x_BPD = model.lower(tokens_BP, cache)  # type: ignore[arg-type]
+    if rows[0].posterior_noise is not None:
+        noise_BPH = torch.from_numpy(np.stack([row.posterior_noise for row in rows if row.posterior_noise is not None])).to(x_BPD.device)
+        z_BT[:, :prompt] = sample_codes(model.infer_latent(x_BPD, tokens_BP), noise_BPH)
+    hidden_BPD = model.upper(x_BPD, model.post_sampler(z_BT[:, :prompt]), cache)  # type: ignore[arg-type]
+    return model.read_out(hidden_BPD[:, -1])
+
+
+def _next_logits(model: Decoder, tokens_B1: Tensor, z_B1: Tensor, cache: object) -> Tensor:
+    """One more position through the cache; the logits after it, [B, V]. No encoder here."""
+    if isinstance(model, FreeTransformer):
+        return model(tokens_B1, z_B1, cache)[:, -1]  # type: ignore[no-any-return]
+    return model(tokens_B1, cache)[:, -1]  # type: ignore[no-any-return]
+
+
+def choose_tokens(logits_BV: Tensor, noise_B: Tensor, spec: SampleSpec) -> Tensor:
+    """The token at quantile noise of each row's distribution after temperature, top-k and top-p (in this order), [B]."""
+    if spec.temperature == 0:
+        return logits_BV.argmax(-1)
+    logits_BV = logits_BV.to(torch.float32) / spec.temperature
+    if 0 < spec.top_k < logits_BV.shape[-1]:
+        least = logits_BV.topk(spec.top_k).values[:, -1:]
+        logits_BV = logits_BV.masked_fill(logits_BV < least, -torch.inf)
+    p_BV = torch.softmax(logits_BV, dim=-1)
+    if spec.top_p < 1:
+        sorted_BV, order_BV = p_BV.sort(dim=-1, descending=True)
+        beyond_BV = sorted_BV.cumsum(-1) - sorted_BV >= spec.top_p  # the token that reaches top_p is kept
+        p_BV = p_BV.masked_fill(torch.zeros_like(beyond_BV).scatter(-1, order_BV, beyond_BV), 0.0)
+    cumulative_BV = p_BV.cumsum(-1)
+    target_B1 = noise_B[:, None].to(cumulative_BV.dtype) * cumulative_BV[:, -1:]
+    below_B = (cumulative_BV <= target_B1).sum(-1)
+    last_B = p_BV.shape[-1] - 1 - (p_BV > 0).flip(-1).to(torch.uint8).argmax(-1)  # rounding must not choose an impossible token
+    return torch.minimum(below_B, last_B)
+
+
+def _until(separator: int | None, tokens: list[int], prompt: int) -> list[int]:
+    """A row up to and including its first separator after the prompt."""
+    if separator is None or separator not in tokens[prompt:]:
+        return tokens
+    return tokens[: tokens.index(separator, prompt) + 1]
+
+
+def figure4_samples(model: Decoder, tokenizer: Tokenizer, prompt: str, spec: SampleSpec, groups: int) -> dict[str, list[Sample]]:
+    """The paper's Figure 4 for one prompt: one group with independent Z, and for a Free model `groups` groups that share one each."""
+    out = {"independent": list(sample(model, tokenizer, [prompt], replace(spec, z="independent", groups=1)))}
+    if isinstance(model, FreeTransformer):
+        out["shared"] = list(sample(model, tokenizer, [prompt], replace(spec, z="shared", groups=groups)))
+    return out

@@ -1,0 +1,1 @@
+"""Training: objective, optimizer, schedules, and the loop."""

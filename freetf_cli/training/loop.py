@@ -1,0 +1,329 @@
+"""The training loop.
+
+Everything that a step does is a function of (recipe, step): its batch, its latent noise, its learning rate and κ. A checkpoint
+therefore holds weights, optimizer moments and the step, and a resumed run goes on exactly as if it had not stopped.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from freetf_cli.checkpoint import Checkpoint, checkpoint_folders, load_weights, save_checkpoint
+from freetf_cli.data.batches import Batch, DataSource, open_data
+from freetf_cli.device import autocast_dtype
+from freetf_cli.errors import FreetfError, InputError, Interrupted, Stopped
+from freetf_cli.model.decoder import Decoder
+from freetf_cli.model.free_transformer import build_model, initialise_model
+from freetf_cli.recipe import Recipe, flat
+from freetf_cli.results import Metrics, Progress, TrainResult
+from freetf_cli.run_folder import RunFolder, describe_process, now
+from freetf_cli.sampling import SampleSpec, figure4_samples, prompt_tokens
+from freetf_cli.training.objective import IGNORE, LossFunction, LossSums, loss_function
+from freetf_cli.training.optimizer import kappa_nats, learning_rate, load_named_state, make_optimizer, named_state
+from freetf_cli.training.signals import StopRequest
+
+SAMPLE_TOKENS = 256  # of the samples kept with a run, where the data's rows are longer
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the loop tells its caller: every logged step, and every time that a checkpoint was saved."""
+
+    progress: Callable[[Progress], None] = lambda progress: None
+    saved: Callable[[RunFolder], None] = lambda run: None
+
+
+def resolve(recipe: Recipe) -> tuple[Recipe, DataSource]:
+    """Open the recipe's data, and fill in what only the data knows: vocabulary and context."""
+    source = open_data(recipe.data, context=recipe.model.context, seed=recipe.train.seed)
+    vocabulary = source.tokenizer.vocab_size
+    if recipe.model.vocab is not None and recipe.model.vocab < vocabulary:
+        raise InputError(f"model.vocab = {recipe.model.vocab} is less than the tokenizer's {vocabulary} tokens")
+    model = recipe.model.model_copy(update={"vocab": recipe.model.vocab or vocabulary, "context": source.context})
+    return recipe.model_copy(update={"model": model}), source
+
+
+def train(
+    recipe: Recipe,
+    path: Path,
+    *,
+    device: torch.device,
+    resume: Checkpoint | None = None,
+    init_from: Checkpoint | None = None,
+    hooks: Hooks | None = None,
+    stop: StopRequest | None = None,
+    argv: Sequence[str] = (),
+) -> TrainResult:
+    """Train a recipe into a run folder.
+
+    resume: go on from this checkpoint of the same run. init_from: start from these weights; a Free model may start from its baseline.
+    Raises InputError before anything is written when recipe, data or checkpoint do not fit; Stopped or Interrupted, after saving, when
+    `stop` asks.
+    """
+    recipe, source = resolve(recipe)
+    if resume is not None:
+        check_same_run(recipe, source, resume)
+    model = _make_model(recipe, device, init_from, resume)
+    run = RunFolder.create(path, recipe) if resume is None else RunFolder.open(path)
+    if resume is not None:
+        run.rewind(resume.step)
+    run.update_manifest(**describe_process(argv), **_describe_run(recipe, source, device, resume, init_from), status="running")
+    loop = Loop(recipe, source, model, run, device, hooks or Hooks(), stop or StopRequest())
+    if resume is not None:
+        loop.restore(resume)
+    try:
+        result = loop.run_to_end()
+    except BaseException as error:
+        run.update_manifest(status="stopped" if isinstance(error, Stopped | Interrupted | KeyboardInterrupt) else "failed", finished=now())
+        raise
+    return result
+
+
+def check_same_run(recipe: Recipe, source: DataSource, checkpoint: Checkpoint) -> None:
+    """Refuse to resume with other data or another recipe: it would not be the same run."""
+    if checkpoint.state["data"]["sha256"] != source.facts.sha256:
+        raise InputError("the data is not what the run was trained on (its hash differs)", str(checkpoint.folder), "use --init-from to start anew")
+    ours, theirs = flat(recipe), flat(checkpoint.recipe)
+    free = ("train.keep_last", "train.log_every", "train.save_every", "eval.", "parallel.")
+    changed = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key) and not key.startswith(free))
+    if changed:
+        first = f"{changed[0]} is {ours.get(changed[0])!r}, was {theirs.get(changed[0])!r}"
+        raise InputError(f"the recipe is not the run's: {first}", str(checkpoint.folder), "use --init-from to start a new run from its weights")
+
+
+def _make_model(recipe: Recipe, device: torch.device, init_from: Checkpoint | None, resume: Checkpoint | None) -> Decoder:
+    if resume is not None:
+        return resume.model(device).train()
+    model = build_model(recipe.model, recipe.latent)
+    initialise_model(model, recipe.train.seed)
+    if init_from is not None:
+        load_weights(model, init_from.folder / "model.safetensors", torch.device("cpu"), partial=True)
+    return model.to(device).train()
+
+
+def _describe_run(
+    recipe: Recipe, source: DataSource, device: torch.device, resume: Checkpoint | None, init_from: Checkpoint | None
+) -> dict[str, Any]:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {
+        "started": now(),
+        "seed": recipe.train.seed,
+        "device": {"type": device.type, "name": name, "threads": torch.get_num_threads()},
+        "data": asdict(source.facts),
+        "tokenizer_sha256": source.tokenizer.sha256,
+        "resumed_from": resume and resume.step,
+        "init_from": init_from and str(init_from.folder),
+    }
+
+
+class Loop:
+    """One run in progress."""
+
+    def __init__(
+        self, recipe: Recipe, source: DataSource, model: Decoder, run: RunFolder, device: torch.device, hooks: Hooks, stop: StopRequest
+    ) -> None:
+        self.recipe, self.source, self.model, self.run = recipe, source, model, run
+        self.device, self.hooks, self.stop = device, hooks, stop
+        self.config = recipe.train
+        self.step = 0
+        self.seconds = 0.0
+        self.optimizer = make_optimizer(model, self.config, device)
+        self.noise_generator = torch.Generator(device=device)
+        self.bits = recipe.latent.bits if recipe.latent else 1
+        self.plain_loss = loss_function(model, recipe.latent.free_bits if recipe.latent else "token")
+        self.loss = self._compiled(self.plain_loss)
+        if self.config.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Take up a checkpoint's step and optimizer moments."""
+        self.step = checkpoint.step
+        try:
+            load_named_state(self.model, self.optimizer, checkpoint.optimizer())
+        except KeyError as error:
+            raise InputError(f"the optimizer state lacks {error}", str(checkpoint.folder)) from None
+
+    def run_to_end(self) -> TrainResult:
+        """Steps until the recipe's last, with logs, evaluations and checkpoints on the way."""
+        started, first = time.perf_counter(), self.step
+        held_out: Metrics | None = None
+        while self.step < self.config.steps:
+            step_started = time.perf_counter()
+            sums, grad_norm, count = self.train_step()
+            self.step += 1
+            last = self.step == self.config.steps
+            if last or self.step == 1 or self.step % self.config.log_every == 0:
+                metrics = self._train_metrics(sums, grad_norm, count)
+                self.run.append(metrics, seconds=time.perf_counter() - step_started)
+                self._report(metrics, time.perf_counter() - started, self.step - first)
+            if last or _due(self.step, self.recipe.eval.every):
+                held_out = self.evaluate()
+                self.run.append(held_out)
+                self._report(held_out, time.perf_counter() - started, self.step - first)
+                self.save(held_out)
+                self._sample()
+                self.hooks.saved(self.run)
+            elif _due(self.step, self.config.save_every):
+                self.save(None)
+            if self.stop.signal is not None and not last:
+                self._stop()
+        self.run.update_manifest(status="done", finished=now())
+        self.hooks.saved(self.run)
+        return self._result(time.perf_counter() - started, held_out)
+
+    def train_step(self) -> tuple[Tensor, Tensor, int]:
+        """One update: the sums of LossSums over the batch [5], the gradient's norm before clipping, and the count of targets."""
+        config = self.config
+        batch = self.source.train_batch(self.step, config.batch)
+        count = int((batch.targets != IGNORE).sum())
+        kappa = torch.tensor(kappa_nats(self.step, self.recipe.latent), device=self.device)
+        noise_BTH = self._noise(self.step, batch.inputs.shape)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.step, config)
+        self.optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros(5, device=self.device)
+        size = config.batch // config.accumulate
+        for start in range(0, config.batch, size):
+            part = slice(start, start + size)
+            with self._autocast():
+                terms = LossSums(*self.loss(*self._tensors(batch, part), noise_BTH[part], kappa))
+            (terms.objective / count).backward()  # type: ignore[no-untyped-call]
+            total += _stack(terms)
+        limit = config.clip or math.inf
+        grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        self.optimizer.step()
+        return total, grad_norm, count
+
+    @torch.no_grad()
+    def evaluate(self) -> Metrics:
+        """The held-out split at the final κ, Z from the posterior with noise that is the same every time."""
+        config, latent = self.recipe.eval, self.recipe.latent
+        kappa = kappa_nats(self.config.steps, latent)
+        total, count = torch.zeros(5, device=self.device), 0
+        self.model.eval()
+        for index, batch in enumerate(self.source.held_out(config.split, config.sequences, self.config.batch // self.config.accumulate)):
+            noise_BTH = self._noise(-1 - index, batch.inputs.shape)
+            with self._autocast():
+                terms = self.plain_loss(*self._tensors(batch, slice(None)), noise_BTH, torch.tensor(kappa, device=self.device))
+            total += _stack(LossSums(*terms))
+            count += int((batch.targets != IGNORE).sum())
+        self.model.train()
+        return self._metrics(total, count, config.split, kappa, lr=None, grad_norm=None)
+
+    def save(self, held_out: Metrics | None) -> None:
+        """A checkpoint of this step; older ones go, save the best."""
+        state = {
+            "step": self.step,
+            "tokens": self._tokens(),
+            "val_loss": held_out and held_out.loss,
+            "recipe": self.recipe.model_dump(exclude_none=True),
+            "data": asdict(self.source.facts),
+        }
+        optimizer = named_state(self.model, self.optimizer)
+        save_checkpoint(self.run.checkpoint(self.step), self.model, optimizer, state, self.source.tokenizer)
+        best = self.run.best()
+        if held_out is not None and (best is None or held_out.loss < best["loss"]):
+            self.run.set_best(self.step, held_out.loss)
+        keep = {self.run.checkpoint((self.run.best() or {"step": self.step})["step"])}
+        folders = checkpoint_folders(self.run.path)
+        for folder in folders[: -self.config.keep_last]:
+            if folder not in keep:
+                shutil.rmtree(folder)
+
+    def _stop(self) -> None:
+        """Save, and leave by the exit that the signal asks for."""
+        if not self.run.checkpoint(self.step).exists():
+            self.save(None)
+        signal = self.stop.signal
+        assert signal is not None
+        kind = Interrupted if signal.name == "SIGINT" else Stopped
+        hint = "the same command with --resume auto goes on"
+        raise kind(f"stopped by {signal.name} after step {self.step}, checkpoint saved", str(self.run.path), hint)
+
+    def _sample(self) -> None:
+        """Samples as the paper's Figure 4, for the run folder and its report."""
+        if not self.recipe.eval.samples:
+            return
+        seed = self.config.seed
+        prompt = self.source.prompts(1, seed)[0]
+        room = max(SAMPLE_TOKENS, len(prompt_tokens(self.source.tokenizer, prompt)) + 1)
+        spec = SampleSpec(total=min(self.source.row_tokens, room), count=self.recipe.eval.samples, seed=seed)
+        self.model.eval()
+        self.run.save_samples(self.step, figure4_samples(self.model, self.source.tokenizer, prompt, spec, groups=2))
+        self.model.train()
+
+    def _noise(self, key: int, shape: Sequence[int]) -> Tensor:
+        """Uniform noise [B, T, H] of a training step (key ≥ 0) or a held-out batch (key < 0): a function of (seed, key)."""
+        words = [self.config.seed, abs(key), int(key < 0)]
+        self.noise_generator.manual_seed(int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1))
+        return torch.rand(*shape, self.bits, generator=self.noise_generator, device=self.device)
+
+    def _tensors(self, batch: Batch, part: slice) -> tuple[Tensor, Tensor]:
+        return tuple(torch.from_numpy(rows[part]).to(self.device, non_blocking=True) for rows in (batch.inputs, batch.targets))  # type: ignore[return-value]
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        dtype = autocast_dtype(self.config.precision, self.device)
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+    def _compiled(self, function: LossFunction) -> LossFunction:
+        on = self.config.compile == "on" or (self.config.compile == "auto" and self.device.type == "cuda")
+        compiled: LossFunction = torch.compile(function, dynamic=False) if on else function
+        return compiled
+
+    def _tokens(self) -> int:
+        return self.step * self.config.batch * self.source.context
+
+    def _train_metrics(self, sums: Tensor, grad_norm: Tensor, count: int) -> Metrics:
+        kappa, rate = kappa_nats(self.step - 1, self.recipe.latent), learning_rate(self.step - 1, self.config)
+        metrics = self._metrics(sums, count, "train", kappa, rate, float(grad_norm))
+        if not math.isfinite(metrics.loss) or not math.isfinite(metrics.grad_norm or 0.0):
+            what = f"the loss or its gradient is not finite at step {self.step} (loss {metrics.loss}, gradient norm {metrics.grad_norm})"
+            raise FreetfError(what, str(self.run.path), "lower train.lr; the last checkpoint is untouched")
+        return metrics
+
+    def _metrics(self, sums: Tensor, count: int, split: str, kappa: float, lr: float | None, grad_norm: float | None) -> Metrics:
+        ce, kl, penalty, above, carriers = sums.tolist()
+        share = above / carriers if carriers else 0.0
+        return Metrics(
+            self.step, self._tokens(), split, (ce + penalty) / count, ce / count, kl / count, penalty / count, share, kappa, lr, grad_norm
+        )
+
+    def _report(self, metrics: Metrics, seconds: float, steps: int) -> None:
+        rate = steps / seconds if seconds else 0.0
+        remaining = (self.config.steps - self.step) / rate if rate else math.inf
+        self.hooks.progress(Progress(metrics, self.config.steps, rate, remaining, self.source.facts))
+
+    def _result(self, seconds: float, held_out: Metrics | None) -> TrainResult:
+        checkpoint = str(self.run.checkpoint(self.step))
+        return TrainResult(
+            str(self.run.path),
+            self.recipe.kind,
+            self.step,
+            self._tokens(),
+            seconds,
+            held_out,
+            checkpoint,
+            str(self.run.report),
+            self.source.facts,
+        )
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _stack(terms: LossSums) -> Tensor:
+    return torch.stack([terms.ce, terms.kl, terms.penalty, terms.above, terms.carriers]).detach().float()

@@ -1,0 +1,74 @@
+"""The training objective: cross-entropy, plus the KL of Z above its free bits (paper eq. 5).
+
+All terms are sums over the batch in nats; the caller divides every one of them by the same count of targets, since
+CE + KL is the negative ELBO only so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from freetf_cli.model.decoder import Decoder
+from freetf_cli.model.free_transformer import FreeTransformer
+from freetf_cli.model.latent import free_bits_penalty, kl_per_token
+
+IGNORE = -100  # targets that do not count
+
+
+@dataclass(frozen=True)
+class LossSums:
+    """Sums over a batch, scalar tensors: nats for ce, kl and penalty; tokens for above (KL over κ) and carriers (tokens whose Z counts)."""
+
+    ce: Tensor
+    kl: Tensor
+    penalty: Tensor
+    above: Tensor
+    carriers: Tensor
+
+    @property
+    def objective(self) -> Tensor:
+        """What is minimised, in nats: CE and the part of the KL above the free bits."""
+        return self.ce + self.penalty
+
+
+LossFunction = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, ...]]
+
+
+def carriers(targets_BT: Tensor) -> Tensor:
+    """1 at positions whose Z can reach a target that counts, [B, T] float: those up to a row's last counted target."""
+    counted_BT = (targets_BT != IGNORE).to(torch.float32)
+    return counted_BT.flip(-1).cummax(-1).values.flip(-1)
+
+
+def loss_function(model: Decoder, free_bits: Literal["token", "sequence"]) -> LossFunction:
+    """The function (inputs [B,T], targets [B,T], noise [B,T,H], κ in nats) -> fields of LossSums that a compiler can take whole.
+
+    A baseline ignores noise and κ, and its latent terms are zero.
+    """
+
+    def free(inputs_BT: Tensor, targets_BT: Tensor, noise_BTH: Tensor, kappa: Tensor) -> tuple[Tensor, ...]:
+        assert isinstance(model, FreeTransformer)
+        out = model.forward_posterior(inputs_BT, noise_BTH)
+        ce = _cross_entropy(model.read_out(out.hidden), targets_BT)
+        carriers_BT = carriers(targets_BT)
+        kl_BT = kl_per_token(out.bit_logits.float()) * carriers_BT
+        penalty = free_bits_penalty(kl_BT, carriers_BT, kappa, free_bits)
+        return ce, kl_BT.sum(), penalty, (kl_BT > kappa).float().sum(), carriers_BT.sum()
+
+    def baseline(inputs_BT: Tensor, targets_BT: Tensor, noise_BTH: Tensor, kappa: Tensor) -> tuple[Tensor, ...]:
+        ce = _cross_entropy(model(inputs_BT), targets_BT)
+        zero = torch.zeros_like(ce)
+        return ce, zero, zero, zero, carriers(targets_BT).sum()
+
+    return free if isinstance(model, FreeTransformer) else baseline
+
+
+def _cross_entropy(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
+    """Sum over the counted targets, in nats."""
+    return F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), ignore_index=IGNORE, reduction="sum")

@@ -1,0 +1,62 @@
+"""AdamW with its parameter groups, and the schedules of learning rate and κ."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from freetf_cli.recipe import LatentConfig, TrainConfig
+
+LN2 = math.log(2.0)
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig, device: torch.device) -> torch.optim.AdamW:
+    """AdamW. Weight decay pulls matrices only: not norms, not ζ, not tables of rows (token embeddings, the post-sampler), where it
+    would shrink the rows that a batch did not visit."""
+    decayed, kept = [], []
+    for name, parameter in model.named_parameters():
+        table = name in ("embedding.weight", "post_sampler.weight")
+        (kept if parameter.dim() < 2 or table else decayed).append(parameter)
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    return torch.optim.AdamW(
+        groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=device.type in ("cuda", "cpu")
+    )
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """Linear warm-up, then a cosine from lr to lr_final · lr at the last step. step counts from 0."""
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    done = (step - config.warmup) / max(1, config.steps - 1 - config.warmup)
+    return config.lr * (config.lr_final + (1 - config.lr_final) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+
+
+def kappa_nats(step: int, config: LatentConfig | None) -> float:
+    """κ at a step, in nats per token; 0 for a baseline."""
+    if config is None:
+        return 0.0
+    if config.kappa_start is None or step >= config.kappa_anneal:
+        return config.kappa * LN2
+    return (config.kappa_start + (config.kappa - config.kappa_start) * step / config.kappa_anneal) * LN2
+
+
+def named_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """The optimizer's tensors as `parameter.moment`, for safetensors."""
+    state = {}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            state[f"{name}.{key}"] = torch.as_tensor(value)
+    return state
+
+
+def load_named_state(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, torch.Tensor]) -> None:
+    """Put `named_state`'s tensors back."""
+    for name, parameter in model.named_parameters():
+        moments = {key: state.get(f"{name}.{key}") for key in ("step", "exp_avg", "exp_avg_sq")}
+        for key, value in moments.items():
+            if value is None:
+                raise KeyError(f"{name}.{key}")
+            device = "cpu" if key == "step" and parameter.device.type != "cuda" else parameter.device
+            optimizer.state[parameter][key] = value.to(device).clone()

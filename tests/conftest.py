@@ -1,0 +1,106 @@
+"""Fixtures that every test may use: the program in this process, and the program as a process."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Outcome(NamedTuple):
+    """How an invocation of freetf ended."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def shell(environment: dict[str, str]) -> Callable[[str], Outcome]:
+    """`shell("freetf recipe list | head -n 1")`: a line of bash; the exit code of the first part that fails."""
+
+    def run(line: str) -> Outcome:
+        program = line.replace("freetf", f"'{sys.executable}' -m freetf_cli", 1)
+        command = ["bash", "-c", f"set -o pipefail; {program}"]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+        return Outcome(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+@pytest.fixture
+def run_cli(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
+    """`run_cli("recipe", "list")`: main() in this process, with captured streams that are no terminal."""
+
+    def run(*args: object, input: str | bytes | None = None) -> Outcome:
+        from freetf_cli.cli.app import main
+
+        fed = input.encode() if isinstance(input, str) else input or b""
+        out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(fed), encoding="utf-8"))
+            patch.setattr(sys, "stdout", out)
+            patch.setattr(sys, "stderr", err)
+            code = main([str(arg) for arg in args])
+        return Outcome(code, *(stream.buffer.getvalue().decode() for stream in (out, err)))
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def environment() -> dict[str, str]:
+    """The environment of a process that is to import this checkout."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)}
+
+
+@pytest.fixture
+def run_process(environment: dict[str, str]) -> Callable[..., Outcome]:
+    """`run_process("recipe", "list", cwd=…)`: freetf in a process of its own, for streams, signals and start-up."""
+
+    def run(*args: object, input: str | None = None, timeout: float = 60, **settings: object) -> Outcome:
+        environment = {**environment, **settings.pop("env", {})}  # type: ignore[dict-item]
+        command = [sys.executable, "-m", "freetf_cli", *(str(arg) for arg in args)]
+        done = subprocess.run(command, input=input, capture_output=True, text=True, timeout=timeout, env=environment, **settings)  # type: ignore[call-overload]
+        return Outcome(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+RECIPE = """\
+description = "a small Free model"
+
+[data]
+task = "letters"
+
+[model]
+layers = 4
+width = 64
+heads = 4
+
+[latent]
+kappa = 0.25
+
+[train]
+steps = 100
+batch = 8
+lr = 1e-3
+
+[smoke]
+train = { steps = 3 }
+"""
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path) -> Path:
+    """A valid recipe of a Free model, alone in its folder."""
+    path = tmp_path / "small.toml"
+    path.write_text(RECIPE, encoding="utf-8")
+    return path

@@ -1,0 +1,142 @@
+"""Algorithm 2: what depends on what, the baseline twin, and the cache."""
+
+import pytest
+import torch
+
+from freetf_cli.model.decoder import Decoder
+from freetf_cli.model.free_transformer import FreeTransformer, build_model, initialise_model
+from freetf_cli.recipe import LatentConfig, ModelConfig
+
+CONFIG = ModelConfig(layers=4, width=32, heads=4, kv_heads=2, vocab=11, context=16)
+LATENT = LatentConfig(kappa=0.5, bits=5)
+
+
+@pytest.fixture
+def free() -> FreeTransformer:
+    model = build_model(CONFIG, LATENT).double()
+    initialise_model(model, 3)
+    assert isinstance(model, FreeTransformer)
+    return model.eval()
+
+
+def tokens(rows: int = 2, length: int = 9, seed: int = 0) -> torch.Tensor:
+    return torch.randint(0, 11, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def codes(rows: int = 2, length: int = 9, seed: int = 1) -> torch.Tensor:
+    return torch.randint(0, 32, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def noise(rows: int = 2, length: int = 9) -> torch.Tensor:
+    return torch.rand(rows, length, 5, generator=torch.Generator().manual_seed(2))
+
+
+def test_zero_table_equals_the_baseline_twin(free: FreeTransformer) -> None:
+    baseline = build_model(CONFIG, None).double()
+    initialise_model(baseline, 3)
+    torch.nn.init.zeros_(free.post_sampler.weight)
+    assert torch.equal(free(tokens(), codes()), baseline(tokens()))
+    out = free.forward_posterior(tokens(), noise())
+    assert torch.equal(free.read_out(out.hidden), baseline(tokens()))
+
+
+def test_same_seed_gives_the_twins_the_same_shared_weights(free: FreeTransformer) -> None:
+    baseline = build_model(CONFIG, None).double()
+    initialise_model(baseline, 3)
+    ours = dict(free.named_parameters())
+    for name, parameter in baseline.named_parameters():
+        assert torch.equal(parameter, ours[name])
+
+
+@pytest.mark.parametrize("position", [0, 4, 8])
+def test_decoder_is_causal_in_tokens_for_given_z(free: FreeTransformer, position: int) -> None:
+    changed = tokens()
+    changed[:, position] = (changed[:, position] + 1) % 11
+    before, after = free(tokens(), codes()), free(changed, codes())
+    assert torch.equal(before[:, :position], after[:, :position])
+    assert not torch.allclose(before[:, position:], after[:, position:])
+
+
+@pytest.mark.parametrize("position", [0, 4, 8])
+def test_decoder_is_causal_in_z(free: FreeTransformer, position: int) -> None:
+    changed = codes()
+    changed[:, position] = (changed[:, position] + 1) % 32
+    before, after = free(tokens(), codes()), free(tokens(), changed)
+    assert torch.equal(before[:, :position], after[:, :position])
+    for later in range(position, 9):
+        assert not torch.allclose(before[:, later], after[:, later])
+
+
+def test_encoder_is_not_causal_and_tells_positions_apart(free: FreeTransformer) -> None:
+    changed = tokens()
+    changed[:, -1] = (changed[:, -1] + 1) % 11
+    before = free.infer_latent(free.lower(tokens()), tokens())
+    after = free.infer_latent(free.lower(changed), changed)
+    assert (before[:, 0] - after[:, 0]).abs().min() > 1e-9
+    assert (before[:, 0] - before[:, 1]).abs().max() > 1e-3  # a constant query without positions would give equal logits
+
+
+def test_only_keys_and_values_of_one_block_see_r(free: FreeTransformer) -> None:
+    """Queries and residual come from x: with the injection block's attention switched off, Z cannot matter."""
+    torch.nn.init.zeros_(free.blocks[2].attention.out.weight)
+    assert torch.equal(free(tokens(), codes()), free(tokens(), codes(seed=5)))
+
+
+def test_injection_block_matches_its_equations(free: FreeTransformer) -> None:
+    x, r = torch.randn(1, 5, 32).double(), torch.randn(1, 5, 32).double()
+    block, rotary = free.blocks[2], free.rotary(x)
+    q_in, kv_in = block.attention_norm(x), block.attention_norm(x + r)
+    y = x + block.attention(q_in, kv_in, rotary, causal=True)
+    want = y + block.ffn(block.ffn_norm(y))
+    assert torch.allclose(block(x, rotary, keys_from=x + r), want, atol=1e-12)
+
+
+@pytest.mark.parametrize("encoder", ["shared", "full"])
+def test_gradient_reaches_every_parameter(encoder: str) -> None:
+    model = build_model(CONFIG, LATENT.model_copy(update={"encoder": encoder}))
+    initialise_model(model, 0)
+    assert isinstance(model, FreeTransformer)
+    out = model.forward_posterior(tokens(), noise().float())
+    model.read_out(out.hidden).square().sum().backward()
+    missing = [name for name, p in model.named_parameters() if p.grad is None or p.grad.abs().sum() == 0]
+    assert missing == []
+
+
+def test_posterior_pass_equals_given_z(free: FreeTransformer) -> None:
+    out = free.forward_posterior(tokens(), noise())
+    assert torch.equal(free.read_out(out.hidden), free(tokens(), out.z))
+
+
+@pytest.mark.parametrize("steps", [[9], [4, 5], [3, 1, 1, 1, 1, 1, 1], [1] * 9])
+def test_cache_equals_full_forward(free: FreeTransformer, steps: list[int]) -> None:
+    cache, start, parts = free.new_cache(2, 9), 0, []
+    for step in steps:
+        part = slice(start, start + step)
+        parts.append(free(tokens()[:, part], codes()[:, part], cache))
+        start += step
+    assert (torch.cat(parts, 1) - free(tokens(), codes())).abs().max() < 1e-12
+
+
+def test_cache_equals_full_forward_for_the_baseline() -> None:
+    model = Decoder(CONFIG).double()
+    initialise_model(model, 1)
+    cache = model.new_cache(2, 9)
+    parts = [model(tokens()[:, :4], cache), *(model(tokens()[:, t : t + 1], cache) for t in range(4, 9))]
+    assert (torch.cat(parts, 1) - model(tokens())).abs().max() < 1e-12
+
+
+def test_compiled_gradients_equal_eager_ones() -> None:
+    model = build_model(CONFIG, LATENT)
+    initialise_model(model, 0)
+    assert isinstance(model, FreeTransformer)
+
+    def loss(run) -> list[torch.Tensor]:  # type: ignore[no-untyped-def]
+        model.zero_grad()
+        model.read_out(run(tokens(), noise().float()).hidden).square().mean().backward()
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    eager = loss(model.forward_posterior)
+    compiled = loss(torch.compile(model.forward_posterior, backend="aot_eager", fullgraph=True))
+    assert len(eager) == len(compiled) > 20
+    for a, b in zip(eager, compiled, strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
