@@ -25,6 +25,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from freetf_cli.data import tokenizer as tokenizers
 from freetf_cli.data.tokenizer import Tokenizer
 from freetf_cli.errors import InputError, InputErrors
 from freetf_cli.model.decoder import Decoder
@@ -73,7 +74,7 @@ def save_checkpoint(
             save_file({name: value.contiguous() for name, value in optimizer.items()}, temporary / "optimizer.safetensors")
         header = {"format": FORMAT, "format_version": FORMAT_VERSION}
         (temporary / "state.json").write_text(json.dumps({**header, **state}, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        (temporary / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
+        (temporary / "tokenizer.json").write_text(tokenizer.json, encoding="utf-8")
         names = [name for name in _FILES if (temporary / name).exists()]
         manifest = "".join(f"{_sha256(temporary / name)}  {name}\n" for name in names)
         (temporary / MANIFEST).write_text(manifest, encoding="utf-8")
@@ -124,7 +125,7 @@ class Checkpoint:
         return int(self.state["step"])
 
     def tokenizer(self) -> Tokenizer:
-        return Tokenizer.load(self.folder / "tokenizer.json")
+        return tokenizers.load(self.folder / "tokenizer.json")
 
     def model(self, device: torch.device) -> Decoder:
         """The model with its weights on `device`, ready for inference."""

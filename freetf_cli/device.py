@@ -146,7 +146,11 @@ def _compiler() -> Finding:
 def _attention() -> Finding:
     from torch.backends import cuda
 
-    kernels: dict[str, Callable[[], bool]] = {"flash": cuda.flash_sdp_enabled, "memory-efficient": cuda.mem_efficient_sdp_enabled, "cudnn": cuda.cudnn_sdp_enabled}
+    kernels: dict[str, Callable[[], bool]] = {
+        "flash": cuda.flash_sdp_enabled,
+        "memory-efficient": cuda.mem_efficient_sdp_enabled,
+        "cudnn": cuda.cudnn_sdp_enabled,
+    }
     names = [name for name, enabled in kernels.items() if enabled()] if available()[0] == "cuda" else ["flash (cpu)"]
     return Finding("attention kernels", ", ".join([*names, "math"]), True)
 

@@ -214,6 +214,8 @@ def load_recipe(name: str, *, smoke: bool = False, overrides: Sequence[str] = ()
     if smoke:
         if overlay is None:
             raise InputError("the recipe has no [smoke] overlay", str(path))
+        if not isinstance(overlay, Mapping):
+            raise InputError("'smoke' must be a table", str(path))
         tree = _merge(tree, overlay)
     for text in overrides:
         tree = _merge(tree, _parse_override(text, tree))
@@ -223,14 +225,22 @@ def load_recipe(name: str, *, smoke: bool = False, overrides: Sequence[str] = ()
 def find_recipe(name: str) -> Path:
     """The file of a recipe: a path if there is one, else a shipped name."""
     path = Path(name)
-    if path.is_file():
+    if _is_file(path):
         return path
     if path.suffix == ".toml" or "/" in name:
         raise InputError("no such recipe file", name, "`freetf recipe list` shows the shipped ones")
     shipped = recipe_folder() / f"{name}.toml"
-    if not shipped.is_file():
+    if not _is_file(shipped):
         raise InputError(f"no recipe named '{name}'", hint=nearest(name, shipped_recipes()))
     return shipped
+
+
+def _is_file(path: Path) -> bool:
+    """Path.is_file, where a name that no file can have is no file instead of an error."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def check_recipe(tree: Mapping[str, Any], *, where: Path | str) -> Recipe:
@@ -276,7 +286,7 @@ def _read_tree(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if not isinstance(parent, str):
         raise InputError("'extends' must name a recipe", str(path))
     beside = path.parent / f"{parent}.toml"
-    target = (beside if beside.is_file() else find_recipe(parent)).resolve()
+    target = (beside if _is_file(beside) else find_recipe(parent)).resolve()
     if target in (*seen, path.resolve()):
         raise InputError(f"'extends' goes in a circle through '{parent}'", str(path))
     return _merge(_read_tree(target, (*seen, path.resolve())), tree)
@@ -308,13 +318,18 @@ def _parse_override(text: str, tree: Mapping[str, Any]) -> dict[str, Any]:
         raise InputError(f"--set takes table.key=value, not '{text}'", hint="for example --set train.lr=3e-4")
     if names[0] == "latent" and "latent" not in tree:
         raise InputError(f"--set {key.strip()}: this recipe is a baseline, it has no [latent] table", hint="start from a Free recipe")
-    try:
-        value = tomllib.loads(f"value = {raw}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = raw.strip()
+    value = _override_value(raw)
     for name in reversed(names):
         value = {name: value}
     return dict(value)
+
+
+def _override_value(raw: str) -> Any:
+    try:
+        parsed = tomllib.loads(f"value = {raw}")
+    except (tomllib.TOMLDecodeError, RecursionError):
+        return raw.strip()
+    return parsed["value"] if len(parsed) == 1 else raw.strip()  # a line break in it must not smuggle in other keys
 
 
 def _fault(item: Mapping[str, Any], where: Path | str, text: str) -> InputError:
@@ -370,6 +385,10 @@ def _line_of(names: Sequence[str], text: str) -> int | None:
     return None
 
 
+def _toml_key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml_value(key)
+
+
 def _toml_value(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
@@ -379,5 +398,5 @@ def _toml_value(value: Any) -> str:
         )
         return f'"{escaped}"'
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key} = {_toml_value(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{_toml_key(key)} = {_toml_value(item)}" for key, item in value.items()) + "}"
     return repr(value)

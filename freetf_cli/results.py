@@ -50,7 +50,7 @@ class DataFacts:
     """What a run needs to tell about its data.
 
     floor_bits: entropy of a row's targets in bits per sequence, the lowest CE that any model can reach; None if unknown.
-    targets: counted targets a row (None when it varies). bytes_per_token: of the train split's text, None if not text.
+    targets: counted targets a row (None when it varies). params: the task's parameters. bytes_per_token: of the train split's text, None if not text.
     """
 
     name: str
@@ -61,6 +61,7 @@ class DataFacts:
     floor_bits: float | None
     sha256: str
     bytes_per_token: float | None = None
+    params: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -160,6 +161,7 @@ class SampleGroups:
     title: str
     shared: bool
     groups: list[list[str]]
+    prompt: str = ""
 
 
 @dataclass(frozen=True)
@@ -213,3 +215,14 @@ class Finding:
     value: str
     ok: bool
     mend: str = ""
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo made and measured; seconds in all."""
+
+    folder: str
+    baseline: TrainResult
+    free: TrainResult
+    agreement: list[Agreement]
+    seconds: float

@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import platform
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -144,8 +143,6 @@ def describe_process(argv: Sequence[str]) -> dict[str, Any]:
         "schema_version": 1,
         "argv": list(argv),
         "freetf": __version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
         "packages": {name: metadata.version(name) for name in packages},
         "git": _git_state(),
     }

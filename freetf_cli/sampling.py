@@ -9,10 +9,10 @@ Shapes: B sequences, P prompt positions, T input positions (prompt and continuat
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from itertools import groupby
+from itertools import count, groupby, product
 from typing import Literal
 
 import numpy as np
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from freetf_cli.data.tokenizer import Tokenizer
 from freetf_cli.errors import InputError
-from freetf_cli.model.decoder import Decoder
+from freetf_cli.model.decoder import Cache, Decoder
 from freetf_cli.model.free_transformer import FreeTransformer
 from freetf_cli.model.latent import sample_codes
 from freetf_cli.results import Sample
@@ -33,11 +33,13 @@ ROWS_AT_ONCE = 256
 class SampleSpec:
     """How to sample. rows per prompt = groups × count, group by group.
 
-    z: "independent" (a Z a sequence) or "shared" (a Z a group). given_z overrides it: one list of codes a row, or one for all rows.
-    prompt_z: where the prompt's Z comes from. temperature 0 takes the likeliest token. total: tokens of prompt and continuation.
+    z: "independent" (a Z a sequence) or "shared" (a Z a group). given_z overrides it: record i for row i, or groups × count
+    records for every prompt, or one for all. prompt_z: where the prompt's Z comes from. temperature 0 takes the likeliest token.
+    total: tokens of a row, prompt and continuation; new_tokens overrides it with so many after the prompt.
     """
 
     total: int
+    new_tokens: int | None = None
     count: int = 1
     groups: int = 1
     z: Literal["independent", "shared"] = "independent"
@@ -71,7 +73,7 @@ class _Row:
     token_noise: np.ndarray  # [T - P + 1] uniform
 
 
-def sample(model: Decoder, tokenizer: Tokenizer, prompts: Sequence[str], spec: SampleSpec) -> Iterator[Sample]:
+def generate(model: Decoder, tokenizer: Tokenizer, prompts: Iterable[str], spec: SampleSpec) -> Iterator[Sample]:
     """Sequences for every prompt, in order, as they are made.
 
     Raises InputError for a prompt that the tokenizer cannot write, that leaves no room for a token, or a given Z that does not fit.
@@ -79,7 +81,7 @@ def sample(model: Decoder, tokenizer: Tokenizer, prompts: Sequence[str], spec: S
     rows = _rows(model, tokenizer, prompts, spec)
     for _, same_shape in groupby(rows, key=lambda row: (len(row.tokens), row.total)):
         while chunk := _take(same_shape, ROWS_AT_ONCE):
-            tokens_BT, z_BT = _generate(model, chunk, spec, tokenizer.separator)
+            tokens_BT, z_BT = _generate_rows(model, chunk, spec, tokenizer.separator)
             for row, tokens, z in zip(chunk, tokens_BT, z_BT or [None] * len(chunk), strict=True):
                 yield Sample(row.prompt, tokenizer.decode(tokens), row.group, row.index, spec.seed, z)
 
@@ -97,41 +99,59 @@ def _take(rows: Iterator[_Row], count: int) -> list[_Row]:
     return [row for _, row in zip(range(count), rows, strict=False)]
 
 
-def _rows(model: Decoder, tokenizer: Tokenizer, prompts: Sequence[str], spec: SampleSpec) -> Iterator[_Row]:
+def _rows(model: Decoder, tokenizer: Tokenizer, prompts: Iterable[str], spec: SampleSpec) -> Iterator[_Row]:
     """Every row of every prompt, group by group; prompts are checked as they come."""
     bits = model.latent.bits if isinstance(model, FreeTransformer) else 0
-    number = 0
+    numbers = count()
     for place, prompt in enumerate(prompts):
         tokens = prompt_tokens(tokenizer, prompt)
-        if len(tokens) >= spec.total:
-            what = f"the prompt has {len(tokens)} tokens, and prompt and continuation together may have {spec.total}"
-            raise InputError(what, f"prompt {prompt[:40]!r}", "raise --max-tokens or shorten the prompt")
-        for group in range(spec.groups):
-            for index in range(spec.count):
-                yield _row(prompt, tokens, (place, group, index), spec, bits, _given(spec, number))
-                number += 1
+        total = spec.total if spec.new_tokens is None else len(tokens) + spec.new_tokens
+        if len(tokens) >= total:
+            what = f"the prompt has {len(tokens)} tokens, and a row of the data only {total}"
+            raise InputError(what, f"prompt {prompt[:40]!r}", "say with --max-tokens how many to add")
+        for group, index in product(range(spec.groups), range(spec.count)):
+            given = _given(spec, next(numbers))
+            if given is not None:
+                total = _fitting(total, len(tokens), given, tokenizer)
+            yield _row(prompt, tokens, total, (place, group, index), spec, bits, given)
 
 
 def _given(spec: SampleSpec, number: int) -> Sequence[int] | None:
+    """The codes given for row `number`, counted over all prompts."""
     if spec.given_z is None:
         return None
-    return spec.given_z[0] if len(spec.given_z) == 1 else spec.given_z[number]
+    records, rows = len(spec.given_z), spec.groups * spec.count
+    if records == 1 or records == rows:
+        return spec.given_z[number % records]
+    if number >= records:
+        need = f"{rows} rows a prompt need as many records, or one for all"
+        raise InputError(f"--z has {records} records, too few for row {number + 1}", hint=need)
+    return spec.given_z[number]
 
 
-def _row(prompt: str, tokens: list[int], place: tuple[int, int, int], spec: SampleSpec, bits: int, given: Sequence[int] | None) -> _Row:
-    inputs, (_, group, index) = spec.total - 1, place
+def _fitting(total: int, prompt: int, given: Sequence[int], tokenizer: Tokenizer) -> int:
+    """The length of a row that replays given codes: a text that ended early has fewer of them than a full row."""
+    if len(given) >= total - 1:
+        return total
+    if tokenizer.separator is None or len(given) < prompt:
+        raise InputError(f"--z: a record has {len(given)} codes, and {total - 1} input positions need one each", hint="lower --max-tokens")
+    return len(given) + 1
+
+
+def _row(
+    prompt: str, tokens: list[int], total: int, place: tuple[int, int, int], spec: SampleSpec, bits: int, given: Sequence[int] | None
+) -> _Row:
+    _, group, index = place
     latent_key = place[:2] if spec.z == "shared" else place  # a group that shares Z shares its prompt's draw too
     if given is None:
-        codes = _stream(spec.seed, _Stream.PRIOR, latent_key).integers(0, 2**bits, inputs)
-    elif len(given) < inputs:
-        raise InputError(f"a given Z has {len(given)} codes, and {inputs} positions need one each", "--z", "lower --max-tokens")
+        codes = _stream(spec.seed, _Stream.PRIOR, latent_key).integers(0, 2**bits, total - 1)
     else:
-        codes = np.asarray(given[:inputs], dtype=np.int64)
+        codes = np.asarray(given[: total - 1], dtype=np.int64)
     noise = None
     if bits and given is None and spec.prompt_z == "posterior":
         noise = _stream(spec.seed, _Stream.POSTERIOR, latent_key).random((len(tokens), bits), dtype=np.float32)
-    token_noise = _stream(spec.seed, _Stream.TOKENS, place).random(spec.total - len(tokens))
-    return _Row(prompt, tokens, spec.total, group, index, codes, noise, token_noise)
+    token_noise = _stream(spec.seed, _Stream.TOKENS, place).random(total - len(tokens))
+    return _Row(prompt, tokens, total, group, index, codes, noise, token_noise)
 
 
 def _stream(seed: int, purpose: _Stream, place: tuple[int, ...]) -> np.random.Generator:
@@ -139,7 +159,7 @@ def _stream(seed: int, purpose: _Stream, place: tuple[int, ...]) -> np.random.Ge
 
 
 @torch.inference_mode()
-def _generate(
+def _generate_rows(
     model: Decoder, rows: Sequence[_Row], spec: SampleSpec, separator: int | None
 ) -> tuple[list[list[int]], list[list[int]] | None]:
     """Tokens and codes of rows with equally long prompts; both end where the row's text does."""
@@ -167,24 +187,24 @@ def _generate(
     return texts, [z[: len(text) - 1] for z, text in zip(z_BT.tolist(), texts, strict=True)]
 
 
-def _read_prompt(model: Decoder, tokens_BP: Tensor, z_BT: Tensor, rows: Sequence[_Row], cache: object) -> Tensor:
+def _read_prompt(model: Decoder, tokens_BP: Tensor, z_BT: Tensor, rows: Sequence[_Row], cache: Cache) -> Tensor:
     """Fill the cache with the prompt; the logits after it, [B, V]. Codes drawn by the encoder are written into z_BT."""
     if not isinstance(model, FreeTransformer):
-        return model.read_out(model.hidden(tokens_BP, cache)[:, -1])  # type: ignore[arg-type]
+        return model.read_out(model.hidden(tokens_BP, cache)[:, -1])
     prompt = tokens_BP.shape[1]
-    x_BPD = model.lower(tokens_BP, cache)  # type: ignore[arg-type]
+    x_BPD = model.lower(tokens_BP, cache)
     if rows[0].posterior_noise is not None:
         noise_BPH = torch.from_numpy(np.stack([row.posterior_noise for row in rows if row.posterior_noise is not None])).to(x_BPD.device)
         z_BT[:, :prompt] = sample_codes(model.infer_latent(x_BPD, tokens_BP), noise_BPH)
-    hidden_BPD = model.upper(x_BPD, model.post_sampler(z_BT[:, :prompt]), cache)  # type: ignore[arg-type]
+    hidden_BPD = model.upper(x_BPD, model.post_sampler(z_BT[:, :prompt]), cache)
     return model.read_out(hidden_BPD[:, -1])
 
 
-def _next_logits(model: Decoder, tokens_B1: Tensor, z_B1: Tensor, cache: object) -> Tensor:
+def _next_logits(model: Decoder, tokens_B1: Tensor, z_B1: Tensor, cache: Cache) -> Tensor:
     """One more position through the cache; the logits after it, [B, V]. No encoder here."""
     if isinstance(model, FreeTransformer):
-        return model(tokens_B1, z_B1, cache)[:, -1]  # type: ignore[no-any-return]
-    return model(tokens_B1, cache)[:, -1]  # type: ignore[no-any-return]
+        return model(tokens_B1, z_B1, cache)[:, -1]
+    return model(tokens_B1, cache)[:, -1]
 
 
 def choose_tokens(logits_BV: Tensor, noise_B: Tensor, spec: SampleSpec) -> Tensor:
@@ -216,7 +236,7 @@ def _until(separator: int | None, tokens: list[int], prompt: int) -> list[int]:
 
 def figure4_samples(model: Decoder, tokenizer: Tokenizer, prompt: str, spec: SampleSpec, groups: int) -> dict[str, list[Sample]]:
     """The paper's Figure 4 for one prompt: one group with independent Z, and for a Free model `groups` groups that share one each."""
-    out = {"independent": list(sample(model, tokenizer, [prompt], replace(spec, z="independent", groups=1)))}
+    out = {"independent": list(generate(model, tokenizer, [prompt], replace(spec, z="independent", groups=1)))}
     if isinstance(model, FreeTransformer):
-        out["shared"] = list(sample(model, tokenizer, [prompt], replace(spec, z="shared", groups=groups)))
+        out["shared"] = list(generate(model, tokenizer, [prompt], replace(spec, z="shared", groups=groups)))
     return out

@@ -66,9 +66,9 @@ def run_process(environment: dict[str, str]) -> Callable[..., Outcome]:
     """`run_process("recipe", "list", cwd=…)`: freetf in a process of its own, for streams, signals and start-up."""
 
     def run(*args: object, input: str | None = None, timeout: float = 60, **settings: object) -> Outcome:
-        environment = {**environment, **settings.pop("env", {})}  # type: ignore[dict-item]
+        variables = {**environment, **settings.pop("env", {})}  # type: ignore[dict-item]
         command = [sys.executable, "-m", "freetf_cli", *(str(arg) for arg in args)]
-        done = subprocess.run(command, input=input, capture_output=True, text=True, timeout=timeout, env=environment, **settings)  # type: ignore[call-overload]
+        done = subprocess.run(command, input=input, capture_output=True, text=True, timeout=timeout, env=variables, **settings)  # type: ignore[call-overload]
         return Outcome(done.returncode, done.stdout, done.stderr)
 
     return run

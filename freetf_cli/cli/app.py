@@ -57,10 +57,7 @@ GLOBAL_FLAGS = ("--json", "--quiet", "-q", "--verbose", "-v", "--debug")
 def main(argv: list[str] | None = None) -> int:
     """Run one command line and return its exit code; `argv` is without the program's name."""
     words = after_command(sys.argv[1:] if argv is None else argv)
-    prepare_failed = failures.prepare_streams()
-    if prepare_failed:
-        return prepare_failed
-    code = failures.attempt(lambda: _run(words), words)
+    code = failures.attempt(failures.prepare_streams, words) or failures.attempt(lambda: _run(words), words)
     # What is still buffered may meet a full disk or a closed pipe only now.
     return code or failures.attempt(sys.stdout.flush, words)
 

@@ -28,17 +28,17 @@ class PipeClosed(FreetfError):
         return []
 
 
-def prepare_streams() -> int:
-    """Make the standard streams safe to write to; not 0: they cannot be, give up with this exit code."""
+def prepare_streams() -> None:
+    """Make the standard streams safe to use, also where a parent closed them."""
+    if sys.stdin is None:
+        sys.stdin = Path(os.devnull).open(encoding="utf-8")  # noqa: SIM115 (they live as long as the process)
     if sys.stderr is None:
-        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (it lives as long as the process)
+        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
     if sys.stdout is None:
         # A file that a command opens would get the number of the closed stream, and prints would land in it.
-        _say(["standard output is closed"])
-        return ExitCode.FAILED
+        raise FreetfError("standard output is closed")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # κ on an ASCII terminal is no reason to fail
-    return ExitCode.OK
 
 
 def attempt(work: Callable[[], int | None], words: Sequence[str]) -> int:
@@ -77,7 +77,7 @@ def as_failure(error: BaseException, words: Sequence[str]) -> FreetfError:
 
 def _usage_failure(error: Any) -> InputError:
     """A Typer error: `no such option '--cuont'; did you mean '--count'?`."""
-    message = error.format_message().split(" (Possible options:")[0].split(" Did you mean")[0].rstrip(".")
+    message = error.format_message().split(" (Possible options:")[0].split(" Did you mean")[0].replace("Value error, ", "").rstrip(".")
     context = getattr(error, "ctx", None)
     hint = f"see `{context.command_path} --help`" if context else "see `freetf --help`"
     if context and message.startswith("No such option"):
@@ -126,7 +126,8 @@ def error_record(failure: FreetfError) -> dict[str, Any]:
 
 
 def _say(lines: Sequence[str]) -> None:
-    _write([f"freetf: error: {line}" for line in lines])
+    shown = (re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", line) for line in lines)
+    _write([f"freetf: error: {line}" for line in shown])  # without control characters: a file name may not steer the terminal
 
 
 def _write(lines: Sequence[str]) -> None:

@@ -52,7 +52,7 @@ def _starting(incomplete: str, choices: Iterable[str]) -> list[str]:
 
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout; errors become JSON on stderr.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, warnings or hints on stderr.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no hints on stderr; warnings stay.")]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Tell more on stderr.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 

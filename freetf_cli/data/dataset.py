@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from freetf_cli.data import tokenizer as tokenizers
 from freetf_cli.data.manifest import DOCUMENTS, MANIFEST, OFFSETS, Manifest, SplitFacts, parse_manifest, token_type
-from freetf_cli.data.tokenizer import Ids
+from freetf_cli.data.tokenizer import Ids, Tokenizer
 from freetf_cli.errors import InputError, nearest
 
 LARGEST_MANIFEST = 16 << 20  # bytes

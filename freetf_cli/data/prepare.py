@@ -21,9 +21,9 @@ from fractions import Fraction
 from pathlib import Path
 
 from freetf_cli.data import tokenizer as tokenizers
-from freetf_cli.data.manifest import Origin, Manifest, SPLIT_NAME
+from freetf_cli.data.manifest import SPLIT_NAME, Manifest, Origin
 from freetf_cli.data.tasks.base import BLOCK, Task, generator
-from freetf_cli.data.text import Document, STDIN, read_documents
+from freetf_cli.data.text import STDIN, Document, read_documents
 from freetf_cli.data.tokenizer import Tokenizer
 from freetf_cli.data.writer import DatasetWriter, refuse_existing
 from freetf_cli.errors import InputError
@@ -193,16 +193,20 @@ def _train_texts(documents: Iterator[Document], dealer: Dealer) -> Iterator[str]
 
 
 def _readable_twice(paths: Sequence[str | Path], field: str | None, stack: ExitStack) -> list[str | Path]:
-    """Standard input goes to a temporary file: BPE reads everything twice."""
-    readable: list[str | Path] = []
-    for path in paths:
+    """Pipes go to a temporary file: BPE reads everything twice."""
+    return [_spooled(path, field, stack) if str(path) == STDIN or Path(path).is_fifo() else path for path in paths]
+
+
+def _spooled(path: str | Path, field: str | None, stack: ExitStack) -> Path:
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="freetf-")))
+    file = folder / ("stdin.jsonl" if field else "stdin")
+    with file.open("wb") as out:
         if str(path) == STDIN:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="freetf-")))
-            path = folder / ("stdin.jsonl" if field else "stdin")
-            with path.open("wb") as file:
-                shutil.copyfileobj(sys.stdin.buffer, file)
-        readable.append(path)
-    return readable
+            shutil.copyfileobj(sys.stdin.buffer, out)
+        else:
+            with Path(path).open("rb") as pipe:
+                shutil.copyfileobj(pipe, out)
+    return file
 
 
 def _dealt(documents: Iterator[Document], dealer: Dealer, notes: list[str]) -> Iterator[tuple[str, Document]]:
@@ -222,7 +226,7 @@ def _dealt(documents: Iterator[Document], dealer: Dealer, notes: list[str]) -> I
     name, document = held
     parts = [part for part in dealer.shares if part in empty or part == name]
     notes.append(f"too few documents for every split: {document.source} is cut into {', '.join(parts)}")
-    yield from _cut_up(document, {part: empty.get(part, 1 - sum(empty.values())) for part in parts})
+    yield from _cut_up(document, {part: empty.get(part, 1 - sum(empty.values(), Fraction())) for part in parts})
 
 
 def _cut_up(document: Document, shares: Mapping[str, Fraction]) -> Iterator[tuple[str, Document]]:

@@ -14,6 +14,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -26,6 +27,7 @@ SEPARATOR = "<|endoftext|>"
 FILE = "tokenizer.json"
 LARGEST_FILE = 64 << 20  # bytes; the tokenizers of the largest models have about 20 MB
 LARGEST_VOCABULARY = 1 << 24  # tokens
+NO_BYTE = 0xFF  # a byte that UTF-8 never holds
 SMALLEST_BPE = 257  # every byte, and the separator
 
 Ids = NDArray[np.int64]
@@ -47,12 +49,11 @@ class Tokenizer:
         vocabulary = self._inner.get_vocab()
         self.vocab_size: int = max(vocabulary.values(), default=-1) + 1
         self.separator: int | None = self._inner.token_to_id(SEPARATOR)
-        kind = str(json.loads(text)["model"].get("type"))
+        tree = json.loads(text)
+        kind = str(tree["model"].get("type"))
         tokens = {token: i for token, i in vocabulary.items() if i != self.separator}
-        self._table: dict[str, int] | None = None
-        self._bytes = text == _byte_level_json()
-        if kind == "WordLevel" and all(len(token) == 1 for token in tokens):
-            self._table = tokens
+        self._bytes = _is_byte_level(tree, tokens)
+        self._table = tokens if _is_characters(tree, tokens) else None
         self._lossless = self._bytes or _spells_all_bytes(self._inner)
         self._unknown = self._inner.token_to_id(getattr(self._inner.model, "unk_token", None) or "")
         self.name = "bytes" if self._bytes else "characters" if self._table else f"{kind.lower()}:{self.vocab_size}"
@@ -64,7 +65,8 @@ class Tokenizer:
 
     def encode(self, text: str, where: str = "") -> list[int]:
         """The ids of a text, without separators; `where` is named when a character is outside the vocabulary."""
-        return self.encode_array(text, where).tolist()
+        ids: list[int] = self.encode_array(text, where).tolist()
+        return ids
 
     def encode_array(self, text: str, where: str = "") -> Ids:
         """The same as an array [tokens]."""
@@ -82,7 +84,7 @@ class Tokenizer:
         """The text of ids, separators left out; bytes that are no UTF-8 become U+FFFD."""
         kept = [int(i) for i in ids if i != self.separator]
         if self._bytes:
-            return bytes(kept).decode("utf-8", errors="replace")
+            return bytes(min(i, NO_BYTE) for i in kept).decode("utf-8", errors="replace")
         return str(self._inner.decode(kept, skip_special_tokens=False))
 
     def _encode_characters(self, text: str, table: dict[str, int], where: str) -> Ids:
@@ -99,16 +101,17 @@ class Tokenizer:
         return ids
 
     def _refuse_dropped(self, text: str, ids: Ids, offsets: list[tuple[int, int]], where: str) -> None:
-        """Some tokenizers drop what they do not know, or write an unknown token for it."""
+        """Some tokenizers write an unknown token for what they do not know, or drop it: then the tokens' spans leave a gap."""
         end = 0
         for token, (first, last) in zip(ids, offsets, strict=True):
-            if token == self._unknown and self._unknown is not None:
+            if token == self._unknown:
                 raise _outside(text, first, where)
-            if gap := text[end:first].strip():
-                raise _outside(text, text.index(gap[0], end), where)
+            if text[end:first].strip():
+                break
             end = max(end, last)
-        if gap := text[end:].strip():
-            raise _outside(text, text.index(gap[0], end), where)
+        if text[end:].strip():
+            alone = (i for i, c in enumerate(text) if not c.isspace() and not self._inner.encode(c, add_special_tokens=False).ids)
+            raise _outside(text, next(alone, end), where)
 
 
 def characters(alphabet: str, separator: bool) -> Tokenizer:
@@ -172,6 +175,20 @@ def from_json(text: str, where: str = "") -> Tokenizer:
 def _outside(text: str, index: int, where: str) -> InputError:
     place = f"character {index}" + (f" of {where}" if where else "")
     return InputError(f"{text[index]!r} is not in the tokenizer's vocabulary", place)
+
+
+def _is_byte_level(tree: dict[str, Any], tokens: dict[str, int]) -> bool:
+    """Whether a tokenizer.json gives each byte its own value, as `byte_level` does, whichever version wrote it."""
+    before = tree.get("pre_tokenizer") or {}
+    plain = tree.get("normalizer") is None and before.get("type") == "ByteLevel" and not before.get("add_prefix_space")
+    return bool(plain and not tree["model"].get("merges") and tokens == {c: i for i, c in enumerate(_byte_spellings())})
+
+
+def _is_characters(tree: dict[str, Any], tokens: dict[str, int]) -> bool:
+    """Whether a tokenizer.json has one token a character and leaves the text as it is, as `characters` does."""
+    before = (tree.get("pre_tokenizer") or {}).get("type")
+    plain = tree.get("normalizer") is None and before == "Split" and tree["model"].get("type") == "WordLevel"
+    return bool(plain and tokens and all(len(token) == 1 for token in tokens))
 
 
 def _byte_level_json() -> str:

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -142,7 +142,7 @@ class _SplitWriter:
 
     def _flush(self) -> None:
         """Write what waits, beginning a new shard wherever one is full."""
-        ids = np.concatenate(self._waiting).astype(token_type(self._vocabulary))
+        ids = np.concatenate([self._first[:0], *self._waiting]).astype(token_type(self._vocabulary))
         self._waiting, self._held = [], 0
         while len(ids):
             if self._written == len(self._shards) * self._room:
@@ -184,10 +184,8 @@ class _HashedFile:
         return FileFacts(bytes=self._size, sha256=self._hash.hexdigest())
 
     def close(self) -> None:
-        try:
+        with suppress(OSError):  # the disk is full: that was said already, and the file goes away
             self._file.close()
-        except OSError:
-            pass  # the disk is full: that was said already, and the file goes away
 
 
 def _write_file(path: Path, data: bytes) -> None:

@@ -103,8 +103,8 @@ def _say(label: str, style: str, text: str) -> None:
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """Leave a closed pipe to the caller: rich itself would exit with code 1."""
-        raise  # noqa: PLE0704 - rich calls this while it handles the BrokenPipeError
+        """Leave a closed pipe to the caller, who has an exit code for it: rich itself would exit with 1."""
+        raise BrokenPipeError
 
 
 def _console(stream: IO[str]) -> Console:
@@ -157,8 +157,8 @@ def _braille_lookalikes() -> dict[str, str]:
 # One character for one where there is one, so that columns stay aligned.
 _LOOKALIKES = {
     **dict(zip("▁▂▃▄▅▆▇█", "_.-~=+*#", strict=True)),
-    **{"κ": "k", "×": "x", "·": "-", "–": "-", "→": ">", "∞": "inf", "✓": "+", "✗": "x"},
-    **{"│": "|", "┤": "|", "┴": "-", "└": "+", "─": "-", "╌": "-"},
+    **dict(zip("κ×·–→✓✗│┤└─", "kx-->+x||+-", strict=True)),
+    "∞": "inf",
     **_braille_lookalikes(),
 }
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from freetf_cli.render.console import page_width
-from freetf_cli.render.rows import Part, is_letters, parts
+from freetf_cli.render.rows import Part, box_title, is_letters, parts
 from freetf_cli.render.tables import print_heading, print_table
 from freetf_cli.render.units import count, share, times
 from freetf_cli.results import Agreement, SampleGroups
@@ -28,14 +28,18 @@ STYLES: dict[Part, str] = {
 }
 
 
-def figure4(groups: SampleGroups, *, console: Console, prompt: str = "") -> None:
+def figure4(groups: SampleGroups, *, console: Console, latent: bool = True) -> None:
     """Print one box a group, each line a sequence; side by side where two fit.
 
-    prompt: what the rows were given, shown dim; a letters row shows its own.
+    The rows' prompt is dim. latent: False for a baseline.
     """
     if groups.title:
         print_heading(console, groups.title)
-    boxes = [_box(rows, prompt, shared=groups.shared) for rows in groups.groups if rows]
+    boxes = [
+        _box(rows, groups.prompt, box_title(shared=groups.shared, latent=latent), "green" if groups.shared else "blue")
+        for rows in groups.groups
+        if rows
+    ]
     for line in _lines(boxes, groups, page_width(console)):
         console.print(line)
 
@@ -54,12 +58,10 @@ def agreement_table(agreement: Sequence[Agreement], *, console: Console) -> None
     print_table(console, ["agreement on", "within", "across", "ratio", "pairs within / across"], rows, right=(1, 2, 3, 4))
 
 
-def _box(rows: Sequence[str], prompt: str, *, shared: bool) -> Panel:
+def _box(rows: Sequence[str], prompt: str, title: str, colour: str) -> Panel:
     body = Text("\n").join(row_text(row, prompt) for row in rows)
     body.overflow = "fold"
-    colour = "green" if shared else "blue"
-    title = Text("shared Z" if shared else "independent Z", style=f"bold {colour}")
-    return Panel(body, title=title, title_align="left", border_style=colour, expand=False)
+    return Panel(body, title=Text(title, style=f"bold {colour}"), title_align="left", border_style=colour, expand=False)
 
 
 def _lines(boxes: list[Panel], groups: SampleGroups, width: int) -> list[Panel | Table]:

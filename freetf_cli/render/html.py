@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from freetf_cli.render.console import visible
-from freetf_cli.render.rows import parts
+from freetf_cli.render.rows import box_title, parts
 from freetf_cli.results import SampleGroups
 
 SAMPLES_CSS = """
@@ -50,10 +50,10 @@ def facts(rows: Sequence[tuple[str, str]]) -> str:
     return "<dl>" + "".join(f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for name, value in rows) + "</dl>"
 
 
-def samples_html(groups: SampleGroups, prompt: str = "") -> str:
-    """Figure 4's boxes: blue for independent Z, green for one Z a group."""
-    kind, title = ("shared", "shared Z") if groups.shared else ("independent", "independent Z")
-    boxes = (f'<figure class="box {kind}"><figcaption>{title}</figcaption>{_rows(rows, prompt)}</figure>' for rows in groups.groups if rows)
+def samples_html(groups: SampleGroups, *, latent: bool = True) -> str:
+    """Figure 4's boxes: blue for independent Z, green for one Z a group. latent: False for a baseline."""
+    kind, title = "shared" if groups.shared else "independent", box_title(shared=groups.shared, latent=latent)
+    boxes = (f'<figure class="box {kind}"><figcaption>{title}</figcaption>{_rows(rows, groups.prompt)}</figure>' for rows in groups.groups if rows)
     heading = f"<h3>{text(groups.title)}</h3>" if groups.title else ""
     return f'{heading}<div class="groups">{"".join(boxes)}</div>'
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
+from freetf_cli.render.console import visible
 from freetf_cli.render.series import Series, y_limit
 from freetf_cli.render.units import count, figure, is_number
 
@@ -96,7 +97,7 @@ def _x_range(series: Sequence[Series]) -> tuple[float, float]:
 def _labels(series: Sequence[Series], floor: float | None, top: float, height: int) -> dict[int, tuple[str, str]]:
     """Text and style by row: each at the height where its curve ends, or on the nearest free row."""
     wanted = [(one.points()[-1][1], one.name, STYLES.get(one.colour_class, "")) for one in series if one.points()]
-    wanted = [(y, f"{name} {figure(y)}", style) for y, name, style in wanted]
+    wanted = [(y, f"{visible(name)} {figure(y)}", style) for y, name, style in wanted]
     if floor is not None:
         wanted.append((floor, f"floor {figure(floor)}", STYLES["floor"]))
     labels: dict[int, tuple[str, str]] = {}

@@ -148,7 +148,7 @@ def plain_line(progress: results.Progress) -> str:
     line, to = progress.metrics, scale(progress.facts)
     words = [f"step {count(line.step)}/{count(progress.steps)}"]
     if line.split != "train":
-        words.append(f"held out ({line.split})")
+        words.append(f"held out ({visible(line.split)})")
     words.append(f"loss {figure(line.loss, 4)} nats/token")
     words.append(f"CE {figure(to.bits(line.ce))}" + (f", KL {figure(to.bits(line.kl))}" if _has_latent(line) else "") + f" {to.unit}")
     if to.floor is not None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import PurePath
 
 from freetf_cli.render.html import SAMPLES_CSS, facts, flattened, samples_html, table, text
-from freetf_cli.render.series import Series, bit_series, curve, last_metrics, split_metrics
+from freetf_cli.render.series import Series, bit_series, curve, last_metrics, split_metrics, without_nulls
 from freetf_cli.render.style import PAGE_CSS
 from freetf_cli.render.svg import CHART_CSS, line_chart
 from freetf_cli.render.terminal import kind_text, memory_rows, overhead_text
@@ -18,6 +19,7 @@ GOOD, BAD = ("finished", "complete", "done"), ("failed", "error", "diverged")
 
 def report_html(summary: RunSummary) -> str:
     """The whole page."""
+    summary = replace(summary, metrics=without_nulls(summary.metrics))
     title = PurePath(summary.run).name or summary.run
     sections = [
         _headline(summary, title),
@@ -45,7 +47,8 @@ def _headline(summary: RunSummary, title: str) -> str:
     about = summary.recipe.get("description") or ""
     return (
         f'<header><p class="kicker">{text(kind_text(summary.kind))} <span class="status {mood}">{text(summary.status)}</span></p>'
-        f"<h1>{text(title)}</h1>{f'<p class=about>{text(about)}</p>' if about else ''}<p class=data>{text(data)}</p></header>{_key_figures(summary)}"
+        f"<h1>{text(title)}</h1>{f'<p class=about>{text(about)}</p>' if about else ''}<p class=data>{text(data)}</p></header>"
+        f"{_key_figures(summary)}"
     )
 
 
@@ -76,9 +79,7 @@ def _reading(summary: RunSummary, last: Metrics, to: Scale) -> str:
     if to.floor is not None:
         gap = to.length(last) - to.floor
         side = "below" if gap < 0 else "above"
-        words.append(
-            f"The code length, {'CE + KL' if free else 'CE'}, lies {figure(abs(gap))} bits {side} the floor, which is the entropy of the data."
-        )
+        words.append(f"The code length, {'CE + KL' if free else 'CE'}, lies {figure(abs(gap))} bits {side} the floor, the data's entropy.")
     elif summary.facts.floor_bits is not None:
         words.append(f"The floor is {text(floor_text(summary.facts))}; rows differ in length, so it has no place on this scale.")
     use = latent_use(last, to) if free else None
@@ -123,7 +124,7 @@ def _small(summary: RunSummary) -> list[tuple[Series, str]]:
 
 
 def _samples(summary: RunSummary) -> str:
-    body = "".join(samples_html(groups) for groups in summary.samples)
+    body = "".join(samples_html(groups, latent=summary.kind == "free") for groups in summary.samples)
     if summary.agreement:
         rows = [
             [one.factor, share(one.within), share(one.across), times(one.ratio), count(one.pairs_within), count(one.pairs_across)]

@@ -14,6 +14,11 @@ Part = Literal["prompt", "blank", "noise", "target", "wrong", "text"]
 _LETTERS = re.compile(r"[A-Z]>[A-Z_!>]*")
 
 
+def box_title(*, shared: bool, latent: bool) -> str:
+    """What is written over a box of samples."""
+    return "shared Z" if shared else "independent Z" if latent else "no Z"
+
+
 def is_letters(row: str) -> bool:
     return _LETTERS.fullmatch(row) is not None
 

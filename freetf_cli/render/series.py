@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from freetf_cli.render.units import Scale, is_number
 from freetf_cli.results import Metrics
@@ -23,6 +24,13 @@ class Series:
         return [(x, y) for x, y in zip(self.xs, self.ys, strict=True) if is_number(x) and is_number(y)]
 
 
+def without_nulls(metrics: Sequence[Metrics]) -> list[Metrics]:
+    """NaN for each null: metrics.jsonl has null where a run that diverged had NaN, and a record read back may hold None."""
+    names = ("loss", "ce", "kl", "penalty", "above_kappa", "kappa")
+    faults: list[dict[str, Any]] = [{name: math.nan for name in names if getattr(line, name) is None} for line in metrics]
+    return [replace(line, **changes) if changes else line for line, changes in zip(metrics, faults, strict=True)]
+
+
 def split_metrics(metrics: Sequence[Metrics]) -> tuple[list[Metrics], list[Metrics]]:
     """Training lines, and held-out lines (whatever that split is called)."""
     train = [line for line in metrics if line.split == "train"]
@@ -32,7 +40,8 @@ def split_metrics(metrics: Sequence[Metrics]) -> tuple[list[Metrics], list[Metri
 def last_metrics(metrics: Sequence[Metrics]) -> Metrics | None:
     """The newest held-out line, else the newest training line."""
     train, held_out = split_metrics(metrics)
-    return (held_out or train or [None])[-1]
+    lines = held_out or train
+    return lines[-1] if lines else None
 
 
 def curve(name: str, lines: Sequence[Metrics], value: Callable[[Metrics], float | None], colour_class: str) -> Series:

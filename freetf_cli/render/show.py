@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from rich.console import Console
 from rich.text import Text
 
-from freetf_cli.render.console import out, page_width
+from freetf_cli.render.console import out, page_width, visible
 from freetf_cli.render.figure4 import agreement_table, figure4
 from freetf_cli.render.plot import line_plot, sparkline
-from freetf_cli.render.series import Series, bit_series, curve, last_metrics, split_metrics
+from freetf_cli.render.series import Series, bit_series, curve, last_metrics, split_metrics, without_nulls
 from freetf_cli.render.tables import print_facts, print_heading, print_table
 from freetf_cli.render.terminal import kind_text, loss_text, model_text, plan_facts, print_sizes
 from freetf_cli.render.units import MISSING, count, figure, floor_text, latent_use, scale, size
@@ -25,6 +27,7 @@ HIGHLIGHTS = (
 def run_summary(summary: RunSummary) -> None:
     """Recipe, sizes, curves, checkpoints, last samples."""
     console = out()
+    summary = replace(summary, metrics=without_nulls(summary.metrics))
     _head(console, summary)
     _curves(console, summary)
     if summary.checkpoints:
@@ -33,7 +36,7 @@ def run_summary(summary: RunSummary) -> None:
         print_table(console, ["step", "held-out loss, nats/token", "", "size", "path"], rows, right=(0, 1, 3))
     print_sizes(console, summary.plan)
     for groups in summary.samples:
-        figure4(groups, console=console)
+        figure4(groups, console=console, latent=summary.kind == "free")
     if summary.agreement:
         console.print()
         agreement_table(summary.agreement, console=console)
@@ -41,7 +44,7 @@ def run_summary(summary: RunSummary) -> None:
 
 def _head(console: Console, summary: RunSummary) -> None:
     facts: list[tuple[str, str | Text]] = [
-        ("run", Text(summary.run, style="bold")),
+        ("run", Text(visible(summary.run), style="bold")),
         ("status", summary.status),
         ("model", model_text(summary.plan)),
     ]

@@ -28,13 +28,16 @@ p { max-width: 44rem }
 .data, .reading, .empty { color: var(--soft); margin: .2rem 0; font-size: .93rem; overflow-wrap: anywhere }
 .status { margin-left: .5rem; padding: .05rem .55rem; border: 1px solid; border-radius: 1rem; font-size: .8rem }
 .status.good { color: var(--floor) } .status.bad { color: var(--noise) } .status.open { color: var(--length) }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .2rem 1.6rem; margin: 1.8rem 0 .9rem; max-width: 60rem }
-.card { display: flex; flex-direction: column; border-top: 3px solid var(--edge); padding: .45rem 0 .6rem; font-variant-numeric: tabular-nums }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 14rem));
+  gap: .2rem 1.6rem; margin: 1.8rem 0 .9rem }
+.card { display: flex; flex-direction: column; border-top: 3px solid var(--edge); padding: .45rem 0 .6rem;
+  font-variant-numeric: tabular-nums }
 .card .name { color: var(--edge); font-weight: 600; font-size: .9rem }
 .card .value { font-size: 2rem; line-height: 1.2; font-family: var(--serif) }
 .card .unit, .card .nats { color: var(--soft); font-size: .82rem }
 .k-ce { --edge: var(--ce) } .k-kl { --edge: var(--kl) } .k-length { --edge: var(--length) } .k-floor { --edge: var(--floor) }
-.small { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 19rem), 1fr)); gap: 1.6rem 2rem; margin-top: 2rem; max-width: 100% }
+.small { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 19rem), 1fr));
+  gap: 1.6rem 2rem; margin-top: 2rem; max-width: 100% }
 .small > div { max-width: 34rem }
 .narrow { display: none }
 .scroll { overflow-x: auto; margin: .3rem 0 1rem }
@@ -50,15 +53,19 @@ dl div { display: grid; grid-template-columns: 10rem 1fr; gap: .2rem 1rem; paddi
 dt { color: var(--soft) } dd { margin: 0; overflow-wrap: anywhere }
 .pair { display: flex; flex-wrap: wrap; gap: 0 4rem; align-items: flex-start } .pair > * { min-width: 0; max-width: 100% }
 .tables { columns: 3 17rem; column-gap: 2.5rem } .tables > div { break-inside: avoid; padding-bottom: .4rem } .tables h3 { margin-top: 0 }
-.tables td:first-child { color: var(--soft) } .tables table { width: 100% } .tables td { white-space: normal; overflow-wrap: anywhere }
-.command { overflow-x: auto; font: .85rem/1.5 var(--mono); background: var(--panel); border: 1px solid var(--rule); border-radius: 6px; padding: .6rem .8rem; margin: 0 0 1rem }
+.tables td:first-child { color: var(--soft) } .tables td:last-child { text-align: right } .tables table { width: 100% }
+.tables td { white-space: normal; overflow-wrap: anywhere }
+.command { overflow-x: auto; font: .85rem/1.5 var(--mono); background: var(--panel);
+  border: 1px solid var(--rule); border-radius: 6px; padding: .6rem .8rem; margin: 0 0 1rem }
 @media (max-width: 640px) {
   main { padding: 1.5rem 1rem 3rem } h1 { font-size: 1.7rem } .wide { display: none } .narrow { display: block }
-  .cards { grid-template-columns: 1fr 1fr } .card .value { font-size: 1.6rem } dl div { grid-template-columns: 1fr; gap: 0; padding: .25rem 0 }
+  .cards { grid-template-columns: 1fr 1fr } .card .value { font-size: 1.6rem }
+  dl div { grid-template-columns: 1fr; gap: 0; padding: .25rem 0 }
 }
 @media print {
   :root { --page: #fff; --ink: #000; --soft: #444; --rule: #ccc } main { max-width: none; padding: 0 } body { font-size: 10pt }
   .box pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: 8pt } .scroll { overflow: visible }
-  section { break-inside: auto } h2, h3 { break-after: avoid } svg, tr { break-inside: avoid } .wide { display: block } .narrow { display: none }
+  section { break-inside: auto } h2, h3 { break-after: avoid } svg, tr { break-inside: avoid }
+  .wide { display: block } .narrow { display: none }
 }
 """

@@ -24,7 +24,7 @@ def print_table(
     table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False, show_edge=False, padding=(0, 1))
     for column, name in enumerate(headers):
         numbers = column in right
-        table.add_column(name, justify="right" if numbers else "left", no_wrap=numbers, overflow="fold")
+        table.add_column(as_text(name), justify="right" if numbers else "left", no_wrap=numbers, overflow="fold")
     for number, row in enumerate(rows):
         last = number == len(rows) - 1
         table.add_row(*(as_text(cell) for cell in row), style="bold" if total and last else "")
@@ -44,7 +44,7 @@ def print_facts(console: Console, facts: Sequence[tuple[str, Cell]]) -> None:
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
     for name, value in facts:
-        grid.add_row(name, as_text(value))
+        grid.add_row(as_text(name), as_text(value))
     console.print(grid)
 
 
@@ -65,7 +65,7 @@ def _print_stacked(console: Console, headers: Sequence[str], rows: Sequence[Sequ
         for name, cell in zip(headers, row, strict=True):
             line = as_text(cell)
             if name:
-                line = Text.assemble((f"{name} ", "dim"), line)
+                line = Text.assemble((f"{visible(name)} ", "dim"), line)
             elif cell is row[0]:
                 line.stylize("dim")
             console.print(line, overflow="fold")

@@ -11,10 +11,9 @@ from rich.text import Text
 
 from freetf_cli.render.console import hint, out, visible
 from freetf_cli.render.figure4 import row_text
-from freetf_cli.render.tables import print_facts, print_heading, print_table
+from freetf_cli.render.tables import Cell, print_facts, print_heading, print_table
 from freetf_cli.render.units import MISSING, count, duration, figure, floor_text, scale, share, short, signed_share, size
-from freetf_cli.results import DatasetSummary, Finding, Metrics, Plan, Sample, TrainResult
-from freetf_cli.results import DataFacts as Facts
+from freetf_cli.results import DataFacts, DatasetSummary, Finding, Metrics, Plan, Sample, TrainResult
 
 MEMORY_NAMES = {"parameters": "parameters", "gradients": "gradients", "optimizer": "optimizer state", "activations": "activations"}
 
@@ -118,7 +117,7 @@ def train_result(result: TrainResult) -> None:
     hint(f"freetf sample {run} --z shared --groups 3 --count 8" if result.kind == "free" else f"freetf sample {run} --count 8")
 
 
-def loss_text(line: Metrics, facts: Facts, kind: str) -> str:
+def loss_text(line: Metrics, facts: DataFacts, kind: str) -> str:
     """CE, and for Free KL and their sum, in bits; the objective in nats per token."""
     to = scale(facts)
     parts = f"CE {figure(to.bits(line.ce))}"
@@ -127,21 +126,13 @@ def loss_text(line: Metrics, facts: Facts, kind: str) -> str:
     return f"{parts} {to.unit} (loss {figure(line.loss, 4)} nats/token)"
 
 
-def samples(samples: Sequence[Sample], *, heading: str) -> None:
-    """Sequences as they are, one after the other. In a pipe they are raw, and nothing is added to them."""
+def sample(record: Sample) -> None:
+    """One sequence. On a terminal its prompt is dim and control characters are shown; in a pipe it is raw, a line."""
     console = out()
-    if not console.is_terminal:
-        for sample in samples:
-            console.file.write(sample.text + "\n")
-        return
-    if heading:
-        console.print(Text(visible(heading), style="bold"))
-    group: tuple[str, int] | None = None
-    for sample in samples:
-        if group not in (None, (sample.prompt, sample.group)):
-            console.print()
-        group = (sample.prompt, sample.group)
-        console.print(row_text(sample.text, sample.prompt), soft_wrap=True)
+    if console.is_terminal:
+        console.print(row_text(record.text, record.prompt), soft_wrap=True)
+    else:
+        console.file.write(record.text + "\n")
 
 
 def recipes(rows: Sequence[tuple[str, str, str, str]]) -> None:
@@ -166,7 +157,7 @@ def _value(value: Any) -> str:
 
 def findings(found: Sequence[Finding]) -> None:
     """What this machine has, and how to mend what it lacks."""
-    rows = [
+    rows: list[list[Cell]] = [
         [Text("✓", "green") if one.ok else Text("✗", "bold red"), one.name, one.value, Text(visible(one.mend), style="cyan")]
         for one in found
     ]

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from freetf_cli.checkpoint import Checkpoint, checkpoint_folders, load_weights, save_checkpoint
-from freetf_cli.data.batches import Batch, DataSource, open_data
-from freetf_cli.device import autocast_dtype
+from freetf_cli.data.batches import IGNORE, Batch, DataSource, open_data
+from freetf_cli.device import autocast_dtype, describe
 from freetf_cli.errors import FreetfError, InputError, Interrupted, Stopped
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.model.free_transformer import build_model, initialise_model
@@ -30,7 +30,7 @@ from freetf_cli.recipe import Recipe, flat
 from freetf_cli.results import Metrics, Progress, TrainResult
 from freetf_cli.run_folder import RunFolder, describe_process, now
 from freetf_cli.sampling import SampleSpec, figure4_samples, prompt_tokens
-from freetf_cli.training.objective import IGNORE, LossFunction, LossSums, loss_function
+from freetf_cli.training.objective import LossFunction, LossSums, loss_function
 from freetf_cli.training.optimizer import kappa_nats, learning_rate, load_named_state, make_optimizer, named_state
 from freetf_cli.training.signals import StopRequest
 
@@ -116,11 +116,10 @@ def _make_model(recipe: Recipe, device: torch.device, init_from: Checkpoint | No
 def _describe_run(
     recipe: Recipe, source: DataSource, device: torch.device, resume: Checkpoint | None, init_from: Checkpoint | None
 ) -> dict[str, Any]:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {
         "started": now(),
         "seed": recipe.train.seed,
-        "device": {"type": device.type, "name": name, "threads": torch.get_num_threads()},
+        "device": describe(device),
         "data": asdict(source.facts),
         "tokenizer_sha256": source.tokenizer.sha256,
         "resumed_from": resume and resume.step,
@@ -276,7 +275,7 @@ class Loop:
 
     def _autocast(self) -> AbstractContextManager[Any]:
         dtype = autocast_dtype(self.config.precision, self.device)
-        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32)
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
 
     def _compiled(self, function: LossFunction) -> LossFunction:
         on = self.config.compile == "on" or (self.config.compile == "auto" and self.device.type == "cuda")
@@ -307,6 +306,8 @@ class Loop:
         self.hooks.progress(Progress(metrics, self.config.steps, rate, remaining, self.source.facts))
 
     def _result(self, seconds: float, held_out: Metrics | None) -> TrainResult:
+        if held_out is None:  # resumed at its end: nothing was left to do
+            held_out = next((row for row in reversed(self.run.metrics()) if row.split != "train"), None)
         checkpoint = str(self.run.checkpoint(self.step))
         return TrainResult(
             str(self.run.path),

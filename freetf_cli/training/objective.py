@@ -14,11 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from freetf_cli.data.batches import IGNORE
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.model.free_transformer import FreeTransformer
 from freetf_cli.model.latent import free_bits_penalty, kl_per_token
-
-IGNORE = -100  # targets that do not count
 
 
 @dataclass(frozen=True)

@@ -130,6 +130,10 @@ def test_debug_shows_the_traceback(failing):
     assert stderr.splitlines()[-1].startswith("freetf: error: internal error")
 
 
+def test_control_characters_are_shown(run_cli):
+    assert run_cli("recipe", "\x1b[31mlist").stderr.startswith("freetf: error: no such command '\\x1b[31mlist'")
+
+
 def test_broken_pipe_is_quiet(failing):
     assert failing(BrokenPipeError(errno.EPIPE, "Broken pipe")) == (141, "", "")
 
@@ -160,7 +164,7 @@ def test_head_ends_quietly(shell):
 
 
 def test_closed_pipe_ends_quietly(shell):
-    code, _, stderr = shell("(sleep 1; freetf recipe schema; echo $? >&2) | true")
+    _, _, stderr = shell("(sleep 1; freetf recipe schema; echo $? >&2) | true")
     assert stderr == "141\n"
 
 
@@ -174,6 +178,10 @@ def test_full_disk(shell, words):
 
 def test_closed_stdout(shell):
     assert shell("freetf recipe list >&-") == (1, "", "freetf: error: standard output is closed\n")
+
+
+def test_closed_stdin(shell):
+    assert shell("freetf --version <&-") == (0, f"freetf {__version__}\n", "")
 
 
 def test_closed_stderr(shell):

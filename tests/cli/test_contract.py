@@ -60,7 +60,9 @@ def test_exit_codes_have_meanings():
 
 @pytest.mark.parametrize("words", [["--help"], *([*name.split(), "--help"] for name in NAMES)])
 def test_help_imports_no_torch(environment, words):
-    check = f"import sys; from freetf_cli.cli.app import main; main({words!r}); print({{'torch', 'numpy'}} & {{*sys.modules}}, file=sys.stderr)"
+    check = (
+        f"import sys; from freetf_cli.cli.app import main; main({words!r}); print({{'torch', 'numpy'}} & {{*sys.modules}}, file=sys.stderr)"
+    )
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=60, env=environment)
     assert done.stderr == "set()\n"
 

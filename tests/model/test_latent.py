@@ -15,10 +15,7 @@ def literal_mapper(logits: torch.Tensor, codes: torch.Tensor, table: torch.Tenso
     bits = logits.shape[-1]
     p = torch.sigmoid(logits)
     g = torch.stack(
-        [
-            torch.stack([p[..., h] if d >> h & 1 else 1 - p[..., h] for h in range(bits)], dim=-1).prod(-1)
-            for d in range(2**bits)
-        ],
+        [torch.stack([p[..., h] if d >> h & 1 else 1 - p[..., h] for h in range(bits)], dim=-1).prod(-1) for d in range(2**bits)],
         dim=-1,
     )
     y = torch.nn.functional.one_hot(codes, 2**bits).to(g)

@@ -1,7 +1,8 @@
 """blocks: find the block that holds the question's letters, the toy task of Multi-Token Attention (arXiv 2504.00927).
 
-    bjtpq.pxjvf.ulhik.qoiax#pbbjtpq        question: the blocks, `#`, the letters p and b; answer: bjtpq
+    ctrwn.yzefm.nsrdx.msglk#mkmsglk
 
+The question: four blocks, `#`, the letters m and k. The answer: msglk, the one block that holds both.
 `blocks` blocks of `n` distinct lower-case letters (5), joined by dots; `#`; `query` letters of one of them (2) in any
 order; then the answer: that block (`which` = all), or only its first or last letter. A row is `SEP text SEP`, and the loss
 counts the answer and the closing separator. blocks = 0 stands for as many whole blocks as the released row of 319 characters

@@ -1,6 +1,6 @@
 """coins: noisy copies of one hidden coin, the example of the paper's section 2.
 
-    {"text": "0110111111", "factors": {"z": 1}}
+    {"text": "0111111111111111", "factors": {"z": 1}}
 
 Z is a fair coin; each of `length` symbols (64) is Z, flipped with probability `flip` (0.1). There is no separator and no
 prompt: the first symbol is given, the others are predicted.
@@ -51,30 +51,29 @@ class Coins(Task):
         return str((seed + index) % 2)
 
     def next_is_one(self, ones: int, seen: int) -> float:
-        """P(X_{t+1} = 1 | x_1 … x_t) with `ones` ones among the t = `seen` symbols; the first symbol is fair."""
-        weights = [_power(1 - self.flip, a) * _power(self.flip, seen - a) for a in (ones, seen - ones)]
-        if not sum(weights):
-            raise ValueError(f"{ones} ones in {seen} symbols cannot happen with flip = {self.flip}")
-        return ((1 - self.flip) * weights[0] + self.flip * weights[1]) / sum(weights)
+        """P(X_{t+1} = 1 | x_1 … x_t) with `ones` ones among the t = `seen` symbols; with none seen it is 1/2."""
+        kept, flipped = 1 - self.flip, self.flip
+        heads = kept**ones * flipped ** (seen - ones)
+        tails = kept ** (seen - ones) * flipped**ones
+        return float((kept * heads + flipped * tails) / (heads + tails))
 
     def entropy(self) -> dict[str, float]:
-        """Bits per sequence, exact: all sequences with k ones have the same probability."""
+        """Bits per sequence, exact: all sequences with as many ones have the same probability."""
         length = self.row_tokens
-        sequence = -sum(
-            2 ** (math.log2(math.comb(length, k)) + each) * each for k in range(length + 1) if (each := self._log2(k)) > -math.inf
-        )
+        logs = [(math.comb(length, ones), self._log2(ones)) for ones in range(length + 1)]
+        sequence = -sum(2 ** (math.log2(ways) + log2) * log2 for ways, log2 in logs if log2 > -math.inf)
         return {"sequence": sequence, "given_first": sequence - 1}
 
     def _log2(self, ones: int) -> float:
-        """log2 of the probability of one sequence with so many ones."""
+        """log2 of the probability of one sequence with so many ones: the mean over Z."""
         zeros = self.row_tokens - ones
-        return float(np.logaddexp2(*(_log2_run(1 - self.flip, a) + _log2_run(self.flip, b) for a, b in ((ones, zeros), (zeros, ones))))) - 1
+        heads = _log2_power(1 - self.flip, ones) + _log2_power(self.flip, zeros)
+        tails = _log2_power(1 - self.flip, zeros) + _log2_power(self.flip, ones)
+        return float(np.logaddexp2(heads, tails)) - 1
 
 
-def _power(base: float, exponent: int) -> float:
-    return float(base**exponent)
-
-
-def _log2_run(p: float, count: int) -> float:
+def _log2_power(p: float, count: int) -> float:
     """log2 of p to the power of count, with 0 to the power of 0 being 1."""
-    return count * math.log2(p) if p > 0 else (0.0 if count == 0 else -math.inf)
+    if p > 0:
+        return count * math.log2(p)
+    return 0.0 if count == 0 else -math.inf

@@ -1,12 +1,12 @@
 """letters: a run of one letter somewhere in a line, under noise, as in section 4.1 of the paper.
 
-    K>_________________KKKKK!KK_____________!__________________!________
-      0                 ^position 17          noise at 22, 38, 57: the places of `!`, counted after the prompt
+    {"text": "J>________!________________!___________JJJJJJJJ___________________",
+     "factors": {"letter": "J", "position": 37, "noise": [8, 25]}}
 
-A line of `length` underscores (64); one of `letters` letters (26) and a start, both uniform; `target` copies (8) of
-the letter from there; then each character becomes `!` with probability `noise` (1/16); last, the clean prompt `K>` is put
-in front. There is no begin or end token: the letter is given, `>` costs nothing, so what a model must pay for is
-H(S | letter) = position + noise, less what the noise hides of the position.
+A line of `length` underscores (64); one of `letters` letters (26) and a start, both uniform; `target` copies (8) of the
+letter from there; then each character becomes `!` with probability `noise` (1/16); last, the clean prompt, here `J>`, is put
+in front. Positions count from 0 after the prompt. There is no begin or end token: the letter is given and `>` costs
+nothing, so what a model must pay for is H(S | letter) = position + noise, less what the noise hides of the position.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ class Letters(Task):
     """Section 4.1's sequences, with letter, position and noise as factors."""
 
     name = "letters"
-    label = "letter"
     PARAMS: ClassVar[Mapping[str, Param]] = {
         "length": Param(64, "characters after the prompt", 1, 512),
         "target": Param(8, "copies of the letter", 1, 512),
@@ -45,7 +44,7 @@ class Letters(Task):
         if self.target > self.length:
             raise InputError(f"letters: target = {self.target} is longer than length = {self.length}")
         self.places = self.length - self.target + 1
-        self.alphabet = ascii_uppercase[: self.letters] + "_!>"
+        self.alphabet: str = ascii_uppercase[: self.letters] + "_!>"
         self.row_tokens = PROMPT + self.length
         self.floor_bits = self.entropy()["given_letter"]
 

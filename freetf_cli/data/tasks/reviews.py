@@ -1,7 +1,7 @@
 """reviews: short film reviews out of a small grammar, the example that opens section 2 of the paper.
 
-    {"text": "Warm and witty, this small comedy kept me smiling to the end. See it twice.",
-     "factors": {"sentiment": "positive", "genre": "comedy"}}
+    {"text": "Bold and strange, this debut western never puts a foot wrong. I cannot recommend it enough.",
+     "factors": {"sentiment": "positive", "genre": "western"}}
 
 A review is positive or negative, each half the time, and about a film of one of five genres; both are drawn first, and
 every phrase follows them. Texts are ASCII and at most 200 characters, read as bytes; a row is `SEP text SEP`. The task has no

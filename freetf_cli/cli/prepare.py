@@ -1,0 +1,61 @@
+"""`freetf prepare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from freetf_cli.cli.options import JsonOption, QuietOption, SeedOption
+
+PathsArgument = Annotated[list[str], typer.Argument(metavar="PATH", help="Files, folders, .gz, .bz2, .zip, .jsonl; - is standard input.")]
+OutOption = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="A new folder for the data.")]
+TokenizerOption = Annotated[
+    str, typer.Option("--tokenizer", metavar="bytes|bpe:SIZE|FILE", help="Bytes, BPE trained here, or a tokenizer.json.")
+]
+SplitOption = Annotated[str, typer.Option("--split", metavar="NAME=SHARE,…", help="Shares of the documents; they sum to 1.")]
+FieldOption = Annotated[str | None, typer.Option("--field", help="The field of a JSON line that holds the text.")]
+SeparatorOption = Annotated[
+    str | None, typer.Option("--document-separator", metavar="TEXT", help="Cut each file into documents at this text.")
+]
+
+
+def prepare(
+    paths: PathsArgument,
+    out: OutOption,
+    tokenizer: TokenizerOption = "bytes",
+    split: SplitOption = "train=0.9,val=0.1",
+    field: FieldOption = None,
+    document_separator: SeparatorOption = None,
+    seed: SeedOption = 0,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Turn real text into token shards, split by document.
+
+    A folder's name becomes its documents' label where it has siblings, as pos/ and neg/ do.
+
+    $ freetf prepare reviews.zip -o data/reviews
+    $ freetf prepare books.jsonl.gz -o data/books --field text --tokenizer bpe:8192
+    """
+    from freetf_cli.data.prepare import parse_split, prepare_text
+    from freetf_cli.render import terminal
+    from freetf_cli.render.progress import counter
+    from freetf_cli.results import to_json
+
+    with counter("documents", quiet=quiet or json) as advance:
+        summary = prepare_text(
+            paths,
+            out,
+            tokenizer=tokenizer,
+            split=parse_split(split),
+            seed=seed,
+            field=field,
+            document_separator=document_separator,
+            progress=advance,
+        )
+    if json:
+        typer.echo(to_json(summary))
+    else:
+        terminal.dataset_summary(summary)

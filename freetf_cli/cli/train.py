@@ -1,0 +1,143 @@
+"""`freetf train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from freetf_cli.cli.options import DeviceOption, JsonOption, OptionalSeedOption, QuietOption, RecipeArgument, SetOption, SmokeOption
+from freetf_cli.errors import InputError
+
+if TYPE_CHECKING:
+    from freetf_cli.checkpoint import Checkpoint
+    from freetf_cli.recipe import Recipe
+    from freetf_cli.results import TrainResult
+    from freetf_cli.run_folder import RunFolder
+
+RunOption = Annotated[Path | None, typer.Option("--out", "-o", metavar="RUN", help="The run's folder; needed unless --dry-run.")]
+ResumeOption = Annotated[
+    str, typer.Option("--resume", metavar="never|auto|PATH", help="auto: go on with the run if it exists; PATH: from that checkpoint of it.")
+]
+InitOption = Annotated[
+    Path | None, typer.Option("--init-from", metavar="CHECKPOINT", help="Start from these weights; a Free model may start from its baseline.")
+]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Only tell sizes, FLOPs, memory, steps and tokens; needs neither data nor GPU.")]
+
+
+def train(
+    recipe: RecipeArgument,
+    out: RunOption = None,
+    set_: SetOption = None,
+    smoke: SmokeOption = False,
+    resume: ResumeOption = "never",
+    init_from: InitOption = None,
+    dry_run: DryRunOption = False,
+    device: DeviceOption = "auto",
+    seed: OptionalSeedOption = None,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Train a baseline or a Free Transformer from a recipe.
+
+    The run's folder describes itself: recipe, manifest, metrics.jsonl, checkpoints, samples, report.html.
+
+    $ freetf train letters-free -o runs/letters-free
+    $ freetf train letters-free -o runs/quick --smoke
+    $ freetf train letters-free -o runs/lr --set train.lr=3e-4 --set latent.kappa=0.25
+    $ freetf train paper-1.5b-free --dry-run
+    """
+    from freetf_cli.recipe import load_recipe
+
+    overrides = [*(set_ or []), *([] if seed is None else [f"train.seed={seed}"])]
+    loaded = load_recipe(recipe, smoke=smoke, overrides=overrides)
+    if dry_run:
+        return _dry_run(loaded, recipe, device, json)
+    if out is None:
+        raise InputError("no folder for the run", hint="name one: -o RUN")
+    _train(loaded, out, device, resume, init_from, json=json, quiet=quiet or json)
+
+
+def _dry_run(recipe: Recipe, name: str, device: str, json: bool) -> None:
+    from freetf_cli.device import autocast_dtype, resolve_device
+    from freetf_cli.model.cost import plan_run
+    from freetf_cli.render import terminal
+    from freetf_cli.results import to_json
+    from freetf_cli.training.loop import resolve
+
+    if recipe.model.vocab is None or recipe.model.context is None:
+        recipe, _ = resolve(recipe)
+    bf16 = recipe.train.precision == "bf16" or autocast_dtype(recipe.train.precision, resolve_device(device)) is not None
+    plan = plan_run(recipe, name, bf16=bf16)
+    if json:
+        typer.echo(to_json(plan))
+    else:
+        terminal.plan(plan)
+
+
+def _train(recipe: Recipe, out: Path, device: str, resume: str, init_from: Path | None, *, json: bool, quiet: bool) -> None:
+    from freetf_cli.checkpoint import open_checkpoint
+    from freetf_cli.render import terminal
+    from freetf_cli.render.console import warn
+    from freetf_cli.results import to_json
+
+    start = resume_from(out, resume)
+    if start is not None and init_from is not None:
+        raise InputError("--init-from starts a new run, --resume goes on with one", hint="give one of them")
+    weights = None if init_from is None else open_checkpoint(init_from, warn)
+    result = run_training(recipe, out, device, resume=start, init_from=weights, quiet=quiet)
+    if json:
+        typer.echo(to_json(result))
+    else:
+        terminal.train_result(result)
+
+
+def resume_from(out: Path, resume: str) -> Checkpoint | None:
+    """The checkpoint that --resume means: none (never, or auto without a run), the run's newest intact one, or the one named."""
+    from freetf_cli.checkpoint import Checkpoint, open_checkpoint
+    from freetf_cli.render.console import warn
+
+    if resume == "never" or (resume == "auto" and not (out / "recipe.toml").is_file()):
+        return None
+    if resume == "auto":
+        return open_checkpoint(out, warn)
+    path = Path(resume)
+    if path.resolve() == out.resolve():
+        return open_checkpoint(path, warn)
+    if path.resolve().parent != (out / "checkpoints").resolve():
+        raise InputError("--resume takes a checkpoint of the run that -o names", resume, "--init-from starts a new run from another's weights")
+    return Checkpoint.open(path)
+
+
+def run_training(
+    recipe: Recipe,
+    out: Path,
+    device: str,
+    *,
+    resume: Checkpoint | None = None,
+    init_from: Checkpoint | None = None,
+    quiet: bool = False,
+) -> TrainResult:
+    """Train with a live display, stop cleanly on signals, and keep the run's report.html current."""
+    from freetf_cli.device import resolve_device, set_threads
+    from freetf_cli.render.progress import TrainingProgress
+    from freetf_cli.run_folder import current_argv
+    from freetf_cli.training.loop import Hooks
+    from freetf_cli.training.loop import train as train_recipe
+    from freetf_cli.training.signals import stop_on_signals
+
+    set_threads(recipe.parallel.threads)
+    target = resolve_device(device)
+    with stop_on_signals() as stop, TrainingProgress(quiet=quiet) as display:
+        hooks = Hooks(progress=display.update, saved=write_report)
+        return train_recipe(recipe, out, device=target, resume=resume, init_from=init_from, hooks=hooks, stop=stop, argv=current_argv())
+
+
+def write_report(run: RunFolder) -> None:
+    """RUN/report.html as the run stands."""
+    from freetf_cli.analysis.summary import summarise
+    from freetf_cli.render.report import report_html
+    from freetf_cli.run_folder import write_durably
+
+    write_durably(run.report, report_html(summarise(run.path)))

@@ -1,0 +1,175 @@
+"""What training and sampling know of data: batches as a pure function of (seed, step), held-out rows, prompts, facts.
+
+data = open_data(recipe.data, context=recipe.model.context, seed=recipe.train.seed)
+batch = data.train_batch(step=0, size=64)      # inputs [64, T], targets [64, T]
+for batch in data.held_out("val", sequences=512, size=64): ...
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from freetf_cli.data.dataset import Dataset
+from freetf_cli.data.prepare import task_tokenizer
+from freetf_cli.data.rows import TRAIN, DocumentRows, PackedRows, RowSource, TaskRows
+from freetf_cli.data.tasks import make_task
+from freetf_cli.data.tasks.base import PAD, Task, Tokens
+from freetf_cli.data.tokenizer import Tokenizer
+from freetf_cli.errors import InputError
+from freetf_cli.recipe import DataConfig
+from freetf_cli.results import DataFacts
+
+IGNORE = -100  # a target that does not count, as in PyTorch's cross-entropy
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """inputs and targets [B, T] int64; targets that do not count are IGNORE."""
+
+    inputs: NDArray[np.int64]
+    targets: NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class DataSource:
+    """Where a run's sequences come from. context: T. loss_start: index in a row of the first token that counts as target."""
+
+    tokenizer: Tokenizer
+    facts: DataFacts
+    context: int
+    rows: RowSource
+    loss_start: int
+    prompt: Callable[[int, int], str]
+
+    @property
+    def separator(self) -> int | None:
+        return self.tokenizer.separator
+
+    @property
+    def row_tokens(self) -> int:
+        """T + 1."""
+        return self.context + 1
+
+    def train_batch(self, step: int, size: int) -> Batch:
+        """Rows step·size … of the seed's order; the same for the same (seed, step, size), whatever was asked before."""
+        return self._batch(self.rows.train(step * size, size))
+
+    def held_out(self, split: str, sequences: int, size: int) -> Iterator[Batch]:
+        """Always the same rows, in batches of `size`: `sequences` of them spread evenly over the split, or all it has."""
+        available = self.rows.size(split)
+        count = sequences if available is None else min(sequences, available)
+        chosen = np.arange(count) * (available or count) // max(count, 1)
+        for start in range(0, count, size):
+            yield self._batch(self.rows.held_out(split, chosen[start : start + size]))
+
+    def prompts(self, count: int, seed: int) -> list[str]:
+        """What samples may begin with, as text."""
+        return [self.prompt(seed, index) for index in range(count)]
+
+    def _batch(self, rows: Tokens) -> Batch:
+        ended = rows == PAD
+        fill = 0 if self.separator is None else self.separator
+        targets = np.where(ended, IGNORE, rows)[:, 1:]
+        targets[:, : self.loss_start - 1] = IGNORE
+        return Batch(np.where(ended, fill, rows)[:, :-1], targets)
+
+
+def open_data(config: DataConfig, *, context: int | None, seed: int) -> DataSource:
+    """The data that a recipe names. context: T; None: the task's row length less one.
+
+    InputError when the folder is missing or damaged, or its text is shorter than a row.
+    """
+    if config.task is not None:
+        return _open_task(make_task(config.task, config.params), context, seed)
+    return _open_folder(Dataset.open(str(config.dir)), config.rows, context, seed)
+
+
+def _open_task(task: Task, context: int | None, seed: int) -> DataSource:
+    context = context or task.row_tokens - 1
+    tokenizer = task_tokenizer(task)
+    fixed = task.row_tokens if task.alphabet else None
+    _check_context(context, task.row_tokens, task.loss_start, tokenizer, f"a row of '{task.name}'")
+    identity = json.dumps([task.name, task.params], sort_keys=True)
+    facts = DataFacts(
+        name=task.name,
+        task=task.name,
+        vocabulary=tokenizer.vocab_size,
+        context=context,
+        targets=fixed and min(fixed, context + 1) - task.loss_start,
+        floor_bits=task.floor_bits if context + 1 >= task.row_tokens else None,
+        sha256=hashlib.sha256(identity.encode()).hexdigest(),
+        params=task.params,
+    )
+    return DataSource(tokenizer, facts, context, TaskRows(task, context + 1, seed), task.loss_start, task.prompt)
+
+
+def _open_folder(data: Dataset, rows: str, context: int | None, seed: int) -> DataSource:
+    about = data.manifest
+    packed = rows == "packed" or (rows == "auto" and about.kind == "text")
+    longest = max(int(split.row_lengths.max()) for split in data.splits.values())
+    if context is None and about.kind == "text":
+        raise InputError("model.context is not set: text has no row length of its own", str(data.folder), "for example model.context=256")
+    context = context or (about.row_tokens or longest) - 1
+    loss_start = 1 if packed else about.loss_start
+    if packed:
+        _check_long_enough(data, context)
+    else:
+        _check_equal_rows(data)
+        _check_context(context, longest, loss_start, data.tokenizer, f"the longest document of {data.folder}")
+    source: RowSource = (PackedRows if packed else DocumentRows)(data, context + 1, seed)
+    return DataSource(data.tokenizer, _folder_facts(data, context, packed), context, source, loss_start, _folder_prompt(data))
+
+
+def _folder_facts(data: Dataset, context: int, packed: bool) -> DataFacts:
+    about = data.manifest
+    fixed = context + 1 if packed else about.row_tokens
+    text = about.splits.get(TRAIN) if about.kind == "text" else None
+    return DataFacts(
+        name=data.folder.resolve().name,
+        task=about.task,
+        vocabulary=about.tokenizer.vocabulary,
+        context=context,
+        targets=fixed and min(fixed, context + 1) - (1 if packed else about.loss_start),
+        floor_bits=about.floor_bits if not packed and fixed and context + 1 >= fixed else None,
+        sha256=data.sha256,
+        bytes_per_token=text.bytes / text.tokens if text else None,
+        params=dict(about.params or {}),
+    )
+
+
+def _folder_prompt(data: Dataset) -> Callable[[int, int], str]:
+    """A task's own prompts; for text nothing but the separator, or the first token of a document where there is none."""
+    about = data.manifest
+    if about.task is not None:
+        return make_task(about.task, about.params).prompt
+    if data.tokenizer.separator is not None:
+        return lambda seed, index: ""
+    split = next(iter(data.splits.values()))
+    return lambda seed, index: data.tokenizer.decode(split.row((seed + index) % len(split))[:1])
+
+
+def _check_context(context: int, longest: int, loss_start: int, tokenizer: Tokenizer, what: str) -> None:
+    """A row may be cropped as long as something counts, and padded only with a separator."""
+    if context < loss_start:
+        raise InputError(f"model.context = {context} leaves no target: the first one that counts is token {loss_start} of a row")
+    if context + 1 > longest and tokenizer.separator is None:
+        raise InputError(f"model.context = {context} is too long: {what} has {longest} tokens, and no separator to pad with")
+
+
+def _check_equal_rows(data: Dataset) -> None:
+    lengths = {int(length) for split in data.splits.values() for length in np.unique(split.row_lengths)}
+    if data.tokenizer.separator is None and len(lengths) > 1:
+        raise InputError("without a separator every document of a row must be as long", str(data.folder), "data.rows = 'packed'")
+
+
+def _check_long_enough(data: Dataset, context: int) -> None:
+    for name, split in data.splits.items():
+        if split.tokens < context + 1:
+            what = f"the text of split '{name}' has {split.tokens} tokens: less than a row of model.context = {context} and its last target"
+            raise InputError(what, str(data.folder), "prepare more text, or take a smaller model.context")

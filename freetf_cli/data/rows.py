@@ -1,0 +1,130 @@
+"""Rows to train on: from a task's stream, a document a row, or windows over a packed stream.
+
+Each gives arrays [rows, T + 1] with PAD after the end of a short row. Row number g of training is a function of (seed, g):
+step s of batch size B takes rows s·B … s·B + B − 1.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from freetf_cli.data.dataset import Dataset, Split
+from freetf_cli.data.tasks.base import PAD, Task, Tokens, generator, stream_seed
+
+TRAIN = "train"
+
+
+class RowSource(Protocol):
+    """Where rows come from. size(split): how many there are; None for an endless stream."""
+
+    def train(self, start: int, count: int) -> Tokens: ...
+
+    def held_out(self, split: str, rows: NDArray[np.int64]) -> Tokens: ...
+
+    def size(self, split: str) -> int | None: ...
+
+
+class TaskRows:
+    """Fresh rows for ever; each split has a stream of its own."""
+
+    def __init__(self, task: Task, width: int, seed: int) -> None:
+        self._task, self._width, self._seed = task, width, seed
+
+    def train(self, start: int, count: int) -> Tokens:
+        return self._fit(self._task.tokens(stream_seed(self._seed, TRAIN), start, count))
+
+    def held_out(self, split: str, rows: NDArray[np.int64]) -> Tokens:
+        """Rows of a stream are in order: rows is a run of numbers."""
+        return self._fit(self._task.tokens(stream_seed(self._seed, split), int(rows[0]), len(rows)))
+
+    def size(self, split: str) -> int | None:
+        return None
+
+    def _fit(self, tokens: Tokens) -> Tokens:
+        """Cropped or padded to the width."""
+        missing = max(self._width - tokens.shape[1], 0)
+        return np.pad(tokens[:, : self._width], ((0, 0), (0, missing)), constant_values=PAD)
+
+
+class _Epochs:
+    """An order of `size` things that is shuffled anew each epoch by (seed, epoch)."""
+
+    def __init__(self, size: int, seed: int) -> None:
+        self.size, self._seed = size, seed
+        self._orders: dict[int, NDArray[np.int64]] = {}
+
+    def pieces(self, start: int, count: int) -> list[tuple[int, NDArray[np.int64]]]:
+        """(epoch, things of it) for the numbers start … start + count − 1."""
+        stop, pieces = start + count, []
+        while start < stop:
+            epoch, place = divmod(start, self.size)
+            taken = min(stop - start, self.size - place)
+            pieces.append((epoch, self._order(epoch)[place : place + taken]))
+            start += taken
+        return pieces
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        if epoch not in self._orders:
+            self._orders = {e: order for e, order in self._orders.items() if e == epoch - 1}
+            self._orders[epoch] = generator("epoch", self._seed, epoch).permutation(self.size)
+        return self._orders[epoch]
+
+
+class DocumentRows:
+    """A document a row, cropped to the width; every document once an epoch."""
+
+    def __init__(self, data: Dataset, width: int, seed: int) -> None:
+        self._data, self._width, self._seed = data, width, seed
+
+    @cached_property
+    def _epochs(self) -> _Epochs:
+        return _Epochs(len(self._data.split(TRAIN)), self._seed)
+
+    def train(self, start: int, count: int) -> Tokens:
+        return self.held_out(TRAIN, np.concatenate([rows for _, rows in self._epochs.pieces(start, count)]))
+
+    def held_out(self, split: str, rows: NDArray[np.int64]) -> Tokens:
+        source = self._data.split(split)
+        out = np.full((len(rows), self._width), PAD, np.int64)
+        for line, row in zip(out, rows, strict=True):
+            tokens = source.row(int(row))[: self._width]
+            line[: len(tokens)] = tokens
+        return out
+
+    def size(self, split: str) -> int | None:
+        return len(self._data.split(split))
+
+
+class PackedRows:
+    """Windows of T + 1 tokens, T apart, so that each token is a target once; an epoch begins at an offset of its own."""
+
+    def __init__(self, data: Dataset, width: int, seed: int) -> None:
+        self._data, self._width, self._stride, self._seed = data, width, width - 1, seed
+
+    @cached_property
+    def _epochs(self) -> _Epochs:
+        """As many windows in every epoch as there are at the largest offset."""
+        tokens = self._data.split(TRAIN).tokens
+        return _Epochs(max(1, (tokens - self._stride) // self._stride), self._seed)
+
+    def train(self, start: int, count: int) -> Tokens:
+        pieces = self._epochs.pieces(start, count)
+        starts = np.concatenate([self._offset(epoch) + windows * self._stride for epoch, windows in pieces])
+        return self._windows(self._data.split(TRAIN), starts)
+
+    def held_out(self, split: str, rows: NDArray[np.int64]) -> Tokens:
+        return self._windows(self._data.split(split), rows * self._stride)
+
+    def size(self, split: str) -> int | None:
+        return (self._data.split(split).tokens - 1) // self._stride
+
+    def _offset(self, epoch: int) -> int:
+        spare = self._data.split(TRAIN).tokens - 1 - self._epochs.size * self._stride
+        return int(generator("offset", self._seed, epoch).integers(min(self._stride - 1, spare) + 1))
+
+    def _windows(self, source: Split, starts: NDArray[np.int64]) -> Tokens:
+        return np.stack([source.slice(int(start), int(start) + self._width) for start in starts])

@@ -1,0 +1,81 @@
+"""`freetf prepare`: real text from wherever it comes to a data folder."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from freetf_cli.data.dataset import Dataset
+
+Cli = Callable[..., Any]
+EXCERPTS = Path(__file__).resolve().parent.parent / "excerpts"
+
+
+def test_a_folder_with_labels(run_cli: Cli, tmp_path: Path) -> None:
+    done = run_cli("prepare", EXCERPTS / "movie_reviews", "-o", tmp_path / "d", "--split", "train=0.75,val=0.25")
+    assert done.code == 0 and done.stderr == "" and "pos" in done.stdout and "neg" in done.stdout
+    assert len(Dataset.open(tmp_path / "d").split("train")) == 6
+
+
+def test_every_kind_of_input(run_cli: Cli, tmp_path: Path) -> None:
+    raw = (EXCERPTS / "shakespeare.txt").read_bytes()
+    (tmp_path / "a.txt").write_bytes(raw)
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(raw))
+    (tmp_path / "c.txt.bz2").write_bytes(bz2.compress(raw))
+    with zipfile.ZipFile(tmp_path / "d.zip", "w") as archive:
+        archive.writestr("d.txt", raw)
+    paths = [tmp_path / name for name in ("a.txt", "b.txt.gz", "c.txt.bz2", "d.zip")]
+    done = run_cli("prepare", *paths, "-", "-o", tmp_path / "out", "--split", "train=0.8,val=0.2", "--json", input=raw)
+    summary = json.loads(done.stdout)
+    assert done.code == 0 and summary["schema_version"] == 1 and summary["notes"] == []
+    assert {name: split["documents"] for name, split in summary["splits"].items()} == {"train": 4, "val": 1}
+    assert sum(split["bytes"] for split in summary["splits"].values()) == 5 * len(raw)
+
+
+def test_json_lines_and_bpe(run_cli: Cli, tmp_path: Path) -> None:
+    args = ["prepare", EXCERPTS / "classics.jsonl", "-o", tmp_path / "d", "--field", "text", "--tokenizer", "bpe:400", "--json"]
+    summary = json.loads(run_cli(*args).stdout)
+    assert summary["tokenizer"] == "bpe:400" and summary["vocabulary"] == 400 and summary["task"] is None
+    tokens, size = (sum(split[key] for split in summary["splits"].values()) for key in ("tokens", "bytes"))
+    assert tokens < 0.8 * size
+
+
+@pytest.mark.parametrize(
+    ("raw", "args", "message"),
+    [
+        (b"", [], "empty"),
+        (b"caf\xe9", [], "not UTF-8"),
+        (b"a\0b", [], "NUL"),
+        (b"text", ["--split", "train=0.5"], "sum to 0.5"),
+        (b"text", ["--tokenizer", "byts"], "no tokenizer 'byts'"),
+        (b'{"text": "a"}', ["--field", "txt"], "did you mean 'text'"),
+        (b"\xef\xbb\xbf", [], "empty"),
+    ],
+)
+def test_refusals(raw: bytes, args: list[str], message: str, run_cli: Cli, tmp_path: Path) -> None:
+    done = run_cli("prepare", "-", "-o", tmp_path / "d", *args, input=raw)
+    assert done.code == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1
+    assert done.stdout == "" and list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_folder_is_left_alone(run_cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "kept").write_text("kept")
+    done = run_cli("prepare", EXCERPTS / "shakespeare.txt", "-o", tmp_path)
+    assert done.code == 2 and "exists already" in done.stderr and [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+def test_a_folder_that_cannot_be_written(run_cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = run_cli("prepare", EXCERPTS / "shakespeare.txt", "-o", tmp_path / "file" / "d")
+    assert done.code == 1 and "cannot be written" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_help_has_an_example(run_cli: Cli) -> None:
+    assert "\n$ freetf prepare reviews.zip -o data/reviews\n" in run_cli("prepare", "--help").stdout

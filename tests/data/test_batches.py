@@ -1,0 +1,216 @@
+"""Batches: a pure function of (seed, step), every row once an epoch, and nothing counted that should not be."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from freetf_cli.data.batches import IGNORE, DataSource, open_data
+from freetf_cli.data.dataset import Dataset
+from freetf_cli.data.manifest import Origin
+from freetf_cli.data.prepare import prepare_text, write_task
+from freetf_cli.data.tasks import make_task
+from freetf_cli.data.tokenizer import characters
+from freetf_cli.data.writer import DatasetWriter
+from freetf_cli.errors import InputError
+from freetf_cli.recipe import DataConfig
+
+EXCERPTS = Path(__file__).resolve().parent.parent / "excerpts"
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    write_task(make_task("letters", {}), root / "letters", count=70)
+    write_task(make_task("reviews", {}), root / "reviews", count=70)
+    prepare_text([EXCERPTS / "movie_reviews", EXCERPTS / "shakespeare.txt"], root / "text")
+    return root
+
+
+def source(folders: Path, name: str, seed: int = 0) -> DataSource:
+    configs = {
+        "letters": (DataConfig(task="letters"), None),
+        "letters folder": (DataConfig(dir=str(folders / "letters")), None),
+        "reviews": (DataConfig(task="reviews"), None),
+        "reviews folder": (DataConfig(dir=str(folders / "reviews")), None),
+        "text": (DataConfig(dir=str(folders / "text")), 32),
+        "text documents": (DataConfig(dir=str(folders / "text"), rows="documents"), 64),
+        "blocks": (DataConfig(task="blocks"), None),
+    }
+    config, context = configs[name]
+    return open_data(config, context=context, seed=seed)
+
+
+NAMES = ["letters", "letters folder", "reviews", "reviews folder", "text", "text documents", "blocks"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_batch_depends_on_seed_and_step_alone(name: str, folders: Path) -> None:
+    data = source(folders, name)
+    steps = [5, 40, 0, 39, 5]  # forwards, backwards, again, across epochs
+    first = {step: data.train_batch(step, 8) for step in steps}
+    for step in sorted(set(steps), reverse=True):
+        again = source(folders, name).train_batch(step, 8)
+        assert (again.inputs == first[step].inputs).all() and (again.targets == first[step].targets).all()
+    assert not (source(folders, name, seed=1).train_batch(5, 8).inputs == first[5].inputs).all()
+    assert first[5].inputs.shape == first[5].targets.shape == (8, data.context) and data.row_tokens == data.context + 1
+    assert first[5].inputs.dtype == first[5].targets.dtype == np.int64
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_targets_follow_inputs(name: str, folders: Path) -> None:
+    data = source(folders, name)
+    batch = data.train_batch(0, 16)
+    counted = batch.targets[:, :-1] != IGNORE
+    assert (batch.targets[:, :-1][counted] == batch.inputs[:, 1:][counted]).all()
+    assert (batch.inputs >= 0).all() and (batch.inputs < data.facts.vocabulary).all()
+    per_row = (batch.targets != IGNORE).sum(axis=1)
+    assert (per_row > 0).all()
+    if data.facts.targets is not None:
+        assert (per_row == data.facts.targets).all()
+
+
+@pytest.mark.parametrize("name", ["letters folder", "reviews folder", "text documents", "text"])
+def test_an_epoch_covers_every_row_once(name: str, folders: Path) -> None:
+    data = source(folders, name)
+    rows = data.rows.size("train") if name != "text" else None
+    rows = rows or data.rows._epochs.size  # type: ignore[attr-defined]
+    drawn = [row.tobytes() for step in range(rows) for row in data.train_batch(step, 3).inputs]  # three epochs
+    epochs = [Counter(drawn[i * rows : (i + 1) * rows]) for i in range(3)]
+    assert drawn[:rows] != drawn[rows : 2 * rows], "each epoch has an order of its own"
+    if name == "text":
+        assert all(max(epoch.values()) == 1 for epoch in epochs)
+    else:
+        assert epochs[0] == epochs[1] == epochs[2]
+        held = [row.tobytes() for batch in data.held_out("train", rows, 7) for row in batch.inputs]
+        assert Counter(held) == epochs[0]
+
+
+def test_packed_windows_cover_the_stream(folders: Path) -> None:
+    data = source(folders, "text")
+    stream = Dataset.open(folders / "text").split("train").slice(0, 10**9)
+    rows = data.rows._epochs.size  # type: ignore[attr-defined]
+    starts = set()
+    for epoch in range(3):
+        batch = [data.train_batch(epoch * rows + i, 1) for i in range(rows)]
+        windows = sorted((b.inputs[0].tolist() + b.targets[0, -1:].tolist() for b in batch), key=lambda w: find(stream, w))
+        start = find(stream, windows[0])
+        starts.add(start)
+        assert 0 <= start < 32 and len(stream) - (start + rows * 32 + 1) < 2 * 32
+        assert all(stream[start + 32 * i : start + 32 * i + 33].tolist() == window for i, window in enumerate(windows))
+    assert len(starts) > 1, "each epoch begins at an offset of its own"
+
+
+def find(stream: np.ndarray, window: list[int]) -> int:
+    views = np.lib.stride_tricks.sliding_window_view(stream, len(window))
+    return int(np.flatnonzero((views == window).all(axis=1))[0])
+
+
+def test_a_batch_larger_than_the_data(folders: Path) -> None:
+    batch = source(folders, "letters folder").train_batch(0, 63 * 2 + 5)
+    assert set(Counter(row.tobytes() for row in batch.inputs).values()) == {2, 3}
+
+
+def test_padding_is_the_separator_and_does_not_count(folders: Path) -> None:
+    data = source(folders, "reviews folder")
+    texts = [record["text"] for record in Dataset.open(folders / "reviews").split("val").records()]
+    (batch,) = data.held_out("val", 100, 100)
+    for text, inputs, targets in zip(texts, batch.inputs, batch.targets, strict=True):
+        end = len(text) + 1
+        assert inputs[0] == 256 and bytes(inputs[1:end].tolist()).decode() == text and (inputs[end:] == 256).all()
+        assert targets[end - 1] == 256 and (targets[end:] == IGNORE).all() and (targets[:end] != IGNORE).all()
+
+
+def test_the_question_of_blocks_does_not_count(folders: Path) -> None:
+    data = source(folders, "blocks")
+    batch = data.train_batch(0, 4)
+    assert (batch.targets[:, :314] == IGNORE).all() and (batch.targets[:, 314:] != IGNORE).all()
+    for inputs, targets in zip(batch.inputs, batch.targets, strict=True):
+        answer = data.tokenizer.decode(targets[314:])
+        question, _, _ = data.tokenizer.decode(inputs).partition("#")
+        assert len(answer) == 5 and answer in question.split(".") and targets[-1] == data.separator
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_held_out_rows_are_always_the_same(name: str, folders: Path) -> None:
+    data = source(folders, name)
+    first = np.concatenate([batch.inputs for batch in data.held_out("val", 6, 4)])
+    data.train_batch(3, 5)
+    again = np.concatenate([batch.inputs for batch in source(folders, name).held_out("val", 6, 2)])
+    assert (first == again).all() and 0 < len(first) <= 6
+    train = {row.tobytes() for row in data.train_batch(0, 63).inputs}
+    assert not train & {row.tobytes() for row in first}
+
+
+def test_fewer_held_out_rows_than_asked_for(folders: Path) -> None:
+    sizes = [len(batch.inputs) for batch in source(folders, "letters folder").held_out("val", 512, 4)]
+    assert sizes == [4, 3]
+    with pytest.raises(InputError, match="did you mean 'val'"):
+        list(source(folders, "letters folder").held_out("vall", 1, 1))
+
+
+def test_facts(folders: Path) -> None:
+    letters, folder, text, blocks = (source(folders, name).facts for name in ("letters", "letters folder", "text", "blocks"))
+    assert (letters.targets, letters.context, letters.vocabulary, letters.name) == (65, 65, 29, "letters")
+    assert round(letters.floor_bits or 0, 3) == 27.412 == round(folder.floor_bits or 0, 3)
+    assert folder.sha256 == Dataset.open(folders / "letters").sha256 and len(letters.sha256) == 64
+    other = open_data(DataConfig(task="letters", params={"noise": 0.1}), context=None, seed=0).facts
+    assert other.sha256 != letters.sha256
+    assert (text.targets, text.floor_bits, text.task) == (32, None, None) and 0.99 < (text.bytes_per_token or 0) < 1
+    assert (blocks.targets, blocks.floor_bits) == (6, 0.0)
+    cropped = open_data(DataConfig(task="letters"), context=20, seed=0).facts
+    assert (cropped.targets, cropped.floor_bits) == (20, None), "the floor is that of whole rows"
+
+
+def test_prompts(folders: Path) -> None:
+    assert source(folders, "letters").prompts(2, 0) == ["K>", "L>"] == source(folders, "letters folder").prompts(2, 0)
+    assert source(folders, "text").prompts(2, 0) == ["", ""] == source(folders, "reviews").prompts(2, 0)
+    assert all(prompt[-3] == "#" for prompt in source(folders, "blocks").prompts(3, 0))
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "context", "message"),
+    [
+        ("text", "auto", 100_000, "has [0-9]+ tokens: .*model.context = 100000"),
+        ("text", "auto", None, "model.context is not set"),
+        ("letters", "auto", 66, "model.context = 66 is too long: .* 66 tokens"),
+    ],
+)
+def test_contexts_that_do_not_fit(name: str, rows: str, context: int | None, message: str, folders: Path) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        open_data(DataConfig(dir=str(folders / name), rows=rows), context=context, seed=0)  # type: ignore[arg-type]
+    assert caught.value.exit_code == 2
+
+
+def test_a_context_that_cuts_off_the_answer() -> None:
+    with pytest.raises(InputError, match="leaves no target"):
+        open_data(DataConfig(task="blocks"), context=100, seed=0)
+
+
+def test_a_longer_context_is_padded_where_there_is_a_separator() -> None:
+    batch = open_data(DataConfig(task="blocks"), context=330, seed=0).train_batch(0, 2)
+    assert batch.inputs.shape == (2, 330) and (batch.targets[:, 320:] == IGNORE).all()
+    assert ((batch.targets != IGNORE).sum(axis=1) == 6).all()
+
+
+def test_without_a_separator_documents_must_be_as_long(tmp_path: Path) -> None:
+    tokenizer = characters("ab", separator=False)
+    with DatasetWriter(tmp_path / "d", tokenizer, Origin(kind="text", seed=0)) as writer:
+        for text in ("abab", "aba"):
+            writer.add("train", tokenizer.encode_array(text), {}, size=len(text))
+    with pytest.raises(InputError, match="as long"):
+        open_data(DataConfig(dir=str(tmp_path / "d"), rows="documents"), context=2, seed=0)
+    packed = open_data(DataConfig(dir=str(tmp_path / "d")), context=3, seed=0)
+    assert packed.train_batch(0, 2).inputs.shape == (2, 3) and set(packed.prompts(4, 0)) == {"a"}
+
+
+def test_rows_just_as_long_as_the_stream(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("abcdefghij" * 2)
+    prepare_text([tmp_path / "a.txt"], tmp_path / "d", split={"train": 0.5, "val": 0.5})
+    data = open_data(DataConfig(dir=str(tmp_path / "d")), context=11, seed=0)  # SEP + 10 + SEP = 12 tokens
+    assert (data.train_batch(0, 3).inputs == [[256, *b"abcdefghij"]] * 3).all()
+    with pytest.raises(InputError, match=r"12 tokens: less than a row of model\.context = 12"):
+        open_data(DataConfig(dir=str(tmp_path / "d")), context=12, seed=0)

@@ -1,0 +1,190 @@
+"""Text and tasks into data folders: exact proportions, prefixes, and a train split that BPE alone sees."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections import Counter
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+from freetf_cli.data.dataset import Dataset
+from freetf_cli.data.prepare import Dealer, parse_split, prepare_text, write_task
+from freetf_cli.data.tasks import TASKS, make_task
+from freetf_cli.errors import InputError
+
+EXCERPTS = Path(__file__).resolve().parent.parent / "excerpts"
+
+
+def decoded(data: Dataset, name: str) -> list[str]:
+    split = data.split(name)
+    return [data.tokenizer.decode(split.row(i)) for i in range(len(split))]
+
+
+# --- shares ----------------------------------------------------------------------------------------------------------
+
+
+def test_splits_are_read() -> None:
+    assert parse_split("train=0.9, val=0.1") == {"train": Fraction(9, 10), "val": Fraction(1, 10)}
+    assert parse_split("train=1") == {"train": 1}
+    assert parse_split("train=1/3,val=1/3,test=1/3")["test"] == Fraction(1, 3)
+    assert parse_split("train=90,val=10", count=100) == parse_split("train=0.9,val=0.1")
+
+
+@pytest.mark.parametrize(
+    ("text", "count", "message"),
+    [
+        ("train=0.9,val=0.2", None, "sum to 1.1"),
+        ("train=90,val=20", 100, "sum to 110, not to the count, 100"),
+        ("train=90,val=10", None, "not known beforehand"),
+        ("train", None, "takes NAME=SHARE"),
+        ("train=0.5,train=0.5", None, "takes NAME=SHARE"),
+        ("../up=1", None, "takes NAME=SHARE"),
+        ("train=x", None, "'x' is not a number"),
+        ("train=1/0", None, "is not a number"),
+        ("train=-1,val=2", None, "more than 0"),
+        ("", None, "takes NAME=SHARE"),
+    ],
+)
+def test_splits_that_are_refused(text: str, count: int | None, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        parse_split(text, count)
+
+
+def test_shares_that_cannot_be_dealt() -> None:
+    with pytest.raises(InputError, match="not to 1"):
+        Dealer({"train": 0.9}, 0)
+    with pytest.raises(InputError, match="too fine"):
+        Dealer({"train": Fraction(1, 10**7), "val": 1 - Fraction(1, 10**7)}, 0)
+
+
+@pytest.mark.parametrize("shares", [{"train": 0.9, "val": 0.1}, {"train": 0.85, "val": 0.15}, {"a": 0.98, "b": 0.01, "c": 0.01}])
+def test_proportions_are_exact_in_every_run(shares: dict[str, float]) -> None:
+    dealer = Dealer(shares, seed=3)
+    names = [dealer.split(i) for i in range(600)]
+    for start in range(0, 600, 100):
+        assert Counter(names[start : start + 100]) == {name: round(100 * share) for name, share in shares.items()}
+    assert names != [Dealer(shares, seed=4).split(i) for i in range(600)]
+    assert [dealer.split(i) for i in (599, 0, 250)] == [names[i] for i in (599, 0, 250)]
+
+
+# --- tasks -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_task_folders(name: str, tmp_path: Path) -> None:
+    task = make_task(name, {})
+    summary = write_task(task, tmp_path / "d", count=100, seed=5)
+    data = Dataset.open(tmp_path / "d")
+    assert {split: facts["documents"] for split, facts in summary.splits.items()} == {"train": 90, "val": 10}
+    about = data.manifest
+    assert (about.task, about.params, about.seed, about.loss_start) == (name, task.params, 5, task.loss_start)
+    assert (about.floor_bits, about.entropy) == (task.floor_bits, task.entropy())
+    rows = {split: list(data.split(split).records()) for split in ("train", "val")}
+    assert all([record["text"] for record in rows[split]] == decoded(data, split) for split in rows)
+    drawn = [{"text": example.text, "factors": example.factors} for example in task.examples(5, 0, 100)]
+    assert sorted(map(json.dumps, rows["train"] + rows["val"])) == sorted(map(json.dumps, drawn))
+
+
+def test_a_smaller_count_is_a_prefix_of_each_split(tmp_path: Path) -> None:
+    for count in (37, 100):
+        write_task(make_task("coins", {}), tmp_path / str(count), count=count)
+    small, large = (Dataset.open(tmp_path / str(count)) for count in (37, 100))
+    for name in ("train", "val"):
+        few = list(small.split(name).records())
+        assert few and few == list(large.split(name).records())[: len(few)]
+
+
+def test_numbers_of_rows(tmp_path: Path) -> None:
+    summary = write_task(make_task("coins", {}), tmp_path / "d", count=107, split=parse_split("train=100,val=7", 107))
+    assert {name: split["documents"] for name, split in summary.splits.items()} == {"train": 100, "val": 7}
+
+
+def test_too_few_rows_for_a_split_are_noted(tmp_path: Path) -> None:
+    summary = write_task(make_task("coins", {}), tmp_path / "d", count=1)
+    assert sum(split["documents"] for split in summary.splits.values()) == 1 and "got none of 1 rows" in summary.notes[0]
+
+
+# --- text ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_labelled_folder(tmp_path: Path) -> None:
+    summary = prepare_text([EXCERPTS / "movie_reviews"], tmp_path / "d", split={"train": 0.75, "val": 0.25})
+    data = Dataset.open(tmp_path / "d")
+    assert summary.labels == {"neg": 4, "pos": 4} and summary.tokenizer == "bytes"
+    assert data.split("val").facts.labels == {"neg": 1, "pos": 1}, "labels stay balanced though the input is sorted"
+    for name in ("train", "val"):
+        for record, text in zip(data.split(name).records(), decoded(data, name), strict=True):
+            assert text == (EXCERPTS / record["source"]).read_text(encoding="utf-8")
+            assert record["factors"] == {"label": record["source"].split("/")[1]}
+
+
+def test_one_document_is_cut_so_that_no_split_stays_empty(tmp_path: Path) -> None:
+    text = (EXCERPTS / "shakespeare.txt").read_text()
+    for seed in range(6):  # whichever split the document would have gone to
+        out = tmp_path / str(seed)
+        summary = prepare_text([EXCERPTS / "shakespeare.txt"], out, seed=seed)
+        data = Dataset.open(out)
+        (train,), (val,) = decoded(data, "train"), decoded(data, "val")
+        assert train + val == text and len(val) == pytest.approx(len(text) / 10, abs=1)
+        assert "is cut into train, val" in summary.notes[0]
+
+
+def test_a_text_too_short_to_cut(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    with pytest.raises(InputError, match="too short to give each split a part"):
+        prepare_text([tmp_path / "a.txt"], tmp_path / "d")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt"]
+
+
+@pytest.mark.parametrize("raw", [b"", b"caf\xe9", b"a\0b"])
+def test_bad_text_leaves_nothing_behind(raw: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(raw)
+    with pytest.raises(InputError, match=r"a\.txt"):
+        prepare_text([EXCERPTS / "shakespeare.txt", tmp_path / "a.txt"], tmp_path / "d")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt"]
+
+
+def test_bpe_sees_the_train_split_only(tmp_path: Path) -> None:
+    """A word that stands in held-out documents alone, often, gets no token of its own."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    dealer = Dealer({"train": 0.9, "val": 0.1}, seed=0)
+    for i in range(40):
+        word = "quixotry " if dealer.split(i) == "val" else "common words "
+        (folder / f"{i:03d}.txt").write_text(word * 50)
+    summary = prepare_text([folder], tmp_path / "d", tokenizer="bpe:300")
+    tokenizer = Dataset.open(tmp_path / "d").tokenizer
+    assert len(tokenizer.encode("common")) == 1 and len(tokenizer.encode("quixotry")) >= 7
+    assert summary.vocabulary == tokenizer.vocab_size <= 300 and summary.splits["val"]["documents"] == 4
+
+
+def test_standard_input_even_where_it_is_read_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = (EXCERPTS / "shakespeare.txt").read_bytes()
+    for tokenizer in ("bytes", "bpe:400"):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw)))
+        out = tmp_path / tokenizer.replace(":", "")
+        prepare_text(["-"], out, tokenizer=tokenizer)
+        data = Dataset.open(out)
+        assert decoded(data, "train")[0] + decoded(data, "val")[0] == raw.decode()
+        assert next(data.split("train").records())["source"] == "stdin"
+
+
+def test_a_tokenizer_from_elsewhere(tmp_path: Path) -> None:
+    prepare_text([EXCERPTS / "shakespeare.txt"], tmp_path / "a", tokenizer="bpe:300")
+    prepare_text([EXCERPTS / "classics.jsonl"], tmp_path / "b", tokenizer=str(tmp_path / "a"), field="text")
+    a, b = (Dataset.open(tmp_path / name) for name in "ab")
+    assert a.tokenizer.sha256 == b.tokenizer.sha256 and len(b.split("train")) + len(b.split("val")) in (6, 7)
+    for name, message in (("byte", "no tokenizer 'byte'"), ("bpe:many", "whole number"), ("bpe:10", "257 or more")):
+        with pytest.raises(InputError, match=message):
+            prepare_text([EXCERPTS / "shakespeare.txt"], tmp_path / "c", tokenizer=name)
+
+
+def test_a_document_separator_makes_documents(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("<|endoftext|>\n".join(f"story {i}\n" for i in range(20)))
+    seen: list[int] = []
+    summary = prepare_text([tmp_path / "a.txt"], tmp_path / "d", document_separator="<|endoftext|>", progress=seen.append)
+    assert sum(split["documents"] for split in summary.splits.values()) == 20 == sum(seen)

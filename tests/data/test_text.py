@@ -1,0 +1,162 @@
+"""Documents out of files, folders, archives, JSON lines and pipes; and everything that is refused."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import json
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from freetf_cli.data import text as reading
+from freetf_cli.data.text import Document, read_documents
+from freetf_cli.errors import InputError
+
+EXCERPTS = Path(__file__).resolve().parent.parent / "excerpts"
+
+
+def texts(*paths: object, **options: str) -> list[str]:
+    return [document.text for document in read_documents([str(path) for path in paths], **options)]  # type: ignore[arg-type]
+
+
+def test_plain_and_packed_files_say_the_same(tmp_path: Path) -> None:
+    raw = (EXCERPTS / "shakespeare.txt").read_bytes()
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(raw))
+    (tmp_path / "a.txt.bz2").write_bytes(bz2.compress(raw))
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("deep/inside/a.txt", raw)
+    packed = texts(tmp_path / "a.txt.gz", tmp_path / "a.txt.bz2", tmp_path / "a.zip")
+    assert packed == [raw.decode()] * 3 == texts(EXCERPTS / "shakespeare.txt") * 3
+
+
+def test_a_folder_is_read_in_order_and_labelled(tmp_path: Path) -> None:
+    documents = list(read_documents([EXCERPTS / "movie_reviews"]))
+    assert [document.label for document in documents] == ["neg"] * 4 + ["pos"] * 4
+    assert documents[0].source == "movie_reviews/neg/cv435_24355.txt"
+    assert documents[0].text == (EXCERPTS / "movie_reviews/neg/cv435_24355.txt").read_text(encoding="utf-8")
+    (tmp_path / "only").mkdir()
+    (tmp_path / "only" / "a.txt").write_text("a")
+    (tmp_path / "b.txt").write_text("b")
+    (tmp_path / ".hidden").write_text("c")
+    assert [(d.text, d.label) for d in read_documents([tmp_path])] == [("b", None), ("a", None)]
+
+
+def test_labels_in_an_archive_and_its_read_me(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "reviews.zip", "w") as archive:
+        for name in ("r/pos/1.txt", "r/neg/2.txt", "r/pos/3.txt", "r/README", "r/neg/empty.txt"):
+            archive.writestr(name, "" if "empty" in name else name)
+    notes: list[str] = []
+    documents = list(read_documents([tmp_path], note=notes.append))
+    assert [(d.text, d.label) for d in documents] == [("r/neg/2.txt", "neg"), ("r/pos/1.txt", "pos"), ("r/pos/3.txt", "pos")]
+    assert len(notes) == 2 and "README" in notes[0] + notes[1] and "empty.txt" in notes[0] + notes[1]
+
+
+def test_json_lines(tmp_path: Path) -> None:
+    records = [json.loads(line) for line in (EXCERPTS / "classics.jsonl").read_text(encoding="utf-8").splitlines()]
+    documents = list(read_documents([EXCERPTS / "classics.jsonl"], field="text"))
+    assert [document.text for document in documents] == [record["text"] for record in records]
+    assert documents[2].source == "classics.jsonl:3"
+    (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(b'{"t": "one\\u2028two"}\r\n\r\n{"t": "three"}'))
+    assert texts(tmp_path / "c.jsonl.gz", field="t") == ["one\u2028two", "three"]
+
+
+@pytest.mark.parametrize(
+    ("line", "field", "message"),
+    [
+        ('{"text": "a"}', None, "give --field: text"),
+        ('{"text": "a"}', "txt", "line 1; did you mean 'text'"),
+        ('{"text": 3}', "text", "is not text"),
+        ("[1]", "text", "not a JSON object"),
+        ('{"text": ', "text", "not a JSON record"),
+        ("[" * 200_000, "text", "not a JSON record"),
+        ('{"text": "\\ud800"}', "text", "half a surrogate"),
+        ('{"text": "a\\u0000b"}', "text", "NUL"),
+    ],
+)
+def test_bad_records(line: str, field: str | None, message: str, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(line)
+    with pytest.raises(InputError, match=message) as caught:
+        list(read_documents([tmp_path / "a.jsonl"], field=field))
+    assert "a.jsonl, line 1" in str(caught.value)
+
+
+def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    for fed, field in ((b"plain text", None), (b'{"t": "plain text"}', "t")):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(fed)))
+        assert [d.text for d in read_documents(["-"], field=field)] == ["plain text"]
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 5, 1 << 20])
+def test_document_separator_wherever_chunks_end(chunk: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(reading, "CHUNK", chunk)
+    (tmp_path / "stories.txt").write_text("öne\n<|e|>\n\ntwo <|e| |>\r\n<|e|><|e|>\nthree", encoding="utf-8")
+    assert texts(tmp_path / "stories.txt", document_separator="<|e|>") == ["öne", "two <|e| |>", "three"]
+    assert len(texts(tmp_path / "stories.txt")) == 1
+
+
+def test_byte_order_mark_and_line_ends(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\xef\xbb\xbf\r")
+    assert texts(tmp_path / "a.txt") == ["one\r\ntwo\ufeff\r"]
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (b"", "is empty"),
+        (b"\xef\xbb\xbf", "is empty"),
+        (b"one\ntwo \xff", "not UTF-8 text, .*, line 2, byte 8"),
+        (b"one\n\ntw\xc3", "not UTF-8 text, .*, line 3, byte 7"),
+        (b"\xed\xa0\x80", "not UTF-8 text"),
+        (b"one\ntwo\0", "NUL byte.*, line 2, byte 7"),
+    ],
+)
+def test_refused_bytes(raw: bytes, message: str, chunk: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(reading, "CHUNK", chunk)
+    file = tmp_path / "bad.txt"
+    file.write_bytes(raw)
+    with pytest.raises(InputError, match=message) as caught:
+        texts(file)
+    assert str(file) in str(caught.value) and caught.value.exit_code == 2
+
+
+def test_refused_archives(tmp_path: Path) -> None:
+    whole = gzip.compress(b"some text " * 5000)
+    bad = {"cut.gz": whole[:-20], "not.gz": b"plain", "not.zip": b"plain", "not.bz2": b"plain", "a.tar.gz": whole}
+    for name, raw in bad.items():
+        (tmp_path / name).write_bytes(raw)
+        with pytest.raises(InputError, match=name):
+            texts(tmp_path / name)
+
+
+def test_a_decompression_bomb_is_stopped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(reading, "ROOM", 1 << 20)
+    (tmp_path / "bomb.gz").write_bytes(gzip.compress(b"a" * (8 << 20)))
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a", b"a" * (8 << 20))
+    for name in ("bomb.gz", "bomb.zip"):
+        with pytest.raises(InputError, match="unpacks to more than"):
+            texts(tmp_path / name)
+
+
+def test_nothing_to_read(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for paths, message in (([tmp_path / "none"], "no such file"), ([tmp_path / "empty"], "is empty"), ([], "no text is named")):
+        with pytest.raises(InputError, match=message):
+            texts(*paths)
+
+
+def test_the_whole_corpus_where_it_is_at_hand() -> None:
+    corpus = Path(__file__).resolve().parents[3] / "shared/data/movie_reviews"
+    if not corpus.exists():
+        pytest.skip("the shared corpora are not beside the checkout")
+    labels = [document.label for document in read_documents([corpus])]
+    assert (labels.count("neg"), labels.count("pos"), len(labels)) == (1000, 1000, 2000)
+
+
+def test_documents_are_plain_values() -> None:
+    assert Document("a", "b") == Document("a", "b", None)

@@ -1,0 +1,125 @@
+"""Tokenizers: what goes in comes out, what cannot go in is named."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import pytest
+import tokenizers as library
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from freetf_cli.data import tokenizer as tok
+from freetf_cli.errors import InputError
+
+CORPUS = ["the cat sat on the mat, and the other cat sat there too. "] * 20
+
+
+@functools.cache
+def bpe() -> tok.Tokenizer:
+    return tok.train_bpe(CORPUS, 300)
+
+
+@given(st.text())
+@settings(deadline=None, max_examples=150)
+def test_any_text_survives(text: str) -> None:
+    for tokenizer in (tok.byte_level(), bpe()):
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids) == text
+        assert all(0 <= i < tokenizer.vocab_size and i != tokenizer.separator for i in ids)
+
+
+@pytest.mark.parametrize("text", ["<|endoftext|>", "a<|endoftext|>b", "\r\n\t \x7f", "  two  spaces  ", "é\u0301𝄞"])
+def test_text_that_spells_a_separator_is_text(text: str) -> None:
+    for tokenizer in (tok.byte_level(), bpe()):
+        assert tokenizer.separator not in tokenizer.encode(text) and tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_bytes_are_their_values_and_the_file_agrees_with_the_fast_path() -> None:
+    tokenizer = tok.byte_level()
+    assert (tokenizer.vocab_size, tokenizer.separator, tokenizer.name) == (257, 256, "bytes")
+    text = "".join(map(chr, range(1, 300))) + "𝄞\n"
+    assert tokenizer.encode(text) == list(text.encode())
+    assert library.Tokenizer.from_str(tokenizer.json).encode(text).ids == list(text.encode())
+    assert tokenizer.decode([0xC3, 256, 110]) == "\ufffdn"
+    assert tokenizer.decode([110, 300, 110]) == "n\ufffdn", "a model may have a larger vocabulary than its tokenizer"
+    rewritten = tokenizer.json.replace("\n", "").replace("  ", " ")  # another version of the library may lay it out otherwise
+    assert tok.from_json(rewritten).name == "bytes"
+
+
+def test_characters() -> None:
+    tokenizer = tok.characters("AB_>\n", separator=True)
+    assert (tokenizer.vocab_size, tokenizer.separator, tokenizer.name) == (6, 5, "characters")
+    assert tokenizer.encode("B>\nA") == [1, 3, 4, 0] == library.Tokenizer.from_str(tokenizer.json).encode("B>\nA").ids
+    assert tokenizer.decode([5, 1, 3, 4, 5]) == "B>\n"
+    assert tok.characters("01", separator=False).separator is None
+
+
+@pytest.mark.parametrize(("text", "place"), [("ABx", "character 2"), ("é", "character 0"), ("A B", "character 1")])
+def test_a_character_outside_the_vocabulary_is_named(text: str, place: str) -> None:
+    with pytest.raises(InputError, match=f"vocabulary, {place} of line 7") as caught:
+        tok.characters("AB", separator=True).encode(text, where="line 7")
+    assert repr(text[int(place.split()[1])]) in str(caught.value) and caught.value.exit_code == 2
+
+
+def test_half_a_surrogate_pair_is_no_text() -> None:
+    with pytest.raises(InputError, match="character 1"):
+        tok.byte_level().encode("a\ud800")
+
+
+def test_a_foreign_tokenizer_may_not_drop_characters() -> None:
+    inner = library.Tokenizer(library.models.BPE(vocab={"a": 0, "b": 1, "ab": 2}, merges=[("a", "b")]))
+    foreign = tok.from_json(inner.to_str())
+    assert foreign.encode("abba") == [2, 1, 0] and foreign.separator is None
+    for text in ("abxa", "xab", "abx"):
+        with pytest.raises(InputError, match=f"'x' is not in the tokenizer's vocabulary, character {text.index('x')}"):
+            foreign.encode(text)
+    unknown = library.Tokenizer(library.models.WordLevel({"the": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    unknown.pre_tokenizer = library.pre_tokenizers.Whitespace()
+    with pytest.raises(InputError, match="character 4"):
+        tok.from_json(unknown.to_str()).encode("the cat")
+
+
+def test_truncation_in_a_file_does_not_shorten_texts() -> None:
+    inner = library.Tokenizer.from_str(bpe().json)
+    inner.enable_truncation(3)
+    inner.enable_padding(length=9)
+    assert tok.from_json(inner.to_str()).encode("zyxwvuts") == bpe().encode("zyxwvuts")
+
+
+def test_bpe_is_deterministic_and_small_vocabularies_are_refused() -> None:
+    assert tok.train_bpe(CORPUS, 300).json == bpe().json
+    assert bpe().separator == bpe().vocab_size - 1 and bpe().name == f"bpe:{bpe().vocab_size}"
+    assert len(bpe().encode("the cat sat")) < 6
+    with pytest.raises(InputError, match="257 or more"):
+        tok.train_bpe(CORPUS, 200)
+
+
+def test_saved_and_loaded(tmp_path: Path) -> None:
+    for tokenizer in (tok.byte_level(), tok.characters("AB>", separator=True), bpe()):
+        (tmp_path / "tokenizer.json").write_text(tokenizer.json, encoding="utf-8")
+        for path in (tmp_path, tmp_path / "tokenizer.json"):
+            again = tok.load(path)
+            assert (again.sha256, again.name, again.separator) == (tokenizer.sha256, tokenizer.name, tokenizer.separator)
+            assert again.encode("AB>") == tokenizer.encode("AB>")
+
+
+HOSTILE = ["", "{}", "[]", "null", '{"model": 3}', "[" * 100_000, '{"a":' * 5000, tok.byte_level().json[:-40]]
+HUGE = tok.byte_level().json.replace('"a": 97', '"a": 4000000000')
+
+
+@pytest.mark.parametrize("text", [*HOSTILE, HUGE], ids=range(len(HOSTILE) + 1))
+def test_hostile_files(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "tokenizer.json"
+    file.write_text(text)
+    with pytest.raises(InputError, match=r"tokenizer\.json"):
+        tok.load(file)
+
+
+def test_missing_and_binary_files(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be read"):
+        tok.load(tmp_path / "none.json")
+    (tmp_path / "tokenizer.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="not UTF-8"):
+        tok.load(tmp_path)

@@ -1,0 +1,130 @@
+"""Checkpoints come back as they were saved, or not at all."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from freetf_cli import checkpoint as module
+from freetf_cli.checkpoint import MANIFEST, Checkpoint, open_checkpoint, save_checkpoint
+from freetf_cli.data.tokenizer import characters
+from freetf_cli.errors import InputError
+from freetf_cli.model.free_transformer import build_model, initialise_model
+from freetf_cli.recipe import Recipe, check_recipe
+
+RECIPE: Recipe = check_recipe(
+    {
+        "data": {"task": "letters"},
+        "model": {"layers": 2, "width": 16, "heads": 2, "vocab": 5, "context": 8},
+        "latent": {"kappa": 0.5, "bits": 3},
+        "train": {"steps": 1, "batch": 1, "lr": 1.0},
+    },
+    where="test",
+)
+
+
+def save(folder: Path, step: int = 7) -> torch.nn.Module:
+    model = build_model(RECIPE.model, RECIPE.latent)
+    initialise_model(model, step)
+    state = {"step": step, "recipe": RECIPE.model_dump(exclude_none=True), "data": {"sha256": ""}}
+    save_checkpoint(folder, model, {"x.step": torch.tensor(3.0)}, state, characters("ab!>_", separator=False))
+    return model
+
+
+def remake_manifest(folder: Path) -> None:
+    import hashlib
+
+    names = [path.name for path in folder.iterdir() if path.name != MANIFEST]
+    (folder / MANIFEST).write_text("".join(f"{hashlib.sha256((folder / n).read_bytes()).hexdigest()}  {n}\n" for n in names))
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    model = save(tmp_path / "step-000007")
+    loaded = Checkpoint.open(tmp_path / "step-000007")
+    assert (loaded.step, loaded.recipe) == (7, RECIPE)
+    for (name, ours), theirs in zip(model.named_parameters(), loaded.model(torch.device("cpu")).parameters(), strict=True):
+        assert torch.equal(ours, theirs), name
+    assert loaded.tokenizer().encode("ab_") == [0, 1, 4]
+    assert loaded.optimizer()["x.step"] == 3.0
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000007"]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json", "tokenizer.json"])
+@pytest.mark.parametrize("damage", ["cut", "flip", "gone", "empty"])
+def test_damage_is_noticed_and_the_file_named(tmp_path: Path, name: str, damage: str) -> None:
+    save(tmp_path / "step-000007")
+    file = tmp_path / "step-000007" / name
+    content = bytearray(file.read_bytes())
+    if damage == "gone":
+        file.unlink()
+    else:
+        content[-3] ^= 4
+        file.write_bytes({"cut": bytes(content[:-5]), "flip": bytes(content), "empty": b""}[damage])
+    with pytest.raises(InputError, match=name):
+        Checkpoint.open(tmp_path / "step-000007")
+
+
+def test_newer_formats_are_refused(tmp_path: Path) -> None:
+    save(tmp_path / "step-000007")
+    state = tmp_path / "step-000007" / "state.json"
+    state.write_text(json.dumps({**json.loads(state.read_text()), "format_version": 2}))
+    remake_manifest(state.parent)
+    with pytest.raises(InputError, match=r"format 2 is not supported.*newer freetf"):
+        Checkpoint.open(state.parent)
+
+
+def test_weights_of_another_shape_are_refused_before_they_are_read(tmp_path: Path) -> None:
+    save(tmp_path / "step-000007")
+    state = tmp_path / "step-000007" / "state.json"
+    tree = json.loads(state.read_text())
+    tree["recipe"]["model"]["width"] = 32
+    state.write_text(json.dumps(tree))
+    remake_manifest(state.parent)
+    with pytest.raises(InputError, match=r"do not fit the model: .* is \(.*\), not \("):
+        Checkpoint.open(state.parent).model(torch.device("cpu"))
+
+
+def test_a_manifest_may_not_reach_outside(tmp_path: Path) -> None:
+    save(tmp_path / "step-000007")
+    manifest = tmp_path / "step-000007" / MANIFEST
+    manifest.write_text(manifest.read_text() + f"{'0' * 64}  ../secret\n")
+    with pytest.raises(InputError, match="does not belong"):
+        Checkpoint.open(manifest.parent)
+
+
+def test_a_run_falls_back_to_its_newest_intact_checkpoint(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        save(tmp_path / "checkpoints" / f"step-{step:06d}", step)
+    for step in (3, 2):
+        (tmp_path / "checkpoints" / f"step-{step:06d}" / "model.safetensors").write_bytes(b"x")
+    warnings: list[str] = []
+    assert open_checkpoint(tmp_path, warnings.append).step == 1
+    assert len(warnings) == 2
+    assert "step-000003" in warnings[0]
+    with pytest.raises(InputError, match="damaged"):  # one that was named is not replaced
+        open_checkpoint(tmp_path / "checkpoints" / "step-000003", warnings.append)
+    (tmp_path / "checkpoints" / "step-000001" / "state.json").unlink()
+    with pytest.raises(InputError, match="every checkpoint of the run is damaged"):
+        open_checkpoint(tmp_path, warnings.append)
+
+
+def test_a_failed_save_leaves_the_old_one_and_no_rubbish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path / "step-000007")
+    before = (tmp_path / "step-000007" / MANIFEST).read_text()
+    monkeypatch.setattr(module, "flush_folder", lambda folder: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space"):
+        save(tmp_path / "step-000007", step=9)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000007"]
+    assert (tmp_path / "step-000007" / MANIFEST).read_text() == before
+
+
+@pytest.mark.parametrize(("make", "what"), [("nothing", "no such run"), ("empty", "not a run"), ("young", "no checkpoint yet")])
+def test_what_is_not_a_run_is_said_so(tmp_path: Path, make: str, what: str) -> None:
+    path = tmp_path / "x"
+    if make != "nothing":
+        path.mkdir()
+    if make == "young":
+        (path / "recipe.toml").write_text("")
+    with pytest.raises(InputError, match=what):
+        open_checkpoint(path, print)

@@ -1,0 +1,197 @@
+"""The loop: exact resume, records, checkpoints kept, and what it refuses."""
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from freetf_cli.checkpoint import Checkpoint, checkpoint_folders
+from freetf_cli.errors import FreetfError, InputError, Interrupted, Stopped
+from freetf_cli.recipe import Recipe, check_recipe
+from freetf_cli.results import Progress, TrainResult
+from freetf_cli.training.loop import Hooks, train
+from freetf_cli.training.signals import StopRequest
+
+CPU = torch.device("cpu")
+KEYS = "step tokens split loss ce kl penalty above_kappa kappa lr grad_norm".split()
+
+
+def recipe(latent: bool = True, **train_settings: Any) -> Recipe:
+    tree: dict[str, Any] = {
+        "data": {"task": "letters", "params": {"length": 12, "target": 3, "letters": 4}},
+        "model": {"layers": 2, "width": 16, "heads": 2},
+        "train": {"steps": 6, "batch": 4, "lr": 1e-2, "warmup": 2, "log_every": 1, **train_settings},
+        "eval": {"every": 2, "sequences": 10, "samples": 1},
+    }
+    if latent:
+        tree["latent"] = {"kappa": 0.5, "bits": 4, "kappa_start": 2.0, "kappa_anneal": 4}
+    return check_recipe(tree, where="test")
+
+
+def stop_at(step: int, number: signal.Signals = signal.SIGTERM) -> tuple[Hooks, StopRequest]:
+    request = StopRequest()
+
+    def progress(update: Progress) -> None:
+        if update.metrics.step == step:
+            request(number, None)
+
+    return Hooks(progress=progress), request
+
+
+def stopped_run(path: Path, step: int, made: Recipe, number: signal.Signals = signal.SIGTERM) -> None:
+    hooks, request = stop_at(step, number)
+    with pytest.raises(Stopped if number == signal.SIGTERM else Interrupted):
+        train(made, path, device=CPU, hooks=hooks, stop=request)
+
+
+def files(run: Path) -> dict[str, bytes]:
+    """What must be the same byte for byte when a run is: weights, moments, samples, metrics."""
+    last = checkpoint_folders(run)[-1]
+    found = {name: (last / name).read_bytes() for name in ("model.safetensors", "optimizer.safetensors")}
+    return {**found, "metrics": (run / "metrics.jsonl").read_bytes(), **{p.name: p.read_bytes() for p in (run / "samples").iterdir()}}
+
+
+@pytest.mark.parametrize("latent", [True, False])
+@pytest.mark.parametrize("step", [1, 2, 3, 5])
+def test_resume_goes_on_exactly(tmp_path: Path, step: int, latent: bool) -> None:
+    train(recipe(latent), tmp_path / "whole", device=CPU)
+    stopped_run(tmp_path / "parts", step, recipe(latent))
+    train(recipe(latent), tmp_path / "parts", device=CPU, resume=Checkpoint.open(checkpoint_folders(tmp_path / "parts")[-1]))
+    whole, parts = files(tmp_path / "whole"), files(tmp_path / "parts")
+    assert whole.keys() == parts.keys()
+    assert [name for name in whole if whole[name] != parts[name]] == []
+
+
+def test_resume_without_the_moments_would_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control: the test above can fail."""
+    train(recipe(), tmp_path / "whole", device=CPU)
+    stopped_run(tmp_path / "parts", 3, recipe())
+    monkeypatch.setattr("freetf_cli.training.loop.load_named_state", lambda *_: None)
+    train(recipe(), tmp_path / "parts", device=CPU, resume=Checkpoint.open(checkpoint_folders(tmp_path / "parts")[-1]))
+    assert files(tmp_path / "whole")["model.safetensors"] != files(tmp_path / "parts")["model.safetensors"]
+
+
+def test_resume_forgets_what_was_recorded_after_the_checkpoint(tmp_path: Path) -> None:
+    train(recipe(), tmp_path / "run", device=CPU)
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    earlier = recipe(keep_last=3)
+    train(earlier, tmp_path / "other", device=CPU)
+    first = Checkpoint.open(tmp_path / "other" / "checkpoints" / "step-000002")
+    train(earlier, tmp_path / "other", device=CPU, resume=first)
+    assert (tmp_path / "other" / "metrics.jsonl").read_bytes() == before
+
+
+def test_metrics_have_the_contracts_keys(tmp_path: Path) -> None:
+    train(recipe(), tmp_path / "run", device=CPU)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert all(list(row) == KEYS for row in rows)
+    assert [row["step"] for row in rows if row["split"] == "train"] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in rows if row["split"] == "val"] == [2, 4, 6]
+    assert rows[0]["tokens"] == 4 * 13
+    assert rows[0]["kappa"] == pytest.approx(2.0 * 0.693147, rel=1e-5)
+    assert rows[-1]["kappa"] == pytest.approx(0.5 * 0.693147, rel=1e-5)
+    for row in rows:
+        assert row["loss"] == pytest.approx(row["ce"] + row["penalty"], rel=1e-5)
+        assert 0 <= row["above_kappa"] <= 1
+        assert row["penalty"] <= row["kl"]
+
+
+def test_a_run_folder_describes_itself(tmp_path: Path) -> None:
+    result = train(recipe(), tmp_path / "run", device=CPU, argv=["freetf", "train"])
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert {"argv", "seed", "freetf", "packages", "device", "data", "tokenizer_sha256", "git", "started", "finished"} <= manifest.keys()
+    assert manifest["status"] == "done"
+    assert manifest["data"]["floor_bits"] == result.facts.floor_bits
+    last = tmp_path / "run" / "checkpoints" / "step-000006"
+    assert {path.name for path in last.iterdir()} == {
+        "model.safetensors",
+        "optimizer.safetensors",
+        "state.json",
+        "tokenizer.json",
+        "MANIFEST.sha256",
+    }
+    assert result.checkpoint == str(last)
+    assert "time" not in (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+def test_best_and_last_are_kept(tmp_path: Path) -> None:
+    train(recipe(steps=8, lr=3e-1), tmp_path / "run", device=CPU)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = {row["step"]: row["loss"] for row in rows if row["split"] == "val"}
+    best = min(losses, key=lambda step: losses[step])
+    assert {int(path.name[5:]) for path in checkpoint_folders(tmp_path / "run")} == {best, 8}
+    assert json.loads((tmp_path / "run" / "checkpoints" / "best.json").read_text()) == {"step": best, "loss": losses[best]}
+
+
+def test_accumulation_gives_the_same_update(tmp_path: Path) -> None:
+    for parts in (1, 2, 4):
+        train(recipe(accumulate=parts), tmp_path / str(parts), device=CPU)
+    one, *others = (load_file(tmp_path / str(parts) / "checkpoints/step-000006/model.safetensors") for parts in (1, 2, 4))
+    for other in others:
+        for name, value in one.items():
+            assert torch.allclose(value, other[name], atol=1e-4), name
+
+
+def test_training_lowers_the_loss(tmp_path: Path) -> None:
+    result = train(recipe(steps=120, log_every=50), tmp_path / "run", device=CPU)
+    first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    assert result.val is not None
+    assert result.val.loss < 0.6 * first["loss"]
+
+
+def test_free_model_starts_from_its_baseline(tmp_path: Path) -> None:
+    train(recipe(latent=False), tmp_path / "baseline", device=CPU)
+    start = Checkpoint.open(tmp_path / "baseline" / "checkpoints" / "step-000006")
+    made = recipe(steps=1, lr=1e-12)
+    train(made, tmp_path / "free", device=CPU, init_from=start)
+    before, after = (
+        load_file(path / "model.safetensors") for path in (start.folder, tmp_path / "free" / "checkpoints" / "step-000001")
+    )
+    assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in before)
+    assert len(after) > len(before)
+
+
+def test_weights_that_do_not_fit_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    train(recipe(), tmp_path / "free", device=CPU)
+    start = Checkpoint.open(tmp_path / "free" / "checkpoints" / "step-000006")
+    with pytest.raises(InputError, match="is not in the model"):
+        train(recipe(latent=False), tmp_path / "baseline", device=CPU, init_from=start)
+    assert not (tmp_path / "baseline").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda r: r.model_copy(update={"train": r.train.model_copy(update={"batch": 8})}), "train.batch is 8, was 4"),
+        (lambda r: r.model_copy(update={"train": r.train.model_copy(update={"seed": 1})}), "train.seed is 1, was 0"),
+        (lambda r: r.model_copy(update={"data": r.data.model_copy(update={"params": {"length": 13, "letters": 4, "target": 3}})}), "data"),
+    ],
+)
+def test_resume_of_another_run_is_refused(tmp_path: Path, change: Callable[[Recipe], Recipe], what: str) -> None:
+    stopped_run(tmp_path / "run", 3, recipe())
+    saved = Checkpoint.open(checkpoint_folders(tmp_path / "run")[-1])
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    with pytest.raises(InputError, match=what):
+        train(change(recipe()), tmp_path / "run", device=CPU, resume=saved)
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+
+
+def test_signals_save_and_stop(tmp_path: Path) -> None:
+    stopped_run(tmp_path / "run", 3, recipe(), signal.SIGINT)
+    assert checkpoint_folders(tmp_path / "run")[-1].name == "step-000003"
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["status"] == "stopped"
+
+
+def test_a_loss_that_is_not_finite_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(FreetfError, match=r"not finite at step \d"):
+        train(recipe(steps=50, lr=1e30, clip=0.0), tmp_path / "run", device=CPU)
+
+
+def test_result_counts_tokens_and_steps(tmp_path: Path) -> None:
+    result: TrainResult = train(recipe(), tmp_path / "run", device=CPU)
+    assert (result.steps, result.tokens, result.kind) == (6, 6 * 4 * 13, "free")

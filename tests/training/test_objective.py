@@ -1,0 +1,65 @@
+"""The objective against its formula, written out."""
+
+import math
+
+import pytest
+import torch
+
+from freetf_cli.data.batches import IGNORE
+from freetf_cli.model.free_transformer import FreeTransformer, build_model, initialise_model
+from freetf_cli.recipe import LatentConfig, ModelConfig
+from freetf_cli.training.objective import LossSums, carriers, loss_function
+
+CONFIG = ModelConfig(layers=2, width=16, heads=2, vocab=7, context=6)
+LATENT = LatentConfig(kappa=0.25, bits=3)
+
+
+def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randint(0, 7, (3, 7), generator=generator)
+    targets = rows[:, 1:].clone()
+    targets[1, 4:] = IGNORE  # a padded row
+    targets[2, :3] = IGNORE  # a question that does not count
+    return rows[:, :-1], targets, torch.rand(3, 6, 3, generator=generator)
+
+
+@pytest.mark.parametrize("pool", ["token", "sequence"])
+def test_free_terms_are_the_formula(pool: str) -> None:
+    model = build_model(CONFIG, LATENT)
+    initialise_model(model, 0)
+    assert isinstance(model, FreeTransformer)
+    inputs, targets, noise = batch()
+    kappa = 0.25 * math.log(2)
+    terms = LossSums(*loss_function(model, pool)(inputs, targets, noise, torch.tensor(kappa)))  # type: ignore[arg-type]
+
+    out = model.forward_posterior(inputs, noise)
+    logp = torch.log_softmax(model.read_out(out.hidden), -1)
+    p = torch.sigmoid(out.bit_logits)
+    kl = (p * (2 * p).log() + (1 - p) * (2 * (1 - p)).log()).sum(-1)
+    last = [6, 4, 6]  # Z after a row's last counted target cannot matter
+    ce = -sum(logp[b, t, targets[b, t]] for b in range(3) for t in range(6) if targets[b, t] != IGNORE)
+    kls = [[kl[b, t] for t in range(last[b])] for b in range(3)]
+    if pool == "token":
+        penalty = sum(max(0.0, float(k) - kappa) for row in kls for k in row)
+    else:
+        penalty = sum(max(0.0, float(sum(row)) - kappa * len(row)) for row in kls)
+    assert terms.ce.item() == pytest.approx(float(ce), rel=1e-5)
+    assert terms.kl.item() == pytest.approx(float(sum(map(sum, kls))), rel=1e-5)
+    assert terms.penalty.item() == pytest.approx(float(penalty), rel=1e-4)
+    assert terms.carriers.item() == 16
+    assert terms.above.item() == sum(float(k) > kappa for row in kls for k in row)
+    assert terms.objective.item() == pytest.approx(float(ce) + float(penalty), rel=1e-5)
+
+
+def test_carriers_end_with_the_last_counted_target() -> None:
+    targets = torch.tensor([[IGNORE, 3, IGNORE, 2, IGNORE, IGNORE], [IGNORE] * 6])
+    assert carriers(targets).tolist() == [[1, 1, 1, 1, 0, 0], [0] * 6]
+
+
+def test_a_baseline_has_cross_entropy_only() -> None:
+    model = build_model(CONFIG, None)
+    initialise_model(model, 0)
+    inputs, targets, noise = batch()
+    terms = LossSums(*loss_function(model, "token")(inputs, targets, noise, torch.tensor(0.0)))
+    assert terms.objective.item() == terms.ce.item() > 0
+    assert terms.kl.item() == terms.penalty.item() == terms.above.item() == 0

@@ -1,0 +1,67 @@
+"""Parameter groups and schedules."""
+
+import math
+
+import pytest
+import torch
+
+from freetf_cli.model.free_transformer import build_model
+from freetf_cli.recipe import LatentConfig, ModelConfig, TrainConfig
+from freetf_cli.training.optimizer import kappa_nats, learning_rate, load_named_state, make_optimizer, named_state
+
+TRAIN = TrainConfig(steps=110, batch=4, lr=1.0, lr_final=0.1, warmup=10)
+
+
+def test_only_matrices_decay() -> None:
+    model = build_model(ModelConfig(layers=2, width=16, heads=2, vocab=7, tied=False), LatentConfig(kappa=0.5, bits=3))
+    optimizer = make_optimizer(model, TRAIN, torch.device("cpu"))
+    names = {id(p): name for name, p in model.named_parameters()}
+    decayed, kept = ({names[id(p)] for p in group["params"]} for group in optimizer.param_groups)
+    assert optimizer.param_groups[0]["weight_decay"] == 0.1
+    assert optimizer.param_groups[1]["weight_decay"] == 0.0
+    assert {"embedding.weight", "post_sampler.weight", "encoder.zeta", "norm.weight"} <= kept
+    assert {"readout.weight", "encoder.readout.weight", "blocks.0.ffn.up.weight"} <= decayed
+    assert not any("norm" in name for name in decayed)
+    assert decayed | kept == set(names.values())
+
+
+def test_learning_rate_warms_up_and_follows_one_cosine_to_the_end() -> None:
+    assert learning_rate(0, TRAIN) == pytest.approx(0.1)
+    assert learning_rate(9, TRAIN) == pytest.approx(1.0)
+    middle = 10 + 99 / 2
+    assert learning_rate(int(middle), TRAIN) == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * (int(middle) - 10) / 99)))
+    assert learning_rate(109, TRAIN) == pytest.approx(0.1)
+    rates = [learning_rate(step, TRAIN) for step in range(10, 110)]
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_kappa_is_annealed_in_a_straight_line() -> None:
+    latent = LatentConfig(kappa=0.5, kappa_start=4.5, kappa_anneal=100, bits=8)
+    assert [kappa_nats(step, latent) / math.log(2) for step in (0, 50, 100, 500)] == pytest.approx([4.5, 2.5, 0.5, 0.5])
+    assert kappa_nats(0, LatentConfig(kappa=2.0)) == pytest.approx(2 * math.log(2))
+    assert kappa_nats(7, None) == 0.0
+
+
+def test_named_state_brings_every_moment_back() -> None:
+    def trained(steps: int) -> tuple[torch.nn.Module, torch.optim.AdamW]:
+        torch.manual_seed(0)
+        model = torch.nn.Linear(3, 2, bias=False)
+        optimizer = make_optimizer(model, TRAIN, torch.device("cpu"))
+        return model, optimizer
+
+    def step(model: torch.nn.Module, optimizer: torch.optim.AdamW) -> None:
+        optimizer.zero_grad()
+        model(torch.ones(1, 3)).square().sum().backward()
+        optimizer.step()
+
+    one, optimizer = trained(0)
+    for _ in range(3):
+        step(one, optimizer)
+    other, fresh = trained(0)
+    other.load_state_dict(one.state_dict())
+    load_named_state(other, fresh, named_state(one, optimizer))
+    step(one, optimizer)
+    step(other, fresh)
+    assert torch.equal(one.weight, other.weight)  # type: ignore[arg-type]
+    with pytest.raises(KeyError, match=r"weight\.step"):
+        load_named_state(other, fresh, {})
