@@ -151,7 +151,9 @@ def load_weights(model: Decoder, path: Path, device: torch.device, *, partial: b
     wanted = dict(model.named_parameters())
     found = _header(path)
     faults = [f"{name} {found[name]} is not in the model" for name in found if name not in wanted]
-    faults += [f"{name} is {found[name]}, not {tuple(p.shape)}" for name, p in wanted.items() if name in found and found[name] != tuple(p.shape)]
+    faults += [
+        f"{name} is {found[name]}, not {tuple(p.shape)}" for name, p in wanted.items() if name in found and found[name] != tuple(p.shape)
+    ]
     missing = [name for name in wanted if name not in found]
     if missing and not partial:
         faults += [f"{name} is missing" for name in missing]
@@ -185,7 +187,8 @@ def _verify(folder: Path) -> None:
     if not manifest.is_file():
         raise InputError(f"not a checkpoint: it has no {MANIFEST}", str(folder))
     try:
-        entries = dict(reversed(line.split("  ", 1)) for line in manifest.read_text(encoding="utf-8").splitlines())
+        lines = [line.split("  ", 1) for line in manifest.read_text(encoding="utf-8").splitlines()]
+        entries = {name: digest for digest, name in lines}
     except (ValueError, UnicodeDecodeError):
         raise InputError("the checkpoint's manifest is damaged", str(manifest)) from None
     for name in _REQUIRED:
@@ -222,7 +225,7 @@ def checkpoint_folders(run: Path) -> list[Path]:
 
 
 def open_checkpoint(path: Path, warn: Callable[[str], None]) -> Checkpoint:
-    """The checkpoint that RUN means: a checkpoint folder itself, or a run folder's newest intact one (with a warning for each that is not)."""
+    """The checkpoint that RUN means: a checkpoint folder itself, or a run folder's newest intact one (each damaged one is warned of)."""
     if not path.is_dir():
         raise InputError("no such run or checkpoint", str(path), "`freetf train RECIPE -o RUN` makes one")
     if (path / MANIFEST).is_file() or path.name.startswith("step-"):
@@ -238,4 +241,3 @@ def open_checkpoint(path: Path, warn: Callable[[str], None]) -> Checkpoint:
         except InputError as error:
             warn(f"{error}: trying the checkpoint before it")
     raise InputError("every checkpoint of the run is damaged", str(path))
-

@@ -50,7 +50,8 @@ class DataFacts:
     """What a run needs to tell about its data.
 
     floor_bits: entropy of a row's targets in bits per sequence, the lowest CE that any model can reach; None if unknown.
-    targets: counted targets a row (None when it varies). params: the task's parameters. bytes_per_token: of the train split's text, None if not text.
+    targets: counted targets a row (None when it varies).
+    bytes_per_token: of the train split's text, None if not text. params: the task's parameters.
     """
 
     name: str

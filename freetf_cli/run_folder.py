@@ -1,17 +1,16 @@
 """A run folder describes itself: recipe, manifest, metrics, checkpoints, samples, report.
 
-    RUN/recipe.toml        resolved
-        manifest.json      argv, seeds, versions, device, hashes of data and tokenizer, git state; the only place for time stamps
-        metrics.jsonl      the record: one object a logged step
-        timing.jsonl       times and rates, apart, so that metrics.jsonl is the same byte for byte when the run is
-        checkpoints/  samples/  report.html
+RUN/recipe.toml        resolved
+    manifest.json      argv, seeds, versions, device, hashes of data and tokenizer, git state; the only place for time stamps
+    metrics.jsonl      the record: one object a logged step
+    timing.jsonl       times and rates, apart, so that metrics.jsonl is the same byte for byte when the run is
+    checkpoints/  samples/  report.html
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -78,7 +77,7 @@ class RunFolder:
 
     def metrics(self) -> list[Metrics]:
         """Everything recorded so far."""
-        return [Metrics(**{name: row.get(name) for name in _FIELDS}) for row in _read_jsonl(self.metrics_file)]
+        return [Metrics(*(row.get(name) for name in _FIELDS)) for row in _read_jsonl(self.metrics_file)]  # type: ignore[arg-type]
 
     def rewind(self, step: int) -> None:
         """Forget what was recorded after `step`, before a resumed run records it again."""
@@ -182,4 +181,4 @@ def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
 def current_argv() -> list[str]:
     """This process's command line, the program's folder left out."""
-    return [os.path.basename(sys.argv[0]), *sys.argv[1:]]
+    return [Path(sys.argv[0]).name, *sys.argv[1:]]

@@ -81,8 +81,7 @@ def generate(model: Decoder, tokenizer: Tokenizer, prompts: Iterable[str], spec:
     rows = _rows(model, tokenizer, prompts, spec)
     for _, same_shape in groupby(rows, key=lambda row: (len(row.tokens), row.total)):
         while chunk := _take(same_shape, ROWS_AT_ONCE):
-            tokens_BT, z_BT = _generate_rows(model, chunk, spec, tokenizer.separator)
-            for row, tokens, z in zip(chunk, tokens_BT, z_BT or [None] * len(chunk), strict=True):
+            for row, (tokens, z) in zip(chunk, _generate_rows(model, chunk, spec, tokenizer.separator), strict=True):
                 yield Sample(row.prompt, tokenizer.decode(tokens), row.group, row.index, spec.seed, z)
 
 
@@ -111,9 +110,8 @@ def _rows(model: Decoder, tokenizer: Tokenizer, prompts: Iterable[str], spec: Sa
             raise InputError(what, f"prompt {prompt[:40]!r}", "say with --max-tokens how many to add")
         for group, index in product(range(spec.groups), range(spec.count)):
             given = _given(spec, next(numbers))
-            if given is not None:
-                total = _fitting(total, len(tokens), given, tokenizer)
-            yield _row(prompt, tokens, total, (place, group, index), spec, bits, given)
+            length = total if given is None else _fitting(total, len(tokens), given, tokenizer)
+            yield _row(prompt, tokens, length, (place, group, index), spec, bits, given)
 
 
 def _given(spec: SampleSpec, number: int) -> Sequence[int] | None:
@@ -161,7 +159,7 @@ def _stream(seed: int, purpose: _Stream, place: tuple[int, ...]) -> np.random.Ge
 @torch.inference_mode()
 def _generate_rows(
     model: Decoder, rows: Sequence[_Row], spec: SampleSpec, separator: int | None
-) -> tuple[list[list[int]], list[list[int]] | None]:
+) -> list[tuple[list[int], list[int] | None]]:
     """Tokens and codes of rows with equally long prompts; both end where the row's text does."""
     device = model.embedding.weight.device
     tokens_BP = torch.tensor([row.tokens for row in rows], device=device)
@@ -183,8 +181,8 @@ def _generate_rows(
             logits_BV = _next_logits(model, out_BT[:, t : t + 1], z_BT[:, t : t + 1], cache)
     texts = [_until(separator, row, prompt) for row in out_BT.tolist()]
     if not isinstance(model, FreeTransformer):
-        return texts, None
-    return texts, [z[: len(text) - 1] for z, text in zip(z_BT.tolist(), texts, strict=True)]
+        return [(text, None) for text in texts]
+    return [(text, z[: len(text) - 1]) for z, text in zip(z_BT.tolist(), texts, strict=True)]
 
 
 def _read_prompt(model: Decoder, tokens_BP: Tensor, z_BT: Tensor, rows: Sequence[_Row], cache: Cache) -> Tensor:
@@ -219,6 +217,7 @@ def choose_tokens(logits_BV: Tensor, noise_B: Tensor, spec: SampleSpec) -> Tenso
     if spec.top_p < 1:
         sorted_BV, order_BV = p_BV.sort(dim=-1, descending=True)
         beyond_BV = sorted_BV.cumsum(-1) - sorted_BV >= spec.top_p  # the token that reaches top_p is kept
+        beyond_BV[:, 0] = False  # and the likeliest one always
         p_BV = p_BV.masked_fill(torch.zeros_like(beyond_BV).scatter(-1, order_BV, beyond_BV), 0.0)
     cumulative_BV = p_BV.cumsum(-1)
     target_B1 = noise_B[:, None].to(cumulative_BV.dtype) * cumulative_BV[:, -1:]

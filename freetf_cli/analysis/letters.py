@@ -1,6 +1,6 @@
 """Reading a generated row of the letters task: is it one that the task could make, where does its target start?
 
-    read_letters("K>__!KKKKK!KK__", length=13, target=8)      # start 3, valid
+read_letters("K>__!KKKKK!KK__", length=13, target=8)      # start 3, valid
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ PROMPT = 2  # characters of `K>`
 class LettersReading:
     """start: the first place that the target can have (its leftmost visible letter's in an invalid row; None without one).
 
-    valid: some start has all its places the prompt's letter or `!`, every other place `_` or `!`, and a letter visible. noise: places of `!`.
+    valid: some start has all its places the prompt's letter or `!`, every other place `_` or `!`, and a letter visible.
+    noise: places of `!`.
     """
 
     start: int | None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ def summarise(path: Path) -> RunSummary:
     )
 
 
-def sample_groups(samples: dict[str, Sequence[dict[str, Any]]]) -> list[SampleGroups]:
+def sample_groups(samples: Mapping[str, Sequence[dict[str, Any]]]) -> list[SampleGroups]:
     """The kept samples by group, as Figure 4 shows them: independent Z first."""
     found = []
     for name in ("independent", "shared"):

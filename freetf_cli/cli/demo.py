@@ -42,7 +42,9 @@ def demo(
     told = not json
     data, baseline, free = out / "letters", out / "baseline", out / "free"
     if told:
-        story.chapter(1, f"Data: {ROWS:,} rows of letters, with all that is hidden in them known", f"freetf gen-synthetic letters -o {data}")
+        story.chapter(
+            1, f"Data: {ROWS:,} rows of letters, with all that is hidden in them known", f"freetf gen-synthetic letters -o {data}"
+        )
     _make_data(data, quiet=quiet or json)
     if told:
         story.chapter(2, "A baseline: it can only write and see what comes", f"freetf train demo-baseline -o {baseline}")

@@ -33,7 +33,9 @@ PromptZOption = Annotated[
 TemperatureOption = Annotated[float, typer.Option("--temperature", min=0, help="0: always the likeliest token.")]
 TopKOption = Annotated[int, typer.Option("--top-k", min=0, help="Only the k likeliest tokens; 0: all.")]
 TopPOption = Annotated[float, typer.Option("--top-p", min=0, max=1, help="Only the likeliest tokens that make up this share.")]
-MaxTokensOption = Annotated[int | None, typer.Option("--max-tokens", min=1, help="Tokens to generate; default: up to the data's row length.")]
+MaxTokensOption = Annotated[
+    int | None, typer.Option("--max-tokens", min=1, help="Tokens to generate; default: up to the data's row length.")
+]
 
 
 def sample(
@@ -53,7 +55,7 @@ def sample(
 ) -> None:
     """Generate sequences; rows a prompt: groups × count, group by group.
 
-    Without --prompt the data's own prompts are taken. --json writes a record a line, with its Z; given back by --z FILE, each Z is replayed.
+    Without --prompt the data's own prompt is taken. --json writes a record a line with its Z; given back by --z FILE, each is replayed.
 
     $ freetf sample runs/letters-free --prompt 'K>' --z shared --groups 3 --count 8
     $ freetf sample runs/letters-free --count 4 --json > z.jsonl
@@ -112,7 +114,9 @@ def read_codes(source: str, bits: int) -> list[list[int]]:
             with path.open("rb") as file:
                 found = [_codes(line, bits, f"{source}, line {number}") for number, line in enumerate(_lines(file, source), start=1)]
         except OSError as error:
-            raise InputError(f"--z: the file cannot be read: {error.strerror}", source, "independent and shared are the other choices") from None
+            raise InputError(
+                f"--z: the file cannot be read: {error.strerror}", source, "independent and shared are the other choices"
+            ) from None
     if not found:
         raise InputError("--z: the file holds no record", source)
     return found

@@ -18,12 +18,16 @@ if TYPE_CHECKING:
 
 RunOption = Annotated[Path | None, typer.Option("--out", "-o", metavar="RUN", help="The run's folder; needed unless --dry-run.")]
 ResumeOption = Annotated[
-    str, typer.Option("--resume", metavar="never|auto|PATH", help="auto: go on with the run if it exists; PATH: from that checkpoint of it.")
+    str,
+    typer.Option("--resume", metavar="never|auto|PATH", help="auto: go on with the run if it exists; PATH: from that checkpoint of it."),
 ]
 InitOption = Annotated[
-    Path | None, typer.Option("--init-from", metavar="CHECKPOINT", help="Start from these weights; a Free model may start from its baseline.")
+    Path | None,
+    typer.Option("--init-from", metavar="CHECKPOINT", help="Start from these weights; a Free model may start from its baseline."),
 ]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Only tell sizes, FLOPs, memory, steps and tokens; needs neither data nor GPU.")]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Only tell sizes, FLOPs, memory, steps and tokens; needs neither data nor GPU.")
+]
 
 
 def train(
@@ -53,10 +57,11 @@ def train(
     overrides = [*(set_ or []), *([] if seed is None else [f"train.seed={seed}"])]
     loaded = load_recipe(recipe, smoke=smoke, overrides=overrides)
     if dry_run:
-        return _dry_run(loaded, recipe, device, json)
-    if out is None:
+        _dry_run(loaded, recipe, device, json)
+    elif out is None:
         raise InputError("no folder for the run", hint="name one: -o RUN")
-    _train(loaded, out, device, resume, init_from, json=json, quiet=quiet or json)
+    else:
+        _train(loaded, out, device, resume, init_from, json=json, quiet=quiet or json)
 
 
 def _dry_run(recipe: Recipe, name: str, device: str, json: bool) -> None:
@@ -106,7 +111,9 @@ def resume_from(out: Path, resume: str) -> Checkpoint | None:
     if path.resolve() == out.resolve():
         return open_checkpoint(path, warn)
     if path.resolve().parent != (out / "checkpoints").resolve():
-        raise InputError("--resume takes a checkpoint of the run that -o names", resume, "--init-from starts a new run from another's weights")
+        raise InputError(
+            "--resume takes a checkpoint of the run that -o names", resume, "--init-from starts a new run from another's weights"
+        )
     return Checkpoint.open(path)
 
 
@@ -137,7 +144,7 @@ def run_training(
 def write_report(run: RunFolder) -> None:
     """RUN/report.html as the run stands."""
     from freetf_cli.analysis.summary import summarise
+    from freetf_cli.checkpoint import write_durably
     from freetf_cli.render.report import report_html
-    from freetf_cli.run_folder import write_durably
 
     write_durably(run.report, report_html(summarise(run.path)))

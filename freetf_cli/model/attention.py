@@ -72,7 +72,7 @@ class Attention(nn.Module):
         return self.out(y_BMTE.transpose(1, 2).flatten(2))
 
     def _heads(self, x_BTF: Tensor) -> Tensor:
-        return x_BTF.unflatten(-1, (-1, self.head_width)).transpose(1, 2)
+        return x_BTF.view(*x_BTF.shape[:2], -1, self.head_width).transpose(1, 2)
 
 
 def _continued_mask(length: int, position: int, device: torch.device) -> Tensor | None:

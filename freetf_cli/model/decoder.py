@@ -71,8 +71,7 @@ class Decoder(nn.Module):
     def run_block(self, index: int, x_BTD: Tensor, rotary: Rotary, cache: Cache | None, keys_from: Tensor | None = None) -> Tensor:
         """One causal block, writing to its cache if there is one."""
         layer, position = (None, 0) if cache is None else (cache.layers[index], cache.position)
-        out: Tensor = self.blocks[index](x_BTD, rotary, keys_from=keys_from, cache=layer, position=position)
-        return out
+        return self.blocks[index](x_BTD, rotary, keys_from=keys_from, cache=layer, position=position)
 
     def rotary(self, x_BTD: Tensor, cache: Cache | None = None) -> Rotary:
         """Angles of the positions that x_BTD stands at."""

@@ -68,8 +68,7 @@ class FreeTransformer(Decoder):
         rotary = self.rotary(x_BTD)
         if self.encoder.blocks:
             x_BTD = self.encoder.read(self.embedding(tokens_BT), rotary)
-        bit_logits_BTH: Tensor = self.encoder(x_BTD, rotary)
-        return bit_logits_BTH
+        return self.encoder(x_BTD, rotary)
 
     def upper(self, x_BTD: Tensor, r_BTD: Tensor, cache: Cache | None = None) -> Tensor:
         """The injection block, the blocks above it and the norm: [B, T, D]."""
@@ -99,8 +98,7 @@ class Encoder(nn.Module):
         """Bit logits [B, T, H] from a stream [B, T, D]."""
         zeta_BTD = self.zeta.expand_as(x_BTD)
         y_BTD = self.block(zeta_BTD, rotary, keys_from=x_BTD, causal=False)
-        bit_logits_BTH: Tensor = self.readout(self.norm(y_BTD))
-        return bit_logits_BTH
+        return self.readout(self.norm(y_BTD))
 
     def read(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
         """The full encoder's own stack, non-causal."""

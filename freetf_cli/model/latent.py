@@ -69,12 +69,11 @@ class PostSampler(nn.Module):
         r_BTD = F.embedding(codes_BT, self.weight)
         if bit_logits_BTH is None:
             return r_BTD
-        out: Tensor = _ExactMapperGradient.apply(r_BTD, bit_logits_BTH, self.weight)
-        return out
+        return _ExactMapperGradient.apply(r_BTD, bit_logits_BTH, self.weight)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def initialise(self, kind: Literal["bits", "independent"], std: float, generator: torch.Generator) -> None:
-        """"independent": every row by itself. "bits": W_z = Σ_h ±a_h with the sign of bit h of z, so that each bit means the
+        """ "independent": every row by itself. "bits": W_z = Σ_h ±a_h with the sign of bit h of z, so that each bit means the
         same in every code and one visit to a row teaches all the others. Entries have deviation `std` either way."""
         codes, width = self.weight.shape
         if kind == "independent":
@@ -94,7 +93,7 @@ class _ExactMapperGradient(torch.autograd.Function):
         return r_BTD.view_as(r_BTD)
 
     @staticmethod
-    def backward(ctx, dr_BTD: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[no-untyped-def, override]
+    def backward(ctx, dr_BTD: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[no-untyped-def]
         bit_logits_BTH, table_CD = ctx.saved_tensors
         dr_ND, logits_NH = dr_BTD.reshape(-1, dr_BTD.shape[-1]), bit_logits_BTH.reshape(-1, bit_logits_BTH.shape[-1])
         return dr_BTD, logit_gradient(dr_ND, logits_NH, table_CD).view_as(bit_logits_BTH), None

@@ -53,7 +53,11 @@ def facts(rows: Sequence[tuple[str, str]]) -> str:
 def samples_html(groups: SampleGroups, *, latent: bool = True) -> str:
     """Figure 4's boxes: blue for independent Z, green for one Z a group. latent: False for a baseline."""
     kind, title = "shared" if groups.shared else "independent", box_title(shared=groups.shared, latent=latent)
-    boxes = (f'<figure class="box {kind}"><figcaption>{title}</figcaption>{_rows(rows, groups.prompt)}</figure>' for rows in groups.groups if rows)
+    boxes = (
+        f'<figure class="box {kind}"><figcaption>{title}</figcaption>{_rows(rows, groups.prompt)}</figure>'
+        for rows in groups.groups
+        if rows
+    )
     heading = f"<h3>{text(groups.title)}</h3>" if groups.title else ""
     return f'{heading}<div class="groups">{"".join(boxes)}</div>'
 

@@ -53,7 +53,7 @@ def _head(console: Console, summary: RunSummary) -> None:
     if last:
         facts.append((f"step {count(last.step)}, {last.split}", Text(loss_text(last, summary.facts, summary.kind), style="bold")))
         use = latent_use(last, scale(summary.facts))
-        if use is not None:
+        if use is not None and use > 0:
             facts.append(("use of Z", f"{use:.2f} bits of CE saved by each bit of KL"))
     facts.append(("floor", floor_text(summary.facts)))
     print_facts(console, facts)

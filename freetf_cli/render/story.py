@@ -30,7 +30,9 @@ def examples(rows: Sequence[str], entropy: Mapping[str, float]) -> None:
     for row in rows:
         console.print(Text("   ") + row_text(row), soft_wrap=True)
     parts = ", ".join(f"{name} {entropy[name]:.2f}" for name in ("letter", "position", "noise"))
-    console.print(Text(f"   bits in a row: {parts}; given the letter {entropy['given_letter']:.3f}, the floor of every CE below"), soft_wrap=True)
+    console.print(
+        Text(f"   bits in a row: {parts}; given the letter {entropy['given_letter']:.3f}, the floor of every CE below"), soft_wrap=True
+    )
 
 
 def trained(result: TrainResult) -> None:
@@ -59,7 +61,14 @@ def ending(result: DemoResult) -> None:
         console.print(Text(f"{sentence} ({position.within:.0%} against {position.across:.1%} of pairs).", style="bold"), soft_wrap=True)
     console.print()
     free, baseline = shlex.quote(result.free.run), shlex.quote(result.baseline.run)
-    print_facts(console, [("done in", duration(result.seconds)), ("runs", f"{baseline}, {free}"), ("reports", f"{baseline}/report.html, {free}/report.html")])
+    print_facts(
+        console,
+        [
+            ("done in", duration(result.seconds)),
+            ("runs", f"{baseline}, {free}"),
+            ("reports", f"{baseline}/report.html, {free}/report.html"),
+        ],
+    )
     console.print()
     console.print(Text("Try next:", style="bold"))
     for command in (f"freetf show {free}", f"freetf sample {free} --prompt 'Q>' --z shared --groups 2 --count 5", "freetf recipe list"):

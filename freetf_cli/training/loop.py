@@ -94,13 +94,17 @@ def train(
 def check_same_run(recipe: Recipe, source: DataSource, checkpoint: Checkpoint) -> None:
     """Refuse to resume with other data or another recipe: it would not be the same run."""
     if checkpoint.state["data"]["sha256"] != source.facts.sha256:
-        raise InputError("the data is not what the run was trained on (its hash differs)", str(checkpoint.folder), "use --init-from to start anew")
+        raise InputError(
+            "the data is not what the run was trained on (its hash differs)", str(checkpoint.folder), "use --init-from to start anew"
+        )
     ours, theirs = flat(recipe), flat(checkpoint.recipe)
     free = ("train.keep_last", "train.log_every", "train.save_every", "eval.", "parallel.")
     changed = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key) and not key.startswith(free))
     if changed:
         first = f"{changed[0]} is {ours.get(changed[0])!r}, was {theirs.get(changed[0])!r}"
-        raise InputError(f"the recipe is not the run's: {first}", str(checkpoint.folder), "use --init-from to start a new run from its weights")
+        raise InputError(
+            f"the recipe is not the run's: {first}", str(checkpoint.folder), "use --init-from to start a new run from its weights"
+        )
 
 
 def _make_model(recipe: Recipe, device: torch.device, init_from: Checkpoint | None, resume: Checkpoint | None) -> Decoder:

@@ -18,7 +18,7 @@ from freetf_cli.training.loop import Hooks, train
 from freetf_cli.training.signals import StopRequest
 
 CPU = torch.device("cpu")
-KEYS = "step tokens split loss ce kl penalty above_kappa kappa lr grad_norm".split()
+KEYS = ["step", "tokens", "split", "loss", "ce", "kl", "penalty", "above_kappa", "kappa", "lr", "grad_norm"]
 
 
 def recipe(latent: bool = True, **train_settings: Any) -> Recipe:
@@ -149,9 +149,7 @@ def test_free_model_starts_from_its_baseline(tmp_path: Path) -> None:
     start = Checkpoint.open(tmp_path / "baseline" / "checkpoints" / "step-000006")
     made = recipe(steps=1, lr=1e-12)
     train(made, tmp_path / "free", device=CPU, init_from=start)
-    before, after = (
-        load_file(path / "model.safetensors") for path in (start.folder, tmp_path / "free" / "checkpoints" / "step-000001")
-    )
+    before, after = (load_file(path / "model.safetensors") for path in (start.folder, tmp_path / "free" / "checkpoints" / "step-000001"))
     assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in before)
     assert len(after) > len(before)
 

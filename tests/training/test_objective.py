@@ -40,14 +40,14 @@ def test_free_terms_are_the_formula(pool: str) -> None:
     ce = -sum(logp[b, t, targets[b, t]] for b in range(3) for t in range(6) if targets[b, t] != IGNORE)
     kls = [[kl[b, t] for t in range(last[b])] for b in range(3)]
     if pool == "token":
-        penalty = sum(max(0.0, float(k) - kappa) for row in kls for k in row)
+        penalty = sum(max(0.0, k.item() - kappa) for row in kls for k in row)
     else:
-        penalty = sum(max(0.0, float(sum(row)) - kappa * len(row)) for row in kls)
+        penalty = sum(max(0.0, sum(k.item() for k in row) - kappa * len(row)) for row in kls)
     assert terms.ce.item() == pytest.approx(float(ce), rel=1e-5)
     assert terms.kl.item() == pytest.approx(float(sum(map(sum, kls))), rel=1e-5)
     assert terms.penalty.item() == pytest.approx(float(penalty), rel=1e-4)
     assert terms.carriers.item() == 16
-    assert terms.above.item() == sum(float(k) > kappa for row in kls for k in row)
+    assert terms.above.item() == sum(k.item() > kappa for row in kls for k in row)
     assert terms.objective.item() == pytest.approx(float(ce) + float(penalty), rel=1e-5)
 
 
