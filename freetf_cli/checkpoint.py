@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -220,15 +221,21 @@ def _read_state(path: Path) -> dict[str, Any]:
 
 
 def checkpoint_folders(run: Path) -> list[Path]:
-    """A run's checkpoints, oldest first."""
-    return sorted(path for path in (run / "checkpoints").glob("step-*") if path.is_dir())
+    """A run's checkpoints, oldest first; a copy under another name is none of them."""
+    folders = (path for path in (run / "checkpoints").glob("step-*") if re.fullmatch(r"step-\d+", path.name) and path.is_dir())
+    return sorted(folders, key=folder_step)
+
+
+def folder_step(folder: Path) -> int:
+    """500 for step-000500."""
+    return int(folder.name.removeprefix("step-"))
 
 
 def open_checkpoint(path: Path, warn: Callable[[str], None]) -> Checkpoint:
     """The checkpoint that RUN means: a checkpoint folder itself, or a run folder's newest intact one (each damaged one is warned of)."""
     if not path.is_dir():
         raise InputError("no such run or checkpoint", str(path), "`freetf train RECIPE -o RUN` makes one")
-    if (path / MANIFEST).is_file() or path.name.startswith("step-"):
+    if (path / MANIFEST).is_file() or (path.name.startswith("step-") and not (path / "recipe.toml").is_file()):
         return Checkpoint.open(path)
     folders = checkpoint_folders(path)
     if not folders:

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from freetf_cli import __version__
-from freetf_cli.checkpoint import checkpoint_folders, write_durably
+from freetf_cli.checkpoint import checkpoint_folders, folder_step, write_durably
 from freetf_cli.errors import InputError
 from freetf_cli.recipe import Recipe, load_recipe, to_toml
 from freetf_cli.results import CheckpointInfo, Metrics, Sample, to_json
@@ -40,18 +42,21 @@ class RunFolder:
         self.report = path / "report.html"
 
     @classmethod
-    def create(cls, path: Path, recipe: Recipe) -> RunFolder:
-        """A new run; a folder that exists and holds anything is refused."""
+    def create(cls, path: Path, recipe: Recipe, *, again: bool = False) -> RunFolder:
+        """A new run; a folder that exists and holds anything is refused. again: but for a run that ended before its first checkpoint."""
         if path.exists() and not path.is_dir():
             raise InputError("the run folder's name is taken by a file", str(path))
-        if (path / "recipe.toml").is_file():
+        begun = (path / "recipe.toml").is_file()
+        if begun and (not again or checkpoint_folders(path)):
             raise InputError("the run exists", str(path), "--resume auto goes on with it; another -o starts a new one")
-        if path.is_dir() and any(path.iterdir()):
+        if not begun and path.is_dir() and any(path.iterdir()):
             raise InputError("the folder exists and is not a run", str(path), "choose another -o")
         run = cls(path)
-        for folder in (path, run.checkpoints, run.samples):
-            folder.mkdir(parents=True, exist_ok=True)
-        write_durably(path / "recipe.toml", to_toml(recipe))
+        path.mkdir(parents=True, exist_ok=True)
+        write_durably(path / "recipe.toml", to_toml(recipe))  # first: what is stopped from here on is a run
+        for folder in (run.checkpoints, run.samples):
+            folder.mkdir(exist_ok=True)
+        run.rewind(0)
         return run
 
     @classmethod
@@ -72,7 +77,7 @@ class RunFolder:
             file.write(json.dumps(dataclasses.asdict(metrics), allow_nan=False) + "\n")
         if seconds is not None:
             with self.timing_file.open("a", encoding="utf-8") as file:
-                rate = metrics.tokens / seconds if seconds else 0.0
+                rate = metrics.tokens / metrics.step / seconds if seconds else 0.0
                 file.write(json.dumps({"step": metrics.step, "seconds": round(seconds, 3), "tokens_per_second": round(rate, 1)}) + "\n")
 
     def metrics(self) -> list[Metrics]:
@@ -80,10 +85,16 @@ class RunFolder:
         return [Metrics(*(row.get(name) for name in _FIELDS)) for row in _read_jsonl(self.metrics_file)]  # type: ignore[arg-type]
 
     def rewind(self, step: int) -> None:
-        """Forget what was recorded after `step`, before a resumed run records it again."""
+        """Forget what was recorded and saved after `step`, before a resumed run does it again."""
         for path in (self.metrics_file, self.timing_file):
-            kept = [row for row in _read_jsonl(path) if row["step"] <= step]
-            write_durably(path, "".join(json.dumps(row) + "\n" for row in kept))
+            if path.exists():
+                kept = [row for row in _read_jsonl(path) if row.get("step", 0) <= step]
+                write_durably(path, "".join(json.dumps(row) + "\n" for row in kept))
+        for folder in checkpoint_folders(self.path):
+            if folder_step(folder) > step:
+                shutil.rmtree(folder)
+        if (self.best() or {"step": 0})["step"] > step:
+            (self.checkpoints / "best.json").unlink()
 
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step-{step:06d}"
@@ -106,7 +117,7 @@ class RunFolder:
         losses = {row.step: row.loss for row in self.metrics() if row.split != "train"}
         infos = []
         for folder in checkpoint_folders(self.path):
-            step = int(folder.name.removeprefix("step-"))
+            step = folder_step(folder)
             size = sum(file.stat().st_size for file in folder.iterdir())
             infos.append(CheckpointInfo(step, str(folder), losses.get(step), step == best.get("step"), size))
         return infos
@@ -119,8 +130,9 @@ class RunFolder:
     def last_samples(self) -> dict[str, list[dict[str, Any]]]:
         """The newest samples by name: "independent", "shared"."""
         found = {}
-        for path in sorted(self.samples.glob("step-*.jsonl")):  # later steps overwrite earlier ones
-            found[path.stem.split("-", 2)[2]] = list(_read_jsonl(path))
+        files = [(re.fullmatch(r"step-(\d+)-(\w+)\.jsonl", path.name), path) for path in self.samples.glob("step-*.jsonl")]
+        for _, name, path in sorted((int(match[1]), match[2], path) for match, path in files if match):
+            found[name] = list(_read_jsonl(path))  # later steps overwrite earlier ones
         return found
 
     def manifest(self) -> dict[str, Any]:
@@ -166,17 +178,18 @@ def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """Objects of a JSONL file; a last line cut short by a crash is left out."""
     if not path.is_file():
         return
-    lines = path.read_text(encoding="utf-8").split("\n")
+    lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, start=1):
         if not line:
             continue
         try:
             row = json.loads(line)
-        except ValueError:
-            if number == len(lines):
-                return
-            raise InputError("the record is damaged", f"{path}, line {number}") from None
-        yield row
+        except (ValueError, RecursionError):
+            row = None
+        if isinstance(row, dict):
+            yield row
+        elif number < len(lines):
+            raise InputError("the record is damaged", f"{path}, line {number}")
 
 
 def current_argv() -> list[str]:

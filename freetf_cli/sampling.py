@@ -27,6 +27,7 @@ from freetf_cli.model.latent import sample_codes
 from freetf_cli.results import Sample
 
 ROWS_AT_ONCE = 256
+LEAST_TEMPERATURE = 1e-30  # but for 0: less is no number in float32
 
 
 @dataclass(frozen=True)
@@ -121,9 +122,9 @@ def _given(spec: SampleSpec, number: int) -> Sequence[int] | None:
     records, rows = len(spec.given_z), spec.groups * spec.count
     if records == 1 or records == rows:
         return spec.given_z[number % records]
-    if number >= records:
+    if records < rows or number >= records:  # told at the first row where it can be known
         need = f"{rows} rows a prompt need as many records, or one for all"
-        raise InputError(f"--z has {records} records, too few for row {number + 1}", hint=need)
+        raise InputError(f"--z has {records} records, too few for row {records + 1}", hint=need)
     return spec.given_z[number]
 
 
@@ -209,7 +210,8 @@ def choose_tokens(logits_BV: Tensor, noise_B: Tensor, spec: SampleSpec) -> Tenso
     """The token at quantile noise of each row's distribution after temperature, top-k and top-p (in this order), [B]."""
     if spec.temperature == 0:
         return logits_BV.argmax(-1)
-    logits_BV = logits_BV.to(torch.float32) / spec.temperature
+    logits_BV = logits_BV.to(torch.float32)
+    logits_BV = (logits_BV - logits_BV.amax(-1, keepdim=True)) / max(spec.temperature, LEAST_TEMPERATURE)
     if 0 < spec.top_k < logits_BV.shape[-1]:
         least = logits_BV.topk(spec.top_k).values[:, -1:]
         logits_BV = logits_BV.masked_fill(logits_BV < least, -torch.inf)

@@ -84,7 +84,7 @@ def _train(recipe: str, data: Path, run: Path, device: str, *, smoke: bool, quie
 
     loaded = load_recipe(recipe, smoke=smoke)
     loaded = loaded.model_copy(update={"data": loaded.data.model_copy(update={"task": None, "dir": str(data)})})
-    result = run_training(loaded, run, device, resume=resume_from(run, "auto"), quiet=quiet)
+    result = run_training(loaded, run, device, resume=resume_from(run, "auto"), again=True, quiet=quiet)
     if not quiet:
         story.trained(result)
     return result

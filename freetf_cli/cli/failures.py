@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import io
 import json
@@ -37,8 +38,19 @@ def prepare_streams() -> None:
     if sys.stdout is None:
         # A file that a command opens would get the number of the closed stream, and prints would land in it.
         raise FreetfError("standard output is closed")
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # κ on an ASCII terminal is no reason to fail
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="freetf.escape")  # κ on an ASCII terminal is no reason to fail
+
+
+def _escape(fault: UnicodeError) -> tuple[str, int]:
+    """What an encoding lacks as \\uXXXX, which JSON reads too."""
+    if not isinstance(fault, UnicodeEncodeError):
+        raise fault
+    return json.dumps(fault.object[fault.start : fault.end])[1:-1], fault.end
+
+
+codecs.register_error("freetf.escape", _escape)
 
 
 def attempt(work: Callable[[], int | None], words: Sequence[str]) -> int:

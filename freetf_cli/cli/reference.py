@@ -1,6 +1,6 @@
-"""Writes docs/cli.md out of the program itself: `python -m freetf_cli.cli.reference`.
+"""Writes docs/cli.md, and the tables of docs/recipes.md, out of the program itself: `python -m freetf_cli.cli.reference`.
 
-The page is generated so that it cannot lag behind; a test compares it with what this module makes.
+They are generated so that they cannot lag behind; tests compare the pages with what this module makes.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 import typer
 
+from freetf_cli.cli import recipe_reference
 from freetf_cli.cli.app import build_app
 from freetf_cli.cli.options import DebugOption, JsonOption, QuietOption, VerboseOption
 from freetf_cli.errors import ExitCode
@@ -127,4 +128,6 @@ def _lines(lines: Any) -> list[str]:
 
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
-    print(f"wrote {PAGE.name}")
+    recipes = recipe_reference.PAGE
+    recipes.write_text(recipe_reference.filled(recipes.read_text(encoding="utf-8")), encoding="utf-8")
+    print(f"wrote {PAGE.name} and {recipes.name}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_text
+import math
 import sys
 from collections.abc import Iterable, Iterator
 from itertools import groupby
@@ -67,6 +68,9 @@ def sample(
     from freetf_cli.render.console import warn
     from freetf_cli.sampling import SampleSpec, generate
 
+    for name, value in (("--temperature", temperature), ("--top-p", top_p)):
+        if not math.isfinite(value):
+            raise InputError(f"{name} {value}: not a finite number")
     checkpoint = open_checkpoint(run, warn)
     model = checkpoint.model(resolve_device(device))
     shared, given = z == "shared", None
@@ -101,18 +105,22 @@ def read_prompts(given: list[str] | None, checkpoint: Checkpoint, seed: int) -> 
     if given is None:
         facts = checkpoint.state["data"]
         return [make_task(facts["task"], facts["params"]).prompt(seed, 0) if facts.get("task") else ""]
-    return (prompt for text in given for prompt in (_lines(sys.stdin.buffer, "stdin") if text == "-" else [text]))
+    return (prompt for text in given for prompt in (_texts(sys.stdin.buffer) if text == "-" else [text]))
+
+
+def _texts(file: BinaryIO) -> Iterator[str]:
+    return (line for _, line in _lines(file, "stdin"))
 
 
 def read_codes(source: str, bits: int) -> list[list[int]]:
     """Z records of a JSONL file as `sample --json` writes it: each line an object with `z`, or a bare list of codes."""
     path = Path(source)
     if source == "-":
-        found = [_codes(line, bits, f"stdin, line {number}") for number, line in enumerate(_lines(sys.stdin.buffer, "stdin"), start=1)]
+        found = _all_codes(sys.stdin.buffer, bits, "stdin")
     else:
         try:
             with path.open("rb") as file:
-                found = [_codes(line, bits, f"{source}, line {number}") for number, line in enumerate(_lines(file, source), start=1)]
+                found = _all_codes(file, bits, source)
         except OSError as error:
             raise InputError(
                 f"--z: the file cannot be read: {error.strerror}", source, "independent and shared are the other choices"
@@ -120,6 +128,10 @@ def read_codes(source: str, bits: int) -> list[list[int]]:
     if not found:
         raise InputError("--z: the file holds no record", source)
     return found
+
+
+def _all_codes(file: BinaryIO, bits: int, where: str) -> list[list[int]]:
+    return [_codes(line, bits, f"{where}, line {number}") for number, line in _lines(file, where)]
 
 
 def _codes(line: str, bits: int, where: str) -> list[int]:
@@ -136,15 +148,15 @@ def _codes(line: str, bits: int, where: str) -> list[int]:
     return codes
 
 
-def _lines(file: BinaryIO, where: str) -> Iterator[str]:
-    """Lines of UTF-8 text without their ends; a byte order mark and empty lines are skipped."""
+def _lines(file: BinaryIO, where: str) -> Iterator[tuple[int, str]]:
+    """Numbered lines of UTF-8 text without their ends; a byte order mark and empty lines are skipped."""
     for number, raw in enumerate(file, start=1):
         try:
             line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
         except UnicodeDecodeError:
             raise InputError("not UTF-8 text", f"{where}, line {number}") from None
         if line:
-            yield line
+            yield number, line
 
 
 def show_samples(records: Iterator[Sample], checkpoint: Checkpoint, *, shared: bool, json: bool) -> None:

@@ -16,7 +16,8 @@ def show(run: RunArgument, json: JsonOption = False) -> None:
     from freetf_cli.render.show import run_summary
     from freetf_cli.results import to_json
 
-    folder = run.parent.parent if run.parent.name == "checkpoints" else run  # a checkpoint's run
+    place = run.resolve()
+    folder = place.parent.parent if place.parent.name == "checkpoints" else run  # a checkpoint's run
     summary = summarise(folder)
     if json:
         typer.echo(to_json(summary))

@@ -91,7 +91,7 @@ def _train(recipe: Recipe, out: Path, device: str, resume: str, init_from: Path 
     if start is not None and init_from is not None:
         raise InputError("--init-from starts a new run, --resume goes on with one", hint="give one of them")
     weights = None if init_from is None else open_checkpoint(init_from, warn)
-    result = run_training(recipe, out, device, resume=start, init_from=weights, quiet=quiet)
+    result = run_training(recipe, out, device, resume=start, init_from=weights, again=resume == "auto", quiet=quiet)
     if json:
         typer.echo(to_json(result))
     else:
@@ -99,11 +99,11 @@ def _train(recipe: Recipe, out: Path, device: str, resume: str, init_from: Path 
 
 
 def resume_from(out: Path, resume: str) -> Checkpoint | None:
-    """The checkpoint that --resume means: none (never, or auto without a run), the run's newest intact one, or the one named."""
-    from freetf_cli.checkpoint import Checkpoint, open_checkpoint
+    """The checkpoint that --resume means: none (never, or auto with none yet), the run's newest intact one, or the one named."""
+    from freetf_cli.checkpoint import Checkpoint, checkpoint_folders, open_checkpoint
     from freetf_cli.render.console import warn
 
-    if resume == "never" or (resume == "auto" and not (out / "recipe.toml").is_file()):
+    if resume == "never" or (resume == "auto" and not checkpoint_folders(out)):
         return None
     if resume == "auto":
         return open_checkpoint(out, warn)
@@ -124,6 +124,7 @@ def run_training(
     *,
     resume: Checkpoint | None = None,
     init_from: Checkpoint | None = None,
+    again: bool = False,
     quiet: bool = False,
 ) -> TrainResult:
     """Train with a live display, stop cleanly on signals, and keep the run's report.html current."""
@@ -138,7 +139,9 @@ def run_training(
     target = resolve_device(device)
     with stop_on_signals() as stop, TrainingProgress(quiet=quiet) as display:
         hooks = Hooks(progress=display.update, saved=write_report)
-        return train_recipe(recipe, out, device=target, resume=resume, init_from=init_from, hooks=hooks, stop=stop, argv=current_argv())
+        return train_recipe(
+            recipe, out, device=target, resume=resume, init_from=init_from, again=again, hooks=hooks, stop=stop, argv=current_argv()
+        )
 
 
 def write_report(run: RunFolder) -> None:

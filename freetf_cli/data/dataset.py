@@ -119,16 +119,21 @@ class Dataset:
 
 
 def _check_files(folder: Path, manifest: Manifest) -> None:
-    """Size and hash of every file; a link could lead out of the folder, so none is followed."""
+    """Size and hash of every file; a link inside could lead out of the folder, so none is followed. The folder itself may be one."""
     for name, split in manifest.splits.items():
+        _refuse_link(folder / name)
         for file, facts in split.files.items():
             _check_file(folder / name / file, facts.sha256, facts.bytes)
     _check_file(folder / tokenizers.FILE, manifest.tokenizer.sha256)
 
 
-def _check_file(path: Path, sha256: str, size: int | None = None) -> None:
-    if path.is_symlink() or path.parent.is_symlink():
+def _refuse_link(path: Path) -> None:
+    if path.is_symlink():
         raise InputError("a link where the data folder has a file", str(path))
+
+
+def _check_file(path: Path, sha256: str, size: int | None = None) -> None:
+    _refuse_link(path)
     if not path.is_file():
         raise InputError("the data folder is damaged: a file is missing", str(path))
     actual = path.stat().st_size

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from freetf_cli.checkpoint import Checkpoint, checkpoint_folders, load_weights, save_checkpoint
 from freetf_cli.data.batches import IGNORE, Batch, DataSource, open_data
+from freetf_cli.data.rows import TRAIN
 from freetf_cli.device import autocast_dtype, describe
 from freetf_cli.errors import FreetfError, InputError, Interrupted, Stopped
 from freetf_cli.model.decoder import Decoder
@@ -51,6 +52,8 @@ def resolve(recipe: Recipe) -> tuple[Recipe, DataSource]:
     vocabulary = source.tokenizer.vocab_size
     if recipe.model.vocab is not None and recipe.model.vocab < vocabulary:
         raise InputError(f"model.vocab = {recipe.model.vocab} is less than the tokenizer's {vocabulary} tokens")
+    for split in (TRAIN, recipe.eval.split):
+        source.rows.size(split)  # InputError where the data lacks it: now, not after hours of training
     model = recipe.model.model_copy(update={"vocab": recipe.model.vocab or vocabulary, "context": source.context})
     return recipe.model_copy(update={"model": model}), source
 
@@ -62,6 +65,7 @@ def train(
     device: torch.device,
     resume: Checkpoint | None = None,
     init_from: Checkpoint | None = None,
+    again: bool = False,
     hooks: Hooks | None = None,
     stop: StopRequest | None = None,
     argv: Sequence[str] = (),
@@ -69,6 +73,7 @@ def train(
     """Train a recipe into a run folder.
 
     resume: go on from this checkpoint of the same run. init_from: start from these weights; a Free model may start from its baseline.
+    again: a run that ended before its first checkpoint may begin anew.
     Raises InputError before anything is written when recipe, data or checkpoint do not fit; Stopped or Interrupted, after saving, when
     `stop` asks.
     """
@@ -76,13 +81,12 @@ def train(
     if resume is not None:
         check_same_run(recipe, source, resume)
     model = _make_model(recipe, device, init_from, resume)
-    run = RunFolder.create(path, recipe) if resume is None else RunFolder.open(path)
-    if resume is not None:
-        run.rewind(resume.step)
-    run.update_manifest(**describe_process(argv), **_describe_run(recipe, source, device, resume, init_from), status="running")
+    run = RunFolder.create(path, recipe, again=again) if resume is None else RunFolder.open(path)
     loop = Loop(recipe, source, model, run, device, hooks or Hooks(), stop or StopRequest())
     if resume is not None:
         loop.restore(resume)
+        run.rewind(resume.step)
+    run.update_manifest(**describe_process(argv), **_describe_run(recipe, source, device, resume, init_from), status="running")
     try:
         result = loop.run_to_end()
     except BaseException as error:
@@ -98,7 +102,7 @@ def check_same_run(recipe: Recipe, source: DataSource, checkpoint: Checkpoint) -
             "the data is not what the run was trained on (its hash differs)", str(checkpoint.folder), "use --init-from to start anew"
         )
     ours, theirs = flat(recipe), flat(checkpoint.recipe)
-    free = ("train.keep_last", "train.log_every", "train.save_every", "eval.", "parallel.")
+    free = ("data.dir", "train.keep_last", "train.log_every", "train.save_every", "eval.", "parallel.")
     changed = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key) and not key.startswith(free))
     if changed:
         first = f"{changed[0]} is {ours.get(changed[0])!r}, was {theirs.get(changed[0])!r}"
@@ -113,8 +117,16 @@ def _make_model(recipe: Recipe, device: torch.device, init_from: Checkpoint | No
     model = build_model(recipe.model, recipe.latent)
     initialise_model(model, recipe.train.seed)
     if init_from is not None:
-        load_weights(model, init_from.folder / "model.safetensors", torch.device("cpu"), partial=True)
+        missing = load_weights(model, init_from.folder / "model.safetensors", torch.device("cpu"), partial=True)
+        _check_only_latent(missing, init_from)
     return model.to(device).train()
+
+
+def _check_only_latent(missing: Sequence[str], start: Checkpoint) -> None:
+    """A baseline lacks what a Free model adds, and nothing else: a deeper model would silently start half random."""
+    other = [name for name in missing if not name.startswith(("encoder.", "post_sampler."))]
+    if other:
+        raise InputError(f"the weights do not fit the model: {other[0]} is missing", str(start.folder))
 
 
 def _describe_run(

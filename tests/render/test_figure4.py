@@ -47,9 +47,9 @@ def test_a_wrong_letter_stands_out() -> None:
 
 
 def test_running_text_is_wrapped_and_its_prompt_dim() -> None:
-    groups = SampleGroups("", False, [["The film was " + "very " * 30 + "dull.", "The film was good."]])
+    groups = SampleGroups("", False, [["The film was " + "very " * 30 + "dull.", "The film was good."]], prompt="The film was ")
     assert len(drawn(groups, 60).splitlines()) > 5
-    assert "\x1b[2mThe film was \x1b[0mgood." in drawn(groups, 60, colour=True, prompt="The film was ")
+    assert "\x1b[2mThe film was \x1b[0mgood." in drawn(groups, 60, colour=True)
 
 
 def test_hostile_text_is_shown_as_it_is() -> None:

@@ -36,7 +36,7 @@ def everything() -> None:
     terminal.dataset_summary(DATASET)
     terminal.plan(plan())
     terminal.train_result(RESULT)
-    terminal.samples([Sample("K>", "K>__", 0, 0, 1, None)], heading="K>")
+    terminal.sample(Sample("K>", "K>__", 0, 0, 1, None))
     terminal.recipes([("letters-free", "free", "as in Figure 4", "7 M")])
     terminal.recipe_diff("a", "b", [("train.lr", 1e-3, None)])
     terminal.findings([Finding("torch", "2.13", True), Finding("device", "none", False, "pip install torch")])
@@ -86,11 +86,11 @@ def test_plan_counts_the_overhead_both_ways(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_samples_in_a_pipe_are_raw(capsys: pytest.CaptureFixture[str], screen: Callable[[int], Terminal]) -> None:
-    rows = [Sample("a", "a [red] \x1b[2J " + "x" * 200, 0, 0, 1, None)]
-    terminal.samples(rows, heading="heading")
-    assert capsys.readouterr().out == rows[0].text + "\n"
+    row = Sample("a", "a [red] \x1b[2J " + "x" * 200, 0, 0, 1, None)
+    terminal.sample(row)
+    assert capsys.readouterr().out == row.text + "\n"
     stream = screen(80)
-    terminal.samples(rows, heading="heading")
+    terminal.sample(row)
     assert "[red] \\x1b[2J" in stream.getvalue() and "\x1b[2J" not in stream.getvalue() and "x" * 200 in stream.getvalue()
 
 

@@ -1,0 +1,87 @@
+"""The tables of docs/recipes.md, out of the recipe's own types: every key, and every shipped recipe.
+
+`python -m freetf_cli.cli.reference` writes them between the page's markers; a test compares the two.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from freetf_cli.recipe import Recipe, load_recipe, shipped_recipes
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "recipes.md"
+MARKED = r"(<!-- {name}: generated -->\n).*?(<!-- end of {name} -->)"
+TYPES = {"integer": "integer", "number": "number", "string": "text", "boolean": "true or false", "object": "table", "null": ""}
+LIMITS = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
+# Keys whose types say nothing of themselves.
+FURTHER = {
+    "train.beta1": "AdamW's decay of the mean gradient",
+    "train.beta2": "AdamW's decay of the mean squared gradient",
+    "train.eps": "AdamW's epsilon",
+}
+
+
+def filled(page: str) -> str:
+    """The page with its generated parts made anew."""
+    for name, text in (("keys", key_tables()), ("shipped recipes", shipped_table())):
+        pattern = MARKED.format(name=re.escape(name))
+        page, places = re.subn(pattern, lambda found, text=text: f"{found[1]}\n{text}\n\n{found[2]}", page, flags=re.DOTALL)
+        if places != 1:
+            raise ValueError(f"{PAGE.name} needs one marked place for '{name}', not {places}")
+    return page
+
+
+def key_tables() -> str:
+    """A table of keys for each table of a recipe."""
+    schema = Recipe.model_json_schema()
+    return "\n\n".join(_section(name, schema["$defs"][_model_name(part)]) for name, part in schema["properties"].items() if _refers(part))
+
+
+def shipped_table() -> str:
+    """Every shipped recipe: kind, size, description."""
+    recipes = {name: load_recipe(name) for name in shipped_recipes()}
+    rows = [(f"`{name}`", r.kind, f"{r.model.layers} × {r.model.width}", f"{r.train.steps:,}", r.description) for name, r in recipes.items()]
+    return _table(("recipe", "kind", "layers × width", "steps", "what it is"), rows)
+
+
+def _section(name: str, part: dict[str, Any]) -> str:
+    required = set(part.get("required", ()))
+    rows = []
+    for key, field in part["properties"].items():
+        default = "required" if key in required else f"`{json.dumps(field['default'])}`" if field.get("default") is not None else "–"
+        meaning = field.get("description") or FURTHER.get(f"{name}.{key}", "")
+        rows.append((f"`{key}`", _type(field), default, meaning))
+    about = part.get("description", "").split("\n")[0]
+    return f"### `[{name}]`\n\n{about}\n\n{_table(('key', 'type', 'default', 'meaning'), rows)}"
+
+
+def _type(field: dict[str, Any]) -> str:
+    """A JSON Schema type in words: `integer > 0`, `"auto" or "fp32"`."""
+    if "anyOf" in field:
+        return " or ".join(filter(None, (_type(one) for one in field["anyOf"])))
+    if "enum" in field or "const" in field:
+        return " or ".join(f'`"{value}"`' for value in field.get("enum", [field.get("const")]))
+    limits = " and ".join(f"{sign} {field[name]:g}" for name, sign in LIMITS.items() if name in field)
+    return f"{TYPES[field['type']]} {limits}".strip()
+
+
+def _refers(part: dict[str, Any]) -> bool:
+    return "$ref" in json.dumps(part)
+
+
+def _model_name(part: dict[str, Any]) -> str:
+    """The model that a property refers to, in whatever shape (`$ref`, `anyOf`, `allOf`) it does."""
+    return str(re.findall(r'"#/\$defs/(\w+)"', json.dumps(part))[0])
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    return "\n".join(_lines([head, tuple("---" for _ in head), *rows]))
+
+
+def _lines(rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
+    for row in rows:
+        yield "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in row) + " |"

@@ -1,0 +1,112 @@
+"""What only a CUDA device can show. Run with `pytest -m gpu` on such a machine."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from freetf_cli.checkpoint import Checkpoint, checkpoint_folders
+from freetf_cli.model.free_transformer import FreeTransformer, build_model, initialise_model
+from freetf_cli.model.latent import PostSampler, logit_gradient, sample_codes
+from freetf_cli.recipe import LatentConfig, ModelConfig, check_recipe
+from freetf_cli.sampling import SampleSpec, generate
+from freetf_cli.training.loop import train
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+CUDA = torch.device("cuda")
+
+
+def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return float((ours.double().cpu() - theirs.double().cpu()).norm() / theirs.double().cpu().norm())
+
+
+@pytest.mark.parametrize("bits", [3, 8, 16])
+def test_mapper_gradient_on_the_gpu(bits: int) -> None:
+    """float64 to rounding against the CPU; bfloat16 within 1 %."""
+    generator = torch.Generator().manual_seed(bits)
+    dr, logits, table = (torch.randn(*shape, generator=generator).double() for shape in ((200, 32), (200, bits), (2**bits, 32)))
+    want = logit_gradient(dr, logits, table)
+    assert relative(logit_gradient(dr.cuda(), logits.cuda(), table.cuda()), want) < 1e-12
+    rough = logit_gradient(dr.cuda().float(), logits.cuda().bfloat16(), table.cuda().float())
+    want_rough = logit_gradient(dr, logits.bfloat16().double(), table)
+    assert relative(rough, want_rough) < 1e-2
+
+
+def test_compiled_bf16_step_follows_the_float32_one() -> None:
+    model = build_model(ModelConfig(layers=4, width=128, heads=4, vocab=29, context=64), LatentConfig(kappa=1.0, bits=16))
+    initialise_model(model, 0)
+    assert isinstance(model, FreeTransformer)
+    tokens, noise = torch.randint(0, 29, (8, 64)), torch.rand(8, 64, 16)
+
+    def gradients(device: torch.device, compiled: bool) -> dict[str, torch.Tensor]:
+        model.to(device).zero_grad()
+        run: Callable[..., Any] = torch.compile(model.forward_posterior) if compiled else model.forward_posterior
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=compiled):
+            out = run(tokens.to(device), noise.to(device))
+            loss = torch.nn.functional.cross_entropy(model.read_out(out.hidden).float().flatten(0, 1), tokens.to(device).flatten())
+        loss.backward()
+        return {name: p.grad.detach().cpu().clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    plain, fast = gradients(torch.device("cpu"), False), gradients(CUDA, True)
+    assert plain.keys() == fast.keys()
+    large = [name for name in plain if "blocks" in name and "weight" in name and plain[name].dim() == 2]
+    assert max(relative(fast[name], plain[name]) for name in large) < 0.1
+
+
+def test_cached_generation_equals_the_full_forward() -> None:
+    from freetf_cli.data.tokenizer import characters
+
+    model = build_model(ModelConfig(layers=4, width=64, heads=4, kv_heads=2, vocab=6, context=32), LatentConfig(kappa=1.0, bits=4))
+    initialise_model(model, 0)
+    model.to(CUDA).eval()
+    for row in generate(model, characters("abcdef", separator=False), ["ab"], SampleSpec(total=33, count=4, temperature=0)):
+        tokens = torch.tensor([["abcdef".index(c) for c in row.text]], device=CUDA)
+        with torch.no_grad():
+            logits = model(tokens[:, :-1], torch.tensor([row.z], device=CUDA))
+        taken = logits.gather(-1, tokens[:, 1:, None])[0, 1:, 0]
+        assert (logits[0, 1:].max(-1).values - taken).max() < 1e-4  # up to ties
+
+
+def test_codes_do_not_depend_on_the_device() -> None:
+    logits, noise = torch.randn(4, 9, 16), torch.rand(4, 9, 16)
+    same = sample_codes(logits, noise) == sample_codes(logits.cuda(), noise.cuda()).cpu()
+    assert same.float().mean() > 0.99
+
+
+def test_memory_stays_in_chunks() -> None:
+    """No [tokens, 65536] tensor: 32,768 tokens in float32 would be 8.6 GB."""
+    sampler = PostSampler(16, 64).cuda()
+    torch.nn.init.normal_(sampler.weight)
+    logits = torch.randn(1, 32_768, 16, device=CUDA, requires_grad=True)
+    codes = sample_codes(logits.detach(), torch.rand_like(logits))
+    torch.cuda.reset_peak_memory_stats()
+    sampler(codes, logits).square().sum().backward()
+    assert torch.cuda.max_memory_allocated() < 4 << 30
+
+
+def test_deterministic_runs_and_exact_resume(tmp_path: Path) -> None:
+    recipe = check_recipe(
+        {
+            "data": {"task": "letters"},
+            "model": {"layers": 2, "width": 64, "heads": 4},
+            "latent": {"kappa": 1.0, "bits": 8},
+            "train": {"steps": 6, "batch": 16, "lr": 1e-3, "deterministic": True, "save_every": 3, "keep_last": 2, "log_every": 1},
+            "eval": {"samples": 0},
+        },
+        where="test",
+    )
+    for name in ("a", "b"):
+        train(recipe, tmp_path / name, device=CUDA)
+
+    def weights(run: str) -> bytes:
+        return (tmp_path / run / "checkpoints" / "step-000006" / "model.safetensors").read_bytes()
+
+    assert weights("a") == weights("b")
+    whole = weights("b")
+    train(recipe, tmp_path / "b", device=CUDA, resume=Checkpoint.open(checkpoint_folders(tmp_path / "b")[0]))
+    assert weights("b") == whole
+    rows = [json.loads(line)["loss"] for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
+    assert rows[0] != rows[-2]
