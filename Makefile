@@ -47,7 +47,7 @@ format: setup ## rewrite the sources in the house's layout
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-docs: setup ## regenerate docs/cli.md
+docs: setup ## regenerate docs/cli.md and the tables of docs/recipes.md
 	@$(BIN)/python -m freetf_cli.cli.reference
 
 wheel: setup ## build dist/*.whl and the source archive

@@ -98,7 +98,9 @@ class LatentConfig(Part):
         "token", description="κ is granted to each token (the paper's equation 5) or pooled over a sequence"
     )
     kappa_start: Annotated[float, Field(ge=0)] | None = Field(None, description="κ at step 0, annealed to `kappa`; default: constant")
-    kappa_anneal: NotNegative = Field(0, description="steps over which κ goes from kappa_start to kappa, in a straight line")
+    kappa_anneal: NotNegative = Field(
+        0, description="steps over which κ goes from kappa_start to kappa, in a straight line; a shorter run takes all of its steps"
+    )
     table_init: Literal["bits", "independent"] = Field(
         "bits", description="rows of the post-sampler from H bit directions, or each drawn by itself"
     )
@@ -129,9 +131,9 @@ class TrainConfig(Part):
     weight_decay: Annotated[float, Field(ge=0)] = Field(
         0.1, description="for matrices only; never for norms, embeddings, or the latent table"
     )
-    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
-    eps: Rate = 1e-8
+    beta1: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="decay of AdamW's mean gradient")
+    beta2: Annotated[float, Field(ge=0, lt=1)] = Field(0.95, description="decay of AdamW's mean squared gradient")
+    eps: Rate = Field(1e-8, description="epsilon of AdamW")
     clip: Annotated[float, Field(ge=0)] = Field(1.0, description="largest gradient norm; 0: no clipping")
     seed: NotNegative = Field(0, description="of weights, data order and latent noise")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on CUDA, fp32 elsewhere")
@@ -219,7 +221,7 @@ def load_recipe(name: str, *, smoke: bool = False, overrides: Sequence[str] = ()
         tree = _merge(tree, overlay)
     for text in overrides:
         tree = _merge(tree, _parse_override(text, tree))
-    return check_recipe(tree, where=path)
+    return check_recipe(tree, where=path, overrides=overrides)
 
 
 def find_recipe(name: str) -> Path:
@@ -243,13 +245,13 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def check_recipe(tree: Mapping[str, Any], *, where: Path | str) -> Recipe:
-    """A Recipe from plain data; raises InputErrors naming file, key and line of each fault."""
+def check_recipe(tree: Mapping[str, Any], *, where: Path | str, overrides: Sequence[str] = ()) -> Recipe:
+    """A Recipe from plain data; raises InputErrors naming file, key and line of each fault, or the override that made it."""
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
         text = Path(where).read_text(encoding="utf-8") if Path(where).is_file() else ""
-        raise InputErrors([_fault(dict(item), where, text) for item in error.errors()]) from None
+        raise InputErrors([_fault(dict(item), _place(dict(item), where, text, overrides)) for item in error.errors()]) from None
 
 
 def to_toml(recipe: Recipe) -> str:
@@ -332,12 +334,20 @@ def _override_value(raw: str) -> Any:
     return parsed["value"] if len(parsed) == 1 else raw.strip()  # a line break in it must not smuggle in other keys
 
 
-def _fault(item: Mapping[str, Any], where: Path | str, text: str) -> InputError:
-    """One pydantic error as a line: what, the file, key and line, and a hint."""
+def _place(item: Mapping[str, Any], where: Path | str, text: str, overrides: Sequence[str]) -> str:
+    """Where a fault comes from: `--set KEY=VALUE`, or the file and its line."""
+    names = [str(name) for name in item["loc"]]
+    for override in reversed(overrides):
+        if names and override.partition("=")[0].strip().split(".") == names:
+            return f"--set {override}"
+    line = _line_of(names, text)
+    return f"{where}" + (f", line {line}" if line else "")
+
+
+def _fault(item: Mapping[str, Any], place: str) -> InputError:
+    """One pydantic error as a line: what, the place, and a hint."""
     names = [str(name) for name in item["loc"]]
     key = ".".join(names)
-    line = _line_of(names, text)
-    place = f"{where}" + (f", line {line}" if line else "")
     kind, message = item["type"], item["msg"]
     if kind == "extra_forbidden":
         return InputError(f"unknown key '{key}'", place, nearest(names[-1], _known_keys(names[:-1])))
@@ -371,7 +381,7 @@ def _part_types() -> dict[str, type[Part]]:
 
 
 def _line_of(names: Sequence[str], text: str) -> int | None:
-    """The line of a recipe's text where a key stands."""
+    """The line of a recipe's text where a key stands, by itself or in a table on one line."""
     table = ""
     for number, line in enumerate(text.splitlines(), start=1):
         if header := re.match(r"\s*\[([^\]]+)\]", line):
@@ -380,7 +390,7 @@ def _line_of(names: Sequence[str], text: str) -> int | None:
                 return number
         if assignment := re.match(r"\s*([\w.-]+)\s*=", line):
             path = [*(table.split(".") if table else []), *assignment[1].split(".")]
-            if path == list(names):
+            if path == list(names[: len(path)]):
                 return number
     return None
 

@@ -151,8 +151,10 @@ class Agreement:
 
     @property
     def ratio(self) -> float:
-        """within / across; infinite when nothing agrees across groups."""
-        return self.within / self.across if self.across else math.inf
+        """within / across; infinite when only sequences of a group agree, NaN when none do."""
+        if self.across:
+            return self.within / self.across
+        return math.inf if self.within else math.nan
 
 
 @dataclass(frozen=True)

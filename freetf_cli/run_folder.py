@@ -101,12 +101,8 @@ class RunFolder:
 
     def best(self) -> dict[str, Any] | None:
         """{"step", "loss"} of the best checkpoint by held-out objective, if there is one."""
-        path = self.checkpoints / "best.json"
-        try:
-            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return found
+        found = _read_object(self.checkpoints / "best.json")
+        return found if {"step", "loss"} <= found.keys() else None
 
     def set_best(self, step: int, loss: float) -> None:
         write_durably(self.checkpoints / "best.json", json.dumps({"step": step, "loss": loss}) + "\n")
@@ -136,11 +132,7 @@ class RunFolder:
         return found
 
     def manifest(self) -> dict[str, Any]:
-        try:
-            found: dict[str, Any] = json.loads((self.path / "manifest.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return found
+        return _read_object(self.path / "manifest.json")
 
     def update_manifest(self, **entries: Any) -> None:
         """Lay entries over the manifest."""
@@ -172,6 +164,15 @@ def _git_state() -> dict[str, Any] | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return {"commit": commit, "changed": bool(changes.strip())}
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds; empty when it holds none."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:

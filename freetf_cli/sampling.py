@@ -86,6 +86,14 @@ def generate(model: Decoder, tokenizer: Tokenizer, prompts: Iterable[str], spec:
                 yield Sample(row.prompt, tokenizer.decode(tokens), row.group, row.index, spec.seed, z)
 
 
+def check_prompts(tokenizer: Tokenizer, prompts: Sequence[str], spec: SampleSpec) -> None:
+    """Raise what `generate` would raise for a later prompt, or for want of given Z, after the rows of earlier ones."""
+    for prompt in prompts:
+        _read(tokenizer, prompt, spec)
+    if prompts:
+        _given(spec, spec.groups * spec.count * len(prompts) - 1)
+
+
 def prompt_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
     """A prompt as the model reads it: after the separator where the tokenizer has one."""
     ids = tokenizer.encode(prompt, where=f"prompt {prompt[:40]!r}")
@@ -104,15 +112,21 @@ def _rows(model: Decoder, tokenizer: Tokenizer, prompts: Iterable[str], spec: Sa
     bits = model.latent.bits if isinstance(model, FreeTransformer) else 0
     numbers = count()
     for place, prompt in enumerate(prompts):
-        tokens = prompt_tokens(tokenizer, prompt)
-        total = spec.total if spec.new_tokens is None else len(tokens) + spec.new_tokens
-        if len(tokens) >= total:
-            what = f"the prompt has {len(tokens)} tokens, and a row of the data only {total}"
-            raise InputError(what, f"prompt {prompt[:40]!r}", "say with --max-tokens how many to add")
+        tokens, total = _read(tokenizer, prompt, spec)
         for group, index in product(range(spec.groups), range(spec.count)):
             given = _given(spec, next(numbers))
             length = total if given is None else _fitting(total, len(tokens), given, tokenizer)
             yield _row(prompt, tokens, length, (place, group, index), spec, bits, given)
+
+
+def _read(tokenizer: Tokenizer, prompt: str, spec: SampleSpec) -> tuple[list[int], int]:
+    """A prompt's tokens, and how many there will be with its continuation."""
+    tokens = prompt_tokens(tokenizer, prompt)
+    total = spec.total if spec.new_tokens is None else len(tokens) + spec.new_tokens
+    if len(tokens) >= total:
+        what = f"the prompt has {len(tokens)} tokens, and a row of the data only {total}"
+        raise InputError(what, f"prompt {prompt[:40]!r}", "say with --max-tokens how many to add")
+    return tokens, total
 
 
 def _given(spec: SampleSpec, number: int) -> Sequence[int] | None:
@@ -239,5 +253,7 @@ def figure4_samples(model: Decoder, tokenizer: Tokenizer, prompt: str, spec: Sam
     """The paper's Figure 4 for one prompt: one group with independent Z, and for a Free model `groups` groups that share one each."""
     out = {"independent": list(generate(model, tokenizer, [prompt], replace(spec, z="independent", groups=1)))}
     if isinstance(model, FreeTransformer):
-        out["shared"] = list(generate(model, tokenizer, [prompt], replace(spec, z="shared", groups=groups)))
+        # A seed of its own, or the draws of the tokens would repeat those of the independent group.
+        other = replace(spec, z="shared", groups=groups, seed=spec.seed + 1)
+        out["shared"] = list(generate(model, tokenizer, [prompt], other))
     return out

@@ -27,7 +27,7 @@ def letters() -> Tokenizer:
 def free() -> FreeTransformer:
     model = build_model(CONFIG, LatentConfig(kappa=1.0, bits=4, table_std=10.0))
     initialise_model(model, 0)
-    torch.nn.init.normal_(model.embedding.weight, std=0.3)
+    torch.nn.init.normal_(model.embedding.weight, std=0.3, generator=torch.Generator().manual_seed(0))
     assert isinstance(model, FreeTransformer)
     return model.eval()
 

@@ -106,12 +106,12 @@ def _figure4(run: Path, device: str, *, told: bool) -> list[Agreement]:
     model, tokenizer = checkpoint.model(resolve_device(device)), checkpoint.tokenizer()
     spec = SampleSpec(total=(checkpoint.recipe.model.context or 1) + 1, count=SHOWN_COUNT)
     if told:
-        options = f"--prompt '{PROMPT}' --groups {SHOWN_GROUPS} --count {SHOWN_COUNT}"
+        options = f"--prompt '{PROMPT}' --groups {SHOWN_GROUPS} --count {SHOWN_COUNT} --seed 1"
         story.chapter(4, "What does Z decide? The paper's Figure 4", f"freetf sample {run} {options} --z shared")
         blue = list(generate(model, tokenizer, [PROMPT], spec))
-        green = list(generate(model, tokenizer, [PROMPT], replace(spec, z="shared", groups=SHOWN_GROUPS)))
+        green = list(generate(model, tokenizer, [PROMPT], replace(spec, z="shared", groups=SHOWN_GROUPS, seed=1)))
         story.figure4(_by_group(blue), _by_group(green), PROMPT)
-    measured = generate(model, tokenizer, [PROMPT], replace(spec, z="shared", groups=GROUPS, count=COUNT, seed=1))
+    measured = generate(model, tokenizer, [PROMPT], replace(spec, z="shared", groups=GROUPS, count=COUNT, seed=2))
     return letters_agreement(_by_group(list(measured)), DataFacts(**checkpoint.state["data"]))
 
 

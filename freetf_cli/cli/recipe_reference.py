@@ -14,24 +14,19 @@ from typing import Any
 from freetf_cli.recipe import Recipe, load_recipe, shipped_recipes
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "recipes.md"
-MARKED = r"(<!-- {name}: generated -->\n).*?(<!-- end of {name} -->)"
+MARKED = r"(<!-- {name}: generated -->\n)(.*?)(<!-- end of {name} -->)"
 TYPES = {"integer": "integer", "number": "number", "string": "text", "boolean": "true or false", "object": "table", "null": ""}
 LIMITS = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
-# Keys whose types say nothing of themselves.
-FURTHER = {
-    "train.beta1": "AdamW's decay of the mean gradient",
-    "train.beta2": "AdamW's decay of the mean squared gradient",
-    "train.eps": "AdamW's epsilon",
-}
 
 
 def filled(page: str) -> str:
     """The page with its generated parts made anew."""
     for name, text in (("keys", key_tables()), ("shipped recipes", shipped_table())):
-        pattern = MARKED.format(name=re.escape(name))
-        page, places = re.subn(pattern, lambda found, text=text: f"{found[1]}\n{text}\n\n{found[2]}", page, flags=re.DOTALL)
-        if places != 1:
-            raise ValueError(f"{PAGE.name} needs one marked place for '{name}', not {places}")
+        places = re.findall(MARKED.format(name=re.escape(name)), page, flags=re.DOTALL)
+        if len(places) != 1:
+            raise ValueError(f"{PAGE.name} needs one marked place for '{name}', not {len(places)}")
+        begin, old, end = places[0]
+        page = page.replace(f"{begin}{old}{end}", f"{begin}\n{text}\n\n{end}")
     return page
 
 
@@ -43,8 +38,8 @@ def key_tables() -> str:
 
 def shipped_table() -> str:
     """Every shipped recipe: kind, size, description."""
-    recipes = {name: load_recipe(name) for name in shipped_recipes()}
-    rows = [(f"`{name}`", r.kind, f"{r.model.layers} × {r.model.width}", f"{r.train.steps:,}", r.description) for name, r in recipes.items()]
+    recipes = [(name, load_recipe(name)) for name in shipped_recipes()]
+    rows = [(f"`{name}`", r.kind, f"{r.model.layers} × {r.model.width}", f"{r.train.steps:,}", r.description) for name, r in recipes]
     return _table(("recipe", "kind", "layers × width", "steps", "what it is"), rows)
 
 
@@ -53,8 +48,7 @@ def _section(name: str, part: dict[str, Any]) -> str:
     rows = []
     for key, field in part["properties"].items():
         default = "required" if key in required else f"`{json.dumps(field['default'])}`" if field.get("default") is not None else "–"
-        meaning = field.get("description") or FURTHER.get(f"{name}.{key}", "")
-        rows.append((f"`{key}`", _type(field), default, meaning))
+        rows.append((f"`{key}`", _type(field), default, field.get("description", "")))
     about = part.get("description", "").split("\n")[0]
     return f"### `[{name}]`\n\n{about}\n\n{_table(('key', 'type', 'default', 'meaning'), rows)}"
 

@@ -66,7 +66,7 @@ def sample(
     from freetf_cli.device import resolve_device
     from freetf_cli.model.free_transformer import FreeTransformer
     from freetf_cli.render.console import warn
-    from freetf_cli.sampling import SampleSpec, generate
+    from freetf_cli.sampling import SampleSpec, check_prompts, generate
 
     for name, value in (("--temperature", temperature), ("--top-p", top_p)):
         if not math.isfinite(value):
@@ -94,17 +94,22 @@ def sample(
         top_p=top_p,
         seed=seed,
     )
-    records = generate(model, checkpoint.tokenizer(), read_prompts(prompt, checkpoint, seed), spec)
+    prompts, tokenizer = read_prompts(prompt, checkpoint, seed), checkpoint.tokenizer()
+    if isinstance(prompts, list):
+        check_prompts(tokenizer, prompts, spec)
+    records = generate(model, tokenizer, prompts, spec)
     show_samples(records, checkpoint, shared=shared, json=json)
 
 
 def read_prompts(given: list[str] | None, checkpoint: Checkpoint, seed: int) -> Iterable[str]:
-    """Prompts from the command line and, for `-`, a line each from stdin; without any, the task's own (nothing for text)."""
+    """Prompts from the command line and, for `-`, a line each from stdin as they come; without any, the task's own (nothing for text)."""
     from freetf_cli.data.tasks import make_task
 
     if given is None:
         facts = checkpoint.state["data"]
         return [make_task(facts["task"], facts["params"]).prompt(seed, 0) if facts.get("task") else ""]
+    if "-" not in given:
+        return given
     return (prompt for text in given for prompt in (_texts(sys.stdin.buffer) if text == "-" else [text]))
 
 

@@ -65,7 +65,9 @@ def train(
 
 
 def _dry_run(recipe: Recipe, name: str, device: str, json: bool) -> None:
-    from freetf_cli.device import autocast_dtype, resolve_device
+    import torch
+
+    from freetf_cli.device import resolve_device
     from freetf_cli.model.cost import plan_run
     from freetf_cli.render import terminal
     from freetf_cli.results import to_json
@@ -73,7 +75,9 @@ def _dry_run(recipe: Recipe, name: str, device: str, json: bool) -> None:
 
     if recipe.model.vocab is None or recipe.model.context is None:
         recipe, _ = resolve(recipe)
-    bf16 = recipe.train.precision == "bf16" or autocast_dtype(recipe.train.precision, resolve_device(device)) is not None
+    precision = recipe.train.precision
+    target = torch.device("cuda") if device == "cuda" else resolve_device(device)  # a plan for a GPU needs none here
+    bf16 = precision == "bf16" or (precision == "auto" and target.type == "cuda")
     plan = plan_run(recipe, name, bf16=bf16)
     if json:
         typer.echo(to_json(plan))

@@ -1,9 +1,10 @@
 """The Free Transformer: Algorithm 2 of Fleuret, "The Free Transformer", arXiv 2510.17558.
 
-    x = lower(tokens)                      lines 1–4   embedding, blocks 1 … L/2, causal
-    bit_logits = infer_latent(x)           lines 6–7   the encoder: one block, non-causal, its query the constant ζ
-    z = prior, posterior or given          line 5 or 8
-    x = upper(x, post_sampler(z))          lines 9–11  block L/2+1 reads keys and values from x + r, then the rest
+    x = lower(tokens)                      lines 2–5    embedding, blocks 1 … L/2, causal
+    bit_logits = infer_latent(x)           lines 7–8    the encoder: one block, non-causal, its query the constant ζ
+    z = posterior, prior or given          lines 9, 11
+    x = upper(x, post_sampler(z))          lines 13–18  block L/2+1 reads keys and values from x + r, then the rest
+    logits = read_out(x)                   line 19
 
 Z is always an argument: codes z [B, T], one integer in [0, 2^H) a position. Nothing here draws random numbers; the caller
 brings the noise.

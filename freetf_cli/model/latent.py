@@ -57,7 +57,7 @@ def free_bits_penalty(kl_BT: Tensor, counted_BT: Tensor, kappa: float | Tensor, 
 
 
 class PostSampler(nn.Module):
-    """The linear map of the one-hot Z to R (Algorithm 2, line 8): a table W [C, D], no bias."""
+    """The linear map of the one-hot Z to R (Algorithm 2, line 13): a table W [C, D], no bias."""
 
     def __init__(self, bits: int, width: int) -> None:
         super().__init__()

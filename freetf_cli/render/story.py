@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 
@@ -57,6 +58,7 @@ def ending(result: DemoResult) -> None:
     position = next((one for one in result.agreement if one.factor == "position"), None)
     if position:
         agreement_table(result.agreement, console=console)
+    if position and math.isfinite(position.ratio):
         sentence = f"Targets start at the same place {position.ratio:.1f} times as often when Z is shared as across groups"
         console.print(Text(f"{sentence} ({position.within:.0%} against {position.across:.1%} of pairs).", style="bold"), soft_wrap=True)
     console.print()

@@ -32,7 +32,7 @@ def print_table(
     if needed > console.width and console.width < 60:
         _print_stacked(console, headers, rows)
     else:
-        console.print(table)
+        _print_unpadded(console, table)
 
 
 def print_facts(console: Console, facts: Sequence[tuple[str, Cell]]) -> None:
@@ -45,7 +45,17 @@ def print_facts(console: Console, facts: Sequence[tuple[str, Cell]]) -> None:
     grid.add_column(overflow="fold")
     for name, value in facts:
         grid.add_row(as_text(name), as_text(value))
-    console.print(grid)
+    _print_unpadded(console, grid)
+
+
+def _print_unpadded(console: Console, table: Table) -> None:
+    """A table; in a pipe without the spaces that fill its last column."""
+    if console.is_terminal:
+        console.print(table)
+        return
+    with console.capture() as drawn:
+        console.print(table)
+    console.file.write("".join(line.rstrip() + "\n" for line in drawn.get().splitlines()))
 
 
 def print_heading(console: Console, text: Cell) -> None:

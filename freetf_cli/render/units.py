@@ -88,7 +88,9 @@ class Scale:
 
 
 def scale(facts: DataFacts) -> Scale:
-    """Bits per sequence where every row has the same number of targets, else bits per token: there the floor has no place."""
+    """Bits per byte of text; else bits per sequence where every row has as many targets, else per token: there the floor has no place."""
+    if facts.bytes_per_token:
+        return Scale(1 / LN2 / facts.bytes_per_token, "bits/byte", None)
     if facts.targets:
         return Scale(facts.targets / LN2, "bits/sequence", facts.floor_bits)
     return Scale(1 / LN2, "bits/token", None)

@@ -86,7 +86,7 @@ def train(
     if resume is not None:
         loop.restore(resume)
         run.rewind(resume.step)
-    run.update_manifest(**describe_process(argv), **_describe_run(recipe, source, device, resume, init_from), status="running")
+    _record_start(run, {**describe_process(argv), **_describe_run(recipe, source, device, init_from)}, resume)
     try:
         result = loop.run_to_end()
     except BaseException as error:
@@ -129,16 +129,24 @@ def _check_only_latent(missing: Sequence[str], start: Checkpoint) -> None:
         raise InputError(f"the weights do not fit the model: {other[0]} is missing", str(start.folder))
 
 
-def _describe_run(
-    recipe: Recipe, source: DataSource, device: torch.device, resume: Checkpoint | None, init_from: Checkpoint | None
-) -> dict[str, Any]:
+def _record_start(run: RunFolder, about: dict[str, Any], resume: Checkpoint | None) -> None:
+    """A new run's manifest; a resumed run keeps how it began, and adds how it went on."""
+    if resume is None:
+        run.update_manifest(**about, resumed=[], status="running")
+        return
+    before = run.manifest()
+    part = {name: about[name] for name in ("started", "argv", "device", "packages", "git")}
+    entries = {**about, **before, "resumed": [*before.get("resumed", []), {"step": resume.step, **part}], "status": "running"}
+    run.update_manifest(**entries)
+
+
+def _describe_run(recipe: Recipe, source: DataSource, device: torch.device, init_from: Checkpoint | None) -> dict[str, Any]:
     return {
         "started": now(),
         "seed": recipe.train.seed,
         "device": describe(device),
         "data": asdict(source.facts),
         "tokenizer_sha256": source.tokenizer.sha256,
-        "resumed_from": resume and resume.step,
         "init_from": init_from and str(init_from.folder),
     }
 
@@ -204,7 +212,7 @@ class Loop:
         config = self.config
         batch = self.source.train_batch(self.step, config.batch)
         count = int((batch.targets != IGNORE).sum())
-        kappa = torch.tensor(kappa_nats(self.step, self.recipe.latent), device=self.device)
+        kappa = torch.tensor(kappa_nats(self.step, self.recipe.latent, config.steps), device=self.device)
         noise_BTH = self._noise(self.step, batch.inputs.shape)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, config)
@@ -226,7 +234,7 @@ class Loop:
     def evaluate(self) -> Metrics:
         """The held-out split at the final κ, Z from the posterior with noise that is the same every time."""
         config, latent = self.recipe.eval, self.recipe.latent
-        kappa = kappa_nats(self.config.steps, latent)
+        kappa = kappa_nats(self.config.steps, latent, self.config.steps)
         total, count = torch.zeros(5, device=self.device), 0
         self.model.eval()
         for index, batch in enumerate(self.source.held_out(config.split, config.sequences, self.config.batch // self.config.accumulate)):
@@ -302,7 +310,7 @@ class Loop:
         return self.step * self.config.batch * self.source.context
 
     def _train_metrics(self, sums: Tensor, grad_norm: Tensor, count: int) -> Metrics:
-        kappa, rate = kappa_nats(self.step - 1, self.recipe.latent), learning_rate(self.step - 1, self.config)
+        kappa, rate = kappa_nats(self.step - 1, self.recipe.latent, self.config.steps), learning_rate(self.step - 1, self.config)
         metrics = self._metrics(sums, count, "train", kappa, rate, float(grad_norm))
         if not math.isfinite(metrics.loss) or not math.isfinite(metrics.grad_norm or 0.0):
             what = f"the loss or its gradient is not finite at step {self.step} (loss {metrics.loss}, gradient norm {metrics.grad_norm})"

@@ -32,13 +32,14 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     return config.lr * (config.lr_final + (1 - config.lr_final) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
 
 
-def kappa_nats(step: int, config: LatentConfig | None) -> float:
-    """κ at a step, in nats per token; 0 for a baseline."""
+def kappa_nats(step: int, config: LatentConfig | None, steps: int) -> float:
+    """κ at a step, in nats per token; 0 for a baseline. A run shorter than the annealing anneals over all of its steps."""
     if config is None:
         return 0.0
-    if config.kappa_start is None or step >= config.kappa_anneal:
+    anneal = min(config.kappa_anneal, steps)
+    if config.kappa_start is None or step >= anneal:
         return config.kappa * LN2
-    return (config.kappa_start + (config.kappa - config.kappa_start) * step / config.kappa_anneal) * LN2
+    return (config.kappa_start + (config.kappa - config.kappa_start) * step / anneal) * LN2
 
 
 def named_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

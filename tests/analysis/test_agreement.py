@@ -1,12 +1,14 @@
 """Readings of letters rows, and agreement of groups with a planted answer."""
 
+import math
+
 import numpy as np
 import pytest
 
 from freetf_cli.analysis.agreement import letters_agreement
 from freetf_cli.analysis.letters import read_letters
 from freetf_cli.data.tasks import make_task
-from freetf_cli.results import DataFacts
+from freetf_cli.results import Agreement, DataFacts
 
 FACTS = DataFacts("letters", "letters", 29, 65, 65, 27.4, "", params={"length": 13, "target": 4})
 
@@ -55,3 +57,9 @@ def test_agreement_counts_pairs() -> None:
 def test_other_tasks_and_single_groups_have_none() -> None:
     assert letters_agreement([["K>__KKKK_______"] * 2], FACTS) == []
     assert letters_agreement([["a"], ["b"]], DataFacts("t", None, 257, 8, 8, None, "")) == []
+
+
+def test_a_ratio_to_nothing() -> None:
+    assert Agreement("position", 0.5, 0.0, 4, 4).ratio == math.inf
+    assert math.isnan(Agreement("position", 0.0, 0.0, 4, 4).ratio)
+    assert Agreement("position", 0.5, 0.25, 4, 4).ratio == 2.0

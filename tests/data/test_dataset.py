@@ -117,6 +117,15 @@ def test_a_link_is_not_followed(folder: Path, tmp_path: Path) -> None:
         Dataset.open(folder)
 
 
+def test_a_split_may_not_be_a_link_but_the_folder_may(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(folder)
+    assert Dataset.open(tmp_path / "link").sha256 == Dataset.open(folder).sha256
+    (folder / "train").rename(tmp_path / "train")
+    (folder / "train").symlink_to(tmp_path / "train")
+    with pytest.raises(InputError, match="a link"):
+        Dataset.open(folder)
+
+
 def edit(folder: Path, path: str, value: object) -> None:
     tree = json.loads((folder / "manifest.json").read_text())
     *parents, last = path.split("/")

@@ -90,5 +90,10 @@ def test_rows_of_varying_length_are_told_in_bits_per_token() -> None:
     assert "bits/token" in told and "floor" not in told
 
 
+def test_text_is_told_in_bits_per_byte() -> None:
+    told = lines_at(140, facts=replace(FACTS, floor_bits=None, bytes_per_token=2.0), metrics=metrics(10, ce=1.3862943611198906, kl=0.0))[1]
+    assert "CE 1.00" in told and "bits/byte" in told
+
+
 def test_a_run_that_diverged_is_shown() -> None:
     assert "CE –" in lines_at(80, metrics=metrics(1240, ce=math.nan, kl=math.nan, loss=math.nan), remaining=math.inf)[1]

@@ -113,3 +113,9 @@ def test_line_plot_labels_its_curves_where_they_end() -> None:
     rows = {name: next(i for i, line in enumerate(lines) if name in line) for name in ("CE 30.00", "floor 27.40", "KL 9.00")}
     assert rows["CE 30.00"] < rows["floor 27.40"] < rows["KL 9.00"] and max(map(len, lines)) <= 80
     assert not line_plot([], width=80) and not line_plot([Series("x", [1], [math.nan], "ce")], width=80)
+
+
+def test_piped_tables_end_with_their_text(capsys: pytest.CaptureFixture[str]) -> None:
+    everything()
+    lines = [line for line in capsys.readouterr().out.splitlines() if not {"│", "┤"} & set(line)]  # plots are drawings
+    assert len(lines) > 30 and all(line == line.rstrip() for line in lines)

@@ -119,6 +119,17 @@ def test_a_run_folder_describes_itself(tmp_path: Path) -> None:
     assert "time" not in (tmp_path / "run" / "metrics.jsonl").read_text()
 
 
+def test_a_resumed_run_keeps_how_it_began(tmp_path: Path) -> None:
+    hooks, request = stop_at(3)
+    with pytest.raises(Stopped):
+        train(recipe(), tmp_path / "run", device=CPU, hooks=hooks, stop=request, argv=["freetf", "first"])
+    saved = Checkpoint.open(checkpoint_folders(tmp_path / "run")[-1])
+    train(recipe(), tmp_path / "run", device=CPU, resume=saved, argv=["freetf", "second"])
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert (manifest["argv"], manifest["status"]) == (["freetf", "first"], "done")
+    assert [(part["step"], part["argv"]) for part in manifest["resumed"]] == [(3, ["freetf", "second"])]
+
+
 def test_best_and_last_are_kept(tmp_path: Path) -> None:
     train(recipe(steps=8, lr=3e-1), tmp_path / "run", device=CPU)
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

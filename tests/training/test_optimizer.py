@@ -37,9 +37,10 @@ def test_learning_rate_warms_up_and_follows_one_cosine_to_the_end() -> None:
 
 def test_kappa_is_annealed_in_a_straight_line() -> None:
     latent = LatentConfig(kappa=0.5, kappa_start=4.5, kappa_anneal=100, bits=8)
-    assert [kappa_nats(step, latent) / math.log(2) for step in (0, 50, 100, 500)] == pytest.approx([4.5, 2.5, 0.5, 0.5])
-    assert kappa_nats(0, LatentConfig(kappa=2.0)) == pytest.approx(2 * math.log(2))
-    assert kappa_nats(7, None) == 0.0
+    assert [kappa_nats(step, latent, 1000) / math.log(2) for step in (0, 50, 100, 500)] == pytest.approx([4.5, 2.5, 0.5, 0.5])
+    assert [kappa_nats(step, latent, 10) / math.log(2) for step in (0, 5, 10)] == pytest.approx([4.5, 2.5, 0.5])
+    assert kappa_nats(0, LatentConfig(kappa=2.0), 9) == pytest.approx(2 * math.log(2))
+    assert kappa_nats(7, None, 9) == 0.0
 
 
 def test_named_state_brings_every_moment_back() -> None:

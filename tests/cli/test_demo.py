@@ -1,0 +1,81 @@
+"""`freetf demo`: the whole story, in its smoke size."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory, environment):
+    """(folder, code, stdout, stderr) of `demo --smoke`, in a process."""
+    folder = tmp_path_factory.mktemp("demo") / "demo"
+    command = [sys.executable, "-m", "freetf_cli", "demo", "--smoke", "-o", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=100)
+    return folder, done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.slow
+def test_the_story(told):
+    folder, code, stdout, stderr = told
+    assert code == 0
+    for number, said in enumerate(("Data", "A baseline", "A Free Transformer", "What does Z decide"), start=1):
+        assert f"\n{number}  {said}" in stdout
+    assert stdout.count("╭─ independent Z") == 1
+    assert stdout.count("╭─ shared Z") == 3
+    rows = [line for line in stdout.splitlines() if line.startswith("│ K>")]
+    assert len(rows) == 6 * 4
+    assert all(len(line) == 2 + 66 + 2 for line in rows)
+    assert "agreement on" in stdout
+    assert "times as often when Z is shared" in stdout
+    assert f"freetf show {folder}/free" in stdout
+    assert "\x1b" not in stdout + stderr
+    assert "…" not in stdout + stderr
+    assert "step 20/20" in stderr
+    assert "step 20/20" not in stdout
+    for name in ("baseline", "free"):
+        assert (folder / name / "report.html").is_file()
+
+
+@pytest.mark.slow
+def test_what_the_story_says_to_try_works(told, run_cli):
+    folder = told[0]
+    tries = [line.removeprefix("   $ freetf ") for line in told[2].splitlines() if line.startswith("   $ freetf ")]
+    assert sum("show" in one for one in tries) == 1
+    for line in tries[-3:]:
+        code, stdout, stderr = run_cli(*shlex.split(line))
+        assert (code, stderr) == (0, ""), line
+        assert stdout
+    assert (folder / "letters" / "manifest.json").is_file()
+
+
+@pytest.mark.slow
+def test_again_goes_on_where_it_was_and_json_is_one_object(told, run_cli, monkeypatch):
+    """From another folder too: the data's path is then another, the data the same."""
+    folder = told[0]
+    before = {path: path.read_bytes() for name in ("baseline", "free") for path in (folder / name).glob("**/*.safetensors")}
+    metrics = (folder / "free" / "metrics.jsonl").read_bytes()
+    monkeypatch.chdir(folder.parent)
+    code, stdout, stderr = run_cli("demo", "--smoke", "-o", "demo", "--json")
+    assert (code, stderr, stdout.count("\n")) == (0, "", 1)
+    found = json.loads(stdout)
+    assert found["schema_version"] == 1
+    assert (found["baseline"]["kind"], found["free"]["kind"], found["free"]["steps"]) == ("baseline", "free", 20)
+    assert [one["factor"] for one in found["agreement"]] == ["position", "noise"]
+    assert all(0 <= one["within"] <= 1 and one["pairs_across"] > 0 for one in found["agreement"])
+    assert len(before) == 4
+    assert {path: path.read_bytes() for path in before} == before
+    assert (folder / "free" / "metrics.jsonl").read_bytes() == metrics
+
+
+def test_a_folder_that_is_no_demo_is_refused(run_cli, tmp_path):
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "thesis.txt").write_text("mine")
+    code, stdout, stderr = run_cli("demo", "--smoke", "--json", "-o", tmp_path)
+    assert (code, stdout) == (2, "")
+    assert str(tmp_path / "letters") in json.loads(stderr)["error"]["where"]
+    assert [path.name for path in tmp_path.rglob("*")] == ["letters", "thesis.txt"]

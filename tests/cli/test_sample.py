@@ -1,0 +1,420 @@
+"""`freetf sample`: its records, where Z and prompts come from, replay, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FIELDS = ["schema_version", "prompt", "text", "group", "index", "seed", "z"]
+POSITIONS = 13  # input positions of a letters row of 14 characters
+CODES = 16
+
+
+@pytest.fixture
+def sample(run_cli, free_run):
+    """`sample("--count", 3)`: the records of `sample RUN --json`."""
+
+    def run(*words: object, of: Path | None = None, input: str | bytes | None = None) -> list[dict[str, Any]]:
+        code, stdout, stderr = run_cli("sample", of or free_run, "--json", *words, input=input)
+        assert (code, stderr) == (0, "")
+        return [json.loads(line) for line in stdout.splitlines()]
+
+    return run
+
+
+@pytest.fixture
+def codes_file(tmp_path):
+    """`codes_file([1, 2], {"z": [3]}, "text")`: a file with a line each."""
+
+    def write(*lines: object) -> Path:
+        path = tmp_path / "z.jsonl"
+        path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines), encoding="utf-8")
+        return path
+
+    return write
+
+
+def texts(records: list[dict[str, Any]]) -> list[str]:
+    return [record["text"] for record in records]
+
+
+def codes(records: list[dict[str, Any]]) -> list[tuple[int, ...]]:
+    return [tuple(record["z"]) for record in records]
+
+
+# --- records ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_records_fields(sample):
+    for record in sample("--prompt", "B>", "--count", "3", "--seed", "7"):
+        assert list(record) == FIELDS
+        assert (record["schema_version"], record["prompt"], record["seed"]) == (1, "B>", 7)
+        assert record["text"].startswith("B>")
+        assert len(record["text"]) == POSITIONS + 1
+        assert len(record["z"]) == POSITIONS
+        assert all(type(code) is int and 0 <= code < CODES for code in record["z"])
+
+
+def test_rows_come_prompt_by_prompt_and_group_by_group(sample):
+    records = sample("--prompt", "A>", "--prompt", "B>", "-g", "2", "-n", "3")
+    places = [(record["prompt"], record["group"], record["index"]) for record in records]
+    assert places == [(prompt, group, index) for prompt in ("A>", "B>") for group in (0, 1) for index in (0, 1, 2)]
+
+
+def test_without_a_prompt_the_datas_own_is_taken(sample):
+    record, *others = sample()
+    assert others == []
+    assert record["prompt"][0] in "ABCD"
+    assert record["prompt"][1:] == ">"
+
+
+def test_max_tokens_counts_after_the_prompt(sample):
+    for prompt, length in (("A>", 2 + 5), ("A>__", 4 + 5), ("A>", 2 + 30)):
+        for record in sample("--prompt", prompt, "--max-tokens", length - len(prompt)):
+            assert (len(record["text"]), len(record["z"])) == (length, length - 1)
+
+
+def test_a_checkpoint_may_be_named(sample, free_run):
+    assert sample(of=free_run / "checkpoints" / "step-000006") == sample()
+    assert texts(sample("-n", "4", of=free_run / "checkpoints" / "step-000003")) != texts(sample("-n", "4"))
+
+
+def test_the_folder_one_stands_in_may_be_named(sample, free_run, monkeypatch):
+    want = sample()
+    for folder in (free_run, free_run / "checkpoints" / "step-000006"):
+        monkeypatch.chdir(folder)
+        assert sample(of=Path()) == want
+
+
+def test_a_run_may_be_called_like_a_checkpoint(sample, free_run, copied):
+    run = copied(free_run)
+    assert sample(of=run.rename(run.with_name("step-by-step"))) == sample()
+
+
+def test_text_ends_at_its_separator(sample, text_run):
+    records = sample("-n", "40", of=text_run)
+    assert {record["prompt"] for record in records} == {""}
+    lengths = {len(record["z"]) for record in records}
+    assert min(lengths) < 12
+    assert max(lengths) <= 24
+    assert all("<|" not in text for text in texts(records))
+    plain = [record for record in records if "\ufffd" not in record["text"]]
+    assert plain
+    for record in plain:  # separator, bytes, and the separator if it came: an input position for each but the last
+        assert len(record["z"]) in {len(record["text"].encode()), len(record["text"].encode()) + 1}
+
+
+def test_a_prompt_of_many_bytes(sample, text_run):
+    record = sample("--prompt", "été", "--max-tokens", "1", "--temperature", "0", of=text_run)[0]
+    assert len(record["z"]) == 1 + len("été".encode())
+
+
+# --- Z ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prompt_z", ["posterior", "prior"])
+def test_shared_is_one_z_a_group_prompt_included(sample, prompt_z):
+    found = codes(sample("--z", "shared", "-g", "3", "-n", "4", "--prompt-z", prompt_z))
+    groups = [set(found[start : start + 4]) for start in (0, 4, 8)]
+    assert [len(group) for group in groups] == [1, 1, 1]
+    assert len(set.union(*groups)) == 3
+
+
+def test_rows_of_a_shared_z_are_still_drawn_apart(sample):
+    assert len(set(texts(sample("--z", "shared", "-n", "6")))) > 1
+
+
+def test_independent_is_one_z_a_row(sample):
+    found = sample("-g", "2", "-n", "4")
+    assert len(set(codes(found))) == 8
+    assert found == sample("-g", "2", "-n", "4", "--z", "independent", "--prompt-z", "posterior")  # the defaults
+
+
+def test_prompt_z_concerns_the_prompt_only(sample):
+    posterior, prior = (codes(sample("-n", "20", "--prompt-z", kind)) for kind in ("posterior", "prior"))
+    assert [z[2:] for z in posterior] == [z[2:] for z in prior]
+    assert [z[:2] for z in posterior] != [z[:2] for z in prior]
+
+
+def test_the_seed_decides_everything(sample):
+    assert sample("-n", "5") == sample("-n", "5")
+    one, other = sample("-n", "5", "--seed", "1"), sample("-n", "5", "--seed", "2")
+    assert set(codes(one)).isdisjoint(codes(other))
+    assert texts(one) != texts(other)
+
+
+def test_fewer_rows_are_the_first_ones(sample):
+    assert sample("-n", "2", "-g", "2") == [
+        record for record in sample("-n", "5", "-g", "3") if record["index"] < 2 and record["group"] < 2
+    ]
+
+
+@pytest.mark.parametrize("prompts", [["A>"], ["A>", "B>", "C>__"]])
+@pytest.mark.parametrize("kind", ["independent", "shared"])
+def test_replay_of_a_file(sample, codes_file, prompts, kind):
+    words = [word for prompt in prompts for word in ("--prompt", prompt)] + ["-g", "2", "-n", "3"]
+    records = sample(*words, "--z", kind)
+    assert sample(*words, "--z", codes_file(*records)) == records
+
+
+def test_replay_from_stdin(sample):
+    records = sample("-n", "3")
+    assert sample("-n", "3", "--z", "-", input="".join(json.dumps(record) + "\n" for record in records)) == records
+
+
+def test_replay_of_text_that_ended_early(sample, text_run, codes_file):
+    records = sample("-n", "12", of=text_run)
+    assert sample("-n", "12", "--z", codes_file(*records), of=text_run) == records
+
+
+def test_another_seed_keeps_a_given_z(sample, codes_file):
+    records = sample("-n", "4")
+    again = sample("-n", "4", "--z", codes_file(*records), "--seed", "9")
+    assert codes(again) == codes(records)
+    assert texts(again) != texts(records)
+
+
+def test_one_record_serves_all_rows(sample, codes_file):
+    record = sample()[0]
+    again = sample("-g", "2", "-n", "2", "--prompt", "A>", "--prompt", "B>", "--z", codes_file(record))
+    assert codes(again) == [tuple(record["z"])] * 8
+
+
+def test_bare_lists_empty_lines_and_spare_records_are_fine(sample, codes_file):
+    lists = [[code] * POSITIONS for code in range(5)]
+    path = codes_file("\ufeff" + json.dumps(lists[0]), "", lists[1], "", {"z": lists[2]}, lists[3], lists[4])
+    assert codes(sample("-n", "3", "--z", path)) == [tuple(z) for z in lists[:3]]
+
+
+def test_given_z_decides_the_text(sample, codes_file):
+    assert len({sample("--z", codes_file([code] * POSITIONS), "--prompt", "A>")[0]["text"] for code in range(CODES)}) > 1
+
+
+@pytest.mark.parametrize(
+    ("given", "words"), [(3, ["-n", "4"]), (2, ["-g", "3"]), (299, ["-n", "300"]), (3, ["--prompt", "A>__", "-n", "2"])]
+)
+def test_too_few_records_are_refused_before_a_row_is_written(refused, free_run, codes_file, given, words):
+    path = codes_file(*([0] * POSITIONS for _ in range(given)))
+    line = refused("sample", free_run, "--prompt", "A>", *words, "--z", path)
+    assert f"{given} records" in line
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ([CODES, *[0] * 12], "code 16 is outside 0 … 15"),
+        ([0] * 12 + [-1], "code -1 is outside"),
+        ({"z": [10**40] * 13}, "is outside"),
+        ([0.0] * 13, "whole numbers"),
+        (["3"] * 13, "whole numbers"),
+        ([True] * 13, "whole numbers"),
+        ({"text": "A>"}, "named 'z'"),
+        ({"z": None}, "named 'z'"),
+        ({"z": []}, "named 'z'"),
+        (7, "named 'z'"),
+        ("null", "named 'z'"),
+        ('{"z": [0, 1', "not a line of JSON"),
+        ("[" * 100_000, "not a line of JSON"),
+    ],
+)
+def test_a_bad_record_is_named_by_file_and_line(refused, free_run, codes_file, line, what):
+    path = codes_file([0] * POSITIONS, "", line)
+    text = refused("sample", free_run, "-n", "2", "--z", path)
+    assert what in text
+    assert f"{path}, line 3" in text
+    assert len(text) < 400
+
+
+def test_a_bad_record_on_stdin(refused, free_run):
+    assert "stdin, line 2" in refused("sample", free_run, "--z", "-", input="\n[99]\n")
+
+
+def test_records_that_are_too_short(refused, free_run, codes_file):
+    assert "12 codes, and 13 input positions" in refused("sample", free_run, "--z", codes_file([0] * 12))
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n", b"\xff\xfe[1]\n"])
+def test_files_without_a_record(refused, free_run, tmp_path, content):
+    path = tmp_path / "z.jsonl"
+    path.write_bytes(content)
+    assert str(path) in refused("sample", free_run, "--z", path)
+
+
+@pytest.mark.parametrize("name", ["sharde", "no/such/file.jsonl", "{folder}"])
+def test_a_z_that_is_no_file(refused, free_run, tmp_path, name):
+    assert "shared" in refused("sample", free_run, "--z", name.format(folder=tmp_path))
+
+
+# --- prompts ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ends", ["\n", "\r\n"])
+def test_prompts_from_stdin(sample, ends):
+    fed = "\ufeff" + ends.join(["A>", "", "B>_", "C>"])
+    assert [record["prompt"] for record in sample("--prompt", "-", input=fed)] == ["A>", "B>_", "C>"]
+
+
+def test_stdin_and_named_prompts_stand_in_their_order(sample):
+    records = sample("--prompt", "D>", "--prompt", "-", "--prompt", "C>", input="A>\nB>\n")
+    assert [record["prompt"] for record in records] == ["D>", "A>", "B>", "C>"]
+    assert records == sample(*(word for prompt in ("D>", "A>", "B>", "C>") for word in ("--prompt", prompt)))
+
+
+def test_spaces_belong_to_a_prompt(sample, text_run):
+    assert sample("--prompt", "-", of=text_run, input=" a \n")[0]["prompt"] == " a "
+
+
+def test_no_prompt_on_stdin_is_no_row(sample):
+    assert sample("--prompt", "-", input="") == []
+
+
+def test_a_prompt_that_is_not_utf8(refused, free_run):
+    assert "stdin, line 2" in refused("sample", free_run, "--prompt", "-", input=b"A>\nB\xff>\n")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "what"),
+    [("a>", "'a' is not in the tokenizer's vocabulary"), ("A>é", "'é'"), ("A>\n", r"'\n'"), ("", "empty"), ("A" * 14, "14 tokens")],
+)
+def test_a_prompt_that_cannot_be_read(refused, free_run, prompt, what):
+    assert what in refused("sample", free_run, "--prompt", prompt)
+    assert what in refused("sample", free_run, "--prompt", "A>", "--prompt", prompt)
+
+
+def test_prompts_and_records_cannot_both_be_stdin(refused, free_run):
+    assert "stdin" in refused("sample", free_run, "--prompt", "-", "--z", "-", input="A>\n")
+
+
+# --- how tokens are chosen --------------------------------------------------------------------------------------------
+
+
+def test_temperature_0_is_the_likeliest_text(sample, codes_file):
+    path = codes_file([5] * POSITIONS)
+    words = ["--prompt", "A>", "--z", path]
+    greedy = sample(*words, "-n", "3", "--temperature", "0", "--seed", "1")
+    assert len(set(texts(greedy))) == 1
+    for like_it in (["--top-k", "1"], ["--top-p", "0"], ["--temperature", "1e-40"]):
+        assert set(texts(sample(*words, "-n", "3", *like_it))) == set(texts(greedy))
+    assert len(set(texts(sample(*words, "-n", "3")))) > 1
+
+
+def test_top_k_and_top_p_narrow_the_choice(sample):
+    def letters(*words: str) -> int:
+        rows = texts(sample("--prompt", "A>", "-n", "60", "--temperature", "2", *words))
+        return len({(place, char) for text in rows for place, char in enumerate(text)})
+
+    everything = letters()
+    assert letters("--top-k", "2") < everything
+    assert letters("--top-p", "0.5") < everything
+    assert letters("--top-k", "1000", "--top-p", "1") == everything
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--temperature", "-1"],
+        ["--temperature", "nan"],
+        ["--temperature", "inf"],
+        ["--top-p", "1.5"],
+        ["--top-p", "nan"],
+        ["--top-k", "-1"],
+        ["--count", "0"],
+        ["--groups", "0"],
+        ["--max-tokens", "0"],
+        ["--seed", "-1"],
+        ["--prompt-z", "none"],
+        ["--device", "tpu"],
+    ],
+)
+def test_options_out_of_range(refused, free_run, words):
+    assert words[0] in refused("sample", free_run, *words)
+
+
+# --- streams ----------------------------------------------------------------------------------------------------------
+
+
+def test_piped_output_is_plain_lines(run_cli, sample, free_run):
+    code, stdout, stderr = run_cli("sample", free_run, "--z", "shared", "-g", "2", "-n", "3")
+    assert (code, stderr) == (0, "")
+    assert stdout.splitlines() == texts(sample("--z", "shared", "-g", "2", "-n", "3"))
+
+
+def test_head_ends_quietly(shell, free_run):
+    code, stdout, stderr = shell(f"freetf sample '{free_run}' -n 20000 --max-tokens 2 | head -1")
+    assert (code, stderr) == (141, "")
+    assert stdout.count("\n") == 1
+
+
+def test_json_in_ascii_is_still_json(run_process, sample, text_run):
+    words = ["sample", text_run, "--json", "--prompt", "été 😀", "--max-tokens", "2"]
+    done = run_process(*words, env={"PYTHONIOENCODING": "ascii"})
+    assert (done.code, done.stderr) == (0, "")
+    assert [json.loads(line) for line in done.stdout.splitlines()] == sample("--prompt", "été 😀", "--max-tokens", "2", of=text_run)
+
+
+def test_errors_under_json_are_an_object_on_stderr(run_cli, free_run, codes_file):
+    code, stdout, stderr = run_cli("sample", free_run, "--json", "--z", codes_file([CODES] * POSITIONS))
+    assert (code, stdout, stderr.count("\n")) == (2, "", 1)
+    error = json.loads(stderr)["error"]
+    assert error["exit_code"] == 2
+    assert error["where"].endswith("z.jsonl, line 1")
+
+
+# --- baselines --------------------------------------------------------------------------------------------------------
+
+
+def test_a_baselines_record_has_no_z(sample, baseline_run):
+    records = sample("-n", "3", "-g", "2", of=baseline_run)
+    assert [record["z"] for record in records] == [None] * 6
+    assert list(records[0]) == FIELDS
+    assert len(set(texts(records))) > 1
+
+
+@pytest.mark.parametrize("kind", ["shared", "-", "z.jsonl"])
+def test_a_baseline_has_no_z_to_share_or_give(refused, baseline_run, kind):
+    assert "baseline" in refused("sample", baseline_run, "--z", kind, input="")
+
+
+# --- damage -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "state.json", "tokenizer.json", "MANIFEST.sha256"])
+def test_a_named_checkpoint_that_is_damaged(refused, free_run, copied, name):
+    folder = copied(free_run) / "checkpoints" / "step-000006"
+    (folder / name).write_bytes((folder / name).read_bytes()[:-9])
+    assert str(folder) in refused("sample", folder)
+
+
+def test_a_run_falls_back_with_a_warning(run_cli, sample, free_run, copied):
+    run = copied(free_run)
+    file = run / "checkpoints" / "step-000006" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    code, stdout, stderr = run_cli("-q", "sample", run, "--json", "-n", "2")
+    assert code == 0
+    assert stderr.startswith("freetf: warning: ")
+    assert stderr.count("\n") == 1
+    assert "step-000006" in stderr
+    assert [json.loads(line) for line in stdout.splitlines()] == sample("-n", "2", of=free_run / "checkpoints" / "step-000003")
+
+
+def test_the_newest_checkpoint_is_the_one_of_most_steps(sample, free_run, copied):
+    """Names sort as text: step-1000000 before step-999999."""
+    run = copied(free_run)
+    folders = run / "checkpoints"
+    (folders / "step-000003").rename(folders / "step-999999")
+    (folders / "step-000006").rename(folders / "step-1000000")
+    (folders / "step-000006.bak").mkdir()
+    assert sample("-n", "3", of=run) == sample("-n", "3")
+
+
+@pytest.mark.parametrize("make", ["nothing", "empty", "file"])
+def test_what_is_not_a_run(refused, tmp_path, make):
+    path = tmp_path / "x"
+    if make == "empty":
+        path.mkdir()
+    if make == "file":
+        path.write_text("hello")
+    assert str(path) in refused("sample", path)

@@ -1,0 +1,131 @@
+"""`freetf show`: a run at a glance, whole in a pipe and at 80 columns, also for runs that are young or damaged."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from rich.cells import cell_len
+
+
+def test_a_run_at_a_glance(run_cli, free_run):
+    code, stdout, stderr = run_cli("show", free_run)
+    assert (code, stderr) == (0, "")
+    for said in ("Free Transformer", "12,864 parameters", "latent.kappa 0.5", "6 steps", "Curves", "held-out loss", "floor"):
+        assert said in stdout
+    assert str(free_run / "checkpoints" / "step-000003") in stdout
+    assert stdout.count("shared Z") == 2
+    assert stdout.count("independent Z") == 1
+    samples = [json.loads(line) for line in (free_run / "samples" / "step-000006-shared.jsonl").read_text().splitlines()]
+    assert all(record["text"] in stdout for record in samples)
+
+
+@pytest.mark.parametrize("kind", ["free", "baseline", "text"])
+@pytest.mark.parametrize("columns", ["80", None])
+def test_nothing_is_cut_or_coloured_in_a_pipe(run_cli, request, monkeypatch, kind, columns):
+    run = request.getfixturevalue(f"{kind}_run")
+    if columns:
+        monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setenv("FORCE_COLOR", "")
+    code, stdout, stderr = run_cli("show", run)
+    assert (code, stderr) == (0, "")
+    assert "\x1b" not in stdout
+    assert "…" not in stdout
+    assert any(line.rstrip().endswith(str(max((run / "checkpoints").glob("step-*")))) for line in stdout.splitlines())
+    if columns:
+        pictures = [line for line in stdout.splitlines() if line[:1] in "╭│╰" or "┤" in line or "│" in line[:8]]
+        assert pictures
+        assert max(map(cell_len, pictures)) <= 80
+
+
+def test_a_baseline_has_no_z(run_cli, baseline_run):
+    stdout = run_cli("show", baseline_run).stdout
+    assert "baseline decoder" in stdout
+    assert "shared Z" not in stdout
+    assert "KL" not in stdout
+
+
+def test_json_is_one_object(run_cli, free_run):
+    code, stdout, stderr = run_cli("show", free_run, "--json")
+    assert (code, stderr, stdout.count("\n")) == (0, "", 1)
+    found = json.loads(stdout)
+    assert (found["schema_version"], found["kind"], found["status"], found["run"]) == (1, "free", "done", str(free_run))
+    assert found["metrics"] == [json.loads(line) for line in (free_run / "metrics.jsonl").read_text().splitlines()]
+    assert [(info["step"], Path(info["path"]).is_dir()) for info in found["checkpoints"]] == [(3, True), (6, True)]
+    assert sum(info["best"] for info in found["checkpoints"]) == 1
+    assert found["recipe"]["latent"]["kappa"] == 0.5
+    assert found["manifest"] == json.loads((free_run / "manifest.json").read_text())
+    assert [groups["shared"] for groups in found["samples"]] == [False, True]
+
+
+def test_a_checkpoint_shows_its_run(run_cli, free_run, monkeypatch):
+    want = run_cli("show", free_run).stdout
+    folder = free_run / "checkpoints" / "step-000003"
+    assert run_cli("show", folder).stdout == want
+    monkeypatch.chdir(folder)
+    assert run_cli("show", ".").stdout == want
+
+
+def test_a_run_without_checkpoints(run_cli, free_run, copied):
+    run = copied(free_run)
+    shutil.rmtree(run / "checkpoints")
+    code, stdout, stderr = run_cli("show", run)
+    assert (code, stderr) == (0, "")
+    assert "Checkpoints" not in stdout
+    assert json.loads(run_cli("show", run, "--json").stdout)["checkpoints"] == []
+
+
+def test_a_run_that_has_only_begun(run_cli, free_run, copied):
+    run = copied(free_run)
+    for name in ("checkpoints", "samples"):
+        shutil.rmtree(run / name)
+        (run / name).mkdir()
+    for name in ("metrics.jsonl", "timing.jsonl", "report.html"):
+        (run / name).unlink()
+    code, stdout, stderr = run_cli("show", run)
+    assert (code, stderr) == (0, "")
+    assert "no metrics yet" in stdout
+
+
+def test_a_last_line_cut_short_is_left_out(run_cli, free_run, copied):
+    """A crash may cut the line that was being written; those before it count."""
+    run = copied(free_run)
+    file = run / "metrics.jsonl"
+    file.write_bytes(file.read_bytes()[:-20])
+    found = json.loads(run_cli("show", run, "--json").stdout)["metrics"]
+    assert len(found) == 5
+
+
+@pytest.mark.parametrize("line", [b'{"step": 1, "spl', b"\xff\xfe", b"[1, 2]", b"7"])
+def test_a_damaged_record_is_named_by_its_line(refused, free_run, copied, line):
+    run = copied(free_run)
+    file = run / "metrics.jsonl"
+    first, _, *others = file.read_bytes().splitlines()
+    file.write_bytes(b"\n".join([first, line, *others]) + b"\n")
+    assert f"{file}, line 2" in refused("show", run)
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"data": 3}', '{"data": {}}'])
+def test_a_damaged_manifest_is_named(refused, free_run, copied, content):
+    run = copied(free_run)
+    (run / "manifest.json").unlink()
+    if content is not None:
+        (run / "manifest.json").write_text(content)
+    assert "manifest.json" in refused("show", run)
+
+
+@pytest.mark.parametrize("make", ["nothing", "empty", "file"])
+def test_what_is_not_a_run(refused, tmp_path, make):
+    path = tmp_path / "x"
+    if make == "empty":
+        path.mkdir()
+    if make == "file":
+        path.write_text("hello")
+    assert str(path) in refused("show", path)
+
+
+def test_head_ends_quietly(shell, free_run):
+    code, _, stderr = shell(f"freetf show '{free_run}' | head -n 1")
+    assert (code, stderr) in ((141, ""), (0, ""))

@@ -1,0 +1,485 @@
+"""`freetf train`: the run's folder, the same twice, resuming, stopping, and what it says on which stream."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from freetf_cli.recipe import load_recipe
+from freetf_cli.run_folder import RunFolder
+
+KEYS = ["step", "tokens", "split", "loss", "ce", "kl", "penalty", "above_kappa", "kappa", "lr", "grad_norm"]
+CHECKPOINT = {"model.safetensors", "optimizer.safetensors", "state.json", "tokenizer.json", "MANIFEST.sha256"}
+NO_DATA = ["paper-1.5b-baseline", "paper-1.5b-free", "paper-8b-baseline", "paper-8b-free"]
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def record(run: Path) -> dict[str, bytes]:
+    """What must be the same byte for byte when a run is."""
+    last = max((run / "checkpoints").glob("step-*"))
+    files = [run / "metrics.jsonl", last / "model.safetensors", last / "optimizer.safetensors", *(run / "samples").iterdir()]
+    return {str(file.relative_to(run)): file.read_bytes() for file in files}
+
+
+def assert_same_record(one: Path, other: Path) -> None:
+    left, right = record(one), record(other)
+    assert left.keys() == right.keys()
+    assert [name for name in left if left[name] != right[name]] == []
+
+
+# --- what a run leaves ------------------------------------------------------------------------------------------------
+
+
+def test_a_run_folder_has_its_parts(free_run):
+    names = {path.name for path in free_run.iterdir()}
+    assert names == {"recipe.toml", "manifest.json", "metrics.jsonl", "timing.jsonl", "checkpoints", "samples", "report.html"}
+    assert {path.name for path in (free_run / "checkpoints").iterdir()} == {"step-000003", "step-000006", "best.json"}
+    for step in ("step-000003", "step-000006"):
+        assert {path.name for path in (free_run / "checkpoints" / step).iterdir()} == CHECKPOINT
+    assert {path.name for path in (free_run / "samples").iterdir()} == {
+        f"step-00000{step}-{kind}.jsonl" for step in (3, 6) for kind in ("independent", "shared")
+    }
+
+
+def test_checkpoints_agree_with_sha256sum(free_run):
+    for folder in (free_run / "checkpoints").glob("step-*"):
+        entries = dict(reversed(line.split("  ", 1)) for line in (folder / "MANIFEST.sha256").read_text().splitlines())
+        assert set(entries) == CHECKPOINT - {"MANIFEST.sha256"}
+        for name, digest in entries.items():
+            assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
+
+
+def test_the_runs_recipe_is_a_recipe(free_run, workshop):
+    ours, given = load_recipe(str(free_run / "recipe.toml")), load_recipe(str(workshop / "free.toml"))
+    assert (ours.model.vocab, ours.model.context) == (7, 13)
+    unresolved = ours.model.model_copy(update={"vocab": None, "context": None})
+    assert ours.model_copy(update={"model": unresolved}) == given
+
+
+def test_the_manifest_tells_how_it_was_made(free_run, workshop):
+    manifest = json.loads((free_run / "manifest.json").read_text(encoding="utf-8"))
+    needed = {"schema_version", "argv", "seed", "freetf", "packages", "git", "device", "data", "tokenizer_sha256", "started", "finished"}
+    assert needed <= manifest.keys()
+    assert (manifest["seed"], manifest["status"], manifest["device"]["device"]) == (0, "done", "cpu")
+    assert {"torch", "numpy"} <= manifest["packages"].keys()
+    tokenizer = free_run / "checkpoints" / "step-000006" / "tokenizer.json"
+    assert manifest["tokenizer_sha256"] == hashlib.sha256(tokenizer.read_bytes()).hexdigest()
+    assert re.fullmatch("[0-9a-f]{64}", manifest["data"]["sha256"])
+
+
+def test_the_manifest_has_the_hash_of_a_data_folder(text_run, workshop):
+    manifest = json.loads((text_run / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["data"]["sha256"] == hashlib.sha256((workshop / "text" / "manifest.json").read_bytes()).hexdigest()
+
+
+def test_metrics_have_the_contracts_keys_and_no_time(free_run):
+    found = rows(free_run)
+    assert all(list(row) == KEYS for row in found)
+    assert [(row["step"], row["split"]) for row in found] == [
+        (1, "train"),
+        (2, "train"),
+        (3, "val"),
+        (4, "train"),
+        (6, "train"),
+        (6, "val"),
+    ]
+    assert all(row["tokens"] == row["step"] * 8 * 13 for row in found)
+    assert all((row["lr"] is None) == (row["split"] == "val") == (row["grad_norm"] is None) for row in found)
+
+
+def test_a_baselines_metrics_have_no_z(baseline_run):
+    for row in rows(baseline_run):
+        assert [row[key] for key in ("kl", "penalty", "above_kappa", "kappa")] == [0, 0, 0, 0]
+        assert row["loss"] == row["ce"]
+
+
+def test_timing_tells_the_rate_of_a_step(free_run):
+    found = [json.loads(line) for line in (free_run / "timing.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in found] == [1, 2, 4, 6]
+    for row in found:  # seconds are rounded to a thousandth
+        least, most = (row["tokens_per_second"] * (row["seconds"] + error) for error in (-6e-4, 6e-4))
+        assert least < 8 * 13 < most
+
+
+@pytest.mark.parametrize("kind", ["free", "baseline", "text"])
+def test_the_report_opens_offline(kind, request):
+    page = (request.getfixturevalue(f"{kind}_run") / "report.html").read_text(encoding="utf-8")
+    assert page.startswith("<!DOCTYPE html>")
+    assert not re.search(r"https?:|src=|<script|@import|url\(|<link", page.replace("http://www.w3.org/2000/svg", ""))
+    assert "tiny" in page
+
+
+def test_samples_share_z_only_in_shared_groups(free_run):
+    def codes(kind: str) -> list[tuple[int, tuple[int, ...]]]:
+        lines = (free_run / "samples" / f"step-000006-{kind}.jsonl").read_text().splitlines()
+        return [(row["group"], tuple(row["z"])) for row in map(json.loads, lines)]
+
+    assert len(set(codes("independent"))) == 2
+    shared = codes("shared")
+    assert len(shared) == 4
+    assert len(set(shared)) == 2
+
+
+# --- the same twice ---------------------------------------------------------------------------------------------------
+
+
+def test_two_processes_give_the_same_bytes(workshop, tmp_path, environment):
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "freetf_cli", "train", workshop / "free.toml", "-o", tmp_path / name, "--json"],
+            env={**environment, "PYTHONHASHSEED": seed},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for name, seed in (("a", "1"), ("b", "2"))
+    ]
+    for process in processes:
+        stdout, stderr = process.communicate(timeout=60)
+        assert (process.returncode, stderr) == (0, b"")
+        assert json.loads(stdout)["schema_version"] == 1
+    assert_same_record(tmp_path / "a", tmp_path / "b")
+
+
+def test_another_seed_is_another_run(run_cli, workshop, free_run, tmp_path):
+    run_cli("train", workshop / "free.toml", "-o", tmp_path / "run", "--seed", "1")
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["seed"] == 1
+    assert load_recipe(str(tmp_path / "run" / "recipe.toml")).train.seed == 1
+    assert rows(tmp_path / "run")[0]["loss"] != rows(free_run)[0]["loss"]
+
+
+# --- options ----------------------------------------------------------------------------------------------------------
+
+
+def test_set_and_smoke_change_the_recipe(run_cli, workshop, tmp_path):
+    words = ["--smoke", "--set", "train.lr=3e-4", "--set", "latent.kappa=0.25"]
+    assert run_cli("train", workshop / "free.toml", "-o", tmp_path / "run", *words).code == 0
+    made = load_recipe(str(tmp_path / "run" / "recipe.toml"))
+    assert (made.train.steps, made.train.warmup, made.train.lr) == (2, 1, 3e-4)
+    assert made.latent is not None
+    assert made.latent.kappa == 0.25
+    assert [row["step"] for row in rows(tmp_path / "run")] == [1, 2, 2]
+
+
+def test_the_last_set_wins_and_seed_beats_it(run_cli, workshop):
+    words = ["--set", "train.steps=5", "--set", "train.steps=7", "--dry-run", "--json"]
+    assert json.loads(run_cli("train", workshop / "free.toml", *words).stdout)["steps"] == 7
+
+
+def test_json_is_one_object_and_nothing_else(run_cli, workshop, tmp_path):
+    code, stdout, stderr = run_cli("train", workshop / "free.toml", "-o", tmp_path / "run", "--smoke", "--json")
+    assert (code, stderr) == (0, "")
+    assert stdout.count("\n") == 1
+    result = json.loads(stdout)
+    assert (result["schema_version"], result["kind"], result["steps"], result["tokens"]) == (1, "free", 2, 2 * 8 * 13)
+    assert result["val"] == rows(tmp_path / "run")[-1]
+    assert Path(result["checkpoint"]).is_dir()
+    assert Path(result["report"]).is_file()
+
+
+def test_progress_goes_to_stderr_and_the_result_to_stdout(run_cli, workshop, tmp_path):
+    code, stdout, stderr = run_cli("train", workshop / "free.toml", "-o", tmp_path / "run")
+    assert code == 0
+    assert "step 6/6 · held out (val)" in stderr
+    assert "freetf: hint: freetf sample" in stderr
+    assert "step 6/6" not in stdout
+    assert str(tmp_path / "run" / "checkpoints" / "step-000006") in stdout
+    assert "\x1b" not in stdout + stderr
+    assert "…" not in stdout + stderr
+
+
+def test_quiet(run_cli, workshop, tmp_path):
+    code, stdout, stderr = run_cli("-q", "train", workshop / "free.toml", "-o", tmp_path / "run", "--smoke")
+    assert (code, stderr) == (0, "")
+    assert "held out" in stdout
+
+
+def test_a_run_needs_a_folder(refused, workshop):
+    assert "-o RUN" in refused("train", workshop / "free.toml")
+
+
+def test_an_existing_run_is_refused_with_a_hint(refused, workshop, free_run):
+    before = record(free_run)
+    line = refused("train", workshop / "free.toml", "-o", free_run)
+    assert "the run exists" in line
+    assert "--resume auto" in line
+    assert record(free_run) == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_a_device_that_is_not_there(refused, workshop, tmp_path):
+    assert "--device cuda" in refused("train", workshop / "free.toml", "-o", tmp_path / "run", "--device", "cuda")
+    assert not (tmp_path / "run").exists()
+
+
+def test_init_from_a_baseline(run_cli, workshop, baseline_run, tmp_path):
+    words = ["--init-from", baseline_run, "--set", "train.lr=1e-12", "--set", "train.steps=1"]
+    assert run_cli("train", workshop / "free.toml", "-o", tmp_path / "run", *words).code == 0
+    start = load_file(baseline_run / "checkpoints" / "step-000006" / "model.safetensors")
+    made = load_file(tmp_path / "run" / "checkpoints" / "step-000001" / "model.safetensors")
+    assert start.keys() < made.keys()
+    assert all(torch.allclose(value, made[name], atol=1e-6) for name, value in start.items())
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["init_from"] == str(baseline_run / "checkpoints" / "step-000006")
+
+
+@pytest.mark.parametrize("settings", [["model.width=32"], ["model.layers=4"], ["model.tied=false"]])
+def test_init_from_a_model_that_does_not_fit(refused, workshop, baseline_run, tmp_path, settings):
+    words = [word for setting in settings for word in ("--set", setting)]
+    assert "do not fit" in refused("train", workshop / "free.toml", "-o", tmp_path / "run", "--init-from", baseline_run, *words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_init_from_and_resume_contradict_each_other(refused, run_cli, workshop, free_run, copied):
+    run = copied(free_run)
+    assert "--init-from" in refused("train", workshop / "free.toml", "-o", run, "--resume", "auto", "--init-from", free_run)
+
+
+# --- resuming ---------------------------------------------------------------------------------------------------------
+
+
+def test_resume_auto_starts_a_run_that_is_not_there(run_cli, workshop, free_run, tmp_path):
+    assert run_cli("train", workshop / "free.toml", "-o", tmp_path / "run", "--resume", "auto").code == 0
+    assert_same_record(tmp_path / "run", free_run)
+
+
+def test_resume_auto_of_a_finished_run_leaves_it(run_cli, workshop, free_run, copied):
+    run = copied(free_run)
+    code, stdout, _ = run_cli("train", workshop / "free.toml", "-o", run, "--resume", "auto", "--json")
+    assert code == 0
+    assert json.loads(stdout)["val"] == rows(free_run)[-1]
+    assert_same_record(run, free_run)
+
+
+@pytest.mark.parametrize("which", ["auto", "path", "run"])
+def test_resume_goes_on_exactly(run_cli, workshop, free_run, copied, which):
+    """From step 3: auto finds it as the newest, PATH names it though a later one is there."""
+    run = copied(free_run)
+    first = run / "checkpoints" / "step-000003"
+    if which != "path":
+        for path in (run / "checkpoints" / "step-000006").iterdir():
+            path.unlink()
+        path.parent.rmdir()
+    start = {"auto": "auto", "path": first, "run": run}[which]
+    code, _, stderr = run_cli("train", workshop / "free.toml", "-o", run, "--resume", start)
+    assert code == 0
+    assert "step 1/6" not in stderr
+    assert_same_record(run, free_run)
+    assert json.loads((run / "manifest.json").read_text())["resumed_from"] == 3
+
+
+def test_resume_falls_back_to_an_intact_checkpoint_and_mends_the_other(run_cli, workshop, free_run, copied):
+    run = copied(free_run)
+    (run / "checkpoints" / "step-000006" / "model.safetensors").write_bytes(b"cut")
+    code, _, stderr = run_cli("-q", "train", workshop / "free.toml", "-o", run, "--resume", "auto")
+    assert code == 0
+    assert "freetf: warning: " in stderr
+    assert "model.safetensors" in stderr
+    assert_same_record(run, free_run)
+
+
+def test_what_was_saved_later_is_forgotten_when_a_run_goes_back(free_run, copied):
+    """A damaged newest checkpoint left behind would count as newest again, and the new ones be thrown away for it."""
+    run = copied(free_run)
+    (run / "checkpoints" / "best.json").write_text('{"step": 6, "loss": 0.1}')
+    RunFolder.open(run).rewind(3)
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-000003"]
+    assert [row["step"] for row in rows(run)] == [1, 2, 3]
+
+
+def test_resume_auto_begins_anew_where_nothing_was_saved(run_cli, workshop, free_run, copied):
+    """Killed before its first checkpoint: a scheduler's `--resume auto` must not be stuck."""
+    run = copied(free_run)
+    (run / "checkpoints").rename(run / "gone")
+    (run / "gone").rename(run.with_name("gone"))
+    assert run_cli("train", workshop / "free.toml", "-o", run, "--resume", "auto").code == 0
+    assert_same_record(run, free_run)
+
+
+def test_resume_from_anothers_checkpoint_is_refused(refused, workshop, free_run, baseline_run, copied):
+    run = copied(free_run)
+    before = record(run)
+    line = refused("train", workshop / "free.toml", "-o", run, "--resume", baseline_run / "checkpoints" / "step-000006")
+    assert "--init-from" in line
+    assert record(run) == before
+
+
+@pytest.mark.parametrize(("setting", "what"), [("train.lr=1.0", "train.lr is 1.0, was 0.03"), ("model.width=32", "model.width")])
+def test_resume_with_another_recipe_is_refused(refused, workshop, free_run, copied, setting, what):
+    run = copied(free_run)
+    before = record(run)
+    assert what in refused("train", workshop / "free.toml", "-o", run, "--resume", "auto", "--set", setting)
+    assert record(run) == before
+
+
+def test_resume_with_other_data_is_refused(refused, workshop, free_run, copied):
+    line = refused("train", workshop / "free.toml", "-o", copied(free_run), "--resume", "auto", "--set", "data.params.length=11")
+    assert "data" in line
+
+
+def test_resume_finds_data_that_was_moved(run_cli, workshop, text_run, copied, tmp_path):
+    (tmp_path / "elsewhere").symlink_to(workshop / "text")
+    words = ["--resume", "auto", "--set", f"data.dir='{tmp_path / 'elsewhere'}'"]
+    code, _, stderr = run_cli("-q", "train", workshop / "text.toml", "-o", copied(text_run), *words)
+    assert (code, stderr) == (0, "")
+
+
+@pytest.mark.parametrize("start", ["yes", "{run}/checkpoints/step-000004", "{run}/nowhere"])
+def test_resume_from_nothing(refused, workshop, free_run, copied, start):
+    run = copied(free_run)
+    refused("train", workshop / "free.toml", "-o", run, "--resume", start.format(run=run))
+
+
+# --- signals ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def training(words: list[object], environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+    """A training process, once it has logged its first step."""
+    command = [sys.executable, "-m", "freetf_cli", "train", *(str(word) for word in words)]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def wait_for_a_step(run: Path, process: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + 45
+    while time.monotonic() < end and process.poll() is None:
+        if (run / "metrics.jsonl").is_file() and (run / "metrics.jsonl").stat().st_size:
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"no step was logged (exit {process.poll()})")
+
+
+LONG = ["--set", "train.steps=100000", "--set", "eval.every=0"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_stops(workshop, tmp_path, environment, number, code):
+    run = tmp_path / "run"
+    with training([workshop / "free.toml", "-o", run, *LONG], environment) as process:
+        wait_for_a_step(run, process)
+        process.send_signal(number)
+        stdout, stderr = process.communicate(timeout=30)
+    assert (process.returncode, stdout) == (code, "")
+    last = stderr.splitlines()[-1]
+    assert last.startswith(f"freetf: error: stopped by {number.name} after step ")
+    assert "--resume auto" in last
+    assert "Traceback" not in stderr
+    step = int(last.split("after step ")[1].split(",")[0])
+    assert [path.name for path in (run / "checkpoints").glob("step-*")] == [f"step-{step:06d}"]
+    assert json.loads((run / "manifest.json").read_text())["status"] == "stopped"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_a_stopped_run_goes_on_as_if_it_had_not(workshop, tmp_path, environment, run_process):
+    words = ["--set", "train.steps=90", "--set", "eval.every=0", "--set", "train.log_every=1"]
+    run = tmp_path / "parts"
+    with training([workshop / "free.toml", "-o", run, *words], environment) as process:
+        wait_for_a_step(run, process)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
+    assert process.returncode == 75
+    assert not (run / "checkpoints" / "step-000090").exists()
+    assert run_process("train", workshop / "free.toml", "-o", run, *words, "--resume", "auto").code == 0
+    assert run_process("train", workshop / "free.toml", "-o", tmp_path / "whole", *words).code == 0
+    assert_same_record(run, tmp_path / "whole")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_json_of_a_stopped_run_is_an_error_object(workshop, tmp_path, environment):
+    run = tmp_path / "run"
+    with training([workshop / "free.toml", "-o", run, *LONG, "--json"], environment) as process:
+        wait_for_a_step(run, process)
+        process.send_signal(signal.SIGTERM)
+        stdout, stderr = process.communicate(timeout=30)
+    assert stdout == ""
+    assert json.loads(stderr)["error"]["exit_code"] == 75
+
+
+def test_a_loss_that_is_not_finite_fails_with_exit_1(run_cli, workshop, tmp_path):
+    words = ["--set", "train.lr=1e30", "--set", "train.clip=0.0", "--set", "train.steps=50", "-q"]
+    code, stdout, stderr = run_cli("train", workshop / "free.toml", "-o", tmp_path / "run", *words)
+    assert (code, stdout) == (1, "")
+    assert re.match(r"freetf: error: the loss or its gradient is not finite at step \d+", stderr)
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["status"] == "failed"
+
+
+# --- dry runs ---------------------------------------------------------------------------------------------------------
+
+
+def plan(run_cli, recipe: object, *words: object) -> dict[str, Any]:
+    code, stdout, stderr = run_cli("train", recipe, "--dry-run", "--json", *words)
+    assert (code, stderr, stdout.count("\n")) == (0, "", 1)
+    found: dict[str, Any] = json.loads(stdout)
+    assert found["schema_version"] == 1
+    return found
+
+
+def test_a_dry_run_makes_nothing(run_cli, workshop, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plan(run_cli, workshop / "free.toml", "-o", tmp_path / "run")
+    for name in NO_DATA:
+        plan(run_cli, name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_counts_what_training_makes(run_cli, workshop, free_run):
+    found = plan(run_cli, workshop / "free.toml")
+    weights = load_file(free_run / "checkpoints" / "step-000006" / "model.safetensors")
+    assert found["parameters"] == sum(part["parameters"] for part in found["parts"]) == sum(value.numel() for value in weights.values())
+    assert (found["steps"], found["tokens"]) == (6, 6 * 8 * 13)
+
+
+@pytest.mark.parametrize(("name", "billions", "tokens", "layers"), [("paper-1.5b", 1.512, 47e9, 28), ("paper-8b", 8.05, 200e9, 32)])
+def test_the_papers_sizes(run_cli, name, billions, tokens, layers):
+    baseline, free = plan(run_cli, f"{name}-baseline"), plan(run_cli, f"{name}-free")
+    assert baseline["parameters"] == pytest.approx(billions * 1e9, rel=2e-3)
+    assert baseline["tokens"] == free["tokens"] == pytest.approx(tokens, rel=1e-3)
+    table = next(part["parameters"] for part in free["parts"] if "table" in part["name"])
+    assert table == 2**16 * {28: 1536, 32: 4096}[layers]
+    assert baseline["overhead_compute"] is None
+    assert free["overhead_compute_paper"] == pytest.approx(1 / layers)
+    assert 1 / layers < free["overhead_compute"] < 2 / layers  # an encoder block, and its read-out of 2^H codes
+    assert free["overhead_parameters"] == pytest.approx(free["parameters"] / baseline["parameters"] - 1)
+    assert free["memory"]["optimizer"] == 8 * free["parameters"]
+    # Six FLOPs a parameter and token, plus attention.
+    assert 6 * baseline["parameters"] * 0.9 < baseline["train_flops_per_token"] < 6 * baseline["parameters"] * 1.4
+
+
+def test_the_1_5b_table_is_100_7_million(run_cli):
+    table = next(part for part in plan(run_cli, "paper-1.5b-free")["parts"] if "table" in part["name"])
+    assert round(table["parameters"] / 1e6, 1) == 100.7
+
+
+def test_a_plan_for_a_gpu_needs_none(run_cli):
+    assert plan(run_cli, "letters-free", "--device", "cuda")["precision"] == "bf16"
+    assert plan(run_cli, "letters-free", "--device", "cpu")["precision"] == "fp32"
+    assert plan(run_cli, "letters-free", "--device", "cuda", "--set", "train.precision='fp32'")["precision"] == "fp32"
+
+
+def test_a_dry_run_reads_well_in_a_pipe(run_cli):
+    code, stdout, stderr = run_cli("train", "paper-1.5b-free", "--dry-run")
+    assert (code, stderr) == (0, "")
+    assert "1,659,096,576" in stdout
+    assert "one block in L" in stdout
+    assert "…" not in stdout

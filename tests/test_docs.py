@@ -1,0 +1,253 @@
+"""The documentation tells the truth: its commands and code run, its links lead somewhere, its tables are the program's.
+
+Each page gets a folder with some reviews in `reviews/`; its console and python blocks run there in order. In the pages:
+
+    $ make demo   # minutes                                 left out: # gpu, # network and # minutes
+    <!-- test: add `--smoke` to `freetf train` -->          before a block: the test adds this to such lines of the block
+    <!-- test: exact output -->                             before a block: what it shows under a command is what comes out
+    <!-- test: skip -->                                     before a block: nothing of it runs
+
+docs/cli.md is generated from the program's help; its commands are parsed, not run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from freetf_cli.cli import recipe_reference
+from freetf_cli.cli.app import COMMANDS, build_app
+from freetf_cli.data.tasks import make_task
+from freetf_cli.recipe import load_recipe
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+REFERENCE = ROOT / "docs" / "cli.md"
+LEFT_OUT = re.compile(r"\s+#\s*(gpu|network|minutes)\s*$")
+PROGRAMS = ("freetf", "python", "make", "jq")
+NAMES = [str(path.relative_to(ROOT)) for path in PAGES]
+
+
+@dataclass
+class Block:
+    """A fenced block of a page: its language, its text, the line it begins at and the test's notes before it."""
+
+    language: str
+    text: str
+    line: int
+    notes: list[str] = field(default_factory=list)
+
+
+def blocks(page: Path) -> list[Block]:
+    found: list[Block] = []
+    notes: list[str] = []
+    inside: Block | None = None
+    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), start=1):
+        if inside is not None:
+            if line.startswith("```"):
+                found.append(inside)
+                inside = None
+            else:
+                inside.text += line + "\n"
+        elif line.startswith("```"):
+            inside, notes = Block(line[3:].strip(), "", number, notes), []
+        elif note := re.fullmatch(r"<!-- test: (.*) -->", line):
+            notes.append(note[1])
+        elif line.strip():
+            assert not notes, f"{page.name}, line {number}: a note for the test stands before no block"
+    assert inside is None, f"{page.name}: a block is not closed"
+    return found
+
+
+def commands(block: Block) -> list[tuple[str, str]]:
+    """The commands of a console block and the output shown under each; one that ends in a backslash goes on."""
+    found: list[tuple[str, str]] = []
+    for line in block.text.replace("\\\n", "").splitlines():
+        if line.startswith("$ "):
+            found.append((line[2:], ""))
+        elif found:
+            found[-1] = (found[-1][0], found[-1][1] + line + "\n")
+    return found
+
+
+def shortened(command: str, block: Block) -> str:
+    """The command with what the page's notes add to it."""
+    for note in block.notes:
+        if change := re.fullmatch(r"add `(.+)` to `(.+)`", note):
+            if command.startswith(change[2]):
+                command += f" {change[1]}"
+        else:
+            assert note in ("exact output", "skip"), f"line {block.line}: unknown note '{note}'"
+    return command
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where a page's commands run: some reviews, and `freetf` and `python` on the path."""
+    shutil.copytree(ROOT / "tests" / "excerpts" / "movie_reviews", tmp_path / "reviews")
+    programs = tmp_path / ".bin"
+    programs.mkdir()
+    for name, words in (("freetf", f"'{sys.executable}' -m freetf_cli"), ("python", f"'{sys.executable}'")):
+        (programs / name).write_text(f'#!/bin/sh\nexec {words} "$@"\n', encoding="utf-8")
+        (programs / name).chmod(0o755)
+    return tmp_path
+
+
+def run(words: list[str], folder: Path, environment: dict[str, str], where: str) -> str:
+    path = os.pathsep.join([str(folder / ".bin"), environment.get("PATH", os.defpath)])
+    variables = {**environment, "PATH": path, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
+    done = subprocess.run(words, capture_output=True, text=True, cwd=folder, env=variables, timeout=100)
+    assert done.returncode == 0, f"{where}: exit code {done.returncode}\n{done.stderr}"
+    return done.stdout
+
+
+def run_console(block: Block, shell: Callable[[str, str], str], page: str) -> None:
+    for command, shown in commands(block):
+        program = shlex.split(command)[0]
+        if LEFT_OUT.search(command):
+            continue
+        assert program in PROGRAMS, f"{page}: '{command}' must be marked # gpu, # network or # minutes"
+        if program == "jq" and shutil.which("jq") is None:
+            continue
+        out = shell(shortened(command, block), f"{page}, line {block.line}: {command}")
+        if "exact output" in block.notes:
+            assert out == shown
+
+
+@pytest.fixture
+def shell_line(
+    folder: Path, environment: dict[str, str], run_cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str, str], str]:
+    """A line as a shell would run it. freetf alone, or with `> file`, runs in this process: torch is loaded once, not for each."""
+    monkeypatch.chdir(folder)
+
+    def line(command: str, where: str) -> str:
+        words = shlex.split(command)
+        target = words[-1] if words[-2:-1] == [">"] else None
+        words = words[:-2] if target else words
+        if words[0] != "freetf" or {"|", "<", ">", "&&", ";"} & set(words):
+            return run(["bash", "-c", f"set -o pipefail; {command}"], folder, environment, where)
+        done = run_cli(*words[1:])
+        assert done.code == 0, f"{where}: exit code {done.code}\n{done.stderr}"
+        if target:
+            Path(target).write_text(done.stdout, encoding="utf-8")
+        return "" if target else str(done.stdout)
+
+    return line
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "docs/cli.md"])
+def test_commands_and_code_run(name: str, folder: Path, environment: dict[str, str], shell_line: Callable[[str, str], str]) -> None:
+    for block in blocks(ROOT / name):
+        if "skip" in block.notes:
+            continue
+        if block.language in ("console", "sh"):
+            run_console(block, shell_line, name)
+        elif block.language == "python":
+            run([sys.executable, "-c", block.text], folder, environment, f"{name}, line {block.line}")
+
+
+def test_commands_of_the_reference_parse() -> None:
+    app = typer.main.get_command(build_app())
+    for block in blocks(REFERENCE):
+        for command, _ in commands(block) if block.language == "console" else ():
+            words = shlex.split(re.split(r" [|>] ", command)[0])
+            assert words[0] == "freetf"
+            _parse(app, words[1:])
+
+
+def _parse(command: object, words: list[str]) -> None:
+    """Typer's own parsing, subcommand by subcommand; it raises for a name or an option that does not exist."""
+    inner = getattr(command, "commands", None)
+    if inner:
+        _parse(inner[words[0]], words[1:])
+    else:
+        command.make_context("freetf", list(words))  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recipes_are_valid(name: str, tmp_path: Path) -> None:
+    for block in blocks(ROOT / name):
+        if block.language == "toml":
+            path = tmp_path / "recipe.toml"
+            path.write_text(block.text, encoding="utf-8")
+            load_recipe(str(path), smoke="[smoke" in block.text)
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as code hosts make them."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_links_lead_somewhere(name: str) -> None:
+    page = ROOT / name
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        file, _, anchor = target.partition("#")
+        goal = (page.parent / file).resolve() if file else page
+        assert goal.exists(), f"{name}: no {target}"
+        assert not anchor or anchor in anchors(goal), f"{name}: no heading for {target}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pages_name_no_machine(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert not re.search(r"/work/|/home/|/root\b|/tmp/(?!demo)|\bpypi\b|files\.pythonhosted|download\.pytorch", text)
+
+
+def test_tables_of_recipes_are_up_to_date() -> None:
+    page = recipe_reference.PAGE.read_text(encoding="utf-8")
+    assert recipe_reference.filled(page) == page, "run `make docs`"
+
+
+def test_every_key_has_a_meaning() -> None:
+    rows = [line for line in recipe_reference.key_tables().splitlines() if line.startswith("| `")]
+    assert len(rows) > 40
+    assert [row for row in rows if row.endswith("|  |")] == []
+
+
+def test_what_is_not_there_yet_is_not_there() -> None:
+    names = {entry.group or entry.name for entry in COMMANDS}
+    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Not there yet")[2].partition("\n## ")[0]
+    assert not names & set(re.findall(r"`freetf ([a-z-]+)`", section))
+
+
+@pytest.mark.parametrize(("task", "params"), [("letters", {}), ("coins", {}), ("coins", {"flip": "1/8"})])
+def test_entropies_of_the_data_page(task: str, params: dict[str, str]) -> None:
+    page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    made = make_task(task, params)
+    assert f"{made.floor_bits:.3f}" in page
+    if not params:
+        row = next(line for line in page.splitlines() if line.startswith(f"| `{task}` | {made.row_tokens} "))
+        assert all(f"{bits:.3f}" in row for bits in made.entropy().values())
+
+
+def test_the_demos_picture_and_text_show_the_same_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = ROOT / "docs" / "figures"
+    source, picture = figures / "demo-figure4.jsonl", figures / "demo-figure4.svg"
+    script = runpy.run_path(str(figures / "figure4.py"))
+    script["main"](str(source), str(tmp_path / "again.svg"))
+    drawn = picture.read_text(encoding="utf-8")
+    assert (tmp_path / "again.svg").read_text(encoding="utf-8") == drawn, "make it again with docs/figures/figure4.py"
+    assert not re.search(r"<script|href|@import|url\(", drawn)
+    shown = re.findall(r"^│ (.+) │$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert shown == [text for line in source.read_text(encoding="utf-8").splitlines() for text in json.loads(line)["texts"]]

@@ -1,0 +1,123 @@
+"""The shipped recipes: each loads, says what it is for, and runs: smoke overlays to the end, the paper's sizes as a plan."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from freetf_cli.recipe import Recipe, check_recipe, flat, load_recipe, shipped_recipes, to_toml
+
+NAMES = shipped_recipes()
+PAPER = [name for name in NAMES if name.startswith("paper-")]
+RUNNABLE = [name for name in NAMES if name not in PAPER]
+PAIRS = [name.removesuffix("-free") for name in NAMES if name.endswith("-free")]
+BOUND = 60  # seconds; about 15 are promised on two idle cores
+
+
+def test_there_are_recipes():
+    assert {"letters-baseline", "letters-free", "reviews-free", "demo-free", "paper-1.5b-free", "paper-8b-free"} <= {*NAMES}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_loads_and_says_what_it_is_for(name):
+    recipe = load_recipe(name)
+    assert 20 < len(recipe.description) < 140
+    assert "\n" not in recipe.description
+    assert (recipe.kind == "baseline") == name.endswith("baseline")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_resolved_recipe_reads_back(name, tmp_path):
+    recipe = load_recipe(name)
+    (tmp_path / "copy.toml").write_text(to_toml(recipe), encoding="utf-8")
+    assert load_recipe(str(tmp_path / "copy.toml")) == recipe
+
+
+def test_descriptions_are_their_own():
+    descriptions = [load_recipe(name).description for name in NAMES]
+    assert len(set(descriptions)) == len(descriptions)
+
+
+@pytest.mark.parametrize("stem", PAIRS)
+def test_a_free_recipe_has_its_baselines_model_and_data(stem):
+    """Compared pairs differ in Z and in nothing else but, in the demo, how long they run."""
+    free, baseline = flat(load_recipe(f"{stem}-free")), flat(load_recipe(f"{stem}-baseline"))
+    differing = {key for key in baseline if free[key] != baseline[key]}
+    assert differing <= ({"train.steps", "eval.every"} if stem == "demo" else set())
+
+
+def test_figure_4_has_the_papers_four_kappas():
+    kappas: dict[str, float] = {}
+    for name in NAMES:
+        latent = load_recipe(name).latent
+        if name.startswith("figure4-") and latent is not None:
+            kappas[name] = latent.kappa
+            assert (latent.free_bits, latent.bits, latent.kappa_start) == ("token", 16, None)  # the paper's objective as it is
+    found = {name: kappas.get(name) for name in ("figure4-64th", "figure4-8th", "figure4-1", "figure4-8")}
+    assert found == {"figure4-64th": 1 / 64, "figure4-8th": 1 / 8, "figure4-1": 1.0, "figure4-8": 8.0}
+
+
+def test_the_papers_settings():
+    for size, layers, width, kappa in (("1.5b", 28, 1536, 0.5), ("8b", 32, 4096, 0.5)):
+        recipe = load_recipe(f"paper-{size}-free")
+        assert recipe.latent is not None
+        assert (recipe.model.layers, recipe.model.width, recipe.latent.bits, recipe.latent.kappa) == (layers, width, 16, kappa)
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_smoke_is_small(name):
+    recipe, full = load_recipe(name, smoke=True), load_recipe(name)
+    assert recipe.train.steps <= 100
+    assert recipe.train.steps * recipe.train.batch < full.train.steps * full.train.batch / 10
+    assert recipe.kind == full.kind
+    assert recipe.eval.every < recipe.train.steps
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_smoke_runs_to_the_end(name, run_cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a smoke run needs no file
+    want = load_recipe(name, smoke=True)
+    start = time.perf_counter()
+    code, stdout, stderr = run_cli("train", name, "--smoke", "-o", "run", "--json", "--device", "cpu")
+    seconds = time.perf_counter() - start
+    print(f"{name} --smoke: {seconds:.1f} s")
+    assert (code, stderr) == (0, "")
+    result = json.loads(stdout)
+    assert (result["kind"], result["steps"]) == (want.kind, want.train.steps)
+    metrics = [json.loads(line) for line in Path("run/metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert metrics[-1]["split"] == "val"
+    assert metrics[-1]["ce"] < metrics[0]["ce"]  # it learns
+    assert Path("run/report.html").is_file()
+    assert list(Path("run/samples").iterdir())
+    assert seconds < BOUND
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_a_paper_recipe_is_planned_without_data(name, run_cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, stdout, stderr = run_cli("train", name, "--dry-run", "--json")
+    assert (code, stderr) == (0, "")
+    found, recipe = json.loads(stdout), load_recipe(name)
+    assert found["tokens"] == recipe.train.steps * recipe.train.batch * 4096
+    assert found["parameters"] > 1e9
+    assert (found["kind"], found["precision"]) == (recipe.kind, "bf16")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_a_paper_recipe_says_what_data_it_wants(name, run_cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, stderr = run_cli("train", name, "-o", "run")
+    assert code == 2
+    assert "data/corpus" in stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_is_valid_as_plain_data(name):
+    recipe = load_recipe(name)
+    assert isinstance(check_recipe(recipe.model_dump(exclude_none=True), where=name), Recipe)
