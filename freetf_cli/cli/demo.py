@@ -104,9 +104,10 @@ def _figure4(run: Path, device: str, *, told: bool) -> list[Agreement]:
 
     checkpoint = open_checkpoint(run, warn)
     model, tokenizer = checkpoint.model(resolve_device(device)), checkpoint.tokenizer()
-    spec = SampleSpec(total=(checkpoint.recipe.model.context or 1) + 1, count=SHOWN_COUNT)
+    # Z from the prior at the prompt too: the encoder has only ever seen whole rows, and of two tokens it says the same every time.
+    spec = SampleSpec(total=(checkpoint.recipe.model.context or 1) + 1, count=SHOWN_COUNT, prompt_z="prior")
     if told:
-        options = f"--prompt '{PROMPT}' --groups {SHOWN_GROUPS} --count {SHOWN_COUNT} --seed 1"
+        options = f"--prompt '{PROMPT}' --groups {SHOWN_GROUPS} --count {SHOWN_COUNT} --prompt-z prior --seed 1"
         story.chapter(4, "What does Z decide? The paper's Figure 4", f"freetf sample {run} {options} --z shared")
         blue = list(generate(model, tokenizer, [PROMPT], spec))
         green = list(generate(model, tokenizer, [PROMPT], replace(spec, z="shared", groups=SHOWN_GROUPS, seed=1)))

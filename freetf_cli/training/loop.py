@@ -283,7 +283,7 @@ class Loop:
         seed = self.config.seed
         prompt = self.source.prompts(1, seed)[0]
         room = max(SAMPLE_TOKENS, len(prompt_tokens(self.source.tokenizer, prompt)) + 1)
-        spec = SampleSpec(total=min(self.source.row_tokens, room), count=self.recipe.eval.samples, seed=seed)
+        spec = SampleSpec(total=min(self.source.row_tokens, room), count=self.recipe.eval.samples, prompt_z="prior", seed=seed)
         self.model.eval()
         self.run.save_samples(self.step, figure4_samples(self.model, self.source.tokenizer, prompt, spec, groups=2))
         self.model.train()

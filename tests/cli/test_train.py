@@ -280,7 +280,7 @@ def test_resume_goes_on_exactly(run_cli, workshop, free_run, copied, which):
     assert code == 0
     assert "step 1/6" not in stderr
     assert_same_record(run, free_run)
-    assert json.loads((run / "manifest.json").read_text())["resumed_from"] == 3
+    assert [part["step"] for part in json.loads((run / "manifest.json").read_text())["resumed"]] == [3]
 
 
 def test_resume_falls_back_to_an_intact_checkpoint_and_mends_the_other(run_cli, workshop, free_run, copied):
