@@ -36,7 +36,7 @@ demo: setup ## train a small Free Transformer and show what its latent decides
 	@$(BIN)/freetf demo
 
 test: lint ## everything that continuous integration checks
-	@$(BIN)/python -m pytest -n auto -m 'not network'
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m 'not network'
 
 lint: setup ## ruff and mypy
 	@$(BIN)/ruff check .

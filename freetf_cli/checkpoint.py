@@ -65,8 +65,9 @@ def save_checkpoint(
     folder: Path, model: Decoder, optimizer: Mapping[str, torch.Tensor] | None, state: Mapping[str, Any], tokenizer: Tokenizer
 ) -> None:
     """Write a checkpoint folder: everything into a temporary folder, flushed, then one rename."""
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary, old = (folder.with_name(f".{folder.name}.{part}") for part in ("tmp", "old"))
+    for left in folder.parent.glob(".step-*.*"):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         tensors = {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
@@ -83,8 +84,9 @@ def save_checkpoint(
             _flush_file(temporary / name)
         flush_folder(temporary)
         if folder.exists():
-            shutil.rmtree(folder)
+            folder.rename(old)
         temporary.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -215,8 +217,10 @@ def _read_state(path: Path) -> dict[str, Any]:
     if state.get("format_version") != FORMAT_VERSION:
         hint = "install a newer freetf" if str(state.get("format_version")) > str(FORMAT_VERSION) else ""
         raise InputError(f"checkpoint format {state.get('format_version')} is not supported", str(path), hint)
-    if not isinstance(state.get("step"), int):
+    if type(state.get("step")) is not int or state["step"] < 0:
         raise InputError("the checkpoint's state has no step", str(path))
+    if not isinstance(state.get("data"), dict) or not isinstance(state["data"].get("sha256"), str):
+        raise InputError("the checkpoint's state does not say what data it had", str(path))
     return state
 
 

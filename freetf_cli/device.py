@@ -105,7 +105,6 @@ def _torch() -> list[Finding]:
         _bf16(),
         _compiler(),
         _attention(),
-        _fused_loss(),
     ]
 
 
@@ -153,14 +152,6 @@ def _attention() -> Finding:
     }
     names = [name for name, enabled in kernels.items() if enabled()] if available()[0] == "cuda" else ["flash (cpu)"]
     return Finding("attention kernels", ", ".join([*names, "math"]), True)
-
-
-def _fused_loss() -> Finding:
-    import torch.nn.functional
-
-    has = hasattr(torch.nn.functional, "linear_cross_entropy")
-    value = "present" if has else "absent: the loss takes the slower way"
-    return Finding("F.linear_cross_entropy", value, has, "pip install 'torch>=2.13,<2.14'")
 
 
 def _package(name: str) -> Finding:

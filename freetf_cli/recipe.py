@@ -53,13 +53,13 @@ class DataConfig(Part):
 class ModelConfig(Part):
     """The decoder, shared by a baseline and its Free Transformer."""
 
-    layers: Positive = Field(description="blocks, L; even for a Free model")
-    width: Positive = Field(description="model width, D")
+    layers: Positive = Field(le=1024, description="blocks, L; even for a Free model")
+    width: Positive = Field(le=1 << 17, description="model width, D")
     heads: Positive = Field(description="query heads")
     kv_heads: Positive | None = Field(None, description="key/value heads (grouped-query attention); default: heads")
-    ffn: Positive | None = Field(None, description="SwiGLU hidden width; default: 8/3 of the width, rounded up to 32")
-    vocab: Positive | None = Field(None, description="vocabulary size; default: the tokenizer's")
-    context: Positive | None = Field(None, description="input positions a row, T; default: the task's row length")
+    ffn: Positive | None = Field(None, le=1 << 20, description="SwiGLU hidden width; default: 8/3 of the width, rounded up to 32")
+    vocab: Positive | None = Field(None, le=1 << 24, description="vocabulary size; default: the tokenizer's")
+    context: Positive | None = Field(None, le=1 << 24, description="input positions a row, T; default: the task's row length")
     tied: bool = Field(True, description="the read-out shares the embedding table")
     rope_base: Rate = Field(10_000.0, description="base of the rotary embedding")
     norm_eps: Rate = Field(1e-5, description="epsilon of RMSNorm")
@@ -135,7 +135,7 @@ class TrainConfig(Part):
     beta2: Annotated[float, Field(ge=0, lt=1)] = Field(0.95, description="decay of AdamW's mean squared gradient")
     eps: Rate = Field(1e-8, description="epsilon of AdamW")
     clip: Annotated[float, Field(ge=0)] = Field(1.0, description="largest gradient norm; 0: no clipping")
-    seed: NotNegative = Field(0, description="of weights, data order and latent noise")
+    seed: NotNegative = Field(0, lt=1 << 32, description="of weights, data order and latent noise")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on CUDA, fp32 elsewhere")
     compile: Literal["auto", "on", "off"] = Field("auto", description="torch.compile; auto: on CUDA")
     deterministic: bool = Field(False, description="CUDA: only deterministic kernels")

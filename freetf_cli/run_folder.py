@@ -56,7 +56,7 @@ class RunFolder:
         write_durably(path / "recipe.toml", to_toml(recipe))  # first: what is stopped from here on is a run
         for folder in (run.checkpoints, run.samples):
             folder.mkdir(exist_ok=True)
-        run.rewind(0)
+        run.rewind(0, recipe)
         return run
 
     @classmethod
@@ -84,8 +84,12 @@ class RunFolder:
         """Everything recorded so far."""
         return [Metrics(*(row.get(name) for name in _FIELDS)) for row in _read_jsonl(self.metrics_file)]  # type: ignore[arg-type]
 
-    def rewind(self, step: int) -> None:
-        """Forget what was recorded and saved after `step`, before a resumed run does it again."""
+    def rewind(self, step: int, recipe: Recipe) -> None:
+        """Forget what was recorded and saved after `step`, before a resumed run does it again; recipe: as it goes on."""
+        write_durably(self.path / "recipe.toml", to_toml(recipe))
+        for path in self.samples.glob("step-*.jsonl"):
+            if int(path.name.split("-")[1]) > step:
+                path.unlink()
         for path in (self.metrics_file, self.timing_file):
             if path.exists():
                 kept = [row for row in _read_jsonl(path) if row.get("step", 0) <= step]

@@ -227,8 +227,8 @@ def choose_tokens(logits_BV: Tensor, noise_B: Tensor, spec: SampleSpec) -> Tenso
     logits_BV = logits_BV.to(torch.float32)
     logits_BV = (logits_BV - logits_BV.amax(-1, keepdim=True)) / max(spec.temperature, LEAST_TEMPERATURE)
     if 0 < spec.top_k < logits_BV.shape[-1]:
-        least = logits_BV.topk(spec.top_k).values[:, -1:]
-        logits_BV = logits_BV.masked_fill(logits_BV < least, -torch.inf)
+        best_BK = logits_BV.topk(spec.top_k).indices
+        logits_BV = torch.full_like(logits_BV, -torch.inf).scatter(-1, best_BK, logits_BV.gather(-1, best_BK))
     p_BV = torch.softmax(logits_BV, dim=-1)
     if spec.top_p < 1:
         sorted_BV, order_BV = p_BV.sort(dim=-1, descending=True)

@@ -1,6 +1,7 @@
 """Checkpoints come back as they were saved, or not at all."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -128,3 +129,23 @@ def test_what_is_not_a_run_is_said_so(tmp_path: Path, make: str, what: str) -> N
         (path / "recipe.toml").write_text("")
     with pytest.raises(InputError, match=what):
         open_checkpoint(path, print)
+
+
+def test_files_are_flushed_before_the_rename_and_the_folder_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    happened: list[str] = []
+    fsync, rename = os.fsync, Path.rename
+    monkeypatch.setattr(os, "fsync", lambda handle: (happened.append(Path(f"/proc/self/fd/{handle}").readlink().name), fsync(handle))[1])
+    monkeypatch.setattr(Path, "rename", lambda self, target: (happened.append("rename"), rename(self, target))[1])
+    save(tmp_path / "step-000007")
+    at = happened.index("rename")
+    assert set(happened[:at]) >= {"model.safetensors", "optimizer.safetensors", "state.json", "tokenizer.json", MANIFEST}
+    assert happened[at + 1 :] == [tmp_path.name]
+
+
+def test_a_link_in_a_checkpoint_is_not_followed(tmp_path: Path) -> None:
+    save(tmp_path / "step-000007")
+    file = tmp_path / "step-000007" / "tokenizer.json"
+    file.rename(tmp_path / "elsewhere.json")
+    file.symlink_to(tmp_path / "elsewhere.json")
+    with pytest.raises(InputError, match="does not belong"):
+        Checkpoint.open(file.parent)

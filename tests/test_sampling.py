@@ -12,7 +12,7 @@ from freetf_cli.model.free_transformer import FreeTransformer, build_model, init
 from freetf_cli.model.latent import sample_codes
 from freetf_cli.recipe import LatentConfig, ModelConfig
 from freetf_cli.results import Sample
-from freetf_cli.sampling import SampleSpec, choose_tokens, figure4_samples, generate
+from freetf_cli.sampling import SampleSpec, _Stream, _stream, choose_tokens, figure4_samples, generate
 
 CONFIG = ModelConfig(layers=4, width=32, heads=4, kv_heads=2, vocab=6, context=12)
 SPEC = SampleSpec(total=13, count=3, groups=2, seed=5)
@@ -188,3 +188,12 @@ def test_figure4_has_one_blue_group_and_green_ones(free: FreeTransformer, letter
     found = figure4_samples(free, letters, "ab", SampleSpec(total=13, count=3), groups=2)
     assert {name: len(rows) for name, rows in found.items()} == {"independent": 3, "shared": 6}
     assert len({tuple(row.z or ()) for row in found["shared"]}) == 2
+    assert found["shared"][0].seed != found["independent"][0].seed  # or the tokens' draws of both would be the same
+
+
+def test_streams_are_apart() -> None:
+    """Z, the prompt's Z and the tokens of a row, its neighbours, other prompts and seeds: all draw for themselves."""
+    keys = [
+        (seed, purpose, place) for seed in (0, 1) for purpose in _Stream for place in ((0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0), (0, 0))
+    ]
+    assert len({float(_stream(*key).random()) for key in keys}) == len(keys)

@@ -60,8 +60,10 @@ DeviceOption = Annotated[
     Literal["auto", "cpu", "cuda", "mps"],
     typer.Option("--device", metavar="auto|cpu|cuda|mps", help="Where to compute; auto: cuda, then mps, then cpu."),
 ]
-SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of every random draw.")]
-OptionalSeedOption = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of every random draw; default: the recipe's.")]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of every random draw.")]
+OptionalSeedOption = Annotated[
+    int | None, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of every random draw; default: the recipe's.")
+]
 
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A shipped recipe's name, or a TOML file.", autocompletion=complete_recipe)

@@ -28,8 +28,11 @@ class RowSource(Protocol):
     def size(self, split: str) -> int | None: ...
 
 
+HELD_OUT_SEED = 0  # runs of all seeds are measured on the same rows
+
+
 class TaskRows:
-    """Fresh rows for ever; each split has a stream of its own."""
+    """Fresh rows for ever; each split has a stream of its own, and only that of training depends on the seed."""
 
     def __init__(self, task: Task, width: int, seed: int) -> None:
         self._task, self._width, self._seed = task, width, seed
@@ -39,7 +42,7 @@ class TaskRows:
 
     def held_out(self, split: str, rows: NDArray[np.int64]) -> Tokens:
         """Rows of a stream are in order: rows is a run of numbers."""
-        return self._fit(self._task.tokens(stream_seed(self._seed, split), int(rows[0]), len(rows)))
+        return self._fit(self._task.tokens(stream_seed(HELD_OUT_SEED, split), int(rows[0]), len(rows)))
 
     def size(self, split: str) -> int | None:
         return None
@@ -100,7 +103,7 @@ class DocumentRows:
 
 
 class PackedRows:
-    """Windows of T + 1 tokens, T apart, so that each token is a target once; an epoch begins at an offset of its own."""
+    """Windows of T + 1 tokens, T apart, so that a token is a target at most once an epoch; an epoch begins at an offset of its own."""
 
     def __init__(self, data: Dataset, width: int, seed: int) -> None:
         self._data, self._width, self._stride, self._seed = data, width, width - 1, seed

@@ -8,7 +8,6 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from freetf_cli.model.decoder import Decoder
 from freetf_cli.model.free_transformer import FreeTransformer, build_model
 from freetf_cli.recipe import ModelConfig, Recipe
 from freetf_cli.results import PartCost, Plan
@@ -93,8 +92,3 @@ def _memory(recipe: Recipe, parameters: int, bf16: bool) -> dict[str, float]:
         "activations (estimated)": float(tokens * (blocks * block + logits) + table_copy),
     }
     return {**parts, "total": sum(parts.values())}
-
-
-def parameter_count(model: Decoder) -> int:
-    """All parameters of a model, shared ones once."""
-    return _count(model)

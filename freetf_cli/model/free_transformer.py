@@ -52,13 +52,13 @@ class FreeTransformer(Decoder):
         """The normed stream before the read-out, [B, T, D], for given codes."""
         return self.upper(self.lower(tokens_BT, cache), self.post_sampler(z_BT), cache)
 
-    def forward_posterior(self, tokens_BT: Tensor, noise_BTH: Tensor, cache: Cache | None = None) -> PosteriorPass:
-        """The training pass (and the prefill of a prompt): Z from the encoder, with uniform noise_BTH in [0, 1)."""
-        x_BTD = self.lower(tokens_BT, cache)
+    def forward_posterior(self, tokens_BT: Tensor, noise_BTH: Tensor) -> PosteriorPass:
+        """The training pass: Z from the encoder, with uniform noise_BTH in [0, 1)."""
+        x_BTD = self.lower(tokens_BT)
         bit_logits_BTH = self.infer_latent(x_BTD, tokens_BT)
         z_BT = sample_codes(bit_logits_BTH.detach(), noise_BTH)
         r_BTD = self.post_sampler(z_BT, bit_logits_BTH)
-        return PosteriorPass(self.upper(x_BTD, r_BTD, cache), bit_logits_BTH, z_BT)
+        return PosteriorPass(self.upper(x_BTD, r_BTD), bit_logits_BTH, z_BT)
 
     def lower(self, tokens_BT: Tensor, cache: Cache | None = None) -> Tensor:
         """Embedding and the blocks below the injection: x [B, T, D]."""

@@ -104,11 +104,12 @@ def logit_gradient(dr_ND: Tensor, bit_logits_NH: Tensor, table_CD: Tensor) -> Te
     """dL [N, H] of the module's formula, for the gradient dr [N, D] of R.
 
     An operator of its own, so that torch.compile keeps the loop over chunks out of its graph. The product W · dr runs in bfloat16
-    where the logits are bfloat16 (autocast), else in the table's type; the covariance is summed in float32 or better.
+    where the logits are bfloat16 (autocast), else in the table's type. What all rows of W have in common changes no covariance, so it
+    is taken out first: in bfloat16 it would drown the differences.
     """
     bits = bit_logits_NH.shape[1]
     product_type = torch.bfloat16 if bit_logits_NH.dtype == torch.bfloat16 else table_CD.dtype
-    table_DC = table_CD.to(product_type).T
+    table_DC = (table_CD - table_CD.mean(0)).to(product_type).T
     step = max(1, _CHUNK_ELEMENTS.get(dr_ND.device.type, 1 << 26) // table_CD.shape[0])
     out_NH = torch.empty_like(bit_logits_NH)
     for start in range(0, dr_ND.shape[0], step):

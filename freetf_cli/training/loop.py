@@ -85,7 +85,9 @@ def train(
     loop = Loop(recipe, source, model, run, device, hooks or Hooks(), stop or StopRequest())
     if resume is not None:
         loop.restore(resume)
-        run.rewind(resume.step)
+        run.rewind(resume.step, recipe)
+        if isinstance(resume.state.get("val_loss"), float):  # the run may have died before it noted this
+            loop._note_best(resume.state["val_loss"])
     _record_start(run, {**describe_process(argv), **_describe_run(recipe, source, device, init_from)}, resume)
     try:
         result = loop.run_to_end()
@@ -102,7 +104,7 @@ def check_same_run(recipe: Recipe, source: DataSource, checkpoint: Checkpoint) -
             "the data is not what the run was trained on (its hash differs)", str(checkpoint.folder), "use --init-from to start anew"
         )
     ours, theirs = flat(recipe), flat(checkpoint.recipe)
-    free = ("data.dir", "train.keep_last", "train.log_every", "train.save_every", "eval.", "parallel.")
+    free = ("data.dir", "train.keep_last", "train.log_every", "train.save_every", "eval.every", "eval.samples", "parallel.")
     changed = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key) and not key.startswith(free))
     if changed:
         first = f"{changed[0]} is {ours.get(changed[0])!r}, was {theirs.get(changed[0])!r}"
@@ -161,7 +163,6 @@ class Loop:
         self.device, self.hooks, self.stop = device, hooks, stop
         self.config = recipe.train
         self.step = 0
-        self.seconds = 0.0
         self.optimizer = make_optimizer(model, self.config, device)
         self.noise_generator = torch.Generator(device=device)
         self.bits = recipe.latent.bits if recipe.latent else 1
@@ -176,8 +177,8 @@ class Loop:
         self.step = checkpoint.step
         try:
             load_named_state(self.model, self.optimizer, checkpoint.optimizer())
-        except KeyError as error:
-            raise InputError(f"the optimizer state lacks {error}", str(checkpoint.folder)) from None
+        except ValueError as error:
+            raise InputError(f"the optimizer state does not fit the model: {error}", str(checkpoint.folder)) from None
 
     def run_to_end(self) -> TrainResult:
         """Steps until the recipe's last, with logs, evaluations and checkpoints on the way."""
@@ -196,8 +197,8 @@ class Loop:
                 held_out = self.evaluate()
                 self.run.append(held_out)
                 self._report(held_out, time.perf_counter() - started, self.step - first)
+                self._sample()  # before the checkpoint: a resumed run would not come back to this step
                 self.save(held_out)
-                self._sample()
                 self.hooks.saved(self.run)
             elif _due(self.step, self.config.save_every):
                 self.save(None)
@@ -227,6 +228,7 @@ class Loop:
             total += _stack(terms)
         limit = config.clip or math.inf
         grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        self._check_finite(total, grad_norm)
         self.optimizer.step()
         return total, grad_norm, count
 
@@ -235,10 +237,12 @@ class Loop:
         """The held-out split at the final κ, Z from the posterior with noise that is the same every time."""
         config, latent = self.recipe.eval, self.recipe.latent
         kappa = kappa_nats(self.config.steps, latent, self.config.steps)
-        total, count = torch.zeros(5, device=self.device), 0
+        total, count, row = torch.zeros(5, device=self.device), 0, 0
+        noise_NTH = self._noise(-1, (config.sequences, self.source.context))  # a row's noise does not depend on the size of the batches
         self.model.eval()
-        for index, batch in enumerate(self.source.held_out(config.split, config.sequences, self.config.batch // self.config.accumulate)):
-            noise_BTH = self._noise(-1 - index, batch.inputs.shape)
+        for batch in self.source.held_out(config.split, config.sequences, self.config.batch // self.config.accumulate):
+            noise_BTH = noise_NTH[row : row + len(batch.inputs)]
+            row += len(batch.inputs)
             with self._autocast():
                 terms = self.plain_loss(*self._tensors(batch, slice(None)), noise_BTH, torch.tensor(kappa, device=self.device))
             total += _stack(LossSums(*terms))
@@ -257,14 +261,18 @@ class Loop:
         }
         optimizer = named_state(self.model, self.optimizer)
         save_checkpoint(self.run.checkpoint(self.step), self.model, optimizer, state, self.source.tokenizer)
-        best = self.run.best()
-        if held_out is not None and (best is None or held_out.loss < best["loss"]):
-            self.run.set_best(self.step, held_out.loss)
+        if held_out is not None:
+            self._note_best(held_out.loss)
         keep = {self.run.checkpoint((self.run.best() or {"step": self.step})["step"])}
         folders = checkpoint_folders(self.run.path)
         for folder in folders[: -self.config.keep_last]:
             if folder not in keep:
                 shutil.rmtree(folder)
+
+    def _note_best(self, loss: float) -> None:
+        best = self.run.best()
+        if best is None or loss < best["loss"]:
+            self.run.set_best(self.step, loss)
 
     def _stop(self) -> None:
         """Save, and leave by the exit that the signal asks for."""
@@ -289,7 +297,7 @@ class Loop:
         self.model.train()
 
     def _noise(self, key: int, shape: Sequence[int]) -> Tensor:
-        """Uniform noise [B, T, H] of a training step (key ≥ 0) or a held-out batch (key < 0): a function of (seed, key)."""
+        """Uniform noise [B, T, H] of a training step (key ≥ 0) or of the held-out rows (key < 0): a function of (seed, key)."""
         words = [self.config.seed, abs(key), int(key < 0)]
         self.noise_generator.manual_seed(int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1))
         return torch.rand(*shape, self.bits, generator=self.noise_generator, device=self.device)
@@ -311,11 +319,14 @@ class Loop:
 
     def _train_metrics(self, sums: Tensor, grad_norm: Tensor, count: int) -> Metrics:
         kappa, rate = kappa_nats(self.step - 1, self.recipe.latent, self.config.steps), learning_rate(self.step - 1, self.config)
-        metrics = self._metrics(sums, count, "train", kappa, rate, float(grad_norm))
-        if not math.isfinite(metrics.loss) or not math.isfinite(metrics.grad_norm or 0.0):
-            what = f"the loss or its gradient is not finite at step {self.step} (loss {metrics.loss}, gradient norm {metrics.grad_norm})"
-            raise FreetfError(what, str(self.run.path), "lower train.lr; the last checkpoint is untouched")
-        return metrics
+        return self._metrics(sums, count, "train", kappa, rate, float(grad_norm))
+
+    def _check_finite(self, sums: Tensor, grad_norm: Tensor) -> None:
+        """Before the update: one Inf in the gradient would make every weight NaN through the clipping."""
+        if bool(torch.isfinite(sums).all() & torch.isfinite(grad_norm)):
+            return
+        what = f"the loss or its gradient is not finite at step {self.step + 1} (CE {float(sums[0])}, gradient norm {float(grad_norm)})"
+        raise FreetfError(what, str(self.run.path), "no update was made, the last checkpoint is untouched; a lower train.lr may help")
 
     def _metrics(self, sums: Tensor, count: int, split: str, kappa: float, lr: float | None, grad_norm: float | None) -> Metrics:
         ce, kl, penalty, above, carriers = sums.tolist()

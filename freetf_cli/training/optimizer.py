@@ -57,6 +57,9 @@ def load_named_state(model: nn.Module, optimizer: torch.optim.Optimizer, state: 
         moments = {key: state.get(f"{name}.{key}") for key in ("step", "exp_avg", "exp_avg_sq")}
         for key, value in moments.items():
             if value is None:
-                raise KeyError(f"{name}.{key}")
+                raise ValueError(f"{name}.{key} is missing")
+            shape = () if key == "step" else parameter.shape
+            if value.shape != shape or value.dtype != torch.float32:
+                raise ValueError(f"{name}.{key} is {value.dtype} {tuple(value.shape)}, not float32 {tuple(shape)}")
             device = "cpu" if key == "step" and parameter.device.type != "cuda" else parameter.device
             optimizer.state[parameter][key] = value.to(device).clone()

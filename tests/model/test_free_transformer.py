@@ -5,6 +5,7 @@ import torch
 
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.model.free_transformer import FreeTransformer, build_model, initialise_model
+from freetf_cli.model.latent import kl_per_token
 from freetf_cli.recipe import LatentConfig, ModelConfig
 
 CONFIG = ModelConfig(layers=4, width=32, heads=4, kv_heads=2, vocab=11, context=16)
@@ -140,3 +141,26 @@ def test_compiled_gradients_equal_eager_ones() -> None:
     assert len(eager) == len(compiled) > 20
     for a, b in zip(eager, compiled, strict=True):
         assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_the_kl_trains_the_shared_lower_half_too(free: FreeTransformer) -> None:
+    kl_per_token(free.infer_latent(free.lower(tokens()), tokens())).sum().backward()
+    assert free.blocks[0].ffn.up.weight.grad is not None
+    assert free.blocks[0].ffn.up.weight.grad.abs().sum() > 0
+
+
+def test_initial_scales() -> None:
+    model = build_model(ModelConfig(layers=8, width=256, heads=4, vocab=500), LatentConfig(kappa=0.5, bits=8, table_std=0.3))
+    initialise_model(model, 0)
+    assert isinstance(model, FreeTransformer)
+    deviations = {
+        "embedding": (model.embedding.weight, 0.02),
+        "input": (model.blocks[3].attention.q.weight, 256**-0.5),
+        "residual": (model.blocks[3].attention.out.weight, 256**-0.5 / 4),  # (2 L)^-1/2
+        "down": (model.blocks[3].ffn.down.weight, model.config.hidden**-0.5 / 4),
+        "zeta": (model.encoder.zeta, 0.02),
+        "table": (model.post_sampler.weight, 0.3),
+    }
+    for name, (weight, std) in deviations.items():
+        assert weight.std().item() == pytest.approx(std, rel=0.12), name
+    assert model.norm.weight.eq(1).all()

@@ -1,8 +1,10 @@
 """The loop: exact resume, records, checkpoints kept, and what it refuses."""
 
 import json
+import math
 import signal
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from freetf_cli.checkpoint import Checkpoint, checkpoint_folders
+from freetf_cli.checkpoint import Checkpoint, checkpoint_folders, save_checkpoint
 from freetf_cli.errors import FreetfError, InputError, Interrupted, Stopped
+from freetf_cli.model.free_transformer import build_model, initialise_model
 from freetf_cli.recipe import Recipe, check_recipe
 from freetf_cli.results import Progress, TrainResult
-from freetf_cli.training.loop import Hooks, train
+from freetf_cli.run_folder import RunFolder
+from freetf_cli.training.loop import Hooks, Loop, resolve, train
 from freetf_cli.training.signals import StopRequest
 
 CPU = torch.device("cpu")
@@ -204,3 +208,71 @@ def test_a_loss_that_is_not_finite_is_named(tmp_path: Path, monkeypatch: pytest.
 def test_result_counts_tokens_and_steps(tmp_path: Path) -> None:
     result: TrainResult = train(recipe(), tmp_path / "run", device=CPU)
     assert (result.steps, result.tokens, result.kind) == (6, 6 * 4 * 13, "free")
+
+
+def loop(path: Path, made: Recipe) -> Loop:
+    made, source = resolve(made)
+    model = build_model(made.model, made.latent)
+    initialise_model(model, made.train.seed)
+    return Loop(made, source, model, RunFolder.create(path, made), CPU, Hooks(), StopRequest())
+
+
+def test_latent_noise_is_a_function_of_seed_and_step(tmp_path: Path) -> None:
+    one, other = loop(tmp_path / "a", recipe()), loop(tmp_path / "b", recipe(seed=1))
+    keys = [0, 1, 2, -1, -2, -3]  # training steps, and held-out batches below zero
+    drawn = [one._noise(key, (3, 5)) for key in keys]
+    assert all(torch.equal(noise, one._noise(key, (3, 5))) for key, noise in zip(keys, drawn, strict=True))
+    assert all(not torch.equal(a, b) for a, b in combinations(drawn, 2))
+    assert not torch.equal(drawn[0], other._noise(0, (3, 5)))
+    assert 0 <= min(float(noise.min()) for noise in drawn) < max(float(noise.max()) for noise in drawn) < 1
+
+
+def test_the_schedule_and_the_clipping_reach_the_weights(tmp_path: Path) -> None:
+    """Adam's first step moves a weight by the learning rate, whatever the gradient; under its epsilon it moves nothing."""
+
+    def largest_change(name: str, **settings: Any) -> float:
+        running = loop(tmp_path / name, recipe(weight_decay=0.0, **settings))
+        before = {key: value.detach().clone() for key, value in running.model.named_parameters()}
+        running.train_step()
+        return max(float((value - before[key]).abs().max()) for key, value in running.model.named_parameters())
+
+    assert largest_change("full", warmup=0) == pytest.approx(1e-2, rel=1e-2)
+    assert largest_change("warm", warmup=10) == pytest.approx(1e-3, rel=1e-2)
+    assert largest_change("clipped", warmup=0, clip=1e-12) < 1e-4
+
+
+def test_parts_of_unequal_weight_add_up(tmp_path: Path) -> None:
+    """Reviews differ in length: every part of a batch must be divided by the whole batch's count of targets."""
+    tree = recipe().model_dump(exclude_none=True)
+    tree["data"] = {"task": "reviews"}
+    tree["model"]["context"] = 80
+    gradients = []
+    for parts in (1, 4):
+        tree["train"]["accumulate"] = parts
+        running = loop(tmp_path / str(parts), check_recipe(tree, where="test"))
+        running.optimizer.step = lambda *_: None  # type: ignore[assignment, method-assign]
+        running.train_step()
+        gradients.append({name: value.grad for name, value in running.model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        assert torch.allclose(gradient, gradients[1][name], atol=1e-6), name
+
+
+def test_held_out_lines_are_measured_at_the_final_kappa(tmp_path: Path) -> None:
+    train(recipe(), tmp_path / "run", device=CPU)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert {round(row["kappa"], 5) for row in rows if row["split"] == "val"} == {round(0.5 * math.log(2), 5)}
+    assert len({row["kappa"] for row in rows if row["split"] == "train"}) == 5
+
+
+def test_a_save_that_fails_leaves_the_checkpoints_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saves = iter([True, False])
+
+    def save(*args: Any) -> None:
+        if not next(saves):
+            raise OSError(28, "No space left on device")
+        save_checkpoint(*args)
+
+    monkeypatch.setattr("freetf_cli.training.loop.save_checkpoint", save)
+    with pytest.raises(OSError, match="No space"):
+        train(recipe(), tmp_path / "run", device=CPU)
+    assert Checkpoint.open(tmp_path / "run" / "checkpoints" / "step-000002").step == 2

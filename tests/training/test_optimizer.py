@@ -64,5 +64,7 @@ def test_named_state_brings_every_moment_back() -> None:
     step(one, optimizer)
     step(other, fresh)
     assert torch.equal(one.weight, other.weight)  # type: ignore[arg-type]
-    with pytest.raises(KeyError, match=r"weight\.step"):
+    with pytest.raises(ValueError, match=r"weight\.step is missing"):
         load_named_state(other, fresh, {})
+    with pytest.raises(ValueError, match=r"weight\.exp_avg is .* \(1,\), not float32 \(2, 3\)"):
+        load_named_state(other, fresh, {**named_state(one, optimizer), "weight.exp_avg": torch.zeros(1)})

@@ -1,0 +1,44 @@
+"""Sizes against arithmetic by hand, and against a model that is really built."""
+
+import pytest
+
+from freetf_cli.model.cost import plan_run
+from freetf_cli.model.free_transformer import build_model
+from freetf_cli.recipe import load_recipe
+
+
+def test_the_papers_small_model_by_hand() -> None:
+    """28 layers, D 1536, 12 query and 2 key/value heads of 128, FFN 8960, V 131,072 tied, T 4096, H 16."""
+    d, ffn, vocabulary, context = 1536, 8960, 131_072, 4096
+    linear = d * d * 2 + 2 * d * 256 + 3 * d * ffn  # q and out; k and v; gate, up, down
+    attention = 4 * d * context  # scores and weighted values over all keys; half of them when causal
+    free, base = (plan_run(load_recipe(f"paper-1.5b-{kind}"), kind, bf16=True) for kind in ("free", "baseline"))
+    assert base.parameters == 28 * (linear + 2 * d) + vocabulary * d + d
+    assert free.parameters == base.parameters + (linear + 2 * d) + d + d + 16 * d + 2**16 * d
+    forward = 28 * (2 * linear + attention / 2) + 2 * vocabulary * d
+    encoder = 2 * linear + 2 * 16 * d + attention
+    mapper = 2 * 2**16 * d
+    assert base.train_flops_per_token == pytest.approx(3 * forward)
+    assert free.train_flops_per_token == pytest.approx(3 * (forward + encoder) + mapper)
+    assert free.overhead_compute == pytest.approx((3 * encoder + mapper) / (3 * forward))
+    assert free.overhead_compute_paper == pytest.approx(1 / 28)
+    assert base.parameters == pytest.approx(1.512e9, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["paper-8b-baseline", "paper-8b-free"])
+def test_eight_billion(name: str) -> None:
+    plan = plan_run(load_recipe(name), name, bf16=True)
+    table = 2**16 * 4096 if "free" in name else 0
+    assert plan.parameters == pytest.approx(8.05e9 + table, rel=0.05)
+    assert sum(part.parameters for part in plan.parts) == plan.parameters
+    assert plan.memory["parameters"] == 4 * plan.parameters
+    assert plan.memory["optimizer"] == 8 * plan.parameters
+    assert plan.memory["total"] == pytest.approx(sum(value for name, value in plan.memory.items() if name != "total"))
+
+
+@pytest.mark.parametrize("name", ["letters-free", "letters-baseline", "demo-free"])
+def test_parameters_are_those_of_the_model(name: str) -> None:
+    recipe = load_recipe(name, overrides=["model.vocab=29", "model.context=65"])
+    assert plan_run(recipe, name, bf16=False).parameters == sum(
+        parameter.numel() for parameter in build_model(recipe.model, recipe.latent).parameters()
+    )
