@@ -77,6 +77,16 @@ def test_encoder_is_not_causal_and_tells_positions_apart(free: FreeTransformer) 
     assert (before[:, 0] - before[:, 1]).abs().max() > 1e-3  # a constant query without positions would give equal logits
 
 
+def test_a_full_encoder_is_not_causal_in_its_own_stack() -> None:
+    model = build_model(CONFIG, LATENT.model_copy(update={"encoder": "full"})).double()
+    initialise_model(model, 3)
+    assert isinstance(model, FreeTransformer)
+    rotary, x = model.rotary(model.embedding(tokens())), model.embedding(tokens())
+    changed = x.clone()
+    changed[:, -1] += 1.0
+    assert (model.encoder.read(x, rotary)[:, 0] - model.encoder.read(changed, rotary)[:, 0]).abs().min() > 1e-9
+
+
 def test_only_keys_and_values_of_one_block_see_r(free: FreeTransformer) -> None:
     """Queries and residual come from x: with the injection block's attention switched off, Z cannot matter."""
     torch.nn.init.zeros_(free.blocks[2].attention.out.weight)

@@ -1,5 +1,6 @@
 """The loop: exact resume, records, checkpoints kept, and what it refuses."""
 
+import dataclasses
 import json
 import math
 import signal
@@ -276,3 +277,29 @@ def test_a_save_that_fails_leaves_the_checkpoints_before_it(tmp_path: Path, monk
     with pytest.raises(OSError, match="No space"):
         train(recipe(), tmp_path / "run", device=CPU)
     assert Checkpoint.open(tmp_path / "run" / "checkpoints" / "step-000002").step == 2
+
+
+def test_the_best_is_kept_when_later_ones_are_worse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluate = Loop.evaluate
+    monkeypatch.setattr(Loop, "evaluate", lambda self: dataclasses.replace(evaluate(self), loss=float(self.step)))
+    train(recipe(steps=8), tmp_path / "run", device=CPU)
+    assert [path.name for path in checkpoint_folders(tmp_path / "run")] == ["step-000002", "step-000008"]
+
+
+def test_the_loss_is_given_the_kappa_that_is_recorded(tmp_path: Path) -> None:
+    running = loop(tmp_path / "run", recipe())
+    plain, given = running.loss, []
+    running.loss = lambda *args: (given.append(float(args[-1])), plain(*args))[1]
+    running.run_to_end()
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert given == pytest.approx([row["kappa"] for row in rows if row["split"] == "train"])
+
+
+def test_no_update_is_made_from_a_gradient_that_is_not_finite(tmp_path: Path) -> None:
+    running = loop(tmp_path / "run", recipe())
+    running.model.norm.weight.register_hook(lambda gradient: gradient * math.inf)
+    before = [value.detach().clone() for value in running.model.parameters()]
+    with pytest.raises(FreetfError, match="not finite at step 1"):
+        running.run_to_end()
+    assert all(torch.equal(a, b) for a, b in zip(before, running.model.parameters(), strict=True))
+    assert checkpoint_folders(tmp_path / "run") == []
