@@ -30,7 +30,7 @@ def shell(environment: dict[str, str]) -> Callable[[str], Outcome]:
     def run(line: str) -> Outcome:
         program = line.replace("freetf", f"'{sys.executable}' -m freetf_cli", 1)
         command = ["bash", "-c", f"set -o pipefail; {program}"]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
         return Outcome(done.returncode, done.stdout, done.stderr)
 
     return run
@@ -65,7 +65,7 @@ def environment() -> dict[str, str]:
 def run_process(environment: dict[str, str]) -> Callable[..., Outcome]:
     """`run_process("recipe", "list", cwd=…)`: freetf in a process of its own, for streams, signals and start-up."""
 
-    def run(*args: object, input: str | None = None, timeout: float = 60, **settings: object) -> Outcome:
+    def run(*args: object, input: str | None = None, timeout: float = 240, **settings: object) -> Outcome:
         variables = {**environment, **settings.pop("env", {})}  # type: ignore[dict-item]
         command = [sys.executable, "-m", "freetf_cli", *(str(arg) for arg in args)]
         done = subprocess.run(command, input=input, capture_output=True, text=True, timeout=timeout, env=variables, **settings)  # type: ignore[call-overload]

@@ -14,7 +14,7 @@ NAMES = shipped_recipes()
 PAPER = [name for name in NAMES if name.startswith("paper-")]
 RUNNABLE = [name for name in NAMES if name not in PAPER]
 PAIRS = [name.removesuffix("-free") for name in NAMES if name.endswith("-free")]
-BOUND = 60  # seconds; about 15 are promised on two idle cores
+BOUND = 240  # seconds on a busy machine; about 15 are promised on two idle cores
 
 
 def test_there_are_recipes():

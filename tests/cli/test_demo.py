@@ -15,7 +15,7 @@ def told(tmp_path_factory, environment):
     """(folder, code, stdout, stderr) of `demo --smoke`, in a process."""
     folder = tmp_path_factory.mktemp("demo") / "demo"
     command = [sys.executable, "-m", "freetf_cli", "demo", "--smoke", "-o", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=100)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=400)
     return folder, done.returncode, done.stdout, done.stderr
 
 

@@ -235,7 +235,7 @@ def test_the_schedule_and_the_clipping_reach_the_weights(tmp_path: Path) -> None
         running = loop(tmp_path / name, recipe(weight_decay=0.0, **settings))
         before = {key: value.detach().clone() for key, value in running.model.named_parameters()}
         running.train_step()
-        return max(float((value - before[key]).abs().max()) for key, value in running.model.named_parameters())
+        return max(float((value - before[key]).abs().max().item()) for key, value in running.model.named_parameters())
 
     assert largest_change("full", warmup=0) == pytest.approx(1e-2, rel=1e-2)
     assert largest_change("warm", warmup=10) == pytest.approx(1e-3, rel=1e-2)

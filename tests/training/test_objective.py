@@ -43,12 +43,12 @@ def test_free_terms_are_the_formula(pool: str) -> None:
         penalty = sum(max(0.0, k.item() - kappa) for row in kls for k in row)
     else:
         penalty = sum(max(0.0, sum(k.item() for k in row) - kappa * len(row)) for row in kls)
-    assert terms.ce.item() == pytest.approx(float(ce), rel=1e-5)
-    assert terms.kl.item() == pytest.approx(float(sum(map(sum, kls))), rel=1e-5)
+    assert terms.ce.item() == pytest.approx(ce.item(), rel=1e-5)
+    assert terms.kl.item() == pytest.approx(sum(k.item() for row in kls for k in row), rel=1e-5)
     assert terms.penalty.item() == pytest.approx(float(penalty), rel=1e-4)
     assert terms.carriers.item() == 16
     assert terms.above.item() == sum(k.item() > kappa for row in kls for k in row)
-    assert terms.objective.item() == pytest.approx(float(ce) + float(penalty), rel=1e-5)
+    assert terms.objective.item() == pytest.approx(ce.item() + float(penalty), rel=1e-5)
 
 
 def test_carriers_end_with_the_last_counted_target() -> None:
