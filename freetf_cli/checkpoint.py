@@ -36,6 +36,7 @@ from freetf_cli.recipe import Recipe, check_recipe
 FORMAT = "freetf-checkpoint"
 FORMAT_VERSION = 1
 MANIFEST = "MANIFEST.sha256"
+TRIES = 5  # at a checkpoint of a run that is being trained
 _FILES = ("model.safetensors", "optimizer.safetensors", "state.json", "tokenizer.json")
 _REQUIRED = ("model.safetensors", "state.json", "tokenizer.json")
 
@@ -182,6 +183,19 @@ def _load(path: Path, device: torch.device) -> dict[str, torch.Tensor]:
         return load_file(path, device=str(device))
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"not a readable safetensors file: {error}", str(path)) from None
+
+
+def open_model(path: Path, device: torch.device, warn: Callable[[str], None]) -> tuple[Checkpoint, Decoder]:
+    """`open_checkpoint` and its model. A run in training may delete the checkpoint in between: then the newest is looked for again."""
+    for _ in range(TRIES - 1):
+        checkpoint = open_checkpoint(path, warn)
+        try:
+            return checkpoint, checkpoint.model(device)
+        except InputError:
+            if checkpoint.folder.exists():
+                raise
+    checkpoint = open_checkpoint(path, warn)
+    return checkpoint, checkpoint.model(device)
 
 
 def _verify(folder: Path) -> None:

@@ -14,11 +14,12 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from freetf_cli.errors import InputError, InputErrors, nearest
+from freetf_cli.recipe_rules import faults
 
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
@@ -29,10 +30,20 @@ class Part(BaseModel):
     """A table of a recipe: immutable, strict about types, no unknown keys, no NaN."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+    TABLE: ClassVar[str] = ""
+
+    @model_validator(mode="after")
+    def _rules(self) -> Self:
+        """The rules between keys, `recipe_rules`."""
+        if self.TABLE and (broken := faults({f"{self.TABLE}.{name}": getattr(self, name) for name in type(self).model_fields})):
+            raise ValueError("; ".join(fault.message for fault in broken))
+        return self
 
 
 class DataConfig(Part):
     """Where the sequences come from: a synthetic `task` made in memory, or a prepared folder `dir`."""
+
+    TABLE: ClassVar[str] = "data"
 
     task: Literal["letters", "coins", "reviews", "blocks"] | None = Field(None, description="synthetic task, generated in memory")
     params: dict[str, int | float | str] = Field(default_factory=dict, description="the task's parameters")
@@ -41,17 +52,11 @@ class DataConfig(Part):
         "auto", description="a document a row, or windows over the packed stream; auto: documents for tasks, packed for text"
     )
 
-    @model_validator(mode="after")
-    def _one_source(self) -> DataConfig:
-        if (self.task is None) == (self.dir is None):
-            raise ValueError("[data] needs exactly one of 'task' and 'dir'")
-        if self.params and self.task is None:
-            raise ValueError("data.params belongs to data.task; a prepared folder has its own")
-        return self
-
 
 class ModelConfig(Part):
     """The decoder, shared by a baseline and its Free Transformer."""
+
+    TABLE: ClassVar[str] = "model"
 
     layers: Positive = Field(le=1024, description="blocks, L; even for a Free model")
     width: Positive = Field(le=1 << 17, description="model width, D")
@@ -77,19 +82,11 @@ class ModelConfig(Part):
     def head_width(self) -> int:
         return self.width // self.heads
 
-    @model_validator(mode="after")
-    def _divisible(self) -> ModelConfig:
-        if self.width % self.heads:
-            raise ValueError(f"model.heads = {self.heads} does not divide model.width = {self.width}")
-        if self.heads % self.key_heads:
-            raise ValueError(f"model.kv_heads = {self.key_heads} does not divide model.heads = {self.heads}")
-        if self.head_width % 2:
-            raise ValueError(f"the head width, model.width / model.heads = {self.head_width}, must be even for rotary embeddings")
-        return self
-
 
 class LatentConfig(Part):
     """The latent Z of a Free Transformer. A recipe without this table is a baseline."""
+
+    TABLE: ClassVar[str] = "latent"
 
     kappa: Annotated[float, Field(ge=0)] = Field(description="free bits per token, κ")
     bits: Annotated[int, Field(ge=1, le=24)] = Field(16, description="bits of Z per token, H")
@@ -109,18 +106,11 @@ class LatentConfig(Part):
         "shared", description="the encoder reads the decoder's lower half (the paper), or a stack of its own (its Figure 1b)"
     )
 
-    @model_validator(mode="after")
-    def _bounded(self) -> LatentConfig:
-        for name, value in (("kappa", self.kappa), ("kappa_start", self.kappa_start)):
-            if value is not None and value > self.bits:
-                raise ValueError(f"latent.{name} = {value:g} is more than latent.bits = {self.bits}: a token holds no more")
-        if (self.kappa_start is None) != (self.kappa_anneal == 0):
-            raise ValueError("latent.kappa_start and latent.kappa_anneal go together")
-        return self
-
 
 class TrainConfig(Part):
     """Optimisation."""
+
+    TABLE: ClassVar[str] = "train"
 
     steps: Positive = Field(description="optimizer steps")
     batch: Positive = Field(description="sequences a step")
@@ -143,15 +133,11 @@ class TrainConfig(Part):
     save_every: NotNegative = Field(0, description="steps between checkpoints; 0: at evaluations")
     keep_last: Positive = Field(1, description="newest checkpoints kept, beside the best")
 
-    @model_validator(mode="after")
-    def _splits(self) -> TrainConfig:
-        if self.batch % self.accumulate:
-            raise ValueError(f"train.accumulate = {self.accumulate} does not divide train.batch = {self.batch}")
-        return self
-
 
 class EvalConfig(Part):
     """Evaluation on the held-out split, and the samples that the report shows."""
+
+    TABLE: ClassVar[str] = "eval"
 
     every: NotNegative = Field(0, description="steps between evaluations; 0: at the end only")
     sequences: Positive = Field(512, description="held-out sequences, the same each time")
@@ -161,6 +147,8 @@ class EvalConfig(Part):
 
 class ParallelConfig(Part):
     """How the work is spread."""
+
+    TABLE: ClassVar[str] = "parallel"
 
     threads: NotNegative = Field(0, description="CPU threads of torch; 0: its own choice")
 
@@ -181,12 +169,9 @@ class Recipe(Part):
         return "free" if self.latent else "baseline"
 
     @model_validator(mode="after")
-    def _latent_fits(self) -> Recipe:
-        if self.latent:
-            if self.model.layers % 2:
-                raise ValueError(f"model.layers = {self.model.layers} is odd: a Free model needs an even number of blocks")
-            if self.latent.depth is not None and self.latent.depth >= self.model.layers:
-                raise ValueError(f"latent.depth = {self.latent.depth} must be less than model.layers = {self.model.layers}")
+    def _rules_between_tables(self) -> Self:
+        if broken := faults(flat(self)):
+            raise ValueError("; ".join(fault.message for fault in broken))
         return self
 
 
@@ -251,7 +236,15 @@ def check_recipe(tree: Mapping[str, Any], *, where: Path | str, overrides: Seque
         return Recipe.model_validate(tree)
     except ValidationError as error:
         text = Path(where).read_text(encoding="utf-8") if Path(where).is_file() else ""
-        raise InputErrors([_fault(dict(item), _place(dict(item), where, text, overrides)) for item in error.errors()]) from None
+        found, wrong = [], set()
+        for item in error.errors():
+            names = [str(name) for name in item["loc"]]
+            if item["type"] != "value_error":  # those are rules, which all are asked below
+                found.append(_fault(dict(item), _place([names], where, text, overrides)))
+                wrong.add(".".join(names))
+        for keys, message in faults({key: value for key, value in _with_defaults(tree).items() if key not in wrong}):
+            found.append(InputError(message, _place([key.split(".") for key in keys], where, text, overrides)))
+        raise InputErrors(found) from None
 
 
 def to_toml(recipe: Recipe) -> str:
@@ -334,14 +327,26 @@ def _override_value(raw: str) -> Any:
     return parsed["value"] if len(parsed) == 1 else raw.strip()  # a line break in it must not smuggle in other keys
 
 
-def _place(item: Mapping[str, Any], where: Path | str, text: str, overrides: Sequence[str]) -> str:
-    """Where a fault comes from: `--set KEY=VALUE`, or the file and its line."""
-    names = [str(name) for name in item["loc"]]
+def _place(keys: Sequence[Sequence[str]], where: Path | str, text: str, overrides: Sequence[str]) -> str:
+    """Where a fault of some keys comes from: the last `--set` of one of them, or the file and its line."""
     for override in reversed(overrides):
-        if names and override.partition("=")[0].strip().split(".") == names:
+        given = override.partition("=")[0].strip().split(".")
+        if any(names and given[: len(names)] == [*names] for names in keys):
             return f"--set {override}"
-    line = _line_of(names, text)
+    line = next((line for names in keys if (line := _line_of(names, text))), None)
     return f"{where}" + (f", line {line}" if line else "")
+
+
+def _with_defaults(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Flat values of a tree that may be wrong in any way, defaults filled in."""
+    values = {}
+    for table, part in _part_types().items():
+        given = tree.get(table)
+        if isinstance(given, Mapping):
+            for name, field in part.model_fields.items():
+                if name in given or not field.is_required():
+                    values[f"{table}.{name}"] = given.get(name, field.get_default(call_default_factory=True))
+    return values
 
 
 def _fault(item: Mapping[str, Any], place: str) -> InputError:
@@ -353,8 +358,6 @@ def _fault(item: Mapping[str, Any], place: str) -> InputError:
         return InputError(f"unknown key '{key}'", place, nearest(names[-1], _known_keys(names[:-1])))
     if kind == "missing":
         return InputError(f"missing key '{key}'", place)
-    if kind == "value_error":
-        return InputError(str(item["ctx"]["error"]), place)
     shown = repr(item.get("input"))
     return InputError(f"{key}: {message[:1].lower()}{message[1:]}, not {shown[:60]}", place)
 

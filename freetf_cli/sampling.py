@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from itertools import count, groupby, product
+from itertools import chain, groupby, product
 from typing import Literal
 
 import numpy as np
@@ -74,16 +74,18 @@ class _Row:
     token_noise: np.ndarray  # [T - P + 1] uniform
 
 
-def generate(model: Decoder, tokenizer: Tokenizer, prompts: Iterable[str], spec: SampleSpec) -> Iterator[Sample]:
+def generate(model: Decoder, tokenizer: Tokenizer, prompts: Iterable[str], spec: SampleSpec, *, together: bool = True) -> Iterator[Sample]:
     """Sequences for every prompt, in order, as they are made.
 
+    together: rows of several prompts may share a batch; False answers each prompt before the next is read.
     Raises InputError for a prompt that the tokenizer cannot write, that leaves no room for a token, or a given Z that does not fit.
     """
-    rows = _rows(model, tokenizer, prompts, spec)
-    for _, same_shape in groupby(rows, key=lambda row: (len(row.tokens), row.total)):
-        while chunk := _take(same_shape, ROWS_AT_ONCE):
-            for row, (tokens, z) in zip(chunk, _generate_rows(model, chunk, spec, tokenizer.separator), strict=True):
-                yield Sample(row.prompt, tokenizer.decode(tokens), row.group, row.index, spec.seed, z)
+    each = (_rows(model, tokenizer, prompt, place, spec) for place, prompt in enumerate(prompts))
+    for rows in [chain.from_iterable(each)] if together else each:
+        for _, same_shape in groupby(rows, key=lambda row: (len(row.tokens), row.total)):
+            while chunk := _take(same_shape, ROWS_AT_ONCE):
+                for row, (tokens, z) in zip(chunk, _generate_rows(model, chunk, spec, tokenizer.separator), strict=True):
+                    yield Sample(row.prompt, tokenizer.decode(tokens), row.group, row.index, spec.seed, z)
 
 
 def check_prompts(tokenizer: Tokenizer, prompts: Sequence[str], spec: SampleSpec) -> None:
@@ -107,16 +109,14 @@ def _take(rows: Iterator[_Row], count: int) -> list[_Row]:
     return [row for _, row in zip(range(count), rows, strict=False)]
 
 
-def _rows(model: Decoder, tokenizer: Tokenizer, prompts: Iterable[str], spec: SampleSpec) -> Iterator[_Row]:
-    """Every row of every prompt, group by group; prompts are checked as they come."""
+def _rows(model: Decoder, tokenizer: Tokenizer, prompt: str, place: int, spec: SampleSpec) -> Iterator[_Row]:
+    """Every row of a prompt, group by group."""
     bits = model.latent.bits if isinstance(model, FreeTransformer) else 0
-    numbers = count()
-    for place, prompt in enumerate(prompts):
-        tokens, total = _read(tokenizer, prompt, spec)
-        for group, index in product(range(spec.groups), range(spec.count)):
-            given = _given(spec, next(numbers))
-            length = total if given is None else _fitting(total, len(tokens), given, tokenizer)
-            yield _row(prompt, tokens, length, (place, group, index), spec, bits, given)
+    tokens, total = _read(tokenizer, prompt, spec)
+    for group, index in product(range(spec.groups), range(spec.count)):
+        given = _given(spec, (place * spec.groups + group) * spec.count + index)
+        length = total if given is None else _fitting(total, len(tokens), given, tokenizer)
+        yield _row(prompt, tokens, length, (place, group, index), spec, bits, given)
 
 
 def _read(tokenizer: Tokenizer, prompt: str, spec: SampleSpec) -> tuple[list[int], int]:

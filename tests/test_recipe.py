@@ -242,3 +242,13 @@ def test_a_baseline_has_no_latent_table():
 @pytest.mark.parametrize(("width", "hidden"), [(64, 192), (96, 256), (768, 2048)])
 def test_hidden_width_is_a_multiple_of_32(width, hidden):
     assert Recipe.model_validate({**TREE, "model": {"layers": 2, "width": width, "heads": 4}}).model.hidden == hidden
+
+
+def test_rules_between_keys_are_all_shown_with_what_set_them(recipe_file):
+    settings = ["model.layers=3", "model.heads=5", "latent.kappa=99", "train.lrr=3", "trian.lr=3"]
+    with pytest.raises(InputErrors) as caught:
+        load_recipe(str(recipe_file), overrides=settings)
+    lines = caught.value.lines()
+    assert len(lines) == 5
+    for setting in settings:
+        assert sum(f"--set {setting}" in line for line in lines) == 1, setting

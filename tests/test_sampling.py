@@ -1,5 +1,6 @@
 """Generation: the cache, the sources of Z, and streams that do not depend on the batch."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -197,3 +198,17 @@ def test_streams_are_apart() -> None:
         (seed, purpose, place) for seed in (0, 1) for purpose in _Stream for place in ((0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0), (0, 0))
     ]
     assert len({float(_stream(*key).random()) for key in keys}) == len(keys)
+
+
+def test_one_prompt_is_answered_before_the_next_is_read(free: FreeTransformer, letters: Tokenizer) -> None:
+    asked: list[str] = []
+
+    def prompts() -> Iterator[str]:
+        for prompt in ("ab", "cd"):
+            asked.append(prompt)
+            yield prompt
+
+    rows = generate(free, letters, prompts(), replace(SPEC, count=1, groups=1), together=False)
+    first = next(rows)
+    assert asked == ["ab"]
+    assert [first, *rows] == run(free, letters, replace(SPEC, count=1, groups=1), prompts=("ab", "cd"))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from freetf_cli.cli.options import DeviceOption, JsonOption, QuietOption, SmokeOption
+from freetf_cli.cli.options import DeviceOption, JsonOption, QuietOption, SeedOption, SmokeOption
 
 if TYPE_CHECKING:
     from freetf_cli.results import Agreement, Sample, TrainResult
@@ -25,6 +25,7 @@ def demo(
     out: OutOption = Path("demo"),
     smoke: SmokeOption = False,
     device: DeviceOption = "cpu",
+    seed: SeedOption = 0,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -41,17 +42,18 @@ def demo(
     started = time.perf_counter()
     told = not json
     data, baseline, free = out / "letters", out / "baseline", out / "free"
+    options = f"--set data.dir={data}" + (f" --seed {seed}" if seed else "") + (" --smoke" if smoke else "")
     if told:
         story.chapter(
             1, f"Data: {ROWS:,} rows of letters, with all that is hidden in them known", f"freetf gen-synthetic letters -o {data}"
         )
     _make_data(data, quiet=quiet or json)
     if told:
-        story.chapter(2, "A baseline: it can only write and see what comes", f"freetf train demo-baseline -o {baseline}")
-    first = _train("demo-baseline", data, baseline, device, smoke=smoke, quiet=quiet or json)
+        story.chapter(2, "A baseline: it can only write and see what comes", f"freetf train demo-baseline -o {baseline} {options}")
+    first = _train("demo-baseline", data, baseline, device, seed, smoke=smoke, quiet=quiet or json)
     if told:
-        story.chapter(3, "A Free Transformer: it decides before it writes", f"freetf train demo-free -o {free}")
-    second = _train("demo-free", data, free, device, smoke=smoke, quiet=quiet or json)
+        story.chapter(3, "A Free Transformer: it decides before it writes", f"freetf train demo-free -o {free} {options}")
+    second = _train("demo-free", data, free, device, seed, smoke=smoke, quiet=quiet or json)
     agreement = _figure4(free, device, told=told)
     result = DemoResult(str(out), first, second, agreement, time.perf_counter() - started)
     if json:
@@ -77,13 +79,12 @@ def _make_data(folder: Path, *, quiet: bool) -> None:
         terminal.dataset_summary(summary)
 
 
-def _train(recipe: str, data: Path, run: Path, device: str, *, smoke: bool, quiet: bool) -> TrainResult:
+def _train(recipe: str, data: Path, run: Path, device: str, seed: int, *, smoke: bool, quiet: bool) -> TrainResult:
     from freetf_cli.cli.train import resume_from, run_training
     from freetf_cli.recipe import load_recipe
     from freetf_cli.render import story
 
-    loaded = load_recipe(recipe, smoke=smoke)
-    loaded = loaded.model_copy(update={"data": loaded.data.model_copy(update={"task": None, "dir": str(data)})})
+    loaded = load_recipe(recipe, smoke=smoke, overrides=[f"data.dir='{data}'", f"train.seed={seed}"])
     result = run_training(loaded, run, device, resume=resume_from(run, "auto"), again=True, quiet=quiet)
     if not quiet:
         story.trained(result)
@@ -108,7 +109,7 @@ def _figure4(run: Path, device: str, *, told: bool) -> list[Agreement]:
     spec = SampleSpec(total=(checkpoint.recipe.model.context or 1) + 1, count=SHOWN_COUNT, prompt_z="prior")
     if told:
         options = f"--prompt '{PROMPT}' --groups {SHOWN_GROUPS} --count {SHOWN_COUNT} --prompt-z prior --seed 1"
-        story.chapter(4, "What does Z decide? The paper's Figure 4", f"freetf sample {run} {options} --z shared")
+        story.chapter(4, "What does Z decide? The paper's Figure 4", f"freetf sample {run} {options} --z shared  # the green boxes")
         blue = list(generate(model, tokenizer, [PROMPT], spec))
         green = list(generate(model, tokenizer, [PROMPT], replace(spec, z="shared", groups=SHOWN_GROUPS, seed=1)))
         story.figure4(_by_group(blue), _by_group(green), PROMPT)

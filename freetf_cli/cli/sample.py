@@ -62,7 +62,7 @@ def sample(
     $ freetf sample runs/letters-free --count 4 --json > z.jsonl
     $ freetf sample runs/letters-free --count 4 --z z.jsonl
     """
-    from freetf_cli.checkpoint import open_checkpoint
+    from freetf_cli.checkpoint import open_model
     from freetf_cli.device import resolve_device
     from freetf_cli.model.free_transformer import FreeTransformer
     from freetf_cli.render.console import warn
@@ -71,8 +71,7 @@ def sample(
     for name, value in (("--temperature", temperature), ("--top-p", top_p)):
         if not math.isfinite(value):
             raise InputError(f"{name} {value}: not a finite number")
-    checkpoint = open_checkpoint(run, warn)
-    model = checkpoint.model(resolve_device(device))
+    checkpoint, model = open_model(run, resolve_device(device), warn)
     shared, given = z == "shared", None
     if not isinstance(model, FreeTransformer):
         if z != "independent":
@@ -97,7 +96,7 @@ def sample(
     prompts, tokenizer = read_prompts(prompt, checkpoint, seed), checkpoint.tokenizer()
     if isinstance(prompts, list):
         check_prompts(tokenizer, prompts, spec)
-    records = generate(model, tokenizer, prompts, spec)
+    records = generate(model, tokenizer, prompts, spec, together=isinstance(prompts, list))
     show_samples(records, checkpoint, shared=shared, json=json)
 
 

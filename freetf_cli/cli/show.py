@@ -13,12 +13,17 @@ def show(run: RunArgument, json: JsonOption = False) -> None:
     $ freetf show runs/letters-free
     """
     from freetf_cli.analysis.summary import summarise
+    from freetf_cli.checkpoint import open_checkpoint
+    from freetf_cli.render.console import warn
     from freetf_cli.render.show import run_summary
     from freetf_cli.results import to_json
 
     place = run.resolve()
-    folder = place.parent.parent if place.parent.name == "checkpoints" else run  # a checkpoint's run
+    named = place.parent.name == "checkpoints"
+    folder = place.parent.parent if named else run  # a checkpoint's run
     summary = summarise(folder)
+    if named or summary.checkpoints:
+        open_checkpoint(run, warn)  # a damaged one that was named is an error; among those of a run it is a warning
     if json:
         typer.echo(to_json(summary))
     else:

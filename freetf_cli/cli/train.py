@@ -58,8 +58,8 @@ def train(
     loaded = load_recipe(recipe, smoke=smoke, overrides=overrides)
     if dry_run:
         _dry_run(loaded, recipe, device, json)
-    elif out is None:
-        raise InputError("no folder for the run", hint="name one: -o RUN")
+    elif out is None or str(out) == "-":
+        raise InputError("no folder for the run" if out is None else "a run is a folder, it cannot go to stdout", hint="name one: -o RUN")
     else:
         _train(loaded, out, device, resume, init_from, json=json, quiet=quiet or json)
 

@@ -236,7 +236,8 @@ def _cut_up(document: Document, shares: Mapping[str, Fraction]) -> Iterator[tupl
         upto += share
         stop = round(len(text) * upto)
         if stop <= start:
-            raise InputError(f"the text is too short to give each split a part: {len(text)} characters", document.source)
+            what = f"the text is too short to give each split a part: {len(text)} characters"
+            raise InputError(what, document.source, "--split train=1 makes one split of all")
         yield name, Document(text[start:stop], document.source, document.label)
         start = stop
 

@@ -153,7 +153,7 @@ def _read_stream(stream: IO[bytes], name: str, place: str, reader: _Reader, labe
 
 def _read_plain(stream: IO[bytes], kind: str, name: str, place: str, reader: _Reader, label: str | None) -> Iterator[Document]:
     chunks = _decoded(stream, place)
-    if kind.endswith(JSONL):
+    if kind.endswith(JSONL) or reader.field is not None:
         for number, text in _json_texts(_cut(chunks, "\n"), place, reader.field):
             yield Document(text, f"{name}:{number}", label)
         return

@@ -94,7 +94,10 @@ class Tokenizer:
             raise _outside(text, next(i for i, c in enumerate(text) if c not in table), where) from None
 
     def _encode_subwords(self, text: str, where: str) -> Ids:
-        encoding = self._inner.encode(text, add_special_tokens=False)
+        try:
+            encoding = self._inner.encode(text, add_special_tokens=False)
+        except Exception as error:  # the library raises nothing narrower
+            raise InputError(f"the tokenizer cannot write this text: {error}", where, "it has no token for what it does not know") from None
         ids = np.array(encoding.ids, np.int64)
         if not self._lossless:
             self._refuse_dropped(text, ids, encoding.offsets, where)

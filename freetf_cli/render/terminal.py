@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from freetf_cli.render.console import hint, out, visible
+from freetf_cli.render.console import hint, note, out, visible
 from freetf_cli.render.figure4 import row_text
 from freetf_cli.render.tables import Cell, print_facts, print_heading, print_table
 from freetf_cli.render.units import MISSING, count, duration, figure, floor_text, scale, share, short, signed_share, size
@@ -31,7 +31,7 @@ def dataset_summary(summary: DatasetSummary) -> None:
     rows = [[split, *(count(numbers[name]) if name in numbers else MISSING for name in names)] for split, numbers in summary.splits.items()]
     print_table(console, ["split", *names], rows, right=range(1, len(names) + 1))
     for line in summary.notes:
-        console.print(Text(visible(line), style="dim"), soft_wrap=True)
+        note(line)
 
 
 def _split_order(name: str) -> tuple[int, str]:
@@ -133,6 +133,7 @@ def sample(record: Sample) -> None:
         console.print(row_text(record.text, record.prompt), soft_wrap=True)
     else:
         console.file.write(record.text + "\n")
+        console.file.flush()
 
 
 def recipes(rows: Sequence[tuple[str, str, str, str]]) -> None:

@@ -326,7 +326,8 @@ class Loop:
         if bool(torch.isfinite(sums).all() & torch.isfinite(grad_norm)):
             return
         what = f"the loss or its gradient is not finite at step {self.step + 1} (CE {float(sums[0])}, gradient norm {float(grad_norm)})"
-        raise FreetfError(what, str(self.run.path), "no update was made, the last checkpoint is untouched; a lower train.lr may help")
+        kept = "the last checkpoint is untouched" if checkpoint_folders(self.run.path) else "there is no checkpoint yet"
+        raise FreetfError(what, str(self.run.path), f"no update was made, {kept}; a lower train.lr may help")
 
     def _metrics(self, sums: Tensor, count: int, split: str, kappa: float, lr: float | None, grad_norm: float | None) -> Metrics:
         ce, kl, penalty, above, carriers = sums.tolist()

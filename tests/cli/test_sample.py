@@ -271,8 +271,11 @@ def test_no_prompt_on_stdin_is_no_row(sample):
     assert sample("--prompt", "-", input="") == []
 
 
-def test_a_prompt_that_is_not_utf8(refused, free_run):
-    assert "stdin, line 2" in refused("sample", free_run, "--prompt", "-", input=b"A>\nB\xff>\n")
+def test_a_prompt_that_is_not_utf8(run_cli, refused, free_run):
+    assert "stdin, line 1" in refused("sample", free_run, "--prompt", "-", input=b"B\xff>\n")
+    second = run_cli("sample", free_run, "--prompt", "-", input=b"A>\nB\xff>\n")  # the first is answered by then
+    assert (second.code, len(second.stdout.splitlines())) == (2, 1)
+    assert "stdin, line 2" in second.stderr
 
 
 @pytest.mark.parametrize(

@@ -129,3 +129,15 @@ def test_what_is_not_a_run(refused, tmp_path, make):
 def test_head_ends_quietly(shell, free_run):
     code, _, stderr = shell(f"freetf show '{free_run}' | head -n 1")
     assert (code, stderr) in ((141, ""), (0, ""))
+
+
+def test_a_named_checkpoint_that_is_damaged_is_refused_and_one_of_a_run_is_warned_of(run_cli, free_run, copied):
+    run = copied(free_run)
+    weights = sorted((run / "checkpoints").glob("step-*"))[-1] / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(bytes(content))
+    named = run_cli("show", weights.parent)
+    assert (named.code, named.stdout) == (2, "")
+    whole = run_cli("show", run)
+    assert "model.safetensors" in whole.stderr
