@@ -45,7 +45,9 @@ def demo(
     options = f"--set data.dir={data}" + (f" --seed {seed}" if seed else "") + (" --smoke" if smoke else "")
     if told:
         story.chapter(
-            1, f"Data: {ROWS:,} rows of letters, with all that is hidden in them known", f"freetf gen-synthetic letters -o {data}"
+            1,
+            f"Data: {ROWS:,} rows of letters, with all that is hidden in them known",
+            f"freetf gen-synthetic letters -o {data} --count {ROWS}",
         )
     _make_data(data, quiet=quiet or json)
     if told:
