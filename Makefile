@@ -33,7 +33,7 @@ $(STAMP): pyproject.toml constraints/common.txt constraints/cpu.txt constraints/
 	@echo 'ready: $(BIN)/freetf --help'
 
 demo: setup ## train a small Free Transformer and show what its latent decides
-	@$(BIN)/freetf demo
+	@$(BIN)/freetf demo $(if $(filter cuda,$(TORCH)),--device auto)
 
 test: lint ## everything that continuous integration checks
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m 'not network'
