@@ -278,6 +278,7 @@ class Loop:
         """Save, and leave by the exit that the signal asks for."""
         if not self.run.checkpoint(self.step).exists():
             self.save(None)
+        self.hooks.saved(self.run)
         signal = self.stop.signal
         assert signal is not None
         kind = Interrupted if signal.name == "SIGINT" else Stopped

@@ -195,6 +195,15 @@ def test_resume_of_another_run_is_refused(tmp_path: Path, change: Callable[[Reci
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
 
+def test_a_stop_tells_of_what_it_saved(tmp_path: Path) -> None:
+    hooks, request = stop_at(3)
+    told: list[int] = []
+    hooks = dataclasses.replace(hooks, saved=lambda run: told.append(len(checkpoint_folders(run.path))))
+    with pytest.raises(Stopped):
+        train(recipe(), tmp_path / "run", device=CPU, hooks=hooks, stop=request)
+    assert len(told) == 2  # the evaluation at step 2, and the stop at step 3: the report is written then
+
+
 def test_signals_save_and_stop(tmp_path: Path) -> None:
     stopped_run(tmp_path / "run", 3, recipe(), signal.SIGINT)
     assert checkpoint_folders(tmp_path / "run")[-1].name == "step-000003"
