@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save_file
 
 from freetf_cli.data import tokenizer as tokenizers
 from freetf_cli.data.tokenizer import Tokenizer
+from freetf_cli.durable import flush_folder
 from freetf_cli.errors import InputError, InputErrors
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.model.free_transformer import build_model
@@ -39,27 +40,6 @@ MANIFEST = "MANIFEST.sha256"
 TRIES = 5  # at a checkpoint of a run that is being trained
 _FILES = ("model.safetensors", "optimizer.safetensors", "state.json", "tokenizer.json")
 _REQUIRED = ("model.safetensors", "state.json", "tokenizer.json")
-
-
-def write_durably(path: Path, content: bytes | str) -> None:
-    """Write a file under a temporary name, flush it to the disk, and rename it into place."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    data = content.encode() if isinstance(content, str) else content
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    flush_folder(path.parent)
-
-
-def flush_folder(folder: Path) -> None:
-    """fsync a folder, so that a rename in it survives a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def save_checkpoint(
@@ -90,6 +70,8 @@ def save_checkpoint(
         shutil.rmtree(old, ignore_errors=True)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
+        if old.exists() and not folder.exists():
+            old.rename(folder)
         raise
     flush_folder(folder.parent)
 
@@ -173,7 +155,11 @@ def load_weights(model: Decoder, path: Path, device: torch.device, *, partial: b
 def _header(path: Path) -> dict[str, tuple[int, ...]]:
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            types = {part.get_dtype() for part in slices.values()}
+            if types - {"F32"}:
+                raise InputError(f"weights are kept in float32, not {', '.join(sorted(types))}", str(path))
+            return {name: tuple(part.get_shape()) for name, part in slices.items()}
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"not a readable safetensors file: {error}", str(path)) from None
 

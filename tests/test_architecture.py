@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "freetf_cli"
 LAYERS = (
-    {"errors", "results", "recipe", "recipe_rules", "recipe_schema"},
+    {"errors", "durable", "results", "recipe", "recipe_rules", "recipe_schema"},
     {"checkpoint", "data", "model", "device", "run_folder"},
     {"training", "sampling", "analysis", "render"},
     {"cli"},

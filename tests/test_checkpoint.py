@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from freetf_cli import checkpoint as module
 from freetf_cli.checkpoint import MANIFEST, Checkpoint, open_checkpoint, save_checkpoint
@@ -149,3 +150,28 @@ def test_a_link_in_a_checkpoint_is_not_followed(tmp_path: Path) -> None:
     file.symlink_to(tmp_path / "elsewhere.json")
     with pytest.raises(InputError, match="does not belong"):
         Checkpoint.open(file.parent)
+
+
+def test_weights_of_another_type_are_refused(tmp_path: Path) -> None:
+    save(tmp_path / "step-000007")
+    weights = tmp_path / "step-000007" / "model.safetensors"
+    save_file({name: value.to(torch.int8) for name, value in load_file(weights).items()}, weights)
+    remake_manifest(weights.parent)
+    with pytest.raises(InputError, match=r"kept in float32, not I8, .*model\.safetensors"):
+        Checkpoint.open(weights.parent).model(torch.device("cpu"))
+
+
+def test_a_replacement_that_fails_half_way_puts_the_old_one_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path / "step-000007")
+    before = (tmp_path / "step-000007" / MANIFEST).read_text()
+    rename = Path.rename
+
+    def failing(self: Path, target: Path) -> Path:
+        if self.name.endswith(".tmp"):
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OSError, match="Input/output"):
+        save(tmp_path / "step-000007", step=9)
+    assert (tmp_path / "step-000007" / MANIFEST).read_text() == before

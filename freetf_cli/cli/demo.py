@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json as json_text
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -86,7 +87,7 @@ def _train(recipe: str, data: Path, run: Path, device: str, seed: int, *, smoke:
     from freetf_cli.recipe import load_recipe
     from freetf_cli.render import story
 
-    loaded = load_recipe(recipe, smoke=smoke, overrides=[f"data.dir='{data}'", f"train.seed={seed}"])
+    loaded = load_recipe(recipe, smoke=smoke, overrides=[f"data.dir={json_text.dumps(str(data))}", f"train.seed={seed}"])
     result = run_training(loaded, run, device, resume=resume_from(run, "auto"), again=True, quiet=quiet)
     if not quiet:
         story.trained(result)

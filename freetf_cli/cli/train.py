@@ -151,7 +151,7 @@ def run_training(
 def write_report(run: RunFolder) -> None:
     """RUN/report.html as the run stands."""
     from freetf_cli.analysis.summary import summarise
-    from freetf_cli.checkpoint import write_durably
+    from freetf_cli.durable import write_durably
     from freetf_cli.render.report import report_html
 
     write_durably(run.report, report_html(summarise(run.path)))

@@ -31,6 +31,7 @@ from freetf_cli.data.manifest import (
     token_type,
 )
 from freetf_cli.data.tokenizer import Ids, Tokenizer
+from freetf_cli.durable import flush_folder
 from freetf_cli.errors import FreetfError, InputError
 from freetf_cli.results import SCHEMA_VERSION
 
@@ -94,11 +95,11 @@ class DatasetWriter:
         )
         _write_file(self._folder / tokenizers.FILE, self.tokenizer.json.encode("utf-8"))
         _write_file(self._folder / MANIFEST, self.manifest.model_dump_json(indent=1).encode("utf-8") + b"\n")
-        _sync_folder(self._folder)
+        flush_folder(self._folder)
         if self.out.is_dir():
             self.out.rmdir()  # known to be empty
         self._folder.rename(self.out)
-        _sync_folder(self.out.parent)
+        flush_folder(self.out.parent)
 
 
 def refuse_existing(out: Path) -> None:
@@ -154,7 +155,7 @@ class _SplitWriter:
     def finish(self) -> SplitFacts:
         self._flush()
         files = {file.path.name: file.finish() for file in (*self._shards, self._offsets, self._lines)}
-        _sync_folder(self._folder)
+        flush_folder(self._folder)
         labels = dict(sorted(self._labels.items()))
         return SplitFacts(documents=self._documents, tokens=self._tokens, bytes=self._bytes, labels=labels, files=files)
 
@@ -192,14 +193,6 @@ def _write_file(path: Path, data: bytes) -> None:
     file = _HashedFile(path)
     file.write(data)
     file.finish()
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
