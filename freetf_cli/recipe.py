@@ -263,6 +263,19 @@ def flat(recipe: Recipe) -> dict[str, Any]:
     return {f"{table}.{key}": value for table, values in tree.items() if values is not None for key, value in values.items()}
 
 
+def differences(a: Recipe, b: Recipe) -> list[tuple[str, Any, Any]]:
+    """(key, value in a, value in b) where they differ; a missing setting is None, each of the task's parameters is a key of its own."""
+    ours, theirs = _settings(a), _settings(b)
+    keys = list(dict.fromkeys([*ours, *theirs]))
+    return [(key, ours.get(key), theirs.get(key)) for key in keys if ours.get(key) != theirs.get(key)]
+
+
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    settings = flat(recipe)
+    params = settings.pop("data.params")
+    return {**{f"data.params.{key}": value for key, value in params.items()}, **settings}
+
+
 def _read_tree(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     """One file's tables, over those of the recipe that it extends."""
     try:

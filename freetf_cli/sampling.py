@@ -26,7 +26,8 @@ from freetf_cli.model.free_transformer import FreeTransformer
 from freetf_cli.model.latent import sample_codes
 from freetf_cli.results import Sample
 
-ROWS_AT_ONCE = 256
+MOST_ROWS = {"cpu": 1024, "cuda": 4096}  # generated together, as far as their caches fit
+_CACHE_BYTES = {"cpu": 256 << 20, "cuda": 8 << 30}
 LEAST_TEMPERATURE = 1e-30  # but for 0: less is no number in float32
 
 
@@ -82,10 +83,18 @@ def generate(model: Decoder, tokenizer: Tokenizer, prompts: Iterable[str], spec:
     """
     each = (_rows(model, tokenizer, prompt, place, spec) for place, prompt in enumerate(prompts))
     for rows in [chain.from_iterable(each)] if together else each:
-        for _, same_shape in groupby(rows, key=lambda row: (len(row.tokens), row.total)):
-            while chunk := _take(same_shape, ROWS_AT_ONCE):
+        for (_, total), same_shape in groupby(rows, key=lambda row: (len(row.tokens), row.total)):
+            while chunk := _take(same_shape, rows_at_once(model, total)):
                 for row, (tokens, z) in zip(chunk, _generate_rows(model, chunk, spec, tokenizer.separator), strict=True):
                     yield Sample(row.prompt, tokenizer.decode(tokens), row.group, row.index, spec.seed, z)
+
+
+def rows_at_once(model: Decoder, total: int) -> int:
+    """How many rows of `total` tokens are generated together."""
+    weight, config = model.embedding.weight, model.config
+    row_bytes = 2 * config.layers * config.key_heads * config.head_width * total * weight.element_size()
+    kind = weight.device.type
+    return max(1, min(MOST_ROWS.get(kind, 256), _CACHE_BYTES.get(kind, 1 << 30) // row_bytes))
 
 
 def check_prompts(tokenizer: Tokenizer, prompts: Sequence[str], spec: SampleSpec) -> None:

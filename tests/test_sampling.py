@@ -92,7 +92,7 @@ def test_the_prompts_z_comes_from_the_encoder(free: FreeTransformer, letters: To
 
 def test_a_row_does_not_depend_on_its_batch(free: FreeTransformer, letters: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     together = run(free, letters, prompts=("ab", "cd", "e"))
-    monkeypatch.setattr("freetf_cli.sampling.ROWS_AT_ONCE", 1)
+    monkeypatch.setattr("freetf_cli.sampling.MOST_ROWS", {"cpu": 1})
     assert run(free, letters, prompts=("ab", "cd", "e")) == together
     fewer = run(free, letters, replace(SPEC, count=2))
     assert [row for row in together if row.prompt == "ab" and row.index < 2] == fewer

@@ -68,7 +68,9 @@ def diff(a: EitherArgument, b: EitherArgument, json: JsonOption = False) -> None
 
     $ freetf recipe diff letters-baseline letters-free
     """
-    rows = _differences(_load(a), _load(b))
+    from freetf_cli.recipe import differences
+
+    rows = differences(_load(a), _load(b))
     if json:
         typer.echo(to_json({"a": a, "b": b, "differences": [dict(zip(("key", "a", "b"), row, strict=True)) for row in rows]}))
         return
@@ -82,22 +84,6 @@ def _load(name: str) -> Recipe:
 
     inside = Path(name) / "recipe.toml"
     return load_recipe(str(inside) if inside.is_file() else name)
-
-
-def _differences(a: Recipe, b: Recipe) -> list[tuple[str, Any, Any]]:
-    """(key, value in a, value in b) where they differ; a missing setting is None."""
-    ours, theirs = _settings(a), _settings(b)
-    keys = list(dict.fromkeys([*ours, *theirs]))
-    return [(key, ours.get(key), theirs.get(key)) for key in keys if ours.get(key) != theirs.get(key)]
-
-
-def _settings(recipe: Recipe) -> dict[str, Any]:
-    """Flat settings, each of the task's parameters a key of its own."""
-    from freetf_cli.recipe import flat
-
-    settings = flat(recipe)
-    params = settings.pop("data.params")
-    return {**{f"data.params.{key}": value for key, value in params.items()}, **settings}
 
 
 def _size(recipe: Recipe) -> str:

@@ -10,14 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from freetf_cli.data.dataset import Dataset
 from freetf_cli.data.prepare import task_tokenizer
-from freetf_cli.data.rows import TRAIN, DocumentRows, PackedRows, RowSource, TaskRows
+from freetf_cli.data.rows import TRAIN, DocumentRows, Factors, PackedRows, RowSource, TaskRows
 from freetf_cli.data.tasks import make_task
 from freetf_cli.data.tasks.base import PAD, Task, Tokens
 from freetf_cli.data.tokenizer import Tokenizer
@@ -38,7 +38,10 @@ class Batch:
 
 @dataclass(frozen=True, eq=False)
 class DataSource:
-    """Where a run's sequences come from. context: T. loss_start: index in a row of the first token that counts as target."""
+    """Where a run's sequences come from. context: T. loss_start: index in a row of the first token that counts as target.
+
+    bytes_per_token: of each split's text; empty where the data is no text.
+    """
 
     tokenizer: Tokenizer
     facts: DataFacts
@@ -46,6 +49,7 @@ class DataSource:
     rows: RowSource
     loss_start: int
     prompt: Callable[[int, int], str]
+    bytes_per_token: dict[str, float] = field(default_factory=dict)
 
     @property
     def separator(self) -> int | None:
@@ -62,11 +66,18 @@ class DataSource:
 
     def held_out(self, split: str, sequences: int, size: int) -> Iterator[Batch]:
         """Always the same rows, in batches of `size`: `sequences` of them spread evenly over the split, or all it has."""
+        chosen = self._chosen(split, sequences)
+        for start in range(0, len(chosen), size):
+            yield self._batch(self.rows.held_out(split, chosen[start : start + size]))
+
+    def held_out_factors(self, split: str, sequences: int) -> list[Factors]:
+        """What is known of each of the rows that `held_out` gives."""
+        return self.rows.factors(split, self._chosen(split, sequences))
+
+    def _chosen(self, split: str, sequences: int) -> NDArray[np.int64]:
         available = self.rows.size(split)
         count = sequences if available is None else min(sequences, available)
-        chosen = np.arange(count) * (available or count) // max(count, 1)
-        for start in range(0, count, size):
-            yield self._batch(self.rows.held_out(split, chosen[start : start + size]))
+        return np.arange(count) * (available or count) // max(count, 1)
 
     def prompts(self, count: int, seed: int) -> list[str]:
         """What samples may begin with, as text."""
@@ -123,7 +134,8 @@ def _open_folder(data: Dataset, rows: str, context: int | None, seed: int) -> Da
         _check_equal_rows(data)
         _check_context(context, longest, loss_start, data.tokenizer, f"the longest document of {data.folder}")
     source: RowSource = (PackedRows if packed else DocumentRows)(data, context + 1, seed)
-    return DataSource(data.tokenizer, _folder_facts(data, context, packed), context, source, loss_start, _folder_prompt(data))
+    ratios = {name: split.bytes / split.tokens for name, split in about.splits.items()} if about.kind == "text" else {}
+    return DataSource(data.tokenizer, _folder_facts(data, context, packed), context, source, loss_start, _folder_prompt(data), ratios)
 
 
 def _folder_facts(data: Dataset, context: int, packed: bool) -> DataFacts:

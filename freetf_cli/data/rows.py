@@ -7,7 +7,7 @@ step s of batch size B takes rows s·B … s·B + B − 1.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +18,18 @@ from freetf_cli.data.tasks.base import PAD, Task, Tokens, generator, stream_seed
 TRAIN = "train"
 
 
+Factors = dict[str, Any]
+
+
 class RowSource(Protocol):
-    """Where rows come from. size(split): how many there are; None for an endless stream."""
+    """Where rows come from. size(split): how many there are; None for an endless stream. factors: what is known of each held-out row,
+    nothing where a row holds parts of several documents."""
 
     def train(self, start: int, count: int) -> Tokens: ...
 
     def held_out(self, split: str, rows: NDArray[np.int64]) -> Tokens: ...
+
+    def factors(self, split: str, rows: NDArray[np.int64]) -> list[Factors]: ...
 
     def size(self, split: str) -> int | None: ...
 
@@ -43,6 +49,10 @@ class TaskRows:
     def held_out(self, split: str, rows: NDArray[np.int64]) -> Tokens:
         """Rows of a stream are in order: rows is a run of numbers."""
         return self._fit(self._task.tokens(stream_seed(HELD_OUT_SEED, split), int(rows[0]), len(rows)))
+
+    def factors(self, split: str, rows: NDArray[np.int64]) -> list[Factors]:
+        examples = self._task.examples(stream_seed(HELD_OUT_SEED, split), int(rows[0]), len(rows)) if len(rows) else []
+        return [example.factors for example in examples]
 
     def size(self, split: str) -> int | None:
         return None
@@ -98,6 +108,9 @@ class DocumentRows:
             line[: len(tokens)] = tokens
         return out
 
+    def factors(self, split: str, rows: NDArray[np.int64]) -> list[Factors]:
+        return _known(self._data.split(split), rows)
+
     def size(self, split: str) -> int | None:
         return len(self._data.split(split))
 
@@ -122,6 +135,14 @@ class PackedRows:
     def held_out(self, split: str, rows: NDArray[np.int64]) -> Tokens:
         return self._windows(self._data.split(split), rows * self._stride)
 
+    def factors(self, split: str, rows: NDArray[np.int64]) -> list[Factors]:
+        """Of the document that a window lies in whole."""
+        source = self._data.split(split)
+        starts = rows * self._stride
+        first, last = (np.searchsorted(source.offsets, places, side="right") - 1 for places in (starts, starts + self._width - 1))
+        found = _known(source, np.minimum(first, len(source) - 1))
+        return [factors if whole else {} for factors, whole in zip(found, first == last, strict=True)]
+
     def size(self, split: str) -> int | None:
         return (self._data.split(split).tokens - 1) // self._stride
 
@@ -131,3 +152,10 @@ class PackedRows:
 
     def _windows(self, source: Split, starts: NDArray[np.int64]) -> Tokens:
         return np.stack([source.slice(int(start), int(start) + self._width) for start in starts])
+
+
+def _known(source: Split, documents: NDArray[np.int64]) -> list[Factors]:
+    """The factors of some documents, from the folder's records."""
+    wanted = set(documents.tolist())
+    found = {index: record.get("factors") or {} for index, record in enumerate(source.records()) if index in wanted}
+    return [found.get(index, {}) for index in documents.tolist()]
