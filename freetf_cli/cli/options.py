@@ -14,6 +14,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from freetf_cli.errors import InputError
+
 
 def complete_recipe(incomplete: str) -> list[str]:
     """Shipped recipe names and TOML files that begin with what is typed."""
@@ -75,3 +77,35 @@ SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting: table.key=TOML value. May be repeated.")
 ]
 SmokeOption = Annotated[bool, typer.Option("--smoke", help="Apply the recipe's [smoke] overlay: seconds instead of minutes.")]
+
+RunsArgument = Annotated[
+    list[Path], typer.Argument(metavar="RUN…", help="Folders of runs, or of checkpoints.", autocompletion=complete_run)
+]
+DataOption = Annotated[
+    Path | None, typer.Option("--data", metavar="DIR", help="A data folder to measure on, made like the run's; default: the run's own.")
+]
+SplitOption = Annotated[str | None, typer.Option("--split", metavar="NAME", help="The held-out split; default: the recipe's.")]
+ReportOption = Annotated[
+    Path | None, typer.Option("--report", metavar="FILE.html", help="Write a report: one HTML page that needs nothing else.")
+]
+
+
+def check_report(report: Path | None) -> None:
+    """Refuse, before any work, a report that could not be written."""
+    if report is None:
+        return
+    if str(report) == "-":
+        raise InputError("a report is a file, stdout has the result", hint="name one: --report FILE.html")
+    if report.is_dir():
+        raise InputError("the report's name is taken by a folder", str(report), "name a file: --report FILE.html")
+    if not report.parent.is_dir():
+        raise InputError("no such folder for the report", str(report.parent), "make it first")
+
+
+def write_report_file(report: Path, page: str) -> None:
+    """Write a page, and say where."""
+    from freetf_cli.durable import write_durably
+    from freetf_cli.render.console import note
+
+    write_durably(report, page)
+    note(f"report: {report}")

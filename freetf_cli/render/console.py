@@ -157,8 +157,11 @@ def _braille_lookalikes() -> dict[str, str]:
 # One character for one where there is one, so that columns stay aligned.
 _LOOKALIKES = {
     **dict(zip("▁▂▃▄▅▆▇█", "_.-~=+*#", strict=True)),
+    **dict(zip("░▒▓┈", ".:*:", strict=True)),
     **dict(zip("κ×·–→✓✗│┤└─", "kx-->+x||+-", strict=True)),
+    **dict(zip("−≈≤≥±‖", ("-", "~", "<=", ">=", "+/-", "||"), strict=True)),
     "∞": "inf",
+    "…": "...",
     **_braille_lookalikes(),
 }
 

@@ -1,0 +1,175 @@
+"""Mutual information between a latent and a discrete factor, from groups of samples that share a latent.
+
+M latents Z_g from the prior, N samples each, a factor f read from every sample:
+
+    I(Z; f) = H(f) − mean_g H(f | Z_g)          bits
+
+Both entropies are biased downward when counted (N samples do not show all values). Here
+
+* H(f) is the entropy of the pooled counts with a delete-one-group jackknife: it is the number of *latents*, not of samples, that
+  limits what is known of it when Z decides f;
+* H(f | Z_g) is a hierarchical Bayes estimate: each group's distribution is drawn from Dirichlet(β · pooled distribution), with an
+  unknown mixture over β (its likeliest weights, by EM, shared by all sites of a factor). A model that ignores Z is β → ∞ and gives 0;
+  a Z that decides f is β → 0. In simulations with 57 values, M = 128 and N = 64 the bias stays within 0.03 bits (docs/probing.md).
+
+The interval is a bootstrap over the M latents of their jackknife pseudo-values, with unshrunken entropies within the groups.
+
+A factor with several sites (is place s marked?) is summed over sites. The sum is a lower bound of I(Z; all sites) where the sites are
+independent of each other on the whole, as noise is: what Z tells of two places together is left out.
+
+Shapes: S sites, M groups, N samples, A values of the factor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from freetf_cli.analysis.statistics import bootstrap, check_enough
+from freetf_cli.model.latent import LN2
+from freetf_cli.results.likelihood import Estimate
+
+UNREAD = -1  # the factor could not be read from this sample
+_CONCENTRATIONS = torch.logspace(-3, 6, 28, dtype=torch.float64)  # β; what lies between two of them is their mixture
+_NULL_PRIOR = 10.0  # groups' worth of belief in the largest β, as in adaptive shrinkage (Stephens, doi 10.1093/biostatistics/kxw041)
+_ROUNDS, _SETTLED = 3000, 1e-8  # of EM, which is slow to leave a β that a few groups like by chance
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Information:
+    """I(Z; f) and the entropy H(f) that bounds it, bits."""
+
+    information: Estimate
+    entropy: float
+
+
+def group_counts(values: Ints) -> Floats:
+    """Counts [S, M, A] of values [M, N] or [M, N, S]; UNREAD ones are left out."""
+    sites = values[..., None] if values.ndim == 2 else values
+    groups, _, count = sites.shape
+    kinds = max(int(sites.max()) + 1, 1)
+    flat = sites + kinds * (np.arange(groups)[:, None, None] + groups * np.arange(count))
+    return np.bincount(flat[sites != UNREAD], minlength=count * groups * kinds).reshape(count, groups, kinds).astype(np.float64)
+
+
+def mutual_information(values: Ints, kinds: int, seed: int = 0) -> Information:
+    """I(Z; f) of values [M, N] (one value a sample) or [M, N, S] (one a site) among `kinds` possible ones.
+
+    InputError with too few groups for an interval.
+    """
+    counts_SMA = group_counts(values)
+    counts_SMA = counts_SMA[:, counts_SMA.sum((0, 2)) > 0]  # groups in which nothing was read
+    check_enough(counts_SMA.shape[1], "groups in which the factor could be read", "raise --groups")
+    pseudo_SM, most = _pooled_entropies(counts_SMA), np.log2(kinds)
+    entropy = float(np.clip(pseudo_SM.mean(1), 0, most).sum())
+    within_SM = _shrunken_entropies(torch.from_numpy(counts_SMA)).numpy()
+    value = entropy - float(within_SM.sum(0).mean())
+    spread = bootstrap((pseudo_SM - _jackknife(counts_SMA)).sum(0), seed=seed)
+    low, high = (value + end - spread.value for end in (spread.low, spread.high))
+    return Information(Estimate(value, low, min(high, float(most) * len(counts_SMA))), entropy)
+
+
+def shuffled(values: Ints, seed: int = 0) -> Ints:
+    """The same samples dealt to the groups at random: of these Z says nothing, whatever the model does."""
+    flat = values.reshape(-1, *values.shape[2:])
+    return np.random.default_rng(seed).permutation(flat).reshape(values.shape)
+
+
+def _entropy(counts: Floats) -> Floats:
+    """Bits, over the last axis, of counts as they are."""
+    p = counts / np.maximum(counts.sum(-1, keepdims=True), 1e-300)
+    return np.asarray(-(p * np.log2(np.where(p > 0, p, 1.0))).sum(-1), np.float64)
+
+
+def _pooled_entropies(counts_SMA: Floats) -> Floats:
+    """Pseudo-values [S, M] of H(f) at each site, whose mean is its delete-one-group jackknife estimate."""
+    groups, total_SA = counts_SMA.shape[1], counts_SMA.sum(1)
+    return np.asarray(groups * _entropy(total_SA)[:, None] - (groups - 1) * _entropy(total_SA[:, None] - counts_SMA), np.float64)
+
+
+def _shrunken_entropies(counts_SMA: Tensor) -> Tensor:
+    """E[H(f | Z_g) | counts] at each site and group [S, M], bits."""
+    pooled_SA = counts_SMA.sum(1)
+    pooled_SA = pooled_SA / pooled_SA.sum(-1, keepdim=True).clamp_min(1e-300)
+    n_SM = counts_SMA.sum(-1)
+    likelihoods, entropies = [], []
+    for beta in _CONCENTRATIONS:
+        prior_S1A = (beta * pooled_SA)[:, None].clamp_min(1e-300)  # values that never occur keep no mass: their terms cancel
+        terms_SMA = torch.lgamma(counts_SMA + prior_S1A) - torch.lgamma(prior_S1A)
+        likelihoods.append(terms_SMA.sum(-1) + torch.lgamma(beta) - torch.lgamma(n_SM + beta))
+        posterior_SMA = counts_SMA + prior_S1A
+        mean_SMA = posterior_SMA / (n_SM + beta)[..., None]
+        entropies.append(torch.digamma(n_SM + beta + 1) - (mean_SMA * torch.digamma(posterior_SMA + 1)).sum(-1))
+    weights_SMB = _mixture(torch.stack(likelihoods, dim=-1))
+    return (weights_SMB * torch.stack(entropies, dim=-1)).sum(-1) / LN2
+
+
+def _mixture(log_likelihood_SMB: Tensor) -> Tensor:
+    """Each group's posterior over β under the mixture that makes all of them likeliest."""
+    relative = (log_likelihood_SMB - log_likelihood_SMB.amax(-1, keepdim=True)).exp()
+    groups = relative.shape[0] * relative.shape[1]
+    mixture_B = torch.full_like(_CONCENTRATIONS, 1 / len(_CONCENTRATIONS))
+    for _ in range(_ROUNDS):
+        before, weights = mixture_B, 1 / (relative @ mixture_B).flatten()
+        mixture_B = mixture_B * (weights @ relative.view(groups, -1))
+        mixture_B[-1] += _NULL_PRIOR
+        mixture_B = mixture_B / mixture_B.sum()
+        if float((mixture_B - before).abs().max()) < _SETTLED:
+            break
+    weighted = relative * mixture_B
+    return weighted / weighted.sum(-1, keepdim=True)
+
+
+def _jackknife(counts_SMA: Floats) -> Floats:
+    """Entropies [S, M] of groups, delete-one-sample jackknife; bits."""
+    n_SM = counts_SMA.sum(-1)
+    whole = _entropy(counts_SMA)
+    without = np.zeros_like(whole)
+    for value in range(counts_SMA.shape[-1]):
+        fewer = counts_SMA.copy()
+        fewer[..., value] = np.maximum(fewer[..., value] - 1, 0)
+        without += counts_SMA[..., value] / np.maximum(n_SM, 1) * _entropy(fewer)
+    return np.where(n_SM > 1, n_SM * whole - (n_SM - 1) * without, whole)
+
+
+def agreement(values: Ints) -> tuple[float, float]:
+    """How often two samples of one group, and of two groups, agree.
+
+    values [M, N]: the same value, among pairs in which it was read. [M, N, S]: marked places in common over all marked places of the two.
+    Groups are compared with the next one, the last with the first.
+    """
+    if values.ndim == 2:
+        counts_MA = group_counts(values)[0]
+        n_M = counts_MA.sum(-1)
+        within = (counts_MA * (counts_MA - 1)).sum(), (n_M * (n_M - 1)).sum()
+        other_MA = np.roll(counts_MA, 1, axis=0)
+        between = (counts_MA * other_MA).sum(), (n_M * other_MA.sum(-1)).sum()
+        return _share(*within), _share(*between)
+    marks = values.astype(np.float32)
+    same, other = zip(*(_overlaps(group, marks[number - 1]) for number, group in enumerate(marks)), strict=True)
+    return _share(*np.sum(same, axis=0)), _share(*np.sum(other, axis=0))
+
+
+def _overlaps(group: NDArray[np.float32], other: NDArray[np.float32]) -> tuple[tuple[float, float], tuple[float, float]]:
+    """(sum of |A ∩ B| / |A ∪ B| over pairs with a mark, number of these pairs), within the group and across to the other."""
+
+    def ratios(a: NDArray[np.float32], b: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        common = a @ b.T
+        union = a.sum(1)[:, None] + b.sum(1) - common
+        return common / np.maximum(union, 1), union > 0
+
+    inside, inside_any = ratios(group, group)
+    np.fill_diagonal(inside_any, False)
+    outside, outside_any = ratios(group, other)
+    return (float(inside[inside_any].sum()), float(inside_any.sum())), (float(outside[outside_any].sum()), float(outside_any.sum()))
+
+
+def _share(top: float, bottom: float) -> float:
+    return float(top / bottom) if bottom else 0.0

@@ -1,0 +1,100 @@
+"""`probe-latent`: everything that is measured of one run's Z, in order (docs/probing.md)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+from freetf_cli.analysis.budget import budget, read_posterior, reliance
+from freetf_cli.analysis.decoding import HiddenFeatures, decode
+from freetf_cli.analysis.factors import FactorReader, factor_reader
+from freetf_cli.analysis.intervention import intervene, transplant
+from freetf_cli.analysis.verdict import verdict
+from freetf_cli.checkpoint import Checkpoint
+from freetf_cli.data.batches import DataSource
+from freetf_cli.errors import InputError
+from freetf_cli.model.free_transformer import FreeTransformer
+from freetf_cli.results.probe import ProbeResult
+from freetf_cli.sampling import SampleSpec, prompt_tokens
+
+LONGEST = 256  # tokens of a generated sequence, where the data's rows are longer
+TRANSPLANTED = {"cpu": 256, "cuda": 1024}
+GROUPS, COUNT = {"cpu": 128, "cuda": 1024}, {"cpu": 64, "cuda": 128}  # Zs, and sequences under each
+
+Stage = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+
+
+@dataclass(frozen=True)
+class ProbeSpec:
+    """How much to measure. None: GROUPS and COUNT of the device; the task's own prompt; the recipe's held-out split."""
+
+    split: str
+    sequences: int = 2048
+    groups: int | None = None
+    count: int | None = None
+    prompt: str | None = None
+    seed: int = 0
+
+
+def probe_latent(
+    checkpoint: Checkpoint, model: FreeTransformer, source: DataSource, spec: ProbeSpec, *, run: str, stage: Stage
+) -> ProbeResult:
+    """Budget, reliance, intervention, transplant, decoding, verdict. stage(name, total): progress of a part.
+
+    InputError where an interval would need more sequences or groups than there are.
+    """
+    started, seed, kind = time.perf_counter(), spec.seed, model.embedding.weight.device.type
+    total = min(spec.sequences, source.rows.size(spec.split) or spec.sequences)
+    with stage("reading held-out sequences", total) as advance:
+        posterior = read_posterior(model, source, spec.split, spec.sequences, seed, advance, HiddenFeatures())
+    rows = source.held_out_factors(spec.split, spec.sequences)
+    reader = factor_reader(source, spec.split, spec.sequences)
+    kappa = model.latent.kappa
+    found = budget(posterior, kappa, source.facts.floor_bits, seed)
+    relied = reliance(posterior, source.bytes_per_token.get(spec.split), seed)
+    notes = list(_notes(reader, sum(1 for row in rows if row), len(rows)))
+    intervention, taken, decoded = None, [], []
+    if reader is not None:
+        task, tokenizer = source.facts.task, source.tokenizer
+        groups, count = spec.groups or GROUPS.get(kind, 128), spec.count or COUNT.get(kind, 64)
+        sampling = SampleSpec(total=min(source.row_tokens, LONGEST), groups=groups, count=count, seed=seed)
+        prompt = _prompt(source, spec)
+        intervention = intervene(model, tokenizer, reader, prompt, sampling, task, stage)
+        carried = SampleSpec(total=sampling.total, count=TRANSPLANTED.get(kind, 256), seed=seed)
+        taken = transplant(model, tokenizer, reader, posterior, rows, carried, task, stage)
+        decoded = decode(posterior, reader, rows, model.latent.bits, seed, stage)
+    return ProbeResult(
+        run=run,
+        step=checkpoint.step,
+        facts=source.facts,
+        bits=model.latent.bits,
+        kappa=kappa,
+        split=spec.split,
+        seed=seed,
+        budget=found,
+        reliance=relied,
+        intervention=intervention,
+        transplant=taken,
+        decoding=decoded,
+        verdict=verdict(found, relied, intervention),
+        notes=notes,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _prompt(source: DataSource, spec: ProbeSpec) -> str:
+    """The prompt of every sequence of the intervention; InputError if the tokenizer cannot write it or it leaves no room."""
+    prompt = source.prompts(1, 0)[0] if spec.prompt is None else spec.prompt
+    if len(prompt_tokens(source.tokenizer, prompt)) >= min(source.row_tokens, LONGEST):
+        raise InputError("the prompt is as long as a sequence", f"prompt {prompt[:40]!r}")
+    return prompt
+
+
+def _notes(reader: FactorReader | None, known: int, rows: int) -> list[str]:
+    if reader is None:
+        return ["no factor of this data is known, so there is nothing to intervene on: budget and reliance only"]
+    if known < rows:
+        return [f"{rows - known} of {rows} held-out sequences hold parts of several documents: they have no label"]
+    return []

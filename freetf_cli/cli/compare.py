@@ -1,0 +1,103 @@
+"""`freetf compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from freetf_cli.cli.options import (
+    DataOption,
+    DeviceOption,
+    JsonOption,
+    QuietOption,
+    ReportOption,
+    SeedOption,
+    SplitOption,
+    check_report,
+    complete_run,
+    write_report_file,
+)
+
+if TYPE_CHECKING:
+    from freetf_cli.results.compare import Comparison
+
+AArgument = Annotated[
+    Path, typer.Argument(metavar="A", help="A run's or one checkpoint's folder: what B is measured against.", autocompletion=complete_run)
+]
+BArgument = Annotated[Path, typer.Argument(metavar="B", help="The other run's or checkpoint's folder.", autocompletion=complete_run)]
+SequencesOption = Annotated[int, typer.Option("--sequences", min=1, help="Held-out sequences, the same for both; at least 20.")]
+SamplesOption = Annotated[int, typer.Option("--samples", min=1, help="Draws of Z for the importance bound that is a Free model's nll.")]
+CountOption = Annotated[int, typer.Option("--count", "-n", min=0, help="Samples shown of each.")]
+PromptOption = Annotated[str | None, typer.Option("--prompt", metavar="TEXT", help="What samples go on from; default: the data's own.")]
+FailIfOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fail-if",
+        metavar="CONDITION",
+        help="Exit 3 where B, relative to A, meets it: nll, elbo, ce_posterior, ce_prior or kl; >, >=, < or <=; a number of bits a token, "
+        "or with % a share of A. May be repeated.",
+    ),
+]
+
+
+def compare(
+    a: AArgument,
+    b: BArgument,
+    data: DataOption = None,
+    split: SplitOption = None,
+    sequences: SequencesOption = 256,
+    samples: SamplesOption = 16,
+    count: CountOption = 4,
+    prompt: PromptOption = None,
+    fail_if: FailIfOption = None,
+    report: ReportOption = None,
+    device: DeviceOption = "auto",
+    seed: SeedOption = 0,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Compare two models, baseline or Free: recipe, weights, metrics, curves, use of Z, samples, size and speed.
+
+    Metrics are measured on the same held-out sequences; the intervals are of B - A, paired. Equal checkpoints are not measured at all.
+
+    $ freetf compare runs/a runs/b
+    $ freetf compare runs/a runs/b --fail-if 'nll>+0.5%'
+    $ freetf compare runs/baseline runs/free --report comparison.html
+    """
+    from freetf_cli.analysis.checks import parse_checks
+
+    checks = parse_checks(fail_if or [])
+    check_report(report)
+
+    from freetf_cli.analysis.checks import raise_if_failed
+    from freetf_cli.analysis.compare import Candidate, Settings, compare
+    from freetf_cli.checkpoint import open_checkpoint
+    from freetf_cli.device import resolve_device, set_threads
+    from freetf_cli.render.console import warn
+    from freetf_cli.render.progress import counter
+
+    where = resolve_device(device)
+    one = Candidate(str(a), open_checkpoint(a, warn))
+    other = Candidate(str(b), one.checkpoint if a.resolve() == b.resolve() else open_checkpoint(b, warn))
+    set_threads(one.checkpoint.recipe.parallel.threads)
+    settings = Settings(data, split or one.checkpoint.recipe.eval.split, sequences, samples, count, prompt, seed, checks)
+    result = compare(one, other, settings, device=where, watch=lambda what, total: counter(what, total, quiet or json))
+    _show(result, report, json=json)
+    raise_if_failed(result.checks)
+
+
+def _show(result: Comparison, report: Path | None, *, json: bool) -> None:
+    from freetf_cli.results import to_json
+
+    if json:
+        typer.echo(to_json(result))
+    else:
+        from freetf_cli.render.compare import comparison
+
+        comparison(result)
+    if report:
+        from freetf_cli.render.compare_report import comparison_html
+
+        write_report_file(report, comparison_html(result))

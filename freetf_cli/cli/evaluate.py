@@ -1,0 +1,60 @@
+"""`freetf evaluate`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from freetf_cli.cli.options import DataOption, DeviceOption, JsonOption, QuietOption, RunArgument, SeedOption, SplitOption
+
+TaskOption = Annotated[Literal["likelihood"], typer.Option("--task", metavar="likelihood", help="What to evaluate.")]
+SequencesOption = Annotated[int, typer.Option("--sequences", min=1, help="Held-out sequences, always the same ones.")]
+SamplesOption = Annotated[
+    int, typer.Option("--samples", min=1, max=1 << 20, help="Most posterior draws K a sequence of the importance-weighted bound.")
+]
+
+
+def evaluate(
+    run: RunArgument,
+    task: TaskOption = "likelihood",
+    data: DataOption = None,
+    split: SplitOption = None,
+    sequences: SequencesOption = 256,
+    samples: SamplesOption = 512,
+    device: DeviceOption = "auto",
+    seed: SeedOption = 0,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Measure a run on held-out data.
+
+    likelihood: a baseline's CE; of a Free model CE with Z from the posterior and from the prior, KL, their sum (the ELBO), and the
+    importance-weighted bound, which with more draws falls to the code length that is comparable with a baseline's CE.
+
+    $ freetf evaluate runs/letters-free --task likelihood
+    $ freetf evaluate runs/letters-free --task likelihood --sequences 1024 --json
+    """
+    from freetf_cli.analysis.likelihood import SAMPLES, evaluate_likelihood
+    from freetf_cli.analysis.run_data import open_run_data
+    from freetf_cli.checkpoint import open_model
+    from freetf_cli.device import resolve_device, set_threads
+    from freetf_cli.render import likelihood as show
+    from freetf_cli.render.console import warn
+    from freetf_cli.render.progress import counter
+    from freetf_cli.results import to_json
+
+    checkpoint, model = open_model(run, resolve_device(device), warn)
+    set_threads(checkpoint.recipe.parallel.threads)
+    source = open_run_data(checkpoint, data)
+    chosen = split or checkpoint.recipe.eval.split
+    total = min(sequences, source.rows.size(chosen) or sequences)
+    draws = [count for count in SAMPLES if count < samples] + [samples]
+    with counter("sequences", total=total, quiet=quiet or json) as advance:
+        result = evaluate_likelihood(
+            checkpoint, model, source, run=str(run), split=chosen, sequences=sequences, samples=draws, seed=seed, advance=advance
+        )
+    if json:
+        typer.echo(to_json(result))
+    else:
+        show.likelihood(result)

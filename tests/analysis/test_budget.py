@@ -1,0 +1,130 @@
+"""KL, information and mismatch where they can be counted by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from freetf_cli.analysis.budget import Posterior, budget, information_bounds, read_posterior, reliance
+from freetf_cli.analysis.likelihood import row_costs
+from freetf_cli.errors import InputError
+from freetf_cli.model.latent import sample_codes
+from tests.analysis.planted import small_free
+from tests.analysis.test_likelihood import random_rows
+
+LN2 = math.log(2)
+SURE = 30.0
+
+
+def posterior(logits: torch.Tensor, carriers: torch.Tensor | None = None, seed: int = 0, **given: np.ndarray) -> Posterior:
+    """A posterior with these bit logits [N, T, H]; costs of 10 bits a sequence unless given."""
+    count = len(logits)
+    noise = torch.rand(logits.shape, generator=torch.Generator().manual_seed(seed))
+    carried = torch.ones(logits.shape[:2]) if carriers is None else carriers
+    costs = {name: np.full(count, 10 * LN2) for name in ("ce", "ce_other", "ce_prior")}
+    return Posterior(logits, carried, sample_codes(logits, noise), **{**costs, **given}, targets=np.full(count, 5.0), hidden=None)
+
+
+def codes_as_logits(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """An encoder that is sure of these codes [N, T]."""
+    return SURE * (2.0 * ((codes[..., None] >> torch.arange(bits)) & 1) - 1)
+
+
+def test_information_of_a_z_that_tells_one_of_sixteen() -> None:
+    """Sixteen kinds of sequences, each with a code of its own: 4 bits of information, no mismatch in a code of 4 bits."""
+    kinds = torch.arange(16).repeat(32)
+    found = budget(posterior(codes_as_logits(kinds[:, None], 4)), kappa=1.0, floor=None)
+    assert found.kl.value == pytest.approx(4.0, abs=1e-3)
+    assert found.information_low == pytest.approx(4.0, abs=0.01) and found.information_high == pytest.approx(4.0, abs=0.05)
+    assert found.mismatch_high == pytest.approx(0, abs=0.05)
+    assert found.imbalance == pytest.approx(0, abs=1e-6)
+    assert (found.active_bits, found.all_bits) == (4, 4)
+    assert found.by_bit == pytest.approx([1, 1, 1, 1], abs=1e-3)
+
+
+def test_mismatch_of_a_z_that_is_always_the_same() -> None:
+    """Every sequence has the same code: all of the KL is mismatch, and single bits show it."""
+    found = budget(posterior(codes_as_logits(torch.full((256, 2), 5), 3)), kappa=1.0, floor=None)
+    assert found.kl.value == pytest.approx(6.0, abs=1e-3)
+    assert (found.information_low, found.information_high) == pytest.approx((0, 0), abs=1e-6)
+    assert (found.mismatch_low, found.mismatch_high) == pytest.approx((6, 6), abs=1e-3)
+    assert found.imbalance == pytest.approx(6, abs=1e-3)
+    assert found.active_bits == 0
+
+
+def test_mismatch_that_single_bits_do_not_show() -> None:
+    """Two bits that always agree: each is balanced, together they have one bit of mismatch and one of information."""
+    codes = torch.tensor([0, 3]).repeat(256)
+    found = budget(posterior(codes_as_logits(codes[:, None], 2)), kappa=1.0, floor=None)
+    assert found.kl.value == pytest.approx(2.0, abs=1e-3)
+    assert found.imbalance == pytest.approx(0, abs=1e-6)
+    assert found.information_low == pytest.approx(1.0, abs=0.01) and found.mismatch_low == pytest.approx(1.0, abs=0.02)
+
+
+def test_the_bounds_bracket_a_noisy_channel() -> None:
+    """One bit that is right with probability p: I = 1 − H(p), and the bracket cannot pass log2 N."""
+    p = 0.9
+    logits = torch.where(torch.rand(600, 1, 1, generator=torch.Generator().manual_seed(1)) < 0.5, -1.0, 1.0) * math.log(p / (1 - p))
+    truth = 1 + p * math.log2(p) + (1 - p) * math.log2(1 - p)
+    lows, highs = zip(*(information_bounds(logits, posterior(logits, seed=seed).z) for seed in range(5)), strict=True)
+    assert np.mean(lows) == pytest.approx(truth, abs=0.06) and np.mean(highs) == pytest.approx(truth, abs=0.06)
+    many = torch.randn(32, 8, 8, generator=torch.Generator().manual_seed(2)) * SURE
+    low, high = information_bounds(many, posterior(many).z)
+    assert low <= 5 + 1e-6 < high
+
+
+def test_the_bounds_are_their_formulas() -> None:
+    logits = torch.randn(7, 3, 2, generator=torch.Generator().manual_seed(0)).double()
+    z = posterior(logits).z
+    p, bits = torch.sigmoid(logits), (z[..., None] >> torch.arange(2)) & 1
+    q = torch.stack([torch.stack([torch.where(bits[i] == 1, p[j], 1 - p[j]).prod() for j in range(7)]) for i in range(7)])
+    low = np.mean([math.log2(q[i, i] / q[i].mean()) for i in range(7)])
+    high = np.mean([math.log2(q[i, i] / (q[i].sum() - q[i, i]) * 6) for i in range(7)])
+    assert information_bounds(logits, z) == pytest.approx((low, high), abs=1e-9)
+
+
+def test_kappa_efficiency_and_profile() -> None:
+    logits = torch.zeros(64, 4, 3)
+    logits[:, 1] = SURE  # all of the KL, three bits, at the second position
+    carriers = torch.ones(64, 4)
+    carriers[:32, 3] = 0
+    found = budget(posterior(logits, carriers, ce=np.full(64, 7 * LN2)), kappa=2.5, floor=10.0)
+    assert found.by_position == pytest.approx([0, 3, 0, 0], abs=1e-3)
+    assert found.above_kappa == pytest.approx(64 / (64 * 4 - 32))
+    assert found.efficiency is not None and found.efficiency.value == pytest.approx(1.0, abs=1e-3)
+    assert budget(posterior(torch.zeros(64, 4, 3)), 1.0, 10.0).efficiency is None  # no KL, nothing to divide by
+
+
+def test_a_pass_over_held_out_rows_agrees_with_the_likelihood() -> None:
+    model, rows = small_free(), random_rows(40, 3, 5)
+    rows.targets[:, 2] = -100
+    seen: list[int] = []
+    found = read_posterior(model, rows, "val", 40, 0, seen.append, lambda x: x.mean(1))  # type: ignore[arg-type]
+    costs = row_costs(model, rows, split="val", sequences=40, samples=(1,))  # type: ignore[arg-type]
+    assert costs.kl is not None and costs.ce_posterior is not None
+    assert sum(seen) == 40
+    assert budget(found, 1.0, None).kl.value == pytest.approx(costs.kl.mean() / LN2)
+    assert found.ce == pytest.approx(costs.ce_posterior)  # the same draws, by row
+    assert found.hidden is not None and found.hidden.shape == (40, 16)
+    assert found.targets.tolist() == [2.0] * 40
+    assert not (found.bit_logits[:, 2] != 0).any() and (found.bit_logits[:, 1] != 0).all()
+
+
+def test_another_sequences_z_is_the_one_before() -> None:
+    model, rows = small_free(), random_rows(24, 3, 5)
+    found = read_posterior(model, rows, "val", 24, 0, lambda n: None)  # type: ignore[arg-type]
+    tokens, targets = torch.from_numpy(rows.inputs), torch.from_numpy(rows.targets)
+    with torch.no_grad():
+        for z, costs in ((found.z, found.ce), (found.z.roll(1, 0), found.ce_other)):
+            nats = torch.nn.functional.cross_entropy(model(tokens, z).transpose(1, 2), targets, reduction="none").sum(1)
+            assert costs == pytest.approx(nats.numpy(), abs=1e-9)
+    told = reliance(found, None)
+    assert told.other_less_posterior.value == pytest.approx(told.other.nats_per_token - told.posterior.nats_per_token)
+
+
+def test_too_few_sequences() -> None:
+    with pytest.raises(InputError, match="at least 20"):
+        read_posterior(small_free(), random_rows(12, 3, 5), "val", 12, 0, lambda n: None)  # type: ignore[arg-type]

@@ -1,0 +1,67 @@
+"""evaluate --task likelihood."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+def test_a_free_run(run_cli: Callable, free_run: Path) -> None:
+    done = run_cli("evaluate", free_run, "--task", "likelihood", "--sequences", 40, "--samples", 64, "--device", "cpu", "--json")
+    assert done.code == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["schema_version"], found["task"], found["kind"], found["sequences"], found["tokens"]) == (
+        1,
+        "likelihood",
+        "free",
+        40,
+        520,
+    )
+    assert [one["samples"] for one in found["bound"]] == [1, 8, 64]
+    values = [one["nll"]["nats_per_token"] for one in found["bound"]]
+    assert values == sorted(values, reverse=True)
+    total = found["ce_posterior"]["nats_per_token"] + found["kl"]["nats_per_token"]
+    assert found["elbo"]["nats_per_token"] == pytest.approx(total)
+    assert found["nll"]["nats_per_token"] <= min(values[-1], found["ce_prior"]["nats_per_token"]) + 1e-9
+    assert found["nll"]["low"] < found["nll"]["nats_per_token"] < found["nll"]["high"]
+    assert found["nll"]["bits_per_sequence"] == pytest.approx(found["nll"]["nats_per_token"] * 13 / math.log(2))
+    assert found["nll"]["bits_per_byte"] is None and found["floor_bits"] > 0
+
+
+def test_units_of_text_are_bits_per_byte(run_cli: Callable, text_run: Path) -> None:
+    found = json.loads(run_cli("evaluate", text_run, "--split", "train", "--sequences", 20, "--samples", 8, "--json").stdout)
+    assert found["nll"]["bits_per_byte"] > found["nll"]["bits_per_token"] > 0  # separators are tokens but no bytes
+    assert found["floor_bits"] is None
+
+
+def test_a_baseline_has_its_ce(run_cli: Callable, baseline_run: Path) -> None:
+    done = run_cli("evaluate", baseline_run, "--sequences", 40)
+    assert done.code == 0 and "nats/token" in done.stdout
+    found = json.loads(run_cli("evaluate", baseline_run, "--sequences", 40, "--json").stdout)
+    assert found["nll"] == found["elbo"] and found["kl"] is None and found["bound"] == [] and found["proposal"] == "none"
+
+
+def test_it_repeats_and_agrees_with_the_record_of_the_run(run_cli: Callable, baseline_run: Path) -> None:
+    """The held-out CE that training logged at its end, on the same 16 rows and more."""
+    first, second = (json.loads(run_cli("evaluate", baseline_run, "--sequences", 64, "--json").stdout) for _ in range(2))
+    assert {**first, "seconds": 0} == {**second, "seconds": 0}
+    logged = [json.loads(line) for line in (baseline_run / "metrics.jsonl").read_text().splitlines()][-1]
+    assert logged["split"] == "val" and first["nll"]["low"] - 0.1 < logged["ce"] < first["nll"]["high"] + 0.1
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--sequences", 5), "5 sequences are too few for an interval: at least 20 are needed"),
+        (("--task", "gsm8k"), "likelihood"),
+        (("--split", "nothing", "--data", "text"), "tokenizer"),
+    ],
+)
+def test_bad_input(run_cli: Callable, free_run: Path, workshop: Path, monkeypatch: pytest.MonkeyPatch, options: tuple, said: str) -> None:
+    monkeypatch.chdir(workshop)
+    done = run_cli("evaluate", free_run, *options)
+    assert done.code == 2 and said in done.stderr

@@ -1,0 +1,155 @@
+"""probe-latent: what it prints, what it refuses, and that it repeats."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+QUICK = ("--sequences", 120, "--groups", 24, "--count", 4, "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on a folder of labelled texts, one document a window and more."""
+    from freetf_cli.cli.app import main
+
+    folder = tmp_path_factory.mktemp("labelled")
+    for label, words in (("pos", "good fine happy"), ("neg", "bad dull angry")):
+        (folder / "texts" / label).mkdir(parents=True)
+        for number in range(40):
+            (folder / "texts" / label / f"{number}.txt").write_text(f"{words} film {number} " * 8, encoding="utf-8")
+    assert main(["prepare", str(folder / "texts"), "-o", str(folder / "data"), "--split", "train=0.5,val=0.5", "-q"]) == 0
+    recipe = folder / "r.toml"
+    recipe.write_text(
+        f"data = {{ dir = '{folder / 'data'}' }}\nmodel = {{ layers = 2, width = 16, heads = 2, context = 40 }}\n"
+        "latent = { kappa = 0.5, bits = 4 }\ntrain = { steps = 2, batch = 8, lr = 1e-3 }\neval = { sequences = 20, samples = 1 }\n"
+    )
+    assert main(["train", str(recipe), "-o", str(folder / "run"), "--device", "cpu", "-q"]) == 0
+    return folder / "run"
+
+
+def test_a_run_is_probed(run_cli: Callable, free_run: Path, tmp_path: Path) -> None:
+    page = tmp_path / "probe.html"
+    done = run_cli("probe-latent", free_run, *QUICK, "--report", page)
+    assert done.code == 0, done.stderr
+    for words in ("Verdict", "Budget", "Reliance", "Intervention", "Transplant", "Decoding", "position", "noise", "bits/sequence"):
+        assert words in done.stdout
+    assert "…" not in done.stdout and "\x1b" not in done.stdout
+    assert page.read_text(encoding="utf-8").startswith("<!DOCTYPE html>") and str(page) in done.stderr
+
+
+def test_json_is_one_object_and_repeats_exactly(run_cli: Callable, free_run: Path) -> None:
+    first, second = (json.loads(run_cli("probe-latent", free_run, *QUICK, "--json").stdout) for _ in range(2))
+    first.pop("seconds"), second.pop("seconds")
+    assert first == second
+    assert first["schema_version"] == 1 and first["kappa"] == 0.5 and first["bits"] == 4 and first["step"] == 6
+    assert [one["factor"] for one in first["intervention"]["factors"]] == ["letter", "position", "noise"]
+    assert first["intervention"]["factors"][1]["groups"] == 24 and first["intervention"]["factors"][2]["sites"] == 12
+    assert {one["source"] for one in first["decoding"]} == {"Z", "hidden"}
+    assert len(first["budget"]["by_position"]) == 13 and len(first["budget"]["by_bit"]) == 4
+    assert first["verdict"]["label"] in ("unused", "global", "details", "copying", "used")
+    other = json.loads(run_cli("probe-latent", free_run, *QUICK, "--json", "--seed", 1).stdout)
+    assert other["budget"]["kl"] == first["budget"]["kl"] or other["reliance"] != first["reliance"]
+    assert other["intervention"]["factors"] != first["intervention"]["factors"]
+
+
+def test_several_runs_one_after_the_other_or_as_a_sweep(run_cli: Callable, free_run: Path, tmp_path: Path) -> None:
+    checkpoint = free_run / "checkpoints" / "step-000003"
+    lines = run_cli("probe-latent", free_run, checkpoint, *QUICK, "--json").stdout.splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [6, 3]
+    page = tmp_path / "sweep.html"
+    done = run_cli("probe-latent", free_run, checkpoint, *QUICK, "--sweep", "--json", "--report", page)
+    assert done.code == 0, done.stderr
+    swept = json.loads(done.stdout)
+    assert [one["step"] for one in swept["runs"]] == [6, 3]
+    assert page.read_text(encoding="utf-8").count("<svg") >= 3
+    told = run_cli("probe-latent", free_run, checkpoint, *QUICK, "--sweep").stdout
+    assert "κ" in told and "efficiency" in told
+
+
+def test_labelled_text_is_read_by_its_words(run_cli: Callable, labelled: Path) -> None:
+    done = run_cli("probe-latent", labelled, *QUICK, "--json")
+    assert done.code == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [one["factor"] for one in found["intervention"]["factors"]] == ["label"]
+    assert found["intervention"]["valid"] is None and found["intervention"]["heat_maps"] == []
+    assert found["intervention"]["readers"][0].startswith("label (neg, pos) is read from words by naive Bayes, 100.0% right on ")
+    assert [one["factor"] for one in found["transplant"]] == ["label"]
+    assert any("parts of several documents" in note for note in found["notes"])
+    assert found["reliance"]["posterior"]["bits_per_byte"] > 0 and found["budget"]["floor"] is None
+    hidden = [one for one in found["decoding"] if one["source"] == "hidden"]
+    assert max(one["accuracy"]["value"] for one in hidden) > 0.9
+
+
+def test_text_without_labels_has_budget_and_reliance(run_cli: Callable, text_run: Path) -> None:
+    done = run_cli("probe-latent", text_run, *QUICK, "--split", "train")
+    assert done.code == 0, done.stderr
+    assert "no factor of this data is known" in done.stdout and "Reliance" in done.stdout and "Transplant" not in done.stdout
+
+
+def test_a_baseline_has_no_z(run_cli: Callable, baseline_run: Path, free_run: Path) -> None:
+    done = run_cli("probe-latent", free_run, baseline_run)
+    assert (done.code, done.stdout) == (2, "")
+    assert f"the run is a baseline: it has no Z to probe, {baseline_run}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--sequences", 12), "12 sequences are too few for an interval: at least 20 are needed"),
+        (("--groups", 12, "--sequences", 100, "--count", 2), "12 groups in which the factor could be read are too few"),
+        (("--split", "test-of-nothing", "--data", "text"), "tokenizer is not the run's"),
+        (("--prompt", "A>" + "_" * 12), "the prompt is as long as a sequence"),
+        (("--prompt", "é"), "prompt"),
+        (("--report", "-"), "a report is a file"),
+        (("--report", "no/such/folder/p.html"), "no such folder for the report"),
+        (("--report", "."), "taken by a folder"),
+        (("--data", "nowhere"), "no such data folder"),
+    ],
+)
+def test_bad_input(run_cli: Callable, free_run: Path, workshop: Path, options: tuple, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workshop)
+    done = run_cli("probe-latent", free_run, *options, "--device", "cpu")
+    assert done.code == 2, done.stderr
+    assert said in done.stderr and "Traceback" not in done.stderr and done.stderr.count("error:") == 1
+
+
+def test_data_of_another_task_or_of_other_parameters(run_cli: Callable, free_run: Path, tmp_path: Path) -> None:
+    same, longer = tmp_path / "same", tmp_path / "longer"
+    for folder, length in ((same, 12), (longer, 14)):
+        params = ("--param", f"length={length}", "--param", "target=3", "--param", "letters=4")
+        assert run_cli("gen-synthetic", "letters", "-o", folder, "--count", 1200, *params).code == 0
+    done = run_cli("probe-latent", free_run, *QUICK, "--data", same, "--json")
+    assert done.code == 0, done.stderr
+    assert json.loads(done.stdout)["facts"]["name"] == "same"
+    done = run_cli("probe-latent", free_run, *QUICK, "--data", longer)
+    assert done.code == 2 and "length=14" in done.stderr and "length=12" in done.stderr
+
+
+def test_data_that_has_changed_since_the_run(run_cli: Callable, workshop: Path, text_run: Path, copied: Callable, tmp_path: Path) -> None:
+    """A run whose folder of data was made anew with other text is refused by its hash, and taken when the user says so."""
+    run = copied(text_run)
+    source = tmp_path / "other.txt"
+    source.write_text("%".join(["maybe\n", "never\n"] * 200), encoding="utf-8")
+    assert run_cli("prepare", source, "-o", tmp_path / "data", "--document-separator", "%").code == 0
+    state_file = next((run / "checkpoints").glob("step-*/state.json"))
+    _reroute(state_file, str(tmp_path / "data"))
+    done = run_cli("probe-latent", run, *QUICK)
+    assert done.code == 2 and "not what the run was trained on (its SHA-256 differs)" in done.stderr and "--data" in done.stderr
+    assert run_cli("probe-latent", run, *QUICK, "--data", tmp_path / "data", "--split", "train").code == 0
+
+
+def _reroute(state_file: Path, folder: str) -> None:
+    """Another data.dir in a checkpoint's recipe, its manifest made right again."""
+    import hashlib
+
+    state = json.loads(state_file.read_text())
+    state["recipe"]["data"]["dir"] = folder
+    state_file.write_text(json.dumps(state))
+    manifest = state_file.parent / "MANIFEST.sha256"
+    digest = hashlib.sha256(state_file.read_bytes()).hexdigest()
+    lines = [f"{digest}  state.json" if line.endswith("  state.json") else line for line in manifest.read_text().splitlines()]
+    manifest.write_text("\n".join(lines) + "\n")
