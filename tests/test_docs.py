@@ -251,3 +251,15 @@ def test_the_demos_picture_and_text_show_the_same_samples(tmp_path: Path, monkey
     assert not re.search(r"<script|href|@import|url\(", drawn)
     shown = re.findall(r"^│ (.+) │$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert shown == [text for line in source.read_text(encoding="utf-8").splitlines() for text in json.loads(line)["texts"]]
+
+
+def test_the_sweeps_picture_is_that_of_its_figures(tmp_path: Path) -> None:
+    source, picture = ROOT / "docs" / "results" / "letters-sweep-h200.json", ROOT / "docs" / "figures" / "letters-sweep.svg"
+    runpy.run_path(str(ROOT / "docs" / "figures" / "sweep.py"))["main"](str(source), str(tmp_path / "again.svg"))
+    drawn = picture.read_text(encoding="utf-8")
+    assert (tmp_path / "again.svg").read_text(encoding="utf-8") == drawn, "make it again with docs/figures/sweep.py"
+    table = (ROOT / "docs" / "probing.md").read_text(encoding="utf-8")
+    for run in json.loads(source.read_text(encoding="utf-8"))["runs"]:
+        for factor in run["intervention"]["factors"][1:]:
+            value, low, high = (factor["information"][name] for name in ("value", "low", "high"))
+            assert f"| {value:.2f} [{low:.2f}, {high:.2f}] |" in table

@@ -112,3 +112,25 @@ def test_deterministic_runs_and_exact_resume(tmp_path: Path) -> None:
     assert weights("b") == whole
     rows = [json.loads(line)["loss"] for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
     assert rows[0] != rows[-2]
+
+
+def test_likelihood_and_budget_agree_with_the_cpu() -> None:
+    """The same rows and noise, so the same costs: float32 on both, up to a bit that rounding turns over."""
+    from freetf_cli.analysis.budget import read_posterior
+    from freetf_cli.analysis.likelihood import row_costs
+    from freetf_cli.data.batches import open_data
+    from freetf_cli.recipe import DataConfig
+
+    source = open_data(DataConfig(task="letters"), context=None, seed=0)
+    model = build_model(ModelConfig(layers=4, width=64, heads=4, vocab=29, context=65), LatentConfig(kappa=1.0, bits=16)).eval()
+    initialise_model(model, 0)
+    assert isinstance(model, FreeTransformer)
+    found = []
+    for device in (torch.device("cpu"), CUDA):
+        model.to(device)
+        costs = row_costs(model, source, split="val", sequences=64, samples=(1, 8))
+        posterior = read_posterior(model, source, "val", 64, 0, lambda n: None)
+        assert costs.kl is not None and costs.ce_posterior is not None and costs.ce_prior is not None
+        rows = [costs.kl, costs.ce_posterior, costs.ce_prior, costs.nll, posterior.ce_other]
+        found.append(torch.stack([torch.from_numpy(row) for row in rows]))
+    assert relative(found[1], found[0]) < 1e-3
