@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from functools import lru_cache
 from itertools import chain, groupby, product
 from typing import Literal
 
@@ -166,7 +167,7 @@ def _row(
     _, group, index = place
     latent_key = place[:2] if spec.z == "shared" else place  # a group that shares Z shares its prompt's draw too
     if given is None:
-        codes = _stream(spec.seed, _Stream.PRIOR, latent_key).integers(0, 2**bits, total - 1)
+        codes = _prior_codes(spec.seed, latent_key, bits, total - 1)
     else:
         codes = np.asarray(given[: total - 1], dtype=np.int64)
     noise = None
@@ -174,6 +175,14 @@ def _row(
         noise = _stream(spec.seed, _Stream.POSTERIOR, latent_key).random((len(tokens), bits), dtype=np.float32)
     token_noise = _stream(spec.seed, _Stream.TOKENS, place).random(total - len(tokens))
     return _Row(prompt, tokens, total, group, index, codes, noise, token_noise)
+
+
+@lru_cache(maxsize=8)
+def _prior_codes(seed: int, key: tuple[int, ...], bits: int, count: int) -> np.ndarray:
+    """Codes of the prior; a group that shares them draws them once."""
+    codes = _stream(seed, _Stream.PRIOR, key).integers(0, 2**bits, count)
+    codes.flags.writeable = False
+    return codes
 
 
 def _stream(seed: int, purpose: _Stream, place: tuple[int, ...]) -> np.random.Generator:

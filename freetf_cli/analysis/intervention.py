@@ -45,12 +45,15 @@ def intervene(
         texts = list(_texts(model, tokenizer, [prompt], spec, advance))
     found = reader.read(texts)
     shape = (spec.groups, spec.count)
-    factors = []
+    values = {factor: found[factor.name].reshape(*shape, *found[factor.name].shape[1:]) for factor in reader.factors}
     for factor in reader.factors:
-        if factor.name != "letter":
-            factors.append(_information(factor, found[factor.name].reshape(*shape, *found[factor.name].shape[1:]), spec.seed))
-        elif factor.kinds > 1:
-            factors.append(_letter(model, tokenizer, reader, factor, spec, stage))
+        if factor.name == "letter":
+            values[factor] = _letters_by_prompt(model, tokenizer, reader, factor, spec, stage)
+    factors = []
+    with stage("estimating information", len(values)) as advance:
+        for factor, seen in values.items():
+            factors += [_information(factor, seen, spec.seed)] if factor.kinds > 1 else []
+            advance(1)
     groups = [texts[start : start + spec.count] for start in range(0, len(texts), spec.count)]
     return Intervention(
         prompt=prompt,
@@ -88,10 +91,8 @@ def _information(factor: Factor, values: Ints, seed: int) -> FactorInformation:
     )
 
 
-def _letter(
-    model: Decoder, tokenizer: Tokenizer, reader: FactorReader, factor: Factor, spec: SampleSpec, stage: Stage
-) -> FactorInformation:
-    """The letter is given by the prompt, so this asks whether Z overrides it: the same Zs under every prompt."""
+def _letters_by_prompt(model: Decoder, tokenizer: Tokenizer, reader: FactorReader, factor: Factor, spec: SampleSpec, stage: Stage) -> Ints:
+    """Letters written [M, prompts]. The prompt gives the letter, so this asks whether Z overrides it: the same Zs under every prompt."""
     prompts = [f"{letter}>" for letter in ascii_uppercase[: factor.kinds]]
     groups = min(spec.groups, LETTER_GROUPS)
     # Prompts come one after the other, groups within them: [prompt, group]. A Z is keyed by its prompt's place too, so it is given.
@@ -99,8 +100,7 @@ def _letter(
     given = replace(spec, z="independent", groups=groups, count=1, given_z=codes)
     with stage("sampling, other prompts", groups * len(prompts)) as advance:
         texts = list(_texts(model, tokenizer, prompts, given, advance))
-    values = reader.read(texts)[factor.name].reshape(len(prompts), groups).T
-    return _information(factor, np.ascontiguousarray(values), spec.seed)
+    return np.ascontiguousarray(reader.read(texts)[factor.name].reshape(len(prompts), groups).T)
 
 
 def _bits(model: Decoder) -> int:
