@@ -16,23 +16,27 @@ Shapes: N sequences, B at a time, T positions, H bits.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from freetf_cli.analysis.likelihood import Floats, at_least_float32, cost, given_z_nats, row_stream, tensors
 from freetf_cli.analysis.statistics import bootstrap, check_enough
 from freetf_cli.data.batches import DataSource
 from freetf_cli.model.free_transformer import FreeTransformer
-from freetf_cli.model.latent import LN2, kl_per_token, sample_codes
-from freetf_cli.results.likelihood import Cost, Estimate
+from freetf_cli.model.latent import LN2, code_bits, kl_per_token, sample_codes
+from freetf_cli.results.likelihood import Cost
 from freetf_cli.results.probe import Budget, Reliance
 from freetf_cli.training.objective import carriers
 
+LEAST_KL = 0.5  # bits a sequence: below, a ratio to the KL is noise
 ACTIVE = 0.01  # variance of a bit's probability over sequences, as for the active units of Burda et al., arXiv 1509.00519
+MOST_PAIRED, _BLOCK = 4096, 256  # sequences of the bracket, each held against all others; rows of these pairs at a time
 _BATCH_TOKENS = {"cpu": 1 << 14, "cuda": 1 << 17}
 
 Advance = Callable[[int], None]
@@ -43,17 +47,20 @@ class Posterior:
     """The encoder's view of N held-out sequences, on the CPU.
 
     bit_logits [N, T, H] and carriers [N, T]: at positions whose Z reaches no target the logits are 0, as under the prior. z [N, T]: a
-    draw. prior_z [N, T]: codes from the prior. ce, ce_other, ce_prior [N]: nats a sequence with Z from the posterior, of the sequence
-    before, and from the prior. targets [N]: how many count. hidden: what `keep` made of each stream below the injection, [N, F].
+    draw. other [N]: for each sequence another one. ce, ce_other, ce_prior [N]: nats a sequence with Z from the posterior, from the other
+    sequence's, and from the prior. targets [N]: how many count. documents [N]: which document a sequence begins in. hidden: what `keep`
+    made of each stream below the injection, [N, F].
     """
 
     bit_logits: Tensor
     carriers: Tensor
     z: Tensor
+    other: NDArray[np.int64]
     ce: Floats
     ce_other: Floats
     ce_prior: Floats
     targets: Floats
+    documents: NDArray[np.int64]
     hidden: Tensor | None
 
 
@@ -64,14 +71,14 @@ Keep = Callable[[Tensor], Tensor]
 def read_posterior(
     model: FreeTransformer, source: DataSource, split: str, sequences: int, seed: int, advance: Advance, keep: Keep | None = None
 ) -> Posterior:
-    """One pass of the encoder over held-out sequences, and three of the upper half.
+    """Held-out sequences through the encoder, then through the upper half with Z of their own, of another sequence and from the prior.
 
-    keep: from the stream x [B, T, D] to features [B, F] for the probes. InputError below 20 sequences.
+    keep: from the stream x [B, T, D] to features [B, F] for the probes. advance is told of sequences, twice each. InputError below 20
+    sequences.
     """
     device = model.embedding.weight.device
     rows = max(2, _BATCH_TOKENS.get(device.type, 1 << 16) // source.context)
     parts: list[tuple[Tensor, ...]] = []
-    before: Tensor | None = None
     row = 0
     for batch in source.held_out(split, sequences, rows):
         inputs_BT, targets_BT = tensors(model, batch)
@@ -81,17 +88,46 @@ def read_posterior(
         streams = [row_stream(seed, "posterior", row + i) for i in range(len(inputs_BT))]
         noise = np.stack([stream.random(logits_BTH.shape[1:], dtype=np.float32) for stream in streams])
         z_BT = sample_codes(logits_BTH, torch.from_numpy(noise).to(device))
-        prior = [row_stream(seed, "prior", row + i).integers(0, 2**model.latent.bits, inputs_BT.shape[1]) for i in range(len(inputs_BT))]
-        prior_BT = torch.from_numpy(np.stack(prior)).to(device)
-        other_BT = torch.cat([(z_BT[-1:] if before is None else before), z_BT[:-1]])  # the very first takes the last of its batch
-        costs = [given_z_nats(model, x_BTD, z, targets_BT).double().sum(1) for z in (z_BT, other_BT, prior_BT)]
         kept = () if keep is None else (keep(x_BTD),)
-        parts.append(tuple(one.cpu() for one in (logits_BTH, carriers_BT, z_BT, *costs, (targets_BT >= 0).sum(1).double(), *kept)))
-        before, row = z_BT[-1:], row + len(inputs_BT)
+        parts.append(tuple(one.cpu() for one in (logits_BTH, carriers_BT, z_BT, (targets_BT >= 0).sum(1).double(), *kept)))
+        row += len(inputs_BT)
         advance(len(inputs_BT))
     check_enough(row, "sequences", f"--sequences, or more data in split '{split}'")
-    logits, carried, z, ce, other, prior_ce, targets, *hidden = (torch.cat(column) for column in zip(*parts, strict=True))
-    return Posterior(logits, carried, z, ce.numpy(), other.numpy(), prior_ce.numpy(), targets.numpy(), hidden[0] if hidden else None)
+    logits, carried, z, targets, *hidden = (torch.cat(column) for column in zip(*parts, strict=True))
+    documents = source.held_out_documents(split, sequences)
+    other = others(documents, seed)
+    prior = np.stack([row_stream(seed, "prior", i).integers(0, 2**model.latent.bits, z.shape[1]) for i in range(row)])
+    costs = _costs(model, source, split, (z, z[other], torch.from_numpy(prior)), rows, advance)
+    return Posterior(logits, carried, z, other, *costs, targets.numpy(), documents, hidden[0] if hidden else None)
+
+
+def others(documents: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+    """For each sequence the number of another one, drawn at random, from another document where that is likely to be had."""
+    rng, own = np.random.default_rng(seed), np.arange(len(documents))
+    found = np.roll(own, 1)
+    for _ in range(8):  # draws; what still meets its own document then keeps the last one that was not itself
+        drawn = rng.permutation(len(own))
+        better = (documents[drawn] != documents) & ((documents[found] == documents) | (found == np.roll(own, 1)))
+        found = np.where(better, drawn, found)
+    return found
+
+
+def _costs(
+    model: FreeTransformer, source: DataSource, split: str, codes: Sequence[Tensor], rows: int, advance: Advance
+) -> tuple[Floats, Floats, Floats]:
+    """Nats a sequence [N] with each of three sets of codes [N, T]."""
+    device, start = model.embedding.weight.device, 0
+    parts: list[list[Tensor]] = [[], [], []]
+    for batch in source.held_out(split, len(codes[0]), rows):
+        inputs_BT, targets_BT = tensors(model, batch)
+        x_BTD = model.lower(inputs_BT)
+        stop = start + len(inputs_BT)
+        for part, z_NT in zip(parts, codes, strict=True):
+            part.append(given_z_nats(model, x_BTD, z_NT[start:stop].to(device), targets_BT).double().sum(1).cpu())
+        start = stop
+        advance(len(inputs_BT))
+    own, other, prior = (torch.cat(part).numpy() for part in parts)
+    return own, other, prior
 
 
 def budget(posterior: Posterior, kappa: float, floor: float | None, seed: int = 0) -> Budget:
@@ -101,13 +137,13 @@ def budget(posterior: Posterior, kappa: float, floor: float | None, seed: int = 
     carried = posterior.carriers.double().numpy()
     p_NTH = torch.sigmoid(posterior.bit_logits.double()).numpy()
     variance_TH = p_NTH.var(0, ddof=1)
-    low, high = information_bounds(posterior.bit_logits, posterior.z)
-    kl = bootstrap(kl_N, seed=seed)
-    low, high = min(low, kl.value), max(min(high, kl.value), min(low, kl.value))
+    documents = posterior.documents
+    kl = bootstrap(kl_N, clusters=documents, seed=seed)
+    low, high = (min(max(bound, 0.0), kl.value) for bound in information_bounds(posterior.bit_logits, posterior.z))
     return Budget(
         kl=kl,
-        ce=bootstrap(ce_N, seed=seed),
-        length=bootstrap(ce_N + kl_N, seed=seed),
+        ce=bootstrap(ce_N, clusters=documents, seed=seed),
+        length=bootstrap(ce_N + kl_N, clusters=documents, seed=seed),
         by_position=(kl_NT.sum(0) / np.maximum(carried.sum(0), 1)).tolist(),
         by_bit=_by_bit(posterior).tolist(),
         kappa=kappa,
@@ -118,10 +154,12 @@ def budget(posterior: Posterior, kappa: float, floor: float | None, seed: int = 
         information_high=high,
         mismatch_low=kl.value - high,
         mismatch_high=kl.value - low,
-        imbalance=_imbalance(p_NTH.mean(0), variance_TH / count),
-        efficiency=None if floor is None or kl.value < 0.01 else bootstrap(floor - ce_N, kl_N, seed=seed),
+        imbalance=min(_imbalance(p_NTH.mean(0), variance_TH / count), kl.value - low),
+        efficiency=None if floor is None or kl.value < LEAST_KL else bootstrap(floor - ce_N, kl_N, clusters=documents, seed=seed),
         floor=floor,
         sequences=count,
+        paired=min(count, MOST_PAIRED),
+        targets=float(posterior.targets.mean()),
     )
 
 
@@ -140,22 +178,28 @@ def _imbalance(mean_TH: Floats, error_TH: Floats) -> float:
 
 
 def information_bounds(bit_logits_NTH: Tensor, z_NT: Tensor) -> tuple[float, float]:
-    """Lower and upper bound of I(S; Z), bits per sequence."""
-    logits_NF = bit_logits_NTH.flatten(1).double()
+    """Lower and upper bound of I(S; Z), bits per sequence, from at most MOST_PAIRED sequences; in blocks of rows, N × N being large."""
+    kept = np.random.default_rng(0).permutation(len(z_NT))[:MOST_PAIRED]
+    logits_NF = bit_logits_NTH[kept].flatten(1).double()
     count, bits = len(logits_NF), bit_logits_NTH.shape[-1]
-    chosen_NF = ((z_NT[..., None] >> torch.arange(bits)) & 1).flatten(1).double()
-    log_q_NN = chosen_NF @ logits_NF.T - torch.nn.functional.softplus(logits_NF).sum(1)  # [i, j]: log Q(Z_i | S_j)
-    own_N = log_q_NN.diagonal()
-    everyone = torch.logsumexp(log_q_NN, dim=1) - np.log(count)
-    others = torch.logsumexp(log_q_NN.masked_fill(torch.eye(count, dtype=torch.bool), -torch.inf), dim=1) - np.log(count - 1)
-    return float((own_N - everyone).mean()) / LN2, float((own_N - others).mean()) / LN2
+    normaliser_N = torch.nn.functional.softplus(logits_NF).sum(1)
+    low, high = 0.0, 0.0
+    for start in range(0, count, _BLOCK):
+        chosen_BF = code_bits(z_NT[kept][start : start + _BLOCK], bits).flatten(1).double()
+        log_q_BN = chosen_BF @ logits_NF.T - normaliser_N  # [i, j]: log Q(Z_i | S_j)
+        own = torch.arange(len(chosen_BF)), torch.arange(start, start + len(chosen_BF))
+        own_B = log_q_BN[own]
+        low += float((own_B - torch.logsumexp(log_q_BN, dim=1)).sum())
+        log_q_BN[own] = -torch.inf
+        high += float((own_B - torch.logsumexp(log_q_BN, dim=1)).sum())
+    return (low / count + math.log(count)) / LN2, (high / count + math.log(count - 1)) / LN2
 
 
 def reliance(posterior: Posterior, bytes_per_token: float | None, seed: int = 0) -> Reliance:
     """CE by where Z comes from."""
-    wrong: Estimate = bootstrap(posterior.ce_other - posterior.ce, posterior.targets, seed=seed)
+    wrong = bootstrap(posterior.ce_other - posterior.ce, posterior.targets, clusters=posterior.documents, seed=seed)
 
     def told(nats: Floats) -> Cost:
-        return cost(nats, posterior.targets, bytes_per_token, seed)
+        return cost(nats, posterior.targets, bytes_per_token, seed, posterior.documents)
 
     return Reliance(told(posterior.ce), told(posterior.ce_other), told(posterior.ce_prior), wrong)

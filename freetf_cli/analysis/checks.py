@@ -61,10 +61,10 @@ def parse_check(expression: str) -> Check:
     found = _SHAPE.fullmatch(expression)
     if not found:
         name = re.match(r"\s*([\w-]+)", expression)
-        near = nearest(name[1], METRICS) + " " if name and name[1] not in METRICS else ""
+        near = nearest(name[1].lower(), METRICS) + "; " if name and name[1] not in METRICS else ""
         raise InputError("not METRIC, one of > >= < <=, and a number", where, f"{near}{EXAMPLE}, in quotes, since the shell reads > and <")
     if found["metric"] not in METRICS:
-        raise InputError(f"no metric named '{found['metric']}'", where, f"{nearest(found['metric'], METRICS)} {EXAMPLE}")
+        raise InputError(f"no metric named '{found['metric']}'", where, f"{nearest(found['metric'].lower(), METRICS)}; {EXAMPLE}")
     limit = float(found["sign"] + found["number"])
     if not math.isfinite(limit):
         raise InputError("the number is too large", where, EXAMPLE)

@@ -19,7 +19,7 @@ import torch
 from freetf_cli.analysis.checks import Check, check_kinds
 from freetf_cli.analysis.likelihood import RowCosts, at_least_float32, cost, row_costs, tensors
 from freetf_cli.analysis.paired import pairs, positions
-from freetf_cli.analysis.run_data import open_run_data
+from freetf_cli.analysis.run_data import check_split, open_run_data
 from freetf_cli.analysis.statistics import bootstrap, check_enough
 from freetf_cli.analysis.weights import compare_weights
 from freetf_cli.checkpoint import MANIFEST, Checkpoint
@@ -81,6 +81,7 @@ def compare(a: Candidate, b: Candidate, settings: Settings, *, device: torch.dev
     if same_model(a.checkpoint, b.checkpoint):
         return Comparison(side_a, side_b, equal=True, recipe=recipe, checks=[check.decide(None) for check in settings.checks])
     source = common_data(a, b, settings.data)
+    check_split(source, settings.split, a.checkpoint)
     settings = replace(settings, sequences=_sequences(source, settings), prompt=_prompt(source, settings))
     with watch("tensors", None) as advance:
         weights = compare_weights(_weights(a), _weights(b), advance)
@@ -192,9 +193,9 @@ def _latent_use(model: FreeTransformer, costs: RowCosts, source: DataSource, set
         carriers_BT = carriers(targets_BT)
         above += float(((kl_per_token(bit_logits_BTH) > model.latent.kappa * LN2) * carriers_BT).sum())
         tokens += float(carriers_BT.sum())
-    saved = bootstrap((prior - posterior) / LN2, costs.tokens, seed=settings.seed)
+    saved = bootstrap((prior - posterior) / LN2, costs.tokens, clusters=costs.documents, seed=settings.seed)
     ratio = source.bytes_per_token.get(settings.split)
-    return LatentUse(cost(kl, costs.tokens, ratio, settings.seed), above / tokens, model.latent.kappa, saved)
+    return LatentUse(cost(kl, costs.tokens, ratio, settings.seed, costs.documents), above / tokens, model.latent.kappa, saved)
 
 
 def _weights(one: Candidate) -> Path:

@@ -8,7 +8,8 @@ Features: the bits of Z, ±1, and the hidden state's leading principal component
 in segments. Of these a probe sees the 128 that go best with the labels on the training part, each scaled by how much of its
 variance the labels explain beyond chance (a ridge that trusts features unequally): a position is told by a few of a thousand
 bits, and the others would drown them.
-Sequences are split in their order, 60 % to train on, 15 % to stop by, 25 % to test, so that windows of one document mostly stay together.
+Documents are dealt at random to three parts, 60 % to train on, 15 % to stop by, 25 % to test: windows of one document stay together, and
+a folder's order does not matter.
 
 Shapes: N sequences, T positions, F features, S sites.
 """
@@ -70,9 +71,10 @@ def pooled(values_NTF: Tensor) -> Tensor:
 
 def decode(posterior: Posterior, reader: FactorReader, rows: Sequence[Factors], bits: int, seed: int, stage: Stage) -> list[Decoding]:
     """Every factor from Z and from the hidden state; empty with fewer than 80 sequences whose factors are known."""
-    known = [number for number, row in enumerate(rows) if row]
+    known = _dealt([number for number, row in enumerate(rows) if row], posterior.documents, seed)
     if len(known) * 0.25 < LEAST:
         return []
+    documents = posterior.documents[known]
     truth = reader.truth([rows[number] for number in known])
     sources = {"Z": pooled(2.0 * code_bits(posterior.z[known], bits).float() - 1.0)}
     if posterior.hidden is not None:
@@ -81,15 +83,21 @@ def decode(posterior: Posterior, reader: FactorReader, rows: Sequence[Factors], 
     found = []
     with stage("training probes", len(jobs)) as advance:
         for factor, source, kind in jobs:
-            found.append(_decoding(factor, source, kind, sources[source], truth[factor.name], seed))
+            found.append(_decoding(factor, source, kind, sources[source], truth[factor.name], documents, seed))
             advance(1)
     return found
 
 
-def _decoding(factor: Factor, source: str, kind: str, features: Tensor, labels: Ints, seed: int) -> Decoding:
+def _dealt(numbers: Sequence[int], documents: Ints, seed: int) -> list[int]:
+    """Sequences in an order in which documents are shuffled and each stays in one piece."""
+    shuffled = {document: place for place, document in enumerate(np.random.default_rng(seed).permutation(np.unique(documents)).tolist())}
+    return sorted(numbers, key=lambda number: (shuffled[int(documents[number])], number))
+
+
+def _decoding(factor: Factor, source: str, kind: str, features: Tensor, labels: Ints, documents: Ints, seed: int) -> Decoding:
     chance = np.random.default_rng(seed).permutation(labels)
     real, control = (probe(features, each, factor.kinds, kind, seed) for each in (labels, chance))
-    accuracy = bootstrap(real.right, seed=seed)
+    accuracy = bootstrap(real.right, clusters=documents[real.tested], seed=seed)
     return Decoding(
         factor=factor.name,
         source=source,
@@ -104,8 +112,10 @@ def _decoding(factor: Factor, source: str, kind: str, features: Tensor, labels: 
 
 @dataclass(frozen=True, eq=False)
 class Probed:
-    """right: share of sites that were predicted, for each test sequence. Entropies in bits a sequence, on the test sequences."""
+    """tested: numbers of the test sequences [n]. right: share of sites that were predicted, for each of them. Entropies in bits a sequence,
+    on them."""
 
+    tested: Ints
     right: NDArray[np.float64]
     majority: float
     entropy: float
@@ -138,7 +148,8 @@ def probe(features_NF: Tensor, labels: Ints, kinds: int, kind: str, seed: int = 
     else:
         right, commonest = (logits > 0) == (y_test > 0), (y_train.double().mean(0) > 0.5).long()
     majority = float((y_test == commonest).double().mean())
-    return Probed(right.double().reshape(len(y_test), -1).mean(1).numpy(), majority, _entropy(y_test, kinds), nats / LN2)
+    tested = np.flatnonzero(read)[second:]
+    return Probed(tested, right.double().reshape(len(y_test), -1).mean(1).numpy(), majority, _entropy(y_test, kinds), nats / LN2)
 
 
 def _relevance(x_NF: Tensor, y: Tensor, kinds: int) -> Tensor:

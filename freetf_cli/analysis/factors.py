@@ -25,6 +25,7 @@ from freetf_cli.analysis.information import UNREAD
 from freetf_cli.analysis.letters import PROMPT, read_letters
 from freetf_cli.data.batches import IGNORE, Batch, DataSource
 from freetf_cli.data.rows import TRAIN, Factors
+from freetf_cli.errors import InputError
 
 Ints = NDArray[np.int64]
 TRAINING_TEXTS = 4000  # that a classifier sees
@@ -101,10 +102,10 @@ def _commonest_letter(line: str) -> int:
 
 
 def coins_reader() -> FactorReader:
-    """z of the coins task: what most symbols show; unread in a tie."""
+    """z of the coins task: what most symbols show, but for the first, which is given; unread in a tie."""
 
     def read(texts: Sequence[str]) -> dict[str, Ints]:
-        ones = [2 * text.count("1") - len(text) for text in texts]
+        ones = [2 * text[1:].count("1") - len(text[1:]) for text in texts]
         return {"z": np.array([UNREAD if excess == 0 else int(excess > 0) for excess in ones])}
 
     return FactorReader((Factor("z", 2),), lambda rows: {"z": np.array([row["z"] for row in rows])}, read)
@@ -140,7 +141,10 @@ def words(text: str) -> list[str]:
 
 def _text_reader(source: DataSource, split: str, sequences: int) -> FactorReader | None:
     """Labels that every labelled row has as words: sentiment and genre of `reviews`, the label of a prepared folder."""
-    size = source.rows.size(TRAIN)
+    try:
+        size = source.rows.size(TRAIN)
+    except InputError:  # a folder to measure on need not have one
+        return None
     known, texts = _labelled(source, TRAIN, min(TRAINING_TEXTS, size or TRAINING_TEXTS))
     names = [name for name, value in (known[0] if known else {}).items() if isinstance(value, str)]
     tables = {name: sorted({str(row[name]) for row in known}) for name in names}
@@ -153,8 +157,8 @@ def _text_reader(source: DataSource, split: str, sequences: int) -> FactorReader
     for name, table in tables.items():
         truth = _numbers(held_out, name, table)
         right = float((readers[name].read(held_out_texts) == truth).mean()) if held_out else math.nan
-        kinds = ", ".join(table)
-        notes.append(f"{name} ({kinds}) is read from words by naive Bayes, {right:.1%} right on {len(held_out)} held-out sequences")
+        where = "of the very texts that it learned from" if split == TRAIN and size is not None else "held-out sequences"
+        notes.append(f"{name} ({', '.join(table)}) is read from words by naive Bayes, {right:.1%} right on {len(held_out)} {where}")
     return FactorReader(
         factors=tuple(Factor(name, len(table)) for name, table in tables.items()),
         truth=lambda rows: {name: _numbers(rows, name, table) for name, table in tables.items()},

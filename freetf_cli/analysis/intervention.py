@@ -6,7 +6,6 @@ Transplant: Z inferred from a sequence A generates under another prompt. What B'
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -33,7 +32,7 @@ Stage = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 SHOWN_GROUPS, SHOWN_COUNT = 3, 6  # boxes of Figure 4
 MAPPED_GROUPS = 48
-LETTER_GROUPS = 64  # Zs of the second, smaller intervention over all prompts
+LETTER_GROUPS, LETTER_COUNT = 64, 32  # of the second, smaller intervention over all prompts
 
 
 def intervene(
@@ -76,7 +75,7 @@ def _information(factor: Factor, values: Ints, seed: int) -> FactorInformation:
     """values [M, N] or [M, N, sites]."""
     found = mutual_information(values, factor.kinds, seed)
     control = mutual_information(shuffled(values, seed), factor.kinds, seed)
-    within, between = agreement(values) if factor.name != "letter" else (math.nan, math.nan)
+    within, between = agreement(values)
     return FactorInformation(
         factor=factor.name,
         information=found.information,
@@ -92,15 +91,15 @@ def _information(factor: Factor, values: Ints, seed: int) -> FactorInformation:
 
 
 def _letters_by_prompt(model: Decoder, tokenizer: Tokenizer, reader: FactorReader, factor: Factor, spec: SampleSpec, stage: Stage) -> Ints:
-    """Letters written [M, prompts]. The prompt gives the letter, so this asks whether Z overrides it: the same Zs under every prompt."""
-    prompts = [f"{letter}>" for letter in ascii_uppercase[: factor.kinds]]
-    groups = min(spec.groups, LETTER_GROUPS)
-    # Prompts come one after the other, groups within them: [prompt, group]. A Z is keyed by its prompt's place too, so it is given.
-    codes = np.random.default_rng(spec.seed).integers(0, 2 ** _bits(model), (groups, spec.total - 1)).tolist()
-    given = replace(spec, z="independent", groups=groups, count=1, given_z=codes)
-    with stage("sampling, other prompts", groups * len(prompts)) as advance:
+    """Letters written [M, N]. The prompt gives the letter, so this asks whether Z overrides it: each Z under prompts drawn at random."""
+    rng = np.random.default_rng(spec.seed)
+    shape = min(spec.groups, LETTER_GROUPS), min(spec.count, LETTER_COUNT)
+    prompts = [f"{ascii_uppercase[letter]}>" for letter in rng.integers(factor.kinds, size=shape).flatten()]
+    codes = rng.integers(0, 2 ** _bits(model), (shape[0], spec.total - 1)).repeat(shape[1], axis=0).tolist()
+    given = replace(spec, z="independent", groups=1, count=1, given_z=codes)
+    with stage("sampling, other prompts", len(prompts)) as advance:
         texts = list(_texts(model, tokenizer, prompts, given, advance))
-    return np.ascontiguousarray(reader.read(texts)[factor.name].reshape(len(prompts), groups).T)
+    return reader.read(texts)[factor.name].reshape(shape)
 
 
 def _bits(model: Decoder) -> int:
@@ -146,36 +145,45 @@ def transplant(
     task: str | None,
     stage: Stage,
 ) -> list[Transplant]:
-    """The Zs of the first rows under prompts of other rows. Empty with fewer than 20 rows whose factors are known."""
-    known = [number for number, row in enumerate(rows) if row][: spec.count]
+    """The Zs of spec.count rows under prompts of other rows; the control has the same prompts, and other rows' Zs.
+
+    Empty with fewer than 20 rows whose factors are known; a factor that is read from fewer than 20 outputs is left out.
+    """
+    known = np.array([number for number, row in enumerate(rows) if row], np.int64)
     if len(known) < LEAST:
         return []
-    given = posterior.z[known].tolist()
-    prompts = [_other_prompt(rows[number], reader) if task == "letters" else "" for number in known]
+    known = np.random.default_rng(spec.seed).permutation(known)[: spec.count]
+    prompts = [_other_prompt(rows[number], reader, task) for number in known]
+    plain = replace(spec, z="independent", groups=1, count=1)
+    found = []
+    with stage("transplanting Z", 2 * len(known)) as advance:
+        for donors in (known, posterior.other[known]):
+            given = replace(plain, given_z=posterior.z[donors].tolist())
+            found.append(reader.read(list(_texts(model, tokenizer, prompts, given, advance))))
+    truth, documents = reader.truth([rows[number] for number in known]), posterior.documents[known]
+    results = []
+    for factor in reader.factors:
+        own, other = (_matches(factor, truth[factor.name], texts[factor.name]) for texts in found)
+        if factor.name != "letter" and min(own[1].sum(), other[1].sum()) >= LEAST:
+            taken, chance = (bootstrap(*part, clusters=documents, seed=spec.seed) for part in (own, other))
+            results.append(Transplant(factor.name, taken, chance, int(own[1].sum())))
+    return results
+
+
+def _other_prompt(row: Factors, reader: FactorReader, task: str | None) -> str:
+    """Another letter than the row's own, where there is another; the other symbol; for text nothing."""
     if task == "coins":
-        prompts = [str(1 - rows[number]["z"]) for number in known]
-    plain = replace(spec, z="independent", groups=1, count=1, given_z=given)
-    with stage("transplanting Z", len(known)) as advance:
-        texts = list(_texts(model, tokenizer, prompts, plain, advance))
-    truth, found = reader.truth([rows[number] for number in known]), reader.read(texts)
-    return [_taken(factor, truth[factor.name], found[factor.name], spec.seed) for factor in reader.factors if factor.name != "letter"]
-
-
-def _other_prompt(row: Factors, reader: FactorReader) -> str:
-    """Another letter than the row's own, where there is another."""
+        return str(1 - row["z"])
+    if task != "letters":
+        return ""
     letters = next(factor.kinds for factor in reader.factors if factor.name == "letter")
     return f"{ascii_uppercase[(ascii_uppercase.index(row['letter']) + letters // 2) % letters]}>"
 
 
-def _taken(factor: Factor, truth: Ints, found: Ints, seed: int) -> Transplant:
-    """Agreement of what was generated with the sequence whose Z it had, and with the next one."""
-    own, other = _matches(factor, truth, found, seed), _matches(factor, np.roll(truth, 1, axis=0), found, seed)
-    return Transplant(factor.name, own, other, len(truth))
-
-
-def _matches(factor: Factor, truth: Ints, found: Ints, seed: int) -> Estimate:
+def _matches(factor: Factor, truth: Ints, found: Ints) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """How far each output has the factor's true value, and whether that can be said of it, [N] each."""
     if factor.sites == 1:
         read = (found != UNREAD) & (truth != UNREAD)
-        return bootstrap((found == truth) & read, read, seed=seed)
+        return ((found == truth) & read).astype(np.float64), read.astype(np.float64)
     common, union = (truth & found).sum(1), (truth | found).sum(1)
-    return bootstrap(common / np.maximum(union, 1), union > 0, seed=seed)
+    return common / np.maximum(union, 1), (union > 0).astype(np.float64)

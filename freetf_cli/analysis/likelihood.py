@@ -53,12 +53,14 @@ def _no_progress(_: int) -> None:
 class RowCosts:
     """Costs of N held-out sequences, nats a sequence [N], and by position.
 
-    tokens: counted targets [N]. posterior_bound, prior_bound: by number of draws, empty for a baseline. nll: the tighter of the two with
-    the most draws, `proposal` says which; a baseline's CE. ce_posterior, kl, ce_prior: None for a baseline.
+    tokens: counted targets [N]. documents: the document that a row begins in [N]. posterior_bound, prior_bound: by number of draws, empty
+    for a baseline. nll: the tighter of the two with the most draws, `proposal` says which; a baseline's CE. ce_posterior, kl, ce_prior:
+    None for a baseline.
     by_position: elbo (a baseline: CE) summed over sequences, and the targets that it was summed over, [T] each.
     """
 
     tokens: NDArray[np.int64]
+    documents: NDArray[np.int64]
     posterior_bound: Mapping[int, Floats]
     prior_bound: Mapping[int, Floats]
     elbo: Floats
@@ -112,19 +114,20 @@ def row_costs(
     parts: list[dict[str, NDArray[np.float64]]] = []
     for batch in source.held_out(split, sequences, min(at_once, 256)):
         row = sum(len(part["tokens"]) for part in parts)
-        parts.append(_free(model, batch, row, draws, seed) if isinstance(model, FreeTransformer) else _baseline(model, batch))
+        parts.append(_free(model, batch, row, samples, seed) if isinstance(model, FreeTransformer) else _baseline(model, batch))
         advance(len(batch.inputs))
     check_enough(sum(len(part["tokens"]) for part in parts), "sequences", f"--sequences, or more data in split '{split}'")
     found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     free = isinstance(model, FreeTransformer)
     return RowCosts(
         tokens=found["tokens"].astype(np.int64),
-        posterior_bound=importance_bounds(found["log_weights"], samples) if free else {},
-        prior_bound=importance_bounds(found["prior_log_likelihoods"], _prior_samples(samples)) if free else {},
+        documents=source.held_out_documents(split, sequences),
+        posterior_bound={count: found[f"posterior {count}"] for count in sorted(set(samples))} if free else {},
+        prior_bound={count: found[f"prior {count}"] for count in _prior_samples(samples)} if free else {},
         elbo=found["ce"] + found["kl"] if free else found["ce"],
         ce_posterior=found["ce"] if free else None,
         kl=found["kl"] if free else None,
-        ce_prior=-found["prior_log_likelihoods"].mean(1) if free else None,
+        ce_prior=found["ce_prior"] if free else None,
         by_position=(found["positions"].sum(0), found["counted"].sum(0)),
         seconds=time.perf_counter() - started,
     )
@@ -198,8 +201,9 @@ def _baseline(model: Decoder, batch: Batch) -> dict[str, Floats]:
     return {"tokens": counted_BT.sum(1), "ce": nats_BT.sum(1), "positions": nats_BT, "counted": counted_BT}
 
 
-def _free(model: FreeTransformer, batch: Batch, row: int, draws: int, seed: int) -> dict[str, Floats]:
+def _free(model: FreeTransformer, batch: Batch, row: int, samples: Sequence[int], seed: int) -> dict[str, Floats]:
     """row: the number of the batch's first row."""
+    draws = max(samples)
     inputs_BT, targets_BT = tensors(model, batch)
     rows, context = batch.inputs.shape
     x_BTD = model.lower(inputs_BT)
@@ -227,8 +231,9 @@ def _free(model: FreeTransformer, batch: Batch, row: int, draws: int, seed: int)
         "tokens": counted_BT.sum(1),
         "ce": _array(nats_BT.sum(1)),
         "kl": _array(kl_BT.double().sum(1)),
-        "log_weights": _array(torch.cat(log_weights, dim=1)),
-        "prior_log_likelihoods": _array(-prior_BKT.double().sum(-1)),
+        "ce_prior": _array(prior_BKT.double().sum(-1).mean(1)),
+        **{f"posterior {count}": nats for count, nats in importance_bounds(_array(torch.cat(log_weights, dim=1)), samples).items()},
+        **{f"prior {k}": nats for k, nats in importance_bounds(_array(-prior_BKT.double().sum(-1)), _prior_samples(samples)).items()},
         "positions": _array(nats_BT + kl_BT),
         "counted": counted_BT,
     }
@@ -246,10 +251,10 @@ def _array(tensor: Tensor) -> Floats:
     return tensor.double().cpu().numpy()
 
 
-def cost(nats: Floats, targets: ArrayLike, bytes_per_token: float | None, seed: int = 0) -> Cost:
+def cost(nats: Floats, targets: ArrayLike, bytes_per_token: float | None, seed: int = 0, documents: ArrayLike | None = None) -> Cost:
     """The mean of per-sequence nats [N] over counted targets [N] as a Cost."""
     counted = np.asarray(targets, np.float64)
-    estimate = bootstrap(nats, counted, seed=seed)
+    estimate = bootstrap(nats, counted, clusters=documents, seed=seed)
     bits = estimate.value / LN2
     return Cost(
         nats_per_token=estimate.value,
@@ -278,7 +283,7 @@ def evaluate_likelihood(
     ratio = source.bytes_per_token.get(split)
 
     def told(nats: Floats | None) -> Cost | None:
-        return None if nats is None else cost(nats, costs.tokens, ratio, seed)
+        return None if nats is None else cost(nats, costs.tokens, ratio, seed, costs.documents)
 
     return Likelihood(
         run=run,
@@ -290,14 +295,16 @@ def evaluate_likelihood(
         tokens=int(costs.tokens.sum()),
         seed=seed,
         facts=source.facts,
-        nll=cost(costs.nll, costs.tokens, ratio, seed),
+        nll=cost(costs.nll, costs.tokens, ratio, seed, costs.documents),
         proposal=costs.proposal,
-        elbo=cost(costs.elbo, costs.tokens, ratio, seed),
+        elbo=cost(costs.elbo, costs.tokens, ratio, seed, costs.documents),
         ce_posterior=told(costs.ce_posterior),
         kl=told(costs.kl),
         ce_prior=told(costs.ce_prior),
-        bound=[BoundPoint(count, cost(nats, costs.tokens, ratio, seed)) for count, nats in costs.posterior_bound.items()],
-        prior_bound=[BoundPoint(count, cost(nats, costs.tokens, ratio, seed)) for count, nats in costs.prior_bound.items()],
+        bound=[BoundPoint(count, cost(nats, costs.tokens, ratio, seed, costs.documents)) for count, nats in costs.posterior_bound.items()],
+        prior_bound=[
+            BoundPoint(count, cost(nats, costs.tokens, ratio, seed, costs.documents)) for count, nats in costs.prior_bound.items()
+        ],
         floor_bits=source.facts.floor_bits,
         seconds=costs.seconds,
     )

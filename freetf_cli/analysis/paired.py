@@ -10,12 +10,13 @@ import numpy as np
 from freetf_cli.analysis.likelihood import Floats, RowCosts, cost
 from freetf_cli.results import LN2
 from freetf_cli.results.compare import METRICS, Difference, MetricPair, Positions
+from freetf_cli.results.likelihood import Cost
 
 
 def pairs(a: RowCosts, b: RowCosts, bytes_per_token: float | None, seed: int = 0) -> dict[str, MetricPair]:
     """Each metric of both, and B − A with its paired 95 % interval where both have it. The rows must be the same."""
     ours, theirs = a.metrics(), b.metrics()
-    return {name: _pair(ours[name], theirs[name], a.tokens, bytes_per_token, seed) for name in METRICS}
+    return {name: _pair(ours[name], theirs[name], a, bytes_per_token, seed) for name in METRICS}
 
 
 def relative_percent(a: float, b: float) -> float:
@@ -31,12 +32,16 @@ def positions(a: RowCosts, b: RowCosts) -> Positions:
     return Positions(a=_means(sums_a, counted), b=_means(sums_b, counted), targets=counted.astype(int).tolist())
 
 
-def _pair(a: Floats | None, b: Floats | None, tokens: np.ndarray, bytes_per_token: float | None, seed: int) -> MetricPair:
-    """a, b: nats a sequence [N]; tokens: counted targets [N]."""
-    first, second = (None if nats is None else cost(nats, tokens, bytes_per_token, seed) for nats in (a, b))
+def _pair(a: Floats | None, b: Floats | None, rows: RowCosts, bytes_per_token: float | None, seed: int) -> MetricPair:
+    """a, b: nats a sequence [N] of these rows."""
+
+    def told(nats: Floats) -> Cost:
+        return cost(nats, rows.tokens, bytes_per_token, seed, rows.documents)
+
+    first, second = (None if nats is None else told(nats) for nats in (a, b))
     if a is None or b is None:
         return MetricPair(first, second, difference=None, relative_percent=None)
-    apart = cost(b - a, tokens, bytes_per_token, seed)
+    apart = told(b - a)
     difference = Difference(**asdict(apart), excludes_zero=apart.low > 0 or apart.high < 0)
     return MetricPair(first, second, difference, relative_percent(float(a.sum()), float(b.sum())))
 

@@ -21,18 +21,35 @@ def check_enough(count: int, what: str, hint: str) -> None:
         raise InputError(f"{count} {what} are too few for an interval: at least {LEAST} are needed", hint=hint)
 
 
-def bootstrap(values: ArrayLike, weights: ArrayLike | None = None, *, seed: int = 0) -> Estimate:
-    """Σ values / Σ weights (None: the mean) with the interval over resampled things; values and weights one a thing [N]."""
+def bootstrap(values: ArrayLike, weights: ArrayLike | None = None, *, clusters: ArrayLike | None = None, seed: int = 0) -> Estimate:
+    """Σ values / Σ weights (None: the mean) with the interval over resampled things; values and weights one a thing [N].
+
+    clusters [N]: things of one cluster (windows of one document) are drawn together, where there are at least LEAST clusters.
+    """
     top = np.asarray(values, np.float64)
     bottom = np.ones_like(top) if weights is None else np.asarray(weights, np.float64)
-    drawn = resampled(np.stack([top, bottom], axis=1), seed)
+    columns = _clustered(np.stack([top, bottom], axis=1), clusters)
+    drawn = resampled(columns[(columns != 0).any(1)], seed)  # what counts in neither sum is no thing to draw
     with np.errstate(invalid="ignore", divide="ignore"):
-        low, high = np.quantile(drawn[:, 0] / drawn[:, 1], [0.025, 0.975])
+        low, high = np.nanquantile(drawn[:, 0] / drawn[:, 1], [0.025, 0.975]) if len(drawn) else (np.nan, np.nan)
         return Estimate(float(top.sum() / bottom.sum()), float(low), float(high))
+
+
+def _clustered(columns: Floats, clusters: ArrayLike | None) -> Floats:
+    """Sums of each cluster's rows; the rows themselves with too few clusters."""
+    if clusters is None:
+        return columns
+    _, where = np.unique(np.asarray(clusters), return_inverse=True)
+    count = int(where.max()) + 1
+    if count < LEAST:
+        return columns
+    return np.stack([np.bincount(where, column, minlength=count) for column in columns.T], axis=1)
 
 
 def resampled(columns: Floats, seed: int = 0) -> Floats:
     """Means of the columns [N, C] over RESAMPLES bootstrap draws of the rows, [RESAMPLES, C]. Columns are resampled together."""
     rng, count = np.random.default_rng(seed), len(columns)
+    if not count:
+        return np.empty((0, columns.shape[1]))
     parts = [rng.multinomial(count, np.full(count, 1 / count), size=_BLOCK) @ columns / count for _ in range(RESAMPLES // _BLOCK)]
     return np.concatenate(parts)

@@ -5,28 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from freetf_cli.results import LN2
-from freetf_cli.results.probe import Budget, FactorInformation, Intervention, Reliance, Verdict
+from freetf_cli.results.probe import Budget, Decoding, FactorInformation, Intervention, Reliance, Verdict
 
 UNUSED_BITS, UNUSED_SHARE = 0.5, 0.01  # a wrong Z costs less than this a sequence, or than this share of the CE
 TOLD = 0.1  # share of a factor's entropy
 COPIED, BROKEN = 0.1, 0.8  # CE left, as a share of what there is to tell; valid outputs
 
 
-def verdict(budget: Budget, reliance: Reliance, intervention: Intervention | None) -> Verdict:
+def verdict(budget: Budget, reliance: Reliance, intervention: Intervention | None, decoding: Sequence[Decoding] = ()) -> Verdict:
     """unused, global, details, copying, or used where no factor is known or none is found."""
-    evidence = _evidence(budget, reliance, intervention)
-    cost = reliance.other.bits_per_token - reliance.posterior.bits_per_token
-    cost_bits = cost * budget.ce.value / max(reliance.posterior.bits_per_token, 1e-12)
-    whole = max(budget.floor or 0.0, budget.ce.value + cost_bits)
+    evidence = _evidence(budget, reliance, intervention, decoding)
+    prior, other = (cost.bits_per_token * budget.targets for cost in (reliance.prior, reliance.other))
+    cost_bits = other - reliance.posterior.bits_per_token * budget.targets
+    whole = budget.floor or min(budget.length.value, prior, other)  # what there is to tell: the entropy, or the least bound of it
     if reliance.other_less_posterior.low <= 0 or cost_bits < max(UNUSED_BITS, UNUSED_SHARE * whole):
         return Verdict("unused", "Z is unused: the decoder writes the same whatever Z it is given.", evidence)
     valid = None if intervention is None or intervention.valid is None else intervention.valid.value
-    if budget.ce.value < COPIED * (budget.floor or whole) and (valid is None or valid < BROKEN):
+    if budget.ce.value < COPIED * whole and (valid is None or valid < BROKEN):
         broken = "" if valid is None else f", and with Z from the prior only {valid:.0%} of the outputs are valid"
         return Verdict("copying", f"Z copies the sequence (collapse): little is left to write{broken}.", evidence)
     told = [] if intervention is None else [factor for factor in intervention.factors if _is_told(factor)]
     if not told:
-        known = "no factor of this data is known" if intervention is None else "none of the known factors is in it"
+        known = "no factor of this data is known" if intervention is None else "drawn from the prior it decides none of the known factors"
         return Verdict("used", f"Z is used, but {known}.", evidence)
     one, many = [factor for factor in told if factor.sites == 1], [factor for factor in told if factor.sites > 1]
     if one and many:
@@ -46,7 +46,7 @@ def _names(factors: Sequence[FactorInformation]) -> str:
     return ", ".join(f"{one.factor} ({one.information.value:.1f} of {one.entropy:.1f} bits)" for one in factors)
 
 
-def _evidence(budget: Budget, reliance: Reliance, intervention: Intervention | None) -> list[str]:
+def _evidence(budget: Budget, reliance: Reliance, intervention: Intervention | None, decoding: Sequence[Decoding]) -> list[str]:
     saved = reliance.other_less_posterior
     lines = [
         f"KL {budget.kl.value:.2f} bits a sequence, of which at most {budget.information_high:.2f} tell the sequence "
@@ -63,4 +63,8 @@ def _evidence(budget: Budget, reliance: Reliance, intervention: Intervention | N
             )
         if intervention.valid is not None:
             lines.append(f"{intervention.valid.value:.1%} of the outputs with Z from the prior are valid")
+    for name in dict.fromkeys(one.factor for one in decoding):
+        best = max((one for one in decoding if one.factor == name and one.source == "Z"), key=lambda one: one.bits)
+        if best.bits > TOLD * best.entropy:
+            lines.append(f"a probe ({best.probe}) reads {best.bits:.2f} of {best.entropy:.2f} bits of {name} from Z")
     return lines

@@ -19,6 +19,7 @@ from freetf_cli.cli.options import (
     complete_run,
     write_report_file,
 )
+from freetf_cli.errors import InputError
 
 if TYPE_CHECKING:
     from freetf_cli.results.compare import Comparison
@@ -27,7 +28,7 @@ AArgument = Annotated[
     Path, typer.Argument(metavar="A", help="A run's or one checkpoint's folder: what B is measured against.", autocompletion=complete_run)
 ]
 BArgument = Annotated[Path, typer.Argument(metavar="B", help="The other run's or checkpoint's folder.", autocompletion=complete_run)]
-SequencesOption = Annotated[int, typer.Option("--sequences", min=1, help="Held-out sequences, the same for both; at least 20.")]
+SequencesOption = Annotated[int, typer.Option("--sequences", min=1, max=1_000_000, help="Held-out sequences, the same for both.")]
 SamplesOption = Annotated[int, typer.Option("--samples", min=1, help="Draws of Z for the importance bound that is a Free model's nll.")]
 CountOption = Annotated[int, typer.Option("--count", "-n", min=0, help="Samples shown of each.")]
 PromptOption = Annotated[str | None, typer.Option("--prompt", metavar="TEXT", help="What samples go on from; default: the data's own.")]
@@ -70,6 +71,8 @@ def compare(
 
     checks = parse_checks(fail_if or [])
     check_report(report)
+    if data is not None and not data.is_dir():
+        raise InputError("no such data folder", str(data), "make one with `freetf prepare` or `freetf gen-synthetic`")
 
     from freetf_cli.analysis.checks import raise_if_failed
     from freetf_cli.analysis.compare import Candidate, Settings, compare

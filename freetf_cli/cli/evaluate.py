@@ -9,9 +9,9 @@ import typer
 from freetf_cli.cli.options import DataOption, DeviceOption, JsonOption, QuietOption, RunArgument, SeedOption, SplitOption
 
 TaskOption = Annotated[Literal["likelihood"], typer.Option("--task", metavar="likelihood", help="What to evaluate.")]
-SequencesOption = Annotated[int, typer.Option("--sequences", min=1, help="Held-out sequences, always the same ones.")]
+SequencesOption = Annotated[int, typer.Option("--sequences", min=1, max=1_000_000, help="Held-out sequences, always the same ones.")]
 SamplesOption = Annotated[
-    int, typer.Option("--samples", min=1, max=1 << 20, help="Most posterior draws K a sequence of the importance-weighted bound.")
+    int, typer.Option("--samples", min=1, max=1 << 16, help="Most posterior draws K a sequence of the importance-weighted bound.")
 ]
 
 
@@ -36,7 +36,7 @@ def evaluate(
     $ freetf evaluate runs/letters-free --task likelihood --sequences 1024 --json
     """
     from freetf_cli.analysis.likelihood import SAMPLES, evaluate_likelihood
-    from freetf_cli.analysis.run_data import open_run_data
+    from freetf_cli.analysis.run_data import check_split, open_run_data
     from freetf_cli.checkpoint import open_model
     from freetf_cli.device import resolve_device, set_threads
     from freetf_cli.render import likelihood as show
@@ -48,6 +48,7 @@ def evaluate(
     set_threads(checkpoint.recipe.parallel.threads)
     source = open_run_data(checkpoint, data)
     chosen = split or checkpoint.recipe.eval.split
+    check_split(source, chosen, checkpoint)
     total = min(sequences, source.rows.size(chosen) or sequences)
     draws = [count for count in SAMPLES if count < samples] + [samples]
     with counter("sequences", total=total, quiet=quiet or json) as advance:

@@ -8,6 +8,7 @@ acts on them itself.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Literal
@@ -100,6 +101,8 @@ def check_report(report: Path | None) -> None:
         raise InputError("the report's name is taken by a folder", str(report), "name a file: --report FILE.html")
     if not report.parent.is_dir():
         raise InputError("no such folder for the report", str(report.parent), "make it first")
+    if not os.access(report.parent, os.W_OK):
+        raise InputError("the report's folder cannot be written to", str(report.parent))
 
 
 def write_report_file(report: Path, page: str) -> None:

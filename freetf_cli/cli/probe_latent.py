@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from freetf_cli.checkpoint import Checkpoint
     from freetf_cli.results.probe import ProbeResult
 
-SequencesOption = Annotated[int, typer.Option("--sequences", min=1, help="Held-out sequences that the encoder reads.")]
+SequencesOption = Annotated[int, typer.Option("--sequences", min=1, max=1_000_000, help="Held-out sequences that the encoder reads.")]
 GroupsOption = Annotated[
     int | None, typer.Option("--groups", "-g", min=1, help="Fixed Zs of the intervention; default: 128, on a GPU 1,024.")
 ]
@@ -56,6 +56,8 @@ def probe_latent(
 
     check_report(report)
     checkpoints = _open(runs)
+    if sweep:
+        _check_same_data(runs, checkpoints)
     results = []
     for run, checkpoint in zip(runs, checkpoints, strict=True):
         result = _probe(run, checkpoint, data, split, (sequences, groups, count), prompt, device, seed, quiet=quiet or json)
@@ -81,6 +83,16 @@ def _open(runs: Sequence[Path]) -> list[Checkpoint]:
     return checkpoints
 
 
+def _check_same_data(runs: Sequence[Path], checkpoints: Sequence[Checkpoint]) -> None:
+    """A sweep compares bits of the same factors."""
+    identities = [
+        (state["task"], state["params"]) if state.get("task") else state["sha256"] for state in (c.state["data"] for c in checkpoints)
+    ]
+    other = next((run for run, identity in zip(runs, identities, strict=True) if identity != identities[0]), None)
+    if other is not None:
+        raise InputError(f"--sweep is of runs on one data, and this run's is not that of {runs[0]}", str(other), "leave --sweep out")
+
+
 def _probe(
     run: Path,
     checkpoint: Checkpoint,
@@ -94,7 +106,7 @@ def _probe(
     quiet: bool,
 ) -> ProbeResult:
     from freetf_cli.analysis.probe import ProbeSpec, probe_latent
-    from freetf_cli.analysis.run_data import open_run_data
+    from freetf_cli.analysis.run_data import check_split, open_run_data
     from freetf_cli.device import resolve_device, set_threads
     from freetf_cli.model.free_transformer import FreeTransformer
     from freetf_cli.render.progress import counter
@@ -107,5 +119,7 @@ def _probe(
     model = checkpoint.model(resolve_device(device))
     assert isinstance(model, FreeTransformer)
     sequences, groups, count = sizes
-    spec = ProbeSpec(split or checkpoint.recipe.eval.split, sequences, groups, count, prompt, seed)
+    chosen = split or checkpoint.recipe.eval.split
+    check_split(source, chosen, checkpoint)
+    spec = ProbeSpec(chosen, sequences, groups, count, prompt, seed)
     return probe_latent(checkpoint, model, source, spec, run=str(run), stage=stage)

@@ -74,6 +74,10 @@ class DataSource:
         """What is known of each of the rows that `held_out` gives."""
         return self.rows.factors(split, self._chosen(split, sequences))
 
+    def held_out_documents(self, split: str, sequences: int) -> NDArray[np.int64]:
+        """The number of the document that each of these rows begins in: rows of one document are not independent."""
+        return self.rows.documents(split, self._chosen(split, sequences))
+
     def _chosen(self, split: str, sequences: int) -> NDArray[np.int64]:
         available = self.rows.size(split)
         count = sequences if available is None else min(sequences, available)

@@ -23,13 +23,15 @@ Factors = dict[str, Any]
 
 class RowSource(Protocol):
     """Where rows come from. size(split): how many there are; None for an endless stream. factors: what is known of each held-out row,
-    nothing where a row holds parts of several documents."""
+    nothing where a row holds parts of several documents. documents: the number of the document that each row begins in."""
 
     def train(self, start: int, count: int) -> Tokens: ...
 
     def held_out(self, split: str, rows: NDArray[np.int64]) -> Tokens: ...
 
     def factors(self, split: str, rows: NDArray[np.int64]) -> list[Factors]: ...
+
+    def documents(self, split: str, rows: NDArray[np.int64]) -> NDArray[np.int64]: ...
 
     def size(self, split: str) -> int | None: ...
 
@@ -53,6 +55,9 @@ class TaskRows:
     def factors(self, split: str, rows: NDArray[np.int64]) -> list[Factors]:
         examples = self._task.examples(stream_seed(HELD_OUT_SEED, split), int(rows[0]), len(rows)) if len(rows) else []
         return [example.factors for example in examples]
+
+    def documents(self, split: str, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        return rows
 
     def size(self, split: str) -> int | None:
         return None
@@ -111,6 +116,9 @@ class DocumentRows:
     def factors(self, split: str, rows: NDArray[np.int64]) -> list[Factors]:
         return _known(self._data.split(split), rows)
 
+    def documents(self, split: str, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        return rows
+
     def size(self, split: str) -> int | None:
         return len(self._data.split(split))
 
@@ -137,11 +145,17 @@ class PackedRows:
 
     def factors(self, split: str, rows: NDArray[np.int64]) -> list[Factors]:
         """Of the document that a window lies in whole."""
-        source = self._data.split(split)
-        starts = rows * self._stride
-        first, last = (np.searchsorted(source.offsets, places, side="right") - 1 for places in (starts, starts + self._width - 1))
-        found = _known(source, np.minimum(first, len(source) - 1))
+        first, last = self.documents(split, rows), self._document_at(split, rows * self._stride + self._width - 1)
+        found = _known(self._data.split(split), first)
         return [factors if whole else {} for factors, whole in zip(found, first == last, strict=True)]
+
+    def documents(self, split: str, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        return self._document_at(split, rows * self._stride)
+
+    def _document_at(self, split: str, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The document that a token of the stream belongs to; the last separator goes with the last document."""
+        source = self._data.split(split)
+        return np.minimum(np.searchsorted(source.offsets, places, side="right") - 1, len(source) - 1)
 
     def size(self, split: str) -> int | None:
         return (self._data.split(split).tokens - 1) // self._stride

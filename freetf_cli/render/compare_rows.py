@@ -66,9 +66,14 @@ def verdict(result: Comparison) -> tuple[str, str]:
     if direction == "none":
         return f"No difference seen: {told}; the 95 % interval holds zero.", "open"
     better, worse = (("B", result.b), ("A", result.a)) if direction == "lower" else (("A", result.a), ("B", result.b))
-    # What a bound leaves open may be more than the difference.
-    bound = f" {worse[0]}'s nll is an upper bound, so it may be better than this shows." if bounded(better[1], worse[1]) else ""
-    return f"{better[0]} is better: {told}.{bound}", "good" if better[0] == "B" else "bad"
+    if bounded(better[1], worse[1]):  # what a bound leaves open may be more than the difference
+        return (
+            f"Undecided: {better[0]} is below the bound of {worse[0]}, whose own nll may be lower (more --samples tighten it): {told}.",
+            "open",
+        )
+    if worse[1].kind == "free" and better[1].kind == "free":
+        return f"{better[0]} has the lower bound: {told}.", "good" if better[0] == "B" else "bad"
+    return f"{better[0]} is better: {told}.", "good" if better[0] == "B" else "bad"
 
 
 def bounded(better: Side, worse: Side) -> bool:

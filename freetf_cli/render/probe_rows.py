@@ -45,7 +45,7 @@ def budget_facts(budget: Budget) -> list[tuple[str, str]]:
 
 def ceiling(budget: Budget) -> float:
     """What a bracket from so many sequences can show at most, in bits."""
-    return math.log2(budget.sequences) if budget.sequences > 0 else math.nan
+    return math.log2(budget.paired) if budget.paired > 0 else math.nan
 
 
 def ceiling_text(budget: Budget) -> str:
@@ -54,7 +54,7 @@ def ceiling_text(budget: Budget) -> str:
     if not is_number(most):
         return ""
     reached = is_number(budget.information_low) and budget.information_low > most - 0.5
-    words = f"From {count(budget.sequences)} sequences the bracket's lower end can show at most log2 of their number, {most:.2f} bits"
+    words = f"From {count(budget.paired)} sequences the bracket's lower end can show at most log2 of their number, {most:.2f} bits"
     return words + (": it has reached that, so there may be more." if reached else ".")
 
 

@@ -16,11 +16,12 @@ class Budget:
     by_bit: its sum over positions for each of the H bits of a token, bits. above_kappa: share of tokens whose KL exceeds κ; kappa: bits
     per token.
     active_bits: of `all_bits` = T·H bits, those whose posterior probability varies over sequences (variance above 0.01).
-    KL = information + mismatch: `information_low` … `information_high` bracket the mutual information I(S; Z) of sequence and Z (bounds
-    from `sequences` sequences; no bracket can show more than log2 of their number); `mismatch_low` … `mismatch_high` bracket
+    KL = information + mismatch: `information_low` … `information_high` bracket the mutual information I(S; Z) of sequence and Z (from
+    `paired` sequences; its lower end cannot pass log2 of their number); `mismatch_low` … `mismatch_high` bracket
     KL(aggregate posterior ‖ P), the part that tells nothing and that sampling from the prior does not know.
     imbalance: the part of the mismatch that single bits show (each bit's mean against 1/2), bits per sequence.
-    efficiency: (floor − CE) / KL, bits of CE saved by a bit of KL; None where no floor is known.
+    efficiency: (floor − CE) / KL, bits of CE saved by a bit of KL; None where no floor is known, or hardly any KL flows.
+    targets: counted targets a sequence, on average.
     """
 
     kl: Estimate
@@ -40,6 +41,8 @@ class Budget:
     efficiency: Estimate | None
     floor: float | None
     sequences: int
+    paired: int
+    targets: float
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,7 @@ class FactorInformation:
     entropy: of the factor over all outputs, the most that Z could tell. shuffled: the same estimate after the sequences were dealt
     to Zs at random: the control, zero but for chance. sites: how many per-site terms were summed (1: a factor of one value); with more
     than one, the sum is a lower bound. read: share of outputs in which the factor could be read.
-    within, between: how often two outputs of one group, and of two groups, agree (noise: common places over all marked places;
-    NaN for the letter, whose groups hold every prompt once).
+    within, between: how often two outputs of one group, and of two groups, agree (noise: common places over all marked places).
     """
 
     factor: str
@@ -106,7 +108,7 @@ class Intervention:
 class Transplant:
     """Z inferred from a sequence A generates under another prompt B: how often B's output has A's factor (noise: common places over all).
 
-    chance: the same against the factor of a sequence that gave no Z.
+    chance: the same under the same prompts with the Zs of other sequences. sequences: outputs in which the factor could be read.
     """
 
     factor: str
@@ -136,7 +138,7 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What Z is used for, in words. label: unused, global, details, copying, or used (no factor known)."""
+    """What Z is used for, in words. label: unused, global, details, copying, or used (of no known factor)."""
 
     label: str
     sentence: str

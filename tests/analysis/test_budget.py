@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from freetf_cli.analysis.budget import Posterior, budget, information_bounds, read_posterior, reliance
+from freetf_cli.analysis.budget import Posterior, budget, information_bounds, others, read_posterior, reliance
 from freetf_cli.analysis.likelihood import row_costs
+from freetf_cli.analysis.statistics import bootstrap
 from freetf_cli.errors import InputError
 from freetf_cli.model.latent import sample_codes
 from tests.analysis.planted import small_free
@@ -25,7 +26,8 @@ def posterior(logits: torch.Tensor, carriers: torch.Tensor | None = None, seed: 
     noise = torch.rand(logits.shape, generator=torch.Generator().manual_seed(seed))
     carried = torch.ones(logits.shape[:2]) if carriers is None else carriers
     costs = {name: np.full(count, 10 * LN2) for name in ("ce", "ce_other", "ce_prior")}
-    return Posterior(logits, carried, sample_codes(logits, noise), **{**costs, **given}, targets=np.full(count, 5.0), hidden=None)
+    rows = {"other": np.roll(np.arange(count), 1), "documents": np.arange(count), "targets": np.full(count, 5.0)}
+    return Posterior(logits, carried, sample_codes(logits, noise), **{**costs, **given}, **rows, hidden=None)
 
 
 def codes_as_logits(codes: torch.Tensor, bits: int) -> torch.Tensor:
@@ -105,7 +107,7 @@ def test_a_pass_over_held_out_rows_agrees_with_the_likelihood() -> None:
     found = read_posterior(model, rows, "val", 40, 0, seen.append, lambda x: x.mean(1))  # type: ignore[arg-type]
     costs = row_costs(model, rows, split="val", sequences=40, samples=(1,))  # type: ignore[arg-type]
     assert costs.kl is not None and costs.ce_posterior is not None
-    assert sum(seen) == 40
+    assert sum(seen) == 80
     assert budget(found, 1.0, None).kl.value == pytest.approx(costs.kl.mean() / LN2)
     assert found.ce == pytest.approx(costs.ce_posterior)  # the same draws, by row
     assert found.hidden is not None and found.hidden.shape == (40, 16)
@@ -113,14 +115,15 @@ def test_a_pass_over_held_out_rows_agrees_with_the_likelihood() -> None:
     assert not (found.bit_logits[:, 2] != 0).any() and (found.bit_logits[:, 1] != 0).all()
 
 
-def test_another_sequences_z_is_the_one_before() -> None:
+def test_another_sequences_z() -> None:
     model, rows = small_free(), random_rows(24, 3, 5)
     found = read_posterior(model, rows, "val", 24, 0, lambda n: None)  # type: ignore[arg-type]
     tokens, targets = torch.from_numpy(rows.inputs), torch.from_numpy(rows.targets)
     with torch.no_grad():
-        for z, costs in ((found.z, found.ce), (found.z.roll(1, 0), found.ce_other)):
+        for z, costs in ((found.z, found.ce), (found.z[found.other], found.ce_other)):
             nats = torch.nn.functional.cross_entropy(model(tokens, z).transpose(1, 2), targets, reduction="none").sum(1)
             assert costs == pytest.approx(nats.numpy(), abs=1e-9)
+    assert (found.other != np.arange(24)).all()
     told = reliance(found, None)
     assert told.other_less_posterior.value == pytest.approx(told.other.nats_per_token - told.posterior.nats_per_token)
 
@@ -128,3 +131,45 @@ def test_another_sequences_z_is_the_one_before() -> None:
 def test_too_few_sequences() -> None:
     with pytest.raises(InputError, match="at least 20"):
         read_posterior(small_free(), random_rows(12, 3, 5), "val", 12, 0, lambda n: None)  # type: ignore[arg-type]
+
+
+def test_others_are_of_another_document() -> None:
+    documents = np.repeat(np.arange(10), 30)
+    found = others(documents, 0)
+    assert (documents[found] != documents).all()
+    assert len(np.unique(found)) > 150 and (others(documents, 1) != found).any()
+    assert (others(np.zeros(5, np.int64), 0) != np.arange(5)).all()  # a single document: at least another row
+
+
+def test_a_batch_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, rows = small_free(), random_rows(24, 3, 5)
+    whole = read_posterior(model, rows, "val", 24, 0, lambda n: None)  # type: ignore[arg-type]
+    monkeypatch.setattr("freetf_cli.analysis.budget._BATCH_TOKENS", {"cpu": 15})
+    pieces = read_posterior(model, rows, "val", 24, 0, lambda n: None)  # type: ignore[arg-type]
+    for name in ("ce", "ce_other", "ce_prior"):
+        assert getattr(pieces, name) == pytest.approx(getattr(whole, name), abs=1e-9)
+
+
+def test_single_bits_are_told_less_what_chance_adds() -> None:
+    """Balanced bits that are sure: their means over 64 sequences are off 1/2 by chance alone, which would read as mismatch."""
+    codes = torch.from_numpy(np.random.default_rng(0).integers(0, 65536, (64, 8)))
+    found = budget(posterior(codes_as_logits(codes, 16)), kappa=1.0, floor=None)
+    assert found.imbalance < 0.4  # uncorrected it is 128 · 1/(2 · 64 ln 2) = 1.4
+    assert found.active_bits == 128
+
+
+def test_windows_of_one_document_are_not_independent() -> None:
+    """Ten equal windows a document: the interval is that of the documents, three times as wide."""
+    values = np.repeat(np.random.default_rng(0).normal(size=60), 10)
+    alone, together = bootstrap(values), bootstrap(values, clusters=np.repeat(np.arange(60), 10))
+    assert together.value == pytest.approx(alone.value)
+    assert (together.high - together.low) / (alone.high - alone.low) == pytest.approx(10**0.5, rel=0.15)
+    assert bootstrap(values, clusters=np.repeat(np.arange(6), 100)) == alone  # too few documents to resample
+
+
+def test_the_bracket_does_not_depend_on_its_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = torch.randn(50, 3, 2, generator=torch.Generator().manual_seed(0)).double()
+    z = posterior(logits).z
+    whole = information_bounds(logits, z)
+    monkeypatch.setattr("freetf_cli.analysis.budget._BLOCK", 7)
+    assert information_bounds(logits, z) == pytest.approx(whole, abs=1e-9)

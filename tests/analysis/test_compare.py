@@ -17,6 +17,7 @@ COSTS = np.random.default_rng(0).uniform(0.5, 3.0, 40) * TOKENS
 def costs(nats: np.ndarray, tokens: np.ndarray = TOKENS, *, free: bool = False, by_position=None) -> RowCosts:
     return RowCosts(
         tokens=tokens,
+        documents=np.arange(len(nats)),
         posterior_bound={4: nats - 1.0} if free else {},
         prior_bound={4: nats} if free else {},
         elbo=nats,

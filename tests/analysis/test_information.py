@@ -60,6 +60,40 @@ def test_something_in_between(alpha: float) -> None:
     assert found.information.high - found.information.low < 0.35
 
 
+@pytest.mark.parametrize(("low", "high", "share"), [(0.04, 0.5, 0.05), (0.0, 0.125, 0.5), (0.01, 0.115, 0.5), (1 / 16, 1 / 16, 0.0)])
+def test_noise_that_few_latents_place(low: float, high: float, share: float) -> None:
+    """Most latents leave a place at its base rate and a few mark it: groups must not be pulled to the mean."""
+    rng = np.random.default_rng(0)
+    p = np.where(rng.random((128, 64)) < share, high, low)
+    values = (rng.random((128, 64, 64)) < p[:, None]).astype(np.int64)
+    whole = np.array([share * high + (1 - share) * low])
+    truth = 64 * float((_binary(whole) - share * _binary(np.array([high])) - (1 - share) * _binary(np.array([low])))[0])
+    found = mutual_information(values, 2).information
+    assert found.value == pytest.approx(truth, abs=0.4)
+    assert found.low - 0.05 < truth < found.high + 0.05
+
+
+def _binary(p: np.ndarray) -> np.ndarray:
+    return bits(np.stack([p, 1 - p], axis=-1))
+
+
+@pytest.mark.parametrize(("groups", "count"), [(24, 4), (20, 2), (24, 16), (128, 8)])
+def test_few_samples_read_no_information_into_chance(groups: int, count: int) -> None:
+    found = mutual_information(np.random.default_rng(0).integers(PLACES, size=(groups, count)), PLACES).information
+    assert found.low <= 0 <= found.high and found.value < 0.1
+
+
+def test_groups_weigh_as_much_as_they_were_read() -> None:
+    """Half of the groups always say 1, the others toss a coin and are seldom read: I is that of what was read."""
+    values = np.full((128, 64), UNREAD)
+    values[:64] = 1
+    values[64:, :8] = np.random.default_rng(0).integers(2, size=(64, 8))
+    weight = 8 / 72
+    truth = float(_binary(np.array([1 - weight / 2]))[0]) - weight
+    found = mutual_information(values, 2).information
+    assert found.value == pytest.approx(truth, abs=0.03) and found.low < truth < found.high
+
+
 def test_half_of_the_latents_decide() -> None:
     rng = np.random.default_rng(2)
     values = rng.integers(PLACES, size=(512, 64))

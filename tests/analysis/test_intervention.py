@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from freetf_cli.analysis.verdict import verdict
 from freetf_cli.data.batches import DataSource, open_data
 from freetf_cli.recipe import DataConfig
 from freetf_cli.results.likelihood import Cost, Estimate
-from freetf_cli.results.probe import Budget, FactorInformation, Intervention, Reliance
+from freetf_cli.results.probe import Budget, Decoding, FactorInformation, Intervention, Reliance
 from freetf_cli.sampling import SampleSpec
 from tests.analysis.planted import PlantedLetters
 
@@ -83,14 +84,14 @@ def test_the_shuffled_control_is_zero_and_outputs_are_valid(planted: dict[str, I
     found = planted[decides]
     for one in found.factors:
         assert one.shuffled.low <= 1e-3 and one.shuffled.high >= 0, one.factor
-        assert (one.groups, one.count) == ((GROUPS, 26) if one.factor == "letter" else (GROUPS, COUNT))
+        assert (one.groups, one.count) == (GROUPS, COUNT)
     assert found.valid is not None and found.valid.value > 0.99
 
 
 def test_z_does_not_override_the_prompts_letter(planted: dict[str, Intervention]) -> None:
     letter = factor(planted["position"], "letter")
     assert letter.entropy == pytest.approx(math.log2(26), abs=0.05)
-    assert abs(letter.information.value) < 0.05
+    assert abs(letter.information.value) < 0.1
 
 
 def test_heat_maps_and_boxes_show_the_same_groups(planted: dict[str, Intervention]) -> None:
@@ -113,7 +114,8 @@ def posterior_of(codes_of: Callable[[dict[str, object]], int], source: DataSourc
     z[:, 0] = torch.tensor([codes_of(row) for row in rows])
     zeros = np.zeros(count)
     hidden = torch.randn(count, 40, generator=torch.Generator().manual_seed(0))
-    return Posterior(torch.zeros(count, 65, 16), torch.ones(count, 65), z, zeros, zeros, zeros, zeros + 65, hidden)
+    own = np.arange(count)
+    return Posterior(torch.zeros(count, 65, 16), torch.ones(count, 65), z, np.roll(own, 1), zeros, zeros, zeros, zeros + 65, own, hidden)
 
 
 def starting(row: dict[str, object]) -> int:
@@ -211,7 +213,7 @@ def _examples(source: DataSource, count: int):  # type: ignore[no-untyped-def]
 def test_coins_are_read_and_other_tasks_have_no_factor() -> None:
     reader = factor_reader(open_data(DataConfig(task="coins"), context=None, seed=0), "val", 20)
     assert reader is not None
-    assert reader.read(["0001", "0111", "01"])["z"].tolist() == [0, 1, UNREAD]
+    assert reader.read(["0001", "0111", "101"])["z"].tolist() == [0, 1, UNREAD]  # the first is given
     assert factor_reader(open_data(DataConfig(task="blocks"), context=None, seed=0), "val", 20) is None
 
 
@@ -227,7 +229,8 @@ def numbers(ce: float, other: float, floor: float | None = 27.4) -> tuple[Budget
         nats = bits * ln2 / 65
         return Cost(nats, nats, nats, bits / 65, None, bits)
 
-    flow = Budget(one, Estimate(ce, ce, ce), one, [], [], 1.0, 0.1, 1, 2, 1.0, 2.0, 8.0, 9.0, 0.1, None, floor, 100)
+    length = Estimate(ce + 30, ce + 30, ce + 30)
+    flow = Budget(one, Estimate(ce, ce, ce), length, [], [], 1.0, 0.1, 1, 2, 1.0, 2.0, 8.0, 9.0, 0.1, None, floor, 100, 100, 65)
     gain = (other - ce) * ln2 / 65
     return flow, Reliance(cost(ce), cost(other), cost(other), Estimate(gain, gain - 1e-4, gain + 1e-4))
 
@@ -248,6 +251,7 @@ def told(name: str, bits: float, entropy: float, sites: int = 1) -> FactorInform
         (1.0, 60.0, 4.0, 9.0, 0.3, "copying"),
         (1.0, 60.0, 4.0, 9.0, 0.95, "details"),
         (22.0, 40.0, 0.1, 0.1, 0.99, "used"),
+        (0.0, 60.0, 4.0, 9.0, 0.3, "copying"),
     ],
 )
 def test_verdicts(ce: float, other: float, position: float, noise: float, valid: float, label: str) -> None:
@@ -262,5 +266,17 @@ def test_verdicts(ce: float, other: float, position: float, noise: float, valid:
 
 def test_a_verdict_without_factors() -> None:
     assert verdict(*numbers(300, 420, floor=None), None).label == "used"
-    assert verdict(*numbers(10, 420, floor=None), None).label == "copying"
+    assert verdict(*numbers(3, 420, floor=None), None).label == "copying"
     assert verdict(*numbers(300, 301, floor=None), None).label == "unused"
+    assert verdict(*numbers(1000, 12_000, floor=None), None).label == "used"  # a wrong Z confuses
+
+
+def test_a_verdict_needs_more_than_its_control() -> None:
+    budget, reliance = numbers(22.0, 40.0)
+    lucky = replace(told("position", 0.8, 5.83), shuffled=Estimate(0.7, 0.6, 0.9))
+    found = Intervention("K>", "prior", [lucky], Estimate(1, 1, 1), [], [])
+    assert verdict(budget, reliance, found).label == "used"
+    doubtful = replace(reliance, other_less_posterior=Estimate(0.1, -0.01, 0.2))
+    assert verdict(budget, doubtful, found).label == "unused"
+    read = Decoding("z", "Z", "linear", Estimate(1, 1, 1), 0.5, 0.5, 0.99, 1.0)
+    assert any("a probe (linear) reads 0.99 of 1.00 bits of z from Z" in line for line in verdict(budget, reliance, found, [read]).evidence)

@@ -32,6 +32,9 @@ class Rows:
             stop = min(start + size, sequences)
             yield Batch(self.inputs[start:stop], self.targets[start:stop])
 
+    def held_out_documents(self, split: str, sequences: int) -> np.ndarray:
+        return np.arange(min(sequences, len(self.inputs)))
+
 
 def random_rows(count: int, context: int, vocab: int, seed: int = 0) -> Rows:
     rng = np.random.default_rng(seed)

@@ -187,8 +187,8 @@ def test_a_planted_difference_is_found(compared, run_cli, free_run, copied):
     assert changes["embedding.weight"]["relative"] == pytest.approx(29.0)
     assert changes["embedding.weight"]["cosine"] == pytest.approx(1.0)
     assert all(change["relative"] == 0 for name, change in changes.items() if name != "embedding.weight")
-    assert run_cli("compare", free_run, worse, *SMALL).stdout.startswith("A is better: ")
-    assert run_cli("compare", worse, free_run, *SMALL).stdout.startswith("B is better: ")
+    assert run_cli("compare", free_run, worse, *SMALL).stdout.startswith("A has the lower bound: ")
+    assert run_cli("compare", worse, free_run, *SMALL).stdout.startswith("B has the lower bound: ")
 
 
 def test_a_difference_too_small_to_see(compared, run_cli, free_run, copied):

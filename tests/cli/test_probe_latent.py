@@ -80,7 +80,9 @@ def test_labelled_text_is_read_by_its_words(run_cli: Callable, labelled: Path) -
     assert [one["factor"] for one in found["transplant"]] == ["label"]
     assert any("parts of several documents" in note for note in found["notes"])
     assert found["reliance"]["posterior"]["bits_per_byte"] > 0 and found["budget"]["floor"] is None
+    assert found["transplant"][0]["chance"]["value"] == pytest.approx(0.5, abs=0.25)  # of both labels, though the folder is sorted
     hidden = [one for one in found["decoding"] if one["source"] == "hidden"]
+    assert all(one["entropy"] > 0.9 and one["majority"] < 0.65 for one in found["decoding"])
     assert max(one["accuracy"]["value"] for one in hidden) > 0.9
 
 
@@ -88,6 +90,11 @@ def test_text_without_labels_has_budget_and_reliance(run_cli: Callable, text_run
     done = run_cli("probe-latent", text_run, *QUICK, "--split", "train")
     assert done.code == 0, done.stderr
     assert "no factor of this data is known" in done.stdout and "Reliance" in done.stdout and "Transplant" not in done.stdout
+
+
+def test_a_sweep_is_of_one_data(run_cli: Callable, free_run: Path, text_run: Path) -> None:
+    done = run_cli("probe-latent", free_run, text_run, "--sweep")
+    assert done.code == 2 and f"not that of {free_run}, {text_run}" in done.stderr
 
 
 def test_a_baseline_has_no_z(run_cli: Callable, baseline_run: Path, free_run: Path) -> None:
@@ -100,7 +107,9 @@ def test_a_baseline_has_no_z(run_cli: Callable, baseline_run: Path, free_run: Pa
     ("options", "said"),
     [
         (("--sequences", 12), "12 sequences are too few for an interval: at least 20 are needed"),
-        (("--groups", 12, "--sequences", 100, "--count", 2), "12 groups in which the factor could be read are too few"),
+        (("--groups", 12), "12 groups are too few for an interval: at least 20 are needed; raise --groups"),
+        (("--split", "vall"), "the data has no split 'vall'; did you mean 'val'?"),
+        (("--prompt", "AB>"), "a row of letters begins with a letter and '>'"),
         (("--split", "test-of-nothing", "--data", "text"), "tokenizer is not the run's"),
         (("--prompt", "A>" + "_" * 12), "the prompt is as long as a sequence"),
         (("--prompt", "é"), "prompt"),

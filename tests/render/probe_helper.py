@@ -79,6 +79,8 @@ def budget(kappa: float = 0.5, **changes: Any) -> Budget:
         efficiency=estimate(0.784, 0.02),
         floor=27.412,
         sequences=4096,
+        paired=4096,
+        targets=float(T),
     )
     return replace(made, **changes)
 
@@ -191,7 +193,7 @@ NAN_COST = Cost(math.nan, math.nan, math.nan, math.nan, None, math.nan)
 def unknown() -> ProbeResult:
     """NaN wherever a number can fail."""
     nan = math.nan
-    flow = Budget(NAN, NAN, NAN, [nan] * 4, [nan] * 2, 0.5, nan, 0, 0, nan, nan, nan, nan, nan, NAN, nan, 0)
+    flow = Budget(NAN, NAN, NAN, [nan] * 4, [nan] * 2, 0.5, nan, 0, 0, nan, nan, nan, nan, nan, NAN, nan, 0, 0, nan)
     one = FactorInformation("position", NAN, NAN, nan, 1, 2, 3, nan, nan, nan)
     found = intervention(factors=[one], valid=NAN, heat_maps=[HeatMap("map", [[nan, nan], [nan, nan]])], samples=[])
     return result(
