@@ -31,7 +31,9 @@ def bootstrap(values: ArrayLike, weights: ArrayLike | None = None, *, clusters: 
     columns = _clustered(np.stack([top, bottom], axis=1), clusters)
     drawn = resampled(columns[(columns != 0).any(1)], seed)  # what counts in neither sum is no thing to draw
     with np.errstate(invalid="ignore", divide="ignore"):
-        low, high = np.nanquantile(drawn[:, 0] / drawn[:, 1], [0.025, 0.975]) if len(drawn) else (np.nan, np.nan)
+        ratios = drawn[:, 0] / drawn[:, 1]
+        ratios = ratios[~np.isnan(ratios)]  # a draw in which nothing counts
+        low, high = np.quantile(ratios, [0.025, 0.975]) if len(ratios) else (np.nan, np.nan)
         return Estimate(float(top.sum() / bottom.sum()), float(low), float(high))
 
 

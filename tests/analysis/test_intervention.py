@@ -280,3 +280,41 @@ def test_a_verdict_needs_more_than_its_control() -> None:
     assert verdict(budget, doubtful, found).label == "unused"
     read = Decoding("z", "Z", "linear", Estimate(1, 1, 1), 0.5, 0.5, 0.99, 1.0)
     assert any("a probe (linear) reads 0.99 of 1.00 bits of z from Z" in line for line in verdict(budget, reliance, found, [read]).evidence)
+
+
+def test_transplants_go_under_another_prompt(letters: tuple[DataSource, FactorReader], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another letter than the row's own, the other coin, nothing for text; and the control has the same prompts with other Zs."""
+    source, reader = letters
+    rows = source.held_out_factors("val", 30)
+    posterior = posterior_of(starting, source, 30)
+    asked: list[tuple[list[str], list[list[int]]]] = []
+
+    def noted(model: object, tokenizer: object, prompts: list[str], spec: SampleSpec, advance: object) -> list[str]:
+        assert spec.given_z is not None
+        asked.append((prompts, [list(z) for z in spec.given_z]))
+        return ["K>" + "_" * 64 for _ in prompts]
+
+    monkeypatch.setattr("freetf_cli.analysis.intervention._texts", noted)
+    transplant(PlantedLetters("position"), source.tokenizer, reader, posterior, rows, SampleSpec(total=66, count=30), "letters", silent)
+    (prompts, own), (same, other) = asked
+    order = [own.index(z) for z in posterior.z.tolist()]
+    assert prompts == same and sorted(order) == list(range(30))
+    assert all(prompts[place][0] != row["letter"] for place, row in zip(order, rows, strict=True))
+    assert other == posterior.z[posterior.other[[posterior.z.tolist().index(z) for z in own]]].tolist() and other != own
+    coins = open_data(DataConfig(task="coins"), context=None, seed=0)
+    known, asked[:] = coins.held_out_factors("val", 30), []
+    reader = factor_reader(coins, "val", 30)
+    assert reader is not None
+    transplant(PlantedLetters("position"), coins.tokenizer, reader, posterior, known, SampleSpec(total=64, count=30), "coins", silent)
+    order = [asked[0][1].index(z) for z in posterior.z.tolist()]
+    assert all(asked[0][0][place] == str(1 - row["z"]) for place, row in zip(order, known, strict=True))
+
+
+def test_documents_stay_together_and_their_order_does_not_matter() -> None:
+    from freetf_cli.analysis.decoding import _dealt
+
+    documents = np.repeat(np.arange(20), 5)
+    dealt = _dealt(range(100), documents, 0)
+    pieces = documents[dealt]
+    assert (np.diff(np.flatnonzero(np.diff(pieces)), prepend=-1) == 5).all()  # a piece of five after the other
+    assert list(pieces[::5]) != sorted(pieces[::5]) and sorted(dealt) == list(range(100))

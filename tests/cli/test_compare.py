@@ -381,3 +381,16 @@ def test_nothing_is_cut_or_coloured_in_a_pipe(run_cli, monkeypatch, free_run, ot
     code, stdout, stderr = run_cli("compare", free_run, other_run, *SMALL, "-q")
     assert (code, stderr) == (0, "")
     assert "\x1b" not in stdout and "…" not in stdout
+
+
+def test_the_use_of_z_is_in_bits_and_against_kappa(compared, run_cli, free_run, copied):
+    """CE prior − CE posterior agrees with the metrics of the same rows, the share above κ with what probe-latent finds on them."""
+    other = copied(free_run)
+    perturb(other, lambda tensors: tensors["encoder.readout.weight"].mul_(30.0))
+    found = compared(free_run, other)
+    use, metrics = found["b"]["latent"], found["metrics"]
+    difference = metrics["ce_prior"]["b"]["bits_per_token"] - metrics["ce_posterior"]["b"]["bits_per_token"]
+    assert use["prior_less_posterior"]["value"] == pytest.approx(difference, abs=1e-6)
+    assert use["kl"]["nats_per_token"] == pytest.approx(metrics["kl"]["b"]["nats_per_token"])
+    probed = json.loads(run_cli("probe-latent", other, "--sequences", 24, "--groups", 60, "--count", 4, "--device", "cpu", "--json").stdout)
+    assert use["above_kappa"] == pytest.approx(probed["budget"]["above_kappa"]) and 0 < use["above_kappa"] < 1

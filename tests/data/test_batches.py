@@ -214,3 +214,27 @@ def test_rows_just_as_long_as_the_stream(tmp_path: Path) -> None:
     assert (data.train_batch(0, 3).inputs == [[256, *b"abcdefghij"]] * 3).all()
     with pytest.raises(InputError, match=r"12 tokens: less than a row of model\.context = 12"):
         open_data(DataConfig(dir=str(tmp_path / "d")), context=12, seed=0)
+
+
+def test_factors_are_those_of_the_document_that_a_window_lies_in(tmp_path: Path) -> None:
+    """Two documents of 20 bytes: windows of 8 tokens, 7 apart, over `SEP a×20 SEP b×20 SEP`."""
+    folder = tmp_path / "texts"
+    for label in ("a", "b"):
+        (folder / label).mkdir(parents=True)
+        (folder / label / "1.txt").write_text(label * 20)
+    prepare_text([folder], tmp_path / "data", split={"train": 1.0})
+    source = open_data(DataConfig(dir=str(tmp_path / "data")), context=7, seed=0)
+    stream = [0, *[1] * 20, 0, *[2] * 20, 0]
+    windows = [stream[start : start + 8] for start in range(0, len(stream) - 7, 7)]
+    expected = [{"label": "a"} if start + 7 < 21 else {"label": "b"} if start >= 21 else {} for start in range(0, len(stream) - 7, 7)]
+    assert source.held_out_factors("train", 99) == expected[: len(windows)]
+    assert source.held_out_documents("train", 99).tolist() == [int(start >= 21) for start in range(0, len(stream) - 7, 7)]
+    assert {} in expected and {"label": "b"} in expected
+
+
+def test_factors_of_a_task_are_those_of_its_rows() -> None:
+    source = open_data(DataConfig(task="letters"), context=None, seed=0)
+    factors = source.held_out_factors("val", 50)
+    rows = next(iter(source.held_out("val", 50, 50))).inputs
+    assert [source.tokenizer.decode(row[:1]) for row in rows] == [one["letter"] for one in factors]
+    assert source.held_out_documents("val", 50).tolist() == list(range(50))
