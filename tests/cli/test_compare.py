@@ -386,7 +386,7 @@ def test_nothing_is_cut_or_coloured_in_a_pipe(run_cli, monkeypatch, free_run, ot
 def test_the_use_of_z_is_in_bits_and_against_kappa(compared, run_cli, free_run, copied):
     """CE prior − CE posterior agrees with the metrics of the same rows, the share above κ with what probe-latent finds on them."""
     other = copied(free_run)
-    perturb(other, lambda tensors: tensors["encoder.readout.weight"].mul_(30.0))
+    perturb(other, lambda tensors: tensors["encoder.readout.weight"].mul_(1.7))  # some tokens above κ, not all
     found = compared(free_run, other)
     use, metrics = found["b"]["latent"], found["metrics"]
     difference = metrics["ce_prior"]["b"]["bits_per_token"] - metrics["ce_posterior"]["b"]["bits_per_token"]
