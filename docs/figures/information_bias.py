@@ -17,6 +17,7 @@ from freetf_cli.analysis.information import mutual_information
 
 VALUES = 57
 SIZES = ((128, 64, 30), (1024, 128, 10))  # M, N, repetitions
+SITES = ((0.0625, 0.0625, 0.0), (0.04, 0.5, 0.05), (0.03, 0.5, 0.07), (0.0, 0.125, 0.5), (0.01, 0.115, 0.5))  # low, high, share of high
 Draw = Callable[[int, np.random.Generator], np.ndarray]
 
 
@@ -82,6 +83,30 @@ def measure(draw: Draw, groups: int, count: int, repetitions: int) -> dict[str, 
     }
 
 
+def entropy(p: np.ndarray) -> np.ndarray:
+    return bits(np.stack([p, 1 - p], axis=-1))
+
+
+def measure_sites(low: float, high: float, share: float, groups: int, count: int, repetitions: int) -> dict[str, float]:
+    """64 places; at each a share of the Zs marks with probability `high`, the others with `low`."""
+    whole = np.array(share * high + (1 - share) * low)
+    truth = 64 * float(entropy(whole) - share * entropy(np.array(high)) - (1 - share) * entropy(np.array(low)))
+    errors, covered = [], 0
+    for repetition in range(repetitions):
+        rng = np.random.default_rng(repetition)
+        p = np.where(rng.random((groups, 64)) < share, high, low)
+        values = (rng.random((groups, count, 64)) < p[:, None]).astype(np.int64)
+        found = mutual_information(values, 2, seed=repetition).information
+        errors.append(found.value - truth)
+        covered += found.low - 1e-3 <= truth <= found.high + 1e-3
+    return {
+        "truth": round(truth, 3),
+        "bias": round(float(np.mean(errors)), 4),
+        "deviation": round(float(np.std(errors)), 4),
+        "covered": covered / repetitions,
+    }
+
+
 def main() -> None:
     found = {
         f"M={groups}, N={count}, {repetitions} repetitions": {
@@ -89,6 +114,11 @@ def main() -> None:
         }
         for groups, count, repetitions in SIZES
     }
+    for groups, count, repetitions in SIZES:
+        found[f"64 places, M={groups}, N={count}, {repetitions} repetitions"] = {
+            f"{share:.0%} of the Zs at {high}, the others at {low}": measure_sites(low, high, share, groups, count, repetitions)
+            for low, high, share in SITES
+        }
     sys.stdout.write(json.dumps(found, indent=1) + "\n")
 
 

@@ -2,40 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from itertools import combinations
+from collections.abc import Sequence
 
-from freetf_cli.analysis.letters import LettersReading, read_letters
+import numpy as np
+from numpy.typing import NDArray
+
+from freetf_cli.analysis.factors import letters_reader
+from freetf_cli.analysis.information import UNREAD
 from freetf_cli.results import Agreement, DataFacts
 
-Compare = Callable[[LettersReading, LettersReading], float | None]
+ALL_PAIRS = 2048  # rows of which every two are compared on their marks; of more, each group with the next
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
 
 
 def letters_agreement(groups: Sequence[Sequence[str]], facts: DataFacts) -> list[Agreement]:
-    """Agreement on position and on noise within and across groups of letters rows; empty for other tasks or fewer than two groups.
-
-    position: the same start (pairs without a target are left out); noise: the share of `!` places in common, |A ∩ B| / |A ∪ B|.
-    """
+    """Agreement on position and on noise within and across groups of letters rows; empty for other tasks or fewer than two groups."""
     if facts.task != "letters" or len(groups) < 2:
         return []
-    length, target = int(facts.params.get("length", 64)), int(facts.params.get("target", 8))
-    readings = [[read_letters(row, length, target) for row in group] for group in groups]
-    kinds: Mapping[str, Compare] = {"position": _same_start, "noise": _common_noise}
-    return [_agreement(factor, readings, compare) for factor, compare in kinds.items()]
+    readings = [letters_reader(facts.params).read(group) for group in groups]
+    return [agreement(factor, [reading[factor] for reading in readings]) for factor in ("position", "noise")]
 
 
-def _agreement(factor: str, groups: Sequence[Sequence[LettersReading]], compare: Compare) -> Agreement:
-    within = [compare(a, b) for group in groups for a, b in combinations(group, 2)]
-    across = [compare(a, b) for one, other in combinations(groups, 2) for a in one for b in other]
-    means = [[value for value in values if value is not None] for values in (within, across)]
-    shares = [sum(values) / len(values) if values else 0.0 for values in means]
-    return Agreement(factor, shares[0], shares[1], len(means[0]), len(means[1]))
+def agreement(factor: str, groups: Sequence[Ints]) -> Agreement:
+    """How often two samples of one group, and of two groups, agree.
+
+    A group's values [N]: the same value, among pairs in which it was read. [N, S]: marked places in common over all marked places,
+    |A ∩ B| / |A ∪ B|, among pairs with a mark.
+    """
+    sums = _same_values(groups) if groups[0].ndim == 1 else _common_marks([group.astype(np.float32) for group in groups])
+    (same, inside), (other, outside) = sums
+    return Agreement(factor, same / inside if inside else 0.0, other / outside if outside else 0.0, round(inside), round(outside))
 
 
-def _same_start(a: LettersReading, b: LettersReading) -> float | None:
-    return None if a.start is None or b.start is None else float(a.start == b.start)
+Sums = tuple[tuple[float, float], tuple[float, float]]  # (agreement, pairs) within groups, and across
 
 
-def _common_noise(a: LettersReading, b: LettersReading) -> float | None:
-    union = a.noise | b.noise
-    return len(a.noise & b.noise) / len(union) if union else None
+def _same_values(groups: Sequence[Ints]) -> Sums:
+    """Every pair, by counting."""
+    kinds = max(int(group.max(initial=UNREAD)) for group in groups) + 1
+    counts_GA = np.stack([np.bincount(group[group != UNREAD], minlength=max(kinds, 1)) for group in groups])
+    same, pairs = _pairs(counts_GA).sum(), _pairs(counts_GA.sum(1)).sum()
+    whole = counts_GA.sum(0)
+    return (float(same), float(pairs)), (float(_pairs(whole).sum() - same), float(_pairs(whole.sum()) - pairs))
+
+
+def _pairs(counts: Ints) -> Ints:
+    return counts * (counts - 1) // 2
+
+
+def _common_marks(groups: Sequence[Floats]) -> Sums:
+    within = np.sum([_overlap(group, group, inside=True) for group in groups], axis=0)
+    everyone = sum(map(len, groups)) <= ALL_PAIRS
+    others = [
+        (one, other)
+        for number, one in enumerate(groups)
+        for other in (groups[number + 1 :] if everyone else [groups[number - 1]])
+        if len(one) and len(other)
+    ]
+    across = np.sum([_overlap(one, other) for one, other in others], axis=0) if others else np.zeros(2)
+    return (float(within[0]), float(within[1])), (float(across[0]), float(across[1]))
+
+
+def _overlap(a: Floats, b: Floats, *, inside: bool = False) -> tuple[float, float]:
+    """Sum of |A ∩ B| / |A ∪ B| over pairs with a mark, and their number. inside: a is b, each two of it once."""
+    common = a @ b.T
+    union = a.sum(1)[:, None] + b.sum(1) - common
+    counted = union > 0
+    if inside:
+        counted &= np.triu(np.ones_like(counted), 1)
+    return float((common[counted] / union[counted]).sum()), float(counted.sum())

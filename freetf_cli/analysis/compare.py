@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from freetf_cli.analysis.checks import Check, check_kinds
-from freetf_cli.analysis.likelihood import RowCosts, at_least_float32, cost, row_costs, tensors
+from freetf_cli.analysis.likelihood import RowCosts, cost, row_costs
 from freetf_cli.analysis.paired import pairs, positions
 from freetf_cli.analysis.run_data import check_split, open_run_data
 from freetf_cli.analysis.statistics import bootstrap, check_enough
@@ -27,13 +27,11 @@ from freetf_cli.data.batches import DataSource
 from freetf_cli.errors import InputError
 from freetf_cli.model.cost import plan_run
 from freetf_cli.model.free_transformer import FreeTransformer
-from freetf_cli.model.latent import kl_per_token
 from freetf_cli.recipe import differences
 from freetf_cli.results import LN2
 from freetf_cli.results.compare import Comparison, LatentUse, SamplePair, Setting, Side
 from freetf_cli.run_folder import RunFolder
 from freetf_cli.sampling import SampleSpec, check_prompts, generate, prompt_tokens
-from freetf_cli.training.objective import carriers
 
 MOST_NEW_TOKENS = 256  # of a sample: what fits beside another one
 _ROWS_AT_ONCE = 32
@@ -182,20 +180,12 @@ def _sequences(source: DataSource, settings: Settings) -> int:
     return count
 
 
-@torch.inference_mode()
 def _latent_use(model: FreeTransformer, costs: RowCosts, source: DataSource, settings: Settings) -> LatentUse:
-    kl, prior, posterior = costs.kl, costs.ce_prior, costs.ce_posterior
-    assert kl is not None and prior is not None and posterior is not None
-    above = tokens = 0.0
-    for batch in source.held_out(settings.split, settings.sequences, _ROWS_AT_ONCE):
-        inputs_BT, targets_BT = tensors(model, batch)
-        bit_logits_BTH = at_least_float32(model.infer_latent(model.lower(inputs_BT), inputs_BT))
-        carriers_BT = carriers(targets_BT)
-        above += float(((kl_per_token(bit_logits_BTH) > model.latent.kappa * LN2) * carriers_BT).sum())
-        tokens += float(carriers_BT.sum())
+    kl, prior, posterior, above = costs.kl, costs.ce_prior, costs.ce_posterior, costs.above_kappa
+    assert kl is not None and prior is not None and posterior is not None and above is not None
     saved = bootstrap((prior - posterior) / LN2, costs.tokens, clusters=costs.documents, seed=settings.seed)
     ratio = source.bytes_per_token.get(settings.split)
-    return LatentUse(cost(kl, costs.tokens, ratio, settings.seed, costs.documents), above / tokens, model.latent.kappa, saved)
+    return LatentUse(cost(kl, costs.tokens, ratio, settings.seed, costs.documents), above, model.latent.kappa, saved)
 
 
 def _weights(one: Candidate) -> Path:

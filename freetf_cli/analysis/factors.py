@@ -35,11 +35,12 @@ MOST_LABELS = 20  # of more kinds than this a label is no class, but an answer o
 
 @dataclass(frozen=True)
 class Factor:
-    """A factor's name, how many values it can have, and at how many sites."""
+    """A factor's name, how many values it can have, and at how many sites. given: by the prompt, so that no Z need tell it."""
 
     name: str
     kinds: int
     sites: int = 1
+    given: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,15 @@ class FactorReader:
     """How to know the factors of one kind of data.
 
     truth: from what the data says of a row. read: from a text. valid: could the task have made this text? None where that cannot be said.
-    notes: how it reads, for people.
+    prompts: all that the task has, where a factor is given. other_prompt: one that is not the row's own. notes: how it reads, for people.
     """
 
     factors: tuple[Factor, ...]
     truth: Callable[[Sequence[Factors]], dict[str, Ints]]
     read: Callable[[Sequence[str]], dict[str, Ints]]
     valid: Callable[[str], bool] | None = None
+    prompts: tuple[str, ...] = ()
+    other_prompt: Callable[[Factors], str] = lambda row: ""
     notes: tuple[str, ...] = ()
 
 
@@ -68,8 +71,8 @@ def factor_reader(source: DataSource, split: str, sequences: int) -> FactorReade
 
 def letters_reader(params: Mapping[str, Any]) -> FactorReader:
     """letter, position and noise of the letters task."""
-    length, target, letters = params["length"], params["target"], params["letters"]
-    factors = (Factor("letter", letters), Factor("position", length - target + 1), Factor("noise", 2, length))
+    length, target, letters = (int(params.get(name, default)) for name, default in (("length", 64), ("target", 8), ("letters", 26)))
+    factors = (Factor("letter", letters, given=True), Factor("position", length - target + 1), Factor("noise", 2, length))
 
     def marks(places: Sequence[Sequence[int]]) -> Ints:
         out = np.zeros((len(places), length), np.int64)
@@ -93,7 +96,15 @@ def letters_reader(params: Mapping[str, Any]) -> FactorReader:
             "noise": marks([sorted(reading.noise) for reading in readings]),
         }
 
-    return FactorReader(factors, truth, read, lambda text: read_letters(text, length, target).valid)
+    prompts = tuple(f"{letter}>" for letter in ascii_uppercase[:letters])
+    return FactorReader(
+        factors,
+        truth,
+        read,
+        valid=lambda text: read_letters(text, length, target).valid,
+        prompts=prompts,
+        other_prompt=lambda row: prompts[(ascii_uppercase.index(row["letter"]) + letters // 2) % letters],
+    )
 
 
 def _commonest_letter(line: str) -> int:
@@ -108,7 +119,10 @@ def coins_reader() -> FactorReader:
         ones = [2 * text[1:].count("1") - len(text[1:]) for text in texts]
         return {"z": np.array([UNREAD if excess == 0 else int(excess > 0) for excess in ones])}
 
-    return FactorReader((Factor("z", 2),), lambda rows: {"z": np.array([row["z"] for row in rows])}, read)
+    def truth(rows: Sequence[Factors]) -> dict[str, Ints]:
+        return {"z": np.array([row["z"] for row in rows])}
+
+    return FactorReader((Factor("z", 2),), truth, read, other_prompt=lambda row: str(1 - row["z"]))
 
 
 class NaiveBayes:

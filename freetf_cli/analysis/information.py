@@ -174,39 +174,3 @@ def _jackknife(counts_SMA: Floats) -> Floats:
         fewer[..., value] = np.maximum(fewer[..., value] - 1, 0)
         without += counts_SMA[..., value] / np.maximum(n_SM, 1) * _entropy(fewer)
     return np.where(n_SM > 1, n_SM * whole - (n_SM - 1) * without, whole)
-
-
-def agreement(values: Ints) -> tuple[float, float]:
-    """How often two samples of one group, and of two groups, agree.
-
-    values [M, N]: the same value, among pairs in which it was read. [M, N, S]: marked places in common over all marked places of the two.
-    Groups are compared with the next one, the last with the first.
-    """
-    if values.ndim == 2:
-        counts_MA = group_counts(values)[0]
-        n_M = counts_MA.sum(-1)
-        within = (counts_MA * (counts_MA - 1)).sum(), (n_M * (n_M - 1)).sum()
-        other_MA = np.roll(counts_MA, 1, axis=0)
-        between = (counts_MA * other_MA).sum(), (n_M * other_MA.sum(-1)).sum()
-        return _share(*within), _share(*between)
-    marks = values.astype(np.float32)
-    same, other = zip(*(_overlaps(group, marks[number - 1]) for number, group in enumerate(marks)), strict=True)
-    return _share(*np.sum(same, axis=0)), _share(*np.sum(other, axis=0))
-
-
-def _overlaps(group: NDArray[np.float32], other: NDArray[np.float32]) -> tuple[tuple[float, float], tuple[float, float]]:
-    """(sum of |A ∩ B| / |A ∪ B| over pairs with a mark, number of these pairs), within the group and across to the other."""
-
-    def ratios(a: NDArray[np.float32], b: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        common = a @ b.T
-        union = a.sum(1)[:, None] + b.sum(1) - common
-        return common / np.maximum(union, 1), union > 0
-
-    inside, inside_any = ratios(group, group)
-    np.fill_diagonal(inside_any, False)
-    outside, outside_any = ratios(group, other)
-    return (float(inside[inside_any].sum()), float(inside_any.sum())), (float(outside[outside_any].sum()), float(outside_any.sum()))
-
-
-def _share(top: float, bottom: float) -> float:
-    return float(top / bottom) if bottom else 0.0

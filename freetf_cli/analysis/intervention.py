@@ -14,14 +14,15 @@ from string import ascii_uppercase
 import numpy as np
 from numpy.typing import NDArray
 
+from freetf_cli.analysis.agreement import agreement
 from freetf_cli.analysis.budget import Posterior
 from freetf_cli.analysis.factors import Factor, FactorReader
-from freetf_cli.analysis.information import UNREAD, agreement, mutual_information, shuffled
+from freetf_cli.analysis.information import UNREAD, mutual_information, shuffled
 from freetf_cli.analysis.letters import PROMPT
 from freetf_cli.analysis.statistics import LEAST, bootstrap
 from freetf_cli.data.rows import Factors
 from freetf_cli.data.tokenizer import Tokenizer
-from freetf_cli.model.decoder import Decoder
+from freetf_cli.model.free_transformer import FreeTransformer
 from freetf_cli.results import SampleGroups
 from freetf_cli.results.likelihood import Estimate
 from freetf_cli.results.probe import FactorInformation, HeatMap, Intervention, Transplant
@@ -32,11 +33,11 @@ Stage = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 SHOWN_GROUPS, SHOWN_COUNT = 3, 6  # boxes of Figure 4
 MAPPED_GROUPS = 48
-LETTER_GROUPS, LETTER_COUNT = 64, 32  # of the second, smaller intervention over all prompts
+PROMPTED_GROUPS, PROMPTED_COUNT = 64, 32  # of the second, smaller intervention over all prompts
 
 
 def intervene(
-    model: Decoder, tokenizer: Tokenizer, reader: FactorReader, prompt: str, spec: SampleSpec, task: str | None, stage: Stage
+    model: FreeTransformer, tokenizer: Tokenizer, reader: FactorReader, prompt: str, spec: SampleSpec, task: str | None, stage: Stage
 ) -> Intervention:
     """M = spec.groups Zs × N = spec.count sequences from one prompt. InputError with too few groups for an interval."""
     spec = replace(spec, z="shared", prompt_z="prior")
@@ -46,8 +47,8 @@ def intervene(
     shape = (spec.groups, spec.count)
     values = {factor: found[factor.name].reshape(*shape, *found[factor.name].shape[1:]) for factor in reader.factors}
     for factor in reader.factors:
-        if factor.name == "letter":
-            values[factor] = _letters_by_prompt(model, tokenizer, reader, factor, spec, stage)
+        if factor.given:
+            values[factor] = _by_prompt(model, tokenizer, reader, factor, spec, stage)
     factors = []
     with stage("estimating information", len(values)) as advance:
         for factor, seen in values.items():
@@ -65,7 +66,9 @@ def intervene(
     )
 
 
-def _texts(model: Decoder, tokenizer: Tokenizer, prompts: Sequence[str], spec: SampleSpec, advance: Callable[[int], None]) -> Iterator[str]:
+def _texts(
+    model: FreeTransformer, tokenizer: Tokenizer, prompts: Sequence[str], spec: SampleSpec, advance: Callable[[int], None]
+) -> Iterator[str]:
     for sample in generate(model, tokenizer, prompts, spec):
         advance(1)
         yield sample.text
@@ -75,7 +78,7 @@ def _information(factor: Factor, values: Ints, seed: int) -> FactorInformation:
     """values [M, N] or [M, N, sites]."""
     found = mutual_information(values, factor.kinds, seed)
     control = mutual_information(shuffled(values, seed), factor.kinds, seed)
-    within, between = agreement(values)
+    agreed = agreement(factor.name, list(values))
     return FactorInformation(
         factor=factor.name,
         information=found.information,
@@ -85,28 +88,21 @@ def _information(factor: Factor, values: Ints, seed: int) -> FactorInformation:
         groups=values.shape[0],
         count=values.shape[1],
         read=float((values != UNREAD).mean()),
-        within=within,
-        between=between,
+        within=agreed.within,
+        between=agreed.across,
     )
 
 
-def _letters_by_prompt(model: Decoder, tokenizer: Tokenizer, reader: FactorReader, factor: Factor, spec: SampleSpec, stage: Stage) -> Ints:
-    """Letters written [M, N]. The prompt gives the letter, so this asks whether Z overrides it: each Z under prompts drawn at random."""
+def _by_prompt(model: FreeTransformer, tokenizer: Tokenizer, reader: FactorReader, factor: Factor, spec: SampleSpec, stage: Stage) -> Ints:
+    """Values written [M, N] of a factor that the prompt gives: each Z under prompts drawn at random. Does Z override the prompt?"""
     rng = np.random.default_rng(spec.seed)
-    shape = min(spec.groups, LETTER_GROUPS), min(spec.count, LETTER_COUNT)
-    prompts = [f"{ascii_uppercase[letter]}>" for letter in rng.integers(factor.kinds, size=shape).flatten()]
-    codes = rng.integers(0, 2 ** _bits(model), (shape[0], spec.total - 1)).repeat(shape[1], axis=0).tolist()
+    shape = min(spec.groups, PROMPTED_GROUPS), min(spec.count, PROMPTED_COUNT)
+    prompts = [reader.prompts[number] for number in rng.integers(len(reader.prompts), size=shape).flatten()]
+    codes = rng.integers(0, 2**model.latent.bits, (shape[0], spec.total - 1)).repeat(shape[1], axis=0).tolist()
     given = replace(spec, z="independent", groups=1, count=1, given_z=codes)
     with stage("sampling, other prompts", len(prompts)) as advance:
         texts = list(_texts(model, tokenizer, prompts, given, advance))
     return reader.read(texts)[factor.name].reshape(shape)
-
-
-def _bits(model: Decoder) -> int:
-    from freetf_cli.model.free_transformer import FreeTransformer
-
-    assert isinstance(model, FreeTransformer)
-    return model.latent.bits
 
 
 def _valid(reader: FactorReader, groups: Sequence[Sequence[str]], seed: int) -> Estimate | None:
@@ -127,7 +123,9 @@ def _heat_maps(groups: Sequence[Sequence[str]]) -> list[HeatMap]:
     return [HeatMap("the letter", letters[order].round(4).tolist()), HeatMap("noise", noise[order].round(4).tolist())]
 
 
-def _shown(model: Decoder, tokenizer: Tokenizer, prompt: str, spec: SampleSpec, groups: Sequence[Sequence[str]]) -> list[SampleGroups]:
+def _shown(
+    model: FreeTransformer, tokenizer: Tokenizer, prompt: str, spec: SampleSpec, groups: Sequence[Sequence[str]]
+) -> list[SampleGroups]:
     """A blue box of independent Zs, and the first green ones."""
     blue = replace(spec, z="independent", groups=1, count=min(SHOWN_COUNT, spec.count), seed=spec.seed + 1)
     independent = [sample.text for sample in generate(model, tokenizer, [prompt], blue)]
@@ -136,13 +134,12 @@ def _shown(model: Decoder, tokenizer: Tokenizer, prompt: str, spec: SampleSpec, 
 
 
 def transplant(
-    model: Decoder,
+    model: FreeTransformer,
     tokenizer: Tokenizer,
     reader: FactorReader,
     posterior: Posterior,
     rows: Sequence[Factors],
     spec: SampleSpec,
-    task: str | None,
     stage: Stage,
 ) -> list[Transplant]:
     """The Zs of spec.count rows under prompts of other rows; the control has the same prompts, and other rows' Zs.
@@ -153,7 +150,7 @@ def transplant(
     if len(known) < LEAST:
         return []
     known = np.random.default_rng(spec.seed).permutation(known)[: spec.count]
-    prompts = [_other_prompt(rows[number], reader, task) for number in known]
+    prompts = [reader.other_prompt(rows[number]) for number in known]
     plain = replace(spec, z="independent", groups=1, count=1)
     found = []
     with stage("transplanting Z", 2 * len(known)) as advance:
@@ -164,20 +161,10 @@ def transplant(
     results = []
     for factor in reader.factors:
         own, other = (_matches(factor, truth[factor.name], texts[factor.name]) for texts in found)
-        if factor.name != "letter" and min(own[1].sum(), other[1].sum()) >= LEAST:
+        if not factor.given and min(own[1].sum(), other[1].sum()) >= LEAST:
             taken, chance = (bootstrap(*part, clusters=documents, seed=spec.seed) for part in (own, other))
             results.append(Transplant(factor.name, taken, chance, int(own[1].sum())))
     return results
-
-
-def _other_prompt(row: Factors, reader: FactorReader, task: str | None) -> str:
-    """Another letter than the row's own, where there is another; the other symbol; for text nothing."""
-    if task == "coins":
-        return str(1 - row["z"])
-    if task != "letters":
-        return ""
-    letters = next(factor.kinds for factor in reader.factors if factor.name == "letter")
-    return f"{ascii_uppercase[(ascii_uppercase.index(row['letter']) + letters // 2) % letters]}>"
 
 
 def _matches(factor: Factor, truth: Ints, found: Ints) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -55,7 +55,7 @@ class RowCosts:
 
     tokens: counted targets [N]. documents: the document that a row begins in [N]. posterior_bound, prior_bound: by number of draws, empty
     for a baseline. nll: the tighter of the two with the most draws, `proposal` says which; a baseline's CE. ce_posterior, kl, ce_prior:
-    None for a baseline.
+    None for a baseline; so is above_kappa, the share of tokens whose KL exceeds κ.
     by_position: elbo (a baseline: CE) summed over sequences, and the targets that it was summed over, [T] each.
     """
 
@@ -67,6 +67,7 @@ class RowCosts:
     ce_posterior: Floats | None
     kl: Floats | None
     ce_prior: Floats | None
+    above_kappa: float | None
     by_position: tuple[Floats, Floats]
     seconds: float
 
@@ -128,6 +129,7 @@ def row_costs(
         ce_posterior=found["ce"] if free else None,
         kl=found["kl"] if free else None,
         ce_prior=found["ce_prior"] if free else None,
+        above_kappa=float(found["above"].sum() / found["carriers"].sum()) if free else None,
         by_position=(found["positions"].sum(0), found["counted"].sum(0)),
         seconds=time.perf_counter() - started,
     )
@@ -231,6 +233,8 @@ def _free(model: FreeTransformer, batch: Batch, row: int, samples: Sequence[int]
         "tokens": counted_BT.sum(1),
         "ce": _array(nats_BT.sum(1)),
         "kl": _array(kl_BT.double().sum(1)),
+        "above": _array((kl_BT > model.latent.kappa * LN2).sum(1)),
+        "carriers": _array(carriers_BT.sum(1)),
         "ce_prior": _array(prior_BKT.double().sum(-1).mean(1)),
         **{f"posterior {count}": nats for count, nats in importance_bounds(_array(torch.cat(log_weights, dim=1)), samples).items()},
         **{f"prior {k}": nats for k, nats in importance_bounds(_array(-prior_BKT.double().sum(-1)), _prior_samples(samples)).items()},

@@ -66,7 +66,7 @@ def probe_latent(
         sampling = SampleSpec(total=min(source.row_tokens, LONGEST), groups=groups, count=count, seed=seed)
         intervention = intervene(model, tokenizer, reader, prompt, sampling, task, stage)
         carried = SampleSpec(total=sampling.total, count=TRANSPLANTED.get(kind, 256), seed=seed)
-        taken = transplant(model, tokenizer, reader, posterior, rows, carried, task, stage)
+        taken = transplant(model, tokenizer, reader, posterior, rows, carried, stage)
         decoded = decode(posterior, reader, rows, model.latent.bits, seed, stage)
         notes += _doubts(intervention)
     return ProbeResult(

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from freetf_cli.analysis.agreement import letters_agreement
+from freetf_cli.analysis.agreement import agreement, letters_agreement
 from freetf_cli.analysis.letters import read_letters
 from freetf_cli.data.tasks import make_task
 from freetf_cli.results import Agreement, DataFacts
@@ -63,3 +63,25 @@ def test_a_ratio_to_nothing() -> None:
     assert Agreement("position", 0.5, 0.0, 4, 4).ratio == math.inf
     assert math.isnan(Agreement("position", 0.0, 0.0, 4, 4).ratio)
     assert Agreement("position", 0.5, 0.25, 4, 4).ratio == 2.0
+
+
+@pytest.mark.parametrize("kind", ["values", "marks"])
+def test_agreement_is_the_mean_over_all_pairs(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against loops over every pair, groups of several sizes, unread values and empty marks."""
+    rng = np.random.default_rng(0)
+    sizes = (4, 1, 5, 3)
+    groups = [rng.integers(-1, 3, size=n) if kind == "values" else (rng.random((n, 6)) < 0.3).astype(np.int64) for n in sizes]
+
+    def compared(a: np.ndarray, b: np.ndarray) -> float | None:
+        if kind == "values":
+            return None if -1 in (int(a), int(b)) else float(a == b)
+        return float((a & b).sum() / (a | b).sum()) if (a | b).any() else None
+
+    within = [compared(group[i], group[j]) for group in groups for i in range(len(group)) for j in range(i)]
+    across = [compared(a, b) for i, one in enumerate(groups) for other in groups[:i] for a in one for b in other]
+    found = agreement(kind, groups)
+    for pairs, share, count in ((within, found.within, found.pairs_within), (across, found.across, found.pairs_across)):
+        read = [value for value in pairs if value is not None]
+        assert share == pytest.approx(np.mean(read)) and count == len(read)
+    monkeypatch.setattr("freetf_cli.analysis.agreement.ALL_PAIRS", 3)
+    assert agreement(kind, groups).within == pytest.approx(found.within)

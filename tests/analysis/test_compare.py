@@ -24,6 +24,7 @@ def costs(nats: np.ndarray, tokens: np.ndarray = TOKENS, *, free: bool = False, 
         ce_posterior=nats - 2.0 if free else None,
         kl=np.full(len(nats), 2.0) if free else None,
         ce_prior=nats + 1.0 if free else None,
+        above_kappa=0.5 if free else None,
         by_position=by_position or (np.zeros(1), np.zeros(1)),
         seconds=0.0,
     )

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from freetf_cli.analysis.information import UNREAD, agreement, group_counts, mutual_information, shuffled
+from freetf_cli.analysis.information import UNREAD, group_counts, mutual_information, shuffled
 from freetf_cli.analysis.statistics import bootstrap, check_enough
 from freetf_cli.errors import InputError
 
@@ -140,16 +140,6 @@ def test_counting() -> None:
     assert group_counts(values).tolist() == [[[1, 2, 0], [0, 0, 2]]]
     marks = np.array([[[0, 1], [1, 1]]])
     assert group_counts(marks).tolist() == [[[1, 1]], [[0, 2]]]
-
-
-def test_agreement_counts_pairs() -> None:
-    within, between = agreement(np.array([[0, 0, 1], [1, 1, UNREAD]]))
-    assert within == pytest.approx((1 + 1) / (3 + 1))
-    assert between == pytest.approx(2 / 6)
-    marks = np.array([[[1, 1, 0], [1, 0, 0]], [[0, 0, 1], [0, 0, 0]]])
-    within, between = agreement(marks)
-    assert within == pytest.approx((1 / 2 + 1 / 2 + 0 + 0) / 4)  # the second group's pair has one empty side: 0 of 1 place in common
-    assert between == pytest.approx(0.0)
 
 
 def test_a_bootstrap_interval_is_that_of_the_mean() -> None:

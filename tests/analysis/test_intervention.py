@@ -129,13 +129,13 @@ def test_a_transplanted_position_is_taken_over(letters: tuple[DataSource, Factor
     posterior = posterior_of(starting, source, 40)
     spec = SampleSpec(total=66, count=40)
     for decides, taken in (("position", 0.97), ("nothing", 0.0)):
-        found = transplant(PlantedLetters(decides), source.tokenizer, reader, posterior, rows, spec, "letters", silent)
+        found = transplant(PlantedLetters(decides), source.tokenizer, reader, posterior, rows, spec, silent)
         position, noise = found
         assert [one.factor for one in found] == ["position", "noise"] and position.sequences == 40
         assert position.taken.value == pytest.approx(taken, abs=0.1)
         assert position.chance.value < 0.15
         assert noise.taken.value == pytest.approx(noise.chance.value, abs=0.06)
-    assert transplant(PlantedLetters("position"), source.tokenizer, reader, posterior, rows[:19], spec, "letters", silent) == []
+    assert transplant(PlantedLetters("position"), source.tokenizer, reader, posterior, rows[:19], spec, silent) == []
 
 
 def test_probes_read_what_is_there_and_not_what_is_not(letters: tuple[DataSource, FactorReader]) -> None:
@@ -295,7 +295,7 @@ def test_transplants_go_under_another_prompt(letters: tuple[DataSource, FactorRe
         return ["K>" + "_" * 64 for _ in prompts]
 
     monkeypatch.setattr("freetf_cli.analysis.intervention._texts", noted)
-    transplant(PlantedLetters("position"), source.tokenizer, reader, posterior, rows, SampleSpec(total=66, count=30), "letters", silent)
+    transplant(PlantedLetters("position"), source.tokenizer, reader, posterior, rows, SampleSpec(total=66, count=30), silent)
     (prompts, own), (same, other) = asked
     order = [own.index(z) for z in posterior.z.tolist()]
     assert prompts == same and sorted(order) == list(range(30))
@@ -305,7 +305,7 @@ def test_transplants_go_under_another_prompt(letters: tuple[DataSource, FactorRe
     known, asked[:] = coins.held_out_factors("val", 30), []
     reader = factor_reader(coins, "val", 30)
     assert reader is not None
-    transplant(PlantedLetters("position"), coins.tokenizer, reader, posterior, known, SampleSpec(total=64, count=30), "coins", silent)
+    transplant(PlantedLetters("position"), coins.tokenizer, reader, posterior, known, SampleSpec(total=64, count=30), silent)
     order = [asked[0][1].index(z) for z in posterior.z.tolist()]
     assert all(asked[0][0][place] == str(1 - row["z"]) for place, row in zip(order, known, strict=True))
 
