@@ -1,7 +1,7 @@
 """How far the estimate of I(Z; factor) is off: `python docs/figures/information_bias.py > docs/results/information-bias.json`.
 
 Each case draws M latents with distributions over 57 values that are uniform on the whole, and N samples under each; the truth is known.
-Written for docs/probing.md, which shows its table; takes a minute on one core.
+Written for docs/probing.md, which shows its table; takes two minutes on one core.
 """
 
 from __future__ import annotations

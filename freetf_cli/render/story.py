@@ -73,5 +73,11 @@ def ending(result: DemoResult) -> None:
     )
     console.print()
     console.print(Text("Try next:", style="bold"))
-    for command in (f"freetf show {free}", f"freetf sample {free} --prompt 'Q>' --z shared --groups 2 --count 5", "freetf recipe list"):
+    probe = f"freetf probe-latent {free} --report probe.html"
+    for command in (
+        f"freetf show {free}",
+        probe,
+        f"freetf sample {free} --prompt 'Q>' --z shared --groups 2 --count 5",
+        "freetf recipe list",
+    ):
         console.print(Text(f"   $ {command}", style="cyan"), soft_wrap=True)
