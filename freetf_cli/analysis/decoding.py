@@ -16,8 +16,7 @@ Shapes: N sequences, T positions, F features, S sites.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +28,7 @@ from torch import Tensor, nn
 from freetf_cli.analysis.budget import Posterior
 from freetf_cli.analysis.factors import Factor, FactorReader
 from freetf_cli.analysis.information import UNREAD
+from freetf_cli.analysis.intervention import Stage
 from freetf_cli.analysis.statistics import LEAST, bootstrap
 from freetf_cli.data.rows import Factors
 from freetf_cli.model.latent import LN2, code_bits
@@ -42,7 +42,6 @@ SCREENED, TRUST = 128, 0.05  # features that a probe sees; share of variance tha
 _RATE, _DECAY, _BATCH, _EPOCHS, _PATIENCE = 1e-2, 0.1, 64, 100, 8
 
 Ints = NDArray[np.int64]
-Stage = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 
 class HiddenFeatures:

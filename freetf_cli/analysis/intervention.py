@@ -29,7 +29,7 @@ from freetf_cli.results.probe import FactorInformation, HeatMap, Intervention, T
 from freetf_cli.sampling import SampleSpec, generate
 
 Ints = NDArray[np.int64]
-Stage = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+Stage = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]  # (name, total): progress of a part
 
 SHOWN_GROUPS, SHOWN_COUNT = 3, 6  # boxes of Figure 4
 MAPPED_GROUPS = 48

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from freetf_cli.analysis.budget import budget, read_posterior, reliance
 from freetf_cli.analysis.decoding import HiddenFeatures, decode
 from freetf_cli.analysis.factors import FactorReader, factor_reader
-from freetf_cli.analysis.intervention import intervene, transplant
+from freetf_cli.analysis.intervention import Stage, intervene, transplant
 from freetf_cli.analysis.statistics import check_enough
 from freetf_cli.analysis.verdict import verdict
 from freetf_cli.checkpoint import Checkpoint
@@ -24,8 +22,6 @@ from freetf_cli.sampling import SampleSpec, prompt_tokens
 LONGEST = 256  # tokens of a generated sequence, where the data's rows are longer
 TRANSPLANTED = {"cpu": 256, "cuda": 1024}
 GROUPS, COUNT = {"cpu": 128, "cuda": 1024}, {"cpu": 64, "cuda": 128}  # Zs, and sequences under each
-
-Stage = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 
 @dataclass(frozen=True)

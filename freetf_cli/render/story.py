@@ -73,7 +73,7 @@ def ending(result: DemoResult) -> None:
     )
     console.print()
     console.print(Text("Try next:", style="bold"))
-    probe = f"freetf probe-latent {free} --report probe.html"
+    probe = f"freetf probe-latent {free}"
     for command in (
         f"freetf show {free}",
         probe,

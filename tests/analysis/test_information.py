@@ -51,7 +51,7 @@ def test_shuffling_takes_the_information_away() -> None:
 
 @pytest.mark.parametrize("alpha", [0.05, 0.2, 1.0])
 def test_something_in_between(alpha: float) -> None:
-    """Each latent has a distribution of its own, uniform only on the whole: counting would give 0.6 too much."""
+    """Each latent has a distribution of its own, uniform only on the whole: counting would give 0.7 too much."""
     rng = np.random.default_rng(1)
     p_MA = rng.dirichlet(np.full(PLACES, alpha), size=256)
     truth = math.log2(PLACES) - bits(rng.dirichlet(np.full(PLACES, alpha), size=20_000)).mean()
