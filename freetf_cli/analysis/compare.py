@@ -34,7 +34,6 @@ from freetf_cli.run_folder import RunFolder
 from freetf_cli.sampling import SampleSpec, check_prompts, generate, prompt_tokens
 
 MOST_NEW_TOKENS = 256  # of a sample: what fits beside another one
-_ROWS_AT_ONCE = 32
 
 Advance = Callable[[int], None]
 Watch = Callable[[str, int | None], AbstractContextManager[Advance]]
