@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from freetf_cli.checkpoint import Checkpoint, checkpoint_folders
+from freetf_cli.model import latent
 from freetf_cli.model.free_transformer import FreeTransformer, build_model, initialise_model
 from freetf_cli.model.latent import PostSampler, logit_gradient, sample_codes
 from freetf_cli.recipe import LatentConfig, ModelConfig, check_recipe
@@ -33,6 +34,29 @@ def test_mapper_gradient_on_the_gpu(bits: int) -> None:
     rough = logit_gradient(dr.cuda().float(), logits.cuda().bfloat16(), table.cuda().float())
     want_rough = logit_gradient(dr, logits.bfloat16().double(), table)
     assert relative(rough, want_rough) < 1e-2
+
+
+@pytest.mark.parametrize(("tokens", "width", "bits"), [(16_640, 256, 16), (1000, 1536, 16), (333, 200, 10)])
+def test_fused_mapper_gradient(tokens: int, width: int, bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """bfloat16 within 1 % of float64, also from a captured graph; a NaN or an infinity comes out as no finite number."""
+    generator = torch.Generator().manual_seed(width)
+    dr, logits, table = (torch.randn(*shape, generator=generator).cuda() for shape in ((tokens, width), (tokens, bits), (2**bits, width)))
+    logits, table = logits.bfloat16(), table + 3  # in bfloat16, what all rows have in common would drown the rest
+    want = logit_gradient(dr.double(), logits.double(), table.double())
+    with monkeypatch.context() as patch:
+        if torch.cuda.get_device_capability()[0] == 9:  # no way but the kernel
+            patch.setattr(latent, "_covariance", None)
+        got = logit_gradient(dr, logits, table)
+        assert relative(got, want) < 1e-2
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            again = logit_gradient(dr, logits, table)
+        graph.replay()
+        assert torch.equal(again, got)
+        dr[-1, 0], dr[0, 1] = float("nan"), float("inf")
+        broken = logit_gradient(dr, logits, table)
+        assert not broken[-1].isfinite().any() and not broken[0].isfinite().any()
+        assert torch.equal(broken[1:-1], got[1:-1])
 
 
 def test_compiled_bf16_step_follows_the_float32_one() -> None:

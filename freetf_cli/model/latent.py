@@ -15,7 +15,11 @@ seen as a [2^(H − H/2), 2^(H/2)] matrix, with a vector.
 Shapes: N tokens, B sequences, T positions, H bits, C codes, D width. KL is in nats.
 """
 
+import importlib.util
 import math
+import os
+import shutil
+from functools import cache
 from typing import Literal
 
 import torch
@@ -105,10 +109,13 @@ def logit_gradient(dr_ND: Tensor, bit_logits_NH: Tensor, table_CD: Tensor) -> Te
 
     An operator of its own, so that torch.compile keeps the loop over chunks out of its graph. The product W · dr runs in bfloat16
     where the logits are bfloat16 (autocast), else in the table's type. What all rows of W have in common changes no covariance, so it
-    is taken out first: in bfloat16 it would drown the differences.
+    is taken out first: in bfloat16 it would drown the differences. On CUDA the bfloat16 product and what follows are one kernel
+    (mapper_kernel.py); what is here is its reference, and the way of all else.
     """
     bits = bit_logits_NH.shape[1]
     product_type = torch.bfloat16 if bit_logits_NH.dtype == torch.bfloat16 else table_CD.dtype
+    if product_type == torch.bfloat16 and _fusible(dr_ND, bits):
+        return _fused(dr_ND, bit_logits_NH, table_CD)
     table_DC = (table_CD - table_CD.mean(0)).to(product_type).T
     step = max(1, _CHUNK_ELEMENTS.get(dr_ND.device.type, 1 << 26) // table_CD.shape[0])
     out_NH = torch.empty_like(bit_logits_NH)
@@ -122,6 +129,31 @@ def logit_gradient(dr_ND: Tensor, bit_logits_NH: Tensor, table_CD: Tensor) -> Te
 @logit_gradient.register_fake
 def _(dr_ND: Tensor, bit_logits_NH: Tensor, table_CD: Tensor) -> Tensor:
     return torch.empty_like(bit_logits_NH)
+
+
+def _fusible(dr_ND: Tensor, bits: int) -> bool:
+    """Whether the fused kernel does it. Below 8 bits there is little to save; its loads want rows of whole 16 bytes; its tiles are
+    cut for the shared memory and the matrix units of compute capability 9, and tried on no other."""
+    if not dr_ND.is_cuda or dr_ND.shape[0] == 0 or bits < 8 or dr_ND.shape[1] % 8:
+        return False
+    return torch.cuda.get_device_capability(dr_ND.device)[0] == 9 and _has_triton()
+
+
+@cache
+def _has_triton() -> bool:
+    """Triton is not on every system that torch runs on, and builds its launcher with a C compiler."""
+    compilers = (os.environ.get("CC"), "cc", "gcc", "clang")
+    return importlib.util.find_spec("triton") is not None and any(name and shutil.which(name) for name in compilers)
+
+
+def _fused(dr_ND: Tensor, bit_logits_NH: Tensor, table_CD: Tensor) -> Tensor:
+    from freetf_cli.model.mapper_kernel import fused_logit_gradient
+
+    centred_CD = torch.empty_like(table_CD, dtype=torch.bfloat16, memory_format=torch.contiguous_format)
+    torch.sub(table_CD, table_CD.mean(0), out=centred_CD)  # rounds as it writes: no centred float32 table
+    with torch.cuda.device(dr_ND.device):  # Triton launches on the current device
+        dl_NH = fused_logit_gradient(dr_ND.bfloat16(), torch.sigmoid(bit_logits_NH.float()), centred_CD)
+    return dl_NH.to(bit_logits_NH.dtype)
 
 
 def _covariance(s_NC: Tensor, bit_logits_NH: Tensor, bits: int) -> Tensor:

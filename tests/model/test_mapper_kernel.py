@@ -1,0 +1,70 @@
+"""The fused kernel against the mapper's reference in float64, run by Triton's interpreter, which has to be asked for before Triton is
+imported: hence a process of its own. The interpreter has no bfloat16 product; tests/test_gpu.py has the compiled kernel in bfloat16."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no triton on this system"),
+]
+
+# name: tokens, bits, width, tiles, splits. None: as chosen by shape.
+CASES = {
+    "resident, a tile and a bit": (130, 8, 32, None, None),
+    "resident, tokens of one tile": (70, 10, 64, (64, 7, 64, 4, 2, True), 1),
+    "the codes in four parts": (70, 10, 64, (32, 6, 64, 4, 2, True), 4),
+    "width in parts, the last one short": (70, 12, 40, (32, 7, 16, 4, 2, False), 2),
+    "width in parts, all bits low": (33, 8, 96, None, None),
+    "more than 16 bits": (5, 17, 16, (16, 10, 16, 4, 2, True), None),
+    "one token": (1, 9, 24, None, None),
+}
+CHECK = """
+import json, sys, torch
+from freetf_cli.model.latent import logit_gradient
+from freetf_cli.model.mapper_kernel import Tiles, fused_logit_gradient
+
+def errors(tokens, bits, width, tiles, splits):
+    torch.manual_seed(bits)
+    dr, logits, table = (torch.randn(*shape, dtype=torch.float64) for shape in ((tokens, width), (tokens, bits), (2**bits, width)))
+    logits *= 2
+    want = logit_gradient(dr, logits, table)
+    def fused(dr):
+        centred = (table - table.mean(0)).float()
+        return fused_logit_gradient(dr.float(), torch.sigmoid(logits).float(), centred, tiles and Tiles(*tiles), splits)
+    broken = fused(torch.where(torch.arange(tokens)[:, None] == tokens - 1, float("nan"), dr))
+    return {
+        "relative": float((fused(dr) - want).abs().max() / want.abs().max()),
+        "size": float(want.norm()),
+        "nan": bool(broken[-1].isnan().all() and broken[:-1].isfinite().all()),
+    }
+
+print(json.dumps({name: errors(*case) for name, case in json.loads(sys.argv[1]).items()}))
+"""
+
+
+@pytest.fixture(scope="module")
+def outcomes() -> dict[str, dict[str, float]]:
+    root = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path}
+    done = subprocess.run([sys.executable, "-c", CHECK, json.dumps(CASES)], capture_output=True, text=True, env=environment, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_fused_kernel_equals_the_reference(name: str, outcomes: dict[str, dict[str, float]]) -> None:
+    assert outcomes[name]["size"] > 1e-2
+    assert outcomes[name]["relative"] < 1e-5
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_token_that_is_not_a_number_stays_one(name: str, outcomes: dict[str, dict[str, float]]) -> None:
+    assert outcomes[name]["nan"]
