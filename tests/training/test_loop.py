@@ -19,8 +19,9 @@ from freetf_cli.model.free_transformer import build_model, initialise_model
 from freetf_cli.recipe import Recipe, check_recipe
 from freetf_cli.results import Progress, TrainResult
 from freetf_cli.run_folder import RunFolder
-from freetf_cli.training.loop import Hooks, Loop, resolve, train
+from freetf_cli.training.loop import Hooks, Loop, train
 from freetf_cli.training.signals import StopRequest
+from freetf_cli.training.start import resolve
 
 CPU = torch.device("cpu")
 KEYS = ["step", "tokens", "split", "loss", "ce", "kl", "penalty", "above_kappa", "kappa", "lr", "grad_norm"]
