@@ -3,8 +3,6 @@
 Shapes: B sequences, T positions, S cached and new positions, D width, M query heads, K key/value heads, E head width.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
