@@ -128,6 +128,7 @@ class TrainConfig(Part):
     seed: NotNegative = Field(0, lt=1 << 32, description="of weights, data order and latent noise")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on CUDA, fp32 elsewhere")
     compile: Literal["auto", "on", "off"] = Field("auto", description="torch.compile; auto: on CUDA")
+    cuda_graph: Literal["auto", "on", "off"] = Field("auto", description="replay a step as one CUDA graph; auto: on CUDA")
     deterministic: bool = Field(False, description="CUDA: only deterministic kernels")
     log_every: Positive = Field(10, description="steps between lines of metrics.jsonl")
     save_every: NotNegative = Field(0, description="steps between checkpoints; 0: at evaluations")

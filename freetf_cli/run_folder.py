@@ -73,13 +73,13 @@ class RunFolder:
         return load_recipe(str(self.path / "recipe.toml"))
 
     def append(self, metrics: Metrics, seconds: float | None = None) -> None:
-        """Record a logged step; its time, if any, goes into timing.jsonl."""
+        """Record a logged step; seconds, the mean of a step since the last such line, goes into timing.jsonl."""
         with self.metrics_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(dataclasses.asdict(metrics), allow_nan=False) + "\n")
         if seconds is not None:
             with self.timing_file.open("a", encoding="utf-8") as file:
                 rate = metrics.tokens / metrics.step / seconds if seconds else 0.0
-                file.write(json.dumps({"step": metrics.step, "seconds": round(seconds, 3), "tokens_per_second": round(rate, 1)}) + "\n")
+                file.write(json.dumps({"step": metrics.step, "seconds": round(seconds, 6), "tokens_per_second": round(rate, 1)}) + "\n")
 
     def metrics(self) -> list[Metrics]:
         """Everything recorded so far."""

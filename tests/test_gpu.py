@@ -1,6 +1,7 @@
 """What only a CUDA device can show. Run with `pytest -m gpu` on such a machine."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,17 @@ import pytest
 import torch
 
 from freetf_cli.checkpoint import Checkpoint, checkpoint_folders
+from freetf_cli.errors import FreetfError
 from freetf_cli.model import latent
 from freetf_cli.model.free_transformer import FreeTransformer, build_model, initialise_model
 from freetf_cli.model.latent import PostSampler, logit_gradient, sample_codes
-from freetf_cli.recipe import LatentConfig, ModelConfig, check_recipe
+from freetf_cli.recipe import LatentConfig, ModelConfig, Recipe, check_recipe
+from freetf_cli.run_folder import RunFolder
 from freetf_cli.sampling import SampleSpec, generate
-from freetf_cli.training.loop import train
+from freetf_cli.training.loop import Hooks, Loop, train
+from freetf_cli.training.optimizer import kappa_nats
+from freetf_cli.training.signals import StopRequest
+from freetf_cli.training.start import resolve
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 CUDA = torch.device("cuda")
@@ -113,17 +119,87 @@ def test_memory_stays_in_chunks() -> None:
     assert torch.cuda.max_memory_allocated() < 4 << 30
 
 
-def test_deterministic_runs_and_exact_resume(tmp_path: Path) -> None:
-    recipe = check_recipe(
-        {
-            "data": {"task": "letters"},
-            "model": {"layers": 2, "width": 64, "heads": 4},
-            "latent": {"kappa": 1.0, "bits": 8},
-            "train": {"steps": 6, "batch": 16, "lr": 1e-3, "deterministic": True, "save_every": 3, "keep_last": 2, "log_every": 1},
-            "eval": {"samples": 0},
-        },
-        where="test",
-    )
+def small(**settings: Any) -> Recipe:
+    tree = {
+        "data": {"task": "letters"},
+        "model": {"layers": 2, "width": 64, "heads": 4},
+        "latent": {"kappa": 1.0, "bits": 8, "kappa_start": 4.0, "kappa_anneal": 6},
+        "train": {"steps": 6, "batch": 16, "lr": 1e-3, "deterministic": True, "log_every": 1, **settings},
+        "eval": {"samples": 0},
+    }
+    return check_recipe(tree, where="test")
+
+
+def loop(path: Path, recipe: Recipe) -> Loop:
+    recipe, source = resolve(recipe)
+    model = build_model(recipe.model, recipe.latent)
+    initialise_model(model, recipe.train.seed)
+    return Loop(recipe, source, model.to(CUDA).train(), RunFolder.create(path, recipe), CUDA, Hooks(), StopRequest())
+
+
+def state(running: Loop) -> list[torch.Tensor]:
+    """Weights, moments and step counters."""
+    moments = [value for entry in running.optimizer.state.values() for value in entry.values()]
+    return [value.detach().clone() for value in (*running.model.parameters(), *moments)]
+
+
+def moved(running: Loop, steps: int) -> tuple[torch.Tensor, list[list[float]]]:
+    """How far some steps took the weights, and each one's sums and gradient norm."""
+    before, records = [value.detach().clone() for value in running.model.parameters()], []
+    for _ in range(steps):
+        sums, grad_norm, count = running.train_step()
+        records.append([*sums.tolist(), float(grad_norm), count])
+        running.step += 1
+    return torch.cat([(now - then).flatten() for now, then in zip(running.model.parameters(), before, strict=True)]).detach(), records
+
+
+@pytest.mark.parametrize("settings", [{}, {"accumulate": 4}, {"compile": "off"}, {"deterministic": False}])
+def test_a_replayed_step_is_the_one_launched(tmp_path: Path, settings: dict[str, Any]) -> None:
+    """Another learning rate, κ, batch and noise at every step: none of them may be frozen in the graph."""
+    found = [moved(loop(tmp_path / name, small(cuda_graph=name, warmup=3, **settings)), 5) for name in ("on", "off")]
+    torch.use_deterministic_algorithms(False)
+    (graph, ours), (eager, theirs) = found
+    assert relative(graph, eager) < 5e-2  # Adam turns noise in a gradient near zero into whole steps
+    assert torch.tensor(ours).allclose(torch.tensor(theirs), rtol=1e-2)
+    assert len({row[0] for row in ours}) == 5
+    assert len({row[2] / row[1] for row in ours}) == 5
+
+
+def test_capturing_leaves_no_trace(tmp_path: Path) -> None:
+    running = loop(tmp_path / "run", small(cuda_graph="on"))
+    weights = [value.detach().clone() for value in running.model.parameters()]
+    running.update._captured()
+    torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(a, b) for a, b in zip(running.model.parameters(), weights, strict=True))
+    assert all(not value.any() for entry in running.optimizer.state.values() for value in entry.values())
+    assert running.update.fault() is None
+    running.train_step()
+    assert {float(entry["step"]) for entry in running.optimizer.state.values()} == {1.0}
+
+
+@pytest.mark.parametrize("graph", ["on", "off"])
+def test_a_loss_that_is_not_finite_stops_the_updates_at_once_and_the_run_at_the_next_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, graph: str
+) -> None:
+    def poisoned(step: int, *args: Any) -> float:
+        return math.nan if step == 3 else kappa_nats(step, *args)
+
+    recipe = small(cuda_graph=graph, steps=20, log_every=8)
+    good = loop(tmp_path / "good", recipe)
+    moved(good, 3)
+    monkeypatch.setattr("freetf_cli.training.loop.kappa_nats", poisoned)
+    running = loop(tmp_path / "run", recipe)
+    with pytest.raises(FreetfError, match="not finite at step 4"):
+        running.run_to_end()
+    torch.use_deterministic_algorithms(False)
+    assert running.step == 8
+    assert all(torch.equal(a, b) for a, b in zip(state(running), state(good), strict=True))
+    assert checkpoint_folders(tmp_path / "run") == []
+
+
+@pytest.mark.parametrize("graph", ["on", "off"])
+def test_deterministic_runs_and_exact_resume(tmp_path: Path, graph: str) -> None:
+    recipe = small(save_every=3, keep_last=2, cuda_graph=graph)
     for name in ("a", "b"):
         train(recipe, tmp_path / name, device=CUDA)
 

@@ -71,7 +71,7 @@ def _dry_run(recipe: Recipe, name: str, device: str, json: bool) -> None:
     from freetf_cli.model.cost import plan_run
     from freetf_cli.render import terminal
     from freetf_cli.results import to_json
-    from freetf_cli.training.loop import resolve
+    from freetf_cli.training.start import resolve
 
     if recipe.model.vocab is None or recipe.model.context is None:
         recipe, _ = resolve(recipe)

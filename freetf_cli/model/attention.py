@@ -3,8 +3,6 @@
 Shapes: B sequences, T positions, S cached and new positions, D width, M query heads, K key/value heads, E head width.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
@@ -18,9 +16,38 @@ Rotary = tuple[Tensor, Tensor]
 
 def rotary_tables(positions_T: Tensor, head_width: int, base: float) -> Rotary:
     """cos and sin of every position's angles, [T, E/2] each, float32 (Su et al., arXiv 2104.09864)."""
+    make = _opaque_tables if torch.compiler.is_compiling() else _tables
+    return make(positions_T, head_width, base)
+
+
+def _tables(positions_T: Tensor, head_width: int, base: float) -> Rotary:
     frequencies = base ** (-torch.arange(0, head_width, 2, device=positions_T.device, dtype=torch.float32) / head_width)
     angles = positions_T.to(torch.float32)[:, None] * frequencies[None, :]
     return angles.cos(), angles.sin()
+
+
+@torch.library.custom_op("freetf::rotary_tables", mutates_args=())
+def _opaque_tables(positions_T: Tensor, head_width: int, base: float) -> tuple[Tensor, Tensor]:
+    """`_tables` as an operator that torch.compile does not look into: it would put a cosine and a sine, which cost more than all the rest,
+    into every kernel that turns a query or a key, for every element of it."""
+    return _tables(positions_T, head_width, base)
+
+
+@_opaque_tables.register_fake
+def _(positions_T: Tensor, head_width: int, base: float) -> tuple[Tensor, Tensor]:
+    table = positions_T.new_empty((len(positions_T), head_width // 2), dtype=torch.float32)
+    return table, torch.empty_like(table)
+
+
+def project(x_BTD: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
+    """Several projections of one stream: `layer(x)` of each.
+
+    Compiled it is one product with all their weights side by side, as a GPU takes as long to start a small product as to compute it.
+    """
+    if not torch.compiler.is_compiling():
+        return tuple(layer(x_BTD) for layer in layers)
+    together = F.linear(x_BTD, torch.cat([layer.weight for layer in layers]))
+    return torch.split(together, [layer.out_features for layer in layers], dim=-1)
 
 
 def rotate(x_BMTE: Tensor, rotary: Rotary) -> Tensor:
@@ -60,9 +87,10 @@ class Attention(nn.Module):
         self, q_BTD: Tensor, kv_BTD: Tensor, rotary: Rotary, *, causal: bool, cache: LayerCache | None = None, position: int = 0
     ) -> Tensor:
         """Attend from q_BTD to kv_BTD (and to what `cache` holds before `position`); returns [B, T, D]."""
-        q_BMTE = rotate(self._heads(self.q(q_BTD)), rotary)
-        k_BKSE = rotate(self._heads(self.k(kv_BTD)), rotary)
-        v_BKSE = self._heads(self.v(kv_BTD))
+        q_BTF, k_BTF, v_BTF = self._project(q_BTD, kv_BTD)
+        q_BMTE = rotate(self._heads(q_BTF), rotary)
+        k_BKSE = rotate(self._heads(k_BTF), rotary)
+        v_BKSE = self._heads(v_BTF)
         if cache is not None:
             k_BKSE, v_BKSE = cache.extend(k_BKSE, v_BKSE, position)
         mask = _continued_mask(q_BMTE.shape[2], position, q_BMTE.device) if causal and position else None
@@ -70,6 +98,12 @@ class Attention(nn.Module):
             q_BMTE, k_BKSE, v_BKSE, attn_mask=mask, is_causal=causal and not position, enable_gqa=self.heads != self.key_heads
         )
         return self.out(y_BMTE.transpose(1, 2).flatten(2))
+
+    def _project(self, q_BTD: Tensor, kv_BTD: Tensor) -> tuple[Tensor, ...]:
+        """Queries, keys and values, [B, T, heads · E] each."""
+        if q_BTD is kv_BTD:
+            return project(q_BTD, self.q, self.k, self.v)
+        return self.q(q_BTD), *project(kv_BTD, self.k, self.v)
 
     def _heads(self, x_BTF: Tensor) -> Tensor:
         return x_BTF.view(*x_BTF.shape[:2], -1, self.head_width).transpose(1, 2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from freetf_cli.model.attention import Attention, LayerCache, Rotary
+from freetf_cli.model.attention import Attention, LayerCache, Rotary, project
 from freetf_cli.recipe import ModelConfig
 
 
@@ -19,7 +19,8 @@ class SwiGLU(nn.Module):
         self.down = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return self.down(F.silu(self.gate(x_BTD)) * self.up(x_BTD))
+        gate_BTF, up_BTF = project(x_BTD, self.gate, self.up)
+        return self.down(F.silu(gate_BTF) * up_BTF)
 
 
 class Block(nn.Module):

@@ -11,29 +11,28 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from freetf_cli.checkpoint import Checkpoint, checkpoint_folders, load_weights, save_checkpoint
-from freetf_cli.data.batches import IGNORE, Batch, DataSource, open_data
-from freetf_cli.data.rows import TRAIN
-from freetf_cli.device import autocast_dtype, describe
+from freetf_cli.checkpoint import Checkpoint, checkpoint_folders, save_checkpoint
+from freetf_cli.data.batches import DataSource
 from freetf_cli.errors import FreetfError, InputError, Interrupted, Stopped
 from freetf_cli.model.decoder import Decoder
-from freetf_cli.model.free_transformer import build_model, initialise_model
-from freetf_cli.recipe import Recipe, flat
+from freetf_cli.recipe import Recipe
 from freetf_cli.results import Metrics, Progress, TrainResult
 from freetf_cli.run_folder import RunFolder, describe_process, now
 from freetf_cli.sampling import SampleSpec, figure4_samples, prompt_tokens
 from freetf_cli.training.objective import LossFunction, LossSums, loss_function
 from freetf_cli.training.optimizer import kappa_nats, learning_rate, load_named_state, make_optimizer, named_state
+from freetf_cli.training.prefetch import HostBatch, Prefetch, host_batch
 from freetf_cli.training.signals import StopRequest
+from freetf_cli.training.start import check_same_run, describe_run, make_model, record_start, resolve
+from freetf_cli.training.step import TrainStep, autocast, uses_graph
+from freetf_cli.training.stopwatch import Stopwatch
 
 SAMPLE_TOKENS = 256  # of the samples kept with a run, where the data's rows are longer
 
@@ -44,18 +43,6 @@ class Hooks:
 
     progress: Callable[[Progress], None] = lambda progress: None
     saved: Callable[[RunFolder], None] = lambda run: None
-
-
-def resolve(recipe: Recipe) -> tuple[Recipe, DataSource]:
-    """Open the recipe's data, and fill in what only the data knows: vocabulary and context."""
-    source = open_data(recipe.data, context=recipe.model.context, seed=recipe.train.seed)
-    vocabulary = source.tokenizer.vocab_size
-    if recipe.model.vocab is not None and recipe.model.vocab < vocabulary:
-        raise InputError(f"model.vocab = {recipe.model.vocab} is less than the tokenizer's {vocabulary} tokens")
-    for split in (TRAIN, recipe.eval.split):
-        source.rows.size(split)  # InputError where the data lacks it: now, not after hours of training
-    model = recipe.model.model_copy(update={"vocab": recipe.model.vocab or vocabulary, "context": source.context})
-    return recipe.model_copy(update={"model": model}), source
 
 
 def train(
@@ -77,10 +64,11 @@ def train(
     Raises InputError before anything is written when recipe, data or checkpoint do not fit; Stopped or Interrupted, after saving, when
     `stop` asks.
     """
+    uses_graph(recipe.train, device)  # InputError where it cannot
     recipe, source = resolve(recipe)
     if resume is not None:
         check_same_run(recipe, source, resume)
-    model = _make_model(recipe, device, init_from, resume)
+    model = make_model(recipe, device, init_from, resume)
     run = RunFolder.create(path, recipe, again=again) if resume is None else RunFolder.open(path)
     loop = Loop(recipe, source, model, run, device, hooks or Hooks(), stop or StopRequest())
     if resume is not None:
@@ -88,69 +76,13 @@ def train(
         run.rewind(resume.step, recipe)
         if isinstance(resume.state.get("val_loss"), float):  # the run may have died before it noted this
             loop._note_best(resume.state["val_loss"])
-    _record_start(run, {**describe_process(argv), **_describe_run(recipe, source, device, init_from)}, resume)
+    record_start(run, {**describe_process(argv), **describe_run(recipe, source, device, init_from)}, resume)
     try:
         result = loop.run_to_end()
     except BaseException as error:
         run.update_manifest(status="stopped" if isinstance(error, Stopped | Interrupted | KeyboardInterrupt) else "failed", finished=now())
         raise
     return result
-
-
-def check_same_run(recipe: Recipe, source: DataSource, checkpoint: Checkpoint) -> None:
-    """Refuse to resume with other data or another recipe: it would not be the same run."""
-    if checkpoint.state["data"]["sha256"] != source.facts.sha256:
-        raise InputError(
-            "the data is not what the run was trained on (its hash differs)", str(checkpoint.folder), "use --init-from to start anew"
-        )
-    ours, theirs = flat(recipe), flat(checkpoint.recipe)
-    free = ("data.dir", "train.keep_last", "train.log_every", "train.save_every", "eval.every", "eval.samples", "parallel.")
-    changed = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key) and not key.startswith(free))
-    if changed:
-        first = f"{changed[0]} is {ours.get(changed[0])!r}, was {theirs.get(changed[0])!r}"
-        raise InputError(
-            f"the recipe is not the run's: {first}", str(checkpoint.folder), "use --init-from to start a new run from its weights"
-        )
-
-
-def _make_model(recipe: Recipe, device: torch.device, init_from: Checkpoint | None, resume: Checkpoint | None) -> Decoder:
-    if resume is not None:
-        return resume.model(device).train()
-    model = build_model(recipe.model, recipe.latent)
-    initialise_model(model, recipe.train.seed)
-    if init_from is not None:
-        missing = load_weights(model, init_from.folder / "model.safetensors", torch.device("cpu"), partial=True)
-        _check_only_latent(missing, init_from)
-    return model.to(device).train()
-
-
-def _check_only_latent(missing: Sequence[str], start: Checkpoint) -> None:
-    """A baseline lacks what a Free model adds, and nothing else: a deeper model would silently start half random."""
-    other = [name for name in missing if not name.startswith(("encoder.", "post_sampler."))]
-    if other:
-        raise InputError(f"the weights do not fit the model: {other[0]} is missing", str(start.folder))
-
-
-def _record_start(run: RunFolder, about: dict[str, Any], resume: Checkpoint | None) -> None:
-    """A new run's manifest; a resumed run keeps how it began, and adds how it went on."""
-    if resume is None:
-        run.update_manifest(**about, resumed=[], status="running")
-        return
-    before = run.manifest()
-    part = {name: about[name] for name in ("started", "argv", "device", "packages", "git")}
-    entries = {**about, **before, "resumed": [*before.get("resumed", []), {"step": resume.step, **part}], "status": "running"}
-    run.update_manifest(**entries)
-
-
-def _describe_run(recipe: Recipe, source: DataSource, device: torch.device, init_from: Checkpoint | None) -> dict[str, Any]:
-    return {
-        "started": now(),
-        "seed": recipe.train.seed,
-        "device": describe(device),
-        "data": asdict(source.facts),
-        "tokenizer_sha256": source.tokenizer.sha256,
-        "init_from": init_from and str(init_from.folder),
-    }
 
 
 class Loop:
@@ -167,10 +99,12 @@ class Loop:
         self.noise_generator = torch.Generator(device=device)
         self.bits = recipe.latent.bits if recipe.latent else 1
         self.plain_loss = loss_function(model, recipe.latent.free_bits if recipe.latent else "token")
-        self.loss = self._compiled(self.plain_loss)
         if self.config.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
+        shape = (self.config.batch, source.context, self.bits)
+        self.update = TrainStep(model, self._compiled(self.plain_loss), self.optimizer, self.config, device, shape)
+        self.batches = Prefetch(self._batch, self.config.steps)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Take up a checkpoint's step and optimizer moments."""
@@ -182,76 +116,75 @@ class Loop:
 
     def run_to_end(self) -> TrainResult:
         """Steps until the recipe's last, with logs, evaluations and checkpoints on the way."""
-        started, first = time.perf_counter(), self.step
+        started, first, watch = time.perf_counter(), self.step, Stopwatch()
         held_out: Metrics | None = None
-        while self.step < self.config.steps:
-            step_started = time.perf_counter()
-            sums, grad_norm, count = self.train_step()
-            self.step += 1
-            last = self.step == self.config.steps
-            if last or self.step == 1 or self.step % self.config.log_every == 0:
-                metrics = self._train_metrics(sums, grad_norm, count)
-                self.run.append(metrics, seconds=time.perf_counter() - step_started)
-                self._report(metrics, time.perf_counter() - started, self.step - first)
-            if last or _due(self.step, self.recipe.eval.every):
-                held_out = self.evaluate()
-                self.run.append(held_out)
-                self._report(held_out, time.perf_counter() - started, self.step - first)
-                self._sample()  # before the checkpoint: a resumed run would not come back to this step
-                self.save(held_out)
-                self.hooks.saved(self.run)
-            elif _due(self.step, self.config.save_every):
-                self.save(None)
-            if self.stop.signal is not None and not last:
-                self._stop()
+        with self.batches:
+            while self.step < self.config.steps:
+                sums, grad_norm, count = self.train_step()
+                self.step += 1
+                watch.count()
+                last = self.step == self.config.steps
+                logs = last or self.step == 1 or _due(self.step, self.config.log_every)
+                evaluates = last or _due(self.step, self.recipe.eval.every)
+                saves = evaluates or _due(self.step, self.config.save_every)
+                if logs or saves:
+                    self._check_finite()  # waits for the device: from here on the watch is right
+                if logs:
+                    metrics = self._train_metrics(sums, grad_norm, count)
+                    self.run.append(metrics, seconds=watch.read())
+                    self._report(metrics, time.perf_counter() - started, self.step - first)
+                with watch.paused():
+                    if evaluates:
+                        held_out = self.evaluate()
+                        self.run.append(held_out)
+                        self._report(held_out, time.perf_counter() - started, self.step - first)
+                        self._sample()  # before the checkpoint: a resumed run would not come back to this step
+                        self.save(held_out)
+                        self.hooks.saved(self.run)
+                    elif saves:
+                        self.save(None)
+                if self.stop.signal is not None and not last:
+                    self._stop()
         self.run.update_manifest(status="done", finished=now())
         self.hooks.saved(self.run)
         return self._result(time.perf_counter() - started, held_out)
 
     def train_step(self) -> tuple[Tensor, Tensor, int]:
-        """One update: the sums of LossSums over the batch [5], the gradient's norm before clipping, and the count of targets."""
-        config = self.config
-        batch = self.source.train_batch(self.step, config.batch)
-        count = int((batch.targets != IGNORE).sum())
-        kappa = torch.tensor(kappa_nats(self.step, self.recipe.latent, config.steps), device=self.device)
-        noise_BTH = self._noise(self.step, batch.inputs.shape)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, config)
-        self.optimizer.zero_grad(set_to_none=True)
-        total = torch.zeros(5, device=self.device)
-        size = config.batch // config.accumulate
-        for start in range(0, config.batch, size):
-            part = slice(start, start + size)
-            with self._autocast():
-                terms = LossSums(*self.loss(*self._tensors(batch, part), noise_BTH[part], kappa))
-            (terms.objective / count).backward()  # type: ignore[no-untyped-call]
-            total += _stack(terms)
-        limit = config.clip or math.inf
-        grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
-        self._check_finite(total, grad_norm)
-        self.optimizer.step()
-        return total, grad_norm, count
+        """One update: the sums of LossSums over the batch [5], the gradient's norm before clipping, and the count of targets.
+
+        The tensors are those of every step: read them before the next one.
+        """
+        batch = self.batches.take(self.step)
+        kappa = kappa_nats(self.step, self.recipe.latent, self.config.steps)
+        self._noise(self.step, self.update.noise.shape[:-1], out=self.update.noise)
+        self.update(self.step, batch, learning_rate(self.step, self.config), (kappa,))
+        if self.device.type != "cuda":  # where asking costs nothing
+            self._check_finite()
+        return self.update.sums, self.update.grad_norm, batch.count
 
     @torch.no_grad()
     def evaluate(self) -> Metrics:
         """The held-out split at the final κ, Z from the posterior with noise that is the same every time."""
         config, latent = self.recipe.eval, self.recipe.latent
         kappa = kappa_nats(self.config.steps, latent, self.config.steps)
+        scalar = torch.tensor(kappa, device=self.device)
         total, count, row = torch.zeros(5, device=self.device), 0, 0
         noise_NTH = self._noise(-1, (config.sequences, self.source.context))  # a row's noise does not depend on the size of the batches
         self.model.eval()
         for batch in self.source.held_out(config.split, config.sequences, self.config.batch // self.config.accumulate):
             noise_BTH = noise_NTH[row : row + len(batch.inputs)]
             row += len(batch.inputs)
-            with self._autocast():
-                terms = self.plain_loss(*self._tensors(batch, slice(None)), noise_BTH, torch.tensor(kappa, device=self.device))
-            total += _stack(LossSums(*terms))
-            count += int((batch.targets != IGNORE).sum())
+            rows = host_batch(batch, pinned=False)
+            with autocast(self.config, self.device):
+                terms = self.plain_loss(rows.inputs.to(self.device), rows.targets.to(self.device), noise_BTH, scalar)
+            total += LossSums(*terms).stack()
+            count += rows.count
         self.model.train()
         return self._metrics(total, count, config.split, kappa, lr=None, grad_norm=None)
 
     def save(self, held_out: Metrics | None) -> None:
         """A checkpoint of this step; older ones go, save the best."""
+        self._check_finite()
         state = {
             "step": self.step,
             "tokens": self._tokens(),
@@ -297,18 +230,14 @@ class Loop:
         self.run.save_samples(self.step, figure4_samples(self.model, self.source.tokenizer, prompt, spec, groups=2))
         self.model.train()
 
-    def _noise(self, key: int, shape: Sequence[int]) -> Tensor:
+    def _noise(self, key: int, shape: Sequence[int], out: Tensor | None = None) -> Tensor:
         """Uniform noise [B, T, H] of a training step (key ≥ 0) or of the held-out rows (key < 0): a function of (seed, key)."""
         words = [self.config.seed, abs(key), int(key < 0)]
         self.noise_generator.manual_seed(int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1))
-        return torch.rand(*shape, self.bits, generator=self.noise_generator, device=self.device)
+        return torch.rand(*shape, self.bits, generator=self.noise_generator, device=self.device, out=out)
 
-    def _tensors(self, batch: Batch, part: slice) -> tuple[Tensor, Tensor]:
-        return tuple(torch.from_numpy(rows[part]).to(self.device, non_blocking=True) for rows in (batch.inputs, batch.targets))  # type: ignore[return-value]
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        dtype = autocast_dtype(self.config.precision, self.device)
-        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+    def _batch(self, step: int) -> HostBatch:
+        return host_batch(self.source.train_batch(step, self.config.batch), pinned=self.device.type == "cuda")
 
     def _compiled(self, function: LossFunction) -> LossFunction:
         on = self.config.compile == "on" or (self.config.compile == "auto" and self.device.type == "cuda")
@@ -322,11 +251,12 @@ class Loop:
         kappa, rate = kappa_nats(self.step - 1, self.recipe.latent, self.config.steps), learning_rate(self.step - 1, self.config)
         return self._metrics(sums, count, "train", kappa, rate, float(grad_norm))
 
-    def _check_finite(self, sums: Tensor, grad_norm: Tensor) -> None:
-        """Before the update: one Inf in the gradient would make every weight NaN through the clipping."""
-        if bool(torch.isfinite(sums).all() & torch.isfinite(grad_norm)):
+    def _check_finite(self) -> None:
+        """Whatever leaves a record asks first: on CUDA the updates after a bad step were left out without a word."""
+        fault = self.update.fault()
+        if fault is None:
             return
-        what = f"the loss or its gradient is not finite at step {self.step + 1} (CE {float(sums[0])}, gradient norm {float(grad_norm)})"
+        what = f"the loss or its gradient is not finite at step {fault.step + 1} (CE {fault.ce}, gradient norm {fault.grad_norm})"
         kept = "the last checkpoint is untouched" if checkpoint_folders(self.run.path) else "there is no checkpoint yet"
         raise FreetfError(what, str(self.run.path), f"no update was made, {kept}; a lower train.lr may help")
 
@@ -361,7 +291,3 @@ class Loop:
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-def _stack(terms: LossSums) -> Tensor:
-    return torch.stack([terms.ce, terms.kl, terms.penalty, terms.above, terms.carriers]).detach().float()

@@ -35,8 +35,12 @@ class LossSums:
         """What is minimised, in nats: CE and the part of the KL above the free bits."""
         return self.ce + self.penalty
 
+    def stack(self) -> Tensor:
+        """All of them as numbers to add up, [5] float32."""
+        return torch.stack([self.ce, self.kl, self.penalty, self.above, self.carriers]).detach().float()
 
-LossFunction = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, ...]]
+
+LossFunction = Callable[..., tuple[Tensor, ...]]  # inputs, targets, noise, then scalars as tensors
 
 
 def carriers(targets_BT: Tensor) -> Tensor:

@@ -1,10 +1,12 @@
 """Algorithm 2: what depends on what, the baseline twin, and the cache."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
 from freetf_cli.model.decoder import Decoder
-from freetf_cli.model.free_transformer import FreeTransformer, build_model, initialise_model
+from freetf_cli.model.free_transformer import FreeTransformer, PosteriorPass, build_model, initialise_model
 from freetf_cli.model.latent import kl_per_token
 from freetf_cli.recipe import LatentConfig, ModelConfig
 
@@ -174,3 +176,33 @@ def test_initial_scales() -> None:
     for name, (weight, std) in deviations.items():
         assert weight.std().item() == pytest.approx(std, rel=0.12), name
     assert model.norm.weight.eq(1).all()
+
+
+def test_a_compiled_pass_is_the_same(free: FreeTransformer) -> None:
+    """Compiled, rotary tables are an operator of their own, and projections of one stream are one product: equal up to rounding."""
+
+    def results(run: Callable[..., PosteriorPass]) -> list[torch.Tensor]:
+        free.zero_grad()
+        out = run(tokens(), noise())
+        (free.read_out(out.hidden).square().sum() + kl_per_token(out.bit_logits).sum()).backward()
+        return [out.hidden, out.bit_logits, *(p.grad.clone() for p in free.parameters() if p.grad is not None)]
+
+    plain = results(free.forward_posterior)
+    compiled = results(torch.compile(free.forward_posterior, backend="eager", fullgraph=True))
+    assert len(plain) == len(compiled) == 2 + len(list(free.parameters()))
+    for ours, theirs in zip(compiled, plain, strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_compiled_projections_of_one_stream_are_one_product(free: FreeTransformer) -> None:
+    calls: list[str] = []
+
+    def backend(module: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., object]:
+        calls.extend(str(node.target) for node in module.graph.nodes)
+        return module.forward
+
+    torch.compile(free.forward_posterior, backend=backend, fullgraph=True)(tokens(), noise())
+    assert sum("rotary_tables" in call for call in calls) > 0
+    assert not any("cos" in call for call in calls)
+    products = sum("linear" in call for call in calls)
+    assert products == 4 * 4 + 4 + 2 + 1  # a block: qkv, out, gate and up, down; q apart in the encoder and the injection; its logits

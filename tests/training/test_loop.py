@@ -19,8 +19,9 @@ from freetf_cli.model.free_transformer import build_model, initialise_model
 from freetf_cli.recipe import Recipe, check_recipe
 from freetf_cli.results import Progress, TrainResult
 from freetf_cli.run_folder import RunFolder
-from freetf_cli.training.loop import Hooks, Loop, resolve, train
+from freetf_cli.training.loop import Hooks, Loop, train
 from freetf_cli.training.signals import StopRequest
+from freetf_cli.training.start import resolve
 
 CPU = torch.device("cpu")
 KEYS = ["step", "tokens", "split", "loss", "ce", "kl", "penalty", "above_kappa", "kappa", "lr", "grad_norm"]
@@ -297,8 +298,8 @@ def test_the_best_is_kept_when_later_ones_are_worse(tmp_path: Path, monkeypatch:
 
 def test_the_loss_is_given_the_kappa_that_is_recorded(tmp_path: Path) -> None:
     running = loop(tmp_path / "run", recipe())
-    plain, given = running.loss, []
-    running.loss = lambda *args: (given.append(float(args[-1])), plain(*args))[1]
+    plain, given = running.update.loss, []
+    running.update.loss = lambda *args: (given.append(float(args[-1])), plain(*args))[1]
     running.run_to_end()
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert given == pytest.approx([row["kappa"] for row in rows if row["split"] == "train"])
@@ -311,4 +312,23 @@ def test_no_update_is_made_from_a_gradient_that_is_not_finite(tmp_path: Path) ->
     with pytest.raises(FreetfError, match="not finite at step 1"):
         running.run_to_end()
     assert all(torch.equal(a, b) for a, b in zip(before, running.model.parameters(), strict=True))
+    assert checkpoint_folders(tmp_path / "run") == []
+
+
+def test_a_cpu_says_at_once_which_step_was_not_finite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("freetf_cli.training.loop.kappa_nats", lambda step, *_: math.nan if step == 2 else 0.1)
+    running = loop(tmp_path / "run", recipe(log_every=100))
+    with pytest.raises(FreetfError, match="not finite at step 3"):
+        running.run_to_end()
+    assert running.step == 2
+
+
+def test_nothing_is_saved_after_a_step_that_was_not_finite(tmp_path: Path) -> None:
+    """As on CUDA, where the host may be steps ahead when it comes to a checkpoint."""
+    running = loop(tmp_path / "run", recipe())
+    running.train_step()
+    running.update(1, running.batches.take(1), 1e-2, (math.nan,))
+    running.step = 5
+    with pytest.raises(FreetfError, match="not finite at step 2"):
+        running.save(None)
     assert checkpoint_folders(tmp_path / "run") == []

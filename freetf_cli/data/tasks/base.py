@@ -103,9 +103,10 @@ class Task(ABC):
         return [(self._block(seed, block), low, high) for block, low, high in spans if low < high]
 
     def _block(self, seed: int, block: int) -> Rows:
-        if self._cached is None or self._cached[0] != (seed, block):
-            self._cached = (seed, block), self.draw(generator(self.name, self.params, seed, block))
-        return self._cached[1]
+        cached = self._cached  # looked at once: another thread may put its own block there meanwhile
+        if cached is None or cached[0] != (seed, block):
+            self._cached = cached = (seed, block), self.draw(generator(self.name, self.params, seed, block))
+        return cached[1]
 
 
 def generator(*key: object) -> np.random.Generator:

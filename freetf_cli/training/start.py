@@ -1,0 +1,87 @@
+"""How a run begins: what its recipe needs from the data, the model that it starts with, and what its manifest says of that."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from freetf_cli.checkpoint import Checkpoint, load_weights
+from freetf_cli.data.batches import DataSource, open_data
+from freetf_cli.data.rows import TRAIN
+from freetf_cli.device import describe
+from freetf_cli.errors import InputError
+from freetf_cli.model.decoder import Decoder
+from freetf_cli.model.free_transformer import build_model, initialise_model
+from freetf_cli.recipe import Recipe, flat
+from freetf_cli.run_folder import RunFolder, now
+
+
+def resolve(recipe: Recipe) -> tuple[Recipe, DataSource]:
+    """Open the recipe's data, and fill in what only the data knows: vocabulary and context."""
+    source = open_data(recipe.data, context=recipe.model.context, seed=recipe.train.seed)
+    vocabulary = source.tokenizer.vocab_size
+    if recipe.model.vocab is not None and recipe.model.vocab < vocabulary:
+        raise InputError(f"model.vocab = {recipe.model.vocab} is less than the tokenizer's {vocabulary} tokens")
+    for split in (TRAIN, recipe.eval.split):
+        source.rows.size(split)  # InputError where the data lacks it: now, not after hours of training
+    model = recipe.model.model_copy(update={"vocab": recipe.model.vocab or vocabulary, "context": source.context})
+    return recipe.model_copy(update={"model": model}), source
+
+
+def check_same_run(recipe: Recipe, source: DataSource, checkpoint: Checkpoint) -> None:
+    """Refuse to resume with other data or another recipe: it would not be the same run."""
+    if checkpoint.state["data"]["sha256"] != source.facts.sha256:
+        raise InputError(
+            "the data is not what the run was trained on (its hash differs)", str(checkpoint.folder), "use --init-from to start anew"
+        )
+    ours, theirs = flat(recipe), flat(checkpoint.recipe)
+    free = ("data.dir", "train.keep_last", "train.log_every", "train.save_every", "eval.every", "eval.samples", "parallel.")
+    changed = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key) and not key.startswith(free))
+    if changed:
+        first = f"{changed[0]} is {ours.get(changed[0])!r}, was {theirs.get(changed[0])!r}"
+        raise InputError(
+            f"the recipe is not the run's: {first}", str(checkpoint.folder), "use --init-from to start a new run from its weights"
+        )
+
+
+def make_model(recipe: Recipe, device: torch.device, init_from: Checkpoint | None, resume: Checkpoint | None) -> Decoder:
+    if resume is not None:
+        return resume.model(device).train()
+    model = build_model(recipe.model, recipe.latent)
+    initialise_model(model, recipe.train.seed)
+    if init_from is not None:
+        missing = load_weights(model, init_from.folder / "model.safetensors", torch.device("cpu"), partial=True)
+        _check_only_latent(missing, init_from)
+    return model.to(device).train()
+
+
+def _check_only_latent(missing: Sequence[str], start: Checkpoint) -> None:
+    """A baseline lacks what a Free model adds, and nothing else: a deeper model would silently start half random."""
+    other = [name for name in missing if not name.startswith(("encoder.", "post_sampler."))]
+    if other:
+        raise InputError(f"the weights do not fit the model: {other[0]} is missing", str(start.folder))
+
+
+def record_start(run: RunFolder, about: dict[str, Any], resume: Checkpoint | None) -> None:
+    """A new run's manifest; a resumed run keeps how it began, and adds how it went on."""
+    if resume is None:
+        run.update_manifest(**about, resumed=[], status="running")
+        return
+    before = run.manifest()
+    part = {name: about[name] for name in ("started", "argv", "device", "packages", "git")}
+    entries = {**about, **before, "resumed": [*before.get("resumed", []), {"step": resume.step, **part}], "status": "running"}
+    run.update_manifest(**entries)
+
+
+def describe_run(recipe: Recipe, source: DataSource, device: torch.device, init_from: Checkpoint | None) -> dict[str, Any]:
+    return {
+        "started": now(),
+        "seed": recipe.train.seed,
+        "device": describe(device),
+        "data": asdict(source.facts),
+        "tokenizer_sha256": source.tokenizer.sha256,
+        "init_from": init_from and str(init_from.folder),
+    }

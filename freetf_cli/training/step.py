@@ -1,0 +1,145 @@
+"""One update of the weights, as one piece of work for the device: nothing in it asks the host.
+
+A step of a small model is a thousand kernels of some microseconds each, which Python cannot launch as fast as a GPU runs them. On CUDA
+the whole update, from the gradient's zero to AdamW, is therefore captured once as a graph and replayed at every step. A graph reads and
+writes fixed addresses: what changes between steps lies in tensors that are filled before it, the learning rate among them.
+
+Where a loss or a gradient is not finite, the update is left out on the device too, and so is every later one: the weights stay those of
+the last good step until the host comes to ask for `fault`.
+
+Shapes: B sequences, T positions, H latent bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from freetf_cli.device import autocast_dtype
+from freetf_cli.errors import InputError
+from freetf_cli.recipe import TrainConfig
+from freetf_cli.training.objective import LossFunction, LossSums
+from freetf_cli.training.prefetch import HostBatch
+
+WARM_UP = 3  # updates before the capture: libraries set themselves up, and torch.compile compiles, in the first of them
+
+
+class Fault(NamedTuple):
+    """The first step, counted from 0, whose loss or gradient was not finite."""
+
+    step: int
+    ce: float
+    grad_norm: float
+
+
+def uses_graph(config: TrainConfig, device: torch.device) -> bool:
+    """Whether updates are replayed as a CUDA graph; InputError where that is asked of another device."""
+    if config.cuda_graph == "on" and device.type != "cuda":
+        raise InputError(f"train.cuda_graph = 'on' on {device.type}: only CUDA has graphs", hint="'auto' uses them where they are")
+    return config.cuda_graph != "off" and device.type == "cuda"
+
+
+class TrainStep:
+    """The update of a step: `step(number, batch, rate, scalars)`, after the noise was written into `step.noise`.
+
+    sums [5] (of LossSums over the batch) and grad_norm [] (before clipping) are written by every call. Weights, moments and all
+    of these keep their tensors from the first call on: a graph knows them by address.
+    scalars: how many numbers the loss takes after inputs, targets and noise; today κ alone.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: LossFunction,
+        optimizer: torch.optim.Optimizer,
+        config: TrainConfig,
+        device: torch.device,
+        shape: tuple[int, int, int],
+        scalars: int = 1,
+    ) -> None:
+        self.model, self.loss, self.optimizer, self.config, self.device = model, loss, optimizer, config, device
+        self.inputs, self.targets = (torch.zeros(shape[:2], dtype=torch.int64, device=device) for _ in range(2))
+        self.noise = torch.zeros(shape, device=device)
+        self.number, self.count, self.rate = (torch.zeros((), device=device) for _ in range(3))
+        self.scalars = [torch.zeros((), device=device) for _ in range(scalars)]
+        self.sums, self.grad_norm = torch.zeros(5, device=device), torch.zeros((), device=device)
+        self._failed = torch.zeros((), device=device)  # 1.0 from the first step that was not finite: no update from then on
+        self._fault = torch.tensor([-1.0, 0.0, 0.0], device=device)  # its number (exact below 2^24), CE and gradient norm
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._capture_wanted = uses_graph(config, device)
+        self._skips = all(group["fused"] for group in optimizer.param_groups)
+        if self._skips:
+            optimizer.found_inf = self._failed  # type: ignore[attr-defined]  # as GradScaler tells a fused optimizer to do nothing
+
+    def __call__(self, number: int, batch: HostBatch, rate: float, scalars: Sequence[float]) -> None:
+        """Update the weights from a batch. On CUDA it returns before that is done."""
+        self.inputs.copy_(batch.inputs, non_blocking=True)
+        self.targets.copy_(batch.targets, non_blocking=True)
+        values = (number, batch.count, rate, *scalars)
+        for tensor, value in zip((self.number, self.count, self.rate, *self.scalars), values, strict=True):
+            tensor.fill_(value)
+        for group in self.optimizer.param_groups:  # a CPU would round the rate to float32 in a tensor
+            group["lr"] = self.rate if self.device.type == "cuda" else rate
+        if self._capture_wanted and self._graph is None:
+            self._graph = self._captured()
+        if self._graph is None:
+            self._update()
+        else:
+            self._graph.replay()
+
+    def fault(self) -> Fault | None:
+        """The first step that was not finite, if one was; this waits for the device."""
+        number, ce, grad_norm = self._fault.tolist()
+        return None if number < 0 else Fault(int(number), ce, grad_norm)
+
+    def _update(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        self.sums.zero_()
+        size = len(self.inputs) // self.config.accumulate
+        for start in range(0, len(self.inputs), size):
+            part = slice(start, start + size)
+            with autocast(self.config, self.device):
+                terms = LossSums(*self.loss(self.inputs[part], self.targets[part], self.noise[part], *self.scalars))
+            (terms.objective / self.count).backward()  # type: ignore[no-untyped-call]
+            self.sums += terms.stack()
+        self.grad_norm.copy_(nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip or math.inf))
+        self._note_fault()
+        if self._skips or not bool(self._failed):
+            self.optimizer.step()
+
+    def _note_fault(self) -> None:
+        """Before the update: one Inf in the gradient would make every weight NaN through the clipping."""
+        failed = ~(torch.isfinite(self.sums).all() & torch.isfinite(self.grad_norm))
+        here = torch.stack((self.number, self.sums[0], self.grad_norm))
+        self._fault.copy_(torch.where(failed & (self._failed == 0), here, self._fault))
+        self._failed.copy_(torch.maximum(self._failed, failed.float()))
+
+    def _captured(self) -> torch.cuda.CUDAGraph:
+        """The update as a graph. The updates before it run as failed ones, which leave weights, moments and their steps as they are."""
+        side: torch.cuda.Stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        here = torch.cuda.current_stream(self.device)
+        self._failed.fill_(1.0)
+        side.wait_stream(here)
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UP):
+                self._update()
+        here.wait_stream(side)
+        self.optimizer.zero_grad(set_to_none=True)  # the graph must own its gradients
+        for group in self.optimizer.param_groups:
+            group["capturable"] = True
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):  # the thread of the next batches may pin memory
+            self._update()
+        self._failed.zero_()
+        return graph
+
+
+def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManager[Any]:
+    """What `train.precision` means on a device, as a context for the forward."""
+    dtype = autocast_dtype(config.precision, device)
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)

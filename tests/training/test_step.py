@@ -1,0 +1,154 @@
+"""One update, against the loop that it stands for; what it does when a number is not finite."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from freetf_cli.errors import InputError
+from freetf_cli.model.decoder import Decoder
+from freetf_cli.model.free_transformer import build_model, initialise_model
+from freetf_cli.recipe import LatentConfig, ModelConfig, TrainConfig
+from freetf_cli.training.objective import LossSums, loss_function
+from freetf_cli.training.optimizer import make_optimizer
+from freetf_cli.training.prefetch import HostBatch
+from freetf_cli.training.step import Fault, TrainStep, uses_graph
+
+CPU = torch.device("cpu")
+CONFIG = ModelConfig(layers=2, width=16, heads=2, vocab=7, context=6)
+LATENT = LatentConfig(kappa=0.25, bits=3)
+SHAPE = (4, 6, 3)
+RATES, KAPPAS = (1e-2, 3e-3, 2e-3), (0.5, 0.25, 0.125)
+
+
+def settings(**changed: Any) -> TrainConfig:
+    return TrainConfig(steps=3, batch=4, lr=1e-2, **changed)
+
+
+def fresh(latent: bool) -> Decoder:
+    model = build_model(CONFIG, LATENT if latent else None)
+    initialise_model(model, 0)
+    return model
+
+
+def batch(step: int) -> tuple[HostBatch, torch.Tensor]:
+    """Rows and noise of a step; every batch has another count of targets."""
+    generator = torch.Generator().manual_seed(step)
+    rows = torch.randint(0, 7, (4, 7), generator=generator)
+    targets = rows[:, 1:].clone()
+    targets[step % 4, 2:] = -100
+    targets[3, : step + 1] = -100
+    return HostBatch(rows[:, :-1], targets, int((targets != -100).sum())), torch.rand(SHAPE, generator=generator)
+
+
+def updater(model: Decoder, config: TrainConfig) -> TrainStep:
+    return TrainStep(model, loss_function(model, "token"), make_optimizer(model, config, CPU), config, CPU, SHAPE)
+
+
+def advance(update: TrainStep, step: int, kappa: float | None = None) -> None:
+    rows, noise = batch(step)
+    update.noise.copy_(noise)
+    update(step, rows, RATES[step % 3], (KAPPAS[step % 3] if kappa is None else kappa,))
+
+
+def everything(update: TrainStep) -> list[torch.Tensor]:
+    """Weights, moments and step counters, as they are now."""
+    moments = [value for state in update.optimizer.state.values() for value in state.values()]
+    return [value.detach().clone() for value in (*update.model.parameters(), *moments)]
+
+
+def same(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> bool:
+    return len(ours) == len(theirs) and all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def spelt_out(model: Decoder, config: TrainConfig) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The same steps as a textbook writes them; sums and gradient norm of each."""
+    loss, optimizer, records = loss_function(model, "token"), make_optimizer(model, config, CPU), []
+    for step in range(3):
+        rows, noise = batch(step)
+        for group in optimizer.param_groups:
+            group["lr"] = RATES[step]
+        optimizer.zero_grad()
+        total = torch.zeros(5)
+        for part in torch.arange(4).chunk(config.accumulate):
+            terms = LossSums(*loss(rows.inputs[part], rows.targets[part], noise[part], torch.tensor(KAPPAS[step])))
+            ((terms.ce + terms.penalty) / rows.count).backward()
+            total += torch.stack([terms.ce, terms.kl, terms.penalty, terms.above, terms.carriers]).detach()
+        records.append((total, torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip or math.inf)))
+        optimizer.step()
+    return records
+
+
+@pytest.mark.parametrize("latent", [True, False])
+@pytest.mark.parametrize("changed", [{}, {"accumulate": 2}, {"clip": 0.0}, {"clip": 0.1}])
+def test_a_step_is_the_loop_spelt_out(latent: bool, changed: dict[str, Any]) -> None:
+    """Bit for bit on a CPU."""
+    plain, update = fresh(latent), updater(fresh(latent), settings(**changed))
+    for step, (sums, grad_norm) in enumerate(spelt_out(plain, settings(**changed))):
+        advance(update, step)
+        assert torch.equal(update.sums, sums)
+        assert torch.equal(update.grad_norm, grad_norm)
+    assert same([*update.model.parameters()], [*plain.parameters()])
+    assert update.fault() is None
+
+
+def poison_loss(update: TrainStep) -> Callable[[], None]:
+    advance(update, 1, kappa=math.nan)
+    return lambda: None
+
+
+def poison_gradient(update: TrainStep) -> Callable[[], None]:
+    handle = update.model.norm.weight.register_hook(lambda gradient: gradient * math.inf)  # type: ignore[union-attr]
+    advance(update, 1)
+    return handle.remove
+
+
+@pytest.mark.parametrize("poison", [poison_loss, poison_gradient])
+def test_after_a_step_that_is_not_finite_no_update_is_made(poison: Callable[[TrainStep], Callable[[], None]]) -> None:
+    update = updater(fresh(True), settings())
+    advance(update, 0)
+    good = everything(update)
+    poison(update)()
+    assert same(everything(update), good)
+    advance(update, 2)
+    assert same(everything(update), good)
+    fault = update.fault()
+    assert isinstance(fault, Fault)
+    assert fault.step == 1
+
+
+def test_an_optimizer_that_cannot_be_told_is_not_called() -> None:
+    """As on MPS: AdamW is not fused there."""
+    model, config = fresh(True), settings()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, fused=False)
+    update = TrainStep(model, loss_function(model, "token"), optimizer, config, CPU, SHAPE)
+    advance(update, 0)
+    good = everything(update)
+    advance(update, 1, kappa=math.nan)
+    advance(update, 2)
+    assert same(everything(update), good)
+
+
+def test_updates_that_run_as_failed_leave_no_trace() -> None:
+    """What the warm-up before a capture relies on."""
+    warmed, plain = updater(fresh(True), settings()), updater(fresh(True), settings())
+    warmed._failed.fill_(1.0)
+    for _ in range(3):
+        warmed._update()
+    warmed._failed.zero_()
+    for step in range(3):
+        advance(warmed, step)
+        advance(plain, step)
+    assert same(everything(warmed), everything(plain))
+    assert warmed.fault() is None
+
+
+def test_only_cuda_has_graphs() -> None:
+    assert not uses_graph(settings(), CPU)
+    assert uses_graph(settings(), torch.device("cuda"))
+    assert uses_graph(settings(cuda_graph="on"), torch.device("cuda"))
+    assert not uses_graph(settings(cuda_graph="off"), torch.device("cuda"))
+    with pytest.raises(InputError, match="only CUDA has graphs"):
+        uses_graph(settings(cuda_graph="on"), CPU)
