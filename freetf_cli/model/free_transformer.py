@@ -97,8 +97,8 @@ class Encoder(nn.Module):
 
     def forward(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
         """Bit logits [B, T, H] from a stream [B, T, D]."""
-        zeta_BTD = self.zeta.expand_as(x_BTD)
-        y_BTD = self.block(zeta_BTD, rotary, keys_from=x_BTD, causal=False)
+        zeta_11D = self.zeta[None, None]
+        y_BTD = self.block(zeta_11D, rotary, keys_from=x_BTD, causal=False)
         return self.readout(self.norm(y_BTD))
 
     def read(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:

@@ -43,7 +43,7 @@ def choose_tiles(width: int) -> Tiles:
     """
     if 16 <= width <= 256 and width & (width - 1) == 0:
         return Tiles(tokens=128, low=6, columns=width, warps=8, stages=4, resident=True)
-    return Tiles(tokens=128, low=8, columns=64, warps=8, stages=3, resident=False)
+    return Tiles(tokens=128, low=7, columns=128, warps=8, stages=3, resident=False)
 
 
 def fused_logit_gradient(dr_ND: Tensor, p_NH: Tensor, table_CD: Tensor, tiles: Tiles | None = None, splits: int | None = None) -> Tensor:
