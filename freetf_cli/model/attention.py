@@ -57,7 +57,7 @@ def rotate(x_BMTE: Tensor, rotary: Rotary) -> Tensor:
     torch.compile makes a kernel of branches of it, six times as slow backward.
     """
     cos_TF, sin_TF = (table.to(x_BMTE.dtype) for table in rotary)
-    x_BMT2F = x_BMTE.unflatten(-1, (2, -1))
+    x_BMT2F = x_BMTE.view(*x_BMTE.shape[:-1], 2, -1)
     turned_BMT2F = x_BMT2F * cos_TF[:, None] + x_BMT2F.flip(-2) * torch.stack((-sin_TF, sin_TF), dim=1)
     return turned_BMT2F.flatten(-2)
 
