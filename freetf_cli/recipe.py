@@ -98,6 +98,16 @@ class LatentConfig(Part):
     kappa_anneal: NotNegative = Field(
         0, description="steps over which κ goes from kappa_start to kappa, in a straight line; a shorter run takes all of its steps"
     )
+    slope: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0, description="weight of the KL below κ (0: the paper's objective; 1: no free bits, the ELBO)"
+    )
+    mismatch: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="weight of the aggregate posterior's mismatch with the prior, to second order (0: the paper's objective)"
+    )
+    schedule: dict[Literal["kappa", "slope", "mismatch"], list[list[float]]] = Field(
+        default_factory=dict,
+        description="ways to these three values: points `[share of the run, value]`, and a last `[share]` where it is reached",
+    )
     table_init: Literal["bits", "independent"] = Field(
         "bits", description="rows of the post-sampler from H bit directions, or each drawn by itself"
     )

@@ -5,7 +5,8 @@ Each rule names the keys that it looks at, so that all faults can be shown at on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 
@@ -65,6 +66,31 @@ def _anneal(start: float | None, steps: int) -> str | None:
     return "latent.kappa_start and latent.kappa_anneal go together" if (start is None) != (steps == 0) else None
 
 
+def _schedule(points: Mapping[str, Sequence[Sequence[float]]], bits: int) -> str | None:
+    most = {"kappa": float(bits), "slope": 1.0}
+    for name, path in points.items():
+        key = f"latent.schedule.{name}"
+        if [len(point) for point in path] != [2] * (len(path) - 1) + [1]:
+            return f"{key} takes points [share, value] and ends with [share], where latent.{name} is reached"
+        shares = [point[0] for point in path]
+        if shares != sorted(set(shares)) or shares[0] < 0 or shares[-1] > 1:
+            return f"{key}: shares of the run must rise, from 0 to 1"
+        for _, value in path[:-1]:
+            if not 0 <= value <= most.get(name, math.inf):
+                return f"{key}: {value:g} is not within 0 and {most.get(name, math.inf):g}"
+    return None
+
+
+def _one_schedule(points: Mapping[str, Any], start: float | None) -> str | None:
+    return "latent.schedule.kappa and latent.kappa_start exclude each other" if "kappa" in points and start is not None else None
+
+
+def _pairs(mismatch: float, points: Mapping[str, Any], batch: int, parts: int) -> str | None:
+    if batch // parts > 1 or not (mismatch or "mismatch" in points):
+        return None
+    return "latent.mismatch compares sequences: train.batch / train.accumulate must be at least 2"
+
+
 def _accumulate(parts: int, batch: int) -> str | None:
     return f"train.accumulate = {parts} does not divide train.batch = {batch}" if batch % parts else None
 
@@ -86,6 +112,9 @@ RULES: tuple[tuple[tuple[str, ...], Callable[..., str | None]], ...] = (
     (("latent.kappa", "latent.bits"), _kappa),
     (("latent.kappa_start", "latent.bits"), _kappa_start),
     (("latent.kappa_start", "latent.kappa_anneal"), _anneal),
+    (("latent.schedule", "latent.bits"), _schedule),
+    (("latent.schedule", "latent.kappa_start"), _one_schedule),
+    (("latent.mismatch", "latent.schedule", "train.batch", "train.accumulate"), _pairs),
     (("train.accumulate", "train.batch"), _accumulate),
     (("model.layers", "latent.bits"), _even),
     (("latent.depth", "model.layers"), _depth),

@@ -18,7 +18,7 @@ from freetf_cli.recipe import LatentConfig, ModelConfig, Recipe, check_recipe
 from freetf_cli.run_folder import RunFolder
 from freetf_cli.sampling import SampleSpec, generate
 from freetf_cli.training.loop import Hooks, Loop, train
-from freetf_cli.training.optimizer import kappa_nats
+from freetf_cli.training.schedule import LatentWeights, latent_weights
 from freetf_cli.training.signals import StopRequest
 from freetf_cli.training.start import resolve
 
@@ -123,7 +123,7 @@ def small(**settings: Any) -> Recipe:
     tree = {
         "data": {"task": "letters"},
         "model": {"layers": 2, "width": 64, "heads": 4},
-        "latent": {"kappa": 1.0, "bits": 8, "kappa_start": 4.0, "kappa_anneal": 6},
+        "latent": {"kappa": 0.01, "bits": 8, "kappa_start": 0.1, "kappa_anneal": 6},  # so small that every step pays
         "train": {"steps": 6, "batch": 16, "lr": 1e-3, "deterministic": True, "log_every": 1, **settings},
         "eval": {"samples": 0},
     }
@@ -181,13 +181,14 @@ def test_capturing_leaves_no_trace(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_stops_the_updates_at_once_and_the_run_at_the_next_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, graph: str
 ) -> None:
-    def poisoned(step: int, *args: Any) -> float:
-        return math.nan if step == 3 else kappa_nats(step, *args)
+    def poisoned(step: int, *args: Any) -> LatentWeights:
+        weights = latent_weights(step, *args)
+        return weights._replace(kappa=math.nan) if step == 3 else weights
 
     recipe = small(cuda_graph=graph, steps=20, log_every=8)
     good = loop(tmp_path / "good", recipe)
     moved(good, 3)
-    monkeypatch.setattr("freetf_cli.training.loop.kappa_nats", poisoned)
+    monkeypatch.setattr("freetf_cli.training.loop.latent_weights", poisoned)
     running = loop(tmp_path / "run", recipe)
     with pytest.raises(FreetfError, match="not finite at step 4"):
         running.run_to_end()

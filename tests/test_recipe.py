@@ -51,6 +51,15 @@ def edited(path, before, after):
         ("batch = 8", "batch = 8\naccumulate = 3", "train.accumulate = 3 does not divide train.batch = 8"),
         ("kappa = 0.25", "kappa = 0.25\ndepth = 4", "latent.depth = 4 must be less than model.layers = 4"),
         ("kappa = 0.25", "kappa = 0.25\nkappa_anneal = 9", "latent.kappa_start and latent.kappa_anneal go together"),
+        (
+            "kappa = 0.25",
+            "kappa = 0.25\nschedule = { kappa = [[0, 2.0]] }",
+            "latent.schedule.kappa takes points [share, value] and ends with",
+        ),
+        ("kappa = 0.25", "kappa = 0.25\nschedule = { slope = [[0.5, 0.1], [0.2]] }", "latent.schedule.slope: shares of the run must rise"),
+        ("kappa = 0.25", "kappa = 0.25\nschedule = { slope = [[0, 2], [0.2]] }", "latent.schedule.slope: 2 is not within 0 and 1"),
+        ("kappa = 0.25", "kappa = 0.25\nschedule = { kappa = [[0, 17], [0.2]] }", "latent.schedule.kappa: 17 is not within 0 and 16"),
+        ("kappa = 0.25", "kappa = 0.25\nschedule = { kapa = [[0, 2], [1]] }", "latent.schedule.kapa"),
         ('task = "letters"', "", "[data] needs exactly one of 'task' and 'dir'"),
         ('task = "letters"', 'task = "leters"', "data.task: input should be 'letters', 'coins', 'reviews' or 'blocks'"),
         ('task = "letters"', 'dir = "d"\nparams = { a = 1 }', "data.params belongs to data.task"),
@@ -63,6 +72,11 @@ def test_each_fault_is_named(recipe_file, before, after, line):
     found = faults(edited(recipe_file, before, after))
     assert any(line.replace("FILE", str(recipe_file)) in one for one in found), found
     assert all(str(recipe_file) in one for one in found)
+
+
+def test_a_mismatch_needs_two_sequences_at_a_time(recipe_file):
+    edited(recipe_file, "kappa = 0.25", "kappa = 0.25\nmismatch = 1.0")
+    assert "latent.mismatch compares sequences" in faults(edited(recipe_file, "batch = 8", "batch = 8\naccumulate = 8"))[0]
 
 
 def test_all_faults_at_once(recipe_file):

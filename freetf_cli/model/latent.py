@@ -48,16 +48,38 @@ def kl_per_token(bit_logits_BTH: Tensor) -> Tensor:
     return (LN2 - entropy_BTH).sum(-1)
 
 
-def free_bits_penalty(kl_BT: Tensor, counted_BT: Tensor, kappa: float | Tensor, pool: Literal["token", "sequence"]) -> Tensor:
-    """The part of the KL above the threshold, summed over the batch, in nats.
+def free_bits_penalty(
+    kl_BT: Tensor, counted_BT: Tensor, kappa: float | Tensor, pool: Literal["token", "sequence"], slope: float | Tensor = 0.0
+) -> Tensor:
+    """The part of the KL above the threshold, and `slope` times the part below it, summed over the batch, in nats.
 
     kappa: nats per token. "token" is the paper's eq. 5, Σ_t max(0, KL_t − κ); "sequence" pools the same allowance over a
-    sequence, max(0, Σ_t KL_t − κ·n), so that a rare event may pay for itself at one token.
+    sequence, max(0, Σ_t KL_t − κ·n), so that a rare event may pay for itself at one token. A slope above 0 is not the paper's: it
+    presses out what costs KL and saves little.
     """
     kl_BT = kl_BT * counted_BT
-    if pool == "token":
-        return F.relu(kl_BT - kappa).sum()
-    return F.relu(kl_BT.sum(-1) - kappa * counted_BT.sum(-1)).sum()
+    used, allowed = (kl_BT, kappa * counted_BT) if pool == "token" else (kl_BT.sum(-1), kappa * counted_BT.sum(-1))
+    return (F.relu(used - allowed) + slope * torch.minimum(used, allowed)).sum()
+
+
+def aggregate_mismatch(bit_logits_BTH: Tensor, counted_BT: Tensor) -> Tensor:
+    """KL(aggregate posterior ‖ uniform) to second order, in nats per sequence, estimated from a batch (0 of a single sequence).
+
+    Over sequences, KL(Q(Z|S) ‖ P) = I(S; Z) + KL(Q(Z) ‖ P) with Q(Z) the mean of Q(Z|S): the second part tells nothing, and
+    generation from the prior does not know it. With signs ±1 for the n = T·H bits, Q(z) = 2⁻ⁿ (1 + Σ_i m_i z_i + Σ_{i<j} c_ij z_i z_j + …)
+    and the KL is ½ Σ_i m_i² + ½ Σ_{i<j} c_ij² + …, where m_i is the mean over sequences of s_i = 2 p_i − 1 and c_ij that of s_i s_j.
+
+    Each square is the product of the estimates of the batch's two halves, A and B: without bias, so it may be below zero. The sum over
+    pairs of bits is one over pairs of sequences, Σ_ij c_ij^A c_ij^B = mean over a, b of (s_a · s_b)², less i = j: no [n, n] matrix.
+    """
+    if len(bit_logits_BTH) < 2:
+        return bit_logits_BTH.new_zeros(())  # one sequence says nothing: a rest of held-out rows
+    signs_BN = (torch.tanh(bit_logits_BTH / 2) * counted_BT[..., None]).flatten(1)
+    half = len(signs_BN) // 2
+    a_BN, b_BN = signs_BN[:half], signs_BN[half : 2 * half]
+    products_BB = a_BN @ b_BN.T
+    diagonal = (a_BN.square().mean(0) * b_BN.square().mean(0)).sum()
+    return products_BB.mean() / 2 + (products_BB.square().mean() - diagonal) / 4
 
 
 class PostSampler(nn.Module):

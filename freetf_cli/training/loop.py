@@ -27,8 +27,9 @@ from freetf_cli.results import Metrics, Progress, TrainResult
 from freetf_cli.run_folder import RunFolder, describe_process, now
 from freetf_cli.sampling import SampleSpec, figure4_samples, prompt_tokens
 from freetf_cli.training.objective import LossFunction, LossSums, loss_function
-from freetf_cli.training.optimizer import kappa_nats, learning_rate, load_named_state, make_optimizer, named_state
+from freetf_cli.training.optimizer import load_named_state, make_optimizer, named_state
 from freetf_cli.training.prefetch import HostBatch, Prefetch, host_batch
+from freetf_cli.training.schedule import LatentWeights, latent_weights, learning_rate
 from freetf_cli.training.signals import StopRequest
 from freetf_cli.training.start import check_same_run, describe_run, make_model, record_start, resolve
 from freetf_cli.training.step import TrainStep, autocast, uses_graph
@@ -98,12 +99,14 @@ class Loop:
         self.optimizer = make_optimizer(model, self.config, device)
         self.noise_generator = torch.Generator(device=device)
         self.bits = recipe.latent.bits if recipe.latent else 1
-        self.plain_loss = loss_function(model, recipe.latent.free_bits if recipe.latent else "token")
+        self.plain_loss = loss_function(model, recipe.latent)
         if self.config.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
         shape = (self.config.batch, source.context, self.bits)
-        self.update = TrainStep(model, self._compiled(self.plain_loss), self.optimizer, self.config, device, shape)
+        self.update = TrainStep(
+            model, self._compiled(self.plain_loss), self.optimizer, self.config, device, shape, len(LatentWeights._fields)
+        )
         self.batches = Prefetch(self._batch, self.config.steps)
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -155,19 +158,19 @@ class Loop:
         The tensors are those of every step: read them before the next one.
         """
         batch = self.batches.take(self.step)
-        kappa = kappa_nats(self.step, self.recipe.latent, self.config.steps)
+        weights = latent_weights(self.step, self.recipe.latent, self.config.steps)
         self._noise(self.step, self.update.noise.shape[:-1], out=self.update.noise)
-        self.update(self.step, batch, learning_rate(self.step, self.config), (kappa,))
+        self.update(self.step, batch, learning_rate(self.step, self.config), weights)
         if self.device.type != "cuda":  # where asking costs nothing
             self._check_finite()
         return self.update.sums, self.update.grad_norm, batch.count
 
     @torch.no_grad()
     def evaluate(self) -> Metrics:
-        """The held-out split at the final κ, Z from the posterior with noise that is the same every time."""
+        """The held-out split at the final κ and weights, Z from the posterior with noise that is the same every time."""
         config, latent = self.recipe.eval, self.recipe.latent
-        kappa = kappa_nats(self.config.steps, latent, self.config.steps)
-        scalar = torch.tensor(kappa, device=self.device)
+        weights = latent_weights(self.config.steps, latent, self.config.steps)
+        scalars = torch.tensor(weights, device=self.device).unbind()
         total, count, row = torch.zeros(5, device=self.device), 0, 0
         noise_NTH = self._noise(-1, (config.sequences, self.source.context))  # a row's noise does not depend on the size of the batches
         self.model.eval()
@@ -176,11 +179,11 @@ class Loop:
             row += len(batch.inputs)
             rows = host_batch(batch, pinned=False)
             with autocast(self.config, self.device):
-                terms = self.plain_loss(rows.inputs.to(self.device), rows.targets.to(self.device), noise_BTH, scalar)
+                terms = self.plain_loss(rows.inputs.to(self.device), rows.targets.to(self.device), noise_BTH, *scalars)
             total += LossSums(*terms).stack()
             count += rows.count
         self.model.train()
-        return self._metrics(total, count, config.split, kappa, lr=None, grad_norm=None)
+        return self._metrics(total, count, config.split, weights.kappa, lr=None, grad_norm=None)
 
     def save(self, held_out: Metrics | None) -> None:
         """A checkpoint of this step; older ones go, save the best."""
@@ -248,8 +251,8 @@ class Loop:
         return self.step * self.config.batch * self.source.context
 
     def _train_metrics(self, sums: Tensor, grad_norm: Tensor, count: int) -> Metrics:
-        kappa, rate = kappa_nats(self.step - 1, self.recipe.latent, self.config.steps), learning_rate(self.step - 1, self.config)
-        return self._metrics(sums, count, "train", kappa, rate, float(grad_norm))
+        weights, rate = latent_weights(self.step - 1, self.recipe.latent, self.config.steps), learning_rate(self.step - 1, self.config)
+        return self._metrics(sums, count, "train", weights.kappa, rate, float(grad_norm))
 
     def _check_finite(self) -> None:
         """Whatever leaves a record asks first: on CUDA the updates after a bad step were left out without a word."""

@@ -1,4 +1,4 @@
-"""The training objective: cross-entropy, plus the KL of Z above its free bits (paper eq. 5).
+"""The training objective: cross-entropy, plus the KL of Z above its free bits (paper eq. 5), plus what a recipe adds to it.
 
 All terms are sums over the batch in nats; the caller divides every one of them by the same count of targets, since
 CE + KL is the negative ELBO only so.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,12 +16,17 @@ from torch import Tensor
 from freetf_cli.data.batches import IGNORE
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.model.free_transformer import FreeTransformer
-from freetf_cli.model.latent import free_bits_penalty, kl_per_token
+from freetf_cli.model.latent import aggregate_mismatch, free_bits_penalty, kl_per_token
+from freetf_cli.recipe import LatentConfig
 
 
 @dataclass(frozen=True)
 class LossSums:
-    """Sums over a batch, scalar tensors: nats for ce, kl and penalty; tokens for above (KL over κ) and carriers (tokens whose Z counts)."""
+    """Sums over a batch, scalar tensors: nats for ce, kl and penalty; tokens for above (KL over κ) and carriers (tokens whose Z counts).
+
+    penalty: all that is added to CE: the KL above the free bits, and by `latent.slope` and `latent.mismatch` the part below and the
+    aggregate mismatch.
+    """
 
     ce: Tensor
     kl: Tensor
@@ -32,7 +36,7 @@ class LossSums:
 
     @property
     def objective(self) -> Tensor:
-        """What is minimised, in nats: CE and the part of the KL above the free bits."""
+        """What is minimised, in nats."""
         return self.ce + self.penalty
 
     def stack(self) -> Tensor:
@@ -40,7 +44,7 @@ class LossSums:
         return torch.stack([self.ce, self.kl, self.penalty, self.above, self.carriers]).detach().float()
 
 
-LossFunction = Callable[..., tuple[Tensor, ...]]  # inputs, targets, noise, then scalars as tensors
+LossFunction = Callable[..., tuple[Tensor, ...]]  # inputs, targets, noise, then `schedule.LatentWeights` as tensors
 
 
 def carriers(targets_BT: Tensor) -> Tensor:
@@ -49,22 +53,29 @@ def carriers(targets_BT: Tensor) -> Tensor:
     return counted_BT.flip(-1).cummax(-1).values.flip(-1)
 
 
-def loss_function(model: Decoder, free_bits: Literal["token", "sequence"]) -> LossFunction:
-    """The function (inputs [B,T], targets [B,T], noise [B,T,H], κ in nats) -> fields of LossSums that a compiler can take whole.
+def loss_function(model: Decoder, latent: LatentConfig | None) -> LossFunction:
+    """The function (inputs [B,T], targets [B,T], noise [B,T,H], κ in nats, slope, weight of the mismatch) -> fields of LossSums, such that
+    a compiler can take it whole.
 
-    A baseline ignores noise and κ, and its latent terms are zero.
+    A baseline ignores noise and weights, and its latent terms are zero.
     """
+    matches = latent is not None and (latent.mismatch > 0 or "mismatch" in latent.schedule)
 
-    def free(inputs_BT: Tensor, targets_BT: Tensor, noise_BTH: Tensor, kappa: Tensor) -> tuple[Tensor, ...]:
-        assert isinstance(model, FreeTransformer)
+    def free(
+        inputs_BT: Tensor, targets_BT: Tensor, noise_BTH: Tensor, kappa: Tensor, slope: Tensor, mismatch: Tensor
+    ) -> tuple[Tensor, ...]:
+        assert isinstance(model, FreeTransformer) and latent is not None
         out = model.forward_posterior(inputs_BT, noise_BTH)
         ce = _cross_entropy(model.read_out(out.hidden), targets_BT)
         carriers_BT = carriers(targets_BT)
-        kl_BT = kl_per_token(out.bit_logits.float()) * carriers_BT
-        penalty = free_bits_penalty(kl_BT, carriers_BT, kappa, free_bits)
+        bit_logits_BTH = out.bit_logits.float()
+        kl_BT = kl_per_token(bit_logits_BTH) * carriers_BT
+        penalty = free_bits_penalty(kl_BT, carriers_BT, kappa, latent.free_bits, slope)
+        if matches:
+            penalty = penalty + mismatch * len(inputs_BT) * aggregate_mismatch(bit_logits_BTH, carriers_BT)
         return ce, kl_BT.sum(), penalty, (kl_BT > kappa).float().sum(), carriers_BT.sum()
 
-    def baseline(inputs_BT: Tensor, targets_BT: Tensor, noise_BTH: Tensor, kappa: Tensor) -> tuple[Tensor, ...]:
+    def baseline(inputs_BT: Tensor, targets_BT: Tensor, noise_BTH: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
         ce = _cross_entropy(model(inputs_BT), targets_BT)
         zero = torch.zeros_like(ce)
         return ce, zero, zero, zero, carriers(targets_BT).sum()

@@ -1,15 +1,11 @@
-"""AdamW with its parameter groups, and the schedules of learning rate and κ."""
+"""AdamW with its parameter groups, and its moments by the names of the parameters."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import nn
 
-from freetf_cli.recipe import LatentConfig, TrainConfig
-
-LN2 = math.log(2.0)
+from freetf_cli.recipe import TrainConfig
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig, device: torch.device) -> torch.optim.AdamW:
@@ -22,24 +18,6 @@ def make_optimizer(model: nn.Module, config: TrainConfig, device: torch.device) 
         (kept if parameter.dim() < 2 or table else decayed).append(parameter)
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": kept, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=device.type in ("cuda", "cpu"))
-
-
-def learning_rate(step: int, config: TrainConfig) -> float:
-    """Linear warm-up, then a cosine from lr to lr_final · lr at the last step. step counts from 0."""
-    if step < config.warmup:
-        return config.lr * (step + 1) / config.warmup
-    done = (step - config.warmup) / max(1, config.steps - 1 - config.warmup)
-    return config.lr * (config.lr_final + (1 - config.lr_final) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
-
-
-def kappa_nats(step: int, config: LatentConfig | None, steps: int) -> float:
-    """κ at a step, in nats per token; 0 for a baseline. A run shorter than the annealing anneals over all of its steps."""
-    if config is None:
-        return 0.0
-    anneal = min(config.kappa_anneal, steps)
-    if config.kappa_start is None or step >= anneal:
-        return config.kappa * LN2
-    return (config.kappa_start + (config.kappa - config.kappa_start) * step / anneal) * LN2
 
 
 def named_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

@@ -49,7 +49,7 @@ class TrainStep:
 
     sums [5] (of LossSums over the batch) and grad_norm [] (before clipping) are written by every call. Weights, moments and all
     of these keep their tensors from the first call on: a graph knows them by address.
-    scalars: how many numbers the loss takes after inputs, targets and noise; today κ alone.
+    scalars: how many numbers the loss takes after inputs, targets and noise.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class TrainStep:
         config: TrainConfig,
         device: torch.device,
         shape: tuple[int, int, int],
-        scalars: int = 1,
+        scalars: int,
     ) -> None:
         self.model, self.loss, self.optimizer, self.config, self.device = model, loss, optimizer, config, device
         self.inputs, self.targets = (torch.zeros(shape[:2], dtype=torch.int64, device=device) for _ in range(2))

@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from freetf_cli.model import latent
-from freetf_cli.model.latent import PostSampler, code_bits, free_bits_penalty, kl_per_token, logit_gradient, sample_codes
+from freetf_cli.model.latent import (
+    PostSampler,
+    aggregate_mismatch,
+    code_bits,
+    free_bits_penalty,
+    kl_per_token,
+    logit_gradient,
+    sample_codes,
+)
 
 
 def literal_mapper(logits: torch.Tensor, codes: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
@@ -103,6 +111,46 @@ def test_free_bits_are_per_token_and_not_on_the_mean() -> None:
     assert free_bits_penalty(kl, counted, 1.0, "token").item() == pytest.approx(2.0)
     assert free_bits_penalty(kl, counted, 1.0, "sequence").item() == pytest.approx(1.0)
     assert free_bits_penalty(kl, counted, 0.0, "token").item() == pytest.approx(5.0)
+
+
+def test_a_slope_prices_what_is_below_the_threshold() -> None:
+    kl = torch.tensor([[0.0, 3.0, 1.0], [0.5, 0.5, 9.0]])
+    counted = torch.tensor([[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]])
+    assert free_bits_penalty(kl, counted, 1.0, "token", 0.1).item() == pytest.approx(2.0 + 0.1 * (0 + 1 + 1 + 0.5 + 0.5))
+    assert free_bits_penalty(kl, counted, 1.0, "sequence", 0.1).item() == pytest.approx(1.0 + 0.1 * (3 + 1))
+    assert free_bits_penalty(kl, counted, 1.0, "token", 1.0).item() == pytest.approx(5.0)
+
+
+def test_mismatch_is_its_formula_written_out() -> None:
+    """Over bits and pairs of bits, from two halves of the batch; a row left over and what is not counted say nothing."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(7, 3, 2, generator=generator).double()
+    counted = torch.tensor([[1.0, 1.0, 1.0]] * 4 + [[1.0, 1.0, 0.0]] * 3).double()
+    signs = ((2 * torch.sigmoid(logits) - 1) * counted[..., None]).reshape(7, 6)
+    halves, want = (signs[:3], signs[3:6]), 0.0
+    for i in range(6):
+        a, b = (half[:, i].mean() for half in halves)
+        want += 0.5 * float(a * b)
+        for j in range(i + 1, 6):
+            a, b = ((half[:, i] * half[:, j]).mean() for half in halves)
+            want += 0.5 * float(a * b)
+    assert aggregate_mismatch(logits, counted).item() == pytest.approx(want, rel=1e-12)
+    assert aggregate_mismatch(logits[:1], counted[:1]).item() == 0.0
+
+
+@pytest.mark.parametrize("informative", [True, False])
+def test_mismatch_is_the_kl_of_the_aggregate_posterior_to_second_order(informative: bool) -> None:
+    """Weak codes of five bits against the sum over all 32, in float64: balanced codes that differ by sequence have none."""
+    generator = torch.Generator().manual_seed(1)
+    half = 0.1 * torch.randn(2000, 1, 5, generator=generator).double() + (0.0 if informative else 0.2)
+    logits = torch.cat((half, half))  # the same sequences in both halves: the plug-in value
+    p = torch.sigmoid(half[:, 0])
+    all_bits = code_bits(torch.arange(32), 5).double()
+    q = torch.where(all_bits[None] == 1, p[:, None], 1 - p[:, None]).prod(-1).mean(0)
+    exact = float((q * (q * 32).log()).sum())
+    found = aggregate_mismatch(logits, torch.ones(4000, 1).double()).item()
+    assert found == pytest.approx(exact, rel=0.05, abs=1e-6)
+    assert found < 1e-4 if informative else found > 0.02
 
 
 def test_bit_directions_are_linear_in_the_bits() -> None:

@@ -20,6 +20,7 @@ from freetf_cli.recipe import Recipe, check_recipe
 from freetf_cli.results import Progress, TrainResult
 from freetf_cli.run_folder import RunFolder
 from freetf_cli.training.loop import Hooks, Loop, train
+from freetf_cli.training.schedule import LatentWeights
 from freetf_cli.training.signals import StopRequest
 from freetf_cli.training.start import resolve
 
@@ -299,7 +300,7 @@ def test_the_best_is_kept_when_later_ones_are_worse(tmp_path: Path, monkeypatch:
 def test_the_loss_is_given_the_kappa_that_is_recorded(tmp_path: Path) -> None:
     running = loop(tmp_path / "run", recipe())
     plain, given = running.update.loss, []
-    running.update.loss = lambda *args: (given.append(float(args[-1])), plain(*args))[1]
+    running.update.loss = lambda *args: (given.append(float(args[3])), plain(*args))[1]
     running.run_to_end()
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert given == pytest.approx([row["kappa"] for row in rows if row["split"] == "train"])
@@ -316,7 +317,7 @@ def test_no_update_is_made_from_a_gradient_that_is_not_finite(tmp_path: Path) ->
 
 
 def test_a_cpu_says_at_once_which_step_was_not_finite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("freetf_cli.training.loop.kappa_nats", lambda step, *_: math.nan if step == 2 else 0.1)
+    monkeypatch.setattr("freetf_cli.training.loop.latent_weights", lambda step, *_: LatentWeights(math.nan if step == 2 else 0.1, 0.0, 0.0))
     running = loop(tmp_path / "run", recipe(log_every=100))
     with pytest.raises(FreetfError, match="not finite at step 3"):
         running.run_to_end()
@@ -327,7 +328,7 @@ def test_nothing_is_saved_after_a_step_that_was_not_finite(tmp_path: Path) -> No
     """As on CUDA, where the host may be steps ahead when it comes to a checkpoint."""
     running = loop(tmp_path / "run", recipe())
     running.train_step()
-    running.update(1, running.batches.take(1), 1e-2, (math.nan,))
+    running.update(1, running.batches.take(1), 1e-2, (math.nan, 0.0, 0.0))
     running.step = 5
     with pytest.raises(FreetfError, match="not finite at step 2"):
         running.save(None)

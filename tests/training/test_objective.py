@@ -7,6 +7,7 @@ import torch
 
 from freetf_cli.data.batches import IGNORE
 from freetf_cli.model.free_transformer import FreeTransformer, build_model, initialise_model
+from freetf_cli.model.latent import aggregate_mismatch
 from freetf_cli.recipe import LatentConfig, ModelConfig
 from freetf_cli.training.objective import LossSums, carriers, loss_function
 
@@ -23,14 +24,18 @@ def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return rows[:, :-1], targets, torch.rand(3, 6, 3, generator=generator)
 
 
+@pytest.mark.parametrize("mismatch", [0.0, 0.7])
+@pytest.mark.parametrize("slope", [0.0, 0.3])
 @pytest.mark.parametrize("pool", ["token", "sequence"])
-def test_free_terms_are_the_formula(pool: str) -> None:
+def test_free_terms_are_the_formula(pool: str, slope: float, mismatch: float) -> None:
     model = build_model(CONFIG, LATENT)
     initialise_model(model, 0)
     assert isinstance(model, FreeTransformer)
     inputs, targets, noise = batch()
     kappa = 0.25 * math.log(2)
-    terms = LossSums(*loss_function(model, pool)(inputs, targets, noise, torch.tensor(kappa)))  # type: ignore[arg-type]
+    latent = LATENT.model_copy(update={"free_bits": pool, "mismatch": mismatch})
+    weights = torch.tensor([kappa, slope, mismatch])
+    terms = LossSums(*loss_function(model, latent)(inputs, targets, noise, *weights))
 
     out = model.forward_posterior(inputs, noise)
     logp = torch.log_softmax(model.read_out(out.hidden), -1)
@@ -40,9 +45,12 @@ def test_free_terms_are_the_formula(pool: str) -> None:
     ce = -sum(logp[b, t, targets[b, t]] for b in range(3) for t in range(6) if targets[b, t] != IGNORE)
     kls = [[kl[b, t] for t in range(last[b])] for b in range(3)]
     if pool == "token":
-        penalty = sum(max(0.0, k.item() - kappa) for row in kls for k in row)
+        penalty = sum(max(0.0, k.item() - kappa) + slope * min(k.item(), kappa) for row in kls for k in row)
     else:
-        penalty = sum(max(0.0, sum(k.item() for k in row) - kappa * len(row)) for row in kls)
+        sums = [(sum(k.item() for k in row), kappa * len(row)) for row in kls]
+        penalty = sum(max(0.0, used - allowed) + slope * min(used, allowed) for used, allowed in sums)
+    counted = torch.tensor([[float(t < last[b]) for t in range(6)] for b in range(3)])
+    penalty += mismatch * 3 * aggregate_mismatch(out.bit_logits, counted).item()
     assert terms.ce.item() == pytest.approx(ce.item(), rel=1e-5)
     assert terms.kl.item() == pytest.approx(sum(k.item() for row in kls for k in row), rel=1e-5)
     assert terms.penalty.item() == pytest.approx(float(penalty), rel=1e-4)
@@ -60,6 +68,6 @@ def test_a_baseline_has_cross_entropy_only() -> None:
     model = build_model(CONFIG, None)
     initialise_model(model, 0)
     inputs, targets, noise = batch()
-    terms = LossSums(*loss_function(model, "token")(inputs, targets, noise, torch.tensor(0.0)))
+    terms = LossSums(*loss_function(model, None)(inputs, targets, noise, *torch.zeros(3)))
     assert terms.objective.item() == terms.ce.item() > 0
     assert terms.kl.item() == terms.penalty.item() == terms.above.item() == 0

@@ -1,13 +1,11 @@
-"""Parameter groups and schedules."""
-
-import math
+"""Parameter groups and named state."""
 
 import pytest
 import torch
 
 from freetf_cli.model.free_transformer import build_model
 from freetf_cli.recipe import LatentConfig, ModelConfig, TrainConfig
-from freetf_cli.training.optimizer import kappa_nats, learning_rate, load_named_state, make_optimizer, named_state
+from freetf_cli.training.optimizer import load_named_state, make_optimizer, named_state
 
 TRAIN = TrainConfig(steps=110, batch=4, lr=1.0, lr_final=0.1, warmup=10)
 
@@ -23,24 +21,6 @@ def test_only_matrices_decay() -> None:
     assert {"readout.weight", "encoder.readout.weight", "blocks.0.ffn.up.weight"} <= decayed
     assert not any("norm" in name for name in decayed)
     assert decayed | kept == set(names.values())
-
-
-def test_learning_rate_warms_up_and_follows_one_cosine_to_the_end() -> None:
-    assert learning_rate(0, TRAIN) == pytest.approx(0.1)
-    assert learning_rate(9, TRAIN) == pytest.approx(1.0)
-    middle = 10 + 99 / 2
-    assert learning_rate(int(middle), TRAIN) == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * (int(middle) - 10) / 99)))
-    assert learning_rate(109, TRAIN) == pytest.approx(0.1)
-    rates = [learning_rate(step, TRAIN) for step in range(10, 110)]
-    assert rates == sorted(rates, reverse=True)
-
-
-def test_kappa_is_annealed_in_a_straight_line() -> None:
-    latent = LatentConfig(kappa=0.5, kappa_start=4.5, kappa_anneal=100, bits=8)
-    assert [kappa_nats(step, latent, 1000) / math.log(2) for step in (0, 50, 100, 500)] == pytest.approx([4.5, 2.5, 0.5, 0.5])
-    assert [kappa_nats(step, latent, 10) / math.log(2) for step in (0, 5, 10)] == pytest.approx([4.5, 2.5, 0.5])
-    assert kappa_nats(0, LatentConfig(kappa=2.0), 9) == pytest.approx(2 * math.log(2))
-    assert kappa_nats(7, None, 9) == 0.0
 
 
 def test_named_state_brings_every_moment_back() -> None:

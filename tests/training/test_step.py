@@ -44,13 +44,13 @@ def batch(step: int) -> tuple[HostBatch, torch.Tensor]:
 
 
 def updater(model: Decoder, config: TrainConfig) -> TrainStep:
-    return TrainStep(model, loss_function(model, "token"), make_optimizer(model, config, CPU), config, CPU, SHAPE)
+    return TrainStep(model, loss_function(model, LATENT), make_optimizer(model, config, CPU), config, CPU, SHAPE, 3)
 
 
 def advance(update: TrainStep, step: int, kappa: float | None = None) -> None:
     rows, noise = batch(step)
     update.noise.copy_(noise)
-    update(step, rows, RATES[step % 3], (KAPPAS[step % 3] if kappa is None else kappa,))
+    update(step, rows, RATES[step % 3], (KAPPAS[step % 3] if kappa is None else kappa, 0.2, 0.5))
 
 
 def everything(update: TrainStep) -> list[torch.Tensor]:
@@ -65,7 +65,7 @@ def same(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> bool:
 
 def spelt_out(model: Decoder, config: TrainConfig) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """The same steps as a textbook writes them; sums and gradient norm of each."""
-    loss, optimizer, records = loss_function(model, "token"), make_optimizer(model, config, CPU), []
+    loss, optimizer, records = loss_function(model, LATENT), make_optimizer(model, config, CPU), []
     for step in range(3):
         rows, noise = batch(step)
         for group in optimizer.param_groups:
@@ -73,7 +73,7 @@ def spelt_out(model: Decoder, config: TrainConfig) -> list[tuple[torch.Tensor, t
         optimizer.zero_grad()
         total = torch.zeros(5)
         for part in torch.arange(4).chunk(config.accumulate):
-            terms = LossSums(*loss(rows.inputs[part], rows.targets[part], noise[part], torch.tensor(KAPPAS[step])))
+            terms = LossSums(*loss(rows.inputs[part], rows.targets[part], noise[part], *torch.tensor([KAPPAS[step], 0.2, 0.5])))
             ((terms.ce + terms.penalty) / rows.count).backward()
             total += torch.stack([terms.ce, terms.kl, terms.penalty, terms.above, terms.carriers]).detach()
         records.append((total, torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip or math.inf)))
@@ -123,7 +123,7 @@ def test_an_optimizer_that_cannot_be_told_is_not_called() -> None:
     """As on MPS: AdamW is not fused there."""
     model, config = fresh(True), settings()
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, fused=False)
-    update = TrainStep(model, loss_function(model, "token"), optimizer, config, CPU, SHAPE)
+    update = TrainStep(model, loss_function(model, LATENT), optimizer, config, CPU, SHAPE, 3)
     advance(update, 0)
     good = everything(update)
     advance(update, 1, kappa=math.nan)

@@ -1,0 +1,45 @@
+"""Schedules as functions of the step."""
+
+import math
+
+import pytest
+
+from freetf_cli.recipe import LatentConfig, TrainConfig
+from freetf_cli.training.schedule import LN2, latent_weights, learning_rate, scheduled
+
+TRAIN = TrainConfig(steps=110, batch=4, lr=1.0, lr_final=0.1, warmup=10)
+
+
+def test_learning_rate_warms_up_and_follows_one_cosine_to_the_end() -> None:
+    assert learning_rate(0, TRAIN) == pytest.approx(0.1)
+    assert learning_rate(9, TRAIN) == pytest.approx(1.0)
+    middle = 10 + 99 / 2
+    assert learning_rate(int(middle), TRAIN) == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * (int(middle) - 10) / 99)))
+    assert learning_rate(109, TRAIN) == pytest.approx(0.1)
+    rates = [learning_rate(step, TRAIN) for step in range(10, 110)]
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_kappa_is_annealed_in_a_straight_line() -> None:
+    latent = LatentConfig(kappa=0.5, kappa_start=4.5, kappa_anneal=100, bits=8)
+    assert [latent_weights(step, latent, 1000).kappa / LN2 for step in (0, 50, 100, 500)] == pytest.approx([4.5, 2.5, 0.5, 0.5])
+    assert [latent_weights(step, latent, 10).kappa / LN2 for step in (0, 5, 10)] == pytest.approx([4.5, 2.5, 0.5])
+    assert latent_weights(0, LatentConfig(kappa=2.0), 9) == pytest.approx((2 * LN2, 0.0, 0.0))
+    assert latent_weights(7, None, 9) == (0.0, 0.0, 0.0)
+
+
+def test_points_are_joined_in_equal_ratios_or_in_a_straight_line() -> None:
+    path = [[0.1, 8.0], [0.3, 8.0], [0.5]]
+    assert [scheduled(path, 0.5, share) for share in (0, 0.1, 0.2, 0.3)] == pytest.approx([8.0] * 4)
+    assert [scheduled(path, 0.5, share) for share in (0.35, 0.4, 0.45)] == pytest.approx([4.0, 2.0, 1.0])
+    assert [scheduled(path, 0.5, share) for share in (0.5, 0.9, 1)] == [0.5] * 3
+    assert [scheduled([[0, 0.0], [0.4]], 0.8, share) for share in (0, 0.1, 0.3, 0.4)] == pytest.approx([0.0, 0.2, 0.6, 0.8])
+    assert scheduled([], 3.0, 0.2) == 3.0
+
+
+def test_each_weight_follows_its_own_schedule() -> None:
+    schedule = {"kappa": [[0, 2.0], [1.0]], "slope": [[0, 0.0], [0.5]], "mismatch": [[0.5, 0.0], [1.0]]}
+    latent = LatentConfig(kappa=0.5, bits=8, slope=0.4, mismatch=3.0, schedule=schedule)
+    assert latent_weights(50, latent, 100) == pytest.approx((1.0 * LN2, 0.4, 0.0))
+    assert latent_weights(75, latent, 100) == pytest.approx((0.5**0.5 * LN2, 0.4, 1.5))
+    assert latent_weights(100, latent, 100) == pytest.approx((0.5 * LN2, 0.4, 3.0))
