@@ -50,16 +50,16 @@ def project(x_BTD: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
     return torch.split(together, [layer.out_features for layer in layers], dim=-1)
 
 
-def rotate(x_BMTE: Tensor, rotary: Rotary) -> Tensor:
-    """Turn the pairs (e, e + E/2) of every head by the position's angles.
+def rotate(x_BTME: Tensor, rotary: Rotary) -> Tensor:
+    """Turn the pairs (e, e + E/2) of every head by the position's angles: (a, b) → (a cos − b sin, b cos + a sin).
 
-    (a, b) → (a cos − b sin, b cos + a sin), written as one product of both halves and one of both exchanged: joined from two results
-    torch.compile makes a kernel of branches of it, six times as slow backward.
+    Written as one product of both halves and one of both exchanged, and before heads and positions change places: torch.compile makes
+    branches of two results that are joined, and scattered reads of a gradient in another order.
     """
-    cos_TF, sin_TF = (table.to(x_BMTE.dtype) for table in rotary)
-    x_BMT2F = x_BMTE.view(*x_BMTE.shape[:-1], 2, -1)
-    turned_BMT2F = x_BMT2F * cos_TF[:, None] + x_BMT2F.flip(-2) * torch.stack((-sin_TF, sin_TF), dim=1)
-    return turned_BMT2F.flatten(-2)
+    cos_T1F, sin_T1F = (table.to(x_BTME.dtype)[:, None] for table in rotary)
+    x_BTM2F = x_BTME.view(*x_BTME.shape[:-1], 2, -1)
+    turned_BTM2F = x_BTM2F * cos_T1F[:, None] + x_BTM2F.flip(-2) * torch.stack((-sin_T1F, sin_T1F), dim=-2)
+    return turned_BTM2F.flatten(-2)
 
 
 @dataclass
@@ -96,9 +96,9 @@ class Attention(nn.Module):
         A query [1, 1, D] is the same for all sequences and positions: it is projected once, and turned for each position.
         """
         q_BTF, k_BTF, v_BTF = self._project(q_BTD, kv_BTD)
-        q_BMTE = rotate(self._heads(q_BTF), rotary).expand(len(kv_BTD), -1, -1, -1)
-        k_BKSE = rotate(self._heads(k_BTF), rotary)
-        v_BKSE = self._heads(v_BTF)
+        q_BMTE = rotate(self._heads(q_BTF), rotary).transpose(1, 2).expand(len(kv_BTD), -1, -1, -1)
+        k_BKSE = rotate(self._heads(k_BTF), rotary).transpose(1, 2)
+        v_BKSE = self._heads(v_BTF).transpose(1, 2)
         if cache is not None:
             k_BKSE, v_BKSE = cache.extend(k_BKSE, v_BKSE, position)
         mask = _continued_mask(q_BMTE.shape[2], position, q_BMTE.device) if causal and position else None
@@ -114,7 +114,7 @@ class Attention(nn.Module):
         return self.q(q_BTD), *project(kv_BTD, self.k, self.v)
 
     def _heads(self, x_BTF: Tensor) -> Tensor:
-        return x_BTF.view(*x_BTF.shape[:2], -1, self.head_width).transpose(1, 2)
+        return x_BTF.view(*x_BTF.shape[:2], -1, self.head_width)
 
 
 def _continued_mask(length: int, position: int, device: torch.device) -> Tensor | None:

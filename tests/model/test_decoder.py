@@ -15,22 +15,22 @@ from freetf_cli.recipe import ModelConfig
 def test_rotary_is_a_complex_rotation() -> None:
     """Pair (e, e + E/2) as a complex number, times exp(i t base^(-2e/E))."""
     torch.manual_seed(0)
-    x = torch.randn(1, 1, 7, 8).double()
+    x = torch.randn(1, 7, 1, 8).double()
     cos, sin = rotary_tables(torch.arange(7), 8, 100.0)
     got = rotate(x, (cos.double(), sin.double()))
     for t in range(7):
         for e in range(4):
-            turned = complex(x[0, 0, t, e], x[0, 0, t, e + 4]) * complex(
+            turned = complex(x[0, t, 0, e], x[0, t, 0, e + 4]) * complex(
                 math.cos(t * 100.0 ** (-2 * e / 8)), math.sin(t * 100.0 ** (-2 * e / 8))
             )
-            assert abs(complex(got[0, 0, t, e], got[0, 0, t, e + 4]) - turned) < 1e-6
+            assert abs(complex(got[0, t, 0, e], got[0, t, 0, e + 4]) - turned) < 1e-6
 
 
 def test_rotary_scores_depend_on_distance_only() -> None:
     torch.manual_seed(0)
     q, k = torch.randn(2, 8)
     tables = rotary_tables(torch.arange(20), 8, 10_000.0)
-    qs, ks = rotate(q.expand(1, 1, 20, 8), tables)[0, 0], rotate(k.expand(1, 1, 20, 8), tables)[0, 0]
+    qs, ks = (rotate(x.expand(1, 20, 1, 8), tables)[0, :, 0] for x in (q, k))
     assert torch.allclose(qs[7] @ ks[3], qs[19] @ ks[15], atol=1e-5)
 
 
@@ -45,8 +45,8 @@ def test_grouped_query_attention_against_a_loop(kv_heads: int) -> None:
         heads = []
         for m in range(4):
             g = m // (4 // kv_heads)
-            q = rotate((q_in[b] @ attention.q.weight[4 * m : 4 * m + 4].T)[None, None], tables)[0, 0]
-            k = rotate((kv_in[b] @ attention.k.weight[4 * g : 4 * g + 4].T)[None, None], tables)[0, 0]
+            q = rotate((q_in[b] @ attention.q.weight[4 * m : 4 * m + 4].T)[None, :, None], tables)[0, :, 0]
+            k = rotate((kv_in[b] @ attention.k.weight[4 * g : 4 * g + 4].T)[None, :, None], tables)[0, :, 0]
             v = kv_in[b] @ attention.v.weight[4 * g : 4 * g + 4].T
             rows = [torch.softmax(q[i] @ k[: i + 1].T / 2.0, -1) @ v[: i + 1] for i in range(6)]
             heads.append(torch.stack(rows))
