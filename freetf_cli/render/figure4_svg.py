@@ -18,16 +18,18 @@ from freetf_cli.render.rows import Part, box_title, is_letters, parts
 from freetf_cli.results import SampleGroups
 
 LINE, CHARACTER, PAD, GAP = 17, 7.23, 12, 14  # CHARACTER: a column's width in 12 px
-HEADING, HEADING_CHARACTER = 20, 8.5
+HEADING, HEADING_CHARACTER = 20, 9.4
 TOLD, TOLD_CHARACTER = 15, 6.63
 PANEL_GAP = 28
+MARGIN = 12  # around a picture that stands alone
 ROW_GAP = 6  # between rows of running text, which take several lines
 RUNNING = 66  # columns of running text
+LEAST = 340  # width of a panel with a title or numbers, where its rows are short
 
 # The colours are those of render/style.py, in full: not every program that draws SVG knows CSS variables.
 FIGURE4_CSS = """
 .figure4 text { font: 12px ui-monospace, "SF Mono", Menlo, Consolas, "Liberation Mono", monospace; white-space: pre; fill: #1d2024 }
-.figure4 .title { font-weight: 600 } .figure4 .page { fill: #fdfdfb }
+.figure4 .title { font-weight: 600 } .figure4.alone { background: #fdfdfb } .figure4 .page { fill: #fdfdfb }
 .figure4 .heading { font: 600 15px system-ui, -apple-system, "Segoe UI", "Helvetica Neue", Arial, sans-serif }
 .figure4 .told { font-size: 11px; fill: #5d636b }
 .figure4 .independent { fill: #f5f8fe; stroke: #2b62b8 } .figure4 .shared { fill: #f4faf5; stroke: #2b7a3d }
@@ -35,7 +37,8 @@ FIGURE4_CSS = """
 .figure4 .s-prompt { fill: #5d636b } .figure4 .s-blank { fill: #b9bdc3 } .figure4 .s-noise { fill: #c22f2f; font-weight: 700 }
 .figure4 .s-target, .figure4 .s-wrong { fill: #8b2f7f; font-weight: 700 } .figure4 .s-wrong { text-decoration: underline }
 @media (prefers-color-scheme: dark) {
-  .figure4 text { fill: #e4e5e7 } .figure4 .page { fill: #15171a } .figure4 .told { fill: #9aa1aa }
+  .figure4 text { fill: #e4e5e7 } .figure4.alone { background: #15171a } .figure4 .page { fill: #15171a }
+  .figure4 .told { fill: #9aa1aa }
   .figure4 .independent { fill: #181d27; stroke: #7aa7f0 } .figure4 .shared { fill: #172019; stroke: #6fc282 }
   .figure4 .t-independent { fill: #7aa7f0 } .figure4 .t-shared { fill: #6fc282 }
   .figure4 .s-prompt { fill: #9aa1aa } .figure4 .s-blank { fill: #4d545d } .figure4 .s-noise { fill: #f07b74 }
@@ -66,37 +69,45 @@ class _Box:
 
 def figure4_svg(panels: Sequence[Panel], *, note: str = "", columns: int = 2, latent: bool = True) -> str:
     """The picture as a file of its own. note: small type below all panels. latent: False for a baseline."""
-    head, body = figure4_inline(panels, note=note, columns=columns, latent=latent, page=True).split(">", 1)
-    return f"{head}>\n<style>{FIGURE4_CSS}</style>{body}\n"
+    body, width, height = _all(panels, note, columns, latent)
+    place = f'x="{-MARGIN}" y="{-MARGIN}" width="{width + 2 * MARGIN:.0f}" height="{height + 2 * MARGIN:.0f}"'
+    size = f"{-MARGIN} {-MARGIN} {width + 2 * MARGIN:.0f} {height + 2 * MARGIN:.0f}"
+    # The ground once as CSS, which fills a window of any shape, and once as a rectangle for programs without CSS.
+    ground = f'\n<style>{FIGURE4_CSS}</style>\n<rect class="page" {place}/>\n'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" class="figure4 alone" viewBox="{size}" {_name(panels)}>{ground}{body}</svg>\n'
 
 
-def figure4_inline(panels: Sequence[Panel], *, note: str = "", columns: int = 2, latent: bool = True, page: bool = False) -> str:
-    """The picture within a page that has FIGURE4_CSS; no larger than life there. page: with a ground of its own."""
+def figure4_inline(panels: Sequence[Panel], *, note: str = "", columns: int = 2, latent: bool = True) -> str:
+    """The picture within a page that has FIGURE4_CSS; no larger than life there."""
+    body, width, height = _all(panels, note, columns, latent)
+    size = f'viewBox="0 0 {width:.0f} {height:.0f}" style="max-width:{width:.0f}px"'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" class="figure4" {size} {_name(panels)}>{body}</svg>'
+
+
+def _all(panels: Sequence[Panel], note: str, columns: int, latent: bool) -> tuple[str, float, float]:
+    """What is drawn, its width and its height. Panels are as wide as the widest box, those of one line as high as the highest."""
     drawn = [(panel, [_box(rows, one, latent) for one in panel.groups for rows in one.groups if rows]) for panel in panels]
-    inner = max((box.width for _, boxes in drawn for box in boxes), default=CHARACTER * RUNNING)
-    parts, top, width = [], 1.0, inner
+    least = LEAST if note or any(panel.title or panel.told for panel in panels) else 0
+    inner = max([least, *(box.width for _, boxes in drawn for box in boxes)])
+    width = inner + (inner + PANEL_GAP) * (max(1, min(columns, len(drawn))) - 1)
+    parts, top, bottom = [], 1.0, 1.0
     for start in range(0, len(drawn), columns):
-        bottom = top
-        for number, (panel, boxes) in enumerate(drawn[start : start + columns]):
-            left = 1 + number * (inner + PANEL_GAP)
-            svg, end = _panel(panel, boxes, left, top, inner)
-            parts.append(svg)
-            bottom, width = max(bottom, end), max(width, left - 1 + inner)
+        line = [
+            _panel(panel, boxes, 1 + number * (inner + PANEL_GAP), top, inner)
+            for number, (panel, boxes) in enumerate(drawn[start : start + columns])
+        ]
+        parts += [svg for svg, _ in line]
+        bottom = max(end for _, end in line)
         top = bottom + PANEL_GAP
-    foot, bottom = _lines(_packed([note], width, TOLD_CHARACTER, " "), "told", 1, top - PANEL_GAP, TOLD) if note else ("", top - PANEL_GAP)
-    size = f"{width + 2:.0f}", f"{max(bottom, 1) + 1:.0f}"
-    ground = '\n<rect class="page" width="100%" height="100%"/>' if page else ""
-    limit = "" if page else f' style="max-width:{size[0]}px"'
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" class="figure4" viewBox="0 0 {size[0]} {size[1]}" role="img"{limit}'
-    return f'{head} aria-label="{_name(panels)}">{ground}\n{"".join(parts)}{foot}</svg>'
+    foot, bottom = _lines(_packed([note], width, TOLD_CHARACTER, " "), "told", 1, bottom + (GAP if note else 0), TOLD)
+    return "".join(parts) + foot, width + 2, bottom + 1
 
 
 def _name(panels: Sequence[Panel]) -> str:
-    """What a reader who cannot see the picture is told."""
-    titles = "; ".join(". ".join([panel.title, *panel.told]) for panel in panels if panel.title)
-    return label(
-        "Samples of a Free Transformer: one group with independent Z, the others with one Z a group" + (f". {titles}" if titles else "")
-    )
+    """The picture's role, and what a reader who cannot see it is told."""
+    titles = [". ".join([panel.title, *panel.told]) for panel in panels if panel.title]
+    about = "Samples of a Free Transformer: one group with independent Z, the others with one Z a group"
+    return f'role="img" aria-label="{label("; ".join([about, *titles]))}"'
 
 
 def _panel(panel: Panel, boxes: Sequence[_Box], left: float, top: float, width: float) -> tuple[str, float]:
@@ -189,5 +200,7 @@ def _drawn(box: _Box, left: float, top: float) -> str:
 def _text(line: Line, x: str, y: float) -> str:
     """A line of a sample. textLength keeps the columns in place whatever font the reader has."""
     pieces = "".join(f'<tspan class="s-{kind}">{label(piece)}</tspan>' for piece, kind in line)
-    length = f'textLength="{CHARACTER * _columns(line):.1f}" lengthAdjust="spacingAndGlyphs"' if line else ""
-    return f'<text x="{x}" y="{y:g}" {length} xml:space="preserve">{pieces}</text>\n'
+    width = _columns(line)
+    plain = 0 < width == sum(len(piece) for piece, _ in line)  # glyphs that are not of the font may have any width: let them
+    length = f' textLength="{CHARACTER * width:.1f}" lengthAdjust="spacingAndGlyphs"' if plain else ""
+    return f'<text x="{x}" y="{y:g}"{length} xml:space="preserve">{pieces}</text>\n'

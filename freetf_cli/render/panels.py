@@ -53,7 +53,7 @@ def panels_note(runs: Sequence[ProbeResult]) -> str:
     if not factors:
         return ""
     valid = any(run.intervention and run.intervention.valid for run in runs)
-    words = f"I(Z; factor), of its entropy, with its 95 % interval over Zs: {groups_text(factors)}."
+    words = f"I(Z; factor) [95 % interval over Zs] of the factor's entropy: {groups_text(factors)}."
     return words + (" valid: outputs that the task could have made." if valid else "")
 
 
