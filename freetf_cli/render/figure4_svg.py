@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from rich.cells import cell_len
 
@@ -56,7 +56,7 @@ class _Box:
     kind: str
     title: str
     rows: list[list[Line]]
-    gap: int = field(default=0)  # between rows
+    gap: int  # between rows
 
     @property
     def width(self) -> float:
@@ -72,7 +72,7 @@ def figure4_svg(panels: Sequence[Panel], *, note: str = "", columns: int = 2, la
     body, width, height = _all(panels, note, columns, latent)
     place = f'x="{-MARGIN}" y="{-MARGIN}" width="{width + 2 * MARGIN:.0f}" height="{height + 2 * MARGIN:.0f}"'
     size = f"{-MARGIN} {-MARGIN} {width + 2 * MARGIN:.0f} {height + 2 * MARGIN:.0f}"
-    # The ground once as CSS, which fills a window of any shape, and once as a rectangle for programs without CSS.
+    # The ground as CSS fills a window of any shape; as a rectangle it is there where an SVG element can have no background.
     ground = f'\n<style>{FIGURE4_CSS}</style>\n<rect class="page" {place}/>\n'
     return f'<svg xmlns="http://www.w3.org/2000/svg" class="figure4 alone" viewBox="{size}" {_name(panels)}>{ground}{body}</svg>\n'
 
