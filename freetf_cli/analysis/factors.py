@@ -69,6 +69,11 @@ def factor_reader(source: DataSource, split: str, sequences: int) -> FactorReade
     return _text_reader(source, split, sequences)
 
 
+def has_factors(source: DataSource) -> bool:
+    """Whether `factor_reader` finds one, without its work."""
+    return source.facts.task in ("letters", "coins") or bool(_label_tables(source))
+
+
 def letters_reader(params: Mapping[str, Any]) -> FactorReader:
     """letter, position and noise of the letters task."""
     length, target, letters = (int(params.get(name, default)) for name, default in (("length", 64), ("target", 8), ("letters", 26)))
@@ -155,16 +160,11 @@ def words(text: str) -> list[str]:
 
 def _text_reader(source: DataSource, split: str, sequences: int) -> FactorReader | None:
     """Labels that every labelled row has as words: sentiment and genre of `reviews`, the label of a prepared folder."""
-    try:
-        size = source.rows.size(TRAIN)
-    except InputError:  # a folder to measure on need not have one
-        return None
-    known, texts = _labelled(source, TRAIN, min(TRAINING_TEXTS, size or TRAINING_TEXTS))
-    names = [name for name, value in (known[0] if known else {}).items() if isinstance(value, str)]
-    tables = {name: sorted({str(row[name]) for row in known}) for name in names}
-    tables = {name: table for name, table in tables.items() if 1 < len(table) <= MOST_LABELS}
+    tables = _label_tables(source)
     if not tables:
         return None
+    size = source.rows.size(TRAIN)
+    known, texts = _labelled(source, TRAIN, min(TRAINING_TEXTS, size or TRAINING_TEXTS))
     readers = {name: NaiveBayes(texts, _numbers(known, name, table), len(table)) for name, table in tables.items()}
     held_out, held_out_texts = _labelled(source, split, sequences)
     notes = []
@@ -179,6 +179,18 @@ def _text_reader(source: DataSource, split: str, sequences: int) -> FactorReader
         read=lambda samples: {name: reader.read(samples) for name, reader in readers.items()},
         notes=tuple(notes),
     )
+
+
+def _label_tables(source: DataSource) -> dict[str, list[str]]:
+    """The labels of the train split that can be read as classes, by name; empty where there are none."""
+    try:
+        size = source.rows.size(TRAIN)
+    except InputError:  # a folder to measure on need not have one
+        return {}
+    known = [row for row in source.held_out_factors(TRAIN, min(TRAINING_TEXTS, size or TRAINING_TEXTS)) if row]
+    names = [name for name, value in (known[0] if known else {}).items() if isinstance(value, str)]
+    tables = {name: sorted({str(row[name]) for row in known}) for name in names}
+    return {name: table for name, table in tables.items() if 1 < len(table) <= MOST_LABELS}
 
 
 def _labelled(source: DataSource, split: str, sequences: int) -> tuple[list[Factors], list[str]]:

@@ -91,24 +91,50 @@ ReportOption = Annotated[
 ]
 
 
+FigureOption = Annotated[
+    Path | None,
+    typer.Option("--figure", metavar="FILE.svg", help="Draw the samples as the paper's Figure 4: one SVG picture, a panel a run, by κ."),
+]
+
+
 def check_report(report: Path | None) -> None:
     """Refuse, before any work, a report that could not be written."""
-    if report is None:
+    _check_file(report, "report", "--report FILE.html")
+
+
+def check_figure(figure: Path | None, report: Path | None = None) -> None:
+    """Refuse, before any work, a figure that could not be written, or that would take the report's place."""
+    _check_file(figure, "figure", "--figure FILE.svg")
+    if figure is not None and report is not None and figure.absolute() == report.absolute():
+        raise InputError("figure and report are one file", str(figure), "name two: --figure FILE.svg --report FILE.html")
+
+
+def _check_file(file: Path | None, what: str, option: str) -> None:
+    if file is None:
         return
-    if str(report) == "-":
-        raise InputError("a report is a file, stdout has the result", hint="name one: --report FILE.html")
-    if report.is_dir():
-        raise InputError("the report's name is taken by a folder", str(report), "name a file: --report FILE.html")
-    if not report.parent.is_dir():
-        raise InputError("no such folder for the report", str(report.parent), "make it first")
-    if not os.access(report.parent, os.W_OK):
-        raise InputError("the report's folder cannot be written to", str(report.parent))
+    if str(file) == "-":
+        raise InputError(f"a {what} is a file, stdout has the result", hint=f"name one: {option}")
+    if file.is_dir():
+        raise InputError(f"the {what}'s name is taken by a folder", str(file), f"name a file: {option}")
+    if not file.parent.is_dir():
+        raise InputError(f"no such folder for the {what}", str(file.parent), "make it first")
+    if not os.access(file.parent, os.W_OK):
+        raise InputError(f"the {what}'s folder cannot be written to", str(file.parent))
 
 
 def write_report_file(report: Path, page: str) -> None:
     """Write a page, and say where."""
+    _write_file(report, page, "report")
+
+
+def write_figure_file(figure: Path, svg: str) -> None:
+    """Write a picture, and say where."""
+    _write_file(figure, svg, "figure")
+
+
+def _write_file(file: Path, text: str, what: str) -> None:
     from freetf_cli.durable import write_durably
     from freetf_cli.render.console import note
 
-    write_durably(report, page)
-    note(f"report: {report}")
+    write_durably(file, text)
+    note(f"{what}: {file}")

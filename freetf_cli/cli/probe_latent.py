@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from freetf_cli.cli.options import DataOption, DeviceOption, JsonOption, QuietOption, ReportOption, RunsArgument, SeedOption, SplitOption
+from freetf_cli.cli.options import (
+    DataOption,
+    DeviceOption,
+    FigureOption,
+    JsonOption,
+    QuietOption,
+    ReportOption,
+    RunsArgument,
+    SeedOption,
+    SplitOption,
+)
 from freetf_cli.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,6 +39,7 @@ def probe_latent(
     runs: RunsArgument,
     data: DataOption = None,
     report: ReportOption = None,
+    figure: FigureOption = None,
     sweep: SweepOption = False,
     split: SplitOption = None,
     sequences: SequencesOption = 2048,
@@ -46,18 +57,22 @@ def probe_latent(
 
     $ freetf probe-latent runs/letters-free
     $ freetf probe-latent runs/letters-free --report probe.html
-    $ freetf probe-latent runs/kappa-* --sweep --report sweep.html
+    $ freetf probe-latent runs/kappa-* --sweep --report sweep.html --figure figure4.svg
     """
-    from freetf_cli.cli.options import check_report, write_report_file
+    from freetf_cli.cli.options import check_figure, check_report, write_figure_file, write_report_file
+    from freetf_cli.render import figure4_svg, panels
     from freetf_cli.render import probe as show
     from freetf_cli.render.probe_report import probe_report_html
     from freetf_cli.results import to_json
     from freetf_cli.results.probe import Sweep
 
     check_report(report)
+    check_figure(figure, report)
     checkpoints = _open(runs)
     if sweep:
         _check_same_data(runs, checkpoints)
+    if figure is not None:
+        _check_factors(runs, checkpoints, data)
     results = []
     for run, checkpoint in zip(runs, checkpoints, strict=True):
         result = _probe(run, checkpoint, data, split, (sequences, groups, count), prompt, device, seed, quiet=quiet or json)
@@ -67,6 +82,8 @@ def probe_latent(
     results.sort(key=lambda one: one.kappa)
     if sweep:
         typer.echo(to_json(Sweep(results))) if json else show.sweep(Sweep(results))
+    if figure is not None:
+        write_figure_file(figure, figure4_svg.figure4_svg(panels.sweep_panels(results), note=panels.panels_note(results)))
     if report is not None:
         write_report_file(report, probe_report_html(results))
 
@@ -91,6 +108,16 @@ def _check_same_data(runs: Sequence[Path], checkpoints: Sequence[Checkpoint]) ->
     other = next((run for run, identity in zip(runs, identities, strict=True) if identity != identities[0]), None)
     if other is not None:
         raise InputError(f"--sweep is of runs on one data, and this run's is not that of {runs[0]}", str(other), "leave --sweep out")
+
+
+def _check_factors(runs: Sequence[Path], checkpoints: Sequence[Checkpoint], data: Path | None) -> None:
+    """A figure is of samples, and those are made only where they can be read."""
+    from freetf_cli.analysis.factors import has_factors
+    from freetf_cli.analysis.run_data import open_run_data
+
+    for run, checkpoint in zip(runs, checkpoints, strict=True):
+        if not has_factors(open_run_data(checkpoint, data)):
+            raise InputError("no factor of the run's data is known: there are no samples for a figure", str(run), "leave --figure out")
 
 
 def _probe(

@@ -85,8 +85,8 @@ def page_width(console: Console) -> int:
 
 
 # A model may generate anything. C0 and C1 controls drive a terminal, bidirectional overrides reorder a line, line separators
-# break it, and a lone surrogate cannot be encoded at all.
-_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+# break it, a lone surrogate cannot be encoded at all, and the noncharacters at the end of the plane are not allowed in XML.
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 
 
 def visible(text: str) -> str:

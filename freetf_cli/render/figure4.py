@@ -10,7 +10,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from freetf_cli.render.console import page_width
+from freetf_cli.render.console import page_width, visible
+from freetf_cli.render.panels import Panel as SamplePanel
 from freetf_cli.render.rows import Part, box_title, is_letters, parts
 from freetf_cli.render.tables import print_heading, print_table
 from freetf_cli.render.units import count, share, times
@@ -35,13 +36,15 @@ def figure4(groups: SampleGroups, *, console: Console, latent: bool = True) -> N
     """
     if groups.title:
         print_heading(console, groups.title)
-    boxes = [
-        _box(rows, groups.prompt, box_title(shared=groups.shared, latent=latent), "green" if groups.shared else "blue")
-        for rows in groups.groups
-        if rows
-    ]
-    for line in _lines(boxes, groups, page_width(console)):
-        console.print(line)
+    _print_boxes([groups], console, latent)
+
+
+def figure4_panel(panel: SamplePanel, *, console: Console) -> None:
+    """Print a panel of a sweep: its title, the numbers measured, and all of its boxes, side by side where two fit."""
+    print_heading(console, panel.title)
+    for line in panel.told:
+        console.print(Text(visible(line), style="dim"), overflow="fold")
+    _print_boxes(panel.groups, console, latent=True)
 
 
 def row_text(row: str, prompt: str = "") -> Text:
@@ -58,15 +61,26 @@ def agreement_table(agreement: Sequence[Agreement], *, console: Console) -> None
     print_table(console, ["agreement on", "within", "across", "ratio", "pairs within / across"], rows, right=(1, 2, 3, 4))
 
 
+def _print_boxes(all_groups: Sequence[SampleGroups], console: Console, latent: bool) -> None:
+    boxes = [
+        _box(rows, groups.prompt, box_title(shared=groups.shared, latent=latent), "green" if groups.shared else "blue")
+        for groups in all_groups
+        for rows in groups.groups
+        if rows
+    ]
+    rows = [row for groups in all_groups for group in groups.groups for row in group]
+    for line in _lines(boxes, rows, page_width(console)):
+        console.print(line)
+
+
 def _box(rows: Sequence[str], prompt: str, title: str, colour: str) -> Panel:
     body = Text("\n").join(row_text(row, prompt) for row in rows)
     body.overflow = "fold"
     return Panel(body, title=Text(title, style=f"bold {colour}"), title_align="left", border_style=colour, expand=False)
 
 
-def _lines(boxes: list[Panel], groups: SampleGroups, width: int) -> list[Panel | Table]:
+def _lines(boxes: list[Panel], rows: Sequence[str], width: int) -> list[Panel | Table]:
     """Boxes in as many columns as fit, but only for letters rows: running text is easier to read across the page."""
-    rows = [row for group in groups.groups for row in group]
     box_width = FRAME + max((cell_len(row) for row in rows), default=0)
     columns = min(len(boxes), width // box_width) if rows and all(is_letters(row) for row in rows) else 1
     if columns < 2:

@@ -11,8 +11,9 @@ from freetf_cli.render import probe_rows
 from freetf_cli.render.bars import bar, column_chart, shade_rows, split_bar
 from freetf_cli.render.console import out, page_width, visible
 from freetf_cli.render.estimates import fraction, interval, number, share_interval
-from freetf_cli.render.figure4 import figure4
+from freetf_cli.render.figure4 import figure4, figure4_panel
 from freetf_cli.render.fitting import GAP, needed, print_fitting
+from freetf_cli.render.panels import panels_note, sweep_panels
 from freetf_cli.render.probe_rows import Rows
 from freetf_cli.render.tables import Cell, print_facts, print_heading
 from freetf_cli.render.units import count, duration, figure, is_number, share
@@ -58,6 +59,18 @@ def sweep(result: Sweep) -> None:
         _table(console, table)
         for name in probe_rows.sweep_factors(result.runs):
             _factor_bars(console, result.runs, name)
+    _samples(console, result.runs)
+
+
+def _samples(console: Console, runs: Sequence[ProbeResult]) -> None:
+    """The paper's Figure 4: a panel a run, κ rising."""
+    panels = sweep_panels(runs)
+    if not panels:
+        return
+    print_heading(console, "Samples by κ")
+    _say(console, panels_note(runs), "dim")
+    for panel in panels:
+        figure4_panel(panel, console=console)
 
 
 def _verdict(console: Console, verdict: Verdict) -> None:

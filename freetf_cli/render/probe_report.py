@@ -8,8 +8,10 @@ from pathlib import PurePath
 from freetf_cli.render import probe_rows
 from freetf_cli.render.axes import FIGURES_CSS
 from freetf_cli.render.estimates import share_interval
+from freetf_cli.render.figure4_svg import FIGURE4_CSS, figure4_inline
 from freetf_cli.render.figures import Curve, Dot, bar_chart, dot_interval_chart, heat_map, information_by_kappa
 from freetf_cli.render.html import SAMPLES_CSS, facts, samples_html, table, text
+from freetf_cli.render.panels import panels_note, sweep_panels
 from freetf_cli.render.probe_rows import Rows
 from freetf_cli.render.style import PAGE_CSS
 from freetf_cli.render.svg import CHART_CSS
@@ -58,6 +60,10 @@ DECODING = (
     "information: a stronger probe may read more, and what a probe reads the decoder need not use. Compare with the majority and with"
     " shuffled labels. The bits, H less the probe's cross-entropy, bound from below what Z holds."
 )
+SAMPLES = (
+    "Sequences from one prompt, Z from the prior. In a blue box each sequence has a Z of its own, in a green box all share one: what the "
+    "lines of a green box have in common, and those of a blue box have not, Z decided."
+)
 SWEEP = (
     "CE with the posterior Z and KL in bits/sequence; efficiency is the bits of CE saved by each bit of KL; valid, the share of "
     "outputs that the task could have made. Intervals are over Zs: each κ is one training run, so a step between neighbours may be a "
@@ -76,7 +82,7 @@ def probe_report_html(results: Sequence[ProbeResult]) -> str:
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<meta name="color-scheme" content="light dark"><title>{text(title)} · freetf probe-latent</title>'
-        f"<style>{PAGE_CSS}{CHART_CSS}{FIGURES_CSS}{SAMPLES_CSS}{PROBE_CSS}</style></head><body><main>{body}</main></body></html>\n"
+        f"<style>{PAGE_CSS}{CHART_CSS}{FIGURES_CSS}{SAMPLES_CSS}{FIGURE4_CSS}{PROBE_CSS}</style></head><body><main>{body}</main></body></html>\n"
     )
 
 
@@ -110,10 +116,19 @@ def _sweep(title: str, runs: Sequence[ProbeResult]) -> str:
     chart = _both(lambda width: information_by_kappa(curves, title="I(Z; factor) by κ, bits", width=width)) if curves else ""
     return (
         f'<header><p class="kicker">probe-latent · {text(data)}</p><h1>{text(title)}</h1></header>'
+        + _samples(runs)
         + _section("Rate and distortion by κ", SWEEP, _table(probe_rows.rate_rows(runs), "rate and distortion"))
         + _section("Information by κ", "", chart, _table(probe_rows.information_by_kappa_rows(runs), "information by kappa"))
         + _section("Runs", "", f'<ol class="runs">{links}</ol>')
     )
+
+
+def _samples(runs: Sequence[ProbeResult]) -> str:
+    """The paper's Figure 4, panels two by two; one by one on a phone."""
+    panels, note = sweep_panels(runs), panels_note(runs)
+    if not panels:
+        return ""
+    return _section("Samples by κ", SAMPLES, _both(lambda width: figure4_inline(panels, note=note, columns=2 if width > 600 else 1)))
 
 
 def _run(run: ProbeResult) -> str:

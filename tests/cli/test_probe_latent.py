@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -70,6 +71,49 @@ def test_several_runs_one_after_the_other_or_as_a_sweep(run_cli: Callable, free_
     assert "κ" in told and "efficiency" in told
 
 
+def test_a_figure_has_a_panel_a_run_by_kappa(run_cli: Callable, free_run: Path, tmp_path: Path) -> None:
+    checkpoint, picture = free_run / "checkpoints" / "step-000003", tmp_path / "figure4.svg"
+    picture.write_text("old", encoding="utf-8")
+    done = run_cli("probe-latent", free_run, checkpoint, *QUICK, "--sweep", "--json", "--figure", picture)
+    assert done.code == 0, done.stderr
+    runs = json.loads(done.stdout)["runs"]
+    assert f"figure: {picture}" in done.stderr and sorted(tmp_path.iterdir()) == [picture]
+    tree = ElementTree.fromstring(picture.read_text(encoding="utf-8"))
+    texts = ["".join(text.itertext()) for text in tree.iter("{http://www.w3.org/2000/svg}text")]
+    names = [text for text in texts if text.startswith("κ = ")]
+    assert names == [f"κ = 1/2 bit per token · {name}" for name in (free_run.name, "step-000003")]
+    rows = [row for run in runs for one in run["intervention"]["samples"] for group in one["groups"] for row in group]
+    assert [text for text in texts if ">" in text] == rows and len(rows) == 2 * 4 * 4
+    assert sum("I(Z; position) " in text for text in texts) == 2 and sum("valid " in text for text in texts) >= 2
+
+
+def test_a_figure_of_one_run_or_of_several_without_a_sweep(run_cli: Callable, free_run: Path, labelled: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one.svg", tmp_path / "two.svg"
+    done = run_cli("probe-latent", free_run, *QUICK, "--json", "--figure", one)
+    assert done.code == 0 and json.loads(done.stdout)["step"] == 6, done.stderr
+    assert one.read_text(encoding="utf-8").count('class="heading"') == 1 and "κ = 1/2 bit per token<" in one.read_text(encoding="utf-8")
+    done = run_cli("probe-latent", labelled, free_run, *QUICK, "--figure", two)
+    assert done.code == 0, done.stderr
+    drawn = two.read_text(encoding="utf-8")
+    ElementTree.fromstring(drawn)
+    assert drawn.count('class="heading"') == 2 and "I(Z; label)" in drawn and "I(Z; letter)" not in drawn
+
+
+def test_no_figure_of_text_without_factors(
+    run_cli: Callable, free_run: Path, text_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("freetf_cli.analysis.probe.probe_latent", lambda *args, **options: pytest.fail("work was done"))
+    done = run_cli("probe-latent", free_run, text_run, *QUICK, "--figure", tmp_path / "f.svg", "--report", tmp_path / "r.html")
+    assert (done.code, done.stdout) == (2, "") and list(tmp_path.iterdir()) == []
+    assert f"no factor of the run's data is known: there are no samples for a figure, {text_run}; leave --figure out" in done.stderr
+
+
+def test_a_figure_where_nothing_can_be_written(run_cli: Callable, free_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("freetf_cli.cli.options.os.access", lambda path, mode, **_: Path(path) != tmp_path)
+    done = run_cli("probe-latent", free_run, *QUICK, "--figure", tmp_path / "f.svg")
+    assert done.code == 2 and f"the figure's folder cannot be written to, {tmp_path}" in done.stderr and list(tmp_path.iterdir()) == []
+
+
 def test_labelled_text_is_read_by_its_words(run_cli: Callable, labelled: Path) -> None:
     done = run_cli("probe-latent", labelled, *QUICK, "--json")
     assert done.code == 0, done.stderr
@@ -116,6 +160,10 @@ def test_a_baseline_has_no_z(run_cli: Callable, baseline_run: Path, free_run: Pa
         (("--report", "-"), "a report is a file"),
         (("--report", "no/such/folder/p.html"), "no such folder for the report"),
         (("--report", "."), "taken by a folder"),
+        (("--figure", "-"), "a figure is a file, stdout has the result; name one: --figure FILE.svg"),
+        (("--figure", "no/such/folder/f.svg"), "no such folder for the figure, no/such/folder"),
+        (("--figure", "."), "the figure's name is taken by a folder"),
+        (("--figure", "same", "--report", "./same"), "figure and report are one file"),
         (("--data", "nowhere"), "no such data folder"),
     ],
 )

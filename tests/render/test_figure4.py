@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from freetf_cli.render.figure4 import agreement_table, figure4
+from freetf_cli.render.figure4 import agreement_table, figure4, figure4_panel
 from freetf_cli.render.html import samples_html
+from freetf_cli.render.panels import Panel
 from freetf_cli.render.rows import parts
 from freetf_cli.results import Agreement, SampleGroups
 from tests.render.helper import letters_groups
@@ -66,6 +67,18 @@ def test_a_baseline_has_no_z() -> None:
 
 def test_nothing_to_show() -> None:
     assert drawn(SampleGroups("", True, []), 80) == "" and drawn(SampleGroups("", True, [[]]), 80) == ""
+
+
+@pytest.mark.parametrize(("width", "columns"), [(80, 1), (140, 2), (210, 3)])
+def test_a_panel_has_its_title_its_numbers_and_all_boxes_in_one_flow(width: int, columns: int) -> None:
+    stream, groups = io.StringIO(), [letters_groups(False, groups=1), letters_groups(True)]
+    panel = Panel("κ = 1 [b]bit[/b]", groups, ["I(Z; position) 4.12", "valid 98.2 %\x1b"])
+    figure4_panel(panel, console=Console(file=stream, width=width, color_system=None))
+    lines = stream.getvalue().splitlines()
+    assert lines[1:4] == ["κ = 1 [b]bit[/b]", "I(Z; position) 4.12", "valid 98.2 %\\x1b"]
+    assert lines[4].count("╭") == columns and lines[4].count("shared Z") == columns - 1 and "independent Z" in lines[4]
+    assert all(row in stream.getvalue() for one in groups for group in one.groups for row in group)
+    assert max(map(len, lines)) <= width
 
 
 def test_agreement() -> None:

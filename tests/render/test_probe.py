@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from xml.etree import ElementTree
 
 import pytest
 
@@ -117,6 +118,28 @@ def test_a_sweep_is_in_the_order_of_kappa(capsys: pytest.CaptureFixture[str]) ->
     assert "letter, bits of H" not in text, "a factor without entropy needs no bars"
 
 
+def test_a_sweep_ends_with_the_samples_of_each_kappa(capsys: pytest.CaptureFixture[str]) -> None:
+    text = said(Sweep(made_sweep((8.0, 0.125, 1.0)).runs), capsys)
+    shown = text[text.index("Samples by κ") :]
+    assert re.findall(r"κ = (\S+) bit", shown) == ["1/8", "1", "8"] and shown.count("independent Z") == 6 and shown.count("shared Z") == 6
+    assert shown.count("valid 94.0 % [93.0, 95.0]") == 1 and "I(Z; position) 5.18 [5.05, 5.31] of 5.83 bits" in shown
+    samples = made_sweep((1.0,)).runs[0].intervention.samples  # type: ignore[union-attr]
+    assert all(shown.count(row) >= 3 for groups in samples for group in groups.groups for row in group) and "…" not in text
+    assert "Samples by κ" not in said(Sweep([ODD_RESULTS["no intervention"]]), capsys)
+
+
+def test_a_sweeps_boxes_are_blue_and_green_unless_colour_is_refused(
+    screen: Callable[[int], Terminal], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = screen(140)
+    sweep(made_sweep((1.0, 2.0)))
+    assert "\x1b[34m╭" in stream.getvalue() and "\x1b[32m╭" in stream.getvalue() and "\x1b[1;35mKKKKKKKK" in stream.getvalue()
+    monkeypatch.setenv("NO_COLOR", "1")
+    plain = screen(140)
+    sweep(made_sweep((1.0, 2.0)))
+    assert not re.search("\x1b\\[[0-9;]*3[1-6]m", plain.getvalue()) and plain.getvalue().count("╮╭") >= 4
+
+
 def test_runs_of_one_name_keep_their_folders(capsys: pytest.CaptureFixture[str]) -> None:
     text = said(Sweep([result(run="a/run", kappa=1.0), result(run="b/run", kappa=2.0)]), capsys)
     assert "a/run" in text and "b/run" in text
@@ -179,6 +202,16 @@ def test_several_runs_begin_with_their_sweep() -> None:
     words = read(page).said.split("}")[-1]
     assert words.index("Rate and distortion") < words.index("I(Z; factor) by κ") < words.index("Verdict: global")
     assert page.count("<article") == 6 and page.count('<p class="label">') == 6
+
+
+def test_a_sweeps_page_has_figure_4_near_its_top() -> None:
+    page = probe_report_html(made_sweep((2.0, 0.125)).runs)
+    figure = page[page.index("Samples by κ") : page.index("Rate and distortion")]
+    for picture in re.findall(r"<svg.*?</svg>", figure, re.DOTALL):
+        titles = [one.text for one in ElementTree.fromstring(picture).iter() if one.get("class") == "heading"]
+        assert titles == ["κ = 1/8 bit per token", "κ = 2 bits per token"]
+    assert figure.count("<svg") == 2 and page.count(".figure4 text {") == 2, "light and dark, in the head alone"
+    assert "Samples by κ" not in probe_report_html([ODD_RESULTS["no intervention"]] * 2)
 
 
 def test_what_comes_from_outside_is_escaped() -> None:
