@@ -77,7 +77,8 @@ def aggregate_mismatch(bit_logits_BTH: Tensor, counted_BT: Tensor) -> Tensor:
     signs_BN = (torch.tanh(bit_logits_BTH / 2) * counted_BT[..., None]).flatten(1)
     half = len(signs_BN) // 2
     a_BN, b_BN = signs_BN[:half], signs_BN[half : 2 * half]
-    products_BB = a_BN @ b_BN.T
+    with torch.autocast(signs_BN.device.type, enabled=False):  # differences of large sums: not in bfloat16
+        products_BB = a_BN @ b_BN.T
     diagonal = (a_BN.square().mean(0) * b_BN.square().mean(0)).sum()
     return products_BB.mean() / 2 + (products_BB.square().mean() - diagonal) / 4
 
