@@ -94,10 +94,6 @@ class LatentConfig(Part):
     free_bits: Literal["token", "sequence"] = Field(
         "token", description="κ is granted to each token (the paper's equation 5) or pooled over a sequence"
     )
-    kappa_start: Annotated[float, Field(ge=0)] | None = Field(None, description="κ at step 0, annealed to `kappa`; default: constant")
-    kappa_anneal: NotNegative = Field(
-        0, description="steps over which κ goes from kappa_start to kappa, in a straight line; a shorter run takes all of its steps"
-    )
     slope: Annotated[float, Field(ge=0, le=1)] = Field(
         0.0, description="weight of the KL below κ (0: the paper's objective; 1: no free bits, the ELBO)"
     )

@@ -56,16 +56,6 @@ def _kappa(kappa: float, bits: int) -> str | None:
     return f"latent.kappa = {kappa:g} is more than latent.bits = {bits}: a token holds no more" if kappa > bits else None
 
 
-def _kappa_start(kappa: float | None, bits: int) -> str | None:
-    if kappa is None or kappa <= bits:
-        return None
-    return f"latent.kappa_start = {kappa:g} is more than latent.bits = {bits}: a token holds no more"
-
-
-def _anneal(start: float | None, steps: int) -> str | None:
-    return "latent.kappa_start and latent.kappa_anneal go together" if (start is None) != (steps == 0) else None
-
-
 def _schedule(points: Mapping[str, Sequence[Sequence[float]]], bits: int) -> str | None:
     most = {"kappa": float(bits), "slope": 1.0}
     for name, path in points.items():
@@ -79,10 +69,6 @@ def _schedule(points: Mapping[str, Sequence[Sequence[float]]], bits: int) -> str
             if not 0 <= value <= most.get(name, math.inf):
                 return f"{key}: {value:g} is not within 0 and {most.get(name, math.inf):g}"
     return None
-
-
-def _one_schedule(points: Mapping[str, Any], start: float | None) -> str | None:
-    return "latent.schedule.kappa and latent.kappa_start exclude each other" if "kappa" in points and start is not None else None
 
 
 def _pairs(mismatch: float, points: Mapping[str, Any], batch: int, parts: int) -> str | None:
@@ -110,10 +96,7 @@ RULES: tuple[tuple[tuple[str, ...], Callable[..., str | None]], ...] = (
     (("model.kv_heads", "model.heads"), _key_heads),
     (("model.heads", "model.width"), _rotary),
     (("latent.kappa", "latent.bits"), _kappa),
-    (("latent.kappa_start", "latent.bits"), _kappa_start),
-    (("latent.kappa_start", "latent.kappa_anneal"), _anneal),
     (("latent.schedule", "latent.bits"), _schedule),
-    (("latent.schedule", "latent.kappa_start"), _one_schedule),
     (("latent.mismatch", "latent.schedule", "train.batch", "train.accumulate"), _pairs),
     (("train.accumulate", "train.batch"), _accumulate),
     (("model.layers", "latent.bits"), _even),

@@ -50,7 +50,6 @@ def edited(path, before, after):
         ("heads = 4", "heads = 64", "the head width, model.width / model.heads = 1, must be even"),
         ("batch = 8", "batch = 8\naccumulate = 3", "train.accumulate = 3 does not divide train.batch = 8"),
         ("kappa = 0.25", "kappa = 0.25\ndepth = 4", "latent.depth = 4 must be less than model.layers = 4"),
-        ("kappa = 0.25", "kappa = 0.25\nkappa_anneal = 9", "latent.kappa_start and latent.kappa_anneal go together"),
         (
             "kappa = 0.25",
             "kappa = 0.25\nschedule = { kappa = [[0, 2.0]] }",

@@ -55,7 +55,8 @@ def test_figure_4_has_the_papers_four_kappas():
         latent = load_recipe(name).latent
         if name.startswith("figure4-") and latent is not None:
             kappas[name] = latent.kappa
-            assert (latent.free_bits, latent.bits, latent.kappa_start) == ("token", 16, None)  # the paper's objective as it is
+            changes = (latent.slope, latent.mismatch, latent.schedule)
+            assert (latent.free_bits, latent.bits, changes) == ("token", 16, (0, 0, {}))  # the paper's objective as it is
     found = {name: kappas.get(name) for name in ("figure4-64th", "figure4-8th", "figure4-1", "figure4-8")}
     assert found == {"figure4-64th": 1 / 64, "figure4-8th": 1 / 8, "figure4-1": 1.0, "figure4-8": 8.0}
 

@@ -37,8 +37,10 @@ from freetf_cli.data.tasks.letters import Letters
 from freetf_cli.model.attention import rotary_tables, rotate
 from freetf_cli.model.free_transformer import FreeTransformer, build_model, initialise_model
 from freetf_cli.model.latent import kl_per_token, logit_gradient, sample_codes
-from freetf_cli.recipe import LatentConfig, ModelConfig
+from freetf_cli.recipe import LatentConfig, ModelConfig, TrainConfig
 from freetf_cli.sampling import SampleSpec, generate
+from freetf_cli.training.objective import LossSums, loss_function
+from freetf_cli.training.schedule import latent_weights, learning_rate
 
 LN2 = math.log(2)
 DEFAULT: dict[str, Any] = (
@@ -222,6 +224,7 @@ def train(stack: Stack) -> list[list[list[float]]]:
     noise, paths = torch.zeros(models, sequences * length, bits, device=device), torch.zeros(models, len(PATHS), device=device)
     optimizer, seen = _optimizer(weights, first, device), torch.zeros(2, models, device=device)
     loss = torch.compile(stack.loss, dynamic=False) if cuda else stack.loss
+    schedule = TrainConfig(**{key: first[key] for key in ("steps", "batch", "lr", "warmup", "lr_final")})
 
     def update() -> None:
         optimizer.zero_grad(set_to_none=True)
@@ -240,7 +243,7 @@ def train(stack: Stack) -> list[list[list[float]]]:
     for step in range(steps):
         paths.copy_(torch.tensor([_paths(config, step / steps) for config in stack.configs]))
         for group in optimizer.param_groups:
-            rate = group["scale"] * _rate(step, first)
+            rate = group["scale"] * learning_rate(step, schedule)
             group["lr"].fill_(rate) if cuda else group.update(lr=rate)
         tokens.copy_(draw(models * sequences).view(tokens.shape))
         noise.copy_(torch.rand(noise.shape, generator=generator, device=device))
@@ -272,13 +275,6 @@ def _optimizer(weights: dict[str, nn.Parameter], first: dict[str, Any], device: 
         rate = torch.tensor(first["lr"], device=device) if device.type == "cuda" else first["lr"]
         groups.append({"params": [weight], "weight_decay": 0.0 if kept else first["wd"], "scale": scale, "lr": rate})
     return torch.optim.AdamW(groups, betas=(0.9, first["beta2"]), fused=True, capturable=device.type == "cuda")
-
-
-def _rate(step: int, first: dict[str, Any]) -> float:
-    if step < first["warmup"]:
-        return float(first["lr"] * (step + 1) / first["warmup"])
-    done = (step - first["warmup"]) / (first["steps"] - first["warmup"])
-    return float(first["lr"] * (first["lr_final"] + (1 - first["lr_final"]) * 0.5 * (1 + math.cos(math.pi * done))))
 
 
 def _paths(config: dict[str, Any], share: float) -> list[float]:
@@ -325,25 +321,28 @@ def information(positions: Any, marks: Any, places: int) -> tuple[float, float]:
 
 
 def check() -> None:
-    """The stack's loss against the library's, in float64."""
+    """The stack's loss and gradients against the library's, one model with free bits per token, one pooled."""
     torch.set_default_dtype(torch.float64)
-    small = {"length": 10, "target": 3, "letters": 4, "layers": 4, "width": 16, "heads": 2, "bits": 5, "batch": 6}
-    stack = Stack([{**DEFAULT, **small, "seed": seed} for seed in (0, 1)], torch.device("cpu"))
+    small = {"length": 10, "target": 3, "letters": 4, "layers": 4, "width": 16, "heads": 2, "bits": 5, "batch": 6, "kappa": 0.5}
+    small |= {"slope": 0.3, "mismatch": 0.7}
+    stack = Stack([{**DEFAULT, **small, "seed": pooled, "pooled": float(pooled)} for pooled in (0, 1)], torch.device("cpu"))
     for weight in stack.weights.values():
         weight.data = weight.data.double()
     tokens, noise = drawer(stack.task, stack.device, 0)(12).view(2, 6, -1), torch.rand(2, 66, 5)
-    ce, kl, _ = stack.loss(tokens, noise, torch.tensor([_paths(config, 0.0) for config in stack.configs]))
-    (ce.sum() + kl.sum()).backward()
-    for number, model in enumerate(stack.unstacked()):
-        model.double()
-        out = model.forward_posterior(tokens[number, :, :-1], noise[number].view(6, 11, 5))
-        theirs = F.cross_entropy(model.read_out(out.hidden).flatten(0, 1), tokens[number, :, 1:].flatten(), reduction="sum")
-        kl_theirs = kl_per_token(out.bit_logits).sum()
-        (theirs + kl_theirs).backward()
-        assert torch.allclose(theirs.float(), ce[number].float(), atol=1e-3), "CE"
-        assert torch.allclose(kl_theirs.float(), kl[number].float(), atol=1e-4), "KL"
+    ce, kl, extra = stack.loss(tokens, noise, torch.tensor([_paths(config, 0.0) for config in stack.configs]))
+    (ce + extra).sum().backward()
+    for number, (model, kind) in enumerate(zip(stack.unstacked(), ("token", "sequence"), strict=True)):
+        latent = LatentConfig(bits=5, kappa=0.5, free_bits=kind, slope=0.3, mismatch=0.7)
+        weights = torch.tensor(latent_weights(0, latent, 1))
+        theirs = LossSums(
+            *loss_function(model.double(), latent)(tokens[number, :, :-1], tokens[number, :, 1:], noise[number].view(6, 11, 5), *weights)
+        )
+        theirs.objective.backward()
+        for ours, library in ((ce, theirs.ce), (kl, theirs.kl), (extra, theirs.penalty)):
+            assert torch.allclose(ours[number].float(), library.float(), rtol=1e-5), (number, kind)
         for name, parameter in model.named_parameters():
-            assert torch.allclose(parameter.grad, stack.weights[name].grad[number].to(parameter), atol=1e-4), name
+            ours = stack.weights[name].grad[number].to(parameter)
+            assert float((ours - parameter.grad).norm() / parameter.grad.norm()) < 1e-5, name
     print("the same")
 
 

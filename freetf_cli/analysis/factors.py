@@ -71,7 +71,10 @@ def factor_reader(source: DataSource, split: str, sequences: int) -> FactorReade
 
 def has_factors(source: DataSource) -> bool:
     """Whether `factor_reader` finds one, without its work."""
-    return source.facts.task in ("letters", "coins") or bool(_label_tables(source))
+    if source.facts.task in ("letters", "coins"):
+        return True
+    rows = _training_rows(source)
+    return bool(_label_tables([row for row in source.held_out_factors(TRAIN, rows) if row] if rows else []))
 
 
 def letters_reader(params: Mapping[str, Any]) -> FactorReader:
@@ -160,18 +163,18 @@ def words(text: str) -> list[str]:
 
 def _text_reader(source: DataSource, split: str, sequences: int) -> FactorReader | None:
     """Labels that every labelled row has as words: sentiment and genre of `reviews`, the label of a prepared folder."""
-    tables = _label_tables(source)
+    rows = _training_rows(source)
+    known, texts = _labelled(source, TRAIN, rows) if rows else ([], [])
+    tables = _label_tables(known)
     if not tables:
         return None
-    size = source.rows.size(TRAIN)
-    known, texts = _labelled(source, TRAIN, min(TRAINING_TEXTS, size or TRAINING_TEXTS))
     readers = {name: NaiveBayes(texts, _numbers(known, name, table), len(table)) for name, table in tables.items()}
     held_out, held_out_texts = _labelled(source, split, sequences)
     notes = []
     for name, table in tables.items():
         truth = _numbers(held_out, name, table)
         right = float((readers[name].read(held_out_texts) == truth).mean()) if held_out else math.nan
-        where = "of the very texts that it learned from" if split == TRAIN and size is not None else "held-out sequences"
+        where = "of the very texts that it learned from" if split == TRAIN and source.rows.size(TRAIN) is not None else "held-out sequences"
         notes.append(f"{name} ({', '.join(table)}) is read from words by naive Bayes, {right:.1%} right on {len(held_out)} {where}")
     return FactorReader(
         factors=tuple(Factor(name, len(table)) for name, table in tables.items()),
@@ -181,13 +184,16 @@ def _text_reader(source: DataSource, split: str, sequences: int) -> FactorReader
     )
 
 
-def _label_tables(source: DataSource) -> dict[str, list[str]]:
-    """The labels of the train split that can be read as classes, by name; empty where there are none."""
+def _training_rows(source: DataSource) -> int:
+    """How many rows of the train split a classifier sees: none where a folder to measure on has no such split."""
     try:
-        size = source.rows.size(TRAIN)
-    except InputError:  # a folder to measure on need not have one
-        return {}
-    known = [row for row in source.held_out_factors(TRAIN, min(TRAINING_TEXTS, size or TRAINING_TEXTS)) if row]
+        return min(TRAINING_TEXTS, source.rows.size(TRAIN) or TRAINING_TEXTS)
+    except InputError:
+        return 0
+
+
+def _label_tables(known: Sequence[Factors]) -> dict[str, list[str]]:
+    """The labels that can be read as classes, by name; empty where there are none."""
     names = [name for name, value in (known[0] if known else {}).items() if isinstance(value, str)]
     tables = {name: sorted({str(row[name]) for row in known}) for name in names}
     return {name: table for name, table in tables.items() if 1 < len(table) <= MOST_LABELS}

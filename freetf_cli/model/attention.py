@@ -53,8 +53,8 @@ def project(x_BTD: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
 def rotate(x_BTME: Tensor, rotary: Rotary) -> Tensor:
     """Turn the pairs (e, e + E/2) of every head by the position's angles: (a, b) → (a cos − b sin, b cos + a sin).
 
-    Written as one product of both halves and one of both exchanged, and before heads and positions change places: torch.compile makes
-    branches of two results that are joined, and scattered reads of a gradient in another order.
+    Written as one product of both halves and one of both exchanged: of two results that are joined torch.compile makes branches. Before
+    heads and positions change places, so that it reads and writes in the order of memory.
     """
     cos_T1F, sin_T1F = (table.to(x_BTME.dtype)[:, None] for table in rotary)
     x_BTM2F = x_BTME.view(*x_BTME.shape[:-1], 2, -1)

@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 
 from freetf_cli.render.estimates import interval, number, share_interval
 from freetf_cli.render.probe_rows import by_kappa, groups_text, kappa_text, run_names
-from freetf_cli.render.units import is_number
 from freetf_cli.results import SampleGroups
 from freetf_cli.results.probe import FactorInformation, ProbeResult
 
 TOLD = {"letters": ("position", "noise")}  # the letter is given by the prompt
-LEAST_FRACTION = 1024
 
 
 @dataclass(frozen=True)
@@ -40,11 +37,9 @@ def sweep_panels(runs: Sequence[ProbeResult]) -> list[Panel]:
 
 
 def kappa_title(kappa: float) -> str:
-    """`κ = 1/8 bit per token`; kappa in bits per token. Binary fractions as the paper writes them."""
-    exact = Fraction(round(kappa, 12)) if is_number(kappa) else Fraction(0)
-    of_one = exact.numerator == 1 and 1 < exact.denominator <= LEAST_FRACTION
+    """`κ = 1/8 bit per token`; kappa in bits per token."""
     unit = "bits" if kappa > 1 or kappa == 0 else "bit"
-    return f"κ = {f'1/{exact.denominator}' if of_one else kappa_text(kappa)} {unit} per token"
+    return f"κ = {kappa_text(kappa)} {unit} per token"
 
 
 def panels_note(runs: Sequence[ProbeResult]) -> str:

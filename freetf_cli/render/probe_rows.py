@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import PurePath
 
 from freetf_cli.render.estimates import bracket, fraction, interval, number, share_interval, span
 from freetf_cli.render.units import MISSING, count, figure, is_number, share, times
 from freetf_cli.results.probe import Budget, Decoding, FactorInformation, ProbeResult, Reliance, Transplant
+
+LEAST_FRACTION = 1024  # smaller ones are written plain
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,11 @@ def decoding_rows(decoding: Sequence[Decoding]) -> Rows:
 
 
 def kappa_text(kappa: float) -> str:
-    return f"{kappa:.4g}" if is_number(kappa) else MISSING
+    """Binary fractions as the paper writes them, 1/64; other numbers plain."""
+    if not is_number(kappa):
+        return MISSING
+    exact = Fraction(round(kappa, 12))
+    return f"1/{exact.denominator}" if exact.numerator == 1 and 1 < exact.denominator <= LEAST_FRACTION else f"{kappa:.4g}"
 
 
 def by_kappa(runs: Sequence[ProbeResult]) -> list[ProbeResult]:

@@ -20,26 +20,25 @@ def test_learning_rate_warms_up_and_follows_one_cosine_to_the_end() -> None:
     assert rates == sorted(rates, reverse=True)
 
 
-def test_kappa_is_annealed_in_a_straight_line() -> None:
-    latent = LatentConfig(kappa=0.5, kappa_start=4.5, kappa_anneal=100, bits=8)
-    assert [latent_weights(step, latent, 1000).kappa / LN2 for step in (0, 50, 100, 500)] == pytest.approx([4.5, 2.5, 0.5, 0.5])
-    assert [latent_weights(step, latent, 10).kappa / LN2 for step in (0, 5, 10)] == pytest.approx([4.5, 2.5, 0.5])
-    assert latent_weights(0, LatentConfig(kappa=2.0), 9) == pytest.approx((2 * LN2, 0.0, 0.0))
-    assert latent_weights(7, None, 9) == (0.0, 0.0, 0.0)
-
-
-def test_points_are_joined_in_equal_ratios_or_in_a_straight_line() -> None:
+def test_points_are_joined_by_straight_lines() -> None:
     path = [[0.1, 8.0], [0.3, 8.0], [0.5]]
     assert [scheduled(path, 0.5, share) for share in (0, 0.1, 0.2, 0.3)] == pytest.approx([8.0] * 4)
-    assert [scheduled(path, 0.5, share) for share in (0.35, 0.4, 0.45)] == pytest.approx([4.0, 2.0, 1.0])
+    assert [scheduled(path, 0.5, share) for share in (0.35, 0.4, 0.45)] == pytest.approx([6.125, 4.25, 2.375])
     assert [scheduled(path, 0.5, share) for share in (0.5, 0.9, 1)] == [0.5] * 3
-    assert [scheduled([[0, 0.0], [0.4]], 0.8, share) for share in (0, 0.1, 0.3, 0.4)] == pytest.approx([0.0, 0.2, 0.6, 0.8])
     assert scheduled([], 3.0, 0.2) == 3.0
+
+
+def test_a_schedule_is_of_shares_of_the_run_and_without_one_a_weight_is_constant() -> None:
+    latent = LatentConfig(kappa=0.5, bits=8, schedule={"kappa": [[0, 4.5], [0.1]]})
+    assert [latent_weights(step, latent, 1000).kappa / LN2 for step in (0, 50, 100, 500)] == pytest.approx([4.5, 2.5, 0.5, 0.5])
+    assert [latent_weights(step, latent, 100).kappa / LN2 for step in (0, 5, 10, 50)] == pytest.approx([4.5, 2.5, 0.5, 0.5])
+    assert latent_weights(0, LatentConfig(kappa=2.0), 9) == pytest.approx((2 * LN2, 0.0, 0.0))
+    assert latent_weights(7, None, 9) == (0.0, 0.0, 0.0)
 
 
 def test_each_weight_follows_its_own_schedule() -> None:
     schedule = {"kappa": [[0, 2.0], [1.0]], "slope": [[0, 0.0], [0.5]], "mismatch": [[0.5, 0.0], [1.0]]}
     latent = LatentConfig(kappa=0.5, bits=8, slope=0.4, mismatch=3.0, schedule=schedule)
-    assert latent_weights(50, latent, 100) == pytest.approx((1.0 * LN2, 0.4, 0.0))
-    assert latent_weights(75, latent, 100) == pytest.approx((0.5**0.5 * LN2, 0.4, 1.5))
+    assert latent_weights(50, latent, 100) == pytest.approx((1.25 * LN2, 0.4, 0.0))
+    assert latent_weights(75, latent, 100) == pytest.approx((0.875 * LN2, 0.4, 1.5))
     assert latent_weights(100, latent, 100) == pytest.approx((0.5 * LN2, 0.4, 3.0))
