@@ -91,6 +91,9 @@ class LatentConfig(Part):
     kappa: Annotated[float, Field(ge=0)] = Field(description="free bits per token, κ")
     bits: Annotated[int, Field(ge=1, le=24)] = Field(16, description="bits of Z per token, H")
     depth: Positive | None = Field(None, description="blocks before Z is injected; default: layers / 2")
+    window: Positive | None = Field(
+        None, description="positions, from the first, whose Z is inferred; the Z of later ones is the prior's in training too. Default: all"
+    )
     free_bits: Literal["token", "sequence"] = Field(
         "token", description="κ is granted to each token (the paper's equation 5) or pooled over a sequence"
     )
@@ -98,11 +101,14 @@ class LatentConfig(Part):
         0.0, description="weight of the KL below κ (0: the paper's objective; 1: no free bits, the ELBO)"
     )
     mismatch: Annotated[float, Field(ge=0)] = Field(
-        0.0, description="weight of the aggregate posterior's mismatch with the prior, to second order (0: the paper's objective)"
+        0.0, description="weight of the aggregate posterior's divergence from the prior (0: the paper's objective)"
     )
     schedule: dict[Literal["kappa", "slope", "mismatch"], list[list[float]]] = Field(
         default_factory=dict,
         description="ways to these three values: points `[share of the run, value]`, and a last `[share]` where it is reached",
+    )
+    gradient: Literal["paper", "heun"] = Field(
+        "paper", description="estimate of the bits' gradient: the paper's equation 8, or with the slopes at both values of a bit"
     )
     table_init: Literal["bits", "independent"] = Field(
         "bits", description="rows of the post-sampler from H bit directions, or each drawn by itself"

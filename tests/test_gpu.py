@@ -123,7 +123,13 @@ def small(**settings: Any) -> Recipe:
     tree = {
         "data": {"task": "letters"},
         "model": {"layers": 2, "width": 64, "heads": 4},
-        "latent": {"kappa": 0.01, "bits": 8, "schedule": {"kappa": [[0, 0.1], [1]]}},  # so small that every step pays
+        "latent": {
+            "kappa": 0.01,
+            "bits": 8,
+            "schedule": {"kappa": [[0, 0.1], [1]]},
+            "gradient": "heun",
+            "mismatch": 0.5,
+        },  # κ: every step pays
         "train": {"steps": 6, "batch": 16, "lr": 1e-3, "deterministic": True, "log_every": 1, **settings},
         "eval": {"samples": 0},
     }

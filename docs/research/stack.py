@@ -36,7 +36,7 @@ from freetf_cli.data.prepare import task_tokenizer
 from freetf_cli.data.tasks.letters import Letters
 from freetf_cli.model.attention import rotary_tables, rotate
 from freetf_cli.model.free_transformer import FreeTransformer, build_model, initialise_model
-from freetf_cli.model.latent import kl_per_token, logit_gradient, sample_codes
+from freetf_cli.model.latent import kl_per_token, logit_gradient, sample_codes, twice_drawn
 from freetf_cli.recipe import LatentConfig, ModelConfig, TrainConfig
 from freetf_cli.sampling import SampleSpec, generate
 from freetf_cli.training.objective import LossSums, loss_function
@@ -47,8 +47,9 @@ DEFAULT: dict[str, Any] = (
     {"length": 64, "target": 8, "letters": 26, "noise": 1 / 16, "layers": 8, "width": 128, "heads": 4, "bits": 16, "depth": None}
     | {"batch": 128, "steps": 4000, "lr": 2e-3, "warmup": 200, "lr_final": 0.05, "wd": 0.1, "clip": 1.0, "beta2": 0.95, "rope": 10_000.0}
     | {"encoder_lr": 1.0, "table_lr": 1.0, "table_std": 1.5, "table_init": "bits", "seed": 0, "kappa": 0.125, "M": 128, "N": 48}
-    # paths: κ (bits) of the first `window` positions and of the others, prices below and above it, share pooled, mismatch penalty
-    | {"kappa_path": None, "kappa_outside": None, "window": 1e9, "slope": 0.0, "above": 1.0, "pooled": 0.0, "mismatch": 0.0}
+    # paths: κ (bits), prices below and above it, share pooled, weight of the mismatch, positions whose Z is inferred, price of KL beyond
+    | {"kappa_path": None, "slope": 0.0, "above": 1.0, "pooled": 0.0, "mismatch": 0.0, "window": 1e9, "quiet": 0.0}
+    | {"gradient": "paper", "block": 0}  # block: tokens whose codes the mismatch takes together; 0: a sequence
 )
 SHAPE = (
     "length",
@@ -67,8 +68,8 @@ SHAPE = (
     "wd",
     "clip",
 )
-SHAPE += ("beta2", "rope", "encoder_lr", "table_lr")
-PATHS = ("kappa_path", "slope", "above", "pooled", "mismatch", "window", "kappa_outside")
+SHAPE += ("beta2", "rope", "encoder_lr", "table_lr", "block", "gradient")
+PATHS = ("kappa_path", "slope", "above", "pooled", "mismatch", "window", "quiet")
 
 
 def path(points: Any, share: float) -> float:
@@ -99,18 +100,21 @@ def drawer(task: Letters, device: torch.device, seed: int) -> Any:
     return draw
 
 
-class ExactMapperGradient(torch.autograd.Function):
+class MapperGradient(torch.autograd.Function):
     """The library's, model by model."""
 
     @staticmethod
-    def forward(ctx: Any, r_RND: Tensor, logits_RNH: Tensor, table_RCD: Tensor) -> Tensor:
-        ctx.save_for_backward(logits_RNH, table_RCD)
+    def forward(ctx: Any, r_RND: Tensor, logits_RNH: Tensor, table_RCD: Tensor, drawn_RN: Tensor | None) -> Tensor:
+        ctx.save_for_backward(logits_RNH, table_RCD, drawn_RN)
         return r_RND.view_as(r_RND)
 
     @staticmethod
     def backward(ctx: Any, dr_RND: Tensor) -> Any:
-        logits_RNH, table_RCD = ctx.saved_tensors
-        return dr_RND, torch.stack([logit_gradient(*each) for each in zip(dr_RND, logits_RNH, table_RCD, strict=True)]), None
+        logits_RNH, table_RCD, drawn_RN = ctx.saved_tensors
+        dl_RNH = torch.stack([logit_gradient(*each) for each in zip(dr_RND, logits_RNH, table_RCD, strict=True)])
+        if drawn_RN is not None:
+            dl_RNH = dl_RNH / twice_drawn(drawn_RN, logits_RNH).to(dl_RNH)
+        return dr_RND, dl_RNH, None, None
 
 
 class Stack:
@@ -133,7 +137,11 @@ class Stack:
         self.depth = first["depth"] or first["layers"] // 2
 
     def _fresh(self, config: dict[str, Any]) -> FreeTransformer:
-        latent = LatentConfig(**{key: config[key] for key in ("kappa", "bits", "depth", "table_init", "table_std")})
+        window = path(config["window"], 1.0)
+        latent = LatentConfig(
+            **{key: config[key] for key in ("kappa", "bits", "depth", "gradient", "table_init", "table_std")},
+            window=int(window) if window < self.task.row_tokens - 1 else None,
+        )
         model = build_model(self.model, latent)
         initialise_model(model, config["seed"])
         assert isinstance(model, FreeTransformer)
@@ -157,16 +165,32 @@ class Stack:
         zeta_RND = self.weights["encoder.zeta"][:, None].expand(models, sequences * length, width)
         y_RND = self._norm("encoder.norm.weight", self._block("encoder.block.", zeta_RND, x_RND, causal=False))
         logits_RNH = self._linear(y_RND, "encoder.readout.weight")
-        r_RND = self._rows("post_sampler.weight", sample_codes(logits_RNH.detach(), noise_RNH))
-        r_RND = ExactMapperGradient.apply(r_RND, logits_RNH, self.weights["post_sampler.weight"])
+        beyond_RT = kl_per_token(logits_RNH.float()).view(models, sequences, length).sum(1)
+        inferred_RT = torch.arange(length, device=y_RND.device) < paths_RP[:, 5, None]
+        logits_RNH = logits_RNH * inferred_RT.repeat(1, sequences)[..., None].to(logits_RNH)
+        codes_RN = sample_codes(logits_RNH.detach(), noise_RNH)
+        r_RND = self._rows("post_sampler.weight", codes_RN)
+        drawn_RN = codes_RN if self.configs[0]["gradient"] == "heun" else None
+        r_RND = MapperGradient.apply(r_RND, logits_RNH, self.weights["post_sampler.weight"], drawn_RN)
+        targets_RN = tokens_RBT1[..., 1:].flatten(1)
+        ce_RB = self._upper(x_RND, r_RND, targets_RN)
+        logits_RBTH = logits_RNH.float().view(models, sequences, length, bits)
+        kl_RBT = kl_per_token(logits_RBTH)
+        extra = (
+            paths_RP[:, 6] * (beyond_RT * ~inferred_RT).sum(1)
+            + penalty(kl_RBT, paths_RP)
+            + paths_RP[:, 4] * sequences * mismatch(logits_RBTH, self.configs[0]["block"])
+        )
+        return ce_RB.sum(1), kl_RBT.sum((1, 2)), extra
+
+    def _upper(self, x_RND: Tensor, r_RND: Tensor, targets_RN: Tensor) -> Tensor:
+        """CE of every sequence, [R, B] nats."""
         x_RND = self._block(f"blocks.{self.depth}.", x_RND, x_RND + r_RND)
         for index in range(self.depth + 1, self.model.layers):
             x_RND = self._block(f"blocks.{index}.", x_RND)
         out_RNV = self._linear(self._norm("norm.weight", x_RND), "embedding.weight").float()
-        ce = F.cross_entropy(out_RNV.flatten(0, 1), tokens_RBT1[..., 1:].flatten(), reduction="none").view(models, -1).sum(1)
-        logits_RBTH = logits_RNH.float().view(models, sequences, length, bits)
-        kl_RBT = kl_per_token(logits_RBTH)
-        return ce, kl_RBT.sum((1, 2)), penalty(kl_RBT, paths_RP) + paths_RP[:, 4] * sequences * mismatch(logits_RBTH)
+        ce = F.cross_entropy(out_RNV.flatten(0, 1), targets_RN.flatten(), reduction="none")
+        return ce.view(len(x_RND), -1, self.task.row_tokens - 1).sum(2)
 
     def _linear(self, x_RND: Tensor, *names: str) -> Tensor:
         return torch.bmm(x_RND, torch.cat([self.weights[name] for name in names], 1).transpose(1, 2))
@@ -197,22 +221,19 @@ class Stack:
 
 def penalty(kl_RBT: Tensor, paths_RP: Tensor) -> Tensor:
     """Prices of the KL below and above κ, by token and pooled, [R]."""
-    kappa, slope, above, pooled, _, window, outside = (column[:, None, None] for column in paths_RP.T)
-    place_T = torch.arange(kl_RBT.shape[2], device=kl_RBT.device)
-    kappa_R1T = torch.where((place_T < window) | (outside < 0), kappa, outside)
-    token = above * F.relu(kl_RBT - kappa_R1T) + slope * torch.minimum(kl_RBT, kappa_R1T)
+    kappa, slope, above, pooled = (column[:, None, None] for column in paths_RP.T[:4])
+    token = above * F.relu(kl_RBT - kappa) + slope * torch.minimum(kl_RBT, kappa)
     sums_RB1, budget = kl_RBT.sum(-1, keepdim=True), kappa * kl_RBT.shape[2]
     sequence = above * F.relu(sums_RB1 - budget) + slope * torch.minimum(sums_RB1, budget)
     return ((1 - pooled) * token).sum((1, 2)) + (pooled * sequence).sum((1, 2))
 
 
-def mismatch(logits_RBTH: Tensor) -> Tensor:
-    """`latent.aggregate_mismatch` of every model, [R]."""
-    signs_RBn = torch.tanh(logits_RBTH / 2).flatten(2)
-    a, b = signs_RBn.chunk(2, 1)
-    products = a @ b.transpose(1, 2)
-    diagonal = (a.square().mean(1) * b.square().mean(1)).sum(1)
-    return products.mean((1, 2)) / 2 + (products.square().mean((1, 2)) - diagonal) / 4
+def mismatch(logits_RBTH: Tensor, block: int) -> Tensor:
+    """`latent.aggregate_mismatch` of every model, [R]; with a block, the sum of those of so many tokens."""
+    a, b = torch.tanh(logits_RBTH / 2).chunk(2, 1)
+    alike_RbbT = torch.log1p((a[:, :, None] * b[:, None]).clamp(min=-1 + 1e-6)).sum(-1)
+    blocks_RbbK = torch.stack([part.sum(-1) for part in alike_RbbT.split(block or alike_RbbT.shape[-1], -1)], -1)
+    return (torch.logsumexp(blocks_RbbK.flatten(1, 2), 1) - 2 * math.log(a.shape[1])).sum(-1)
 
 
 def train(stack: Stack) -> list[list[list[float]]]:
@@ -280,7 +301,6 @@ def _optimizer(weights: dict[str, nn.Parameter], first: dict[str, Any], device: 
 def _paths(config: dict[str, Any], share: float) -> list[float]:
     found = {name: path(config[name], share) for name in PATHS if config[name] is not None}
     found["kappa_path"] = found.get("kappa_path", config["kappa"]) * LN2
-    found["kappa_outside"] = found["kappa_outside"] * LN2 if "kappa_outside" in found else -1.0
     return [found[name] for name in PATHS]
 
 
@@ -321,28 +341,28 @@ def information(positions: Any, marks: Any, places: int) -> tuple[float, float]:
 
 
 def check() -> None:
-    """The stack's loss and gradients against the library's, one model with free bits per token, one pooled."""
+    """The stack's loss and gradients against the library's, one model with free bits per token, one pooled, for both gradients."""
     torch.set_default_dtype(torch.float64)
     small = {"length": 10, "target": 3, "letters": 4, "layers": 4, "width": 16, "heads": 2, "bits": 5, "batch": 6, "kappa": 0.5}
     small |= {"slope": 0.3, "mismatch": 0.7}
-    stack = Stack([{**DEFAULT, **small, "seed": pooled, "pooled": float(pooled)} for pooled in (0, 1)], torch.device("cpu"))
-    for weight in stack.weights.values():
-        weight.data = weight.data.double()
-    tokens, noise = drawer(stack.task, stack.device, 0)(12).view(2, 6, -1), torch.rand(2, 66, 5)
-    ce, kl, extra = stack.loss(tokens, noise, torch.tensor([_paths(config, 0.0) for config in stack.configs]))
-    (ce + extra).sum().backward()
-    for number, (model, kind) in enumerate(zip(stack.unstacked(), ("token", "sequence"), strict=True)):
-        latent = LatentConfig(bits=5, kappa=0.5, free_bits=kind, slope=0.3, mismatch=0.7)
-        weights = torch.tensor(latent_weights(0, latent, 1))
-        theirs = LossSums(
-            *loss_function(model.double(), latent)(tokens[number, :, :-1], tokens[number, :, 1:], noise[number].view(6, 11, 5), *weights)
-        )
-        theirs.objective.backward()
-        for ours, library in ((ce, theirs.ce), (kl, theirs.kl), (extra, theirs.penalty)):
-            assert torch.allclose(ours[number].float(), library.float(), rtol=1e-5), (number, kind)
-        for name, parameter in model.named_parameters():
-            ours = stack.weights[name].grad[number].to(parameter)
-            assert float((ours - parameter.grad).norm() / parameter.grad.norm()) < 1e-5, name
+    for gradient, window in (("paper", 1e9), ("heun", 4)):
+        shared = {**DEFAULT, **small, "gradient": gradient, "window": window}
+        stack = Stack([{**shared, "seed": pooled, "pooled": float(pooled)} for pooled in (0, 1)], torch.device("cpu"))
+        for weight in stack.weights.values():
+            weight.data = weight.data.double()
+        tokens, noise = drawer(stack.task, stack.device, 0)(12).view(2, 6, -1), torch.rand(2, 66, 5)
+        ce, kl, extra = stack.loss(tokens, noise, torch.tensor([_paths(config, 0.0) for config in stack.configs]))
+        (ce + extra).sum().backward()
+        for number, (model, kind) in enumerate(zip(stack.unstacked(), ("token", "sequence"), strict=True)):
+            latent = model.latent.model_copy(update={"free_bits": kind, "slope": 0.3, "mismatch": 0.7})
+            inputs, targets, drawn = tokens[number, :, :-1], tokens[number, :, 1:], noise[number].view(6, 11, 5)
+            theirs = LossSums(*loss_function(model.double(), latent)(inputs, targets, drawn, *torch.tensor(latent_weights(0, latent, 1))))
+            theirs.objective.backward()
+            for ours, library in ((ce, theirs.ce), (kl, theirs.kl), (extra, theirs.penalty)):
+                assert torch.allclose(ours[number].float(), library.float(), rtol=1e-5), (number, kind)
+            for name, parameter in model.named_parameters():
+                ours = stack.weights[name].grad[number].to(parameter)
+                assert float((ours - parameter.grad).norm() / parameter.grad.norm()) < 1e-5, (gradient, name)
     print("the same")
 
 

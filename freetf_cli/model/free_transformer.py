@@ -42,7 +42,7 @@ class FreeTransformer(Decoder):
         self.latent = latent
         self.depth = latent.depth or config.layers // 2
         self.encoder = Encoder(config, latent, own_blocks=self.depth if latent.encoder == "full" else 0)
-        self.post_sampler = PostSampler(latent.bits, config.width)
+        self.post_sampler = PostSampler(latent.bits, config.width, latent.gradient)
 
     def forward(self, tokens_BT: Tensor, z_BT: Tensor, cache: Cache | None = None) -> Tensor:  # type: ignore[override]
         """Logits of the next token, [B, T, V], for given codes z_BT."""
@@ -65,11 +65,18 @@ class FreeTransformer(Decoder):
         return self.run_blocks(range(self.depth), self.embedding(tokens_BT), cache)
 
     def infer_latent(self, x_BTD: Tensor, tokens_BT: Tensor) -> Tensor:
-        """Logits of the bits of Z given the whole sequence, [B, T, H]. tokens_BT is read only by a full encoder."""
+        """Logits of the bits of Z given the whole sequence, [B, T, H]; 0, the prior, from `latent.window` on.
+
+        tokens_BT is read only by a full encoder.
+        """
         rotary = self.rotary(x_BTD)
         if self.encoder.blocks:
             x_BTD = self.encoder.read(self.embedding(tokens_BT), rotary)
-        return self.encoder(x_BTD, rotary)
+        bit_logits_BTH: Tensor = self.encoder(x_BTD, rotary)
+        if self.latent.window is None:
+            return bit_logits_BTH
+        inferred_T = torch.arange(x_BTD.shape[1], device=x_BTD.device) < self.latent.window
+        return bit_logits_BTH * inferred_T[:, None]
 
     def upper(self, x_BTD: Tensor, r_BTD: Tensor, cache: Cache | None = None) -> Tensor:
         """The injection block, the blocks above it and the norm: [B, T, D]."""

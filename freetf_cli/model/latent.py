@@ -12,6 +12,12 @@ output Y is the one-hot vector of the code (eq. 7). The paper passes gradients b
 and G factorises over the low and the high half of the bits, so that the covariance of a token costs two products of s,
 seen as a [2^(H − H/2), 2^(H/2)] matrix, with a vector.
 
+That is exact for eq. 8, and eq. 8 is an estimate: it takes the loss for a straight line from the code drawn to every other one. A bit
+that the decoder relies on lies where the loss is flat already, so that what the bit is worth is told much too low, and the more so the
+surer the bit. `gradient = "heun"` divides dL_h by 2 P(B_h as drawn): in the mean over draws, the slope at the bit drawn becomes the
+mean of the slopes at both its values, the trapezoid rule for the difference that the true gradient has (Liu et al., arXiv 2304.08612).
+It is not the paper's.
+
 Shapes: N tokens, B sequences, T positions, H bits, C codes, D width. KL is in nats.
 """
 
@@ -63,32 +69,32 @@ def free_bits_penalty(
 
 
 def aggregate_mismatch(bit_logits_BTH: Tensor, counted_BT: Tensor) -> Tensor:
-    """KL(aggregate posterior ‖ uniform) to second order, in nats per sequence, estimated from a batch (0 of a single sequence).
+    """D₂(aggregate posterior ‖ uniform), in nats per sequence, estimated from a batch (0 of a single sequence).
 
     Over sequences, KL(Q(Z|S) ‖ P) = I(S; Z) + KL(Q(Z) ‖ P) with Q(Z) the mean of Q(Z|S): the second part tells nothing, and
-    generation from the prior does not know it. With signs ±1 for the n = T·H bits, Q(z) = 2⁻ⁿ (1 + Σ_i m_i z_i + Σ_{i<j} c_ij z_i z_j + …)
-    and the KL is ½ Σ_i m_i² + ½ Σ_{i<j} c_ij² + …, where m_i is the mean over sequences of s_i = 2 p_i − 1 and c_ij that of s_i s_j.
+    generation from the prior does not know it. Rényi's divergence of order 2, ln 2ⁿ Σ_z Q(z)², is no less than that KL, 0 where it is 0,
+    and needs no sum over the 2ⁿ values of the n = T·H bits: with s_i = 2 p_i − 1, two sequences a and b have
+    2ⁿ Σ_z Q(z|a) Q(z|b) = Π_i (1 + s_i^a s_i^b), and D₂ is the logarithm of its mean over pairs. So it sees single bits that are not
+    balanced, bits that tell the same, and every dependence of more of them, at one token or across tokens.
 
-    Each square is the product of the estimates of the batch's two halves, A and B: without bias, so it may be below zero. The sum over
-    pairs of bits is one over pairs of sequences, Σ_ij c_ij^A c_ij^B = mean over a, b of (s_a · s_b)², less i = j: no [n, n] matrix.
+    Pairs are of a sequence of the batch's first half and one of its second, never of a sequence with itself. Where Z tells much more
+    than ln(number of pairs), alike pairs are too rare to be seen, and the estimate is low, below 0 even.
     """
-    if len(bit_logits_BTH) < 2:
+    half = len(bit_logits_BTH) // 2
+    if half == 0:
         return bit_logits_BTH.new_zeros(())  # one sequence says nothing: a rest of held-out rows
     signs_BN = (torch.tanh(bit_logits_BTH / 2) * counted_BT[..., None]).flatten(1)
-    half = len(signs_BN) // 2
-    a_BN, b_BN = signs_BN[:half], signs_BN[half : 2 * half]
-    with torch.autocast(signs_BN.device.type, enabled=False):  # differences of large sums: not in bfloat16
-        products_BB = a_BN @ b_BN.T
-    diagonal = (a_BN.square().mean(0) * b_BN.square().mean(0)).sum()
-    return products_BB.mean() / 2 + (products_BB.square().mean() - diagonal) / 4
+    products_bbN = signs_BN[:half, None] * signs_BN[None, half : 2 * half]
+    alike_bb = torch.log1p(products_bbN.clamp(min=-1 + 1e-6)).sum(-1)
+    return torch.logsumexp(alike_bb.flatten(), 0) - 2 * math.log(half)
 
 
 class PostSampler(nn.Module):
     """The linear map of the one-hot Z to R (Algorithm 2, line 13): a table W [C, D], no bias."""
 
-    def __init__(self, bits: int, width: int) -> None:
+    def __init__(self, bits: int, width: int, gradient: Literal["paper", "heun"] = "paper") -> None:
         super().__init__()
-        self.bits = bits
+        self.bits, self.gradient = bits, gradient
         self.weight = nn.Parameter(torch.empty(2**bits, width))
 
     def forward(self, codes_BT: Tensor, bit_logits_BTH: Tensor | None = None) -> Tensor:
@@ -96,7 +102,8 @@ class PostSampler(nn.Module):
         r_BTD = F.embedding(codes_BT, self.weight)
         if bit_logits_BTH is None:
             return r_BTD
-        return _ExactMapperGradient.apply(r_BTD, bit_logits_BTH, self.weight)  # type: ignore[no-untyped-call]
+        drawn_BT = codes_BT if self.gradient == "heun" else None
+        return _MapperGradient.apply(r_BTD, bit_logits_BTH, self.weight, drawn_BT)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def initialise(self, kind: Literal["bits", "independent"], std: float, generator: torch.Generator) -> None:
@@ -111,19 +118,29 @@ class PostSampler(nn.Module):
         self.weight.copy_(signs_CH @ directions_HD)
 
 
-class _ExactMapperGradient(torch.autograd.Function):
-    """The identity on R; backward also gives the logits the gradient that Y + G − detach(G) would."""
+class _MapperGradient(torch.autograd.Function):
+    """The identity on R; backward also gives the logits the gradient that Y + G − detach(G) would, or with the codes drawn, Heun's."""
 
     @staticmethod
-    def forward(ctx, r_BTD: Tensor, bit_logits_BTH: Tensor, table_CD: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-        ctx.save_for_backward(bit_logits_BTH, table_CD)
+    def forward(ctx, r_BTD: Tensor, bit_logits_BTH: Tensor, table_CD: Tensor, drawn_BT: Tensor | None) -> Tensor:  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(bit_logits_BTH, table_CD, drawn_BT)
         return r_BTD.view_as(r_BTD)
 
     @staticmethod
-    def backward(ctx, dr_BTD: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[no-untyped-def]
-        bit_logits_BTH, table_CD = ctx.saved_tensors
+    def backward(ctx, dr_BTD: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[no-untyped-def]
+        bit_logits_BTH, table_CD, drawn_BT = ctx.saved_tensors
         dr_ND, logits_NH = dr_BTD.reshape(-1, dr_BTD.shape[-1]), bit_logits_BTH.reshape(-1, bit_logits_BTH.shape[-1])
-        return dr_BTD, logit_gradient(dr_ND, logits_NH, table_CD).view_as(bit_logits_BTH), None
+        dl_BTH = logit_gradient(dr_ND, logits_NH, table_CD).view_as(bit_logits_BTH)
+        if drawn_BT is not None:
+            dl_BTH = dl_BTH / twice_drawn(drawn_BT, bit_logits_BTH).to(dl_BTH.dtype)
+        return dr_BTD, dl_BTH, None, None
+
+
+def twice_drawn(codes_BT: Tensor, bit_logits_BTH: Tensor) -> Tensor:
+    """2 P(B_h as drawn), [B, T, H], at least 0.002: dL_h has the factor p (1 − p), so that the quotient is bounded anyway."""
+    signs_BTH = 2.0 * code_bits(codes_BT, bit_logits_BTH.shape[-1]) - 1.0
+    wide = torch.promote_types(bit_logits_BTH.dtype, torch.float32)
+    return 2.0 * torch.sigmoid(signs_BTH * bit_logits_BTH.to(wide)).clamp(min=1e-3)
 
 
 @torch.library.custom_op("freetf::logit_gradient", mutates_args=())

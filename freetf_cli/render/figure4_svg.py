@@ -111,14 +111,17 @@ def _name(panels: Sequence[Panel]) -> str:
 
 
 def _panel(panel: Panel, boxes: Sequence[_Box], left: float, top: float, width: float) -> tuple[str, float]:
-    """Title, numbers and boxes one below the other; and where they end."""
+    """Title, numbers, and boxes one below the other, short ones as many beside each other as fit; and where they end."""
     heading, top = _lines(_packed([panel.title], width, HEADING_CHARACTER, " "), "heading", left, top, HEADING)
     told, top = _lines(_packed(panel.told, width, TOLD_CHARACTER, " · "), "told", left, top, TOLD)
     parts = [heading, told]
     top += 8 if heading or told else 0
-    for box in boxes:
-        parts.append(_drawn(box, left, top))
-        top += box.height + GAP
+    widest = max([0.0, *(box.width for box in boxes)])
+    beside = max(1, int((width + GAP) / (widest + GAP)))
+    for start in range(0, len(boxes), beside):
+        line = boxes[start : start + beside]
+        parts += [_drawn(box, left + number * (widest + GAP), top) for number, box in enumerate(line)]
+        top += max(box.height for box in line) + GAP
     return "".join(parts), top - GAP if boxes else top
 
 

@@ -138,8 +138,9 @@ def test_cache_equals_full_forward_for_the_baseline() -> None:
     assert (torch.cat(parts, 1) - model(tokens())).abs().max() < 1e-12
 
 
-def test_compiled_gradients_equal_eager_ones() -> None:
-    model = build_model(CONFIG, LATENT)
+@pytest.mark.parametrize("gradient", ["paper", "heun"])
+def test_compiled_gradients_equal_eager_ones(gradient: str) -> None:
+    model = build_model(CONFIG, LATENT.model_copy(update={"gradient": gradient}))
     initialise_model(model, 0)
     assert isinstance(model, FreeTransformer)
 
@@ -159,6 +160,16 @@ def test_the_kl_trains_the_shared_lower_half_too(free: FreeTransformer) -> None:
     kl_per_token(free.infer_latent(free.lower(tokens()), tokens())).sum().backward()
     assert free.blocks[0].ffn.up.weight.grad is not None
     assert free.blocks[0].ffn.up.weight.grad.abs().sum() > 0
+
+
+def test_beyond_the_window_z_is_the_priors(free: FreeTransformer) -> None:
+    whole = free.forward_posterior(tokens(), noise())
+    free.latent = LATENT.model_copy(update={"window": 3})
+    part = free.forward_posterior(tokens(), noise())
+    assert torch.equal(part.bit_logits[:, :3], whole.bit_logits[:, :3])
+    assert part.bit_logits[:, 3:].abs().max() == 0 < whole.bit_logits[:, 3:].abs().min()
+    assert torch.equal(part.z[:, 3:], ((noise()[:, 3:] < 0.5) * 2 ** torch.arange(5)).sum(-1))
+    assert torch.equal(free.infer_latent(free.lower(tokens()[:, :2]), tokens()[:, :2])[:, 2:], whole.bit_logits[:, :0])
 
 
 def test_initial_scales() -> None:

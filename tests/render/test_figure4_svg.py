@@ -104,6 +104,15 @@ def test_short_rows_leave_room_for_the_title() -> None:
     assert number(of_class(tree, "page")[0], "width") > 300 > number(of_class(parsed(figure4_svg([Panel("", short)])), "page")[0], "width")
 
 
+def test_boxes_of_short_rows_stand_beside_each_other() -> None:
+    short = SampleGroups("", True, [["E>____EEEE________"] * 2] * 3)
+    tree = parsed(figure4_svg([Panel("κ = 1/4 bit per token", [short])]))
+    boxes = [[number(one, name) for name in ("x", "y", "width")] for one in tree.iter(f"{SVG}rect")][1:]
+    (x, y, width), (other, beside, _), (third, below, _) = boxes
+    assert (y, x) == (beside, third) and other >= x + width and below > y
+    assert other + width <= number(of_class(tree, "page")[0], "width")
+
+
 def test_running_text_is_broken_without_loss_and_its_prompt_dim() -> None:
     row = "The film was " + "very " * 30 + "x" * 90 + "\nand\tdull <b>& 日本語."
     tree = parsed(figure4_svg([Panel("", [SampleGroups("", False, [[row, "The film was good."]], "The film was ")])]))
