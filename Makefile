@@ -4,17 +4,22 @@ TORCH ?= cpu
 # A further package index to find torch's +cpu builds in; empty: only the configured ones.
 TORCH_INDEX ?=
 
+# Where figure4 keeps its runs, and more options for its two commands.
+RUNS ?= runs
+TRAIN ?=
+PROBE ?=
+
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready-$(TORCH)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format docs wheel clean
+.PHONY: help setup demo figure4 figure4-mini cuda-only test lint format docs wheel clean
 
 help: ## show this
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
-	@echo 'variables: PYTHON=python3.12  TORCH=cpu|cuda  TORCH_INDEX=URL'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@echo 'variables: PYTHON=python3.12  TORCH=cpu|cuda  TORCH_INDEX=URL  RUNS=folder'
 
 setup: $(STAMP) ## create .venv with everything that constraints/ pins
 
@@ -34,6 +39,23 @@ $(STAMP): pyproject.toml constraints/common.txt constraints/cpu.txt constraints/
 
 demo: setup ## train a small Free Transformer and show what its latent decides
 	@$(BIN)/freetf demo $(if $(filter cuda,$(TORCH)),--device auto)
+
+# Runs beside each other, which go on where an earlier call was stopped; then what Z encodes in each. $(1): recipes $(1)-$(2), $(3) at a time.
+define sweep
+	@mkdir -p '$(RUNS)'; echo "training $(foreach k,$(2),$(1)-$(k)), $(3) at a time; watch one: $(BIN)/freetf show $(RUNS)/$(1)-$(firstword $(2))"
+	@printf '%s\n' $(2) | xargs -P $(3) -I{} $(BIN)/freetf train $(1)-{} -o '$(RUNS)/$(1)-{}' --resume auto --quiet $(TRAIN)
+	@$(BIN)/freetf probe-latent $(foreach k,$(2),'$(RUNS)/$(1)-$(k)') --sweep --figure '$(RUNS)/$(1).svg' --report '$(RUNS)/$(1).html' $(PROBE)
+endef
+
+figure4: cuda-only setup ## the paper's Figure 4 with measured bits: train at its four κ, probe, draw (one GPU; TORCH=cuda)
+	$(call sweep,figure4,64th literal 8th 1 8,5)
+
+cuda-only:
+	@test '$(TORCH)' = cuda || { echo 'make figure4 wants a GPU: make figure4 TORCH=cuda (for a CPU: make figure4-mini)' >&2; exit 2; }
+
+figure4-mini: setup ## the same on shorter sequences, in eight minutes on two CPU cores
+	$(call sweep,figure4-mini,16th literal 4th 1 8,2)
+figure4-mini: export OMP_NUM_THREADS = 1
 
 test: lint ## everything that continuous integration checks
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m 'not network'

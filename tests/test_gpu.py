@@ -120,6 +120,7 @@ def test_memory_stays_in_chunks() -> None:
 
 
 def small(**settings: Any) -> Recipe:
+    """κ is so small that every step pays."""
     tree = {
         "data": {"task": "letters"},
         "model": {"layers": 2, "width": 64, "heads": 4},

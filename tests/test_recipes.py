@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from freetf_cli.recipe import Recipe, check_recipe, flat, load_recipe, shipped_recipes, to_toml
+from freetf_cli.recipe import LatentConfig, Recipe, check_recipe, flat, load_recipe, shipped_recipes, to_toml
 
 NAMES = shipped_recipes()
 PAPER = [name for name in NAMES if name.startswith("paper-")]
@@ -49,16 +51,21 @@ def test_a_free_recipe_has_its_baselines_model_and_data(stem):
     assert differing <= ({"train.steps", "eval.every"} if stem == "demo" else set())
 
 
-def test_figure_4_has_the_papers_four_kappas():
-    kappas: dict[str, float] = {}
-    for name in NAMES:
-        latent = load_recipe(name).latent
-        if name.startswith("figure4-") and latent is not None:
-            kappas[name] = latent.kappa
-            changes = (latent.slope, latent.mismatch, latent.schedule)
-            assert (latent.free_bits, latent.bits, changes) == ("token", 16, (0, 0, {}))  # the paper's objective as it is
-    found = {name: kappas.get(name) for name in ("figure4-64th", "figure4-8th", "figure4-1", "figure4-8")}
-    assert found == {"figure4-64th": 1 / 64, "figure4-8th": 1 / 8, "figure4-1": 1.0, "figure4-8": 8.0}
+def test_figure_4_is_the_papers_objective_but_where_it_says_otherwise():
+    """The named variation, at one κ of each sweep; the same κ by the paper's objective to the letter is a recipe of its own."""
+    varied = {"window": 2, "free_bits": "sequence", "mismatch": 1.0, "schedule": {"mismatch": [[0.1, 0.03], [0.25]]}}
+    literal = {key: field.default for key, field in LatentConfig.model_fields.items() if key in varied} | {"schedule": {}}
+    kappas = {"figure4": {"64th": 1 / 64, "8th": 1 / 8, "1": 1.0, "8": 8.0, "literal": 1 / 8}}
+    kappas["figure4-mini"] = {"16th": 1 / 16, "4th": 1 / 4, "1": 1.0, "8": 8.0, "literal": 1 / 4}
+    found = {name for name in NAMES if name.startswith("figure4")}
+    assert found == {f"{sweep}-{kind}" for sweep, kinds in kappas.items() for kind in kinds}
+    for sweep, kinds in kappas.items():
+        for kind, kappa in kinds.items():
+            latent = load_recipe(f"{sweep}-{kind}").latent
+            assert latent is not None
+            settings = latent.model_dump()
+            assert {key: settings[key] for key in varied} == (varied if kind.endswith("th") and kappa in (1 / 8, 1 / 4) else literal)
+            assert (latent.kappa, latent.slope, latent.gradient, latent.bits) == (kappa, 0, "paper", 16 if sweep == "figure4" else 8)
 
 
 def test_the_papers_settings():
@@ -122,3 +129,24 @@ def test_a_paper_recipe_says_what_data_it_wants(name, run_cli, tmp_path, monkeyp
 def test_a_recipe_is_valid_as_plain_data(name):
     recipe = load_recipe(name)
     assert isinstance(check_recipe(recipe.model_dump(exclude_none=True), where=name), Recipe)
+
+
+@pytest.mark.slow
+def test_make_figure4_mini_trains_probes_and_draws_and_goes_on(tmp_path):
+    """With smoke overlays; called again, it finds every run at its end."""
+    words = ["make", "figure4-mini", "--old-file=setup", f"BIN={Path(sys.executable).parent}", f"RUNS={tmp_path}", "TRAIN=--smoke"]
+    words += ["PROBE=--groups 64 --count 4 --sequences 64"]
+    for _ in range(2):
+        done = subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).parent.parent, timeout=600)
+        assert done.returncode == 0, done.stderr + done.stdout
+        assert all(f"κ = {kappa}" in done.stdout for kappa in ("1/16", "1/4", "1 bit", "8"))
+        assert (tmp_path / "figure4-mini.svg").read_text(encoding="utf-8").count('class="heading"') >= 5
+        assert "</html>" in (tmp_path / "figure4-mini.html").read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in (tmp_path / "figure4-mini-4th" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    steps = [row["step"] for row in rows if row["split"] == "train"]
+    assert steps == sorted(set(steps))
+    failed = subprocess.run(
+        [*words, "TRAIN=--smoke --set train.batch=0"], capture_output=True, text=True, cwd=Path(__file__).parent.parent, timeout=600
+    )
+    assert failed.returncode != 0
+    assert "train.batch" in failed.stderr

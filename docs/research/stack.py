@@ -233,7 +233,7 @@ def mismatch(logits_RBTH: Tensor, block: int) -> Tensor:
     a, b = torch.tanh(logits_RBTH / 2).chunk(2, 1)
     alike_RbbT = torch.log1p((a[:, :, None] * b[:, None]).clamp(min=-1 + 1e-6)).sum(-1)
     blocks_RbbK = torch.stack([part.sum(-1) for part in alike_RbbT.split(block or alike_RbbT.shape[-1], -1)], -1)
-    return (torch.logsumexp(blocks_RbbK.flatten(1, 2), 1) - 2 * math.log(a.shape[1])).sum(-1)
+    return F.relu(torch.logsumexp(blocks_RbbK.flatten(1, 2), 1) - 2 * math.log(a.shape[1])).sum(-1)
 
 
 def train(stack: Stack) -> list[list[list[float]]]:
@@ -368,6 +368,8 @@ def check() -> None:
 
 def main(device: str, target: str, source: str) -> None:
     configs = [{"k": number, **config} for number, config in enumerate(json.loads(Path(source).read_text(encoding="utf-8")))]
+    unknown = {key for config in configs for key in config} - {*DEFAULT, "k", "name"}
+    assert not unknown, f"no such settings: {unknown}"
     size, groups = int(os.environ.get("R", "16")), {}
     for config in configs:
         groups.setdefault(json.dumps([{**DEFAULT, **config}[key] for key in SHAPE]), []).append(config)

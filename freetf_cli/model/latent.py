@@ -77,8 +77,9 @@ def aggregate_mismatch(bit_logits_BTH: Tensor, counted_BT: Tensor) -> Tensor:
     2ⁿ Σ_z Q(z|a) Q(z|b) = Π_i (1 + s_i^a s_i^b), and D₂ is the logarithm of its mean over pairs. So it sees single bits that are not
     balanced, bits that tell the same, and every dependence of more of them, at one token or across tokens.
 
-    Pairs are of a sequence of the batch's first half and one of its second, never of a sequence with itself. Where Z tells much more
-    than ln(number of pairs), alike pairs are too rare to be seen, and the estimate is low, below 0 even.
+    Pairs are of a sequence of the batch's first half and one of its second, never of a sequence with itself. Where Z tells more than
+    ln(B²/4) nats, alike pairs are too rare to be seen and the estimate comes out below 0: then it is 0, and presses on nothing.
+    Memory: some tensors of B²/4 · T · H numbers.
     """
     half = len(bit_logits_BTH) // 2
     if half == 0:
@@ -86,7 +87,7 @@ def aggregate_mismatch(bit_logits_BTH: Tensor, counted_BT: Tensor) -> Tensor:
     signs_BN = (torch.tanh(bit_logits_BTH / 2) * counted_BT[..., None]).flatten(1)
     products_bbN = signs_BN[:half, None] * signs_BN[None, half : 2 * half]
     alike_bb = torch.log1p(products_bbN.clamp(min=-1 + 1e-6)).sum(-1)
-    return torch.logsumexp(alike_bb.flatten(), 0) - 2 * math.log(half)
+    return F.relu(torch.logsumexp(alike_bb.flatten(), 0) - 2 * math.log(half))
 
 
 class PostSampler(nn.Module):
@@ -137,7 +138,7 @@ class _MapperGradient(torch.autograd.Function):
 
 
 def twice_drawn(codes_BT: Tensor, bit_logits_BTH: Tensor) -> Tensor:
-    """2 P(B_h as drawn), [B, T, H], at least 0.002: dL_h has the factor p (1 − p), so that the quotient is bounded anyway."""
+    """2 P(B_h as drawn), [B, T, H]; at least 0.002, since what is left of dL_h's factor p (1 − p) there is rounding."""
     signs_BTH = 2.0 * code_bits(codes_BT, bit_logits_BTH.shape[-1]) - 1.0
     wide = torch.promote_types(bit_logits_BTH.dtype, torch.float32)
     return 2.0 * torch.sigmoid(signs_BTH * bit_logits_BTH.to(wide)).clamp(min=1e-3)

@@ -181,6 +181,7 @@ def test_mismatch_sees_what_pairs_of_bits_do_not() -> None:
     assert found == pytest.approx(math.log(2), rel=1e-4)
     balanced = 20.0 * (2 * code_bits(torch.arange(8), 3)[:, None] - 1).double()
     assert aggregate_mismatch(torch.cat((balanced, balanced)), torch.ones(16, 1).double()).item() == pytest.approx(0.0, abs=1e-4)
+    assert aggregate_mismatch(balanced, torch.ones(8, 1).double()).item() == 0.0  # no two alike across the halves: nothing to see
 
 
 def test_bit_directions_are_linear_in_the_bits() -> None:
