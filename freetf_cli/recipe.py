@@ -105,7 +105,7 @@ class LatentConfig(Part):
     )
     schedule: dict[Literal["kappa", "slope", "mismatch"], list[list[float]]] = Field(
         default_factory=dict,
-        description="ways to these three values: points `[share of the run, value]`, and a last `[share]` where it is reached",
+        description="ways to `kappa`, `slope` and `mismatch`: points `[share of the run, value]`, and a last `[share]` where it is reached",
     )
     gradient: Literal["paper", "heun"] = Field(
         "paper", description="estimate of the bits' gradient: the paper's equation 8, or with the slopes at both values of a bit"

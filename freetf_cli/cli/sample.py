@@ -65,7 +65,7 @@ def sample(
     from freetf_cli.checkpoint import open_model
     from freetf_cli.device import resolve_device
     from freetf_cli.model.free_transformer import FreeTransformer
-    from freetf_cli.render.console import warn
+    from freetf_cli.render.console import hint, warn
     from freetf_cli.sampling import SampleSpec, check_prompts, generate
 
     for name, value in (("--temperature", temperature), ("--top-p", top_p)):
@@ -80,6 +80,8 @@ def sample(
         if z == "-" and "-" in (prompt or []):
             raise InputError("--prompt - and --z - cannot both read stdin")
         given = read_codes(z, model.latent.bits)
+    elif model.latent.window is not None and prompt_z == "posterior":
+        hint(f"Z of the first {model.latent.window} positions decides the rest, and a prompt brings its own; --prompt-z prior draws it")
     spec = SampleSpec(
         total=(checkpoint.recipe.model.context or 1) + 1,
         new_tokens=max_tokens,

@@ -139,6 +139,16 @@ def test_prompt_z_concerns_the_prompt_only(sample):
     assert [z[:2] for z in posterior] != [z[:2] for z in prior]
 
 
+def test_a_plan_in_the_prompts_own_z_is_pointed_out(run_cli, workshop, tmp_path):
+    """Where only first positions infer Z, as many as the prompt has, it decides for all groups alike."""
+    run = tmp_path / "run"
+    assert run_cli("train", workshop / "free.toml", "--set", "latent.window=2", "-o", run, "-q")[0] == 0
+    for words, said in (((), True), (("--prompt-z", "prior"), False), (("-q",), False)):
+        code, stdout, stderr = run_cli("sample", run, "--count", "2", *words)
+        assert code == 0 and len(stdout.splitlines()) == 2
+        assert ("hint: " in stderr and "--prompt-z prior" in stderr) is said, stderr
+
+
 def test_the_seed_decides_everything(sample):
     assert sample("-n", "5") == sample("-n", "5")
     one, other = sample("-n", "5", "--seed", "1"), sample("-n", "5", "--seed", "2")

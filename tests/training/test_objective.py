@@ -24,16 +24,17 @@ def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return rows[:, :-1], targets, torch.rand(3, 6, 3, generator=generator)
 
 
+@pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("mismatch", [0.0, 0.7])
 @pytest.mark.parametrize("slope", [0.0, 0.3])
 @pytest.mark.parametrize("pool", ["token", "sequence"])
-def test_free_terms_are_the_formula(pool: str, slope: float, mismatch: float) -> None:
-    model = build_model(CONFIG, LATENT)
+def test_free_terms_are_the_formula(pool: str, slope: float, mismatch: float, window: int | None) -> None:
+    latent = LATENT.model_copy(update={"free_bits": pool, "mismatch": mismatch, "window": window})
+    model = build_model(CONFIG, latent)
     initialise_model(model, 0)
     assert isinstance(model, FreeTransformer)
     inputs, targets, noise = batch()
     kappa = 0.25 * math.log(2)
-    latent = LATENT.model_copy(update={"free_bits": pool, "mismatch": mismatch})
     weights = torch.tensor([kappa, slope, mismatch])
     terms = LossSums(*loss_function(model, latent)(inputs, targets, noise, *weights))
 
@@ -50,7 +51,9 @@ def test_free_terms_are_the_formula(pool: str, slope: float, mismatch: float) ->
         sums = [(sum(k.item() for k in row), kappa * len(row)) for row in kls]
         penalty = sum(max(0.0, used - allowed) + slope * min(used, allowed) for used, allowed in sums)
     counted = torch.tensor([[float(t < last[b]) for t in range(6)] for b in range(3)])
-    penalty += mismatch * 3 * aggregate_mismatch(out.bit_logits, counted).item()
+    divergence = aggregate_mismatch(out.bit_logits, counted).item()
+    assert divergence > 0.1  # at 0 the next line would ask nothing
+    penalty += mismatch * 3 * divergence
     assert terms.ce.item() == pytest.approx(ce.item(), rel=1e-5)
     assert terms.kl.item() == pytest.approx(sum(k.item() for row in kls for k in row), rel=1e-5)
     assert terms.penalty.item() == pytest.approx(float(penalty), rel=1e-4)
