@@ -48,7 +48,7 @@ define sweep
 endef
 
 figure4: cuda-only setup ## the paper's Figure 4 with measured bits: train at its four κ, probe, draw (one GPU; TORCH=cuda)
-	$(call sweep,figure4,64th literal 8th 1 8,5)
+	$(call sweep,figure4,64th literal 8th 1-literal 1 8,6)
 
 cuda-only:
 	@test '$(TORCH)' = cuda || { echo 'make figure4 wants a GPU: make figure4 TORCH=cuda (for a CPU: make figure4-mini)' >&2; exit 2; }

@@ -103,6 +103,9 @@ class LatentConfig(Part):
     mismatch: Annotated[float, Field(ge=0)] = Field(
         0.0, description="weight of the aggregate posterior's divergence from the prior (0: the paper's objective)"
     )
+    mismatch_over: Literal["sequence", "token"] = Field(
+        "sequence", description="that divergence of all of a sequence's bits together, or of each token's, summed"
+    )
     schedule: dict[Literal["kappa", "slope", "mismatch"], list[list[float]]] = Field(
         default_factory=dict,
         description="ways to `kappa`, `slope` and `mismatch`: points `[share of the run, value]`, and a last `[share]` where it is reached",

@@ -49,7 +49,10 @@ DEFAULT: dict[str, Any] = (
     | {"encoder_lr": 1.0, "table_lr": 1.0, "table_std": 1.5, "table_init": "bits", "seed": 0, "kappa": 0.125, "M": 128, "N": 48}
     # paths: κ (bits), prices below and above it, share pooled, weight of the mismatch, positions whose Z is inferred, price of KL beyond
     | {"kappa_path": None, "slope": 0.0, "above": 1.0, "pooled": 0.0, "mismatch": 0.0, "window": 1e9, "quiet": 0.0}
-    | {"gradient": "paper", "block": 0}  # block: tokens whose codes the mismatch takes together; 0: a sequence
+    | {"head": 0, "kappa_head": 1.0}  # the first so many positions have a κ of their own
+    # block: tokens whose codes the mismatch takes together, 0: a sequence; within: of the first so many tokens, 0: of all
+    | {"block": 0, "within": 0}
+    | {"heun": 0.0, "copies": 0.0}  # share of Heun's gradient; weight of the dependence between tokens
 )
 SHAPE = (
     "length",
@@ -68,8 +71,8 @@ SHAPE = (
     "wd",
     "clip",
 )
-SHAPE += ("beta2", "rope", "encoder_lr", "table_lr", "block", "gradient")
-PATHS = ("kappa_path", "slope", "above", "pooled", "mismatch", "window", "quiet")
+SHAPE += ("beta2", "rope", "encoder_lr", "table_lr", "block", "within")
+PATHS = ("kappa_path", "slope", "above", "pooled", "mismatch", "window", "quiet", "head", "kappa_head", "heun", "copies")
 
 
 def path(points: Any, share: float) -> float:
@@ -104,17 +107,16 @@ class MapperGradient(torch.autograd.Function):
     """The library's, model by model."""
 
     @staticmethod
-    def forward(ctx: Any, r_RND: Tensor, logits_RNH: Tensor, table_RCD: Tensor, drawn_RN: Tensor | None) -> Tensor:
-        ctx.save_for_backward(logits_RNH, table_RCD, drawn_RN)
+    def forward(ctx: Any, r_RND: Tensor, logits_RNH: Tensor, table_RCD: Tensor, drawn_RN: Tensor, heun_R: Tensor) -> Tensor:
+        ctx.save_for_backward(logits_RNH, table_RCD, drawn_RN, heun_R)
         return r_RND.view_as(r_RND)
 
     @staticmethod
     def backward(ctx: Any, dr_RND: Tensor) -> Any:
-        logits_RNH, table_RCD, drawn_RN = ctx.saved_tensors
+        logits_RNH, table_RCD, drawn_RN, heun_R = ctx.saved_tensors
         dl_RNH = torch.stack([logit_gradient(*each) for each in zip(dr_RND, logits_RNH, table_RCD, strict=True)])
-        if drawn_RN is not None:
-            dl_RNH = dl_RNH / twice_drawn(drawn_RN, logits_RNH).to(dl_RNH)
-        return dr_RND, dl_RNH, None, None
+        factor_RNH = 1 + heun_R[:, None, None] * (1 / twice_drawn(drawn_RN, logits_RNH) - 1)
+        return dr_RND, (dl_RNH * factor_RNH).to(dl_RNH.dtype), None, None, None
 
 
 class Stack:
@@ -139,7 +141,8 @@ class Stack:
     def _fresh(self, config: dict[str, Any]) -> FreeTransformer:
         window = path(config["window"], 1.0)
         latent = LatentConfig(
-            **{key: config[key] for key in ("kappa", "bits", "depth", "gradient", "table_init", "table_std")},
+            **{key: config[key] for key in ("kappa", "bits", "depth", "table_init", "table_std")},
+            gradient="heun" if path(config["heun"], 1.0) else "paper",
             window=int(window) if window < self.task.row_tokens - 1 else None,
         )
         model = build_model(self.model, latent)
@@ -170,16 +173,16 @@ class Stack:
         logits_RNH = logits_RNH * inferred_RT.repeat(1, sequences)[..., None].to(logits_RNH)
         codes_RN = sample_codes(logits_RNH.detach(), noise_RNH)
         r_RND = self._rows("post_sampler.weight", codes_RN)
-        drawn_RN = codes_RN if self.configs[0]["gradient"] == "heun" else None
-        r_RND = MapperGradient.apply(r_RND, logits_RNH, self.weights["post_sampler.weight"], drawn_RN)
+        r_RND = MapperGradient.apply(r_RND, logits_RNH, self.weights["post_sampler.weight"], codes_RN, paths_RP[:, 9])
         targets_RN = tokens_RBT1[..., 1:].flatten(1)
         ce_RB = self._upper(x_RND, r_RND, targets_RN)
         logits_RBTH = logits_RNH.float().view(models, sequences, length, bits)
         kl_RBT = kl_per_token(logits_RBTH)
         extra = (
-            paths_RP[:, 6] * (beyond_RT * ~inferred_RT).sum(1)
+            paths_RP[:, 10] * sequences * copies(logits_RBTH)
+            + paths_RP[:, 6] * (beyond_RT * ~inferred_RT).sum(1)
             + penalty(kl_RBT, paths_RP)
-            + paths_RP[:, 4] * sequences * mismatch(logits_RBTH, self.configs[0]["block"])
+            + paths_RP[:, 4] * sequences * mismatch(logits_RBTH[:, :, : self.configs[0]["within"] or length], self.configs[0]["block"])
         )
         return ce_RB.sum(1), kl_RBT.sum((1, 2)), extra
 
@@ -222,8 +225,10 @@ class Stack:
 def penalty(kl_RBT: Tensor, paths_RP: Tensor) -> Tensor:
     """Prices of the KL below and above κ, by token and pooled, [R]."""
     kappa, slope, above, pooled = (column[:, None, None] for column in paths_RP.T[:4])
+    head, kappa_head = (column[:, None, None] for column in paths_RP.T[7:9])
+    kappa = torch.where(torch.arange(kl_RBT.shape[2], device=kl_RBT.device) < head, kappa_head, kappa)
     token = above * F.relu(kl_RBT - kappa) + slope * torch.minimum(kl_RBT, kappa)
-    sums_RB1, budget = kl_RBT.sum(-1, keepdim=True), kappa * kl_RBT.shape[2]
+    sums_RB1, budget = kl_RBT.sum(-1, keepdim=True), kappa.sum(-1, keepdim=True)
     sequence = above * F.relu(sums_RB1 - budget) + slope * torch.minimum(sums_RB1, budget)
     return ((1 - pooled) * token).sum((1, 2)) + (pooled * sequence).sum((1, 2))
 
@@ -234,6 +239,20 @@ def mismatch(logits_RBTH: Tensor, block: int) -> Tensor:
     alike_RbbT = torch.log1p((a[:, :, None] * b[:, None]).clamp(min=-1 + 1e-6)).sum(-1)
     blocks_RbbK = torch.stack([part.sum(-1) for part in alike_RbbT.split(block or alike_RbbT.shape[-1], -1)], -1)
     return F.relu(torch.logsumexp(blocks_RbbK.flatten(1, 2), 1) - 2 * math.log(a.shape[1])).sum(-1)
+
+
+def copies(logits_RBTH: Tensor) -> Tensor:
+    """Dependence between the codes of two tokens under the aggregate posterior, summed over pairs of tokens, [R].
+
+    With the kernel 2^H P(equal codes), Hilbert-Schmidt's criterion is the sum of squared covariances of all products of bits: 2^k - 1 for
+    k balanced bits that agree. ln(1 + it) is in nats. It does not mind bits that are unbalanced alone.
+    """
+    a, b = torch.tanh(logits_RBTH / 2).chunk(2, 1)
+    alike_RbbT = torch.log1p((a[:, :, None] * b[:, None]).clamp(min=-1 + 1e-6)).sum(-1).exp()
+    alike_RbbT = alike_RbbT - alike_RbbT.mean(1, keepdim=True)
+    alike_RPT = (alike_RbbT - alike_RbbT.mean(2, keepdim=True)).flatten(1, 2)
+    both_RTT = alike_RPT.transpose(1, 2) @ alike_RPT / alike_RPT.shape[1]
+    return torch.log1p(both_RTT.clamp(min=-0.5)).triu(1).sum((1, 2))
 
 
 def train(stack: Stack) -> list[list[list[float]]]:
@@ -301,6 +320,7 @@ def _optimizer(weights: dict[str, nn.Parameter], first: dict[str, Any], device: 
 def _paths(config: dict[str, Any], share: float) -> list[float]:
     found = {name: path(config[name], share) for name in PATHS if config[name] is not None}
     found["kappa_path"] = found.get("kappa_path", config["kappa"]) * LN2
+    found["kappa_head"] *= LN2
     return [found[name] for name in PATHS]
 
 
@@ -346,7 +366,7 @@ def check() -> None:
     small = {"length": 10, "target": 3, "letters": 4, "layers": 4, "width": 16, "heads": 2, "bits": 5, "batch": 6, "kappa": 0.5}
     small |= {"slope": 0.3, "mismatch": 0.7}
     for gradient, window in (("paper", 1e9), ("heun", 4)):
-        shared = {**DEFAULT, **small, "gradient": gradient, "window": window}
+        shared = {**DEFAULT, **small, "heun": float(gradient == "heun"), "window": window}
         stack = Stack([{**shared, "seed": pooled, "pooled": float(pooled)} for pooled in (0, 1)], torch.device("cpu"))
         for weight in stack.weights.values():
             weight.data = weight.data.double()

@@ -85,10 +85,20 @@ def _memory(recipe: Recipe, parameters: int, bf16: bool) -> dict[str, float]:
     blocks = config.layers + (1 if recipe.latent else 0)
     logits = (config.vocab or 0) * (number + 2 * 4)
     table_copy = number * 2**recipe.latent.bits * config.width if recipe.latent and bf16 else 0
+    kept = tokens * (blocks * block + logits) + table_copy + _pairs(recipe)
     parts = {
         "parameters": 4.0 * parameters,
         "gradients": 4.0 * parameters,
         "optimizer": 8.0 * parameters,
-        "activations (estimated)": float(tokens * (blocks * block + logits) + table_copy),
+        "activations (estimated)": float(kept),
     }
     return {**parts, "total": sum(parts.values())}
+
+
+def _pairs(recipe: Recipe) -> int:
+    """Bytes of `latent.aggregate_mismatch`: three float32 tensors over the pairs of sequences, where a recipe has it."""
+    latent = recipe.latent
+    if latent is None or not (latent.mismatch or "mismatch" in latent.schedule):
+        return 0
+    half, context = recipe.train.batch // recipe.train.accumulate // 2, recipe.model.context or 1
+    return 3 * 4 * half**2 * min(latent.window or context, context) * latent.bits

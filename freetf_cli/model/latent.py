@@ -68,8 +68,11 @@ def free_bits_penalty(
     return (F.relu(used - allowed) + slope * torch.minimum(used, allowed)).sum()
 
 
-def aggregate_mismatch(bit_logits_BTH: Tensor, counted_BT: Tensor) -> Tensor:
+def aggregate_mismatch(bit_logits_BTH: Tensor, counted_BT: Tensor, over: Literal["sequence", "token"] = "sequence") -> Tensor:
     """D₂(aggregate posterior ‖ uniform), in nats per sequence, estimated from a batch (0 of a single sequence).
+
+    over: all bits of a sequence together, or those of each token by themselves and the sum over tokens, which asks nothing of how the
+    codes of two tokens go together.
 
     Over sequences, KL(Q(Z|S) ‖ P) = I(S; Z) + KL(Q(Z) ‖ P) with Q(Z) the mean of Q(Z|S): the second part tells nothing, and
     generation from the prior does not know it. Rényi's divergence of order 2, ln 2ⁿ Σ_z Q(z)², is no less than that KL, 0 where it is 0,
@@ -84,10 +87,11 @@ def aggregate_mismatch(bit_logits_BTH: Tensor, counted_BT: Tensor) -> Tensor:
     half = len(bit_logits_BTH) // 2
     if half == 0:
         return bit_logits_BTH.new_zeros(())  # one sequence says nothing: a rest of held-out rows
-    signs_BN = (torch.tanh(bit_logits_BTH / 2) * counted_BT[..., None]).flatten(1)
-    products_bbN = signs_BN[:half, None] * signs_BN[None, half : 2 * half]
-    alike_bb = torch.log1p(products_bbN.clamp(min=-1 + 1e-6)).sum(-1)
-    return F.relu(torch.logsumexp(alike_bb.flatten(), 0) - 2 * math.log(half))
+    signs_BTH = torch.tanh(bit_logits_BTH / 2) * counted_BT[..., None]
+    products_bbTH = signs_BTH[:half, None] * signs_BTH[None, half : 2 * half]
+    alike_bbT = torch.log1p(products_bbTH.clamp(min=-1 + 1e-6)).sum(-1)
+    alike_bbK = alike_bbT if over == "token" else alike_bbT.sum(-1, keepdim=True)
+    return F.relu(torch.logsumexp(alike_bbK.flatten(0, 1), 0) - 2 * math.log(half)).sum()
 
 
 class PostSampler(nn.Module):

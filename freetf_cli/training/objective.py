@@ -73,7 +73,8 @@ def loss_function(model: Decoder, latent: LatentConfig | None) -> LossFunction:
         penalty = free_bits_penalty(kl_BT, carriers_BT, kappa, latent.free_bits, slope)
         if matches:
             inferred = slice(latent.window)
-            penalty = penalty + mismatch * len(inputs_BT) * aggregate_mismatch(bit_logits_BTH[:, inferred], carriers_BT[:, inferred])
+            divergence = aggregate_mismatch(bit_logits_BTH[:, inferred], carriers_BT[:, inferred], latent.mismatch_over)
+            penalty = penalty + mismatch * len(inputs_BT) * divergence
         return ce, kl_BT.sum(), penalty, (kl_BT > kappa).float().sum(), carriers_BT.sum()
 
     def baseline(inputs_BT: Tensor, targets_BT: Tensor, noise_BTH: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:

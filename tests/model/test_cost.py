@@ -36,6 +36,14 @@ def test_eight_billion(name: str) -> None:
     assert plan.memory["total"] == pytest.approx(sum(value for name, value in plan.memory.items() if name != "total"))
 
 
+def test_the_pairs_of_a_mismatch_penalty_are_counted() -> None:
+    """Three tensors of (128 / 2)² pairs, 2 of the positions, 16 bits."""
+    sizes, plain = ["model.vocab=29", "model.context=65"], ["latent.mismatch=0.0", "latent.schedule={}"]
+    recipes = (load_recipe("figure4-8th", overrides=overrides) for overrides in (sizes, sizes + plain))
+    with_it, without = (plan_run(recipe, "figure4-8th", bf16=True) for recipe in recipes)
+    assert with_it.memory["total"] - without.memory["total"] == 3 * 4 * 64**2 * 2 * 16
+
+
 @pytest.mark.parametrize("name", ["letters-free", "letters-baseline", "demo-free"])
 def test_parameters_are_those_of_the_model(name: str) -> None:
     recipe = load_recipe(name, overrides=["model.vocab=29", "model.context=65"])

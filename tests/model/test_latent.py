@@ -173,6 +173,20 @@ def test_mismatch_is_the_divergence_of_order_2_summed_over_all_codes() -> None:
     assert aggregate_mismatch(odd, torch.cat((half_counted, half_counted, half_counted[:1]))).item() == pytest.approx(want, rel=1e-10)
 
 
+def test_mismatch_over_tokens_is_the_sum_of_each_tokens() -> None:
+    logits = 2 * torch.randn(8, 3, 2, generator=torch.Generator().manual_seed(1)).double()
+    logits = torch.cat((logits, logits))
+    counted = torch.ones(16, 3).double()
+    counted[[0, 8], 2] = 0.0
+    alone = [aggregate_mismatch(logits[:, t : t + 1], counted[:, t : t + 1]).item() for t in range(3)]
+    assert min(alone) > 0.01
+    assert aggregate_mismatch(logits, counted, "token").item() == pytest.approx(sum(alone), rel=1e-10)
+    copies = 20.0 * (2 * code_bits(torch.arange(2), 1)[:, None] - 1).double().expand(2, 3, 1)  # three tokens that tell the same even bit
+    even = torch.cat((copies, copies))
+    assert aggregate_mismatch(even, torch.ones(4, 3).double(), "token").item() == pytest.approx(0.0, abs=1e-4)
+    assert aggregate_mismatch(even, torch.ones(4, 3).double()).item() == pytest.approx(2 * math.log(2), rel=1e-4)
+
+
 def test_mismatch_sees_what_pairs_of_bits_do_not() -> None:
     """Three bits of which the last is the parity of the others: each even, every two independent; one bit of mismatch."""
     rows = code_bits(torch.arange(4), 2)

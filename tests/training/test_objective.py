@@ -25,11 +25,11 @@ def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("window", [None, 3])
-@pytest.mark.parametrize("mismatch", [0.0, 0.7])
+@pytest.mark.parametrize(("mismatch", "over"), [(0.0, "sequence"), (0.7, "sequence"), (0.7, "token")])
 @pytest.mark.parametrize("slope", [0.0, 0.3])
 @pytest.mark.parametrize("pool", ["token", "sequence"])
-def test_free_terms_are_the_formula(pool: str, slope: float, mismatch: float, window: int | None) -> None:
-    latent = LATENT.model_copy(update={"free_bits": pool, "mismatch": mismatch, "window": window})
+def test_free_terms_are_the_formula(pool: str, slope: float, mismatch: float, over: str, window: int | None) -> None:
+    latent = LATENT.model_copy(update={"free_bits": pool, "mismatch": mismatch, "mismatch_over": over, "window": window})
     model = build_model(CONFIG, latent)
     initialise_model(model, 0)
     assert isinstance(model, FreeTransformer)
@@ -51,7 +51,7 @@ def test_free_terms_are_the_formula(pool: str, slope: float, mismatch: float, wi
         sums = [(sum(k.item() for k in row), kappa * len(row)) for row in kls]
         penalty = sum(max(0.0, used - allowed) + slope * min(used, allowed) for used, allowed in sums)
     counted = torch.tensor([[float(t < last[b]) for t in range(6)] for b in range(3)])
-    divergence = aggregate_mismatch(out.bit_logits, counted).item()
+    divergence = aggregate_mismatch(out.bit_logits, counted, over).item()  # type: ignore[arg-type]
     assert divergence > 0.1  # at 0 the next line would ask nothing
     penalty += mismatch * 3 * divergence
     assert terms.ce.item() == pytest.approx(ce.item(), rel=1e-5)
