@@ -317,10 +317,10 @@ def _read_tree(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` laid on `base`, tables key by key; naming one source of data drops the other."""
+    """`over` laid on `base`, tables key by key, an empty schedule in place of any; naming one source of data drops the other."""
     merged = dict(base)
     for key, value in over.items():
-        if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
+        if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping) and (value or key != "schedule"):
             kept = dict(merged[key])
             if key == "data" and "task" in value:
                 kept = {k: v for k, v in kept.items() if k != "dir"}

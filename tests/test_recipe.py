@@ -134,6 +134,14 @@ def test_extends_inherits_the_overlay(recipe_file):
     assert (smoked.steps, smoked.batch, smoked.lr) == (3, 2, 3e-4)
 
 
+def test_a_schedule_is_added_to_and_cleared(recipe_file):
+    edited(recipe_file, "kappa = 0.25", "kappa = 0.25\nschedule = { kappa = [[0, 1.0], [0.5]] }")
+    longer = child_of(recipe_file, "[latent]\nschedule = { slope = [[0, 0.1], [1.0]] }\n")
+    assert sorted(load_recipe(str(longer)).latent.schedule) == ["kappa", "slope"]
+    assert load_recipe(str(longer), overrides=["latent.schedule={}"]).latent.schedule == {}
+    assert load_recipe(str(child_of(recipe_file, "[latent]\n"))).latent.schedule == {"kappa": [[0, 1.0], [0.5]]}
+
+
 def test_naming_a_folder_drops_the_task(recipe_file):
     edited(recipe_file, 'task = "letters"', 'task = "letters"\nparams = { noise = 0.1 }')
     assert load_recipe(str(child_of(recipe_file, '[data]\ndir = "d"\n'))).data.dir == "d"

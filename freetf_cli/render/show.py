@@ -19,8 +19,8 @@ from freetf_cli.results import LN2, CheckpointInfo, RunSummary
 # Settings that tell one run from another; the rest is in recipe.toml.
 HIGHLIGHTS = (
     *("data.task", "data.dir", "model.layers", "model.width", "model.heads", "model.context"),
-    *("latent.bits", "latent.kappa", "latent.window", "latent.free_bits", "latent.slope", "latent.mismatch", "latent.mismatch_over", "latent.schedule"),
-    *("latent.gradient", "latent.encoder"),
+    *("latent.bits", "latent.kappa", "latent.window", "latent.free_bits", "latent.slope", "latent.mismatch", "latent.mismatch_over"),
+    *("latent.schedule", "latent.gradient", "latent.encoder"),
     *("train.steps", "train.batch", "train.lr", "train.seed", "train.precision"),
 )
 
