@@ -52,7 +52,7 @@ DEFAULT: dict[str, Any] = (
     | {"head": 0, "kappa_head": 1.0}  # the first so many positions have a κ of their own
     # block: tokens whose codes the mismatch takes together, 0: a sequence; within: of the first so many tokens, 0: of all
     | {"block": 0, "within": 0}
-    | {"heun": 0.0, "copies": 0.0}  # share of Heun's gradient; weight of the dependence between tokens
+    | {"heun": 0.0}  # share of Heun's gradient
 )
 SHAPE = (
     "length",
@@ -72,7 +72,7 @@ SHAPE = (
     "clip",
 )
 SHAPE += ("beta2", "rope", "encoder_lr", "table_lr", "block", "within")
-PATHS = ("kappa_path", "slope", "above", "pooled", "mismatch", "window", "quiet", "head", "kappa_head", "heun", "copies")
+PATHS = ("kappa_path", "slope", "above", "pooled", "mismatch", "window", "quiet", "head", "kappa_head", "heun")
 
 
 def path(points: Any, share: float) -> float:
@@ -179,8 +179,7 @@ class Stack:
         logits_RBTH = logits_RNH.float().view(models, sequences, length, bits)
         kl_RBT = kl_per_token(logits_RBTH)
         extra = (
-            paths_RP[:, 10] * sequences * copies(logits_RBTH)
-            + paths_RP[:, 6] * (beyond_RT * ~inferred_RT).sum(1)
+            paths_RP[:, 6] * (beyond_RT * ~inferred_RT).sum(1)
             + penalty(kl_RBT, paths_RP)
             + paths_RP[:, 4] * sequences * mismatch(logits_RBTH[:, :, : self.configs[0]["within"] or length], self.configs[0]["block"])
         )
@@ -239,20 +238,6 @@ def mismatch(logits_RBTH: Tensor, block: int) -> Tensor:
     alike_RbbT = torch.log1p((a[:, :, None] * b[:, None]).clamp(min=-1 + 1e-6)).sum(-1)
     blocks_RbbK = torch.stack([part.sum(-1) for part in alike_RbbT.split(block or alike_RbbT.shape[-1], -1)], -1)
     return F.relu(torch.logsumexp(blocks_RbbK.flatten(1, 2), 1) - 2 * math.log(a.shape[1])).sum(-1)
-
-
-def copies(logits_RBTH: Tensor) -> Tensor:
-    """Dependence between the codes of two tokens under the aggregate posterior, summed over pairs of tokens, [R].
-
-    With the kernel 2^H P(equal codes), Hilbert-Schmidt's criterion is the sum of squared covariances of all products of bits: 2^k - 1 for
-    k balanced bits that agree. ln(1 + it) is in nats. It does not mind bits that are unbalanced alone.
-    """
-    a, b = torch.tanh(logits_RBTH / 2).chunk(2, 1)
-    alike_RbbT = torch.log1p((a[:, :, None] * b[:, None]).clamp(min=-1 + 1e-6)).sum(-1).exp()
-    alike_RbbT = alike_RbbT - alike_RbbT.mean(1, keepdim=True)
-    alike_RPT = (alike_RbbT - alike_RbbT.mean(2, keepdim=True)).flatten(1, 2)
-    both_RTT = alike_RPT.transpose(1, 2) @ alike_RPT / alike_RPT.shape[1]
-    return torch.log1p(both_RTT.clamp(min=-0.5)).triu(1).sum((1, 2))
 
 
 def train(stack: Stack) -> list[list[list[float]]]:
@@ -365,8 +350,8 @@ def check() -> None:
     torch.set_default_dtype(torch.float64)
     small = {"length": 10, "target": 3, "letters": 4, "layers": 4, "width": 16, "heads": 2, "bits": 5, "batch": 6, "kappa": 0.5}
     small |= {"slope": 0.3, "mismatch": 0.7}
-    for gradient, window in (("paper", 1e9), ("heun", 4)):
-        shared = {**DEFAULT, **small, "heun": float(gradient == "heun"), "window": window}
+    for gradient, window, over in (("paper", 1e9, "sequence"), ("heun", 4, "token")):
+        shared = {**DEFAULT, **small, "heun": float(gradient == "heun"), "window": window, "block": int(over == "token")}
         stack = Stack([{**shared, "seed": pooled, "pooled": float(pooled)} for pooled in (0, 1)], torch.device("cpu"))
         for weight in stack.weights.values():
             weight.data = weight.data.double()
@@ -374,7 +359,7 @@ def check() -> None:
         ce, kl, extra = stack.loss(tokens, noise, torch.tensor([_paths(config, 0.0) for config in stack.configs]))
         (ce + extra).sum().backward()
         for number, (model, kind) in enumerate(zip(stack.unstacked(), ("token", "sequence"), strict=True)):
-            latent = model.latent.model_copy(update={"free_bits": kind, "slope": 0.3, "mismatch": 0.7})
+            latent = model.latent.model_copy(update={"free_bits": kind, "slope": 0.3, "mismatch": 0.7, "mismatch_over": over})
             inputs, targets, drawn = tokens[number, :, :-1], tokens[number, :, 1:], noise[number].view(6, 11, 5)
             theirs = LossSums(*loss_function(model.double(), latent)(inputs, targets, drawn, *torch.tensor(latent_weights(0, latent, 1))))
             theirs.objective.backward()
@@ -383,6 +368,10 @@ def check() -> None:
             for name, parameter in model.named_parameters():
                 ours = stack.weights[name].grad[number].to(parameter)
                 assert float((ours - parameter.grad).norm() / parameter.grad.norm()) < 1e-5, (gradient, name)
+    settings = {**DEFAULT, "kappa": 1.0, "head": 1, "kappa_head": 2.0}  # KL of 3, 0.5 and 2 bits against 2, 1 and 1
+    paths = torch.tensor([_paths({**settings, "pooled": pooled}, 0.0) for pooled in (0.0, 1.0)])
+    found = penalty(LN2 * torch.tensor([3.0, 0.5, 2.0]).expand(2, 1, 3), paths) / LN2
+    assert torch.allclose(found, torch.tensor([2.0, 1.5])), found
     print("the same")
 
 

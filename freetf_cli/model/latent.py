@@ -72,7 +72,8 @@ def aggregate_mismatch(bit_logits_BTH: Tensor, counted_BT: Tensor, over: Literal
     """D₂(aggregate posterior ‖ uniform), in nats per sequence, estimated from a batch (0 of a single sequence).
 
     over: all bits of a sequence together, or those of each token by themselves and the sum over tokens, which asks nothing of how the
-    codes of two tokens go together.
+    codes of two tokens go together. Each token's estimate is held at 0 before the sum, so that chance adds to it: 65 tokens of k sure,
+    even and independent bits, whose divergence is 0, come to 0.3, 0.5 and 1.5 nats for k = 1, 2 and 4 in a batch of 128.
 
     Over sequences, KL(Q(Z|S) ‖ P) = I(S; Z) + KL(Q(Z) ‖ P) with Q(Z) the mean of Q(Z|S): the second part tells nothing, and
     generation from the prior does not know it. Rényi's divergence of order 2, ln 2ⁿ Σ_z Q(z)², is no less than that KL, 0 where it is 0,

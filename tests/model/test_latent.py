@@ -181,6 +181,10 @@ def test_mismatch_over_tokens_is_the_sum_of_each_tokens() -> None:
     alone = [aggregate_mismatch(logits[:, t : t + 1], counted[:, t : t + 1]).item() for t in range(3)]
     assert min(alone) > 0.01
     assert aggregate_mismatch(logits, counted, "token").item() == pytest.approx(sum(alone), rel=1e-10)
+    never_alike = torch.cat((torch.full((8, 1, 2), 20.0), torch.full((8, 1, 2), -20.0))).double()  # by itself below 0, so 0
+    beside = torch.cat((logits, never_alike), 1)
+    more = torch.cat((counted, torch.ones(16, 1).double()), 1)
+    assert aggregate_mismatch(beside, more, "token").item() == pytest.approx(sum(alone), rel=1e-10)
     copies = 20.0 * (2 * code_bits(torch.arange(2), 1)[:, None] - 1).double().expand(2, 3, 1)  # three tokens that tell the same even bit
     even = torch.cat((copies, copies))
     assert aggregate_mismatch(even, torch.ones(4, 3).double(), "token").item() == pytest.approx(0.0, abs=1e-4)
