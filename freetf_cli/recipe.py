@@ -116,7 +116,7 @@ class LatentConfig(Part):
     table_init: Literal["bits", "independent"] = Field(
         "bits", description="rows of the post-sampler from H bit directions, or each drawn by itself"
     )
-    table_std: Annotated[float, Field(ge=0)] = Field(0.5, description="standard deviation of the post-sampler's entries at the start")
+    table_std: Annotated[float, Field(ge=0)] = Field(1.5, description="standard deviation of the post-sampler's entries at the start")
     encoder: Literal["shared", "full"] = Field(
         "shared", description="the encoder reads the decoder's lower half (the paper), or a stack of its own (its Figure 1b)"
     )
