@@ -32,7 +32,8 @@ from freetf_cli.durable import flush_folder
 from freetf_cli.errors import InputError, InputErrors
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.model.free_transformer import build_model
-from freetf_cli.recipe import Recipe, check_recipe
+from freetf_cli.recipe import Recipe
+from freetf_cli.recipe_file import check_recipe
 
 FORMAT = "freetf-checkpoint"
 FORMAT_VERSION = 1

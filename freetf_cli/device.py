@@ -173,7 +173,7 @@ def _terminal() -> list[Finding]:
 
 
 def _recipes() -> Finding:
-    from freetf_cli.recipe import shipped_recipes
+    from freetf_cli.recipe_file import shipped_recipes
 
     count = len(shipped_recipes())
     return Finding("recipes", f"{count} shipped", count > 0, "pip install --force-reinstall freetf")

@@ -25,7 +25,8 @@ from freetf_cli import __version__
 from freetf_cli.checkpoint import checkpoint_folders, folder_step
 from freetf_cli.durable import write_durably
 from freetf_cli.errors import InputError
-from freetf_cli.recipe import Recipe, load_recipe, to_toml
+from freetf_cli.recipe import Recipe
+from freetf_cli.recipe_file import load_recipe, to_toml
 from freetf_cli.results import CheckpointInfo, Metrics, Sample, to_json
 
 _FIELDS = [field.name for field in dataclasses.fields(Metrics)]

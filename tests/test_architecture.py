@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "freetf_cli"
 LAYERS = (
-    {"errors", "durable", "results", "recipe", "recipe_rules", "recipe_schema"},
+    {"errors", "durable", "results", "recipe", "recipe_file", "recipe_rules", "recipe_schema"},
     {"checkpoint", "data", "model", "device", "run_folder"},
     {"training", "sampling", "analysis", "render"},
     {"cli"},
@@ -78,7 +78,7 @@ def test_model_sees_only_the_recipe(module):
 
 
 def light(module: str) -> bool:
-    return part(module) in {"recipe", "recipe_schema", "results", "errors", "render", "cli", "device"} or module.startswith(
+    return part(module) in {"recipe", "recipe_file", "recipe_schema", "results", "errors", "render", "cli", "device"} or module.startswith(
         "freetf_cli.data.tasks"
     )
 

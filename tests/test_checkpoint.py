@@ -13,7 +13,8 @@ from freetf_cli.checkpoint import MANIFEST, Checkpoint, open_checkpoint, save_ch
 from freetf_cli.data.tokenizer import characters
 from freetf_cli.errors import InputError
 from freetf_cli.model.free_transformer import build_model, initialise_model
-from freetf_cli.recipe import Recipe, check_recipe
+from freetf_cli.recipe import Recipe
+from freetf_cli.recipe_file import check_recipe
 
 RECIPE: Recipe = check_recipe(
     {

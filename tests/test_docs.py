@@ -31,7 +31,7 @@ import typer
 from freetf_cli.cli import recipe_reference
 from freetf_cli.cli.app import COMMANDS, build_app
 from freetf_cli.data.tasks import make_task
-from freetf_cli.recipe import load_recipe
+from freetf_cli.recipe_file import load_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -14,7 +14,8 @@ from freetf_cli.errors import FreetfError
 from freetf_cli.model import latent
 from freetf_cli.model.free_transformer import FreeTransformer, build_model, initialise_model
 from freetf_cli.model.latent import PostSampler, logit_gradient, sample_codes
-from freetf_cli.recipe import LatentConfig, ModelConfig, Recipe, check_recipe
+from freetf_cli.recipe import LatentConfig, ModelConfig, Recipe
+from freetf_cli.recipe_file import check_recipe
 from freetf_cli.run_folder import RunFolder
 from freetf_cli.sampling import SampleSpec, generate
 from freetf_cli.training.loop import Hooks, Loop, train
@@ -130,7 +131,7 @@ def small(**settings: Any) -> Recipe:
             "schedule": {"kappa": [[0, 0.1], [1]]},
             "gradient": "heun",
             "mismatch": 0.5,
-        },  # κ: every step pays
+        },
         "train": {"steps": 6, "batch": 16, "lr": 1e-3, "deterministic": True, "log_every": 1, **settings},
         "eval": {"samples": 0},
     }

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from freetf_cli.errors import InputError, InputErrors
-from freetf_cli.recipe import Recipe, check_recipe, flat, load_recipe, shipped_recipes, to_toml
+from freetf_cli.recipe import Recipe, flat
+from freetf_cli.recipe_file import check_recipe, load_recipe, shipped_recipes, to_toml
 
 TREE = {
     "data": {"task": "letters"},
@@ -87,7 +88,7 @@ def test_all_faults_at_once(recipe_file):
 
 
 def test_unknown_name_hints_at_the_nearest(monkeypatch):
-    monkeypatch.setattr("freetf_cli.recipe.shipped_recipes", lambda: ["coins-free", "letters-free"])
+    monkeypatch.setattr("freetf_cli.recipe_file.shipped_recipes", lambda: ["coins-free", "letters-free"])
     assert faults("leters-free") == ["no recipe named 'leters-free'; did you mean 'letters-free'?"]
 
 
@@ -140,6 +141,9 @@ def test_a_schedule_is_added_to_and_cleared(recipe_file):
     assert sorted(load_recipe(str(longer)).latent.schedule) == ["kappa", "slope"]
     assert load_recipe(str(longer), overrides=["latent.schedule={}"]).latent.schedule == {}
     assert load_recipe(str(child_of(recipe_file, "[latent]\n"))).latent.schedule == {"kappa": [[0, 1.0], [0.5]]}
+    with_params = child_of(recipe_file, "[data]\nparams = { noise = 0.1 }\n")
+    assert load_recipe(str(with_params)).data.params == {"noise": 0.1}
+    assert load_recipe(str(with_params), overrides=["data.params={}"]).data.params == {}
 
 
 def test_naming_a_folder_drops_the_task(recipe_file):

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from freetf_cli.recipe import Recipe, check_recipe, flat, load_recipe, shipped_recipes, to_toml
+from freetf_cli.recipe import Recipe, flat
+from freetf_cli.recipe_file import check_recipe, load_recipe, shipped_recipes, to_toml
 
 NAMES = shipped_recipes()
 PAPER = [name for name in NAMES if name.startswith("paper-")]

@@ -27,7 +27,7 @@ from freetf_cli.data.batches import DataSource
 from freetf_cli.errors import InputError
 from freetf_cli.model.cost import plan_run
 from freetf_cli.model.free_transformer import FreeTransformer
-from freetf_cli.recipe import differences
+from freetf_cli.recipe_file import differences
 from freetf_cli.results import LN2
 from freetf_cli.results.compare import Comparison, LatentUse, SamplePair, Setting, Side
 from freetf_cli.run_folder import RunFolder

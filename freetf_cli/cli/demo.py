@@ -84,7 +84,7 @@ def _make_data(folder: Path, *, quiet: bool) -> None:
 
 def _train(recipe: str, data: Path, run: Path, device: str, seed: int, *, smoke: bool, quiet: bool) -> TrainResult:
     from freetf_cli.cli.train import resume_from, run_training
-    from freetf_cli.recipe import load_recipe
+    from freetf_cli.recipe_file import load_recipe
     from freetf_cli.render import story
 
     loaded = load_recipe(recipe, smoke=smoke, overrides=[f"data.dir={json_text.dumps(str(data))}", f"train.seed={seed}"])

@@ -20,7 +20,7 @@ from freetf_cli.errors import InputError
 
 def complete_recipe(incomplete: str) -> list[str]:
     """Shipped recipe names and TOML files that begin with what is typed."""
-    from freetf_cli.recipe import shipped_recipes
+    from freetf_cli.recipe_file import shipped_recipes
 
     files = (str(path) for path in _beside(incomplete) if path.suffix == ".toml")
     return _starting(incomplete, [*shipped_recipes(), *files])

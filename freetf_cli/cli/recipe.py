@@ -20,7 +20,7 @@ def list_recipes(json: JsonOption = False) -> None:
 
     $ freetf recipe list
     """
-    from freetf_cli.recipe import load_recipe, shipped_recipes
+    from freetf_cli.recipe_file import load_recipe, shipped_recipes
 
     recipes = {name: load_recipe(name) for name in shipped_recipes()}
     if json:
@@ -39,7 +39,7 @@ def show_recipe(recipe: RecipeArgument, smoke: SmokeOption = False, set: SetOpti
 
     $ freetf recipe show letters-free --set latent.kappa=0.25
     """
-    from freetf_cli.recipe import load_recipe, to_toml
+    from freetf_cli.recipe_file import load_recipe, to_toml
 
     resolved = load_recipe(recipe, smoke=smoke, overrides=set or [])
     typer.echo(to_json(resolved.model_dump()) if json else to_toml(resolved), nl=json)
@@ -68,7 +68,7 @@ def diff(a: EitherArgument, b: EitherArgument, json: JsonOption = False) -> None
 
     $ freetf recipe diff letters-baseline letters-free
     """
-    from freetf_cli.recipe import differences
+    from freetf_cli.recipe_file import differences
 
     rows = differences(_load(a), _load(b))
     if json:
@@ -80,7 +80,7 @@ def diff(a: EitherArgument, b: EitherArgument, json: JsonOption = False) -> None
 
 
 def _load(name: str) -> Recipe:
-    from freetf_cli.recipe import load_recipe
+    from freetf_cli.recipe_file import load_recipe
 
     inside = Path(name) / "recipe.toml"
     return load_recipe(str(inside) if inside.is_file() else name)

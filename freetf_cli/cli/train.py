@@ -52,7 +52,7 @@ def train(
     $ freetf train letters-free -o runs/lr --set train.lr=3e-4 --set latent.kappa=0.25
     $ freetf train paper-1.5b-free --dry-run
     """
-    from freetf_cli.recipe import load_recipe
+    from freetf_cli.recipe_file import load_recipe
 
     overrides = [*(set_ or []), *([] if seed is None else [f"train.seed={seed}"])]
     loaded = load_recipe(recipe, smoke=smoke, overrides=overrides)

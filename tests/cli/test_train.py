@@ -19,7 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from freetf_cli.recipe import load_recipe
+from freetf_cli.recipe_file import load_recipe
 from freetf_cli.run_folder import RunFolder
 
 KEYS = ["step", "tokens", "split", "loss", "ce", "kl", "penalty", "above_kappa", "kappa", "lr", "grad_norm"]

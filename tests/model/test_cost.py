@@ -4,7 +4,7 @@ import pytest
 
 from freetf_cli.model.cost import plan_run
 from freetf_cli.model.free_transformer import build_model
-from freetf_cli.recipe import load_recipe
+from freetf_cli.recipe_file import load_recipe
 
 
 def test_the_papers_small_model_by_hand() -> None:

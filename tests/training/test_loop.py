@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from freetf_cli.checkpoint import Checkpoint, checkpoint_folders, save_checkpoint
 from freetf_cli.errors import FreetfError, InputError, Interrupted, Stopped
 from freetf_cli.model.free_transformer import build_model, initialise_model
-from freetf_cli.recipe import Recipe, check_recipe
+from freetf_cli.recipe import Recipe
+from freetf_cli.recipe_file import check_recipe
 from freetf_cli.results import Progress, TrainResult
 from freetf_cli.run_folder import RunFolder
 from freetf_cli.training.loop import Hooks, Loop, train
