@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from freetf_cli.checkpoint import Checkpoint, checkpoint_folders
 from freetf_cli.errors import FreetfError
 from freetf_cli.model import latent
+from freetf_cli.model.attention import rotary_tables, rotate, short_attention
 from freetf_cli.model.free_transformer import FreeTransformer, build_model, initialise_model
 from freetf_cli.model.latent import PostSampler, logit_gradient, sample_codes
 from freetf_cli.recipe import LatentConfig, ModelConfig, Recipe
@@ -64,6 +66,30 @@ def test_fused_mapper_gradient(tokens: int, width: int, bits: int, monkeypatch: 
         broken = logit_gradient(dr, logits, table)
         assert not broken[-1].isfinite().any() and not broken[0].isfinite().any()
         assert torch.equal(broken[1:-1], got[1:-1])
+
+
+@pytest.mark.parametrize(("length", "heads", "width", "causal"), [(65, 8, 32, True), (65, 4, 64, False), (128, 2, 32, True)])
+def test_attention_of_short_sequences(length: int, heads: int, width: int, causal: bool) -> None:
+    """In bfloat16 as near to float64 as PyTorch's own attention is, output and gradients, or nearly so."""
+    torch.manual_seed(length)
+    packed = torch.randn(16, length, 3 * heads * width, device=CUDA, dtype=torch.bfloat16)
+    dy = torch.randn(16, length, heads * width, device=CUDA, dtype=torch.bfloat16)
+    cos, sin = rotary_tables(torch.arange(length, device=CUDA), width, 10_000.0)
+
+    def plain(x: torch.Tensor) -> torch.Tensor:
+        parts = [part.view(16, length, heads, width) for part in x.chunk(3, -1)]
+        q, k = (rotate(part, (cos, sin)).transpose(1, 2) for part in parts[:2])
+        return F.scaled_dot_product_attention(q, k, parts[2].transpose(1, 2), is_causal=causal).transpose(1, 2).flatten(2)
+
+    def outcome(function: Callable[[torch.Tensor], torch.Tensor], wide: bool) -> list[torch.Tensor]:
+        x = (packed.double() if wide else packed.clone()).requires_grad_()
+        y = function(x)
+        y.backward(dy.to(y.dtype))
+        return [y.detach(), x.grad]  # type: ignore[list-item]
+
+    fused = outcome(lambda x: short_attention(*x.chunk(3, -1), cos, sin, heads, causal), False)
+    for ours, theirs, want in zip(fused, outcome(plain, False), outcome(plain, True), strict=True):
+        assert relative(ours, want) < 1.2 * relative(theirs, want) < 0.05
 
 
 def test_compiled_bf16_step_follows_the_float32_one() -> None:

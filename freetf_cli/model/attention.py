@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from freetf_cli.model.kernels import runs_kernels
 from freetf_cli.recipe import ModelConfig
 
 Rotary = tuple[Tensor, Tensor]
@@ -37,6 +38,57 @@ def _opaque_tables(positions_T: Tensor, head_width: int, base: float) -> tuple[T
 def _(positions_T: Tensor, head_width: int, base: float) -> tuple[Tensor, Tensor]:
     table = positions_T.new_empty((len(positions_T), head_width // 2), dtype=torch.float32)
     return table, torch.empty_like(table)
+
+
+_runs_kernels = torch.compiler.assume_constant_result(runs_kernels)  # type: ignore[no-untyped-call]
+
+
+@torch.library.custom_op("freetf::short_attention", mutates_args=())
+def short_attention(q_BTF: Tensor, k_BTF: Tensor, v_BTF: Tensor, cos_TE: Tensor, sin_TE: Tensor, heads: int, causal: bool) -> Tensor:
+    """Rotation and attention of short sequences in one kernel (attention_kernel.py), from projections to what the output product reads."""
+    from freetf_cli.model.attention_kernel import attend
+
+    with torch.cuda.device(k_BTF.device):  # Triton launches on the current device
+        return attend(_rows(q_BTF), _rows(k_BTF), _rows(v_BTF), cos_TE, sin_TE, heads, causal)
+
+
+@short_attention.register_fake
+def _(q_BTF: Tensor, k_BTF: Tensor, v_BTF: Tensor, cos_TE: Tensor, sin_TE: Tensor, heads: int, causal: bool) -> Tensor:
+    return v_BTF.new_empty(v_BTF.shape)
+
+
+@torch.library.custom_op("freetf::short_attention_backward", mutates_args=())
+def _short_attention_backward(
+    dy_BTF: Tensor, q_BTF: Tensor, k_BTF: Tensor, v_BTF: Tensor, cos_TE: Tensor, sin_TE: Tensor, heads: int, causal: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    from freetf_cli.model.attention_kernel import attend_backward
+
+    with torch.cuda.device(k_BTF.device):
+        return attend_backward(_rows(dy_BTF), _rows(q_BTF), _rows(k_BTF), _rows(v_BTF), cos_TE, sin_TE, heads, causal)
+
+
+@_short_attention_backward.register_fake
+def _(
+    dy_BTF: Tensor, q_BTF: Tensor, k_BTF: Tensor, v_BTF: Tensor, cos_TE: Tensor, sin_TE: Tensor, heads: int, causal: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    return v_BTF.new_empty(v_BTF.shape), v_BTF.new_empty(v_BTF.shape), v_BTF.new_empty(v_BTF.shape)
+
+
+def _keep_inputs(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    *tensors, ctx.heads, ctx.causal = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _gradients(ctx, dy_BTF: Tensor):  # type: ignore[no-untyped-def]
+    return *_short_attention_backward(dy_BTF, *ctx.saved_tensors, ctx.heads, ctx.causal), None, None, None, None
+
+
+short_attention.register_autograd(_gradients, setup_context=_keep_inputs)
+
+
+def _rows(x_BTF: Tensor) -> Tensor:
+    """With rows whose numbers lie side by side."""
+    return x_BTF if x_BTF.stride(-1) == 1 else x_BTF.contiguous()
 
 
 def project(x_BTD: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
@@ -96,6 +148,8 @@ class Attention(nn.Module):
         A query [1, 1, D] is the same for all sequences and positions: it is projected once, and turned for each position.
         """
         q_BTF, k_BTF, v_BTF = self._project(q_BTD, kv_BTD)
+        if cache is None and not position and self._is_short(k_BTF):
+            return self.out(short_attention(q_BTF.expand_as(k_BTF), k_BTF, v_BTF, *rotary, self.heads, causal))
         q_BMTE = rotate(self._heads(q_BTF), rotary).transpose(1, 2).expand(len(kv_BTD), -1, -1, -1)
         k_BKSE = rotate(self._heads(k_BTF), rotary).transpose(1, 2)
         v_BKSE = self._heads(v_BTF).transpose(1, 2)
@@ -112,6 +166,11 @@ class Attention(nn.Module):
         if q_BTD is kv_BTD:
             return project(q_BTD, self.q, self.k, self.v)
         return self.q(q_BTD), *project(kv_BTD, self.k, self.v)
+
+    def _is_short(self, k_BTF: Tensor) -> bool:
+        """Whether the kernel for short sequences does it: 16 bits, all keys of a head in one tile."""
+        fits = k_BTF.dtype == torch.bfloat16 and k_BTF.shape[1] <= 128 and self.head_width in (32, 64) and self.heads == self.key_heads
+        return fits and _runs_kernels(k_BTF.device)
 
     def _heads(self, x_BTF: Tensor) -> Tensor:
         return x_BTF.view(*x_BTF.shape[:2], -1, self.head_width)

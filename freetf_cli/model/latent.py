@@ -21,16 +21,14 @@ It is not the paper's.
 Shapes: N tokens, B sequences, T positions, H bits, C codes, D width. KL is in nats.
 """
 
-import importlib.util
 import math
-import os
-import shutil
-from functools import cache
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from freetf_cli.model.kernels import runs_kernels
 
 LN2 = math.log(2.0)
 _CHUNK_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 28}  # of s at a time: 16 MB in float32 on a CPU, 0.5 GB in bfloat16 on a GPU
@@ -187,16 +185,7 @@ def _common(table_CD: Tensor) -> Tensor:
 def _fusible(dr_ND: Tensor, bits: int) -> bool:
     """Whether the fused kernel does it. Below 8 bits there is little to save; its loads want rows of whole 16 bytes; its tiles are
     cut for the shared memory and the matrix units of compute capability 9, and tried on no other."""
-    if not dr_ND.is_cuda or dr_ND.shape[0] == 0 or bits < 8 or dr_ND.shape[1] % 8:
-        return False
-    return torch.cuda.get_device_capability(dr_ND.device)[0] == 9 and _has_triton()
-
-
-@cache
-def _has_triton() -> bool:
-    """Triton is not on every system that torch runs on, and builds its launcher with a C compiler."""
-    compilers = (os.environ.get("CC"), "cc", "gcc", "clang")
-    return importlib.util.find_spec("triton") is not None and any(name and shutil.which(name) for name in compilers)
+    return dr_ND.shape[0] > 0 and bits >= 8 and dr_ND.shape[1] % 8 == 0 and runs_kernels(dr_ND.device)
 
 
 def _fused(dr_ND: Tensor, bit_logits_NH: Tensor, table_CD: Tensor) -> Tensor:

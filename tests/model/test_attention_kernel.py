@@ -1,0 +1,72 @@
+"""The kernel for short sequences against rotation and attention written out, in Triton's interpreter (as tests/model/test_mapper_kernel.py
+says, a process of its own). tests/test_gpu.py has the compiled kernel in bfloat16."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no triton on this system"),
+]
+
+# name: sequences, positions, heads, head width, causal, one query for all positions.
+CASES = {
+    "letters": (2, 65, 2, 32, True, False),
+    "the encoder": (2, 65, 2, 32, False, True),
+    "not causal": (2, 40, 1, 32, False, False),
+    "wide heads": (1, 16, 1, 64, True, False),
+    "the longest": (1, 128, 1, 32, False, False),
+    "two positions": (2, 2, 2, 32, True, False),
+}
+CHECK = """
+import json, sys, torch
+from freetf_cli.model.attention import rotary_tables
+from freetf_cli.model.attention_kernel import attend, attend_backward
+
+def turned(x, cos, sin):
+    a, b = x.chunk(2, -1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
+
+def errors(batch, length, heads, width, causal, one):
+    torch.manual_seed(length)
+    packed = torch.randn(batch, length, 3 * heads * width, dtype=torch.float64)
+    q, k, v = packed.chunk(3, -1)
+    q = torch.randn(1, 1, heads * width, dtype=torch.float64).expand(batch, length, -1) if one else q
+    cos, sin = rotary_tables(torch.arange(length), width, 100.0)
+    inputs = [x.clone().requires_grad_() for x in (q, k, v)]
+    by_head = [x.view(batch, length, heads, width).transpose(1, 2) for x in inputs]
+    scores = turned(by_head[0], cos.double(), sin.double()) @ turned(by_head[1], cos.double(), sin.double()).mT / width**0.5
+    if causal:
+        scores = scores.masked_fill(torch.ones(length, length).triu(1).bool(), float("-inf"))
+    want = (scores.softmax(-1) @ by_head[2]).transpose(1, 2).flatten(2)
+    dy = torch.randn_like(want)
+    want.backward(dy)
+    single = q[:1, :1].float().expand(batch, length, -1) if one else packed.float().chunk(3, -1)[0]
+    given = (single, *packed.float().chunk(3, -1)[1:])
+    got = attend(*given, cos, sin, heads, causal), *attend_backward(dy.float(), *given, cos, sin, heads, causal)
+    pairs = zip(got, (want.detach(), *(x.grad for x in inputs)), strict=True)
+    return [float((ours - theirs).norm() / theirs.norm()) for ours, theirs in pairs]
+
+print(json.dumps({name: errors(*case) for name, case in json.loads(sys.argv[1]).items()}))
+"""
+
+
+@pytest.fixture(scope="module")
+def outcomes() -> dict[str, list[float]]:
+    root = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path}
+    done = subprocess.run([sys.executable, "-c", CHECK, json.dumps(CASES)], capture_output=True, text=True, env=environment, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_output_and_gradients_are_the_formula(name: str, outcomes: dict[str, list[float]]) -> None:
+    assert max(outcomes[name]) < 1e-6
