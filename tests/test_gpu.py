@@ -16,6 +16,7 @@ from freetf_cli.model import latent
 from freetf_cli.model.attention import rotary_tables, rotate, short_attention
 from freetf_cli.model.free_transformer import FreeTransformer, build_model, initialise_model
 from freetf_cli.model.latent import PostSampler, logit_gradient, sample_codes
+from freetf_cli.model.layers import Embedding
 from freetf_cli.recipe import LatentConfig, ModelConfig, Recipe
 from freetf_cli.recipe_file import check_recipe
 from freetf_cli.run_folder import RunFolder
@@ -87,18 +88,35 @@ def test_attention_of_short_sequences(length: int, heads: int, width: int, causa
         y.backward(dy.to(y.dtype))
         return [y.detach(), x.grad]  # type: ignore[list-item]
 
-    fused = outcome(lambda x: short_attention(*x.chunk(3, -1), cos, sin, heads, causal), False)
+    fused = outcome(lambda x: short_attention(x, None, cos, sin, heads, causal), False)
     for ours, theirs, want in zip(fused, outcome(plain, False), outcome(plain, True), strict=True):
         assert relative(ours, want) < 1.2 * relative(theirs, want) < 0.05
 
 
+def test_table_is_centred_as_pytorch_does_it() -> None:
+    from freetf_cli.model.mapper_kernel import centred
+
+    torch.manual_seed(0)
+    table, common = torch.randn(1000, 200, device=CUDA), torch.randn(200, device=CUDA)
+    assert torch.equal(centred(table, common), (table - common).bfloat16())
+
+
+def test_gradient_of_a_small_embedding_table() -> None:
+    torch.manual_seed(0)
+    embedding, tokens = Embedding(29, 64, device=CUDA), torch.randint(0, 29, (64, 65), device=CUDA)
+    dx = torch.randn(64, 65, 64, device=CUDA)
+    embedding(tokens).backward(dx)
+    want = torch.zeros(29, 64, dtype=torch.float64, device=CUDA).index_add_(0, tokens.flatten(), dx.flatten(0, 1).double())
+    assert relative(embedding.weight.grad, want) < 1e-5
+
+
 def test_compiled_bf16_step_follows_the_float32_one() -> None:
-    model = build_model(ModelConfig(layers=4, width=128, heads=4, vocab=29, context=64), LatentConfig(kappa=1.0, bits=16))
+    model = build_model(ModelConfig(layers=4, width=128, heads=4, vocab=29, context=65), LatentConfig(kappa=1.0, bits=16))
     initialise_model(model, 0)
     assert isinstance(model, FreeTransformer)
     torch.manual_seed(0)
-    tokens = torch.randint(0, 29, (8, 64))
-    noise = torch.randint(0, 2, (8, 64, 16)).float()  # 0 sets a bit and 1 clears it, whatever the rounding of its logit
+    tokens = torch.randint(0, 29, (8, 65))
+    noise = torch.randint(0, 2, (8, 65, 16)).float()  # 0 sets a bit and 1 clears it, whatever the rounding of its logit
 
     def gradients(device: torch.device, compiled: bool) -> dict[str, torch.Tensor]:
         model.to(device).zero_grad()

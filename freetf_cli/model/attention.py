@@ -40,47 +40,55 @@ def _(positions_T: Tensor, head_width: int, base: float) -> tuple[Tensor, Tensor
     return table, torch.empty_like(table)
 
 
-_runs_kernels = torch.compiler.assume_constant_result(runs_kernels)  # type: ignore[no-untyped-call]
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _runs_kernels(device: torch.device) -> bool:
+    """As torch.compile takes it: it would look into the library's, past its cache, and break the graph there."""
+    return runs_kernels(device)
 
 
 @torch.library.custom_op("freetf::short_attention", mutates_args=())
-def short_attention(q_BTF: Tensor, k_BTF: Tensor, v_BTF: Tensor, cos_TE: Tensor, sin_TE: Tensor, heads: int, causal: bool) -> Tensor:
-    """Rotation and attention of short sequences in one kernel (attention_kernel.py), from projections to what the output product reads."""
+def short_attention(packed_BTP: Tensor, q_BTF: Tensor | None, cos_TE: Tensor, sin_TE: Tensor, heads: int, causal: bool) -> Tensor:
+    """Rotation and attention of short sequences in one kernel (attention_kernel.py), [B, T, F] from projections to what the output product
+    reads. packed: queries, keys and values side by side; keys and values alone where the queries come from another stream."""
     from freetf_cli.model.attention_kernel import attend
 
-    with torch.cuda.device(k_BTF.device):  # Triton launches on the current device
-        return attend(_rows(q_BTF), _rows(k_BTF), _rows(v_BTF), cos_TE, sin_TE, heads, causal)
+    with torch.cuda.device(packed_BTP.device):  # Triton launches on the current device
+        return attend(_rows(packed_BTP), q_BTF, cos_TE, sin_TE, heads, causal)
 
 
 @short_attention.register_fake
-def _(q_BTF: Tensor, k_BTF: Tensor, v_BTF: Tensor, cos_TE: Tensor, sin_TE: Tensor, heads: int, causal: bool) -> Tensor:
-    return v_BTF.new_empty(v_BTF.shape)
+def _(packed_BTP: Tensor, q_BTF: Tensor | None, cos_TE: Tensor, sin_TE: Tensor, heads: int, causal: bool) -> Tensor:
+    parts = 3 if q_BTF is None else 2
+    return packed_BTP.new_empty(*packed_BTP.shape[:2], packed_BTP.shape[2] // parts)
 
 
 @torch.library.custom_op("freetf::short_attention_backward", mutates_args=())
 def _short_attention_backward(
-    dy_BTF: Tensor, q_BTF: Tensor, k_BTF: Tensor, v_BTF: Tensor, cos_TE: Tensor, sin_TE: Tensor, heads: int, causal: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+    dy_BTF: Tensor, packed_BTP: Tensor, q_BTF: Tensor | None, cos_TE: Tensor, sin_TE: Tensor, heads: int, causal: bool
+) -> tuple[Tensor, Tensor]:
     from freetf_cli.model.attention_kernel import attend_backward
 
-    with torch.cuda.device(k_BTF.device):
-        return attend_backward(_rows(dy_BTF), _rows(q_BTF), _rows(k_BTF), _rows(v_BTF), cos_TE, sin_TE, heads, causal)
+    with torch.cuda.device(packed_BTP.device):
+        dpacked_BTP, dq_BTF = attend_backward(_rows(dy_BTF), _rows(packed_BTP), q_BTF, cos_TE, sin_TE, heads, causal)
+    return dpacked_BTP, dy_BTF.new_empty(0) if dq_BTF is None else dq_BTF
 
 
 @_short_attention_backward.register_fake
 def _(
-    dy_BTF: Tensor, q_BTF: Tensor, k_BTF: Tensor, v_BTF: Tensor, cos_TE: Tensor, sin_TE: Tensor, heads: int, causal: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    return v_BTF.new_empty(v_BTF.shape), v_BTF.new_empty(v_BTF.shape), v_BTF.new_empty(v_BTF.shape)
+    dy_BTF: Tensor, packed_BTP: Tensor, q_BTF: Tensor | None, cos_TE: Tensor, sin_TE: Tensor, heads: int, causal: bool
+) -> tuple[Tensor, Tensor]:
+    return packed_BTP.new_empty(packed_BTP.shape), dy_BTF.new_empty(0 if q_BTF is None else dy_BTF.shape)
 
 
 def _keep_inputs(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     *tensors, ctx.heads, ctx.causal = inputs
+    ctx.apart = tensors[1] is not None
     ctx.save_for_backward(*tensors)
 
 
 def _gradients(ctx, dy_BTF: Tensor):  # type: ignore[no-untyped-def]
-    return *_short_attention_backward(dy_BTF, *ctx.saved_tensors, ctx.heads, ctx.causal), None, None, None, None
+    dpacked_BTP, dq_BTF = _short_attention_backward(dy_BTF, *ctx.saved_tensors, ctx.heads, ctx.causal)
+    return dpacked_BTP, dq_BTF if ctx.apart else None, None, None, None, None
 
 
 short_attention.register_autograd(_gradients, setup_context=_keep_inputs)
@@ -91,6 +99,12 @@ def _rows(x_BTF: Tensor) -> Tensor:
     return x_BTF if x_BTF.stride(-1) == 1 else x_BTF.contiguous()
 
 
+def _product_type(x_BTD: Tensor) -> torch.dtype:
+    """What type a product of x has."""
+    kind = x_BTD.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x_BTD.dtype
+
+
 def project(x_BTD: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
     """Several projections of one stream: `layer(x)` of each.
 
@@ -98,8 +112,11 @@ def project(x_BTD: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
     """
     if not torch.compiler.is_compiling():
         return tuple(layer(x_BTD) for layer in layers)
-    together = F.linear(x_BTD, torch.cat([layer.weight for layer in layers]))
-    return torch.split(together, [layer.out_features for layer in layers], dim=-1)
+    return torch.split(_joined(x_BTD, *layers), [layer.out_features for layer in layers], dim=-1)
+
+
+def _joined(x_BTD: Tensor, *layers: nn.Linear) -> Tensor:
+    return F.linear(x_BTD, torch.cat([layer.weight for layer in layers]))
 
 
 def rotate(x_BTME: Tensor, rotary: Rotary) -> Tensor:
@@ -147,9 +164,9 @@ class Attention(nn.Module):
 
         A query [1, 1, D] is the same for all sequences and positions: it is projected once, and turned for each position.
         """
+        if cache is None and not position and self._is_short(q_BTD, kv_BTD):
+            return self.out(self._short(q_BTD, kv_BTD, rotary, causal))
         q_BTF, k_BTF, v_BTF = self._project(q_BTD, kv_BTD)
-        if cache is None and not position and self._is_short(k_BTF):
-            return self.out(short_attention(q_BTF.expand_as(k_BTF), k_BTF, v_BTF, *rotary, self.heads, causal))
         q_BMTE = rotate(self._heads(q_BTF), rotary).transpose(1, 2).expand(len(kv_BTD), -1, -1, -1)
         k_BKSE = rotate(self._heads(k_BTF), rotary).transpose(1, 2)
         v_BKSE = self._heads(v_BTF).transpose(1, 2)
@@ -167,10 +184,16 @@ class Attention(nn.Module):
             return project(q_BTD, self.q, self.k, self.v)
         return self.q(q_BTD), *project(kv_BTD, self.k, self.v)
 
-    def _is_short(self, k_BTF: Tensor) -> bool:
-        """Whether the kernel for short sequences does it: 16 bits, all keys of a head in one tile."""
-        fits = k_BTF.dtype == torch.bfloat16 and k_BTF.shape[1] <= 128 and self.head_width in (32, 64) and self.heads == self.key_heads
-        return fits and _runs_kernels(k_BTF.device)
+    def _is_short(self, q_BTD: Tensor, kv_BTD: Tensor) -> bool:
+        """Whether the kernel for short sequences does it: products in bfloat16, all keys of a head in one tile."""
+        fits = 2 <= kv_BTD.shape[1] <= 128 and self.head_width in (32, 64) and self.heads == self.key_heads
+        return fits and _product_type(kv_BTD) == torch.bfloat16 and _runs_kernels(kv_BTD.device)
+
+    def _short(self, q_BTD: Tensor, kv_BTD: Tensor, rotary: Rotary, causal: bool) -> Tensor:
+        if q_BTD is kv_BTD:
+            return short_attention(_joined(kv_BTD, self.q, self.k, self.v), None, *rotary, self.heads, causal)
+        q_BTF = self.q(q_BTD).expand(*kv_BTD.shape[:2], -1)
+        return short_attention(_joined(kv_BTD, self.k, self.v), q_BTF, *rotary, self.heads, causal)
 
     def _heads(self, x_BTF: Tensor) -> Tensor:
         return x_BTF.view(*x_BTF.shape[:2], -1, self.head_width)

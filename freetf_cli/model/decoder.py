@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from freetf_cli.model.attention import LayerCache, Rotary, rotary_tables
-from freetf_cli.model.layers import Block
+from freetf_cli.model.layers import Block, Embedding
 from freetf_cli.recipe import ModelConfig
 
 
@@ -36,7 +36,7 @@ class Decoder(nn.Module):
         if config.vocab is None:
             raise ValueError("model.vocab must be known to build a model")
         self.config = config
-        self.embedding = nn.Embedding(config.vocab, config.width)
+        self.embedding = Embedding(config.vocab, config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
         self.readout = None if config.tied else nn.Linear(config.width, config.vocab, bias=False)

@@ -189,12 +189,11 @@ def _fusible(dr_ND: Tensor, bits: int) -> bool:
 
 
 def _fused(dr_ND: Tensor, bit_logits_NH: Tensor, table_CD: Tensor) -> Tensor:
-    from freetf_cli.model.mapper_kernel import fused_logit_gradient
+    from freetf_cli.model.mapper_kernel import centred, fused_logit_gradient
 
-    centred_CD = torch.empty_like(table_CD, dtype=torch.bfloat16, memory_format=torch.contiguous_format)
-    torch.sub(table_CD, _common(table_CD), out=centred_CD)  # rounds as it writes: no centred float32 table
     with torch.cuda.device(dr_ND.device):  # Triton launches on the current device
-        dl_NH = fused_logit_gradient(dr_ND.bfloat16(), torch.sigmoid(bit_logits_NH.float()), centred_CD)
+        table_CD = centred(table_CD, _common(table_CD))
+        dl_NH = fused_logit_gradient(dr_ND.bfloat16(), torch.sigmoid(bit_logits_NH.float()), table_CD)
     return dl_NH.to(bit_logits_NH.dtype)
 
 

@@ -2,11 +2,45 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from freetf_cli.model.attention import Attention, LayerCache, Rotary, project
 from freetf_cli.recipe import ModelConfig
+
+FEW_ROWS = 512  # up to here the gradient of an embedding table is a product
+
+
+class Embedding(nn.Embedding):
+    """Rows of a table. On a GPU the gradient of a small one is a product with the one-hot tokens: thousands of tokens that add to each
+    of a few rows wait for each other, and add in any order."""
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        if tokens_BT.is_cuda and self.num_embeddings <= FEW_ROWS:
+            return rows_of_few(self.weight, tokens_BT)
+        return super().forward(tokens_BT)
+
+
+def rows_of_few(table_VD: Tensor, tokens_BT: Tensor) -> Tensor:
+    """F.embedding, [B, T, D], with that gradient."""
+    rows_BTD: Tensor = _RowsOfFew.apply(table_VD, tokens_BT)  # type: ignore[no-untyped-call]
+    return rows_BTD
+
+
+class _RowsOfFew(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, table_VD: Tensor, tokens_BT: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(tokens_BT)
+        ctx.rows = len(table_VD)
+        return F.embedding(tokens_BT, table_VD)
+
+    @staticmethod
+    def backward(ctx, dx_BTD: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
+        (tokens_BT,) = ctx.saved_tensors
+        with torch.autocast(dx_BTD.device.type, enabled=False):
+            chosen_NV = F.one_hot(tokens_BT.flatten(), ctx.rows).to(dx_BTD.dtype)
+            return chosen_NV.T @ dx_BTD.flatten(0, -2), None
 
 
 class SwiGLU(nn.Module):

@@ -19,6 +19,8 @@ pytestmark = [
 CASES = {
     "letters": (2, 65, 2, 32, True, False),
     "the encoder": (2, 65, 2, 32, False, True),
+    "one beside the tile, not causal": (2, 65, 2, 32, False, False),
+    "the miniature": (2, 17, 1, 32, True, False),
     "not causal": (2, 40, 1, 32, False, False),
     "wide heads": (1, 16, 1, 64, True, False),
     "the longest": (1, 128, 1, 32, False, False),
@@ -47,9 +49,11 @@ def errors(batch, length, heads, width, causal, one):
     want = (scores.softmax(-1) @ by_head[2]).transpose(1, 2).flatten(2)
     dy = torch.randn_like(want)
     want.backward(dy)
-    single = q[:1, :1].float().expand(batch, length, -1) if one else packed.float().chunk(3, -1)[0]
-    given = (single, *packed.float().chunk(3, -1)[1:])
-    got = attend(*given, cos, sin, heads, causal), *attend_backward(dy.float(), *given, cos, sin, heads, causal)
+    rows = packed.float()
+    single = q[:1, :1].float().expand(batch, length, -1) if one else None
+    given = (rows[..., heads * width :] if one else rows), single
+    dpacked, dq = attend_backward(dy.float(), *given, cos, sin, heads, causal)
+    got = attend(*given, cos, sin, heads, causal), *((dq, *dpacked.chunk(2, -1)) if one else dpacked.chunk(3, -1))
     pairs = zip(got, (want.detach(), *(x.grad for x in inputs)), strict=True)
     return [float((ours - theirs).norm() / theirs.norm()) for ours, theirs in pairs]
 
