@@ -57,11 +57,10 @@ def test_figure_4_is_the_papers_objective_but_where_it_says_otherwise():
     """Where a recipe names a variation, the same κ by the paper's objective to the letter is a recipe of its own."""
     pooled: dict[str, Any] = {"window": 2, "free_bits": "sequence", "mismatch": 1.0, "schedule": {"mismatch": [[0.1, 0.03], [0.25]]}}
     path = {"mismatch": [[0.08, 0.03], [0.25, 1.0], [0.6, 1.0], [0.85]]}
-    by_token: dict[str, Any] = {"mismatch": 0.1, "mismatch_over": "token", "schedule": {"mismatch": [[0.2, 0.0], [0.4]]}}
     plain = {"mismatch_over": "sequence", "slope": 0.0, "gradient": "paper"}
     literal = {"window": None, "free_bits": "token", "mismatch": 0.0, "schedule": {}, **plain}
     kappas = {"figure4": {"64th": 1 / 64, "8th": 1 / 8, "1": 1.0, "8": 8.0, "literal": 1 / 8, "1-literal": 1.0}}
-    varied = {"figure4-8th": {**pooled, "mismatch": 2.0, "schedule": path}, "figure4-1": by_token, "figure4-mini-4th": pooled}
+    varied = {"figure4-8th": {**pooled, "mismatch": 2.0, "schedule": path}, "figure4-mini-4th": pooled}
     longer = {"figure4-8th": (100.0, 8000), "figure4-1": (100.0, 6000)}
     kappas["figure4-mini"] = {"16th": 1 / 16, "4th": 1 / 4, "1": 1.0, "8": 8.0, "literal": 1 / 4}
     found = {name for name in NAMES if name.startswith("figure4")}

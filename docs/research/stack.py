@@ -53,6 +53,10 @@ DEFAULT: dict[str, Any] = (
     # block: tokens whose codes the mismatch takes together, 0: a sequence; within: of the first so many tokens, 0: of all
     | {"block": 0, "within": 0}
     | {"heun": 0.0}  # share of Heun's gradient
+    # the encoder of a token sees so many tokens ahead of it, 0: all; that of the first so many sees all
+    | {"ahead": 0, "plan": 0}
+    # share of the sequences whose Z is inferred for w tokens only, w between two ends, all ratios alike; what follows is as from the prior
+    | {"trim": 0.0, "trim_from": 2.0, "trim_to": 2.0}
 )
 SHAPE = (
     "length",
@@ -71,8 +75,22 @@ SHAPE = (
     "wd",
     "clip",
 )
-SHAPE += ("beta2", "rope", "encoder_lr", "table_lr", "block", "within")
-PATHS = ("kappa_path", "slope", "above", "pooled", "mismatch", "window", "quiet", "head", "kappa_head", "heun")
+SHAPE += ("beta2", "rope", "encoder_lr", "table_lr", "block", "within", "ahead", "plan")
+PATHS = (
+    "kappa_path",
+    "slope",
+    "above",
+    "pooled",
+    "mismatch",
+    "window",
+    "quiet",
+    "head",
+    "kappa_head",
+    "heun",
+    "trim",
+    "trim_from",
+    "trim_to",
+)
 
 
 def path(points: Any, share: float) -> float:
@@ -137,6 +155,9 @@ class Stack:
         self.weights = {name: nn.Parameter(torch.stack([each[name].data for each in named]).to(device)) for name in named[0]}
         self.rotary = rotary_tables(torch.arange(self.task.row_tokens - 1, device=device), self.model.head_width, self.model.rope_base)
         self.depth = first["depth"] or first["layers"] // 2
+        places = torch.arange(self.task.row_tokens - 1, device=device)
+        seen_TT = (places <= places[:, None] + first["ahead"]) | (places[:, None] < first["plan"])
+        self.seen = seen_TT if first["ahead"] else None
 
     def _fresh(self, config: dict[str, Any]) -> FreeTransformer:
         window = path(config["window"], 1.0)
@@ -166,11 +187,13 @@ class Stack:
         for index in range(self.depth):
             x_RND = self._block(f"blocks.{index}.", x_RND)
         zeta_RND = self.weights["encoder.zeta"][:, None].expand(models, sequences * length, width)
-        y_RND = self._norm("encoder.norm.weight", self._block("encoder.block.", zeta_RND, x_RND, causal=False))
+        y_RND = self._block("encoder.block.", zeta_RND, x_RND, seen=self.seen, causal=False)
+        y_RND = self._norm("encoder.norm.weight", y_RND)
         logits_RNH = self._linear(y_RND, "encoder.readout.weight")
         beyond_RT = kl_per_token(logits_RNH.float()).view(models, sequences, length).sum(1)
         inferred_RT = torch.arange(length, device=y_RND.device) < paths_RP[:, 5, None]
-        logits_RNH = logits_RNH * inferred_RT.repeat(1, sequences)[..., None].to(logits_RNH)
+        inferred_RBT = inferred_RT[:, None] & (torch.arange(length, device=y_RND.device) < trimmed(paths_RP, sequences)[..., None])
+        logits_RNH = logits_RNH * inferred_RBT.view(models, -1, 1).to(logits_RNH)
         codes_RN = sample_codes(logits_RNH.detach(), noise_RNH)
         r_RND = self._rows("post_sampler.weight", codes_RN)
         r_RND = MapperGradient.apply(r_RND, logits_RNH, self.weights["post_sampler.weight"], codes_RN, paths_RP[:, 9])
@@ -205,7 +228,9 @@ class Stack:
     def _norm(self, name: str, x_RND: Tensor) -> Tensor:
         return F.rms_norm(x_RND.float(), x_RND.shape[-1:], eps=self.model.norm_eps) * self.weights[name][:, None]
 
-    def _block(self, pre: str, x_RND: Tensor, keys_from: Tensor | None = None, *, causal: bool = True) -> Tensor:
+    def _block(
+        self, pre: str, x_RND: Tensor, keys_from: Tensor | None = None, *, causal: bool = True, seen: Tensor | None = None
+    ) -> Tensor:
         models, tokens, width = x_RND.shape
         length, names = self.task.row_tokens - 1, [f"{pre}attention.{name}.weight" for name in "qkv"]
         q_RND = self._norm(pre + "attention_norm.weight", x_RND)
@@ -215,10 +240,18 @@ class Stack:
             for s, name in zip((q_RND, kv_RND, kv_RND), names, strict=True)
         )
         q, k, v = (part.transpose(1, 2) for part in (rotate(q, self.rotary), rotate(k, self.rotary), v))
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2).reshape(models, tokens, width)
+        y = F.scaled_dot_product_attention(q, k, v, seen, is_causal=causal).transpose(1, 2).reshape(models, tokens, width)
         x_RND = x_RND + self._linear(y, pre + "attention.out.weight")
         gate, up = self._linear(self._norm(pre + "ffn_norm.weight", x_RND), pre + "ffn.gate.weight", pre + "ffn.up.weight").chunk(2, -1)
         return x_RND + self._linear(F.silu(gate) * up, pre + "ffn.down.weight")
+
+
+def trimmed(paths_RP: Tensor, sequences: int) -> Tensor:
+    """For how many tokens Z is inferred, [R, B]. The rows of a batch are alike, so that a row's number may decide."""
+    share_R1, low_R1, high_R1 = (column[:, None] for column in paths_RP.T[10:13])
+    place_B = torch.arange(sequences, device=paths_RP.device) * 0.6180339887 % 1.0
+    width_RB = low_R1 * (high_R1 / low_R1) ** (place_B / share_R1.clamp(min=1e-6))
+    return torch.where(place_B < share_R1, width_RB.round(), 1e9)
 
 
 def penalty(kl_RBT: Tensor, paths_RP: Tensor) -> Tensor:
@@ -310,17 +343,25 @@ def _paths(config: dict[str, Any], share: float) -> list[float]:
 
 
 @torch.no_grad()
-def measured(model: FreeTransformer, stack: Stack, config: dict[str, Any]) -> tuple[dict[str, Any], Any, Any]:
-    """Held-out CE and KL with Z from the posterior; positions and marks of samples with Z from the prior, for `information`."""
+def held_out(stack: Stack) -> tuple[list[float], list[float]]:
+    """CE and KL of every model with Z from the posterior, bits a sequence, over 1,024 sequences."""
+    first, models = stack.configs[0], len(stack.configs)
+    length, batch = stack.task.row_tokens - 1, first["batch"]
+    draw, generator = drawer(stack.task, stack.device, 77), torch.Generator(device=stack.device).manual_seed(5)
+    paths = torch.tensor([_paths({**config, "trim": 0.0}, 1.0) for config in stack.configs], device=stack.device)
+    total = torch.zeros(2, models, device=stack.device)
+    for _ in range(rounds := -(-1024 // batch)):
+        tokens = draw(models * batch).view(models, batch, -1)
+        noise = torch.rand(models, batch * length, first["bits"], generator=generator, device=stack.device)
+        total += torch.stack(stack.loss(tokens, noise, paths)[:2])
+    ce_R, kl_R = (total / (rounds * batch * LN2)).tolist()
+    return ce_R, kl_R
+
+
+@torch.no_grad()
+def measured(model: FreeTransformer, stack: Stack, config: dict[str, Any], ce: float, kl: float) -> tuple[dict[str, Any], Any, Any]:
+    """Facts of a model; positions and marks of samples with Z from the prior, for `information`."""
     task, length = stack.task, stack.task.row_tokens - 1
-    draw, generator = drawer(task, stack.device, 77), torch.Generator(device=stack.device).manual_seed(5)
-    ces, kls = [], []
-    for _ in range(4):
-        tokens = draw(256)
-        out = model.forward_posterior(tokens[:, :-1], torch.rand(256, length, config["bits"], generator=generator, device=stack.device))
-        ce = F.cross_entropy(model.read_out(out.hidden).float().flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum")
-        ces.append(float(ce) / (256 * LN2))
-        kls.append(kl_per_token(out.bit_logits.float()).mean(0) / LN2)
     reader = letters_reader(task.params)
     spec = SampleSpec(total=length + 1, groups=config["M"], count=config["N"], z="shared", prompt_z="prior", seed=1)
     texts = [sample.text for sample in generate(model, stack.tokenizer, [task.prompt(0, 0)], spec)]
@@ -328,16 +369,11 @@ def measured(model: FreeTransformer, stack: Stack, config: dict[str, Any]) -> tu
     positions, marks = found["position"].reshape(shape), found["noise"].reshape(*shape, -1)
     counts = np.bincount(positions[positions != UNREAD], minlength=task.places)
     share = counts[counts > 0] / counts.sum()
-    ce, kl_T = float(np.mean(ces)), torch.stack(kls).mean(0)
     assert reader.valid is not None
-    facts = {"ce": ce, "kl": float(kl_T.sum()), "efficiency": (task.floor_bits - ce) / max(float(kl_T.sum()), 0.01)}
+    facts = {"ce": ce, "kl": kl, "efficiency": (task.floor_bits - ce) / max(kl, 0.01)}
     facts |= {"valid": float(np.mean([reader.valid(text) for text in texts])), "marks": float(marks.mean())}
     facts |= {"position_entropy": float(-(share * np.log2(share)).sum())}
-    return (
-        {**{key: round(value, 4) for key, value in facts.items()}, "kl_by_position": [round(x, 2) for x in kl_T.tolist()]},
-        positions,
-        marks,
-    )
+    return {key: round(value, 4) for key, value in facts.items()}, positions, marks
 
 
 def information(positions: Any, marks: Any, places: int) -> tuple[float, float]:
@@ -372,6 +408,11 @@ def check() -> None:
     paths = torch.tensor([_paths({**settings, "pooled": pooled}, 0.0) for pooled in (0.0, 1.0)])
     found = penalty(LN2 * torch.tensor([3.0, 0.5, 2.0]).expand(2, 1, 3), paths) / LN2
     assert torch.allclose(found, torch.tensor([2.0, 1.5])), found
+    trims = torch.tensor([_paths({**DEFAULT, "trim": 0.5, "trim_from": 2.0, "trim_to": 8.0}, 0.0)])
+    widths = trimmed(trims, 1000)[0]
+    assert (widths < 1e9).sum() == 500 and widths.min() == 2 and widths[widths < 1e9].max() == 8
+    seen = Stack([{**DEFAULT, **small, "ahead": 1, "plan": 2}], torch.device("cpu")).seen
+    assert seen is not None and seen.shape == (11, 11) and bool(seen[:2].all()) and seen[2].tolist() == [True] * 4 + [False] * 7
     print("the same")
 
 
@@ -388,8 +429,8 @@ def main(device: str, target: str, source: str) -> None:
             stack = Stack([{**DEFAULT, **config} for config in part], torch.device(device))
             curves, waiting = train(stack), []
             seconds = time.time() - began
-            for model, config, given, curve in zip(stack.unstacked(), stack.configs, part, curves, strict=True):
-                facts, *values = measured(model.to(device), stack, config)
+            for model, config, given, curve, ce, kl in zip(stack.unstacked(), stack.configs, part, curves, *held_out(stack), strict=True):
+                facts, *values = measured(model.to(device), stack, config, ce, kl)
                 waiting.append((given, facts, curve, pool.apply_async(information, (*values, stack.task.places))))
                 model.cpu()
             for given, facts, curve, bits in waiting:
@@ -397,7 +438,7 @@ def main(device: str, target: str, source: str) -> None:
                 line = {"config": given, "position": round(position, 3), "noise": round(noise, 3), **facts, "curve": curve}
                 with Path(target).open("a", encoding="utf-8") as file:
                     file.write(json.dumps(line) + "\n")
-                print({key: value for key, value in line.items() if key not in ("curve", "kl_by_position")}, flush=True)
+                print({key: value for key, value in line.items() if key != "curve"}, flush=True)
             print(f"{len(part)} models by {seconds:.0f} s", flush=True)
             torch.compiler.reset()
 
