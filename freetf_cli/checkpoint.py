@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -26,9 +25,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from freetf_cli import durable
 from freetf_cli.data import tokenizer as tokenizers
 from freetf_cli.data.tokenizer import Tokenizer
-from freetf_cli.durable import flush_folder
 from freetf_cli.errors import InputError, InputErrors
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.model.free_transformer import build_model
@@ -40,6 +39,7 @@ FORMAT_VERSION = 1
 MANIFEST = "MANIFEST.sha256"
 TRIES = 5  # at a checkpoint of a run that is being trained
 _FILES = ("model.safetensors", "optimizer.safetensors", "state.json", "tokenizer.json")
+LARGEST_HEADER = 10 * 2**20  # bytes: of a safetensors header, of state.json and of the manifest
 _REQUIRED = ("model.safetensors", "state.json", "tokenizer.json")
 
 
@@ -47,9 +47,8 @@ def save_checkpoint(
     folder: Path, model: Decoder, optimizer: Mapping[str, torch.Tensor] | None, state: Mapping[str, Any], tokenizer: Tokenizer
 ) -> None:
     """Write a checkpoint folder: everything into a temporary folder, flushed, then one rename."""
-    temporary, old = (folder.with_name(f".{folder.name}.{part}") for part in ("tmp", "old"))
-    for left in folder.parent.glob(".step-*.*"):  # by a process that was killed
-        shutil.rmtree(left, ignore_errors=True)
+    recover(folder.parent)
+    temporary, old = folder.with_name(f".{folder.name}.tmp"), _set_aside(folder)
     temporary.mkdir(parents=True)
     try:
         tensors = {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
@@ -63,24 +62,34 @@ def save_checkpoint(
         manifest = "".join(f"{_sha256(temporary / name)}  {name}\n" for name in names)
         (temporary / MANIFEST).write_text(manifest, encoding="utf-8")
         for name in [*names, MANIFEST]:
-            _flush_file(temporary / name)
-        flush_folder(temporary)
+            (temporary / name).chmod(0o644)  # safetensors writes 0600
+            durable.flush_file(temporary / name)
+        durable.flush_folder(temporary)
         if folder.exists():
-            folder.rename(old)
-        temporary.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
+            durable.move(folder, old)
+        durable.move(temporary, folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         if old.exists() and not folder.exists():
             old.rename(folder)
         raise
-    flush_folder(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
-def _flush_file(path: Path) -> None:
-    path.chmod(0o644)  # safetensors writes 0600
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+def _set_aside(folder: Path) -> Path:
+    """The name of a checkpoint while another takes its place."""
+    return folder.with_name(f".{folder.name}.old")
+
+
+def recover(checkpoints: Path) -> None:
+    """Put right what a killed save left in a folder of checkpoints: its parts go, and one that was set aside for it comes back."""
+    durable.sweep(checkpoints)
+    for old in checkpoints.glob(".step-*.old"):
+        folder = old.with_name(old.name[1:-4])
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            durable.move(old, folder)
 
 
 def _sha256(path: Path) -> str:
@@ -154,6 +163,7 @@ def load_weights(model: Decoder, path: Path, device: torch.device, *, partial: b
 
 
 def _header(path: Path) -> dict[str, tuple[int, ...]]:
+    _check_header_size(path)
     try:
         with safe_open(path, framework="pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
@@ -165,7 +175,16 @@ def _header(path: Path) -> dict[str, tuple[int, ...]]:
         raise InputError(f"not a readable safetensors file: {error}", str(path)) from None
 
 
+def _check_header_size(path: Path) -> None:
+    """Before the library reads it: a header of 100 MB is no fault to safetensors."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+    if size > LARGEST_HEADER:
+        raise InputError(f"not a readable safetensors file: its header claims {size:,} bytes", str(path))
+
+
 def _load(path: Path, device: torch.device) -> dict[str, torch.Tensor]:
+    _check_header_size(path)
     try:
         return load_file(path, device=str(device))
     except (SafetensorError, OSError, ValueError) as error:
@@ -190,6 +209,9 @@ def _verify(folder: Path) -> None:
     manifest = folder / MANIFEST
     if not manifest.is_file():
         raise InputError(f"not a checkpoint: it has no {MANIFEST}", str(folder))
+    for path in (manifest, folder / "state.json"):
+        if path.is_file() and path.stat().st_size > LARGEST_HEADER:
+            raise InputError(f"the file has {path.stat().st_size:,} bytes, far more than a checkpoint's", str(path))
     try:
         lines = [line.split("  ", 1) for line in manifest.read_text(encoding="utf-8").splitlines()]
         entries = {name: digest for digest, name in lines}

@@ -1,26 +1,55 @@
-"""The one seam through which files are made to survive a power cut."""
+"""The one seam through which files are made to survive a power cut, and a process that is killed.
+
+Content is flushed before its name is; a name is changed by one rename, and the folder flushed after it. What a kill leaves behind has
+a name that begins with a dot and ends in `.tmp`.
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 
 def write_durably(path: Path, content: bytes | str) -> None:
     """Write a file under a temporary name, flush it to the disk, and rename it into place."""
     temporary = path.with_name(f".{path.name}.tmp")
-    data = content.encode() if isinstance(content, str) else content
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    flush_folder(path.parent)
+    try:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        flush_file(temporary)
+        move(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def flush_file(path: Path) -> None:
+    """fsync a file that was written and closed."""
+    _flush(path)
 
 
 def flush_folder(folder: Path) -> None:
     """fsync a folder, so that a rename in it survives a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
+    _flush(folder)
+
+
+def move(source: Path, target: Path) -> None:
+    """Give a flushed file or folder its name, durably. A file takes the place of one that has it, a folder of an empty one."""
+    source.replace(target)
+    flush_folder(target.parent)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a killed process left of its writing in a folder."""
+    for left in folder.glob(".*.tmp"):
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -139,6 +139,10 @@ class TrainConfig(Part):
     log_every: Positive = Field(10, description="steps between lines of metrics.jsonl")
     save_every: NotNegative = Field(0, description="steps between checkpoints; 0: at evaluations")
     keep_last: Positive = Field(1, description="newest checkpoints kept, beside the best")
+    keep_every: NotNegative = Field(0, description="checkpoints of every so many steps are kept for good; 0: none")
+    skip_limit: NotNegative = Field(
+        2, description="steps in a row that may be skipped, their loss or gradient being not finite, before the run fails"
+    )
 
 
 class EvalConfig(Part):

@@ -3,6 +3,7 @@
 RUN/recipe.toml        resolved
     manifest.json      argv, seeds, versions, device, hashes of data and tokenizer, git state; the only place for time stamps
     metrics.jsonl      the record: one object a logged step
+    faults.jsonl       steps without an update, as their loss or gradient was not finite; there only if there are such
     timing.jsonl       times and rates, apart, so that metrics.jsonl is the same byte for byte when the run is
     checkpoints/  samples/  report.html
 """
@@ -22,12 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from freetf_cli import __version__
-from freetf_cli.checkpoint import checkpoint_folders, folder_step
-from freetf_cli.durable import write_durably
+from freetf_cli.checkpoint import checkpoint_folders, folder_step, recover
+from freetf_cli.durable import sweep, write_durably
 from freetf_cli.errors import InputError
 from freetf_cli.recipe import Recipe
 from freetf_cli.recipe_file import load_recipe, to_toml
 from freetf_cli.results import CheckpointInfo, Metrics, Sample, to_json
+from freetf_cli.run_lock import HOLDER, LOCK
 
 _FIELDS = [field.name for field in dataclasses.fields(Metrics)]
 
@@ -41,18 +43,16 @@ class RunFolder:
         self.samples = path / "samples"
         self.metrics_file = path / "metrics.jsonl"
         self.timing_file = path / "timing.jsonl"
+        self.faults_file = path / "faults.jsonl"
         self.report = path / "report.html"
 
     @classmethod
     def create(cls, path: Path, recipe: Recipe, *, again: bool = False) -> RunFolder:
         """A new run; a folder that exists and holds anything is refused. again: but for a run that ended before its first checkpoint."""
-        if path.exists() and not path.is_dir():
-            raise InputError("the run folder's name is taken by a file", str(path))
+        cls.refuse_foreign(path)
         begun = (path / "recipe.toml").is_file()
         if begun and (not again or checkpoint_folders(path)):
             raise InputError("the run exists", str(path), "--resume auto goes on with it; another -o starts a new one")
-        if not begun and path.is_dir() and any(path.iterdir()):
-            raise InputError("the folder exists and is not a run", str(path), "choose another -o")
         run = cls(path)
         path.mkdir(parents=True, exist_ok=True)
         write_durably(path / "recipe.toml", to_toml(recipe))  # first: what is stopped from here on is a run
@@ -60,6 +60,14 @@ class RunFolder:
             folder.mkdir(exist_ok=True)
         run.rewind(0, recipe)
         return run
+
+    @staticmethod
+    def refuse_foreign(path: Path) -> None:
+        """InputError where something else than a run has the name."""
+        if path.exists() and not path.is_dir():
+            raise InputError("the run folder's name is taken by a file", str(path))
+        if path.is_dir() and not (path / "recipe.toml").is_file() and {file.name for file in path.iterdir()} - {LOCK, HOLDER}:
+            raise InputError("the folder exists and is not a run", str(path), "choose another -o")
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
@@ -72,6 +80,11 @@ class RunFolder:
 
     def recipe(self) -> Recipe:
         return load_recipe(str(self.path / "recipe.toml"))
+
+    def append_fault(self, **entries: Any) -> None:
+        """Record a step whose loss or gradient was not finite."""
+        with self.faults_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entries, allow_nan=False) + "\n")
 
     def append(self, metrics: Metrics, seconds: float | None = None) -> None:
         """Record a logged step; seconds, the mean of a step since the last such line, goes into timing.jsonl."""
@@ -86,15 +99,23 @@ class RunFolder:
         """Everything recorded so far."""
         return [Metrics(*(row.get(name) for name in _FIELDS)) for row in _read_jsonl(self.metrics_file)]  # type: ignore[arg-type]
 
-    def rewind(self, step: int, recipe: Recipe) -> None:
-        """Forget what was recorded and saved after `step`, before a resumed run does it again; recipe: as it goes on."""
+    def rewind(self, step: int, recipe: Recipe, *, evaluates: bool = False) -> None:
+        """Forget what was recorded and saved after `step`, before a resumed run does it again; recipe: as it goes on.
+
+        evaluates: the resumed run begins with the evaluation of `step`, which a signal had cut short.
+        """
+        recover(self.checkpoints)
+        for folder in (self.path, self.samples):
+            sweep(folder)
         write_durably(self.path / "recipe.toml", to_toml(recipe))
         for path in self.samples.glob("step-*.jsonl"):
-            if int(path.name.split("-")[1]) > step:
+            if int(path.name.split("-")[1]) > step - evaluates:
                 path.unlink()
-        for path in (self.metrics_file, self.timing_file):
+        for path in (self.metrics_file, self.timing_file, self.faults_file):
             if path.exists():
                 kept = [row for row in _read_jsonl(path) if row.get("step", 0) <= step]
+                if evaluates:
+                    kept = [row for row in kept if row.get("step") != step or row.get("split", "train") == "train"]
                 write_durably(path, "".join(json.dumps(row) + "\n" for row in kept))
         for folder in checkpoint_folders(self.path):
             if folder_step(folder) > step:

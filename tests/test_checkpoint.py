@@ -2,14 +2,16 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from freetf_cli import checkpoint as module
-from freetf_cli.checkpoint import MANIFEST, Checkpoint, open_checkpoint, save_checkpoint
+from freetf_cli import durable
+from freetf_cli.checkpoint import LARGEST_HEADER, MANIFEST, Checkpoint, open_checkpoint, save_checkpoint
 from freetf_cli.data.tokenizer import characters
 from freetf_cli.errors import InputError
 from freetf_cli.model.free_transformer import build_model, initialise_model
@@ -115,7 +117,7 @@ def test_a_run_falls_back_to_its_newest_intact_checkpoint(tmp_path: Path) -> Non
 def test_a_failed_save_leaves_the_old_one_and_no_rubbish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path / "step-000007")
     before = (tmp_path / "step-000007" / MANIFEST).read_text()
-    monkeypatch.setattr(module, "flush_folder", lambda folder: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(durable, "flush_folder", lambda folder: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError, match="No space"):
         save(tmp_path / "step-000007", step=9)
     assert [path.name for path in tmp_path.iterdir()] == ["step-000007"]
@@ -135,9 +137,9 @@ def test_what_is_not_a_run_is_said_so(tmp_path: Path, make: str, what: str) -> N
 
 def test_files_are_flushed_before_the_rename_and_the_folder_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     happened: list[str] = []
-    fsync, rename = os.fsync, Path.rename
+    fsync, rename = os.fsync, Path.replace
     monkeypatch.setattr(os, "fsync", lambda handle: (happened.append(Path(f"/proc/self/fd/{handle}").readlink().name), fsync(handle))[1])
-    monkeypatch.setattr(Path, "rename", lambda self, target: (happened.append("rename"), rename(self, target))[1])
+    monkeypatch.setattr(Path, "replace", lambda self, target: (happened.append("rename"), rename(self, target))[1])
     save(tmp_path / "step-000007")
     at = happened.index("rename")
     assert set(happened[:at]) >= {"model.safetensors", "optimizer.safetensors", "state.json", "tokenizer.json", MANIFEST}
@@ -165,14 +167,70 @@ def test_weights_of_another_type_are_refused(tmp_path: Path) -> None:
 def test_a_replacement_that_fails_half_way_puts_the_old_one_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path / "step-000007")
     before = (tmp_path / "step-000007" / MANIFEST).read_text()
-    rename = Path.rename
+    rename = Path.replace
 
     def failing(self: Path, target: Path) -> Path:
         if self.name.endswith(".tmp"):
             raise OSError(5, "Input/output error")
         return rename(self, target)
 
-    monkeypatch.setattr(Path, "rename", failing)
+    monkeypatch.setattr(Path, "replace", failing)
     with pytest.raises(OSError, match="Input/output"):
         save(tmp_path / "step-000007", step=9)
     assert (tmp_path / "step-000007" / MANIFEST).read_text() == before
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from freetf_cli import durable
+from freetf_cli.checkpoint import Checkpoint, recover
+from tests.test_checkpoint import save
+
+for at in range(1, int(sys.argv[2]) + 1):
+    folder = Path(sys.argv[1]) / str(at)
+    save(folder / "step-000007")
+    if (child := os.fork()) == 0:
+        plain, made = (durable._flush, Path.replace), iter(range(1, 100))
+        def killed(): next(made) == at and os._exit(9)
+        durable._flush = lambda path: (killed(), plain[0](path))
+        Path.replace = lambda self, target: (killed(), plain[1](self, target))
+        save(folder / "step-000007", step=9)
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    left = sum(1 for _ in folder.iterdir())
+    recover(folder)
+    print(code, left, *[path.name for path in folder.iterdir()], Checkpoint.open(folder / "step-000007").step)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="POSIX")
+def test_a_kill_within_a_save_loses_nothing(tmp_path: Path) -> None:
+    """At each flush and rename in turn, with no chance to clean up: the old checkpoint or the new one is there, after the next start."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    command = [sys.executable, "-c", KILLED, str(tmp_path), "11"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert [row[0] for row in rows] == ["9"] * 10 + ["0"]  # six flushes, two moves with a flush each; nothing after them
+    assert max(int(row[1]) for row in rows) == 2
+    assert {tuple(row[2:-1]) for row in rows} == {("step-000007",)}
+    assert [row[-1] for row in rows] == ["7"] * 9 + ["9", "9"]
+
+
+def test_a_header_that_claims_too_much_is_not_read(tmp_path: Path) -> None:
+    save(tmp_path / "step-000007")
+    weights = tmp_path / "step-000007" / "model.safetensors"
+    weights.write_bytes((LARGEST_HEADER + 1).to_bytes(8, "little") + weights.read_bytes()[8:])
+    remake_manifest(weights.parent)
+    with pytest.raises(InputError, match=r"header claims 10,485,761 bytes, .*model\.safetensors"):
+        Checkpoint.open(weights.parent).model(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("name", ["state.json", MANIFEST])
+def test_a_state_of_many_megabytes_is_not_read(tmp_path: Path, name: str) -> None:
+    save(tmp_path / "step-000007")
+    with (tmp_path / "step-000007" / name).open("ab") as file:
+        file.truncate(LARGEST_HEADER + 1)
+    with pytest.raises(InputError, match="far more than a checkpoint's"):
+        Checkpoint.open(tmp_path / "step-000007")

@@ -86,9 +86,11 @@ def _train(recipe: str, data: Path, run: Path, device: str, seed: int, *, smoke:
     from freetf_cli.cli.train import resume_from, run_training
     from freetf_cli.recipe_file import load_recipe
     from freetf_cli.render import story
+    from freetf_cli.training.signals import stop_on_signals
 
     loaded = load_recipe(recipe, smoke=smoke, overrides=[f"data.dir={json_text.dumps(str(data))}", f"train.seed={seed}"])
-    result = run_training(loaded, run, device, resume=resume_from(run, "auto"), again=True, quiet=quiet)
+    with stop_on_signals() as stop:
+        result = run_training(loaded, run, device, resume=resume_from(run, "auto"), again=True, stop=stop, quiet=quiet)
     if not quiet:
         story.trained(result)
     return result

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from freetf_cli.recipe import Recipe
     from freetf_cli.results import TrainResult
     from freetf_cli.run_folder import RunFolder
+    from freetf_cli.training.signals import StopRequest
 
 RunOption = Annotated[Path | None, typer.Option("--out", "-o", metavar="RUN", help="The run's folder; needed unless --dry-run.")]
 ResumeOption = Annotated[
@@ -61,7 +62,10 @@ def train(
     elif out is None or str(out) == "-":
         raise InputError("no folder for the run" if out is None else "a run is a folder, it cannot go to stdout", hint="name one: -o RUN")
     else:
-        _train(loaded, out, device, resume, init_from, json=json, quiet=quiet or json)
+        from freetf_cli.training.signals import stop_on_signals
+
+        with stop_on_signals() as stop:  # from here on, loading too
+            _train(loaded, out, device, resume, init_from, stop, json=json, quiet=quiet or json)
 
 
 def _dry_run(recipe: Recipe, name: str, device: str, json: bool) -> None:
@@ -85,7 +89,9 @@ def _dry_run(recipe: Recipe, name: str, device: str, json: bool) -> None:
         terminal.plan(plan)
 
 
-def _train(recipe: Recipe, out: Path, device: str, resume: str, init_from: Path | None, *, json: bool, quiet: bool) -> None:
+def _train(
+    recipe: Recipe, out: Path, device: str, resume: str, init_from: Path | None, stop: StopRequest, *, json: bool, quiet: bool
+) -> None:
     from freetf_cli.checkpoint import open_checkpoint
     from freetf_cli.render import terminal
     from freetf_cli.render.console import warn
@@ -95,7 +101,7 @@ def _train(recipe: Recipe, out: Path, device: str, resume: str, init_from: Path 
     if start is not None and init_from is not None:
         raise InputError("--init-from starts a new run, --resume goes on with one", hint="give one of them")
     weights = None if init_from is None else open_checkpoint(init_from, warn)
-    result = run_training(recipe, out, device, resume=start, init_from=weights, again=resume == "auto", quiet=quiet)
+    result = run_training(recipe, out, device, resume=start, init_from=weights, again=resume == "auto", stop=stop, quiet=quiet)
     if json:
         typer.echo(to_json(result))
     else:
@@ -129,20 +135,21 @@ def run_training(
     resume: Checkpoint | None = None,
     init_from: Checkpoint | None = None,
     again: bool = False,
+    stop: StopRequest,
     quiet: bool = False,
 ) -> TrainResult:
-    """Train with a live display, stop cleanly on signals, and keep the run's report.html current."""
+    """Train with a live display, stop cleanly when asked, and keep the run's report.html current."""
     from freetf_cli.device import resolve_device, set_threads
+    from freetf_cli.render.console import warn
     from freetf_cli.render.progress import TrainingProgress
     from freetf_cli.run_folder import current_argv
     from freetf_cli.training.loop import Hooks
     from freetf_cli.training.loop import train as train_recipe
-    from freetf_cli.training.signals import stop_on_signals
 
     set_threads(recipe.parallel.threads)
     target = resolve_device(device)
-    with stop_on_signals() as stop, TrainingProgress(quiet=quiet) as display:
-        hooks = Hooks(progress=display.update, saved=write_report)
+    with TrainingProgress(quiet=quiet) as display:
+        hooks = Hooks(progress=display.update, saved=write_report, warn=warn)
         return train_recipe(
             recipe, out, device=target, resume=resume, init_from=init_from, again=again, hooks=hooks, stop=stop, argv=current_argv()
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections import Counter
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from freetf_cli import durable
 from freetf_cli.data import tokenizer as tokenizers
 from freetf_cli.data.manifest import (
     DOCUMENTS,
@@ -31,7 +31,6 @@ from freetf_cli.data.manifest import (
     token_type,
 )
 from freetf_cli.data.tokenizer import Ids, Tokenizer
-from freetf_cli.durable import flush_folder
 from freetf_cli.errors import FreetfError, InputError
 from freetf_cli.results import SCHEMA_VERSION
 
@@ -95,11 +94,10 @@ class DatasetWriter:
         )
         _write_file(self._folder / tokenizers.FILE, self.tokenizer.json.encode("utf-8"))
         _write_file(self._folder / MANIFEST, self.manifest.model_dump_json(indent=1).encode("utf-8") + b"\n")
-        flush_folder(self._folder)
+        durable.flush_folder(self._folder)
         if self.out.is_dir():
             self.out.rmdir()  # known to be empty
-        self._folder.rename(self.out)
-        flush_folder(self.out.parent)
+        durable.move(self._folder, self.out)
 
 
 def refuse_existing(out: Path) -> None:
@@ -155,7 +153,7 @@ class _SplitWriter:
     def finish(self) -> SplitFacts:
         self._flush()
         files = {file.path.name: file.finish() for file in (*self._shards, self._offsets, self._lines)}
-        flush_folder(self._folder)
+        durable.flush_folder(self._folder)
         labels = dict(sorted(self._labels.items()))
         return SplitFacts(documents=self._documents, tokens=self._tokens, bytes=self._bytes, labels=labels, files=files)
 
@@ -179,9 +177,8 @@ class _HashedFile:
         self._size += len(data)
 
     def finish(self) -> FileFacts:
-        self._file.flush()
-        os.fsync(self._file.fileno())
         self._file.close()
+        durable.flush_file(self.path)
         return FileFacts(bytes=self._size, sha256=self._hash.hexdigest())
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ therefore holds weights, optimizer moments and the step, and a resumed run goes 
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import shutil
@@ -13,19 +14,22 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from freetf_cli.checkpoint import Checkpoint, checkpoint_folders, save_checkpoint
+from freetf_cli.checkpoint import Checkpoint, checkpoint_folders, folder_step, save_checkpoint
 from freetf_cli.data.batches import DataSource
 from freetf_cli.errors import FreetfError, InputError, Interrupted, Stopped
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.recipe import Recipe
 from freetf_cli.results import Metrics, Progress, TrainResult
 from freetf_cli.run_folder import RunFolder, describe_process, now
+from freetf_cli.run_lock import hold
 from freetf_cli.sampling import SampleSpec, figure4_samples, prompt_tokens
+from freetf_cli.training.memory import check_memory, is_out_of_memory, out_of_memory
 from freetf_cli.training.objective import LossFunction, LossSums, loss_function
 from freetf_cli.training.optimizer import load_named_state, make_optimizer, named_state
 from freetf_cli.training.prefetch import HostBatch, Prefetch, host_batch
@@ -40,10 +44,15 @@ SAMPLE_TOKENS = 256  # of the samples kept with a run, where the data's rows are
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the loop tells its caller: every logged step, and every time that a checkpoint was saved."""
+    """What the loop tells its caller: every logged step, every time that a checkpoint was saved, and what should not have happened."""
 
     progress: Callable[[Progress], None] = lambda progress: None
     saved: Callable[[RunFolder], None] = lambda run: None
+    warn: Callable[[str], None] = lambda message: None
+
+
+class _CutShort(Exception):
+    """A signal came during an evaluation."""
 
 
 def train(
@@ -63,27 +72,38 @@ def train(
     resume: go on from this checkpoint of the same run. init_from: start from these weights; a Free model may start from its baseline.
     again: a run that ended before its first checkpoint may begin anew.
     Raises InputError before anything is written when recipe, data or checkpoint do not fit; Stopped or Interrupted, after saving, when
-    `stop` asks.
+    `stop` asks; FreetfError when another process has the run, the memory is too small, or too many steps in a row were not finite.
     """
     uses_graph(recipe.train, device)  # InputError where it cannot
-    recipe, source = resolve(recipe)
-    if resume is not None:
-        check_same_run(recipe, source, resume)
-    model = make_model(recipe, device, init_from, resume)
-    run = RunFolder.create(path, recipe, again=again) if resume is None else RunFolder.open(path)
-    loop = Loop(recipe, source, model, run, device, hooks or Hooks(), stop or StopRequest())
-    if resume is not None:
-        loop.restore(resume)
-        run.rewind(resume.step, recipe)
-        if isinstance(resume.state.get("val_loss"), float):  # the run may have died before it noted this
-            loop._note_best(resume.state["val_loss"])
-    record_start(run, {**describe_process(argv), **describe_run(recipe, source, device, init_from)}, resume)
+    RunFolder.refuse_foreign(path)
+    with hold(path):
+        recipe, source = resolve(recipe)
+        if resume is not None:
+            check_same_run(recipe, source, resume)
+        check_memory(recipe, device)
+        try:
+            model = make_model(recipe, device, init_from, resume)
+            run = RunFolder.create(path, recipe, again=again) if resume is None else RunFolder.open(path)
+            loop = Loop(recipe, source, model, run, device, hooks or Hooks(), stop or StopRequest())
+            if resume is not None:
+                loop.restore(resume)
+                run.rewind(resume.step, recipe, evaluates=loop.owes_evaluation)
+                if isinstance(resume.state.get("val_loss"), float):  # the run may have died before it noted this
+                    loop._note_best(resume.state["val_loss"])
+            record_start(run, {**describe_process(argv), **describe_run(recipe, source, device, init_from)}, resume)
+            return _to_end(loop, run)
+        except (MemoryError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise out_of_memory(recipe, device) from error
+            raise
+
+
+def _to_end(loop: Loop, run: RunFolder) -> TrainResult:
     try:
-        result = loop.run_to_end()
+        return loop.run_to_end()
     except BaseException as error:
         run.update_manifest(status="stopped" if isinstance(error, Stopped | Interrupted | KeyboardInterrupt) else "failed", finished=now())
         raise
-    return result
 
 
 class Loop:
@@ -108,10 +128,13 @@ class Loop:
             model, self._compiled(self.plain_loss), self.optimizer, self.config, device, shape, len(LatentWeights._fields)
         )
         self.batches = Prefetch(self._batch, self.config.steps)
+        self.skipped: list[int] = []  # steps without an update, counted from 1
+        self.owes_evaluation = False  # of the step that it was resumed at
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Take up a checkpoint's step and optimizer moments."""
         self.step = checkpoint.step
+        self.owes_evaluation = checkpoint.state.get("owes_evaluation") is True
         try:
             load_named_state(self.model, self.optimizer, checkpoint.optimizer())
         except ValueError as error:
@@ -120,8 +143,16 @@ class Loop:
     def run_to_end(self) -> TrainResult:
         """Steps until the recipe's last, with logs, evaluations and checkpoints on the way."""
         started, first, watch = time.perf_counter(), self.step, Stopwatch()
+
+        def report(metrics: Metrics) -> None:
+            self._report(metrics, time.perf_counter() - started, self.step - first)
+
         held_out: Metrics | None = None
         with self.batches:
+            if self.owes_evaluation:
+                held_out = self._measure(report)
+            if self.stop.signal is not None and self.step < self.config.steps:  # it came while all was loaded
+                self._leave("before its first step" if first == 0 else f"at step {first}, where it began")
             while self.step < self.config.steps:
                 sums, grad_norm, count = self.train_step()
                 self.step += 1
@@ -131,19 +162,14 @@ class Loop:
                 evaluates = last or _due(self.step, self.recipe.eval.every)
                 saves = evaluates or _due(self.step, self.config.save_every)
                 if logs or saves:
-                    self._check_finite()  # waits for the device: from here on the watch is right
-                if logs:
+                    self._note_faults()  # waits for the device: from here on the watch is right
+                if logs and self.step not in self.skipped:
                     metrics = self._train_metrics(sums, grad_norm, count)
                     self.run.append(metrics, seconds=watch.read())
-                    self._report(metrics, time.perf_counter() - started, self.step - first)
+                    report(metrics)
                 with watch.paused():
                     if evaluates:
-                        held_out = self.evaluate()
-                        self.run.append(held_out)
-                        self._report(held_out, time.perf_counter() - started, self.step - first)
-                        self._sample()  # before the checkpoint: a resumed run would not come back to this step
-                        self.save(held_out)
-                        self.hooks.saved(self.run)
+                        held_out = self._measure(report)
                     elif saves:
                         self.save(None)
                 if self.stop.signal is not None and not last:
@@ -162,8 +188,21 @@ class Loop:
         self._noise(self.step, self.update.noise.shape[:-1], out=self.update.noise)
         self.update(self.step, batch, learning_rate(self.step, self.config), weights)
         if self.device.type != "cuda":  # where asking costs nothing
-            self._check_finite()
+            self._note_faults()
         return self.update.sums, self.update.grad_norm, batch.count
+
+    def _measure(self, report: Callable[[Metrics], None]) -> Metrics:
+        """Evaluation, samples and checkpoint of this step. A signal cuts the evaluation short; a resumed run then begins with it."""
+        try:
+            held_out = self.evaluate()
+        except _CutShort:
+            self._stop(owes_evaluation=True)
+        self.run.append(held_out)
+        report(held_out)
+        self._sample()  # before the checkpoint: a resumed run would not come back to this step
+        self.save(held_out)
+        self.hooks.saved(self.run)
+        return held_out
 
     @torch.no_grad()
     def evaluate(self) -> Metrics:
@@ -175,6 +214,9 @@ class Loop:
         noise_NTH = self._noise(-1, (config.sequences, self.source.context))  # a row's noise does not depend on the size of the batches
         self.model.eval()
         for batch in self.source.held_out(config.split, config.sequences, self.config.batch // self.config.accumulate):
+            if self.stop.signal is not None:
+                self.model.train()
+                raise _CutShort
             noise_BTH = noise_NTH[row : row + len(batch.inputs)]
             row += len(batch.inputs)
             rows = host_batch(batch, pinned=False)
@@ -183,17 +225,20 @@ class Loop:
             total += LossSums(*terms).stack()
             count += rows.count
         self.model.train()
+        if not torch.isfinite(total).all():
+            raise FreetfError(f"the held-out loss is not finite after step {self.step}", str(self.run.path), self._kept())
         return self._metrics(total, count, config.split, weights.kappa, lr=None, grad_norm=None)
 
-    def save(self, held_out: Metrics | None) -> None:
-        """A checkpoint of this step; older ones go, save the best."""
-        self._check_finite()
+    def save(self, held_out: Metrics | None, *, owes_evaluation: bool = False) -> None:
+        """A checkpoint of this step; older ones go, save the best and those of every `keep_every` steps."""
+        self._note_faults()
         state = {
             "step": self.step,
             "tokens": self._tokens(),
             "val_loss": held_out and held_out.loss,
             "recipe": self.recipe.model_dump(exclude_none=True),
             "data": asdict(self.source.facts),
+            **({"owes_evaluation": True} if owes_evaluation else {}),
         }
         optimizer = named_state(self.model, self.optimizer)
         save_checkpoint(self.run.checkpoint(self.step), self.model, optimizer, state, self.source.tokenizer)
@@ -202,7 +247,7 @@ class Loop:
         keep = {self.run.checkpoint((self.run.best() or {"step": self.step})["step"])}
         folders = checkpoint_folders(self.run.path)
         for folder in folders[: -self.config.keep_last]:
-            if folder not in keep:
+            if folder not in keep and not _due(folder_step(folder), self.config.keep_every):
                 shutil.rmtree(folder)
 
     def _note_best(self, loss: float) -> None:
@@ -210,16 +255,18 @@ class Loop:
         if best is None or loss < best["loss"]:
             self.run.set_best(self.step, loss)
 
-    def _stop(self) -> None:
+    def _stop(self, *, owes_evaluation: bool = False) -> NoReturn:
         """Save, and leave by the exit that the signal asks for."""
         if not self.run.checkpoint(self.step).exists():
-            self.save(None)
+            self.save(None, owes_evaluation=owes_evaluation)
         self.hooks.saved(self.run)
+        self._leave(f"after step {self.step}, checkpoint saved")
+
+    def _leave(self, when: str) -> NoReturn:
         signal = self.stop.signal
         assert signal is not None
         kind = Interrupted if signal.name == "SIGINT" else Stopped
-        hint = "the same command with --resume auto goes on"
-        raise kind(f"stopped by {signal.name} after step {self.step}, checkpoint saved", str(self.run.path), hint)
+        raise kind(f"stopped by {signal.name} {when}", str(self.run.path), "the same command with --resume auto goes on")
 
     def _sample(self) -> None:
         """Samples as the paper's Figure 4, for the run folder and its report."""
@@ -254,14 +301,24 @@ class Loop:
         weights, rate = latent_weights(self.step - 1, self.recipe.latent, self.config.steps), learning_rate(self.step - 1, self.config)
         return self._metrics(sums, count, "train", weights.kappa, rate, float(grad_norm))
 
-    def _check_finite(self) -> None:
-        """Whatever leaves a record asks first: on CUDA the updates after a bad step were left out without a word."""
-        fault = self.update.fault()
-        if fault is None:
-            return
-        what = f"the loss or its gradient is not finite at step {fault.step + 1} (CE {fault.ce}, gradient norm {fault.grad_norm})"
-        kept = "the last checkpoint is untouched" if checkpoint_folders(self.run.path) else "there is no checkpoint yet"
-        raise FreetfError(what, str(self.run.path), f"no update was made, {kept}; a lower train.lr may help")
+    def _note_faults(self) -> None:
+        """Record the steps that were skipped. Whatever leaves a record asks first: on CUDA the device leaves updates out without a word."""
+        for fault in self.update.faults():
+            step, batch = fault.step + 1, self._batch(fault.step)
+            rows = hashlib.sha256(batch.inputs.numpy().tobytes()).hexdigest()
+            self.skipped.append(step)
+            self.run.append_fault(step=step, ce=str(fault.ce), grad_norm=str(fault.grad_norm), inputs_sha256=rows)
+            self.hooks.warn(f"step {step} skipped: CE {fault.ce}, gradient norm {fault.grad_norm}")
+        if self.update.ended:
+            row = self.config.skip_limit + 1
+            at = f"at step {self.skipped[-1]}" + (
+                f", the {row}th in a row" if row > 3 else f" and the {row - 1} before it" if row > 1 else ""
+            )
+            what = f"the loss or its gradient is not finite {at}"
+            raise FreetfError(what, str(self.run.faults_file), f"no update was made, {self._kept()}; a lower train.lr may help")
+
+    def _kept(self) -> str:
+        return "the last checkpoint is untouched" if checkpoint_folders(self.run.path) else "there is no checkpoint yet"
 
     def _metrics(self, sums: Tensor, count: int, split: str, kappa: float, lr: float | None, grad_norm: float | None) -> Metrics:
         ce, kl, penalty, above, carriers = sums.tolist()

@@ -38,7 +38,7 @@ def check_same_run(recipe: Recipe, source: DataSource, checkpoint: Checkpoint) -
             "the data is not what the run was trained on (its hash differs)", str(checkpoint.folder), "use --init-from to start anew"
         )
     ours, theirs = flat(recipe), flat(checkpoint.recipe)
-    free = ("data.dir", "train.keep_last", "train.log_every", "train.save_every", "eval.every", "eval.samples", "parallel.")
+    free = ("data.dir", "train.keep_", "train.log_every", "train.save_every", "eval.every", "eval.samples", "parallel.")
     changed = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key) and not key.startswith(free))
     if changed:
         first = f"{changed[0]} is {ours.get(changed[0])!r}, was {theirs.get(changed[0])!r}"

@@ -4,8 +4,8 @@ A step of a small model is a thousand kernels of some microseconds each, which P
 the whole update, from the gradient's zero to AdamW, is therefore captured once as a graph and replayed at every step. A graph reads and
 writes fixed addresses: what changes between steps lies in tensors that are filled before it, the learning rate among them.
 
-Where a loss or a gradient is not finite, the update is left out on the device too, and so is every later one: the weights stay those of
-the last good step until the host comes to ask for `fault`.
+Where a loss or a gradient is not finite, the update is left out on the device too. After `skip_limit` such steps in a row and one more,
+every later update is: the weights stay those of the last good step until the host comes to ask for `faults`.
 
 Shapes: B sequences, T positions, H latent bits.
 """
@@ -26,11 +26,12 @@ from freetf_cli.recipe import TrainConfig
 from freetf_cli.training.objective import LossFunction, LossSums
 from freetf_cli.training.prefetch import HostBatch
 
+REMEMBERED = 64  # faults that wait for the host
 WARM_UP = 3  # updates before the capture: libraries set themselves up, and torch.compile compiles, in the first of them
 
 
 class Fault(NamedTuple):
-    """The first step, counted from 0, whose loss or gradient was not finite."""
+    """A step, counted from 0, whose loss or gradient was not finite."""
 
     step: int
     ce: float
@@ -68,13 +69,17 @@ class TrainStep:
         self.number, self.count, self.rate = (torch.zeros((), device=device) for _ in range(3))
         self.scalars = [torch.zeros((), device=device) for _ in range(scalars)]
         self.sums, self.grad_norm = torch.zeros(5, device=device), torch.zeros((), device=device)
-        self._failed = torch.zeros((), device=device)  # 1.0 from the first step that was not finite: no update from then on
-        self._fault = torch.tensor([-1.0, 0.0, 0.0], device=device)  # its number (exact below 2^24), CE and gradient norm
+        self._idle = torch.zeros((), device=device)  # 1.0: this step makes no update
+        self._ended = torch.zeros((), device=device)  # 1.0: nor does any later one
+        self._row = torch.zeros((), device=device)  # failed steps up to here, one after the other
+        self._count = torch.zeros((), device=device)  # of all faults
+        self._faults = torch.zeros(REMEMBERED, 3, device=device)  # of the last: number (exact below 2^24), CE and gradient norm
+        self._told = 0
         self._graph: torch.cuda.CUDAGraph | None = None
         self._capture_wanted = uses_graph(config, device)
         self._skips = all(group["fused"] for group in optimizer.param_groups)
         if self._skips:
-            optimizer.found_inf = self._failed  # type: ignore[attr-defined]  # as GradScaler tells a fused optimizer to do nothing
+            optimizer.found_inf = self._idle  # type: ignore[attr-defined]  # as GradScaler tells a fused optimizer to do nothing
 
     def __call__(self, number: int, batch: HostBatch, rate: float, scalars: Sequence[float]) -> None:
         """Update the weights from a batch. On CUDA it returns before that is done."""
@@ -92,10 +97,19 @@ class TrainStep:
         else:
             self._graph.replay()
 
-    def fault(self) -> Fault | None:
-        """The first step that was not finite, if one was; this waits for the device."""
-        number, ce, grad_norm = self._fault.tolist()
-        return None if number < 0 else Fault(int(number), ce, grad_norm)
+    def faults(self) -> list[Fault]:
+        """The steps that were not finite since the last call, the last REMEMBERED of them; this waits for the device."""
+        count = int(self._count)
+        new = min(count - self._told, REMEMBERED)
+        self._told = count
+        rows = self._faults.tolist() if new else []
+        newest = (rows[(count - back) % REMEMBERED] for back in range(new, 0, -1))
+        return [Fault(int(number), ce, grad_norm) for number, ce, grad_norm in newest]
+
+    @property
+    def ended(self) -> bool:
+        """Whether too many steps in a row were not finite; this waits for the device."""
+        return bool(self._ended)
 
     def _update(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -109,21 +123,26 @@ class TrainStep:
             self.sums += terms.stack()
         self.grad_norm.copy_(nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip or math.inf))
         self._note_fault()
-        if self._skips or not bool(self._failed):
+        if self._skips or not bool(self._idle):
             self.optimizer.step()
 
     def _note_fault(self) -> None:
         """Before the update: one Inf in the gradient would make every weight NaN through the clipping."""
         failed = ~(torch.isfinite(self.sums).all() & torch.isfinite(self.grad_norm))
+        new = failed & (self._ended == 0)
         here = torch.stack((self.number, self.sums[0], self.grad_norm))
-        self._fault.copy_(torch.where(failed & (self._failed == 0), here, self._fault))
-        self._failed.copy_(torch.maximum(self._failed, failed.float()))
+        slot = torch.arange(REMEMBERED, device=self.device) == self._count % REMEMBERED
+        self._faults.copy_(torch.where((slot & new)[:, None], here, self._faults))
+        self._count += new
+        self._row.copy_(torch.where(failed, self._row + 1, torch.zeros_like(self._row)))
+        self._ended.copy_(torch.maximum(self._ended, (self._row > self.config.skip_limit).float()))
+        self._idle.copy_(torch.maximum(self._ended, failed.float()))
 
     def _captured(self) -> torch.cuda.CUDAGraph:
-        """The update as a graph. The updates before it run as failed ones, which leave weights, moments and their steps as they are."""
+        """The update as a graph. The updates before it run as after the end, which leave weights, moments and their steps as they are."""
         side: torch.cuda.Stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         here = torch.cuda.current_stream(self.device)
-        self._failed.fill_(1.0)
+        self._ended.fill_(1.0)
         side.wait_stream(here)
         with torch.cuda.stream(side):
             for _ in range(WARM_UP):
@@ -135,7 +154,8 @@ class TrainStep:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):  # the thread of the next batches may pin memory
             self._update()
-        self._failed.zero_()
+        self._ended.zero_()
+        self._row.zero_()
         return graph
 
 

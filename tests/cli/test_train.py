@@ -49,7 +49,7 @@ def assert_same_record(one: Path, other: Path) -> None:
 
 def test_a_run_folder_has_its_parts(free_run):
     names = {path.name for path in free_run.iterdir()}
-    assert names == {"recipe.toml", "manifest.json", "metrics.jsonl", "timing.jsonl", "checkpoints", "samples", "report.html"}
+    assert names - {".lock"} == {"recipe.toml", "manifest.json", "metrics.jsonl", "timing.jsonl", "checkpoints", "samples", "report.html"}
     assert {path.name for path in (free_run / "checkpoints").iterdir()} == {"step-000003", "step-000006", "best.json"}
     for step in ("step-000003", "step-000006"):
         assert {path.name for path in (free_run / "checkpoints" / step).iterdir()} == CHECKPOINT
@@ -418,11 +418,49 @@ def test_json_of_a_stopped_run_is_an_error_object(workshop, tmp_path, environmen
     assert json.loads(stderr)["error"]["exit_code"] == 75
 
 
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_a_run_in_training_is_refused_and_free_after_a_kill(run_cli, workshop, tmp_path, environment):
+    run = tmp_path / "run"
+    words = ["train", workshop / "free.toml", "-o", run, *LONG, "--set", "train.save_every=1"]
+    with training(words[1:], environment) as process:
+        wait_for_a_step(run, process)
+        for resume in ("never", "auto"):
+            code, stdout, stderr = run_cli(*words, "--resume", resume)
+            assert (code, stdout, stderr.count("\n")) == (1, "", 1)
+            assert f"process {process.pid} on " in stderr and "is training this run" in stderr
+        process.kill()
+        process.communicate()
+    code, _, stderr = run_cli("train", workshop / "free.toml", "-o", run, *LONG, "--set", "train.save_every=1", "--resume", "never")
+    assert code == 2 and "the run exists" in stderr
+    assert not (run / ".lock.json").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_a_signal_while_torch_is_loaded(workshop, tmp_path, environment):
+    """As early as the program can: a run that has nothing to save yet, and says so."""
+    command = [sys.executable, "-c", SIGNALLED, str(workshop / "free.toml"), str(tmp_path / "run")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 75, done.stderr
+    assert "stopped by SIGTERM before its first step" in done.stderr.splitlines()[-1]
+
+
+SIGNALLED = """
+import os, signal, sys
+import freetf_cli.device as device
+plain = device.set_threads
+device.set_threads = lambda count: (os.kill(os.getpid(), signal.SIGTERM), plain(count))
+from freetf_cli.cli.app import main
+sys.exit(main(["train", sys.argv[1], "-o", sys.argv[2]]))
+"""
+
+
 def test_a_loss_that_is_not_finite_fails_with_exit_1(run_cli, workshop, tmp_path):
     words = ["--set", "train.lr=1e30", "--set", "train.clip=0.0", "--set", "train.steps=50", "-q"]
     code, stdout, stderr = run_cli("train", workshop / "free.toml", "-o", tmp_path / "run", *words)
     assert (code, stdout) == (1, "")
-    assert re.match(r"freetf: error: the loss or its gradient is not finite at step \d+", stderr)
+    *warnings, error = stderr.splitlines()
+    assert re.match(r"freetf: error: the loss or its gradient is not finite at step \d+ and the 2 before it", error)
+    assert len(warnings) == 3 and all(re.match(r"freetf: warning: step \d+ skipped: CE ", line) for line in warnings)
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["status"] == "failed"
 
 

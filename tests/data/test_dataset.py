@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from freetf_cli import durable
 from freetf_cli.data import writer as writing
 from freetf_cli.data.dataset import Dataset
 from freetf_cli.data.manifest import Origin, token_type
@@ -66,10 +67,10 @@ def test_nothing_is_left_of_a_failed_writing(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(_: int) -> None:
+    def full(_: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(writing.os, "fsync", full)
+    monkeypatch.setattr(durable, "_flush", full)
     with pytest.raises(FreetfError, match="No space left") as caught:
         write(tmp_path / "d", byte_level(), WORDS)
     assert caught.value.exit_code == 1 and list(tmp_path.iterdir()) == []

@@ -1,10 +1,13 @@
 """The loop: exact resume, records, checkpoints kept, and what it refuses."""
 
 import dataclasses
+import hashlib
 import json
 import math
+import os
+import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -14,12 +17,16 @@ import torch
 from safetensors.torch import load_file
 
 from freetf_cli.checkpoint import Checkpoint, checkpoint_folders, save_checkpoint
+from freetf_cli.data.batches import Batch, DataSource
 from freetf_cli.errors import FreetfError, InputError, Interrupted, Stopped
 from freetf_cli.model.free_transformer import build_model, initialise_model
 from freetf_cli.recipe import Recipe
 from freetf_cli.recipe_file import check_recipe
 from freetf_cli.results import Progress, TrainResult
 from freetf_cli.run_folder import RunFolder
+from freetf_cli.run_lock import hold
+from freetf_cli.training import loop as loop_module
+from freetf_cli.training import memory as memory_module
 from freetf_cli.training.loop import Hooks, Loop, train
 from freetf_cli.training.schedule import LatentWeights
 from freetf_cli.training.signals import StopRequest
@@ -308,7 +315,7 @@ def test_the_loss_is_given_the_kappa_that_is_recorded(tmp_path: Path) -> None:
 
 
 def test_no_update_is_made_from_a_gradient_that_is_not_finite(tmp_path: Path) -> None:
-    running = loop(tmp_path / "run", recipe())
+    running = loop(tmp_path / "run", recipe(skip_limit=0))
     running.model.norm.weight.register_hook(lambda gradient: gradient * math.inf)
     before = [value.detach().clone() for value in running.model.parameters()]
     with pytest.raises(FreetfError, match="not finite at step 1"):
@@ -319,18 +326,127 @@ def test_no_update_is_made_from_a_gradient_that_is_not_finite(tmp_path: Path) ->
 
 def test_a_cpu_says_at_once_which_step_was_not_finite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("freetf_cli.training.loop.latent_weights", lambda step, *_: LatentWeights(math.nan if step == 2 else 0.1, 0.0, 0.0))
-    running = loop(tmp_path / "run", recipe(log_every=100))
+    running = loop(tmp_path / "run", recipe(log_every=100, skip_limit=0))
     with pytest.raises(FreetfError, match="not finite at step 3"):
         running.run_to_end()
     assert running.step == 2
 
 
-def test_nothing_is_saved_after_a_step_that_was_not_finite(tmp_path: Path) -> None:
+def test_nothing_is_saved_after_too_many_steps_that_were_not_finite(tmp_path: Path) -> None:
     """As on CUDA, where the host may be steps ahead when it comes to a checkpoint."""
-    running = loop(tmp_path / "run", recipe())
+    running = loop(tmp_path / "run", recipe(skip_limit=0))
     running.train_step()
     running.update(1, running.batches.take(1), 1e-2, (math.nan, 0.0, 0.0))
     running.step = 5
     with pytest.raises(FreetfError, match="not finite at step 2"):
         running.save(None)
     assert checkpoint_folders(tmp_path / "run") == []
+
+
+def planted(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
+    """NaN in the loss of these steps, counted from 1."""
+    plain = loop_module.latent_weights
+    weights = LatentWeights(math.nan, 0.0, 0.0)
+    monkeypatch.setattr(loop_module, "latent_weights", lambda step, *rest: weights if step + 1 in steps else plain(step, *rest))
+
+
+def test_a_skipped_step_is_recorded_and_the_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planted(monkeypatch, 3, 4)
+    told: list[str] = []
+    train(recipe(), tmp_path / "run", device=CPU, hooks=Hooks(warn=told.append))
+    rows = [json.loads(line) for line in (tmp_path / "run" / "faults.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [3, 4] and len(told) == 2
+    inputs = resolve(recipe())[1].train_batch(2, 4).inputs
+    assert rows[0]["inputs_sha256"] == hashlib.sha256(inputs.tobytes()).hexdigest()
+    record = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in record if row["split"] == "train"] == [1, 2, 5, 6]
+    weights = load_file(checkpoint_folders(tmp_path / "run")[-1] / "model.safetensors")
+    assert all(value.isfinite().all() for value in weights.values())
+
+
+def test_a_run_that_failed_fails_again_from_its_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planted(monkeypatch, 3, 4, 5)
+    with pytest.raises(FreetfError, match="not finite at step 5 and the 2 before it"):
+        train(recipe(), tmp_path / "run", device=CPU)
+    before = (tmp_path / "run" / "faults.jsonl").read_text()
+    saved = Checkpoint.open(checkpoint_folders(tmp_path / "run")[0])
+    assert saved.step == 2
+    with pytest.raises(FreetfError, match="not finite at step 5 and the 2 before it"):
+        train(recipe(), tmp_path / "run", device=CPU, resume=saved)
+    assert (tmp_path / "run" / "faults.jsonl").read_text() == before
+
+
+def test_a_held_out_loss_that_is_not_finite_is_no_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = loop(tmp_path / "run", recipe())
+    with torch.no_grad():
+        running.model.norm.weight.fill_(math.nan)
+    with pytest.raises(FreetfError, match="held-out loss is not finite after step 0"):
+        running.evaluate()
+
+
+def test_checkpoints_of_every_so_many_steps_are_kept(tmp_path: Path) -> None:
+    train(recipe(save_every=1, keep_every=3), tmp_path / "run", device=CPU)
+    kept = {folder.name for folder in checkpoint_folders(tmp_path / "run")}
+    assert {"step-000003", "step-000006"} <= kept and "step-000001" not in kept
+
+
+def test_a_signal_cuts_an_evaluation_short_and_the_resumed_run_makes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Byte for byte, and also where a kill follows the evaluation that was made up for."""
+    train(recipe(), tmp_path / "whole", device=CPU)
+    request, plain = StopRequest(), DataSource.held_out
+
+    def held_out(self: DataSource, *words: Any) -> Iterator[Batch]:
+        for number, part in enumerate(plain(self, *words)):
+            if number == 1:
+                request(signal.SIGTERM, None)
+            yield part
+
+    monkeypatch.setattr(DataSource, "held_out", held_out)
+    with pytest.raises(Stopped, match="after step 2, checkpoint saved"):
+        train(recipe(), tmp_path / "run", device=CPU, stop=request)
+    monkeypatch.undo()
+    saved = Checkpoint.open(checkpoint_folders(tmp_path / "run")[-1])
+    assert saved.state["owes_evaluation"] is True and "val" not in (tmp_path / "run" / "metrics.jsonl").read_text()
+    shutil.copytree(tmp_path / "run", tmp_path / "again")
+    train(recipe(), tmp_path / "run", device=CPU, resume=saved)
+    assert files(tmp_path / "run") == files(tmp_path / "whole")
+    monkeypatch.setattr(loop_module, "save_checkpoint", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    copy = Checkpoint.open(checkpoint_folders(tmp_path / "again")[-1])
+    with pytest.raises(OSError, match="No space"):
+        train(recipe(), tmp_path / "again", device=CPU, resume=copy)
+    monkeypatch.undo()
+    train(recipe(), tmp_path / "again", device=CPU, resume=copy)
+    assert files(tmp_path / "again") == files(tmp_path / "whole")
+
+
+def test_a_signal_while_all_is_loaded_stops_before_the_first_step(tmp_path: Path) -> None:
+    request = StopRequest()
+    request(signal.SIGTERM, None)
+    with pytest.raises(Stopped, match="before its first step"):
+        train(recipe(), tmp_path / "run", device=CPU, stop=request)
+    assert checkpoint_folders(tmp_path / "run") == []
+    train(recipe(), tmp_path / "run", device=CPU, again=True)
+
+
+def test_a_run_that_another_process_trains_is_refused(tmp_path: Path) -> None:
+    with hold(tmp_path / "run"), pytest.raises(FreetfError, match=rf"process {os.getpid()} on .* is training this run"):
+        train(recipe(), tmp_path / "run", device=CPU)
+    assert not (tmp_path / "run").exists()
+    train(recipe(), tmp_path / "run", device=CPU)
+
+
+def test_a_model_that_cannot_fit_is_refused_before_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_module, "total_memory", lambda device: 1000)
+    monkeypatch.setattr(loop_module, "make_model", lambda *_: pytest.fail("made"))
+    with pytest.raises(FreetfError, match=r"batches of 4 × 13 tokens take some .* GiB, .* a smaller model: model\.layers"):
+        train(recipe(), tmp_path / "run", device=CPU)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), RuntimeError("DefaultCPUAllocator: no")])
+def test_out_of_memory_names_the_batch_and_what_to_lower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    monkeypatch.setattr(Loop, "train_step", lambda self: (_ for _ in ()).throw(error))
+    with pytest.raises(
+        FreetfError, match=r"batches of 4 × 13 tokens .* free of .*; lower train\.batch, or raise train\.accumulate \(now 1\)"
+    ):
+        train(recipe(), tmp_path / "run", device=CPU)

@@ -14,7 +14,7 @@ from freetf_cli.recipe import LatentConfig, ModelConfig, TrainConfig
 from freetf_cli.training.objective import LossSums, loss_function
 from freetf_cli.training.optimizer import make_optimizer
 from freetf_cli.training.prefetch import HostBatch
-from freetf_cli.training.step import Fault, TrainStep, uses_graph
+from freetf_cli.training.step import REMEMBERED, Fault, TrainStep, uses_graph
 
 CPU = torch.device("cpu")
 CONFIG = ModelConfig(layers=2, width=16, heads=2, vocab=7, context=6)
@@ -91,7 +91,7 @@ def test_a_step_is_the_loop_spelt_out(latent: bool, changed: dict[str, Any]) -> 
         assert torch.equal(update.sums, sums)
         assert torch.equal(update.grad_norm, grad_norm)
     assert same([*update.model.parameters()], [*plain.parameters()])
-    assert update.fault() is None
+    assert update.faults() == []
 
 
 def poison_loss(update: TrainStep) -> Callable[[], None]:
@@ -106,17 +106,47 @@ def poison_gradient(update: TrainStep) -> Callable[[], None]:
 
 
 @pytest.mark.parametrize("poison", [poison_loss, poison_gradient])
-def test_after_a_step_that_is_not_finite_no_update_is_made(poison: Callable[[TrainStep], Callable[[], None]]) -> None:
-    update = updater(fresh(True), settings())
-    advance(update, 0)
+def test_a_step_that_is_not_finite_is_skipped(poison: Callable[[TrainStep], Callable[[], None]]) -> None:
+    """And the next one is as if it had not been."""
+    update, other = updater(fresh(True), settings()), updater(fresh(True), settings())
+    for each in (update, other):
+        advance(each, 0)
     good = everything(update)
     poison(update)()
     assert same(everything(update), good)
+    for each in (update, other):
+        advance(each, 2)
+    assert same(everything(update), everything(other)) and not same(everything(update), good)
+    (fault,) = update.faults()
+    assert isinstance(fault, Fault) and fault.step == 1
+    assert update.faults() == [] and not update.ended
+
+
+@pytest.mark.parametrize("limit", [0, 2])
+def test_after_too_many_steps_in_a_row_no_update_is_made(limit: int) -> None:
+    update = updater(fresh(True), settings(skip_limit=limit))
+    advance(update, 0)
+    for _ in range(limit):  # a good step between starts the count anew
+        poison_loss(update)
+        advance(update, 0)
+    assert not update.ended
+    good = everything(update)
+    for _ in range(limit + 1):
+        poison_loss(update)
+    assert update.ended
     advance(update, 2)
     assert same(everything(update), good)
-    fault = update.fault()
-    assert isinstance(fault, Fault)
-    assert fault.step == 1
+    assert len(update.faults()) == 2 * limit + 1
+
+
+def test_the_last_faults_are_remembered_in_their_order() -> None:
+    update = updater(fresh(True), settings(skip_limit=1000))
+    for step in range(REMEMBERED + 6):
+        update.noise.copy_(batch(0)[1])
+        update(step, batch(0)[0], 1e-2, (math.nan, 0.0, 0.0))
+        if step == 2:
+            assert [fault.step for fault in update.faults()] == [0, 1, 2]
+    assert [fault.step for fault in update.faults()] == list(range(6, REMEMBERED + 6))
 
 
 def test_an_optimizer_that_cannot_be_told_is_not_called() -> None:
@@ -127,22 +157,23 @@ def test_an_optimizer_that_cannot_be_told_is_not_called() -> None:
     advance(update, 0)
     good = everything(update)
     advance(update, 1, kappa=math.nan)
-    advance(update, 2)
     assert same(everything(update), good)
+    advance(update, 2)
+    assert not same(everything(update), good)
 
 
-def test_updates_that_run_as_failed_leave_no_trace() -> None:
+def test_updates_after_the_end_leave_no_trace() -> None:
     """What the warm-up before a capture relies on."""
     warmed, plain = updater(fresh(True), settings()), updater(fresh(True), settings())
-    warmed._failed.fill_(1.0)
+    warmed._ended.fill_(1.0)
     for _ in range(3):
         warmed._update()
-    warmed._failed.zero_()
+    warmed._ended.zero_()
     for step in range(3):
         advance(warmed, step)
         advance(plain, step)
     assert same(everything(warmed), everything(plain))
-    assert warmed.fault() is None
+    assert warmed.faults() == []
 
 
 def test_only_cuda_has_graphs() -> None:

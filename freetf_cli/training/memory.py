@@ -1,0 +1,69 @@
+"""Memory of a run: refused before it is asked for where it cannot be there, and named where it was not."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from freetf_cli.device import autocast_dtype
+from freetf_cli.errors import FreetfError
+from freetf_cli.model.cost import plan_run
+from freetf_cli.recipe import Recipe
+
+STATES = ("parameters", "gradients", "optimizer")  # of a plan's memory: what no batch size makes less
+
+
+def check_memory(recipe: Recipe, device: torch.device) -> None:
+    """FreetfError if parameters, gradients and moments alone are more than the device has."""
+    if sum(_plan(recipe, device)[name] for name in STATES) > total_memory(device):
+        raise out_of_memory(recipe, device)
+
+
+def out_of_memory(recipe: Recipe, device: torch.device) -> FreetfError:
+    """One line: batch, length, what they were predicted to take, what there is, and what to lower."""
+    plan, config = _plan(recipe, device), recipe.train
+    states, has = sum(plan[name] for name in STATES), total_memory(device)
+    what = f"out of memory: batches of {config.batch} × {recipe.model.context} tokens take some {_gib(plan['total'])}"
+    what += f", {_gib(states)} of it the model's states; {device.type} has {_gib(free_memory(device))} free of {_gib(has)}"
+    if states > has:
+        return FreetfError(what, hint="a smaller model: model.layers, model.width, latent.bits")
+    return FreetfError(what, hint=f"lower train.batch, or raise train.accumulate (now {config.accumulate})")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Python's error, CUDA's, or that of torch's allocator on a CPU, which has no type of its own."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes that the device has, or that this process may have of them."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[1])
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # control groups, versions 2 and 1
+        try:
+            limits.append(int((Path("/sys/fs/cgroup") / name).read_text()))
+        except (OSError, ValueError):
+            continue
+    return min(limits)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes of it that are free now."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        return min(total_memory(device), int(lines["MemAvailable"].split()[0]) * 1024)
+    except (OSError, ValueError, KeyError, IndexError):
+        return total_memory(device)
+
+
+def _plan(recipe: Recipe, device: torch.device) -> dict[str, float]:
+    return plan_run(recipe, "", bf16=autocast_dtype(recipe.train.precision, device) is not None).memory
+
+
+def _gib(count: float) -> str:
+    return f"{count / 2**30:.1f} GiB"
