@@ -69,26 +69,40 @@ def test_fused_mapper_gradient(tokens: int, width: int, bits: int, monkeypatch: 
         assert torch.equal(broken[1:-1], got[1:-1])
 
 
-@pytest.mark.parametrize(("length", "heads", "width", "causal"), [(65, 8, 32, True), (65, 4, 64, False), (128, 2, 32, True)])
-def test_attention_of_short_sequences(length: int, heads: int, width: int, causal: bool) -> None:
-    """In bfloat16 as near to float64 as PyTorch's own attention is, output and gradients, or nearly so."""
+SHORT = [
+    (65, 8, 32, True, False),
+    (65, 8, 32, False, True),
+    (65, 4, 64, True, False),
+    (17, 2, 32, True, False),
+    (33, 4, 64, False, True),
+    (128, 2, 32, True, False),
+    (128, 2, 64, False, True),
+]
+
+
+@pytest.mark.parametrize(("length", "heads", "width", "causal", "apart"), SHORT)
+def test_attention_of_short_sequences(length: int, heads: int, width: int, causal: bool, apart: bool) -> None:
+    """In bfloat16 as near to float64 as PyTorch's own attention is, or nearly so; output and gradients. apart: one query for all."""
     torch.manual_seed(length)
-    packed = torch.randn(16, length, 3 * heads * width, device=CUDA, dtype=torch.bfloat16)
-    dy = torch.randn(16, length, heads * width, device=CUDA, dtype=torch.bfloat16)
+    full = heads * width
+    packed = torch.randn(16, length, (2 if apart else 3) * full, device=CUDA, dtype=torch.bfloat16)
+    query = torch.randn(1, 1, full, device=CUDA, dtype=torch.bfloat16) if apart else None
+    dy = torch.randn(16, length, full, device=CUDA, dtype=torch.bfloat16)
     cos, sin = rotary_tables(torch.arange(length, device=CUDA), width, 10_000.0)
 
-    def plain(x: torch.Tensor) -> torch.Tensor:
-        parts = [part.view(16, length, heads, width) for part in x.chunk(3, -1)]
-        q, k = (rotate(part, (cos, sin)).transpose(1, 2) for part in parts[:2])
-        return F.scaled_dot_product_attention(q, k, parts[2].transpose(1, 2), is_causal=causal).transpose(1, 2).flatten(2)
+    def plain(x: torch.Tensor, q: torch.Tensor | None) -> torch.Tensor:
+        flat = x if q is None else torch.cat((q, x), -1)
+        parts = [part.view(16, length, heads, width) for part in flat.chunk(3, -1)]
+        turned = (rotate(part, (cos, sin)).transpose(1, 2) for part in parts[:2])
+        return F.scaled_dot_product_attention(*turned, parts[2].transpose(1, 2), is_causal=causal).transpose(1, 2).flatten(2)
 
-    def outcome(function: Callable[[torch.Tensor], torch.Tensor], wide: bool) -> list[torch.Tensor]:
-        x = (packed.double() if wide else packed.clone()).requires_grad_()
-        y = function(x)
+    def outcome(function: Callable[..., torch.Tensor], wide: bool) -> list[torch.Tensor]:
+        given = [x if x is None else (x.double() if wide else x.clone()).requires_grad_() for x in (packed, query)]
+        y = function(given[0], None if given[1] is None else given[1].expand(16, length, full))
         y.backward(dy.to(y.dtype))
-        return [y.detach(), x.grad]  # type: ignore[list-item]
+        return [y.detach(), *(x.grad for x in given if x is not None)]  # type: ignore[misc]
 
-    fused = outcome(lambda x: short_attention(x, None, cos, sin, heads, causal), False)
+    fused = outcome(lambda x, q: short_attention(x, q, cos, sin, heads, causal), False)
     for ours, theirs, want in zip(fused, outcome(plain, False), outcome(plain, True), strict=True):
         assert relative(ours, want) < 1.2 * relative(theirs, want) < 0.05
 
@@ -120,7 +134,7 @@ def test_compiled_bf16_step_follows_the_float32_one() -> None:
 
     def gradients(device: torch.device, compiled: bool) -> dict[str, torch.Tensor]:
         model.to(device).zero_grad()
-        run: Callable[..., Any] = torch.compile(model.forward_posterior) if compiled else model.forward_posterior
+        run: Callable[..., Any] = torch.compile(model.forward_posterior, fullgraph=True) if compiled else model.forward_posterior
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=compiled):
             out = run(tokens.to(device), noise.to(device))
             loss = torch.nn.functional.cross_entropy(model.read_out(out.hidden).float().flatten(0, 1), tokens.to(device).flatten())
@@ -129,7 +143,7 @@ def test_compiled_bf16_step_follows_the_float32_one() -> None:
 
     plain, fast = gradients(torch.device("cpu"), False), gradients(CUDA, True)
     assert plain.keys() == fast.keys()
-    large = [name for name in plain if "blocks" in name and "weight" in name and plain[name].dim() == 2]
+    large = [name for name in plain if name != "post_sampler.weight" and name != "encoder.readout.weight" and plain[name].dim() == 2]
     assert max(relative(fast[name], plain[name]) for name in large) < 0.1
 
 
@@ -168,7 +182,7 @@ def small(**settings: Any) -> Recipe:
     """κ is so small that every step pays."""
     tree = {
         "data": {"task": "letters"},
-        "model": {"layers": 2, "width": 64, "heads": 4},
+        "model": {"layers": 2, "width": 64, "heads": 2},  # of 32: attention has its kernel
         "latent": {
             "kappa": 0.01,
             "bits": 8,

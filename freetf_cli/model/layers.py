@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from freetf_cli.model.attention import Attention, LayerCache, Rotary, project
 from freetf_cli.recipe import ModelConfig
 
-FEW_ROWS = 512  # up to here the gradient of an embedding table is a product
+FEW_ROWS = 512  # up to here the gradient of an embedding table is a product,
+ONE_HOT = 1 << 26  # if the one-hot tokens have no more numbers than this
 
 
 class Embedding(nn.Embedding):
@@ -17,7 +18,7 @@ class Embedding(nn.Embedding):
     of a few rows wait for each other, and add in any order."""
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
-        if tokens_BT.is_cuda and self.num_embeddings <= FEW_ROWS:
+        if tokens_BT.is_cuda and self.num_embeddings <= FEW_ROWS and tokens_BT.numel() * self.num_embeddings <= ONE_HOT:
             return rows_of_few(self.weight, tokens_BT)
         return super().forward(tokens_BT)
 

@@ -104,8 +104,9 @@ def _splits(grid_m: int, highs: int, device: torch.device) -> int:
 def centred(table_CD: Tensor, common_D: Tensor) -> Tensor:
     """The table less what its rows have in common, in bfloat16, in one pass; PyTorch's own reads and writes a number at a time here."""
     out_CD = torch.empty_like(table_CD, dtype=torch.bfloat16, memory_format=torch.contiguous_format)
-    codes, width = table_CD.shape
-    _centred[(triton.cdiv(codes, 16),)](table_CD.contiguous(), common_D, out_CD, codes, width, 16, triton.next_power_of_2(width))
+    (codes, width), columns = table_CD.shape, triton.next_power_of_2(table_CD.shape[1])
+    rows = max(1, 4096 // columns)
+    _centred[(triton.cdiv(codes, rows),)](table_CD.contiguous(), common_D, out_CD, codes, width, rows, columns)
     return out_CD
 
 

@@ -291,7 +291,7 @@ class Loop:
 
     def _compiled(self, function: LossFunction) -> LossFunction:
         on = self.config.compile == "on" or (self.config.compile == "auto" and self.device.type == "cuda")
-        compiled: LossFunction = torch.compile(function, dynamic=False, fullgraph=True) if on else function
+        compiled: LossFunction = torch.compile(function, dynamic=False) if on else function
         return compiled
 
     def _tokens(self) -> int:
