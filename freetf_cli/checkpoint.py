@@ -111,8 +111,10 @@ class Checkpoint:
         _verify(folder)
         state = _read_state(folder / "state.json")
         try:
+            if not isinstance(state.get("recipe"), dict):
+                raise InputErrors([InputError("it is no table")])
             recipe = check_recipe(state["recipe"], where=folder / "state.json")
-        except (KeyError, InputErrors) as error:
+        except InputErrors as error:
             raise InputError(f"the checkpoint's recipe is not valid: {error}", str(folder / "state.json")) from None
         return cls(folder, state, recipe)
 

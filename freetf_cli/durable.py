@@ -39,9 +39,14 @@ def move(source: Path, target: Path) -> None:
     flush_folder(target.parent)
 
 
+def is_left_over(path: Path) -> bool:
+    """Whether it is what a killed process left of its writing."""
+    return path.name.startswith(".") and path.name.endswith(".tmp")
+
+
 def sweep(folder: Path) -> None:
     """Remove what a killed process left of its writing in a folder."""
-    for left in folder.glob(".*.tmp"):
+    for left in filter(is_left_over, folder.iterdir() if folder.is_dir() else ()):
         if left.is_dir() and not left.is_symlink():
             shutil.rmtree(left, ignore_errors=True)
         else:

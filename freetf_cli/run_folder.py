@@ -24,7 +24,7 @@ from typing import Any
 
 from freetf_cli import __version__
 from freetf_cli.checkpoint import checkpoint_folders, folder_step, recover
-from freetf_cli.durable import sweep, write_durably
+from freetf_cli.durable import is_left_over, sweep, write_durably
 from freetf_cli.errors import InputError
 from freetf_cli.recipe import Recipe
 from freetf_cli.recipe_file import load_recipe, to_toml
@@ -66,8 +66,11 @@ class RunFolder:
         """InputError where something else than a run has the name."""
         if path.exists() and not path.is_dir():
             raise InputError("the run folder's name is taken by a file", str(path))
-        if path.is_dir() and not (path / "recipe.toml").is_file() and {file.name for file in path.iterdir()} - {LOCK, HOLDER}:
-            raise InputError("the folder exists and is not a run", str(path), "choose another -o")
+        if not path.is_dir() or (path / "recipe.toml").is_file():
+            return
+        for file in path.iterdir():
+            if file.name not in (LOCK, HOLDER) and not is_left_over(file):  # by a start that was killed
+                raise InputError("the folder exists and is not a run", str(path), "choose another -o")
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:

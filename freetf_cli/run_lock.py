@@ -11,7 +11,6 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from freetf_cli.durable import write_durably
 from freetf_cli.errors import FreetfError
 
 LOCK, HOLDER = ".lock", ".lock.json"
@@ -31,7 +30,7 @@ def hold(run: Path) -> Iterator[None]:
     except Timeout:
         raise FreetfError(f"{_holder(run)} is training this run", str(run), "wait for it, or choose another -o") from None
     try:
-        write_durably(run / HOLDER, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}) + "\n")
+        (run / HOLDER).write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}) + "\n", encoding="utf-8")
         yield
     finally:
         (run / HOLDER).unlink(missing_ok=True)

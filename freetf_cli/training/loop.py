@@ -135,6 +135,8 @@ class Loop:
         """Take up a checkpoint's step and optimizer moments."""
         self.step = checkpoint.step
         self.owes_evaluation = checkpoint.state.get("owes_evaluation") is True
+        if type(row := checkpoint.state.get("skipped_in_row", 0)) is int and 0 <= row <= self.config.skip_limit:
+            self.update.in_row = row
         try:
             load_named_state(self.model, self.optimizer, checkpoint.optimizer())
         except ValueError as error:
@@ -238,6 +240,7 @@ class Loop:
             "val_loss": held_out and held_out.loss,
             "recipe": self.recipe.model_dump(exclude_none=True),
             "data": asdict(self.source.facts),
+            "skipped_in_row": self.update.in_row,
             **({"owes_evaluation": True} if owes_evaluation else {}),
         }
         optimizer = named_state(self.model, self.optimizer)

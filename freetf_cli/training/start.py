@@ -37,6 +37,8 @@ def check_same_run(recipe: Recipe, source: DataSource, checkpoint: Checkpoint) -
         raise InputError(
             "the data is not what the run was trained on (its hash differs)", str(checkpoint.folder), "use --init-from to start anew"
         )
+    if checkpoint.tokenizer().sha256 != source.tokenizer.sha256:
+        raise InputError("the checkpoint's tokenizer is not the data's (its hash differs)", str(checkpoint.folder / "tokenizer.json"))
     ours, theirs = flat(recipe), flat(checkpoint.recipe)
     free = ("data.dir", "train.keep_", "train.log_every", "train.save_every", "eval.every", "eval.samples", "parallel.")
     changed = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key) and not key.startswith(free))

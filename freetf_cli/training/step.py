@@ -107,6 +107,15 @@ class TrainStep:
         return [Fault(int(number), ce, grad_norm) for number, ce, grad_norm in newest]
 
     @property
+    def in_row(self) -> int:
+        """How many steps up to the last were not finite, one after the other: a part of what a run is; this waits for the device."""
+        return int(self._row)
+
+    @in_row.setter
+    def in_row(self, count: int) -> None:
+        self._row.fill_(count)
+
+    @property
     def ended(self) -> bool:
         """Whether too many steps in a row were not finite; this waits for the device."""
         return bool(self._ended)
@@ -143,6 +152,7 @@ class TrainStep:
         side: torch.cuda.Stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         here = torch.cuda.current_stream(self.device)
         self._ended.fill_(1.0)
+        row = self._row.clone()
         side.wait_stream(here)
         with torch.cuda.stream(side):
             for _ in range(WARM_UP):
@@ -155,7 +165,7 @@ class TrainStep:
         with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):  # the thread of the next batches may pin memory
             self._update()
         self._ended.zero_()
-        self._row.zero_()
+        self._row.copy_(row)
         return graph
 
 
