@@ -15,7 +15,7 @@ STAMP := $(VENV)/.ready-$(TORCH)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo figure4 figure4-mini cuda-only test lint format docs wheel clean
+.PHONY: help setup demo figure4 figure4-mini cuda-only test soak lint format docs wheel clean
 
 help: ## show this
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -59,6 +59,9 @@ figure4-mini: export OMP_NUM_THREADS = 1
 
 test: lint ## everything that continuous integration checks
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m 'not network'
+
+soak: setup ## the trials of docs/reliability.md with their full numbers; minutes
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.reliability.soak
 
 lint: setup ## ruff and mypy
 	@$(BIN)/ruff check .

@@ -18,6 +18,7 @@ import pickle
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import time
 import traceback
@@ -821,14 +822,149 @@ def outputs(count: int, folder: Path) -> dict[str, Any]:
     return {**tally.record(), "forms": len(forms) * len(sinks)}
 
 
-TRIALS: dict[str, Callable[[int, Path], dict[str, Any]]] = {
-    each.__name__: each for each in (kills, saves, streams, damaged, fallback, hostile, disk, signals, starters, faults, outputs)
-}
+def inputs(count: int, folder: Path) -> dict[str, Any]:
+    """No UTF-8, a byte order mark, nothing, CRLF, NUL, a line of a megabyte: to every command that reads a file or stdin."""
+    recipe = tiny(folder)
+    assert forked(lambda: go(load_recipe(str(recipe)), folder / "whole")) == 0
+    run, row = str(folder / "whole"), b'{"z": [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13]}'
+    contents = [
+        b"\xff\xfe\xfa caf\xe9",
+        b"\xef\xbb\xbfA>",
+        b"",
+        b"A>\r\nB>\r\n",
+        b"A>\0\0",
+        b"A" * (1 << 20),
+        b"\r\n\r\n",
+        row + b"\r\n",
+        b"\x1b[2J\x07",
+    ]
+    forms: list[Callable[[str, str], list[str]]] = [
+        lambda path, out: ["prepare", path, "-o", out, "-q"],
+        lambda path, out: ["prepare", "-", "-o", out, "-q"],
+        lambda path, out: ["prepare", path, "-o", out, "-q", "--tokenizer", path],
+        lambda path, out: ["prepare", "-", "-o", out, "-q", "--field", "text"],
+        lambda path, out: ["sample", run, "--prompt", "-", "--device", "cpu"],
+        lambda path, out: ["sample", run, "--prompt", "A>", "--z", path, "--device", "cpu"],
+        lambda path, out: ["sample", run, "--prompt", "A>", "--z", "-", "--device", "cpu"],
+        lambda path, out: ["train", path, "-o", out, "-q", "--device", "cpu"],
+        lambda path, out: ["recipe", "show", path],
+        lambda path, out: ["show", path],
+        lambda path, out: ["compare", path, path],
+    ]
+    tally = Tally()
+    for number in range(count):
+        content, form = contents[number % len(contents)], forms[number // len(contents) % len(forms)]
+        path, said = folder / f"given-{number}.jsonl", folder / "said"
+        path.write_bytes(content)
+
+        def work(words: list[str], path: Path = path) -> int:
+            os.dup2(os.open(path, os.O_RDONLY), 0)
+            sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+            return freetf(words)
+
+        words = form(str(path), str(folder / f"out-{number}"))
+        code = forked(partial(work, words), said)
+        text = said.read_bytes()
+        good = code in (0, 2) and b"Traceback" not in text and b"internal error" not in text and (code == 0 or b"freetf: error: " in text)
+        tally.add(good and (code == 0 or b"\x1b" not in text), f"{words[:2]} {content[:12]!r}: exit {code}: {text[-300:]!r}")
+    bad = folder / "swapped"
+    shutil.copytree(folder / "whole", bad)
+    newest = checkpoint_folders(bad)[-1]
+    tokens = (newest / "tokenizer.json").read_bytes()
+    _hashed(newest, "tokenizer.json", tokens.replace(b'"A"', b'"Q"'))
+    code, said = quiet(["train", str(recipe), "-o", str(bad), "--resume", str(newest), "-q", "--device", "cpu"])
+    tally.add(code == 2 and "tokenizer" in said and (newest / "tokenizer.json").stat().st_size == len(tokens), f"tokenizer swapped: {said}")
+    return {**tally.record(), "forms": len(contents) * len(forms)}
+
+
+# --- T11 -----------------------------------------------------------------------------------------------------------------------------
+
+
+def processes(count: int, folder: Path) -> dict[str, Any]:
+    """Processes with other hash seeds, time zones, locales and working folders: the same bytes."""
+    recipe, tally = tiny(folder), Tally()
+    for number in range(count):
+        place = folder / f"place-{number}"
+        place.mkdir()
+        changed = {
+            "PYTHONHASHSEED": str(number),
+            "TZ": f"UTC{number - 6:+d}",
+            "LC_ALL": ("C", "C.UTF-8")[number % 2],
+            "COLUMNS": str(20 + number),
+        }
+        root = str(Path(__file__).resolve().parents[2])
+        environment = {**os.environ, **changed, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "freetf_cli", "train", str(recipe), "-o", "run", "-q", "--device", "cpu"]
+        code = subprocess.run(command, env=environment, cwd=place, capture_output=True).returncode
+        tally.add(code == 0 and same(place / "run", folder / "place-0" / "run"), f"process {number}: exit {code}")
+    return tally.record()
+
+
+# --- with strace and root, in `make soak` only --------------------------------------------------------------------------------------
+
+
+def system_calls(count: int, folder: Path) -> dict[str, Any]:
+    """kill -9 by strace at a chosen fsync, rename or write of a whole training process, resume: as a run that was not killed."""
+    recipe, tally = tiny(folder), Tally()
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2]), "OMP_NUM_THREADS": "1"}
+
+    def start(run: str, *before: str) -> int:
+        words = ["train", str(recipe), "-o", run, "-q", "--device", "cpu", "--resume", "auto"]
+        command = [*before, sys.executable, "-m", "freetf_cli", *words]
+        return subprocess.run(command, env=environment, cwd=folder, capture_output=True).returncode
+
+    def traced(output: str, *events: str) -> list[str]:
+        return ["strace", "-f", "-qq", "-o", output, *(word for event in events for word in ("-e", event))]
+
+    calls = ("fsync", "rename", "write")
+    assert start("whole", *traced("trace", f"trace={','.join(calls)}")) == 0
+    made = {call: sum(f" {call}(" in line for line in (folder / "trace").read_text(errors="replace").splitlines()) for call in calls}
+    for number in range(count):
+        call, run = calls[number % 3], f"run-{number}"
+        at = 1 + (number // 3 * 7919 + 11) % made[call]
+        code = start(run, *traced("/dev/null", f"trace={call}", f"inject={call}:signal=SIGKILL:when={at}"))
+        again, died = start(run), code in (-signal.SIGKILL, 128 + signal.SIGKILL)
+        tally.add(died and again == 0 and same(folder / run, folder / "whole"), f"{call} {at} of {made[call]}: exit {code}, {again}")
+    return {**tally.record(), "calls": made}
+
+
+def small_disk(count: int, folder: Path) -> dict[str, Any]:
+    """Into a file system of some hundred kilobytes until it is full: one line, exit 1, what was saved valid; with more room it goes on."""
+    recipe, tally = tiny(folder), Tally()
+    more = ["--set", "train.save_every=1", "--set", "train.keep_last=12"]
+    words = ["train", str(recipe), "-q", "--device", "cpu", "--resume", "auto", *more]
+    assert forked(lambda: freetf([*words, "-o", str(folder / "whole")])) == 0
+    for number in range(count):
+        place, said = folder / f"disk-{number}", folder / "said"
+        place.mkdir()
+        size = 256 + 61 * number
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", str(place)], check=True)
+        try:
+            run = place / "run"
+            code = forked(lambda run=run: freetf([*words, "-o", str(run)]), said)  # type: ignore[misc]
+            text = said.read_text()
+            good = (
+                code == 1
+                and text.count("\n") == 1
+                and "o space left on device" in text
+                and all(_intact(each) for each in checkpoint_folders(run))
+            )
+            subprocess.run(["mount", "-o", "remount,size=16m", str(place)], check=True)
+            good &= forked(lambda run=run: freetf([*words, "-o", str(run)]), said) == 0 and same(run, folder / "whole")  # type: ignore[misc]
+            tally.add(good, f"{size} KB: exit {code}, {text[-300:]} {said.read_text()[-200:]}")
+        finally:
+            subprocess.run(["umount", str(place)], check=True)
+    return tally.record()
+
+
+PARTS = (kills, saves, streams, damaged, fallback, hostile, disk, signals, starters, faults, outputs, inputs, processes)
+TRIALS: dict[str, Callable[[int, Path], dict[str, Any]]] = {each.__name__: each for each in PARTS}
+SOAK_ONLY = {each.__name__: each for each in (system_calls, small_disk)}
 
 
 def main(name: str, count: str, folder: str) -> None:
     torch.set_num_threads(1)
-    print(json.dumps(TRIALS[name](int(count), Path(folder))))
+    print(json.dumps({**TRIALS, **SOAK_ONLY}[name](int(count), Path(folder))))
 
 
 if __name__ == "__main__":
