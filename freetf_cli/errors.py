@@ -76,6 +76,11 @@ class Interrupted(FreetfError):
     exit_code = ExitCode.INTERRUPTED
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Python's error, CUDA's, or that of torch's allocator on a CPU, which has no type of its own; without importing torch."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """A hint that names the nearest right word: `did you mean 'kappa'?`, or the choices when none is near."""
     names = sorted(choices)

@@ -16,7 +16,7 @@ from typing import Any
 
 import typer
 
-from freetf_cli.errors import ExitCode, FreetfError, InputError, InputErrors, Interrupted, nearest
+from freetf_cli.errors import ExitCode, FreetfError, InputError, InputErrors, Interrupted, is_out_of_memory, nearest
 from freetf_cli.results import SCHEMA_VERSION
 
 
@@ -81,7 +81,7 @@ def as_failure(error: BaseException, words: Sequence[str]) -> FreetfError:
         return PipeClosed("broken pipe")
     if isinstance(error, OSError):
         return _system_failure(error, words)
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error):
+    if is_out_of_memory(error):
         return FreetfError("out of memory", hint="less at a time: a smaller train.batch, a larger train.accumulate, or a smaller --count")
     summary = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     return FreetfError(f"internal error: {summary}", hint="run again with --debug for the traceback")

@@ -84,6 +84,29 @@ def _store_turned_back(at, half, mask, first, second, cos, sin):
 
 
 @triton.jit
+def _tile(q, k, v, cos, sin, qt, kt, vt, T, MAIN: tl.constexpr, E: tl.constexpr):
+    """Angles of the tile's positions, the halves of their queries and keys, turned, and their values; 0 beyond T."""
+    HALF: tl.constexpr = E // 2
+    rows, e, half = tl.arange(0, MAIN), tl.arange(0, E), tl.arange(0, HALF)
+    inside = (rows < T)[:, None]
+    angles = rows[:, None] * HALF + half[None, :]
+    cos_r, sin_r = tl.load(cos + angles, mask=inside, other=0.0), tl.load(sin + angles, mask=inside, other=0.0)
+    q1, q2 = _turned(q + rows[:, None] * qt + half[None, :], HALF, inside, cos_r, sin_r)
+    k1, k2 = _turned(k + rows[:, None] * kt + half[None, :], HALF, inside, cos_r, sin_r)
+    return cos_r, sin_r, q1, q2, k1, k2, tl.load(v + rows[:, None] * vt + e[None, :], mask=inside, other=0.0)
+
+
+@triton.jit
+def _beside(q, k, cos, sin, qt, kt, MAIN: tl.constexpr, HALF: tl.constexpr):
+    """The same of the position beside the tile, but for its value."""
+    half = tl.arange(0, HALF)
+    cos_x, sin_x = tl.load(cos + MAIN * HALF + half), tl.load(sin + MAIN * HALF + half)
+    qx1, qx2 = _turned(q + MAIN * qt + half, HALF, half < HALF, cos_x, sin_x)
+    kx1, kx2 = _turned(k + MAIN * kt + half, HALF, half < HALF, cos_x, sin_x)
+    return cos_x, sin_x, qx1, qx2, kx1, kx2
+
+
+@triton.jit
 def _scores(q1, q2, k1, k2, rows, T, scale, CAUSAL: tl.constexpr):
     """Of the tile; with log2 e in the scale, in units of ln 2 for exp2; -inf where a query does not see a key."""
     scores = tl.dot(q2, tl.trans(k2), tl.dot(q1, tl.trans(k1), input_precision="ieee"), input_precision="ieee") * scale
@@ -127,17 +150,11 @@ def _forward(
     head = tl.program_id(0) % HEADS * E
     q, k, v, out = q + b * qb + head, k + b * kb + head, v + b * vb + head, out + b * T * F + head
     scale = 1.4426950408889634 / (E**0.5)
-    rows, e, half = tl.arange(0, MAIN), tl.arange(0, E), tl.arange(0, HALF)
+    rows, e = tl.arange(0, MAIN), tl.arange(0, E)
     inside = (rows < T)[:, None]
-    angles = rows[:, None] * HALF + half[None, :]
-    cos_r, sin_r = tl.load(cos + angles, mask=inside, other=0.0), tl.load(sin + angles, mask=inside, other=0.0)
-    q1, q2 = _turned(q + rows[:, None] * qt + half[None, :], HALF, inside, cos_r, sin_r)
-    k1, k2 = _turned(k + rows[:, None] * kt + half[None, :], HALF, inside, cos_r, sin_r)
-    values = tl.load(v + rows[:, None] * vt + e[None, :], mask=inside, other=0.0)
+    _, _, q1, q2, k1, k2, values = _tile(q, k, v, cos, sin, qt, kt, vt, T, MAIN, E)
     if ONE:
-        cos_x, sin_x = tl.load(cos + MAIN * HALF + half), tl.load(sin + MAIN * HALF + half)
-        qx1, qx2 = _turned(q + MAIN * qt + half, HALF, half < HALF, cos_x, sin_x)
-        kx1, kx2 = _turned(k + MAIN * kt + half, HALF, half < HALF, cos_x, sin_x)
+        _, _, qx1, qx2, kx1, kx2 = _beside(q, k, cos, sin, qt, kt, MAIN, HALF)
         vx = tl.load(v + MAIN * vt + e).to(tl.float32)
         weights, own = _last_weights(k1, k2, kx1, kx2, qx1, qx2, scale)
         yx = tl.sum(weights[:, None] * values.to(tl.float32), 0) + own * vx
@@ -171,17 +188,11 @@ def _backward(
     scale = 1.0 / (E**0.5)
     rows, e, half = tl.arange(0, MAIN), tl.arange(0, E), tl.arange(0, HALF)
     inside = (rows < T)[:, None]
-    angles = rows[:, None] * HALF + half[None, :]
-    cos_r, sin_r = tl.load(cos + angles, mask=inside, other=0.0), tl.load(sin + angles, mask=inside, other=0.0)
-    q1, q2 = _turned(q + rows[:, None] * qt + half[None, :], HALF, inside, cos_r, sin_r)
-    k1, k2 = _turned(k + rows[:, None] * kt + half[None, :], HALF, inside, cos_r, sin_r)
-    values = tl.load(v + rows[:, None] * vt + e[None, :], mask=inside, other=0.0)
+    cos_r, sin_r, q1, q2, k1, k2, values = _tile(q, k, v, cos, sin, qt, kt, vt, T, MAIN, E)
     dy_rows = tl.load(dy + rows[:, None] * yt + e[None, :], mask=inside, other=0.0)
     dk1, dk2, dvalues = tl.zeros((MAIN, HALF), tl.float32), tl.zeros((MAIN, HALF), tl.float32), tl.zeros((MAIN, E), tl.float32)
     if ONE:
-        cos_x, sin_x = tl.load(cos + MAIN * HALF + half), tl.load(sin + MAIN * HALF + half)
-        qx1, qx2 = _turned(q + MAIN * qt + half, HALF, half < HALF, cos_x, sin_x)
-        kx1, kx2 = _turned(k + MAIN * kt + half, HALF, half < HALF, cos_x, sin_x)
+        cos_x, sin_x, qx1, qx2, kx1, kx2 = _beside(q, k, cos, sin, qt, kt, MAIN, HALF)
         vx, dyx = tl.load(v + MAIN * vt + e).to(tl.float32), tl.load(dy + MAIN * yt + e).to(tl.float32)
         last, own = _last_weights(k1, k2, kx1, kx2, qx1, qx2, scale * 1.4426950408889634)
         dlast, down = tl.sum(values.to(tl.float32) * dyx[None, :], 1), tl.sum(vx * dyx, 0)

@@ -22,14 +22,14 @@ from torch import Tensor
 
 from freetf_cli.checkpoint import Checkpoint, checkpoint_folders, folder_step, save_checkpoint
 from freetf_cli.data.batches import DataSource
-from freetf_cli.errors import FreetfError, InputError, Interrupted, Stopped
+from freetf_cli.errors import FreetfError, InputError, Interrupted, Stopped, is_out_of_memory
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.recipe import Recipe
 from freetf_cli.results import Metrics, Progress, TrainResult
 from freetf_cli.run_folder import RunFolder, describe_process, now
 from freetf_cli.run_lock import hold
 from freetf_cli.sampling import SampleSpec, figure4_samples, prompt_tokens
-from freetf_cli.training.memory import check_memory, is_out_of_memory, out_of_memory
+from freetf_cli.training.memory import check_memory, out_of_memory
 from freetf_cli.training.objective import LossFunction, LossSums, loss_function
 from freetf_cli.training.optimizer import load_named_state, make_optimizer, named_state
 from freetf_cli.training.prefetch import HostBatch, Prefetch, host_batch
@@ -234,6 +234,10 @@ class Loop:
     def save(self, held_out: Metrics | None, *, owes_evaluation: bool = False) -> None:
         """A checkpoint of this step; older ones go, save the best and those of every `keep_every` steps."""
         self._note_faults()
+        if not torch.stack([weight.isfinite().all() for weight in self.model.parameters()]).all():
+            raise FreetfError(
+                f"the weights are not finite after step {self.step}", str(self.run.path), f"{self._kept()}; a lower train.lr may help"
+            )
         state = {
             "step": self.step,
             "tokens": self._tokens(),

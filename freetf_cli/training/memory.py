@@ -32,11 +32,6 @@ def out_of_memory(recipe: Recipe, device: torch.device) -> FreetfError:
     return FreetfError(what, hint=f"lower train.batch, or raise train.accumulate (now {config.accumulate})")
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Python's error, CUDA's, or that of torch's allocator on a CPU, which has no type of its own."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
-
-
 def total_memory(device: torch.device) -> int:
     """Bytes that the device has, or that this process may have of them."""
     if device.type == "cuda":

@@ -1,19 +1,11 @@
-"""The kernel for short sequences against rotation and attention written out, in Triton's interpreter (as tests/model/test_mapper_kernel.py
-says, a process of its own). tests/test_gpu.py has the compiled kernel in bfloat16."""
-
-import importlib.util
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+"""The kernel for short sequences against rotation and attention written out, in Triton's interpreter. tests/test_gpu.py has the compiled
+kernel in bfloat16."""
 
 import pytest
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no triton on this system"),
-]
+from tests.model.interpreter import MARKS, interpreted
+
+pytestmark = MARKS
 
 # name: sequences, positions, heads, head width, causal, one query for all positions.
 CASES = {
@@ -63,12 +55,7 @@ print(json.dumps({name: errors(*case) for name, case in json.loads(sys.argv[1]).
 
 @pytest.fixture(scope="module")
 def outcomes() -> dict[str, list[float]]:
-    root = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path}
-    done = subprocess.run([sys.executable, "-c", CHECK, json.dumps(CASES)], capture_output=True, text=True, env=environment, timeout=240)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return interpreted(CHECK, CASES)
 
 
 @pytest.mark.parametrize("name", CASES)

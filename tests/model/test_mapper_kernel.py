@@ -1,19 +1,11 @@
-"""The fused kernel against the mapper's reference in float64, run by Triton's interpreter, which has to be asked for before Triton is
-imported: hence a process of its own. The interpreter has no bfloat16 product; tests/test_gpu.py has the compiled kernel in bfloat16."""
-
-import importlib.util
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+"""The fused kernel against the mapper's reference in float64, run by Triton's interpreter. That has no bfloat16 product;
+tests/test_gpu.py has the compiled kernel in bfloat16."""
 
 import pytest
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no triton on this system"),
-]
+from tests.model.interpreter import MARKS, interpreted
+
+pytestmark = MARKS
 
 # name: tokens, bits, width, tiles, splits. None: as chosen by shape.
 CASES = {
@@ -51,12 +43,7 @@ print(json.dumps({name: errors(*case) for name, case in json.loads(sys.argv[1]).
 
 @pytest.fixture(scope="module")
 def outcomes() -> dict[str, dict[str, float]]:
-    root = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path}
-    done = subprocess.run([sys.executable, "-c", CHECK, json.dumps(CASES)], capture_output=True, text=True, env=environment, timeout=240)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return interpreted(CHECK, CASES)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -24,7 +24,8 @@ from freetf_cli.run_folder import RunFolder
 from freetf_cli.sampling import SampleSpec, generate
 from freetf_cli.training.loop import Hooks, train
 from freetf_cli.training.signals import StopRequest
-from tests.reliability.trials import CPU, FILES, STEPS, _rehash, record, tiny
+from tests.reliability.files import FILES
+from tests.reliability.world import CPU, STEPS, quiet, record, rehash, tiny
 
 pytestmark = pytest.mark.slow
 FUZZ = int(os.environ.get("FUZZ", "40"))
@@ -54,14 +55,22 @@ def test_a_checkpoint_whose_hashes_are_right(whole: Path, name: str, changed: li
     with tempfile.TemporaryDirectory() as place:
         bad = Path(shutil.copytree(checkpoint_folders(whole)[-1], Path(place) / "step-000012"))
         (bad / name).write_bytes(mutate((bad / name).read_bytes(), changed, cut))
-        _rehash(bad)
+        rehash(bad)
         try:
             checkpoint = Checkpoint.open(bad)
             model, _, _ = checkpoint.model(CPU), checkpoint.tokenizer(), checkpoint.optimizer()
         except InputError as error:
             assert str(bad) in str(error)
         else:
-            assert model.config == checkpoint.recipe.model
+            intact = checkpoint_folders(whole)[-1]
+            theirs = Checkpoint.open(intact)
+            changed_files = {file.name for file in bad.iterdir() if file.read_bytes() != (intact / file.name).read_bytes()}
+            assert changed_files <= {name, "MANIFEST.sha256"}
+            if name != "state.json":
+                assert (checkpoint.step, checkpoint.recipe) == (theirs.step, theirs.recipe)
+            if checkpoint.recipe.model == theirs.recipe.model and checkpoint.recipe.latent == theirs.recipe.latent:
+                shapes = [[p.shape for p in each.parameters()] for each in (model, theirs.model(CPU))]
+                assert shapes[0] == shapes[1]
 
 
 @FEW
@@ -103,8 +112,6 @@ trees = st.recursive(st.none() | st.integers() | st.floats() | st.text(), lambda
 @FEW
 @given(text=st.text(max_size=200) | trees.map(json.dumps))
 def test_given_codes(whole: Path, text: str) -> None:
-    from tests.reliability.trials import quiet
-
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "z.jsonl"
         path.write_text(text, encoding="utf-8", errors="surrogatepass")

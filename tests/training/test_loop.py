@@ -450,3 +450,12 @@ def test_out_of_memory_names_the_batch_and_what_to_lower(tmp_path: Path, monkeyp
         FreetfError, match=r"batches of 4 × 13 tokens .* free of .*; lower train\.batch, or raise train\.accumulate \(now 1\)"
     ):
         train(recipe(), tmp_path / "run", device=CPU)
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    running = loop(tmp_path / "run", recipe())
+    with torch.no_grad():
+        running.model.norm.weight[0] = math.inf
+    with pytest.raises(FreetfError, match="the weights are not finite after step 0"):
+        running.save(None)
+    assert checkpoint_folders(tmp_path / "run") == []
