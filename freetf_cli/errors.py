@@ -26,7 +26,7 @@ class ExitCode(IntEnum):
 class FreetfError(Exception):
     """Something failed while running (exit 1)."""
 
-    exit_code = ExitCode.FAILED
+    exit_code: int = ExitCode.FAILED
 
     def __init__(self, what: str, where: str = "", hint: str = "") -> None:
         super().__init__(what, where, hint)

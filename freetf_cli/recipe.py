@@ -162,6 +162,7 @@ class ParallelConfig(Part):
     TABLE: ClassVar[str] = "parallel"
 
     threads: NotNegative = Field(0, description="CPU threads of torch; 0: its own choice")
+    processes: Positive = Field(1, description="that train together, each on its part of every batch; on CUDA one a device")
 
 
 class Recipe(Part):
@@ -174,6 +175,11 @@ class Recipe(Part):
     train: TrainConfig
     eval: EvalConfig = Field(default_factory=EvalConfig)
     parallel: ParallelConfig = Field(default_factory=ParallelConfig)
+
+    @property
+    def rows_at_once(self) -> int:
+        """Sequences that a process has in one forward of training."""
+        return self.train.batch // self.train.accumulate // self.parallel.processes
 
     @property
     def kind(self) -> Literal["baseline", "free"]:

@@ -71,14 +71,20 @@ def _schedule(points: Mapping[str, Sequence[Sequence[float]]], bits: int) -> str
     return None
 
 
-def _pairs(mismatch: float, points: Mapping[str, Any], batch: int, parts: int) -> str | None:
-    if batch // parts > 1 or not (mismatch or "mismatch" in points):
+def _pairs(mismatch: float, points: Mapping[str, Any], batch: int, parts: int, processes: int) -> str | None:
+    if batch // parts // processes > 1 or not (mismatch or "mismatch" in points):
         return None
-    return "latent.mismatch compares sequences: train.batch / train.accumulate must be at least 2"
+    return "latent.mismatch compares sequences: train.batch / train.accumulate / parallel.processes must be at least 2"
 
 
 def _accumulate(parts: int, batch: int) -> str | None:
     return f"train.accumulate = {parts} does not divide train.batch = {batch}" if batch % parts else None
+
+
+def _processes(processes: int, parts: int, batch: int) -> str | None:
+    if processes == 1 or batch % (processes * parts) == 0:
+        return None
+    return f"parallel.processes = {processes} times train.accumulate = {parts} does not divide train.batch = {batch}"
 
 
 def _even(layers: int, bits: int) -> str | None:
@@ -97,8 +103,9 @@ RULES: tuple[tuple[tuple[str, ...], Callable[..., str | None]], ...] = (
     (("model.heads", "model.width"), _rotary),
     (("latent.kappa", "latent.bits"), _kappa),
     (("latent.schedule", "latent.bits"), _schedule),
-    (("latent.mismatch", "latent.schedule", "train.batch", "train.accumulate"), _pairs),
+    (("latent.mismatch", "latent.schedule", "train.batch", "train.accumulate", "parallel.processes"), _pairs),
     (("train.accumulate", "train.batch"), _accumulate),
+    (("parallel.processes", "train.accumulate", "train.batch"), _processes),
     (("model.layers", "latent.bits"), _even),
     (("latent.depth", "model.layers"), _depth),
 )

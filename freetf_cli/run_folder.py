@@ -169,6 +169,28 @@ class RunFolder:
         write_durably(self.path / "manifest.json", json.dumps({**self.manifest(), **entries}, indent=1) + "\n")
 
 
+class WatchedRun(RunFolder):
+    """A run that another process records: to be read, and what would be written is left to that one."""
+
+    def append_fault(self, **entries: Any) -> None:
+        pass
+
+    def append(self, metrics: Metrics, seconds: float | None = None) -> None:
+        pass
+
+    def rewind(self, step: int, recipe: Recipe, *, evaluates: bool = False) -> None:
+        pass
+
+    def set_best(self, step: int, loss: float) -> None:
+        pass
+
+    def save_samples(self, step: int, samples: Mapping[str, Sequence[Sample]]) -> None:
+        pass
+
+    def update_manifest(self, **entries: Any) -> None:
+        pass
+
+
 def describe_process(argv: Sequence[str]) -> dict[str, Any]:
     """What a manifest says of the program that made it."""
     packages = ("torch", "numpy", "safetensors", "tokenizers")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from freetf_cli.recipe import Recipe
     from freetf_cli.results import TrainResult
     from freetf_cli.run_folder import RunFolder
+    from freetf_cli.training.distributed import World
     from freetf_cli.training.signals import StopRequest
 
 RunOption = Annotated[Path | None, typer.Option("--out", "-o", metavar="RUN", help="The run's folder; needed unless --dry-run.")]
@@ -51,20 +53,28 @@ def train(
     $ freetf train letters-free -o runs/letters-free
     $ freetf train letters-free -o runs/quick --smoke
     $ freetf train letters-free -o runs/lr --set train.lr=3e-4 --set latent.kappa=0.25
+    $ freetf train letters-free -o runs/two --set parallel.processes=2
     $ freetf train paper-1.5b-free --dry-run
     """
     from freetf_cli.recipe_file import load_recipe
+    from freetf_cli.training.launch import launch, started_processes, stop_when_orphaned
 
-    overrides = [*(set_ or []), *([] if seed is None else [f"train.seed={seed}"])]
-    loaded = load_recipe(recipe, smoke=smoke, overrides=overrides)
+    started = started_processes()
+    overrides = [*([] if started == 1 else [f"parallel.processes={started}"]), *(set_ or [])]
+    loaded = load_recipe(recipe, smoke=smoke, overrides=[*overrides, *([] if seed is None else [f"train.seed={seed}"])])
     if dry_run:
         _dry_run(loaded, recipe, device, json)
     elif out is None or str(out) == "-":
         raise InputError("no folder for the run" if out is None else "a run is a folder, it cannot go to stdout", hint="name one: -o RUN")
+    elif loaded.parallel.processes > 1 and started == 1:
+        raise typer.Exit(launch(sys.argv[1:], loaded.parallel.processes))
+    elif loaded.parallel.processes != started:
+        raise InputError(f"parallel.processes = {loaded.parallel.processes}, but {started} were started")
     else:
         from freetf_cli.training.signals import stop_on_signals
 
         with stop_on_signals() as stop:  # from here on, loading too
+            stop_when_orphaned()
             _train(loaded, out, device, resume, init_from, stop, json=json, quiet=quiet or json)
 
 
@@ -92,16 +102,25 @@ def _dry_run(recipe: Recipe, name: str, device: str, json: bool) -> None:
 def _train(
     recipe: Recipe, out: Path, device: str, resume: str, init_from: Path | None, stop: StopRequest, *, json: bool, quiet: bool
 ) -> None:
-    from freetf_cli.checkpoint import open_checkpoint
+    from freetf_cli.checkpoint import Checkpoint, open_checkpoint
+    from freetf_cli.device import resolve_device
     from freetf_cli.render import terminal
     from freetf_cli.render.console import warn
     from freetf_cli.results import to_json
+    from freetf_cli.training.distributed import joined
 
-    start = resume_from(out, resume)
-    if start is not None and init_from is not None:
-        raise InputError("--init-from starts a new run, --resume goes on with one", hint="give one of them")
-    weights = None if init_from is None else open_checkpoint(init_from, warn)
-    result = run_training(recipe, out, device, resume=start, init_from=weights, again=resume == "auto", stop=stop, quiet=quiet)
+    with joined(resolve_device(device)) as world:
+        start = resume_from(out, resume) if world.leads else None
+        if folder := world.told(str(start.folder) if start else ""):
+            start = start or Checkpoint.open(Path(folder))
+        if start is not None and init_from is not None:
+            raise InputError("--init-from starts a new run, --resume goes on with one", hint="give one of them")
+        weights = None if init_from is None else open_checkpoint(init_from, warn)
+        result = run_training(
+            recipe, out, device, resume=start, init_from=weights, again=resume == "auto", stop=stop, world=world, quiet=quiet
+        )
+    if not world.leads:
+        return
     if json:
         typer.echo(to_json(result))
     else:
@@ -136,6 +155,7 @@ def run_training(
     init_from: Checkpoint | None = None,
     again: bool = False,
     stop: StopRequest,
+    world: World | None = None,
     quiet: bool = False,
 ) -> TrainResult:
     """Train with a live display, stop cleanly when asked, and keep the run's report.html current."""
@@ -148,10 +168,19 @@ def run_training(
 
     set_threads(recipe.parallel.threads)
     target = resolve_device(device)
-    with TrainingProgress(quiet=quiet) as display:
+    with TrainingProgress(quiet=quiet or not (world is None or world.leads)) as display:
         hooks = Hooks(progress=display.update, saved=write_report, warn=warn)
         return train_recipe(
-            recipe, out, device=target, resume=resume, init_from=init_from, again=again, hooks=hooks, stop=stop, argv=current_argv()
+            recipe,
+            out,
+            device=target,
+            resume=resume,
+            init_from=init_from,
+            again=again,
+            hooks=hooks,
+            stop=stop,
+            argv=current_argv(),
+            world=world,
         )
 
 

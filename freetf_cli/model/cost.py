@@ -79,7 +79,7 @@ def _count(module: nn.Module) -> int:
 def _memory(recipe: Recipe, parameters: int, bf16: bool) -> dict[str, float]:
     """Bytes: parameters, gradients and AdamW's two moments in float32; activations kept for the backward, and the logits, estimated."""
     config, number = recipe.model, 2 if bf16 else 4
-    tokens = recipe.train.batch // recipe.train.accumulate * (config.context or 1)
+    tokens = recipe.rows_at_once * (config.context or 1)
     attention = (2 * config.heads + 2 * config.key_heads) * config.head_width
     block = 2 * 4 * config.width + number * (2 * config.width + attention + 3 * config.hidden)
     blocks = config.layers + (1 if recipe.latent else 0)
@@ -100,5 +100,5 @@ def _pairs(recipe: Recipe) -> int:
     latent = recipe.latent
     if latent is None or not (latent.mismatch or "mismatch" in latent.schedule):
         return 0
-    half, context = recipe.train.batch // recipe.train.accumulate // 2, recipe.model.context or 1
+    half, context = recipe.rows_at_once // 2, recipe.model.context or 1
     return 3 * 4 * half**2 * min(latent.window or context, context) * latent.bits

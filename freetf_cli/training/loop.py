@@ -12,8 +12,10 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from signal import Signals
 from typing import NoReturn
 
 import numpy as np
@@ -21,22 +23,24 @@ import torch
 from torch import Tensor
 
 from freetf_cli.checkpoint import Checkpoint, checkpoint_folders, folder_step, save_checkpoint
-from freetf_cli.data.batches import DataSource
+from freetf_cli.data.batches import Batch, DataSource
 from freetf_cli.errors import FreetfError, InputError, Interrupted, Stopped, is_out_of_memory
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.recipe import Recipe
 from freetf_cli.results import Metrics, Progress, TrainResult
-from freetf_cli.run_folder import RunFolder, describe_process, now
+from freetf_cli.run_folder import RunFolder, WatchedRun, describe_process, now
 from freetf_cli.run_lock import hold
 from freetf_cli.sampling import SampleSpec, figure4_samples, prompt_tokens
+from freetf_cli.training.distributed import World
+from freetf_cli.training.evaluation import CutShort, held_out_sums
 from freetf_cli.training.memory import check_memory, out_of_memory
-from freetf_cli.training.objective import LossFunction, LossSums, loss_function
+from freetf_cli.training.objective import LossFunction, loss_function
 from freetf_cli.training.optimizer import load_named_state, make_optimizer, named_state
 from freetf_cli.training.prefetch import HostBatch, Prefetch, host_batch
 from freetf_cli.training.schedule import LatentWeights, latent_weights, learning_rate
 from freetf_cli.training.signals import StopRequest
 from freetf_cli.training.start import check_same_run, describe_run, make_model, record_start, resolve
-from freetf_cli.training.step import TrainStep, autocast, uses_graph
+from freetf_cli.training.step import TrainStep, uses_graph
 from freetf_cli.training.stopwatch import Stopwatch
 
 SAMPLE_TOKENS = 256  # of the samples kept with a run, where the data's rows are longer
@@ -51,10 +55,6 @@ class Hooks:
     warn: Callable[[str], None] = lambda message: None
 
 
-class _CutShort(Exception):
-    """A signal came during an evaluation."""
-
-
 def train(
     recipe: Recipe,
     path: Path,
@@ -66,36 +66,44 @@ def train(
     hooks: Hooks | None = None,
     stop: StopRequest | None = None,
     argv: Sequence[str] = (),
+    world: World | None = None,
 ) -> TrainResult:
     """Train a recipe into a run folder.
 
+    world: the processes that call this together, each with the same arguments; process 0 writes the run, and calls the hooks.
     resume: go on from this checkpoint of the same run. init_from: start from these weights; a Free model may start from its baseline.
     again: a run that ended before its first checkpoint may begin anew.
     Raises InputError before anything is written when recipe, data or checkpoint do not fit; Stopped or Interrupted, after saving, when
     `stop` asks; FreetfError when another process has the run, the memory is too small, or too many steps in a row were not finite.
     """
+    world, hooks = world or World(), hooks or Hooks()
     uses_graph(recipe.train, device)  # InputError where it cannot
     RunFolder.refuse_foreign(path)
-    with hold(path):
+    with hold(path) if world.leads else nullcontext():
         recipe, source = resolve(recipe)
         if resume is not None:
             check_same_run(recipe, source, resume)
         check_memory(recipe, device)
         try:
             model = make_model(recipe, device, init_from, resume)
-            run = RunFolder.create(path, recipe, again=again) if resume is None else RunFolder.open(path)
-            loop = Loop(recipe, source, model, run, device, hooks or Hooks(), stop or StopRequest())
+            run = _open(path, recipe, again, resume) if world.leads else WatchedRun(path)
+            loop = Loop(recipe, source, model, run, device, hooks if world.leads else Hooks(), stop or StopRequest(), world)
             if resume is not None:
                 loop.restore(resume)
                 run.rewind(resume.step, recipe, evaluates=loop.owes_evaluation)
                 if isinstance(resume.state.get("val_loss"), float):  # the run may have died before it noted this
                     loop._note_best(resume.state["val_loss"])
-            record_start(run, {**describe_process(argv), **describe_run(recipe, source, device, init_from)}, resume)
+            about = {**describe_process(argv), **describe_run(recipe, source, device, init_from), "processes": world.size}
+            record_start(run, about, resume)
             return _to_end(loop, run)
         except (MemoryError, RuntimeError) as error:
             if is_out_of_memory(error):
                 raise out_of_memory(recipe, device) from error
             raise
+
+
+def _open(path: Path, recipe: Recipe, again: bool, resume: Checkpoint | None) -> RunFolder:
+    return RunFolder.create(path, recipe, again=again) if resume is None else RunFolder.open(path)
 
 
 def _to_end(loop: Loop, run: RunFolder) -> TrainResult:
@@ -110,10 +118,18 @@ class Loop:
     """One run in progress."""
 
     def __init__(
-        self, recipe: Recipe, source: DataSource, model: Decoder, run: RunFolder, device: torch.device, hooks: Hooks, stop: StopRequest
+        self,
+        recipe: Recipe,
+        source: DataSource,
+        model: Decoder,
+        run: RunFolder,
+        device: torch.device,
+        hooks: Hooks,
+        stop: StopRequest,
+        world: World | None = None,
     ) -> None:
         self.recipe, self.source, self.model, self.run = recipe, source, model, run
-        self.device, self.hooks, self.stop = device, hooks, stop
+        self.device, self.hooks, self.stop, self.world = device, hooks, stop, world or World()
         self.config = recipe.train
         self.step = 0
         self.optimizer = make_optimizer(model, self.config, device)
@@ -123,17 +139,18 @@ class Loop:
         if self.config.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
-        shape = (self.config.batch, source.context, self.bits)
-        self.update = TrainStep(
-            model, self._compiled(self.plain_loss), self.optimizer, self.config, device, shape, len(LatentWeights._fields)
-        )
+        self._mine = self.world.rows(self.config.batch)
+        shape = (self.config.batch // self.world.size, source.context, self.bits)
+        loss, scalars = self._compiled(self.plain_loss), len(LatentWeights._fields)
+        self.update = TrainStep(model, loss, self.optimizer, self.config, device, shape, scalars, self.world)
         self.batches = Prefetch(self._batch, self.config.steps)
         self.skipped: list[int] = []  # steps without an update, counted from 1
+        self.saved = -1  # the step of the last checkpoint
         self.owes_evaluation = False  # of the step that it was resumed at
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Take up a checkpoint's step and optimizer moments."""
-        self.step = checkpoint.step
+        self.step = self.saved = checkpoint.step
         self.owes_evaluation = checkpoint.state.get("owes_evaluation") is True
         if type(row := checkpoint.state.get("skipped_in_row", 0)) is int and 0 <= row <= self.config.skip_limit:
             self.update.in_row = row
@@ -153,8 +170,8 @@ class Loop:
         with self.batches:
             if self.owes_evaluation:
                 held_out = self._measure(report)
-            if self.stop.signal is not None and self.step < self.config.steps:  # it came while all was loaded
-                self._leave("before its first step" if first == 0 else f"at step {first}, where it began")
+            if self.step < self.config.steps and (signal := self._asked()):  # it came while all was loaded
+                self._leave(signal, "before its first step" if first == 0 else f"at step {first}, where it began")
             while self.step < self.config.steps:
                 sums, grad_norm, count = self.train_step()
                 self.step += 1
@@ -174,8 +191,8 @@ class Loop:
                         held_out = self._measure(report)
                     elif saves:
                         self.save(None)
-                if self.stop.signal is not None and not last:
-                    self._stop()
+                if not last and (signal := self._asked()):
+                    self._stop(signal)
         self.run.update_manifest(status="done", finished=now())
         self.hooks.saved(self.run)
         return self._result(time.perf_counter() - started, held_out)
@@ -187,7 +204,7 @@ class Loop:
         """
         batch = self.batches.take(self.step)
         weights = latent_weights(self.step, self.recipe.latent, self.config.steps)
-        self._noise(self.step, self.update.noise.shape[:-1], out=self.update.noise)
+        self.update.noise.copy_(self._noise(self.step, (self.config.batch, self.source.context))[self._mine])
         self.update(self.step, batch, learning_rate(self.step, self.config), weights)
         if self.device.type != "cuda":  # where asking costs nothing
             self._note_faults()
@@ -197,8 +214,8 @@ class Loop:
         """Evaluation, samples and checkpoint of this step. A signal cuts the evaluation short; a resumed run then begins with it."""
         try:
             held_out = self.evaluate()
-        except _CutShort:
-            self._stop(owes_evaluation=True)
+        except CutShort as cut:
+            self._stop(cut.signal, owes_evaluation=True)
         self.run.append(held_out)
         report(held_out)
         self._sample()  # before the checkpoint: a resumed run would not come back to this step
@@ -206,38 +223,34 @@ class Loop:
         self.hooks.saved(self.run)
         return held_out
 
-    @torch.no_grad()
     def evaluate(self) -> Metrics:
-        """The held-out split at the final κ and weights, Z from the posterior with noise that is the same every time."""
-        config, latent = self.recipe.eval, self.recipe.latent
-        weights = latent_weights(self.config.steps, latent, self.config.steps)
-        scalars = torch.tensor(weights, device=self.device).unbind()
-        total, count, row = torch.zeros(5, device=self.device), 0, 0
-        noise_NTH = self._noise(-1, (config.sequences, self.source.context))  # a row's noise does not depend on the size of the batches
-        self.model.eval()
-        for batch in self.source.held_out(config.split, config.sequences, self.config.batch // self.config.accumulate):
-            if self.stop.signal is not None:
-                self.model.train()
-                raise _CutShort
-            noise_BTH = noise_NTH[row : row + len(batch.inputs)]
-            row += len(batch.inputs)
-            rows = host_batch(batch, pinned=False)
-            with autocast(self.config, self.device):
-                terms = self.plain_loss(rows.inputs.to(self.device), rows.targets.to(self.device), noise_BTH, *scalars)
-            total += LossSums(*terms).stack()
-            count += rows.count
-        self.model.train()
+        """The held-out split, with noise that is the same every time."""
+        config = self.recipe.eval
+        noise_NTH = self._noise(-1, (config.sequences, self.source.context))
+        total, count = held_out_sums(self.recipe, self.source, self.model, self.plain_loss, noise_NTH, self.world, self._asked)
         if not torch.isfinite(total).all():
             raise FreetfError(f"the held-out loss is not finite after step {self.step}", str(self.run.path), self._kept())
-        return self._metrics(total, count, config.split, weights.kappa, lr=None, grad_norm=None)
+        kappa = latent_weights(self.config.steps, self.recipe.latent, self.config.steps).kappa
+        return self._metrics(total, count, config.split, kappa, lr=None, grad_norm=None)
 
     def save(self, held_out: Metrics | None, *, owes_evaluation: bool = False) -> None:
         """A checkpoint of this step; older ones go, save the best and those of every `keep_every` steps."""
         self._note_faults()
-        if not torch.stack([weight.isfinite().all() for weight in self.model.parameters()]).all():
-            raise FreetfError(
-                f"the weights are not finite after step {self.step}", str(self.run.path), f"{self._kept()}; a lower train.lr may help"
-            )
+        self._check_weights()
+        if self.world.leads:
+            self._write(held_out, owes_evaluation)
+        self.world.wait()
+        self.saved = self.step
+
+    def _check_weights(self) -> None:
+        """FreetfError where they are not finite, or not the same in every process."""
+        weights, hint = list(self.model.parameters()), f"{self._kept()}; a lower train.lr may help"
+        if not torch.stack([weight.isfinite().all() for weight in weights]).all():
+            raise FreetfError(f"the weights are not finite after step {self.step}", str(self.run.path), hint)
+        if self.world.size > 1 and not self.world.alike(torch.stack([weight.detach().view(torch.int32).sum() for weight in weights])):
+            raise FreetfError(f"the processes differ in their weights after step {self.step}", str(self.run.path), self._kept())
+
+    def _write(self, held_out: Metrics | None, owes_evaluation: bool) -> None:
         state = {
             "step": self.step,
             "tokens": self._tokens(),
@@ -262,22 +275,25 @@ class Loop:
         if best is None or loss < best["loss"]:
             self.run.set_best(self.step, loss)
 
-    def _stop(self, *, owes_evaluation: bool = False) -> NoReturn:
+    def _asked(self) -> Signals | None:
+        """The signal that asks this run to stop, whichever of its processes has it."""
+        number = self.world.largest(self.stop.signal or 0)
+        return Signals(number) if number else None
+
+    def _stop(self, signal: Signals, *, owes_evaluation: bool = False) -> NoReturn:
         """Save, and leave by the exit that the signal asks for."""
-        if not self.run.checkpoint(self.step).exists():
+        if self.saved != self.step:
             self.save(None, owes_evaluation=owes_evaluation)
         self.hooks.saved(self.run)
-        self._leave(f"after step {self.step}, checkpoint saved")
+        self._leave(signal, f"after step {self.step}, checkpoint saved")
 
-    def _leave(self, when: str) -> NoReturn:
-        signal = self.stop.signal
-        assert signal is not None
+    def _leave(self, signal: Signals, when: str) -> NoReturn:
         kind = Interrupted if signal.name == "SIGINT" else Stopped
         raise kind(f"stopped by {signal.name} {when}", str(self.run.path), "the same command with --resume auto goes on")
 
     def _sample(self) -> None:
         """Samples as the paper's Figure 4, for the run folder and its report."""
-        if not self.recipe.eval.samples:
+        if not self.recipe.eval.samples or not self.world.leads:
             return
         seed = self.config.seed
         prompt = self.source.prompts(1, seed)[0]
@@ -287,14 +303,17 @@ class Loop:
         self.run.save_samples(self.step, figure4_samples(self.model, self.source.tokenizer, prompt, spec, groups=2))
         self.model.train()
 
-    def _noise(self, key: int, shape: Sequence[int], out: Tensor | None = None) -> Tensor:
+    def _noise(self, key: int, shape: tuple[int, int]) -> Tensor:
         """Uniform noise [B, T, H] of a training step (key ≥ 0) or of the held-out rows (key < 0): a function of (seed, key)."""
         words = [self.config.seed, abs(key), int(key < 0)]
         self.noise_generator.manual_seed(int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1))
-        return torch.rand(*shape, self.bits, generator=self.noise_generator, device=self.device, out=out)
+        return torch.rand(*shape, self.bits, generator=self.noise_generator, device=self.device)
 
     def _batch(self, step: int) -> HostBatch:
-        return host_batch(self.source.train_batch(step, self.config.batch), pinned=self.device.type == "cuda")
+        return host_batch(self._rows(step), self._mine, pinned=self.device.type == "cuda")
+
+    def _rows(self, step: int) -> Batch:
+        return self.source.train_batch(step, self.config.batch)
 
     def _compiled(self, function: LossFunction) -> LossFunction:
         on = self.config.compile == "on" or (self.config.compile == "auto" and self.device.type == "cuda")
@@ -311,8 +330,8 @@ class Loop:
     def _note_faults(self) -> None:
         """Record the steps that were skipped. Whatever leaves a record asks first: on CUDA the device leaves updates out without a word."""
         for fault in self.update.faults():
-            step, batch = fault.step + 1, self._batch(fault.step)
-            rows = hashlib.sha256(batch.inputs.numpy().tobytes()).hexdigest()
+            step = fault.step + 1
+            rows = hashlib.sha256(self._rows(fault.step).inputs.tobytes()).hexdigest()
             self.skipped.append(step)
             self.run.append_fault(step=step, ce=str(fault.ce), grad_norm=str(fault.grad_norm), inputs_sha256=rows)
             self.hooks.warn(f"step {step} skipped: CE {fault.ce}, gradient norm {fault.grad_norm}")

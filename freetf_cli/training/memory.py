@@ -25,7 +25,7 @@ def out_of_memory(recipe: Recipe, device: torch.device) -> FreetfError:
     """One line: batch, length, what they were predicted to take, what there is, and what to lower."""
     plan, config = _plan(recipe, device), recipe.train
     states, has = sum(plan[name] for name in STATES), total_memory(device)
-    what = f"out of memory: batches of {config.batch} × {recipe.model.context} tokens take some {_gib(plan['total'])}"
+    what = f"out of memory: batches of {config.batch} × {recipe.model.context} tokens{_parts(recipe)} take some {_gib(plan['total'])}"
     what += f", {_gib(states)} of it the model's states; {device.type} has {_gib(free_memory(device))} free of {_gib(has)}"
     if states > has:
         return FreetfError(what, hint="a smaller model: model.layers, model.width, latent.bits")
@@ -58,6 +58,10 @@ def free_memory(device: torch.device) -> int:
 
 def _plan(recipe: Recipe, device: torch.device) -> dict[str, float]:
     return plan_run(recipe, "", bf16=autocast_dtype(recipe.train.precision, device) is not None).memory
+
+
+def _parts(recipe: Recipe) -> str:
+    return f" in {recipe.parallel.processes} processes" if recipe.parallel.processes > 1 else ""
 
 
 def _gib(count: float) -> str:

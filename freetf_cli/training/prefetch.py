@@ -22,16 +22,19 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class HostBatch:
-    """inputs and targets [B, T] int64 on the host, and how many targets count."""
+    """inputs and targets [B, T] int64 on the host, and how many targets count.
+
+    Where these are a process's rows of a batch, the count is that of the whole.
+    """
 
     inputs: Tensor
     targets: Tensor
     count: int
 
 
-def host_batch(batch: Batch, *, pinned: bool) -> HostBatch:
-    """A batch as tensors; pinned: in memory that a GPU may read while the host goes on."""
-    inputs, targets = (torch.from_numpy(rows).contiguous() for rows in (batch.inputs, batch.targets))
+def host_batch(batch: Batch, rows: slice = slice(None), *, pinned: bool = False) -> HostBatch:
+    """Some rows of a batch as tensors; pinned: in memory that a GPU may read while the host goes on."""
+    inputs, targets = (torch.from_numpy(each[rows]).contiguous() for each in (batch.inputs, batch.targets))
     if pinned:
         inputs, targets = inputs.pin_memory(), targets.pin_memory()
     return HostBatch(inputs, targets, int((batch.targets != IGNORE).sum()))

@@ -23,6 +23,7 @@ from torch import nn
 from freetf_cli.device import autocast_dtype
 from freetf_cli.errors import InputError
 from freetf_cli.recipe import TrainConfig
+from freetf_cli.training.distributed import World
 from freetf_cli.training.objective import LossFunction, LossSums
 from freetf_cli.training.prefetch import HostBatch
 
@@ -46,7 +47,8 @@ def uses_graph(config: TrainConfig, device: torch.device) -> bool:
 
 
 class TrainStep:
-    """The update of a step: `step(number, batch, rate, scalars)`, after the noise was written into `step.noise`.
+    """The update of a step: `step(number, batch, rate, scalars)`, after the noise was written into `step.noise`; of several processes
+    each has its rows of the batch, and all make the same update.
 
     sums [5] (of LossSums over the batch) and grad_norm [] (before clipping) are written by every call. Weights, moments and all
     of these keep their tensors from the first call on: a graph knows them by address.
@@ -62,8 +64,10 @@ class TrainStep:
         device: torch.device,
         shape: tuple[int, int, int],
         scalars: int,
+        world: World,
     ) -> None:
         self.model, self.loss, self.optimizer, self.config, self.device = model, loss, optimizer, config, device
+        self.world = world
         self.inputs, self.targets = (torch.zeros(shape[:2], dtype=torch.int64, device=device) for _ in range(2))
         self.noise = torch.zeros(shape, device=device)
         self.number, self.count, self.rate = (torch.zeros((), device=device) for _ in range(3))
@@ -130,6 +134,7 @@ class TrainStep:
                 terms = LossSums(*self.loss(self.inputs[part], self.targets[part], self.noise[part], *self.scalars))
             (terms.objective / self.count).backward()  # type: ignore[no-untyped-call]
             self.sums += terms.stack()
+        self.world.sum_([*(p.grad for p in self.model.parameters() if p.grad is not None), self.sums])
         self.grad_norm.copy_(nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip or math.inf))
         self._note_fault()
         if self._skips or not bool(self._idle):

@@ -21,10 +21,11 @@ from tests.reliability.commands import inputs, outputs
 from tests.reliability.files import damaged, fallback, hostile
 from tests.reliability.kills import disk, kills, saves, small_disk, streams, system_calls
 from tests.reliability.processes import faults, processes, signals, starters
+from tests.reliability.ranks import gpu, ranks
 
-PARTS = (kills, saves, streams, damaged, fallback, hostile, disk, signals, starters, faults, outputs, inputs, processes)
+PARTS = (kills, saves, streams, damaged, fallback, hostile, disk, signals, starters, faults, ranks, outputs, inputs, processes)
 TRIALS: dict[str, Callable[[int, Path], dict[str, Any]]] = {each.__name__: each for each in PARTS}
-SOAK_ONLY = {each.__name__: each for each in (system_calls, small_disk)}
+SOAK_ONLY = {each.__name__: each for each in (system_calls, small_disk, gpu)}
 
 
 def main(name: str, count: str, folder: str) -> None:

@@ -11,6 +11,7 @@ from freetf_cli.errors import InputError
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.model.free_transformer import build_model, initialise_model
 from freetf_cli.recipe import LatentConfig, ModelConfig, TrainConfig
+from freetf_cli.training.distributed import World
 from freetf_cli.training.objective import LossSums, loss_function
 from freetf_cli.training.optimizer import make_optimizer
 from freetf_cli.training.prefetch import HostBatch
@@ -44,7 +45,7 @@ def batch(step: int) -> tuple[HostBatch, torch.Tensor]:
 
 
 def updater(model: Decoder, config: TrainConfig) -> TrainStep:
-    return TrainStep(model, loss_function(model, LATENT), make_optimizer(model, config, CPU), config, CPU, SHAPE, 3)
+    return TrainStep(model, loss_function(model, LATENT), make_optimizer(model, config, CPU), config, CPU, SHAPE, 3, World())
 
 
 def advance(update: TrainStep, step: int, kappa: float | None = None) -> None:
@@ -153,7 +154,7 @@ def test_an_optimizer_that_cannot_be_told_is_not_called() -> None:
     """As on MPS: AdamW is not fused there."""
     model, config = fresh(True), settings()
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, fused=False)
-    update = TrainStep(model, loss_function(model, LATENT), optimizer, config, CPU, SHAPE, 3)
+    update = TrainStep(model, loss_function(model, LATENT), optimizer, config, CPU, SHAPE, 3, World())
     advance(update, 0)
     good = everything(update)
     advance(update, 1, kappa=math.nan)

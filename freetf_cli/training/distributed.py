@@ -1,0 +1,135 @@
+"""Data-parallel training: the processes that train one run together, each on its part of every batch.
+
+All have the same weights, since all begin alike and make the same updates: those of the gradient summed over the processes, which is the
+gradient of the whole batch. What the host decides, such as where to stop, is agreed on over gloo; gradients on CUDA go over NCCL.
+Process 0 leads: it alone writes the run. Where one of them ends before its time, the others find out at their next agreement.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from freetf_cli.errors import FreetfError, InputError, is_out_of_memory
+from freetf_cli.training.launch import LAUNCHED, LOST, started_processes
+
+BUCKET = 2**24  # numbers that are summed at once: a copy of all gradients would double them
+
+
+class PeerLost(FreetfError):
+    """Another process of the run ended before its time. Which one knows who started them all, and says so."""
+
+    def __init__(self) -> None:
+        super().__init__("another process of the run is gone", hint="the same command with --resume auto goes on")
+        if LAUNCHED in os.environ:
+            self.exit_code = LOST
+
+    def lines(self) -> list[str]:
+        return [] if self.exit_code == LOST else super().lines()
+
+
+@dataclass(frozen=True)
+class World:
+    """Which of how many processes this one is. One process alone needs no group: for it every method gives back what it is given."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+    def rows(self, batch: int) -> slice:
+        """Which of a batch's rows are this process's."""
+        share = batch // self.size
+        return slice(self.rank * share, (self.rank + 1) * share)
+
+    def sum_(self, tensors: Sequence[Tensor]) -> None:
+        """Make each tensor its sum over the processes, in place; all of one device and type."""
+        if self.size == 1:
+            return
+        for bucket in _buckets(tensors):
+            flat = torch.cat([tensor.flatten() for tensor in bucket])
+            with _watched():
+                dist.all_reduce(flat)
+            for tensor, summed in zip(bucket, torch.split(flat, [tensor.numel() for tensor in bucket]), strict=True):
+                tensor.copy_(summed.view_as(tensor))
+
+    def largest(self, number: int) -> int:
+        """The largest number that any process gives."""
+        if self.size == 1:
+            return number
+        agreed = torch.tensor([number])
+        with _watched():
+            dist.all_reduce(agreed, dist.ReduceOp.MAX)
+        return int(agreed)
+
+    def alike(self, numbers: Tensor) -> bool:
+        """Whether all processes give the same integers."""
+        if self.size == 1:
+            return True
+        ends = torch.stack((numbers, -numbers)).cpu()
+        with _watched():
+            dist.all_reduce(ends, dist.ReduceOp.MAX)
+        return bool((ends[0] == -ends[1]).all())
+
+    def told(self, words: str) -> str:
+        """What process 0 gives, to all."""
+        if self.size == 1:
+            return words
+        data = torch.zeros(self.largest(len(words.encode()) if self.leads else 0), dtype=torch.uint8)
+        if self.leads:
+            data = torch.frombuffer(bytearray(words.encode()), dtype=torch.uint8) if words else data
+        with _watched():
+            dist.broadcast(data, 0)
+        return bytes(data.tolist()).decode()
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        self.largest(0)
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[World]:
+    """The world that the environment tells of (torchrun's variables), for a block; it is made when all its processes have come."""
+    if (size := started_processes()) == 1:
+        yield World()
+        return
+    if device.type == "cuda":
+        local = int(os.environ["LOCAL_RANK"])
+        if (here := int(os.environ.get("LOCAL_WORLD_SIZE", local + 1))) > torch.cuda.device_count():
+            what = f"parallel.processes = {size}: {here} on a machine with {torch.cuda.device_count()} CUDA devices"
+            raise InputError(what, hint="one process a device, or --device cpu")
+        torch.cuda.set_device(local)
+    with _watched():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    yield World(dist.get_rank(), size)
+    dist.destroy_process_group()  # not after an error: it may wait for a process that is gone
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    bucket: list[Tensor] = []
+    for tensor in tensors:
+        if bucket and sum(each.numel() for each in bucket) + tensor.numel() > BUCKET:
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        yield bucket
+
+
+@contextmanager
+def _watched() -> Iterator[None]:
+    """What a collective says when a process is gone, in our words."""
+    try:
+        yield
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        raise PeerLost from error

@@ -1,0 +1,197 @@
+"""Trials of two processes that train one run: one is killed, told to stop, or has numbers that are not finite.
+
+On CPUs over gloo; with RANKS_DEVICE=cuda on two GPUs over NCCL.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from freetf_cli.checkpoint import Checkpoint, checkpoint_folders, open_checkpoint
+from freetf_cli.errors import FreetfError
+from freetf_cli.recipe import Recipe
+from freetf_cli.recipe_file import load_recipe
+from freetf_cli.training.distributed import World, joined
+from freetf_cli.training.loop import Loop, train
+from freetf_cli.training.prefetch import HostBatch
+from freetf_cli.training.signals import stop_on_signals
+from freetf_cli.training.step import TrainStep
+from tests.reliability.kills import forget_noise
+from tests.reliability.world import STEPS, Tally, call_at, killed, same, tiny
+
+DEVICE = torch.device(os.environ.get("RANKS_DEVICE", "cpu"))
+LIMIT = 60.0  # seconds in which all have to stop once one is gone
+SETTINGS = {"cpu": [], "cuda": ["train.deterministic=true", 'train.compile="off"', 'train.precision="fp32"']}
+Happening = Callable[[int], None]  # what happens in the process of this rank
+
+
+def together(recipe: Recipe, run: Path, happens: Happening, size: int = 2) -> tuple[list[int], float]:
+    """Exit codes of the processes that train into a run from its newest checkpoint on, and the seconds from the first end to the last."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(size)}
+    address |= {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
+    children = {}
+    for rank in range(size):
+        if (child := os.fork()) == 0:
+            os.environ |= {**address, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            with Path(f"{run}-{rank}").open("w") as said:
+                os.dup2(said.fileno(), 2)
+                os._exit(one(recipe, run, lambda rank=rank: happens(rank)))
+        children[child] = rank
+    codes, first, last = [0] * size, 0.0, time.monotonic() + 4 * LIMIT
+    while children:
+        child, status = os.waitpid(-1, os.WNOHANG)
+        if child:
+            codes[children.pop(child)] = os.waitstatus_to_exitcode(status)
+            first = first or time.monotonic()
+        elif time.monotonic() > min(last, first + LIMIT if first else last):
+            for stuck in children:
+                os.kill(stuck, signal.SIGKILL)
+            last = math.inf
+        else:
+            time.sleep(0.01)
+    return codes, time.monotonic() - first
+
+
+def one(recipe: Recipe, run: Path, happens: Callable[[], None]) -> int:
+    try:
+        happens()
+        with stop_on_signals() as stop, joined(DEVICE) as world:
+            newest = open_checkpoint(run, lambda message: None).folder if world.leads and checkpoint_folders(run) else ""
+            folder = world.told(str(newest))
+            start = Checkpoint.open(Path(folder)) if folder else None
+            train(recipe, run, device=DEVICE, resume=start, again=True, stop=stop, world=world)
+    except FreetfError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except BaseException:
+        traceback.print_exc()
+        return 70
+    return 0
+
+
+def nothing(rank: int) -> None:
+    pass
+
+
+def on(number: int, what: Callable[[], Any]) -> Happening:
+    return lambda rank: what() if rank == number else None
+
+
+def ranks(count: int, folder: Path) -> dict[str, Any]:
+    """Two processes train one run; one is killed, told to stop, or has NaN: all stop within 60 s; resumed, as a run left alone."""
+    recipe = load_recipe(str(tiny(folder)), overrides=SETTINGS[DEVICE.type])
+    two = recipe.model_copy(update={"parallel": recipe.parallel.model_copy(update={"processes": 2})})
+    assert together(two, folder / "whole", nothing)[0] == [0, 0], Path(f"{folder / 'whole'}-0").read_text()
+    assert together(recipe, folder / "single", nothing, 1)[0] == [0]
+    tally, control, slowest = Tally(), Tally(), 0.0
+    tally.add(close(folder / "whole", folder / "single"), "two processes against one")
+    for number in range(count):
+        run, rank, event = folder / f"run-{number}", number % 2, Event.numbered(number)
+        codes, seconds = together(two, run, on(rank, event.happen))
+        good = codes[rank] == event.wanted and codes[1 - rank] == (75 if event.wanted == 75 else 1) and seconds < LIMIT
+        slowest = max(slowest, seconds)
+        alone = number % 4 == 3
+        again = together(recipe if alone else two, run, nothing, 1 if alone else 2)[0]
+        good &= set(again) == {0} and (close if alone else same)(run, folder / "whole")
+        tally.add(good, f"{event} in process {rank}: {codes} after {seconds:.1f} s, then {again}")
+        shutil.rmtree(run)
+    for rank in range(2):
+        tally.add(*planted(two, folder / f"nan-{rank}", rank, 2))
+    for number in range(2):
+        codes, _ = together(two, folder / f"control-{number}", lambda rank: setattr(World, "sum_", lambda self, tensors: None))
+        control.add(codes == [0, 0] and same(folder / f"control-{number}", folder / "whole"), f"{codes}")
+    about = {"device": f"two of {DEVICE.type}", "slowest_stop_seconds": round(slowest, 1)}
+    return {**tally.record(), **about, "control": {"what": "gradients are not summed", **control.record()}}
+
+
+def gpu(count: int, folder: Path) -> dict[str, Any]:
+    """One GPU, deterministic algorithms, the step a replayed graph: killed, told to stop, or NaN; resumed, as a run left alone."""
+    recipe = load_recipe(str(tiny(folder)), overrides=SETTINGS["cuda"])
+    assert together(recipe, folder / "whole", nothing, 1)[0] == [0], Path(f"{folder / 'whole'}-0").read_text()
+    tally, control = Tally(), Tally()
+    for name, number in [("run", number) for number in range(count)] + [("control", number) for number in (5, 8)]:
+        run, event = folder / f"{name}-{number}", Event.numbered(number)
+        codes, _ = together(recipe, run, on(0, event.happen), 1)
+        again, _ = together(recipe, run, nothing if name == "run" else lambda rank: forget_noise(), 1)
+        good = codes == [event.wanted] and again == [0] and same(run, folder / "whole")
+        (tally if name == "run" else control).add(good, f"{event}: {codes}, then {again}")
+    tally.add(*planted(recipe, folder / "nan", 0, 1))
+    about = {"device": torch.cuda.get_device_name(), "torch": str(torch.__version__)}
+    return {**tally.record(), **about, "control": {"what": "the noise of Z begins anew", **control.record()}}
+
+
+class Event(NamedTuple):
+    """What happens at which call."""
+
+    what: Callable[[], None]
+    wanted: int
+    owner: Any
+    name: str
+    at: int
+    after: bool
+
+    @classmethod
+    def numbered(cls, number: int) -> Event:
+        owner, name, after = PLACES[number % len(PLACES)]
+        at = 1 + number % 3 if name == "save" else 2 + number % (STEPS - 2)
+        return cls(*((terminated, 75) if number % 3 == 1 else (killed, -signal.SIGKILL)), owner, name, at, after)
+
+    def happen(self) -> None:
+        call_at(self.owner, self.name, self.at, self.what, after=self.after)
+
+
+def terminated() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+PLACES: list[tuple[Any, str, bool]] = [
+    (TrainStep, "__call__", False),
+    (World, "sum_", True) if DEVICE.type == "cpu" else (Loop, "train_step", True),  # a graph does not call it
+    (Loop, "save", False),
+    (TrainStep, "__call__", True),
+    (World, "largest", True),
+]
+
+
+def planted(recipe: Recipe, run: Path, rank: int, size: int) -> tuple[bool, str]:
+    """NaN in one process: all leave that step out; and again from the last checkpoint, the same."""
+    step, outcomes = 5 + rank, []
+    for _ in range(2):
+        codes, _ = together(recipe, run, on(rank, lambda: without_kappa(step, 4)), size)
+        outcomes.append((codes, (run / "faults.jsonl").read_text()))
+    named = [json.loads(row)["step"] for row in outcomes[0][1].splitlines()]
+    good = outcomes[0] == outcomes[1] and outcomes[0][0] == [1] * size and named == [step, step + 1, step + 2]
+    finite = all(weight.isfinite().all() for each in checkpoint_folders(run) for weight in Checkpoint.open(each).model(DEVICE).parameters())
+    return good and finite, f"NaN in process {rank}: {outcomes}"
+
+
+def without_kappa(step: int, length: int) -> None:
+    """From here on κ is NaN at some steps in a row, and so are the penalty and its gradient."""
+    plain = TrainStep.__call__
+
+    def call(self: TrainStep, number: int, batch: HostBatch, rate: float, scalars: Sequence[float]) -> None:
+        plain(self, number, batch, rate, [math.nan, *scalars[1:]] if step <= number + 1 < step + length else scalars)
+
+    TrainStep.__call__ = call  # type: ignore[method-assign]
+
+
+def close(run: Path, other: Path) -> bool:
+    """The same run, but for the order of sums."""
+    name = f"step-{STEPS:06d}"
+    ours, theirs = (Checkpoint.open(each / "checkpoints" / name).model(DEVICE).state_dict() for each in (run, other))
+    return all(torch.allclose(ours[key], theirs[key], rtol=1e-4, atol=1e-5) for key in theirs)
