@@ -24,7 +24,7 @@ LAUNCHED = "FREETF_LAUNCHED"  # in the environment of the processes started here
 LOST = 76  # exit code of a process that ended because another was gone: told to this module, to nobody else
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # those of torchrun
 FORWARDED = ("SIGINT", "SIGTERM", "SIGUSR1")
-GRACE = 30.0  # seconds that the others have to end by themselves once one has not ended well
+GRACE = 30.0  # seconds that the others have once one has ended, or all once a second SIGINT came
 
 
 def started_processes() -> int:
@@ -39,8 +39,11 @@ def launch(words: Sequence[str], count: int) -> int:
     their own, so that a terminal's Ctrl-C reaches them once, through here; and stop, having saved, when this process is gone.
     """
     processes: list[subprocess.Popen[bytes]] = []
+    interrupts: list[int] = []
 
     def hand_on(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            interrupts.append(number)
         for process in processes:
             if process.poll() is None:
                 process.send_signal(number)
@@ -57,7 +60,7 @@ def launch(words: Sequence[str], count: int) -> int:
             environment = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
             processes.append(_started(words, environment, ears[0], None if rank == 0 else said[rank]))
             stack.callback(_end, processes[-1])
-        stuck = _wait(processes)
+        stuck = _wait(processes, interrupts)
         return _outcome([process.returncode for process in processes], said, stuck)
 
 
@@ -98,11 +101,11 @@ def _surroundings(count: int) -> dict[str, str]:
     return found | {name: os.environ.get(name, value) for name, value in asked.items()}
 
 
-def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> set[int]:
-    """Until all have ended; those that do not after another has failed are killed. Their ranks."""
+def _wait(processes: Sequence[subprocess.Popen[bytes]], interrupts: Sequence[int]) -> set[int]:
+    """Until all have ended; those that do not after another has are killed. Their ranks."""
     deadline = None
     while any(process.poll() is None for process in processes):
-        if deadline is None and any(process.returncode for process in processes):
+        if deadline is None and (len(interrupts) > 1 or any(process.returncode is not None for process in processes)):
             deadline = time.monotonic() + GRACE
         if deadline is not None and time.monotonic() > deadline:
             stuck = {rank for rank, process in enumerate(processes) if process.poll() is None}

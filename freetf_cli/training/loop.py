@@ -112,6 +112,8 @@ def _to_end(loop: Loop, run: RunFolder) -> TrainResult:
     except BaseException as error:
         run.update_manifest(status="stopped" if isinstance(error, Stopped | Interrupted | KeyboardInterrupt) else "failed", finished=now())
         raise
+    finally:
+        loop.update.close()
 
 
 class Loop:

@@ -124,6 +124,10 @@ class TrainStep:
         """Whether too many steps in a row were not finite; this waits for the device."""
         return bool(self._ended)
 
+    def close(self) -> None:
+        """Give the graph back: NCCL waits with the end of its group for the graphs that it is part of."""
+        self._graph = None
+
     def _update(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         self.sums.zero_()

@@ -1,5 +1,6 @@
 """Trials of two processes that train one run: one is killed, told to stop, or has numbers that are not finite.
 
+The process that forks them never touches CUDA, which does not survive a fork.
 On CPUs over gloo; with RANKS_DEVICE=cuda on two GPUs over NCCL.
 """
 
@@ -30,7 +31,7 @@ from freetf_cli.training.prefetch import HostBatch
 from freetf_cli.training.signals import stop_on_signals
 from freetf_cli.training.step import TrainStep
 from tests.reliability.kills import forget_noise
-from tests.reliability.world import STEPS, Tally, call_at, killed, same, tiny
+from tests.reliability.world import CPU, STEPS, Tally, call_at, killed, same, tiny
 
 DEVICE = torch.device(os.environ.get("RANKS_DEVICE", "cpu"))
 LIMIT = 60.0  # seconds in which all have to stop once one is gone
@@ -176,7 +177,7 @@ def planted(recipe: Recipe, run: Path, rank: int, size: int) -> tuple[bool, str]
         outcomes.append((codes, (run / "faults.jsonl").read_text()))
     named = [json.loads(row)["step"] for row in outcomes[0][1].splitlines()]
     good = outcomes[0] == outcomes[1] and outcomes[0][0] == [1] * size and named == [step, step + 1, step + 2]
-    finite = all(weight.isfinite().all() for each in checkpoint_folders(run) for weight in Checkpoint.open(each).model(DEVICE).parameters())
+    finite = all(weight.isfinite().all() for each in checkpoint_folders(run) for weight in Checkpoint.open(each).model(CPU).parameters())
     return good and finite, f"NaN in process {rank}: {outcomes}"
 
 
@@ -193,5 +194,5 @@ def without_kappa(step: int, length: int) -> None:
 def close(run: Path, other: Path) -> bool:
     """The same run, but for the order of sums."""
     name = f"step-{STEPS:06d}"
-    ours, theirs = (Checkpoint.open(each / "checkpoints" / name).model(DEVICE).state_dict() for each in (run, other))
+    ours, theirs = (Checkpoint.open(each / "checkpoints" / name).model(CPU).state_dict() for each in (run, other))
     return all(torch.allclose(ours[key], theirs[key], rtol=1e-4, atol=1e-5) for key in theirs)
