@@ -83,7 +83,7 @@ def _run(words: list[str]) -> int | None:
     if "_FREETF_COMPLETE" in os.environ:  # a shell asks for completions
         build_app()(prog_name="freetf")
     command = typer.main.get_command(build_app(_needed(words)))
-    with command.make_context("freetf", list(words)) as context:
+    with command.make_context("freetf", list(words), obj=words) as context:
         result = command.invoke(context)
     return result if isinstance(result, int) else None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +11,8 @@ from freetf_cli.cli.options import DeviceOption, JsonOption, OptionalSeedOption,
 from freetf_cli.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from freetf_cli.checkpoint import Checkpoint
     from freetf_cli.recipe import Recipe
     from freetf_cli.results import TrainResult
@@ -34,6 +35,7 @@ DryRunOption = Annotated[
 
 
 def train(
+    context: typer.Context,
     recipe: RecipeArgument,
     out: RunOption = None,
     set_: SetOption = None,
@@ -67,7 +69,7 @@ def train(
     elif out is None or str(out) == "-":
         raise InputError("no folder for the run" if out is None else "a run is a folder, it cannot go to stdout", hint="name one: -o RUN")
     elif loaded.parallel.processes > 1 and started == 1:
-        raise typer.Exit(launch(sys.argv[1:], loaded.parallel.processes))
+        raise typer.Exit(launch(context.find_root().obj, loaded.parallel.processes))
     elif loaded.parallel.processes != started:
         raise InputError(f"parallel.processes = {loaded.parallel.processes}, but {started} were started")
     else:
@@ -102,7 +104,7 @@ def _dry_run(recipe: Recipe, name: str, device: str, json: bool) -> None:
 def _train(
     recipe: Recipe, out: Path, device: str, resume: str, init_from: Path | None, stop: StopRequest, *, json: bool, quiet: bool
 ) -> None:
-    from freetf_cli.checkpoint import Checkpoint, open_checkpoint
+    from freetf_cli.checkpoint import open_checkpoint
     from freetf_cli.device import resolve_device
     from freetf_cli.render import terminal
     from freetf_cli.render.console import warn
@@ -110,12 +112,10 @@ def _train(
     from freetf_cli.training.distributed import joined
 
     with joined(resolve_device(device)) as world:
-        start = resume_from(out, resume) if world.leads else None
-        if folder := world.told(str(start.folder) if start else ""):
-            start = start or Checkpoint.open(Path(folder))
+        start = _led(world, lambda: resume_from(out, resume))
         if start is not None and init_from is not None:
             raise InputError("--init-from starts a new run, --resume goes on with one", hint="give one of them")
-        weights = None if init_from is None else open_checkpoint(init_from, warn)
+        weights = None if init_from is None else _led(world, lambda: open_checkpoint(init_from, warn))
         result = run_training(
             recipe, out, device, resume=start, init_from=weights, again=resume == "auto", stop=stop, world=world, quiet=quiet
         )
@@ -125,6 +125,15 @@ def _train(
         typer.echo(to_json(result))
     else:
         terminal.train_result(result)
+
+
+def _led(world: World, choose: Callable[[], Checkpoint | None]) -> Checkpoint | None:
+    """The checkpoint that process 0 chooses, who may put a folder right for it; then the others open it."""
+    from freetf_cli.checkpoint import Checkpoint
+
+    chosen = choose() if world.leads else None
+    folder = world.told(str(chosen.folder) if chosen else "")
+    return chosen or (Checkpoint.open(Path(folder)) if folder else None)
 
 
 def resume_from(out: Path, resume: str) -> Checkpoint | None:
@@ -163,11 +172,12 @@ def run_training(
     from freetf_cli.render.console import warn
     from freetf_cli.render.progress import TrainingProgress
     from freetf_cli.run_folder import current_argv
+    from freetf_cli.training.distributed import own_device
     from freetf_cli.training.loop import Hooks
     from freetf_cli.training.loop import train as train_recipe
 
     set_threads(recipe.parallel.threads)
-    target = resolve_device(device)
+    target = own_device(resolve_device(device))
     with TrainingProgress(quiet=quiet or not (world is None or world.leads)) as display:
         hooks = Hooks(progress=display.update, saved=write_report, warn=warn)
         return train_recipe(

@@ -10,6 +10,7 @@ import codecs
 import os
 import re
 import sys
+from contextlib import suppress
 from enum import IntEnum
 from typing import IO, Any, cast
 
@@ -98,7 +99,8 @@ def _say(label: str, style: str, text: str) -> None:
     line = Text("freetf: ", style="dim")
     line.append(label, style=style)
     line.append(visible(text), style="not dim")
-    err().print(line, soft_wrap=True)
+    with suppress(OSError):  # what nobody can read is no reason to fail
+        err().print(line, soft_wrap=True)
 
 
 class _Console(Console):

@@ -76,7 +76,10 @@ def _stdout_is_watched() -> bool:
 
 
 class TrainingProgress:
-    """How a training run goes: `with TrainingProgress() as display: … display.update(progress)`."""
+    """How a training run goes: `with TrainingProgress() as display: … display.update(progress)`.
+
+    Where stderr can no longer be written, its reader or terminal being gone, the display ends and the run does not.
+    """
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.quiet = quiet or verbosity() is Verbosity.QUIET
@@ -101,8 +104,15 @@ class TrainingProgress:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._live:
-            self._live.refresh()
-            self._live.stop()
+            self._try(self._live.refresh)
+        if self._live:
+            self._try(self._live.stop)
+
+    def _try(self, show: Callable[[], None]) -> None:
+        try:
+            show()
+        except OSError:
+            self.quiet, self._live = True, None
 
     def update(self, progress: results.Progress) -> None:
         """Take in a logged step, or a held-out line (a split other than train)."""
@@ -114,16 +124,16 @@ class TrainingProgress:
         if self._live:
             self._draw()
         elif not self.quiet and self._is_due(progress):
-            self._console.print(Text(plain_line(progress)), soft_wrap=True)
+            self._try(lambda: self._console.print(Text(plain_line(progress)), soft_wrap=True))
 
     def log(self, text: str) -> None:
         """A line above the display: a checkpoint written, a resumed run."""
         if not self.quiet:
-            self._console.print(Text(visible(text)), soft_wrap=True)
+            self._try(lambda: self._console.print(Text(visible(text)), soft_wrap=True))
 
     def _draw(self) -> None:
         if self._live and time.monotonic() - self._drawn >= REFRESH:
-            self._live.refresh()
+            self._try(self._live.refresh)
             self._drawn = time.monotonic()
 
     def _is_due(self, progress: results.Progress) -> bool:

@@ -95,6 +95,13 @@ class World:
         self.largest(0)
 
 
+def own_device(device: torch.device) -> torch.device:
+    """The device of this kind that is this process's: of several processes on a machine each has a GPU of its own."""
+    if device.type != "cuda" or started_processes() == 1:
+        return device
+    return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+
+
 @contextmanager
 def joined(device: torch.device) -> Iterator[World]:
     """The world that the environment tells of (torchrun's variables), for a block; it is made when all its processes have come."""

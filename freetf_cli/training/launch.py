@@ -19,11 +19,11 @@ from types import FrameType
 from typing import IO
 
 from freetf_cli.errors import ExitCode, FreetfError
+from freetf_cli.training.signals import heeded
 
 LAUNCHED = "FREETF_LAUNCHED"  # in the environment of the processes started here
 LOST = 76  # exit code of a process that ended because another was gone: told to this module, to nobody else
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # those of torchrun
-FORWARDED = ("SIGINT", "SIGTERM", "SIGUSR1")
 GRACE = 30.0  # seconds that the others have once one has ended, or all once a second SIGINT came
 
 
@@ -52,8 +52,8 @@ def launch(words: Sequence[str], count: int) -> int:
         ears = os.pipe()
         for end in ears:
             stack.callback(os.close, end)
-        for name in FORWARDED:
-            stack.callback(signal.signal, getattr(signal, name), signal.signal(getattr(signal, name), hand_on))
+        for number in heeded():
+            stack.callback(signal.signal, number, signal.signal(number, hand_on))
         said = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(count)]
         shared = {**os.environ, **_surroundings(count), LAUNCHED: str(ears[0])}
         for rank in range(count):

@@ -20,17 +20,22 @@ class StopRequest:
         self.signal = signal.Signals(number)
 
 
+def heeded() -> list[signal.Signals]:
+    """SIGINT, SIGTERM, SIGUSR1 and SIGHUP, where they are and unless `nohup` or the like has them ignored; SIGINT always."""
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name)]
+    return [number for number in numbers if number is signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN]
+
+
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Turn SIGINT, SIGTERM and SIGUSR1 into a request while the block runs."""
+    """Turn the signals that are `heeded` into a request while the block runs."""
     request = StopRequest()
-    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
     before = {}
     try:
-        for number in numbers:
+        for number in heeded():
             before[number] = signal.signal(number, request)
     except ValueError:  # not the main thread: signals are somebody else's
-        numbers = []
+        pass
     try:
         yield request
     finally:

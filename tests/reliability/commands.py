@@ -13,12 +13,15 @@ from typing import Any
 from freetf_cli.checkpoint import checkpoint_folders
 from freetf_cli.cli.app import main as freetf
 from freetf_cli.recipe_file import load_recipe
+from freetf_cli.training.step import TrainStep
 from tests.reliability.world import (
     Tally,
+    call_at,
     forked,
     go,
     hashed,
     quiet,
+    same,
     tiny,
 )
 
@@ -74,6 +77,78 @@ def outputs(count: int, folder: Path) -> dict[str, Any]:
         good = code in wanted and b"Traceback" not in text and b"internal error" not in text
         tally.add(good, f"{' '.join(words[:2])} {words[-1]}, {sink}: exit {code}: {text[-300:]!r}")
     return {**tally.record(), "forms": len(forms) * len(sinks)}
+
+
+def listeners(count: int, folder: Path) -> dict[str, Any]:
+    """Training whose stderr has no reader, or is full, or closes on the way: the run ends as if it were heard."""
+    recipe, tally = tiny(folder), Tally()
+    assert forked(lambda: go(load_recipe(str(recipe)), folder / "whole")) == 0
+    for number in range(count):
+        run, kind = folder / f"run-{number}", ("gone", "full", "leaves", "closed")[number % 4]
+        words = ["train", str(recipe), "-o", str(run), "--device", "cpu", "--set", "train.log_every=1"]
+
+        def work(kind: str = kind, words: list[str] = words) -> int:
+            reader, writer = os.pipe()
+            os.dup2(os.open("/dev/full", os.O_WRONLY) if kind == "full" else writer, 2)
+            if kind == "gone":
+                os.close(reader)
+            elif kind == "leaves":
+                call_at(TrainStep, "_update", 5, lambda: os.close(reader))
+            elif kind == "closed":
+                os.close(2)
+            sys.stderr = None if kind == "closed" else os.fdopen(2, "w")  # type: ignore[assignment]  # as the interpreter would have it
+            return freetf(words)
+
+        code = forked(work)
+        tally.add(code == 0 and same(run, folder / "whole"), f"stderr {kind}: exit {code}")
+    return tally.record()
+
+
+def readonly(count: int, folder: Path) -> dict[str, Any]:
+    """A user who may not write there: one line that names the place, exit 1 or 2, and nothing left behind."""
+    scratch, folder = folder / "scratch", folder / "closed"
+    scratch.mkdir()
+    folder.mkdir()
+    recipe, tally = tiny(folder), Tally()
+    assert forked(lambda: go(load_recipe(str(recipe)), folder / "whole")) == 0
+    run, place = folder / "whole", folder / "place"
+    (folder / "text.txt").write_text("a line\n" * 50)
+    place.mkdir()
+    commands = [
+        ["train", str(recipe), "-o", str(place / "run"), "-q", "--device", "cpu"],
+        ["train", str(recipe), "-o", str(run), "-q", "--device", "cpu", "--resume", "auto"],
+        ["gen-synthetic", "letters", "-o", str(place / "data"), "--count", "20"],
+        ["gen-synthetic", "letters", "-o", str(place / "rows.jsonl"), "--count", "20"],
+        ["prepare", str(folder / "text.txt"), "-o", str(place / "data")],
+        ["probe-latent", str(run), "-g", "20", "-n", "2", "--device", "cpu", "--report", str(place / "probe.html")],
+        ["compare", str(run), str(run), "--device", "cpu", "--report", str(place / "compare.html")],
+    ]
+    for words in commands:  # imports what another user may not be able to read
+        quiet(
+            [word.replace(str(place), str(scratch)).replace(f"{run}", str(run if "-o" not in words else scratch / "run")) for word in words]
+        )
+    before = listing(folder)
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    for number in range(count):
+        words = commands[number % len(commands)]
+
+        def work(words: list[str] = words) -> int:
+            if os.geteuid() == 0:  # to whom nothing is forbidden
+                os.setuid(65534)
+            code, said = quiet(words)
+            refused = "permission denied" in said or "cannot be written" in said
+            return 0 if code in (1, 2) and said.count("\n") == 1 and refused and str(folder) in said else 70
+
+        code = forked(work)
+        tally.add(code == 0 and listing(folder) == before, f"{' '.join(words[:2])}: {code}, {sorted(listing(folder) - before)}")
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    return tally.record()
+
+
+def listing(folder: Path) -> set[str]:
+    return {str(path) for path in folder.rglob("*")}
 
 
 def inputs(count: int, folder: Path) -> dict[str, Any]:

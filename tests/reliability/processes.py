@@ -35,12 +35,12 @@ from tests.reliability.world import (
 
 
 def signals(count: int, folder: Path) -> dict[str, Any]:
-    """SIGTERM, SIGUSR1 and SIGINT in a step, an evaluation, a save, and while all is loaded: exit code, what was saved, the rest."""
+    """SIGTERM, SIGUSR1, SIGHUP and SIGINT in a step, an evaluation, a save, while all is loaded: exit code, what was saved, the rest."""
     from freetf_cli.data.batches import DataSource
 
     recipe = tiny(folder)
     assert forked(lambda: go(load_recipe(str(recipe)), folder / "whole")) == 0
-    kinds = [(signal.SIGTERM, 75), (signal.SIGINT, 130), (signal.SIGUSR1, 75)]
+    kinds = [(signal.SIGTERM, 75), (signal.SIGINT, 130), (signal.SIGUSR1, 75), (signal.SIGHUP, 75)]
     places: list[tuple[Any, str, int]] = [
         (TrainStep, "_update", 5),
         (DataSource, "held_out", 1),
@@ -49,7 +49,7 @@ def signals(count: int, folder: Path) -> dict[str, Any]:
     ]
     tally = Tally()
     for number in range(count):
-        (kind, wanted), (owner, name, at) = kinds[number % 3], places[number // 3 % 4]
+        (kind, wanted), (owner, name, at) = kinds[number % 4], places[number // 4 % 4]
         run, said = folder / f"run-{number}", folder / f"said-{number}"
         words = ["train", str(recipe), "-o", str(run), "-q", "--device", "cpu", "--resume", "auto"]
 

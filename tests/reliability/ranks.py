@@ -25,7 +25,7 @@ from freetf_cli.checkpoint import Checkpoint, checkpoint_folders, open_checkpoin
 from freetf_cli.errors import FreetfError
 from freetf_cli.recipe import Recipe
 from freetf_cli.recipe_file import load_recipe
-from freetf_cli.training.distributed import World, joined
+from freetf_cli.training.distributed import World, joined, own_device
 from freetf_cli.training.loop import Loop, train
 from freetf_cli.training.prefetch import HostBatch
 from freetf_cli.training.signals import stop_on_signals
@@ -75,7 +75,7 @@ def one(recipe: Recipe, run: Path, happens: Callable[[], None]) -> int:
             newest = open_checkpoint(run, lambda message: None).folder if world.leads and checkpoint_folders(run) else ""
             folder = world.told(str(newest))
             start = Checkpoint.open(Path(folder)) if folder else None
-            train(recipe, run, device=DEVICE, resume=start, again=True, stop=stop, world=world)
+            train(recipe, run, device=own_device(DEVICE), resume=start, again=True, stop=stop, world=world)
     except FreetfError as error:
         print(error, file=sys.stderr)
         return error.exit_code

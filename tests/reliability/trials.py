@@ -17,13 +17,16 @@ from typing import Any
 
 import torch
 
-from tests.reliability.commands import inputs, outputs
+from tests.reliability.commands import inputs, listeners, outputs, readonly
 from tests.reliability.files import damaged, fallback, hostile
 from tests.reliability.kills import disk, kills, saves, small_disk, streams, system_calls
 from tests.reliability.processes import faults, processes, signals, starters
 from tests.reliability.ranks import gpu, ranks
 
-PARTS = (kills, saves, streams, damaged, fallback, hostile, disk, signals, starters, faults, ranks, outputs, inputs, processes)
+PARTS = (
+    *(kills, saves, streams, damaged, fallback, hostile, disk, signals, starters, faults, ranks),
+    *(outputs, listeners, inputs, readonly, processes),
+)
 TRIALS: dict[str, Callable[[int, Path], dict[str, Any]]] = {each.__name__: each for each in PARTS}
 SOAK_ONLY = {each.__name__: each for each in (system_calls, small_disk, gpu)}
 

@@ -1,0 +1,102 @@
+"""`freetf train` in two processes: one run, one line when it ends badly, and the exit code of its reason."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.cli.test_train import LONG, rows, training, wait_for_a_step
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reason="POSIX")]
+GONE = "process 1 of 2 was ended by SIGKILL; the same command with --resume auto"
+ENDS = [("launcher", signal.SIGTERM, 75), ("rank 1", signal.SIGKILL, 1), ("launcher", signal.SIGINT, 130)]
+TWO = ["--set", "parallel.processes=2", "--device", "cpu", "-q"]
+
+
+@pytest.fixture(scope="module")
+def pair(workshop, tmp_path_factory, environment):
+    """A run of two processes, and what it said."""
+    run = tmp_path_factory.mktemp("pair") / "run"
+    command = [sys.executable, "-m", "freetf_cli", "train", str(workshop / "free.toml"), "-o", str(run), *TWO, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    return run, json.loads(done.stdout)
+
+
+def test_two_processes_train_what_one_does(pair, free_run):
+    run, result = pair
+    assert result["run"] == str(run) and result["steps"] == 6
+    ours, theirs = rows(run), rows(free_run)
+    assert [row["step"] for row in ours] == [row["step"] for row in theirs]
+    for key in ("loss", "ce", "kl", "grad_norm"):
+        assert [row[key] or 0.0 for row in ours] == pytest.approx([row[key] or 0.0 for row in theirs], rel=1e-4)
+    names = ("checkpoints", "step-000006", "model.safetensors")
+    one, other = (load_file(Path(folder, *names)) for folder in (run, free_run))
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=1e-5)
+    assert json.loads((run / "manifest.json").read_text())["processes"] == 2
+
+
+def test_torchrun_starts_the_same_run(pair, workshop, tmp_path, environment):
+    run = tmp_path / "run"
+    words = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "freetf_cli", "train", workshop / "free.toml", "-o", run, "-q"]
+    command = [sys.executable, *(str(word) for word in words), "--device", "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**environment, "OMP_NUM_THREADS": "1"}, timeout=120)
+    assert done.returncode == 0, done.stderr
+    last = Path("checkpoints", "step-000006", "model.safetensors")
+    assert (run / last).read_bytes() == (pair[0] / last).read_bytes()
+
+
+def members(process: subprocess.Popen[str]) -> list[int]:
+    """The processes that a launcher has started, in the order of their ranks."""
+    return sorted(int(word) for word in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+@pytest.mark.parametrize(("whom", "number", "code"), ENDS)
+def test_one_signal_ends_both(workshop, tmp_path, environment, whom, number, code):
+    run = tmp_path / "run"
+    with training([workshop / "free.toml", "-o", run, *TWO, *LONG, "--set", "train.save_every=2"], environment) as process:
+        wait_for_a_step(run, process)
+        both = members(process)
+        os.kill(process.pid if whom == "launcher" else both[1], number)
+        stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stdout, len(both)) == (code, "", 2)
+    wanted = f"stopped by {number.name} after step" if code != 1 else GONE
+    assert stderr.startswith(f"freetf: error: {wanted}") and stderr.count("\n") == 1
+    assert not any(Path(f"/proc/{each}").exists() for each in both)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_processes_stop_when_their_launcher_is_gone(workshop, tmp_path, environment):
+    run = tmp_path / "run"
+    with training([workshop / "free.toml", "-o", run, *TWO, *LONG], environment) as process:
+        wait_for_a_step(run, process)
+        both = members(process)
+        process.kill()
+        end = time.monotonic() + 60
+        while any(Path(f"/proc/{each}").exists() for each in both) and time.monotonic() < end:
+            time.sleep(0.05)
+    assert not any(Path(f"/proc/{each}").exists() for each in both)
+    assert json.loads((run / "manifest.json").read_text())["status"] == "stopped"
+    assert list((run / "checkpoints").glob("step-*"))
+
+
+def test_what_is_wrong_is_said_once(workshop, pair, run_process):
+    done = run_process("train", workshop / "free.toml", "-o", pair[0], *TWO)
+    assert (done.code, done.stdout) == (2, "")
+    assert done.stderr == f"freetf: error: the run exists, {pair[0]}; --resume auto goes on with it; another -o starts a new one\n"
+
+
+def test_a_batch_is_divided_evenly(refused, workshop, tmp_path):
+    line = refused("train", workshop / "free.toml", "-o", tmp_path / "run", "--set", "parallel.processes=3")
+    assert "parallel.processes = 3 times train.accumulate = 1 does not divide train.batch" in line
