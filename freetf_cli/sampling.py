@@ -90,6 +90,14 @@ def generate(model: Decoder, tokenizer: Tokenizer, prompts: Iterable[str], spec:
                     yield Sample(row.prompt, tokenizer.decode(tokens), row.group, row.index, spec.seed, z)
 
 
+def continue_tokens(model: Decoder, prompts: Sequence[Sequence[int]], spec: SampleSpec) -> list[tuple[list[int], list[int] | None]]:
+    """One sequence for each of equally long prompts of tokens, all in one batch: its tokens, and its codes (None of a baseline)."""
+    bits = model.latent.bits if isinstance(model, FreeTransformer) else 0
+    total = spec.total if spec.new_tokens is None else len(prompts[0]) + spec.new_tokens
+    rows = [_row("", list(tokens), total, (place, 0, 0), spec, bits, None) for place, tokens in enumerate(prompts)]
+    return _generate_rows(model, rows, spec, separator=None)
+
+
 def rows_at_once(model: Decoder, total: int) -> int:
     """How many rows of `total` tokens are generated together."""
     weight, config = model.embedding.weight, model.config

@@ -14,6 +14,7 @@ LAYERS = (
     {"errors", "durable", "results", "recipe", "recipe_file", "recipe_rules", "recipe_schema"},
     {"checkpoint", "data", "model", "device", "run_folder", "run_lock"},
     {"training", "sampling", "analysis", "render"},
+    {"bench"},
     {"cli"},
 )
 HEAVY = {"torch", "numpy", "tokenizers", "safetensors", "transformers"}

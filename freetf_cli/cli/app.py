@@ -45,9 +45,15 @@ COMMANDS = (
     Entry("show", "recipe", "show_recipe", "recipe"),
     Entry("schema", "recipe", "schema", "recipe"),
     Entry("diff", "recipe", "diff", "recipe"),
+    Entry("train", "bench", "train", "bench"),
+    Entry("sample", "bench", "sample", "bench"),
+    Entry("mapper", "bench", "mapper", "bench"),
     Entry("doctor", "doctor", "doctor"),
 )
-GROUPS = {"recipe": "List, show and compare recipes.\n\n$ freetf recipe list"}
+GROUPS = {
+    "recipe": "List, show and compare recipes.\n\n$ freetf recipe list",
+    "bench": "Time training, sampling and the mapper: ratios within one run.\n\n$ freetf bench train letters-free",
+}
 ABOUT = """The Free Transformer (arXiv 2510.17558): train it, sample from it, look into it.
 
 $ freetf demo

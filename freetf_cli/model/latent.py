@@ -154,12 +154,18 @@ def logit_gradient(dr_ND: Tensor, bit_logits_NH: Tensor, table_CD: Tensor) -> Te
     An operator of its own, so that torch.compile keeps the loop over chunks out of its graph. The product W · dr runs in bfloat16
     where the logits are bfloat16 (autocast), else in the table's type. What all rows of W have in common changes no covariance, and in
     bfloat16 would drown the differences: it is taken out first, as the mean of a thousand rows. On CUDA the bfloat16 product and what
-    follows are one kernel (mapper_kernel.py); what is here is its reference, and the way of all else.
+    follows are one kernel (mapper_kernel.py); the other way is its reference, and that of all else.
     """
     bits = bit_logits_NH.shape[1]
     product_type = torch.bfloat16 if bit_logits_NH.dtype == torch.bfloat16 else table_CD.dtype
     if product_type == torch.bfloat16 and _fusible(dr_ND, bits):
         return _fused(dr_ND, bit_logits_NH, table_CD)
+    return logit_gradient_in_chunks(dr_ND, bit_logits_NH, table_CD, product_type)
+
+
+def logit_gradient_in_chunks(dr_ND: Tensor, bit_logits_NH: Tensor, table_CD: Tensor, product_type: torch.dtype) -> Tensor:
+    """`logit_gradient` by way of s = W · dr in memory, for some tokens at a time."""
+    bits = bit_logits_NH.shape[1]
     table_DC = (table_CD - _common(table_CD)).to(product_type).T
     step = max(1, _CHUNK_ELEMENTS.get(dr_ND.device.type, 1 << 26) // table_CD.shape[0])
     out_NH = torch.empty_like(bit_logits_NH)

@@ -34,13 +34,13 @@ from freetf_cli.sampling import SampleSpec, figure4_samples, prompt_tokens
 from freetf_cli.training.distributed import World
 from freetf_cli.training.evaluation import CutShort, held_out_sums
 from freetf_cli.training.memory import check_memory, out_of_memory
-from freetf_cli.training.objective import LossFunction, loss_function
+from freetf_cli.training.objective import loss_function
 from freetf_cli.training.optimizer import load_named_state, make_optimizer, named_state
 from freetf_cli.training.prefetch import HostBatch, Prefetch, host_batch
 from freetf_cli.training.schedule import LatentWeights, latent_weights, learning_rate
 from freetf_cli.training.signals import StopRequest
 from freetf_cli.training.start import check_same_run, describe_run, make_model, record_start, resolve
-from freetf_cli.training.step import TrainStep, uses_graph
+from freetf_cli.training.step import TrainStep, compiled, uses_graph
 from freetf_cli.training.stopwatch import Stopwatch
 
 SAMPLE_TOKENS = 256  # of the samples kept with a run, where the data's rows are longer
@@ -143,7 +143,7 @@ class Loop:
             torch.use_deterministic_algorithms(True)
         self._mine = self.world.rows(self.config.batch)
         shape = (self.config.batch // self.world.size, source.context, self.bits)
-        loss, scalars = self._compiled(self.plain_loss), len(LatentWeights._fields)
+        loss, scalars = compiled(self.plain_loss, self.config, device), len(LatentWeights._fields)
         self.update = TrainStep(model, loss, self.optimizer, self.config, device, shape, scalars, self.world)
         self.batches = Prefetch(self._batch, self.config.steps)
         self.skipped: list[int] = []  # steps without an update, counted from 1
@@ -316,11 +316,6 @@ class Loop:
 
     def _rows(self, step: int) -> Batch:
         return self.source.train_batch(step, self.config.batch)
-
-    def _compiled(self, function: LossFunction) -> LossFunction:
-        on = self.config.compile == "on" or (self.config.compile == "auto" and self.device.type == "cuda")
-        compiled: LossFunction = torch.compile(function, dynamic=False) if on else function
-        return compiled
 
     def _tokens(self) -> int:
         return self.step * self.config.batch * self.source.context

@@ -178,6 +178,13 @@ class TrainStep:
         return graph
 
 
+def compiled(loss: LossFunction, config: TrainConfig, device: torch.device) -> LossFunction:
+    """The loss as `train.compile` wants it."""
+    on = config.compile == "on" or (config.compile == "auto" and device.type == "cuda")
+    made: LossFunction = torch.compile(loss, dynamic=False) if on else loss
+    return made
+
+
 def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManager[Any]:
     """What `train.precision` means on a device, as a context for the forward."""
     dtype = autocast_dtype(config.precision, device)

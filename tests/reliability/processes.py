@@ -57,6 +57,7 @@ def signals(count: int, folder: Path) -> dict[str, Any]:
             os.kill(os.getpid(), kind)
 
         def work(owner: Any = owner, name: str = name, at: int = at, words: list[str] = words, send: Callable[[], None] = send) -> int:
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup make soak` ignores it, and so would the run
             call_at(owner, name, at, send)
             return freetf(words)
 

@@ -16,6 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -132,7 +133,7 @@ def gpu(count: int, folder: Path) -> dict[str, Any]:
         good = codes == [event.wanted] and again == [0] and same(run, folder / "whole")
         (tally if name == "run" else control).add(good, f"{event}: {codes}, then {again}")
     tally.add(*planted(recipe, folder / "nan", 0, 1))
-    about = {"device": torch.cuda.get_device_name(), "torch": str(torch.__version__)}
+    about = {"device": torch.cuda.get_device_name(), "torch": str(torch.__version__), "date": datetime.now(UTC).date().isoformat()}
     return {**tally.record(), **about, "control": {"what": "the noise of Z begins anew", **control.record()}}
 
 

@@ -28,7 +28,7 @@ RESULT, PAGE = ROOT / "docs" / "results" / "reliability.json", ROOT / "docs" / "
 MARKS = "<!-- soak: generated -->", "<!-- end of soak -->"
 NUMBERS = {"kills": 50, "saves": 66, "system_calls": 21, "streams": 24, "damaged": 200, "fallback": 20, "hostile": 69, "disk": 20}
 NUMBERS |= {"small_disk": 10, "signals": 32, "starters": 50, "faults": 40, "ranks": 24, "outputs": 92, "listeners": 20, "inputs": 99}
-NUMBERS |= {"readonly": 14, "processes": 5}
+NUMBERS |= {"readonly": 14, "processes": 5, "gpu": 20}
 FUZZ = 1000
 
 
@@ -70,7 +70,8 @@ def table(found: dict[str, Any]) -> str:
         ).strip()
         control = row.get("control")
         against = f"{control['what']} | {control['passed']} of {control['trials']}" if control else " | "
-        lines.append(f"| `{name}` | {what.rstrip('.')} | {row['passed']} of {row['trials']} | {against} |")
+        made = f" ({row['device']}, {row['date']}, torch {row['torch']})" if name == "gpu" else ""
+        lines.append(f"| `{name}` | {what.rstrip('.')}{made} | {row['passed']} of {row['trials']} | {against} |")
     return "\n".join(lines)
 
 
@@ -78,8 +79,10 @@ def main(*names: str) -> int:
     left_out = {} if shutil.which("strace") else {"system_calls": "no strace"}
     if os.geteuid() != 0 or sys.platform != "linux":
         left_out["small_disk"] = "mounting wants root"
-    before = json.loads(RESULT.read_text(encoding="utf-8"))["trials"] if names and RESULT.is_file() else {}
-    rows = dict(before)
+    before = json.loads(RESULT.read_text(encoding="utf-8"))["trials"] if RESULT.is_file() else {}
+    if not torch.cuda.is_available():
+        left_out["gpu"] = "no GPU"
+    rows = dict(before) if names else {name: row for name, row in before.items() if name == "gpu"}  # says itself where it was made
     for name in (*NUMBERS, "fuzz"):
         if name in left_out or (names and name not in names):
             continue

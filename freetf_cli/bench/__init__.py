@@ -1,0 +1,1 @@
+"""Speed and memory, as ratios within one run and as shares of what the machine can do."""

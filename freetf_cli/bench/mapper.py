@@ -1,0 +1,58 @@
+"""The mapper's gradient by its ways, on random numbers: the one that training takes, and those that keep s = W · dr in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from freetf_cli.bench.timing import Effort, machine, replayed, timed
+from freetf_cli.model.latent import logit_gradient, logit_gradient_in_chunks
+from freetf_cli.results.bench import MapperBench, MapperRow, Timing
+
+CHECKED = 64  # tokens whose gradient is made in float64 too
+
+
+def bench_mapper(
+    tokens: int, width: int, bits: int, device: torch.device, effort: Effort, done: Callable[[], None] = lambda: None
+) -> MapperBench:
+    """Times of each way for dr [tokens, width], H = bits, and its error; ratios are to the product W · dr by itself."""
+    precision = "auto"
+    here = machine(device, precision, effort)
+    dtype = getattr(torch, here.precision)
+    dr_ND = torch.randn(tokens, width, device=device, dtype=dtype)
+    logits_NH = torch.randn(tokens, bits, device=device, dtype=dtype)
+    table_CD = torch.randn(2**bits, width, device=device)
+    exact_KH = logit_gradient(*(each[:CHECKED].double() for each in (dr_ND, logits_NH)), table_CD.double())
+    work_flops = 2.0 * tokens * 2**bits * width
+    rows: list[MapperRow] = []
+    product: Timing | None = None
+    for name, work in _ways(dr_ND, logits_NH, table_CD):
+        took = timed(replayed(work, device), effort)
+        product = product or took
+        flops, ratio = work_flops / took.median, took.median / product.median
+        rows.append(MapperRow(name, took, flops, flops / here.ceiling, _error(work(), exact_KH), ratio))
+        done()
+    return MapperBench(here, tokens, width, bits, rows)
+
+
+def _ways(dr_ND: Tensor, logits_NH: Tensor, table_CD: Tensor) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+    chunk = max(1, (1 << 28) // len(table_CD))
+    w_DC = table_CD.to(dr_ND.dtype).T
+
+    def product() -> Tensor:
+        for start in range(0, len(dr_ND), chunk):
+            s_NC = dr_ND[start : start + chunk] @ w_DC
+        return s_NC
+
+    yield "product W · dr by itself, in chunks", product
+    yield "through memory, in chunks", lambda: logit_gradient_in_chunks(dr_ND, logits_NH, table_CD, dr_ND.dtype)
+    yield "as training does it", lambda: logit_gradient(dr_ND, logits_NH, table_CD)
+
+
+def _error(made_NH: Tensor, exact_KH: Tensor) -> float | None:
+    """None for what is no gradient: the product."""
+    if made_NH.shape[1:] != exact_KH.shape[1:]:
+        return None
+    return float((made_NH[:CHECKED].double() - exact_KH).norm() / exact_KH.norm())

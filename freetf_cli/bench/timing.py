@@ -1,0 +1,70 @@
+"""How long work takes, and what the machine can do at most."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from statistics import median
+from typing import NamedTuple
+
+import torch
+from torch.utils.benchmark import Timer
+
+from freetf_cli.device import autocast_dtype, describe
+from freetf_cli.results.bench import Machine, Timing
+
+WARM_UP = 3
+PRODUCT = {"cuda": 8192, "cpu": 1024}  # side of the square matrices whose product is the ceiling
+COPIED = {"cuda": 1 << 30, "cpu": 1 << 27}  # bytes
+
+
+class Effort(NamedTuple):
+    """How often something is done: `repeats` rounds of `steps`."""
+
+    steps: int
+    repeats: int
+
+
+def timed(work: Callable[[], object], effort: Effort) -> Timing:
+    """Seconds of one call. The device's work is waited for at the end of a round, not between calls."""
+    timer = Timer("work()", globals={"work": work}, num_threads=torch.get_num_threads())
+    rounds = [timer.timeit(effort.steps).mean for _ in range(effort.repeats)]
+    return Timing(median(rounds), min(rounds), max(rounds), *effort)
+
+
+def replayed(work: Callable[[], object], device: torch.device) -> Callable[[], object]:
+    """The work, warmed up; on CUDA as a graph, so that short kernels do not wait for Python."""
+    if device.type != "cuda":
+        for _ in range(WARM_UP):
+            work()
+        return work
+    side: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    side.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(side):
+        for _ in range(WARM_UP):
+            work()
+    torch.cuda.current_stream(device).wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=side):
+        work()
+    return graph.replay
+
+
+def machine(device: torch.device, precision: str, effort: Effort) -> Machine:
+    """This machine, with the rates of a large product in the precision's type and of a large copy."""
+    about = describe(device)
+    dtype = autocast_dtype(precision, device) or torch.float32
+    side = PRODUCT.get(device.type, PRODUCT["cpu"])
+    left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    product = timed(replayed(lambda: left @ right, device), effort)
+    source = torch.ones(COPIED.get(device.type, COPIED["cpu"]) // 4, device=device)
+    target = torch.empty_like(source)
+    copy = timed(replayed(lambda: target.copy_(source), device), effort)
+    return Machine(
+        about["device"],
+        about["name"],
+        about["torch"],
+        str(dtype).removeprefix("torch."),
+        about["threads"],
+        2.0 * side**3 / product.median,
+        2.0 * 4 * source.numel() / copy.median,
+    )

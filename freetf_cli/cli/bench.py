@@ -1,0 +1,136 @@
+"""`freetf bench`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from freetf_cli.cli.options import DeviceOption, JsonOption, QuietOption, SetOption, SmokeOption, complete_recipe
+from freetf_cli.errors import InputError
+
+if TYPE_CHECKING:
+    from freetf_cli.bench.train_step import Variant
+
+RecipesArgument = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RECIPE…", help="Names or TOML files; one Free recipe alone comes after its baseline.", autocompletion=complete_recipe
+    ),
+]
+StepsOption = Annotated[int, typer.Option("--steps", min=1, max=100_000, help="Steps a round, after a warm-up.")]
+RepeatsOption = Annotated[int, typer.Option("--repeats", min=1, max=1000, help="Rounds; the median is told, and the range.")]
+
+BatchOption = Annotated[
+    list[int] | None, typer.Option("--batch", min=1, max=1 << 16, help="Sequences at once; may be repeated. Default: 1 and 64.")
+]
+PromptOption = Annotated[int, typer.Option("--prompt-tokens", min=1, max=1 << 20, help="Random tokens that each begins with.")]
+NewTokensOption = Annotated[
+    int | None, typer.Option("--max-tokens", min=1, max=1 << 20, help="Tokens to generate; default: what the context has room for.")
+]
+
+
+def train(
+    recipes: RecipesArgument,
+    set_: SetOption = None,
+    smoke: SmokeOption = False,
+    steps: StepsOption = 10,
+    repeats: RepeatsOption = 5,
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Time a training step on random tokens: ratios to the first recipe, memory, and the share of a large product's speed.
+
+    Encoder and mapper of a Free model are also measured by themselves.
+
+    $ freetf bench train letters-free
+    $ freetf bench train paper-1.5b-free --set train.batch=4 --set train.accumulate=1 --set model.context=2048
+    """
+    from freetf_cli.bench.timing import Effort
+    from freetf_cli.bench.train_step import bench_train, with_baselines
+    from freetf_cli.device import resolve_device
+    from freetf_cli.render import bench as show
+    from freetf_cli.render.progress import counter
+    from freetf_cli.results import to_json
+
+    variants = with_baselines(_variants(recipes, smoke, set_))
+    with counter("recipes", total=len(variants), quiet=quiet or json) as advance:
+        result = bench_train(variants, resolve_device(device), Effort(steps, repeats), advance)
+    typer.echo(to_json(result)) if json else show.train(result)
+
+
+def sample(
+    recipes: RecipesArgument,
+    set_: SetOption = None,
+    smoke: SmokeOption = False,
+    batch: BatchOption = None,
+    prompt: PromptOption = 2,
+    new_tokens: NewTokensOption = None,
+    repeats: RepeatsOption = 5,
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Time generation from random weights: tokens a second, ratios to the first recipe, and the share of the memory's bandwidth.
+
+    $ freetf bench sample letters-free --batch 1 --batch 64
+    $ freetf bench sample paper-1.5b-free --max-tokens 128
+    """
+    from freetf_cli.bench.generation import bench_sample
+    from freetf_cli.bench.timing import Effort
+    from freetf_cli.bench.train_step import with_baselines
+    from freetf_cli.device import resolve_device
+    from freetf_cli.render import bench as show
+    from freetf_cli.render.progress import counter
+    from freetf_cli.results import to_json
+
+    variants, batches = with_baselines(_variants(recipes, smoke, set_)), batch or [1, 64]
+    room = min(variant.recipe.model.context or 1 for variant in variants) + 1 - prompt
+    if room < (new_tokens or 1):
+        what = f"{prompt} tokens and {new_tokens or 1} new ones are more than a row of {room + prompt}"
+        raise InputError(what, hint="lower --max-tokens, or a longer row: --set model.context=…")
+    with counter("batches", total=len(variants) * len(batches), quiet=quiet or json) as advance:
+        result = bench_sample(variants, batches, prompt, new_tokens or room, resolve_device(device), Effort(1, repeats), advance)
+    typer.echo(to_json(result)) if json else show.sample(result)
+
+
+def mapper(
+    tokens: Annotated[int, typer.Option("--tokens", min=1, max=1 << 24, help="Tokens whose gradient is made.")] = 1024,
+    width: Annotated[int, typer.Option("--width", min=1, max=1 << 16, help="D, the model's width.")] = 256,
+    bits: Annotated[int, typer.Option("--bits", min=1, max=20, help="H, the latent's bits.")] = 16,
+    steps: StepsOption = 5,
+    repeats: RepeatsOption = 5,
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Time the gradient of the latent's bits by its ways, beside the matrix product in it, with each way's error.
+
+    $ freetf bench mapper --tokens 2048 --width 128 --bits 12
+    """
+    from freetf_cli.bench.mapper import bench_mapper
+    from freetf_cli.bench.timing import Effort
+    from freetf_cli.device import resolve_device
+    from freetf_cli.render import bench as show
+    from freetf_cli.render.progress import counter
+    from freetf_cli.results import to_json
+
+    with counter("ways", total=3, quiet=quiet or json) as advance:
+        result = bench_mapper(tokens, width, bits, resolve_device(device), Effort(steps, repeats), advance)
+    typer.echo(to_json(result)) if json else show.mapper(result)
+
+
+def _variants(names: list[str], smoke: bool, settings: list[str] | None) -> list[Variant]:
+    """Recipes whose vocabulary and context are known, from their data where they do not say them."""
+    from freetf_cli.bench.train_step import Variant
+    from freetf_cli.recipe_file import load_recipe
+    from freetf_cli.training.start import resolve
+
+    variants = []
+    for name in names:
+        recipe = load_recipe(name, smoke=smoke, overrides=settings or [])
+        if recipe.model.vocab is None or recipe.model.context is None:
+            recipe, _ = resolve(recipe)
+        variants.append(Variant(name, recipe))
+    return variants
