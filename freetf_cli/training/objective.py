@@ -10,10 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from freetf_cli.data.batches import IGNORE
+from freetf_cli.model.cross_entropy import readout_cross_entropy
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.model.free_transformer import FreeTransformer
 from freetf_cli.model.latent import aggregate_mismatch, free_bits_penalty, kl_per_token
@@ -66,7 +66,7 @@ def loss_function(model: Decoder, latent: LatentConfig | None) -> LossFunction:
     ) -> tuple[Tensor, ...]:
         assert isinstance(model, FreeTransformer) and latent is not None
         out = model.forward_posterior(inputs_BT, noise_BTH)
-        ce = _cross_entropy(model.read_out(out.hidden), targets_BT)
+        ce = _cross_entropy(model, out.hidden, targets_BT)
         carriers_BT = carriers(targets_BT)
         bit_logits_BTH = out.bit_logits.float()
         kl_BT = kl_per_token(bit_logits_BTH) * carriers_BT
@@ -78,13 +78,13 @@ def loss_function(model: Decoder, latent: LatentConfig | None) -> LossFunction:
         return ce, kl_BT.sum(), penalty, (kl_BT > kappa).float().sum(), carriers_BT.sum()
 
     def baseline(inputs_BT: Tensor, targets_BT: Tensor, noise_BTH: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
-        ce = _cross_entropy(model(inputs_BT), targets_BT)
+        ce = _cross_entropy(model, model.hidden(inputs_BT), targets_BT)
         zero = torch.zeros_like(ce)
         return ce, zero, zero, zero, carriers(targets_BT).sum()
 
     return free if isinstance(model, FreeTransformer) else baseline
 
 
-def _cross_entropy(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
+def _cross_entropy(model: Decoder, hidden_BTD: Tensor, targets_BT: Tensor) -> Tensor:
     """Sum over the counted targets, in nats."""
-    return F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), ignore_index=IGNORE, reduction="sum")
+    return readout_cross_entropy(hidden_BTD.flatten(0, 1), model.readout_weight, targets_BT.flatten(), IGNORE)

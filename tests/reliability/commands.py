@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -106,6 +107,12 @@ def listeners(count: int, folder: Path) -> dict[str, Any]:
 
 def readonly(count: int, folder: Path) -> dict[str, Any]:
     """A user who may not write there: one line that names the place, exit 1 or 2, and nothing left behind."""
+    with tempfile.TemporaryDirectory() as own:  # where another user may look
+        Path(own).chmod(0o755)
+        return _readonly(count, Path(own))
+
+
+def _readonly(count: int, folder: Path) -> dict[str, Any]:
     scratch, folder = folder / "scratch", folder / "closed"
     scratch.mkdir()
     folder.mkdir()
