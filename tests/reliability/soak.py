@@ -39,7 +39,7 @@ def trial(name: str) -> dict[str, Any]:
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment())
     if done.returncode:
         return {"trials": 0, "passed": 0, "failures": [done.stderr[-500:]]}
-    return {**json.loads(done.stdout.splitlines()[-1]), "seconds": round(time.perf_counter() - begun)}
+    return {**json.loads(done.stdout.splitlines()[-1].replace(folder, "FOLDER")), "seconds": round(time.perf_counter() - begun)}
 
 
 def fuzzed() -> dict[str, Any]:
@@ -58,7 +58,7 @@ def environment() -> dict[str, str]:
 
 def table(found: dict[str, Any]) -> str:
     about = (
-        f"{found['date']}, {found['system']}, Python {found['python']}, torch {found['torch']}; left out: {found['left_out'] or 'nothing'}."
+        f"{found['date']}, {found['system']}, Python {found['python']}, torch {found['torch']}; left out: {', '.join(found['left_out']) or 'nothing'}."
     )
     lines = [about, "", "| trial | what | passed | control: what is taken away | passed with it |", "|---|---|---|---|---|"]
     for name, row in found["trials"].items():
@@ -88,6 +88,8 @@ def main(*names: str) -> int:
             continue
         rows[name] = fuzzed() if name == "fuzz" else trial(name)
         print(f"{name}: {rows[name]['passed']} of {rows[name]['trials']}", *rows[name]["failures"], sep="\n  ", flush=True)
+    rows = {name: rows[name] for name in (*NUMBERS, "fuzz") if name in rows}
+    left_out = {name: why for name, why in left_out.items() if name not in rows}
     versions = {"python": platform.python_version(), "torch": torch.__version__, "system": platform.system()}
     found = {"date": datetime.now(UTC).date().isoformat(), **versions, "left_out": left_out, "trials": rows}
     RESULT.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
