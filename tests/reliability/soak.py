@@ -57,9 +57,8 @@ def environment() -> dict[str, str]:
 
 
 def table(found: dict[str, Any]) -> str:
-    about = (
-        f"{found['date']}, {found['system']}, Python {found['python']}, torch {found['torch']}; left out: {', '.join(found['left_out']) or 'nothing'}."
-    )
+    left_out = ", ".join(found["left_out"]) or "nothing"
+    about = f"{found['date']}, {found['system']}, Python {found['python']}, torch {found['torch']}; left out: {left_out}."
     lines = [about, "", "| trial | what | passed | control: what is taken away | passed with it |", "|---|---|---|---|---|"]
     for name, row in found["trials"].items():
         work = {**TRIALS, **SOAK_ONLY}.get(name)
