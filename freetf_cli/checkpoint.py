@@ -242,7 +242,7 @@ def _read_state(path: Path) -> dict[str, Any]:
     if state.get("format_version") != FORMAT_VERSION:
         hint = "install a newer freetf" if str(state.get("format_version")) > str(FORMAT_VERSION) else ""
         raise InputError(f"checkpoint format {state.get('format_version')} is not supported", str(path), hint)
-    if type(state.get("step")) is not int or state["step"] < 0:
+    if type(state.get("step")) is not int or not 0 <= state["step"] < 2**53:
         raise InputError("the checkpoint's state has no step", str(path))
     if not isinstance(state.get("data"), dict) or not isinstance(state["data"].get("sha256"), str):
         raise InputError("the checkpoint's state does not say what data it had", str(path))

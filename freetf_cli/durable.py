@@ -6,21 +6,35 @@ a name that begins with a dot and ends in `.tmp`.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
+
+SMALL = 10_000_000  # bytes; of a recipe, a manifest, a line of a record
 
 
 def write_durably(path: Path, content: bytes | str) -> None:
     """Write a file under a temporary name, flush it to the disk, and rename it into place."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        temporary.unlink(missing_ok=True)
+        with temporary.open("xb") as file:  # x: never through a link that has the name
+            file.write(content.encode() if isinstance(content, str) else content)
         flush_file(temporary)
         move(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def read_small(path: Path) -> bytes:
+    """A file that is never large; OSError where it is, before it is read."""
+    with path.open("rb") as file:
+        content = file.read(SMALL + 1)
+    if len(content) > SMALL:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
+    return content
 
 
 def flush_file(path: Path) -> None:

@@ -65,7 +65,7 @@ class CheckFailed(FreetfError):
 
 
 class Stopped(FreetfError):
-    """Stopped by SIGTERM or SIGUSR1 after saving a checkpoint (exit 75)."""
+    """Stopped by SIGTERM, SIGUSR1 or SIGHUP, all steps that were made being saved (exit 75)."""
 
     exit_code = ExitCode.STOPPED
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from freetf_cli.durable import read_small
 from freetf_cli.errors import InputError, InputErrors, nearest
 from freetf_cli.recipe import Recipe, flat, part_types
 from freetf_cli.recipe_rules import faults
@@ -56,12 +57,22 @@ def find_recipe(name: str) -> Path:
     path = Path(name)
     if _is_file(path):
         return path
+    if _is_special(path):
+        raise InputError("a recipe is a plain file, and this is none", name)
     if path.suffix == ".toml" or "/" in name:
         raise InputError("no such recipe file", name, "`freetf recipe list` shows the shipped ones")
     shipped = recipe_folder() / f"{name}.toml"
     if not _is_file(shipped):
         raise InputError(f"no recipe named '{name}'", hint=nearest(name, shipped_recipes()))
     return shipped
+
+
+def _is_special(path: Path) -> bool:
+    """A pipe or a device."""
+    try:
+        return path.exists() and not path.is_dir()
+    except (OSError, ValueError):
+        return False
 
 
 def _is_file(path: Path) -> bool:
@@ -115,7 +126,7 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
 def _read_tree(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     """One file's tables, over those of the recipe that it extends."""
     try:
-        tree = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+        tree = tomllib.loads(read_small(path).decode("utf-8-sig"))
     except UnicodeDecodeError:
         raise InputError("the recipe is not UTF-8 text", str(path)) from None
     except tomllib.TOMLDecodeError as error:
@@ -193,7 +204,7 @@ def _with_defaults(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Flat values of a tree that may be wrong in any way, defaults filled in."""
     values = {}
     for table, part in part_types().items():
-        given = tree.get(table)
+        given = tree.get(table, {} if Recipe.model_fields[table].default_factory else None)
         if isinstance(given, Mapping):
             for name, field in part.model_fields.items():
                 if name in given or not field.is_required():

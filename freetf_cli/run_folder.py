@@ -24,7 +24,7 @@ from typing import Any
 
 from freetf_cli import __version__
 from freetf_cli.checkpoint import checkpoint_folders, folder_step, recover
-from freetf_cli.durable import is_left_over, sweep, write_durably
+from freetf_cli.durable import SMALL, is_left_over, read_small, sweep, write_durably
 from freetf_cli.errors import InputError
 from freetf_cli.recipe import Recipe
 from freetf_cli.recipe_file import load_recipe, to_toml
@@ -63,9 +63,18 @@ class RunFolder:
 
     @staticmethod
     def refuse_foreign(path: Path) -> None:
-        """InputError where something else than a run has the name."""
+        """InputError where something else than a run has the name, or no run can have it."""
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:
+            raise InputError("the run folder's name is not valid UTF-8", str(path).encode("utf-8", "replace").decode()) from None
+        if path.is_symlink() and not path.exists():
+            raise InputError("the run folder's name is taken by a link that leads nowhere", str(path))
+        if above := next((part for part in path.parents if part.exists() and not part.is_dir()), None):
+            raise InputError("the run folder would lie in what is a file", str(above))
         if path.exists() and not path.is_dir():
             raise InputError("the run folder's name is taken by a file", str(path))
+        _refuse_links(path)
         if not path.is_dir() or (path / "recipe.toml").is_file():
             return
         for file in path.iterdir():
@@ -79,6 +88,7 @@ class RunFolder:
             raise InputError("no such run", str(path), "`freetf train RECIPE -o RUN` makes one")
         if not (path / "recipe.toml").is_file():
             raise InputError("the folder is not a run: it has no recipe.toml", str(path))
+        _refuse_links(path)
         return cls(path)
 
     def recipe(self) -> Recipe:
@@ -100,7 +110,7 @@ class RunFolder:
 
     def metrics(self) -> list[Metrics]:
         """Everything recorded so far."""
-        return [Metrics(*(row.get(name) for name in _FIELDS)) for row in _read_jsonl(self.metrics_file)]  # type: ignore[arg-type]
+        return [_metrics(row, self.metrics_file) for row in _read_jsonl(self.metrics_file)]
 
     def rewind(self, step: int, recipe: Recipe, *, evaluates: bool = False) -> None:
         """Forget what was recorded and saved after `step`, before a resumed run does it again; recipe: as it goes on.
@@ -191,6 +201,24 @@ class WatchedRun(RunFolder):
         pass
 
 
+def _metrics(row: dict[str, Any], file: Path) -> Metrics:
+    """A record whose every field is what it should be; a number of a run that diverged is null."""
+    for field in dataclasses.fields(Metrics):
+        value = row.get(field.name)
+        fits = type(value) in {"int": (int,), "str": (str,)}.get(str(field.type), (int, float, type(None)))
+        if not fits or (isinstance(value, int) and abs(value) >= 2**53):
+            raise InputError(f"the record is damaged: {field.name} is {json.dumps(value)[:40]}", f"{file}, step {row.get('step')}")
+    return Metrics(*(row.get(name) for name in _FIELDS))  # type: ignore[arg-type]  # all were looked at
+
+
+def _refuse_links(run: Path) -> None:
+    """A run that somebody else has made may not lead out of its folder."""
+    for place in (run, run / "checkpoints", run / "samples"):
+        for part in place.iterdir() if place.is_dir() else ():
+            if part.is_symlink():
+                raise InputError("a run holds no links: this one may lead out of its folder", str(part))
+
+
 def describe_process(argv: Sequence[str]) -> dict[str, Any]:
     """What a manifest says of the program that made it."""
     packages = ("torch", "numpy", "safetensors", "tokenizers")
@@ -221,28 +249,34 @@ def _git_state() -> dict[str, Any] | None:
 def _read_object(path: Path) -> dict[str, Any]:
     """The object that a JSON file holds; empty when it holds none."""
     try:
-        found = json.loads(path.read_bytes())
+        found = json.loads(read_small(path))
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
 
 def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """Objects of a JSONL file; a last line cut short by a crash is left out."""
+    """Objects of a JSONL file, each with a whole number as its `step` if it has one; a last line cut short by a crash is left out."""
     if not path.is_file():
         return
-    lines = path.read_bytes().split(b"\n")
-    for number, line in enumerate(lines, start=1):
-        if not line:
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
-        if isinstance(row, dict):
-            yield row
-        elif number < len(lines):
-            raise InputError("the record is damaged", f"{path}, line {number}")
+    with path.open("rb") as file:
+        for number, line in enumerate(iter(lambda: file.readline(SMALL + 1), b""), start=1):
+            if line == b"\n":
+                continue
+            row = _object(line) if len(line) <= SMALL else None
+            if row is not None:
+                yield row
+            elif line.endswith(b"\n") or len(line) > SMALL:
+                raise InputError("the record is damaged", f"{path}, line {number}")
+
+
+def _object(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    whole = isinstance(row, dict) and type(step := row.get("step", 0)) is int and 0 <= step < 2**53
+    return row if whole else None
 
 
 def current_argv() -> list[str]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -22,7 +22,7 @@ def hold(run: Path) -> Iterator[None]:
 
     Raises FreetfError, which names the holder, if another process has it. Whoever only reads a run does not ask.
     """
-    made = not run.exists()
+    made = [folder for folder in (run, *run.parents) if not folder.exists()]
     run.mkdir(parents=True, exist_ok=True)
     lock = FileLock(run / LOCK, timeout=0)
     try:
@@ -30,14 +30,23 @@ def hold(run: Path) -> Iterator[None]:
     except Timeout:
         raise FreetfError(f"{_holder(run)} is training this run", str(run), "wait for it, or choose another -o") from None
     try:
-        (run / HOLDER).write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}) + "\n", encoding="utf-8")
+        (run / HOLDER).unlink(missing_ok=True)
+        with (run / HOLDER).open("x", encoding="utf-8") as file:  # x: never through a link that has the name
+            file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}) + "\n")
         yield
     finally:
         (run / HOLDER).unlink(missing_ok=True)
         if made and {path.name for path in run.iterdir()} <= {LOCK}:
             (run / LOCK).unlink(missing_ok=True)
-            run.rmdir()
+            _remove_empty(made)
         lock.release()
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    """Folders, the innermost first, as far as nobody has put anything into them."""
+    with suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def _holder(run: Path) -> str:

@@ -68,7 +68,11 @@ def main(argv: list[str] | None = None) -> int:
     words = after_command(sys.argv[1:] if argv is None else argv)
     code = failures.attempt(failures.prepare_streams, words) or failures.attempt(lambda: _run(words), words)
     # What is still buffered may meet a full disk or a closed pipe only now.
-    return code or failures.attempt(sys.stdout.flush, words)
+    code = code or failures.attempt(sys.stdout.flush, words)
+    distributed = sys.modules.get("freetf_cli.training.distributed")
+    if distributed is not None and distributed.left_open:
+        os._exit(code)  # the interpreter's clean-up would wait for processes that are gone, or abort
+    return code
 
 
 def after_command(words: list[str]) -> list[str]:

@@ -111,7 +111,7 @@ def _train(
     from freetf_cli.results import to_json
     from freetf_cli.training.distributed import joined
 
-    with joined(resolve_device(device)) as world:
+    with joined(resolve_device(device), stop) as world:
         start = _led(world, lambda: resume_from(out, resume))
         if start is not None and init_from is not None:
             raise InputError("--init-from starts a new run, --resume goes on with one", hint="give one of them")

@@ -35,6 +35,7 @@ def plan_run(recipe: Recipe, name: str, bf16: bool) -> Plan:
         steps=recipe.train.steps,
         tokens=recipe.train.steps * recipe.train.batch * context,
         precision="bf16" if bf16 else "fp32",
+        processes=recipe.parallel.processes,
     )
 
 

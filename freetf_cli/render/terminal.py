@@ -86,7 +86,8 @@ def print_sizes(console: Console, plan: Plan) -> None:
     rows.append(["total", count(plan.parameters), share(1.0), short(sum(part.flops for part in plan.parts))])
     print_table(console, ["part", "parameters", "share", "FLOPs/token, forward"], rows, right=(1, 2, 3), total=True)
     if plan.memory:
-        print_heading(console, "Memory while training")
+        each = f", each of {count(plan.processes)} processes" if plan.processes > 1 else ""
+        print_heading(console, f"Memory while training{each}")
         print_table(
             console, ["what", "size"], [[name, size(value)] for name, value in memory_rows(plan)], right=(1,), total="total" in plan.memory
         )

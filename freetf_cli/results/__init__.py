@@ -107,7 +107,8 @@ class PartCost:
 
 @dataclass(frozen=True)
 class Plan:
-    """What `train --dry-run` predicts, without a device. Memory in bytes, FLOPs per token for forward and backward."""
+    """What `train --dry-run` predicts, without a device. FLOPs per token for forward and backward. Memory in bytes, of each of the
+    processes that train together."""
 
     recipe: str
     kind: str
@@ -121,6 +122,7 @@ class Plan:
     steps: int
     tokens: int
     precision: str
+    processes: int = 1
 
 
 @dataclass(frozen=True)

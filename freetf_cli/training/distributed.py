@@ -8,6 +8,8 @@ Process 0 leads: it alone writes the run. Where one of them ends before its time
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,9 +18,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from freetf_cli.errors import FreetfError, InputError, is_out_of_memory
-from freetf_cli.training.launch import LAUNCHED, LOST, started_processes
+from freetf_cli.errors import FreetfError, InputError, Interrupted, Stopped, is_out_of_memory
+from freetf_cli.training.launch import LOST, RESUME, launched, started_processes
+from freetf_cli.training.signals import StopRequest
 
+JOIN_LIMIT = 300.0  # seconds that processes wait for each other at the start
 BUCKET = 2**24  # numbers that are summed at once: a copy of all gradients would double them
 
 
@@ -26,8 +30,8 @@ class PeerLost(FreetfError):
     """Another process of the run ended before its time. Which one knows who started them all, and says so."""
 
     def __init__(self) -> None:
-        super().__init__("another process of the run is gone", hint="the same command with --resume auto goes on")
-        if LAUNCHED in os.environ:
+        super().__init__("another process of the run is gone", hint=RESUME)
+        if launched():
             self.exit_code = LOST
 
     def lines(self) -> list[str]:
@@ -83,12 +87,13 @@ class World:
         """What process 0 gives, to all."""
         if self.size == 1:
             return words
-        data = torch.zeros(self.largest(len(words.encode()) if self.leads else 0), dtype=torch.uint8)
-        if self.leads:
-            data = torch.frombuffer(bytearray(words.encode()), dtype=torch.uint8) if words else data
+        raw = os.fsencode(words)
+        data = torch.zeros(self.largest(len(raw) if self.leads else 0), dtype=torch.uint8)
+        if self.leads and raw:
+            data = torch.frombuffer(bytearray(raw), dtype=torch.uint8)
         with _watched():
             dist.broadcast(data, 0)
-        return bytes(data.tolist()).decode()
+        return os.fsdecode(bytes(data.tolist()))
 
     def wait(self) -> None:
         """Until all processes are here."""
@@ -103,21 +108,67 @@ def own_device(device: torch.device) -> torch.device:
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[World]:
-    """The world that the environment tells of (torchrun's variables), for a block; it is made when all its processes have come."""
+def joined(device: torch.device, stop: StopRequest) -> Iterator[World]:
+    """The world that the environment tells of (torchrun's variables), for a block; it is made when all its processes have come.
+
+    Raises Stopped or Interrupted when `stop` asks while they are waited for, FreetfError when they do not come.
+    """
     if (size := started_processes()) == 1:
         yield World()
         return
     if device.type == "cuda":
-        local = int(os.environ["LOCAL_RANK"])
-        if (here := int(os.environ.get("LOCAL_WORLD_SIZE", local + 1))) > torch.cuda.device_count():
-            what = f"parallel.processes = {size}: {here} on a machine with {torch.cuda.device_count()} CUDA devices"
-            raise InputError(what, hint="one process a device, or --device cpu")
-        torch.cuda.set_device(local)
-    with _watched():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
-    yield World(dist.get_rank(), size)
-    dist.destroy_process_group()  # not after an error: it may wait for a process that is gone
+        _check_devices(size)
+        torch.cuda.set_device(own_device(device))
+    global left_open
+    left_open = True
+    _meet("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", size, stop)
+    try:
+        yield World(dist.get_rank(), size)
+    except (Stopped, Interrupted):
+        _part()  # all leave at the same step
+        raise
+    _part()
+
+
+left_open = False  # whether this process is in a group that it could not leave: then it must end without the interpreter's clean-up
+
+
+def _part() -> None:
+    global left_open
+    dist.destroy_process_group()
+    left_open = False
+
+
+def _check_devices(size: int) -> None:
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", int(os.environ["LOCAL_RANK"]) + 1))
+    if here > torch.cuda.device_count():
+        what = f"parallel.processes = {size}: {here} on a machine with {torch.cuda.device_count()} CUDA devices"
+        raise InputError(what, hint="one process a device, or --device cpu")
+
+
+def _meet(backend: str, size: int, stop: StopRequest) -> None:
+    """Wait for the others in a thread of its own: it is deaf to signals."""
+    failed: list[BaseException] = []
+
+    def meet() -> None:
+        try:
+            dist.init_process_group(backend)
+        except BaseException as error:
+            failed.append(error)
+
+    thread, began = threading.Thread(target=meet, daemon=True, name="freetf-join"), time.monotonic()
+    thread.start()
+    where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    while thread.is_alive():
+        thread.join(0.05)
+        if stop.signal is not None and thread.is_alive():
+            kind = Interrupted if stop.signal.name == "SIGINT" else Stopped
+            raise kind(f"stopped by {stop.signal.name} before its first step", hint=RESUME)
+        if time.monotonic() - began > JOIN_LIMIT:
+            raise FreetfError(f"{size} processes were to meet at {where} (WORLD_SIZE, MASTER_ADDR), and did not within {JOIN_LIMIT:.0f} s")
+    if failed:
+        reason = (str(failed[0]).splitlines() or [type(failed[0]).__name__])[0][:200]
+        raise FreetfError(f"{size} processes were to meet at {where} (WORLD_SIZE, MASTER_ADDR), and could not: {reason}")
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:

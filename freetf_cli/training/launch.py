@@ -18,18 +18,68 @@ from contextlib import ExitStack
 from types import FrameType
 from typing import IO
 
-from freetf_cli.errors import ExitCode, FreetfError
+from freetf_cli.errors import ExitCode, FreetfError, InputError, Interrupted, Stopped
 from freetf_cli.training.signals import heeded
 
-LAUNCHED = "FREETF_LAUNCHED"  # in the environment of the processes started here
+LAUNCHED = "FREETF_LAUNCHED"  # "reading end of a pipe:pid of the launcher", in the environment of the processes started here
 LOST = 76  # exit code of a process that ended because another was gone: told to this module, to nobody else
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # those of torchrun
-GRACE = 30.0  # seconds that the others have once one has ended, or all once a second SIGINT came
+FOREIGN = ("TORCHELASTIC_", "GROUP_", "ROLE_")  # of a launcher around this one
+GRACE = 30.0  # seconds that the others have once one has ended
+AT_ONCE = 2.0  # and that all have once a second SIGINT came
+RESUME = "the same command with --resume auto goes on"
 
 
 def started_processes() -> int:
     """How many processes were started to train together, this one among them, by the environment: torchrun's, or that of `launch`."""
-    return int(os.environ["WORLD_SIZE"]) if all(os.environ.get(name, "").strip() for name in VARIABLES) else 1
+    found = {name: os.environ.get(name, "").strip() for name in VARIABLES}
+    if not all(found.values()):
+        return 1
+    numbers = {name: int(found[name]) if found[name].isdecimal() else -1 for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT")}
+    for name, number in numbers.items():
+        least, most = {"WORLD_SIZE": (1, 1 << 20), "MASTER_PORT": (1, 65535)}.get(name, (0, numbers["WORLD_SIZE"] - 1))
+        if not least <= number <= most:
+            hint = f"unset {' '.join(VARIABLES)} where no torchrun set them"
+            raise InputError(f"the environment has {name}={found[name][:40]!r} with WORLD_SIZE={found['WORLD_SIZE'][:40]!r}", hint=hint)
+    return numbers["WORLD_SIZE"]
+
+
+def launched() -> bool:
+    """Whether `launch` of the process above has started this one."""
+    return os.environ.get(LAUNCHED, "").endswith(f":{os.getppid()}")
+
+
+class _Processes:
+    """Those that were started, and the signals that they were handed."""
+
+    def __init__(self) -> None:
+        self.all: list[subprocess.Popen[bytes]] = []
+        self.handed: list[signal.Signals] = []
+
+    def add(self, process: subprocess.Popen[bytes]) -> None:
+        self.all.append(process)
+        for number in self.handed:  # which came while it was being started
+            process.send_signal(number)
+
+    def hand_on(self, number: int, frame: FrameType | None) -> None:
+        self.handed.append(signal.Signals(number))
+        self._send(number)
+
+    def pause(self, number: int, frame: FrameType | None) -> None:
+        """A terminal's Ctrl-Z stops all, and `fg` goes on with all."""
+        self._send(signal.SIGSTOP)
+        os.kill(os.getpid(), signal.SIGSTOP)  # until SIGCONT comes
+        self._send(signal.SIGCONT)
+
+    def _send(self, number: int) -> None:
+        for process in self.all:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    @property
+    def interrupted(self) -> bool:
+        """A second SIGINT came."""
+        return self.handed.count(signal.SIGINT) > 1
 
 
 def launch(words: Sequence[str], count: int) -> int:
@@ -38,36 +88,29 @@ def launch(words: Sequence[str], count: int) -> int:
     The first process has this one's streams. What another says is shown only if it ended for a reason of its own. They are in sessions of
     their own, so that a terminal's Ctrl-C reaches them once, through here; and stop, having saved, when this process is gone.
     """
-    processes: list[subprocess.Popen[bytes]] = []
-    interrupts: list[int] = []
-
-    def hand_on(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT:
-            interrupts.append(number)
-        for process in processes:
-            if process.poll() is None:
-                process.send_signal(number)
-
+    processes = _Processes()
     with ExitStack() as stack:
         ears = os.pipe()
         for end in ears:
             stack.callback(os.close, end)
         for number in heeded():
-            stack.callback(signal.signal, number, signal.signal(number, hand_on))
+            stack.callback(signal.signal, number, signal.signal(number, processes.hand_on))
+        stack.callback(signal.signal, signal.SIGTSTP, signal.signal(signal.SIGTSTP, processes.pause))
         said = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(count)]
-        shared = {**os.environ, **_surroundings(count), LAUNCHED: str(ears[0])}
+        shared = {**_surroundings(count), LAUNCHED: f"{ears[0]}:{os.getpid()}"}
         for rank in range(count):
             environment = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-            processes.append(_started(words, environment, ears[0], None if rank == 0 else said[rank]))
-            stack.callback(_end, processes[-1])
-        stuck = _wait(processes, interrupts)
-        return _outcome([process.returncode for process in processes], said, stuck)
+            processes.add(_started(words, environment, ears[0], None if rank == 0 else said[rank]))
+            stack.callback(_end, processes.all[-1])
+        stuck = _wait(processes)
+        return _outcome(processes, said, stuck)
 
 
 def _started(words: Sequence[str], environment: dict[str, str], ear: int, said: IO[bytes] | None) -> subprocess.Popen[bytes]:
-    """A process with this one's streams, or, where `said` is given, with none but that for its stderr."""
+    """A process with this one's streams, or, where `said` is given, with none but that for its stderr. It imports from where this does."""
     nothing = None if said is None else subprocess.DEVNULL
-    command = [sys.executable, "-m", "freetf_cli", *words]
+    code = f"import sys; sys.path[:] = {sys.path!r}; sys.argv[0] = {sys.argv[0]!r}; from freetf_cli.cli.app import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, *words]
     return subprocess.Popen(command, stdin=nothing, stdout=nothing, stderr=said, env=environment, start_new_session=True, pass_fds=(ear,))
 
 
@@ -77,57 +120,70 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def stop_when_orphaned() -> None:
-    """In a process that `launch` has started: the end of that one is a SIGTERM to this one."""
-    if LAUNCHED not in os.environ:
+    """In a process that `launch` has started: the end of that one is a SIGTERM to this one, and some time later its end."""
+    if not launched():
         return
-    ear = int(os.environ[LAUNCHED])
+    ear = int(os.environ[LAUNCHED].split(":")[0])
 
     def listen() -> None:
         os.read(ear, 1)  # returns when the last writing end is closed
         os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10 * GRACE)  # a large checkpoint may take its time
+        os._exit(ExitCode.FAILED)
 
     threading.Thread(target=listen, daemon=True, name="freetf-launcher").start()
 
 
 def _surroundings(count: int) -> dict[str, str]:
-    """What torchrun would set, for processes of this machine that meet on its loopback; a thread for each of its cores."""
+    """The environment with what torchrun would set, for processes of this machine that meet on its loopback; a thread for each core."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    found = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    asked = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count)), "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
+    threads = str(max(1, (os.cpu_count() or 1) // count))
+    asked = {"OMP_NUM_THREADS": threads, "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    fixed = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     if sys.platform == "linux":
-        asked["GLOO_SOCKET_IFNAME"] = "lo"
-    return found | {name: os.environ.get(name, value) for name, value in asked.items()}
+        fixed["GLOO_SOCKET_IFNAME"] = "lo"
+    return {**asked, **kept, **fixed}
 
 
-def _wait(processes: Sequence[subprocess.Popen[bytes]], interrupts: Sequence[int]) -> set[int]:
+def _wait(processes: _Processes) -> set[int]:
     """Until all have ended; those that do not after another has are killed. Their ranks."""
     deadline = None
-    while any(process.poll() is None for process in processes):
-        if deadline is None and (len(interrupts) > 1 or any(process.returncode is not None for process in processes)):
-            deadline = time.monotonic() + GRACE
-        if deadline is not None and time.monotonic() > deadline:
-            stuck = {rank for rank, process in enumerate(processes) if process.poll() is None}
+    while None in (codes := [process.poll() for process in processes.all]):
+        now = time.monotonic()
+        if processes.interrupted:
+            deadline = min(deadline or now + AT_ONCE, now + AT_ONCE)
+        elif deadline is None and any(code is not None for code in codes):
+            deadline = now + GRACE
+        if deadline is not None and now > deadline:
+            stuck = {rank for rank, code in enumerate(codes) if code is None}
             for rank in stuck:
-                _end(processes[rank])
+                _end(processes.all[rank])
             return stuck
         time.sleep(0.05)
     return set()
 
 
-def _outcome(codes: Sequence[int], said: Sequence[IO[bytes]], stuck: set[int]) -> int:
-    """One exit code of several; FreetfError where a process ended by a signal or for no reason of its own."""
-    hint = "the same command with --resume auto goes on"
-    for rank, code in enumerate(codes):
-        if code < 0 and rank not in stuck:
-            raise FreetfError(f"process {rank} of {len(codes)} was ended by {signal.Signals(-code).name}", hint=hint)
-    own = [rank for rank, code in enumerate(codes) if code not in (ExitCode.OK, LOST) and rank not in stuck]
+def _outcome(processes: _Processes, said: Sequence[IO[bytes]], stuck: set[int]) -> int:
+    """One exit code of several: a process's own comes before that of one which was lost or killed."""
+    codes = [process.returncode for process in processes.all]
+    own = [rank for rank, code in enumerate(codes) if code > 0 and code != LOST and rank not in stuck]
     if own:
         if own[0] != 0:  # the first process has told by itself
             said[own[0]].seek(0)
             sys.stderr.write(said[own[0]].read().decode(errors="replace"))
         return codes[own[0]]
+    if processes.interrupted:
+        raise Interrupted("interrupted")
+    dead = {rank: signal.Signals(-code) for rank, code in enumerate(codes) if code < 0 and rank not in stuck}
+    for number in dead.values():
+        if number in processes.handed:
+            kind = Interrupted if number is signal.SIGINT else Stopped
+            raise kind(f"stopped by {number.name} before its first step", hint=RESUME)
+    for rank, number in dead.items():
+        raise FreetfError(f"process {rank} of {len(codes)} was ended by {number.name}", hint=RESUME)
     if any(codes):
-        raise FreetfError("the processes of the run lost each other", hint=hint)
+        raise FreetfError("the processes of the run lost each other", hint=RESUME)
     return ExitCode.OK

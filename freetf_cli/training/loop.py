@@ -78,7 +78,8 @@ def train(
     """
     world, hooks = world or World(), hooks or Hooks()
     uses_graph(recipe.train, device)  # InputError where it cannot
-    RunFolder.refuse_foreign(path)
+    if world.leads:
+        RunFolder.refuse_foreign(path)
     with hold(path) if world.leads else nullcontext():
         recipe, source = resolve(recipe)
         if resume is not None:

@@ -17,15 +17,16 @@ STATES = ("parameters", "gradients", "optimizer")  # of a plan's memory: what no
 
 def check_memory(recipe: Recipe, device: torch.device) -> None:
     """FreetfError if parameters, gradients and moments alone are more than the device has."""
-    if sum(_plan(recipe, device)[name] for name in STATES) > total_memory(device):
+    if sum(_plan(recipe, device)[name] for name in STATES) * _sharing(recipe, device) > total_memory(device):
         raise out_of_memory(recipe, device)
 
 
 def out_of_memory(recipe: Recipe, device: torch.device) -> FreetfError:
     """One line: batch, length, what they were predicted to take, what there is, and what to lower."""
-    plan, config = _plan(recipe, device), recipe.train
-    states, has = sum(plan[name] for name in STATES), total_memory(device)
-    what = f"out of memory: batches of {config.batch} × {recipe.model.context} tokens{_parts(recipe)} take some {_gib(plan['total'])}"
+    plan, config, sharing = _plan(recipe, device), recipe.train, _sharing(recipe, device)
+    states, has = sharing * sum(plan[name] for name in STATES), total_memory(device)
+    what = f"out of memory: batches of {config.batch} × {recipe.model.context} tokens{_parts(recipe)}"
+    what += f" take some {_gib(sharing * plan['total'])}"
     what += f", {_gib(states)} of it the model's states; {device.type} has {_gib(free_memory(device))} free of {_gib(has)}"
     if states > has:
         return FreetfError(what, hint="a smaller model: model.layers, model.width, latent.bits")
@@ -58,6 +59,11 @@ def free_memory(device: torch.device) -> int:
 
 def _plan(recipe: Recipe, device: torch.device) -> dict[str, float]:
     return plan_run(recipe, "", bf16=autocast_dtype(recipe.train.precision, device) is not None).memory
+
+
+def _sharing(recipe: Recipe, device: torch.device) -> int:
+    """How many processes of the run have this memory in common: a GPU is one's own."""
+    return 1 if device.type == "cuda" else recipe.parallel.processes
 
 
 def _parts(recipe: Recipe) -> str:

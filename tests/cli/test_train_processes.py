@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.cli.test_train import LONG, rows, training, wait_for_a_step
+from tests.reliability.ranks import ranks_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reason="POSIX")]
 GONE = "process 1 of 2 was ended by SIGKILL; the same command with --resume auto"
@@ -56,18 +57,13 @@ def test_torchrun_starts_the_same_run(pair, workshop, tmp_path, environment):
     assert (run / last).read_bytes() == (pair[0] / last).read_bytes()
 
 
-def members(process: subprocess.Popen[str]) -> list[int]:
-    """The processes that a launcher has started, in the order of their ranks."""
-    return sorted(int(word) for word in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
 @pytest.mark.parametrize(("whom", "number", "code"), ENDS)
 def test_one_signal_ends_both(workshop, tmp_path, environment, whom, number, code):
     run = tmp_path / "run"
     with training([workshop / "free.toml", "-o", run, *TWO, *LONG, "--set", "train.save_every=2"], environment) as process:
         wait_for_a_step(run, process)
-        both = members(process)
+        both = ranks_of(process.pid)
         os.kill(process.pid if whom == "launcher" else both[1], number)
         stdout, stderr = process.communicate(timeout=60)
     assert (process.returncode, stdout, len(both)) == (code, "", 2)
@@ -81,7 +77,7 @@ def test_processes_stop_when_their_launcher_is_gone(workshop, tmp_path, environm
     run = tmp_path / "run"
     with training([workshop / "free.toml", "-o", run, *TWO, *LONG], environment) as process:
         wait_for_a_step(run, process)
-        both = members(process)
+        both = ranks_of(process.pid)
         process.kill()
         end = time.monotonic() + 60
         while any(Path(f"/proc/{each}").exists() for each in both) and time.monotonic() < end:
@@ -100,3 +96,38 @@ def test_what_is_wrong_is_said_once(workshop, pair, run_process):
 def test_a_batch_is_divided_evenly(refused, workshop, tmp_path):
     line = refused("train", workshop / "free.toml", "-o", tmp_path / "run", "--set", "parallel.processes=3")
     assert "parallel.processes = 3 times train.accumulate = 1 does not divide train.batch" in line
+
+
+@pytest.mark.parametrize(
+    ("variables", "what"),
+    [
+        ({"WORLD_SIZE": "abc"}, "WORLD_SIZE='abc'"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE='0'"),
+        ({"RANK": "5"}, "RANK='5' with WORLD_SIZE='2'"),
+        ({"MASTER_PORT": "70000"}, "MASTER_PORT='70000'"),
+    ],
+)
+def test_an_environment_that_cannot_be_is_named(refused, monkeypatch, recipe_file, variables, what):
+    usual = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    for name, value in {**usual, **variables}.items():
+        monkeypatch.setenv(name, value)
+    assert what in refused("train", recipe_file, "--dry-run")
+
+
+def test_a_process_that_waits_for_others_hears_signals(workshop, tmp_path, environment):
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29871"}
+    with training([workshop / "free.toml", "-o", tmp_path / "run", "--device", "cpu"], {**environment, **alone}) as process:
+        time.sleep(5)
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        _, stderr = process.communicate(timeout=20)
+    assert (process.returncode, stderr.count("\n")) == (75, 1)
+    assert "stopped by SIGTERM before its first step" in stderr
+
+
+def test_the_current_folder_is_not_imported_from(workshop, tmp_path, environment):
+    (tmp_path / "safetensors.py").write_text("raise SystemExit(9)\n")
+    script = "import sys; from freetf_cli.cli.app import main; sys.exit(main())"
+    command = [sys.executable, "-P", "-c", script, "train", str(workshop / "free.toml"), "-o", "run", *TWO]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")

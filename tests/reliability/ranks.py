@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import time
 import traceback
@@ -72,7 +73,7 @@ def together(recipe: Recipe, run: Path, happens: Happening, size: int = 2) -> tu
 def one(recipe: Recipe, run: Path, happens: Callable[[], None]) -> int:
     try:
         happens()
-        with stop_on_signals() as stop, joined(DEVICE) as world:
+        with stop_on_signals() as stop, joined(DEVICE, stop) as world:
             newest = open_checkpoint(run, lambda message: None).folder if world.leads and checkpoint_folders(run) else ""
             folder = world.told(str(newest))
             start = Checkpoint.open(Path(folder)) if folder else None
@@ -119,6 +120,43 @@ def ranks(count: int, folder: Path) -> dict[str, Any]:
         control.add(codes == [0, 0] and same(folder / f"control-{number}", folder / "whole"), f"{codes}")
     about = {"device": f"two of {DEVICE.type}", "slowest_stop_seconds": round(slowest, 1)}
     return {**tally.record(), **about, "control": {"what": "gradients are not summed", **control.record()}}
+
+
+def launched(count: int, folder: Path) -> dict[str, Any]:
+    """freetf train in two processes, signalled or robbed of one at times from its start on: one line, the exit code of the reason."""
+    recipe, tally = tiny(folder), Tally()
+    settings = [word for setting in ("train.steps=100000", "eval.every=0", "parallel.processes=2") for word in ("--set", setting)]
+    for number in range(count):
+        run, wait = folder / f"run-{number}", 0.05 + 4.5 * number / count
+        command = [sys.executable, "-m", "freetf_cli", "train", str(recipe), "-o", str(run), "-q", "--device", "cpu", *settings]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        time.sleep(wait)
+        ranks = ranks_of(process.pid)
+        kind, wanted = [(signal.SIGTERM, 75), (signal.SIGKILL, 1), (signal.SIGINT, 130)][number % 3]
+        if kind == signal.SIGKILL and not ranks:  # there is none yet to be robbed of
+            kind, wanted = signal.SIGTERM, 75
+        os.kill(ranks[-1] if kind == signal.SIGKILL else process.pid, kind)
+        began = time.monotonic()
+        try:
+            out, said = process.communicate(timeout=LIMIT)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            out, said = process.communicate()
+        seconds = time.monotonic() - began
+        gone = not any(Path(f"/proc/{rank}").exists() for rank in ranks)
+        early = process.returncode == -kind and not ranks  # before the program was there to hear it
+        good = early or (process.returncode == wanted and out == "" and said.count("\n") == 1 and "freetf: error: " in said)
+        what = f"{kind.name} after {wait:.2f} s: exit {process.returncode}, {seconds:.1f} s, {said[-300:]}"
+        tally.add(good and gone and seconds < LIMIT, what)
+    return tally.record()
+
+
+def ranks_of(launcher: int) -> list[int]:
+    """The processes that a launcher has started, in the order of their ranks."""
+    try:
+        return sorted(int(word) for word in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split())
+    except OSError:
+        return []
 
 
 def gpu(count: int, folder: Path) -> dict[str, Any]:

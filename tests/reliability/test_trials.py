@@ -12,7 +12,7 @@ from tests.reliability.trials import TRIALS
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reason="POSIX")]
 COUNTS = {"kills": 8, "saves": 8, "streams": 6, "damaged": 16, "fallback": 6, "hostile": 63, "disk": 4, "signals": 16, "starters": 3}
-COUNTS |= {"faults": 8, "ranks": 4, "outputs": 46, "listeners": 4, "readonly": 7, "inputs": 99, "processes": 2}
+COUNTS |= {"faults": 8, "ranks": 4, "launched": 4, "outputs": 46, "listeners": 4, "readonly": 7, "inputs": 99, "processes": 2}
 
 
 @pytest.mark.parametrize("name", TRIALS)

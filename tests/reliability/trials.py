@@ -21,10 +21,10 @@ from tests.reliability.commands import inputs, listeners, outputs, readonly
 from tests.reliability.files import damaged, fallback, hostile
 from tests.reliability.kills import disk, kills, saves, small_disk, streams, system_calls
 from tests.reliability.processes import faults, processes, signals, starters
-from tests.reliability.ranks import gpu, ranks
+from tests.reliability.ranks import gpu, launched, ranks
 
 PARTS = (
-    *(kills, saves, streams, damaged, fallback, hostile, disk, signals, starters, faults, ranks),
+    *(kills, saves, streams, damaged, fallback, hostile, disk, signals, starters, faults, ranks, launched),
     *(outputs, listeners, inputs, readonly, processes),
 )
 TRIALS: dict[str, Callable[[int, Path], dict[str, Any]]] = {each.__name__: each for each in PARTS}
