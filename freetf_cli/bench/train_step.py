@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from freetf_cli.bench.products import products_of, seconds_of
 from freetf_cli.bench.timing import WARM_UP, Effort, machine, replayed, timed
 from freetf_cli.device import autocast_dtype
 from freetf_cli.model.cost import plan_run
@@ -77,8 +78,19 @@ def _step_row(variant: Variant, device: torch.device, effort: Effort, ceiling: f
     plan = _plan(recipe, device)
     flops = plan.train_flops_per_token * tokens / took.median
     ratio = took.median / (reference or took).median
+    products = _products(recipe, device, effort)
     rate = tokens / took.median
-    return StepRow(variant.name, recipe.kind, took, warm_up, tokens, rate, flops, flops / ceiling, peak, plan.memory["total"], ratio)
+    return StepRow(
+        variant.name, recipe.kind, took, warm_up, tokens, rate, flops, flops / ceiling, peak, plan.memory["total"], ratio, products
+    )
+
+
+def _products(recipe: Recipe, device: torch.device, effort: Effort) -> float:
+    """Seconds of the matrix products of a step, as one that is neither compiled nor a graph asks for them."""
+    plain = recipe.train.model_copy(update={"compile": "off", "cuda_graph": "off"})
+    found = products_of(made_step(recipe.model_copy(update={"train": plain}), device))
+    release(device)
+    return seconds_of(found, device, effort)
 
 
 def made_step(recipe: Recipe, device: torch.device) -> Callable[[], None]:

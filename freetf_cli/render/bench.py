@@ -9,7 +9,7 @@ from freetf_cli.render.console import out
 from freetf_cli.render.fitting import print_fitting
 from freetf_cli.render.tables import Cell, print_facts, print_heading
 from freetf_cli.render.units import MISSING, count, figure, share, short, size
-from freetf_cli.results.bench import Machine, MapperBench, SampleBench, Timing, TrainBench
+from freetf_cli.results.bench import Machine, MapperBench, SampleBench, StepRow, Timing, TrainBench
 
 
 def train(result: TrainBench) -> None:
@@ -20,9 +20,9 @@ def train(result: TrainBench) -> None:
     rows: list[list[Cell]] = []
     for row in result.rows:
         memory = MISSING if row.peak is None else size(row.peak)
-        speed = [short(row.tokens_per_second), share(row.share)]
+        speed = [short(row.tokens_per_second), share(row.share), times(row)]
         rows.append([row.recipe, milliseconds(row.time), spread(row.time), ratio(row.ratio), *speed, memory, size(row.predicted)])
-    headers = ["recipe", "ms", "range", "ratio", "tokens/s", "of the ceiling", "memory", "foretold"]
+    headers = ["recipe", "ms", "range", "ratio", "tokens/s", "of the ceiling", "of its products", "memory", "foretold"]
     print_fitting(console, headers, rows, right=range(1, len(headers)))
     if result.parts:
         print_heading(console, f"Parts of {result.parts[0].recipe}, each by itself")
@@ -85,6 +85,11 @@ def spread(time: Timing) -> str:
     """The range around the median: `−0.2 +1.3 %`."""
     low, high = (100 * (end / time.median - 1) if time.median else 0.0 for end in (time.least, time.most))
     return f"{low:+.1f} {high:+.1f} %"
+
+
+def times(row: StepRow) -> str:
+    """The step as a multiple of its matrix products."""
+    return f"× {row.time.median / row.products:.2f}" if row.products else MISSING
 
 
 def ratio(value: float) -> str:

@@ -34,7 +34,7 @@ class StepRow:
     """A recipe's training step. flops: FLOP/s of what the model must compute (`--dry-run`'s count), share: of the ceiling.
 
     warm_up: seconds of the first steps, which compile. peak, predicted: bytes of memory, measured (None where the device does not tell) and
-    foretold by `--dry-run`. ratio: time over that of the first row.
+    foretold by `--dry-run`. ratio: time over that of the first row. products: seconds that its matrix products take, each by itself.
     """
 
     recipe: str
@@ -48,6 +48,7 @@ class StepRow:
     peak: int | None
     predicted: float
     ratio: float
+    products: float
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import torch
 
 from freetf_cli.bench.generation import bench_sample
 from freetf_cli.bench.mapper import bench_mapper
+from freetf_cli.bench.products import products_of, seconds_of
 from freetf_cli.bench.timing import Effort, machine, timed
 from freetf_cli.bench.train_step import Variant, bench_train, made_step, with_baselines
 from freetf_cli.model.cost import plan_run
@@ -79,6 +80,33 @@ def test_training_is_told_in_ratios_shares_and_parts() -> None:
         "AdamW of the table",
     ]
     assert all(part.recipe == "free" and part.share == pytest.approx(part.time.median / free.time.median) for part in result.parts)
+
+
+def test_the_products_of_a_step_are_found() -> None:
+    a, b = torch.randn(3, 4, requires_grad=True), torch.randn(5, 4).T
+    query = torch.randn(2, 2, 6, 4, requires_grad=True)
+
+    def step() -> None:
+        (a @ b).sum().backward()
+        torch.nn.functional.scaled_dot_product_attention(query, query, query, is_causal=True).sum().backward()
+
+    found = products_of(step)
+    shapes = {(left.shape, right.shape, right.stride): count for (left, right), count in found.items()}
+    assert shapes[(3, 4), (4, 5), (1, 4)] == 1  # with the layout that it had
+    assert shapes[(3, 5), (5, 4), (4, 1)] == 1  # the gradient of a
+    assert shapes[(4, 6, 4), (4, 4, 6), (24, 1, 4)] == shapes[(4, 6, 6), (4, 6, 4), (24, 4, 1)] == 3  # one forward, two backward
+    assert sum(found.values()) == 8
+    assert seconds_of(found, CPU, ONCE) > 0
+
+
+def test_a_models_products_are_what_the_plan_counts() -> None:
+    """But for attention, of which the plan leaves out what the mask hides; and the encoder projects its one query once."""
+    step = made_step(FREE, CPU)
+    found = {pair: count for pair, count in products_of(step).items() if len(pair[0].shape) == 2}
+    flops = sum(2 * count * math.prod(left.shape) * right.shape[-1] for (left, right), count in found.items())
+    plan = plan_run(FREE, "", bf16=False)
+    attention = 3 * sum(4 * 16 * keys for keys in (4.5, 4.5, 9))  # two causal blocks, one encoder
+    assert flops == pytest.approx(36 * (plan.train_flops_per_token - attention), rel=0.03)
 
 
 def test_the_mappers_ways_agree_with_float64() -> None:

@@ -1,0 +1,83 @@
+"""The matrix products of a step, each measured by itself: what a step would take if nothing else in it took time."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from freetf_cli.bench.timing import Effort, replayed, timed
+
+ATTENTION = 2  # products of attention's forward: scores, and values by them; its backward has twice as many
+
+
+class Operand(NamedTuple):
+    """A tensor as a product takes it: its layout in memory matters."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+
+Product = tuple[Operand, Operand]  # [n, k] · [k, m], or [b, n, k] · [b, k, m]
+
+
+def products_of(step: Callable[[], object]) -> Counter[Product]:
+    """The products that a step makes, and how often; attention's and the mapper's among them, whatever kernel does them."""
+    seen = _Recorder()
+    with seen:
+        step()
+    return seen.found
+
+
+def seconds_of(products: Counter[Product], device: torch.device, effort: Effort) -> float:
+    """The sum of their times, each made again and again with random numbers."""
+    total = 0.0
+    for (left, right), count in products.items():
+        product = partial(torch.matmul, _random(left, device), _random(right, device))
+        total += count * timed(replayed(product, device), effort).median
+    return total
+
+
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found: Counter[Product] = Counter()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        name = function.name()
+        if name in ("aten::mm", "aten::bmm"):
+            self._add(*args[:2])
+        elif name in ("aten::addmm", "aten::baddbmm"):
+            self._add(*args[1:3])
+        elif name.startswith("aten::_scaled_dot_product"):
+            back = "backward" in name
+            self._attention(*(args[1:4] if back else args[:3]), count=ATTENTION * (1 + back))
+        elif name == "freetf::logit_gradient":
+            self._add(args[0], args[2].to(args[0].dtype).T)
+        return function(*args, **(kwargs or {}))
+
+    def _add(self, a: Tensor, b: Tensor) -> None:
+        self.found[(_operand(a), _operand(b))] += 1
+
+    def _attention(self, q: Tensor, k: Tensor, v: Tensor, *, count: int) -> None:
+        """Half of them like q · kᵀ, half like a square of scores with v."""
+        q, k, v = (each.flatten(0, 1) for each in (q, k, v))
+        scores = q.new_empty(q.shape[0], q.shape[1], k.shape[1])
+        k, v = (each.repeat_interleave(q.shape[0] // each.shape[0], 0) for each in (k, v))
+        self.found[(_operand(q), _operand(k.mT))] += count // 2
+        self.found[(_operand(scores), _operand(v))] += count // 2
+
+
+def _operand(x: Tensor) -> Operand:
+    return Operand(tuple(x.shape), tuple(x.stride()), x.dtype)
+
+
+def _random(operand: Operand, device: torch.device) -> Tensor:
+    extent = 1 + sum((size - 1) * stride for size, stride in zip(operand.shape, operand.stride, strict=True))
+    return torch.randn(extent, device=device).to(operand.dtype).as_strided(operand.shape, operand.stride)
