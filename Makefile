@@ -60,7 +60,7 @@ figure4-mini: export OMP_NUM_THREADS = 1
 test: lint ## everything that continuous integration checks
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m 'not network'
 
-soak: setup ## the trials of docs/reliability.md with their full numbers; minutes
+soak: setup ## the trials of docs/reliability.md with their full numbers; a quarter of an hour
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.reliability.soak
 
 lint: setup ## ruff and mypy
