@@ -39,7 +39,6 @@ FORMAT_VERSION = 1
 MANIFEST = "MANIFEST.sha256"
 TRIES = 5  # at a checkpoint of a run that is being trained
 _FILES = ("model.safetensors", "optimizer.safetensors", "state.json", "tokenizer.json")
-LARGEST_HEADER = 10 * 2**20  # bytes: of a safetensors header, of state.json and of the manifest
 _REQUIRED = ("model.safetensors", "state.json", "tokenizer.json")
 
 
@@ -181,7 +180,7 @@ def _check_header_size(path: Path) -> None:
     """Before the library reads it: a header of 100 MB is no fault to safetensors."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
-    if size > LARGEST_HEADER:
+    if size > durable.SMALL:
         raise InputError(f"not a readable safetensors file: its header claims {size:,} bytes", str(path))
 
 
@@ -212,7 +211,7 @@ def _verify(folder: Path) -> None:
     if not manifest.is_file():
         raise InputError(f"not a checkpoint: it has no {MANIFEST}", str(folder))
     for path in (manifest, folder / "state.json"):
-        if path.is_file() and path.stat().st_size > LARGEST_HEADER:
+        if path.is_file() and path.stat().st_size > durable.SMALL:
             raise InputError(f"the file has {path.stat().st_size:,} bytes, far more than a checkpoint's", str(path))
     try:
         lines = [line.split("  ", 1) for line in manifest.read_text(encoding="utf-8").splitlines()]

@@ -11,7 +11,7 @@ import os
 import shutil
 from pathlib import Path
 
-SMALL = 10_000_000  # bytes; of a recipe, a manifest, a line of a record
+SMALL = 10_000_000  # bytes, at most: of a recipe, a manifest, a state, a header, a line of a record
 
 
 def write_durably(path: Path, content: bytes | str) -> None:

@@ -249,10 +249,9 @@ def _git_state() -> dict[str, Any] | None:
 def _read_object(path: Path) -> dict[str, Any]:
     """The object that a JSON file holds; empty when it holds none."""
     try:
-        found = json.loads(read_small(path))
-    except (OSError, ValueError, RecursionError):
+        return _object(read_small(path)) or {}
+    except OSError:
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
@@ -263,20 +262,24 @@ def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
         for number, line in enumerate(iter(lambda: file.readline(SMALL + 1), b""), start=1):
             if line == b"\n":
                 continue
-            row = _object(line) if len(line) <= SMALL else None
+            row = _row(line) if len(line) <= SMALL else None
             if row is not None:
                 yield row
             elif line.endswith(b"\n") or len(line) > SMALL:
                 raise InputError("the record is damaged", f"{path}, line {number}")
 
 
-def _object(line: bytes) -> dict[str, Any] | None:
+def _row(line: bytes) -> dict[str, Any] | None:
+    row = _object(line)
+    return row if row is not None and type(step := row.get("step", 0)) is int and 0 <= step < 2**53 else None
+
+
+def _object(content: bytes) -> dict[str, Any] | None:
     try:
-        row = json.loads(line)
+        found = json.loads(content)
     except (ValueError, RecursionError):
         return None
-    whole = isinstance(row, dict) and type(step := row.get("step", 0)) is int and 0 <= step < 2**53
-    return row if whole else None
+    return found if isinstance(found, dict) else None
 
 
 def current_argv() -> list[str]:

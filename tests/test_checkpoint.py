@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from freetf_cli import durable
-from freetf_cli.checkpoint import LARGEST_HEADER, MANIFEST, Checkpoint, open_checkpoint, save_checkpoint
+from freetf_cli.checkpoint import MANIFEST, Checkpoint, open_checkpoint, save_checkpoint
 from freetf_cli.data.tokenizer import characters
+from freetf_cli.durable import SMALL
 from freetf_cli.errors import InputError
 from freetf_cli.model.free_transformer import build_model, initialise_model
 from freetf_cli.recipe import Recipe
@@ -221,9 +222,9 @@ def test_a_kill_within_a_save_loses_nothing(tmp_path: Path) -> None:
 def test_a_header_that_claims_too_much_is_not_read(tmp_path: Path) -> None:
     save(tmp_path / "step-000007")
     weights = tmp_path / "step-000007" / "model.safetensors"
-    weights.write_bytes((LARGEST_HEADER + 1).to_bytes(8, "little") + weights.read_bytes()[8:])
+    weights.write_bytes((SMALL + 1).to_bytes(8, "little") + weights.read_bytes()[8:])
     remake_manifest(weights.parent)
-    with pytest.raises(InputError, match=r"header claims 10,485,761 bytes, .*model\.safetensors"):
+    with pytest.raises(InputError, match=r"header claims 10,000,001 bytes, .*model\.safetensors"):
         Checkpoint.open(weights.parent).model(torch.device("cpu"))
 
 
@@ -231,6 +232,6 @@ def test_a_header_that_claims_too_much_is_not_read(tmp_path: Path) -> None:
 def test_a_state_of_many_megabytes_is_not_read(tmp_path: Path, name: str) -> None:
     save(tmp_path / "step-000007")
     with (tmp_path / "step-000007" / name).open("ab") as file:
-        file.truncate(LARGEST_HEADER + 1)
+        file.truncate(SMALL + 1)
     with pytest.raises(InputError, match="far more than a checkpoint's"):
         Checkpoint.open(tmp_path / "step-000007")

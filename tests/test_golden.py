@@ -13,7 +13,7 @@ import torch
 
 from freetf_cli.checkpoint import FORMAT_VERSION, Checkpoint
 from freetf_cli.recipe_file import check_recipe
-from freetf_cli.training.loop import train
+from freetf_cli.training.run import train
 
 GOLDEN = Path(__file__).parent / "golden"
 FORMATS = sorted(GOLDEN.glob("format-*"))

@@ -21,7 +21,8 @@ from freetf_cli.recipe import LatentConfig, ModelConfig, Recipe
 from freetf_cli.recipe_file import check_recipe
 from freetf_cli.run_folder import RunFolder
 from freetf_cli.sampling import SampleSpec, generate
-from freetf_cli.training.loop import Hooks, Loop, train
+from freetf_cli.training.loop import Hooks, Loop
+from freetf_cli.training.run import train
 from freetf_cli.training.schedule import LatentWeights, latent_weights
 from freetf_cli.training.signals import StopRequest
 from freetf_cli.training.start import resolve

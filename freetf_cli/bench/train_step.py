@@ -14,14 +14,13 @@ from torch import Tensor
 from freetf_cli.bench.products import products_of, seconds_of
 from freetf_cli.bench.timing import WARM_UP, Effort, machine, replayed, timed
 from freetf_cli.device import autocast_dtype
-from freetf_cli.model.cost import plan_run
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.model.free_transformer import FreeTransformer, build_model, initialise_model
 from freetf_cli.model.latent import logit_gradient
 from freetf_cli.recipe import Recipe
-from freetf_cli.results import Plan
 from freetf_cli.results.bench import PartRow, StepRow, Timing, TrainBench
 from freetf_cli.training.distributed import World
+from freetf_cli.training.memory import plan_on
 from freetf_cli.training.objective import loss_function
 from freetf_cli.training.optimizer import make_optimizer
 from freetf_cli.training.prefetch import HostBatch
@@ -75,7 +74,7 @@ def _step_row(variant: Variant, device: torch.device, effort: Effort, ceiling: f
     del step
     release(device)
     tokens = recipe.train.batch * (recipe.model.context or 1)
-    plan = _plan(recipe, device)
+    plan = plan_on(recipe, device)
     flops = plan.train_flops_per_token * tokens / took.median
     ratio = took.median / (reference or took).median
     products = _products(recipe, device, effort)
@@ -156,10 +155,6 @@ def _model(recipe: Recipe, device: torch.device) -> Decoder:
     model = build_model(recipe.model, recipe.latent)
     initialise_model(model, recipe.train.seed)
     return model.to(device).train()
-
-
-def _plan(recipe: Recipe, device: torch.device) -> Plan:
-    return plan_run(recipe, "", bf16=autocast_dtype(recipe.train.precision, device) is not None)
 
 
 def _pinned(rows: Tensor, device: torch.device) -> Tensor:

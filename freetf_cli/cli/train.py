@@ -174,7 +174,7 @@ def run_training(
     from freetf_cli.run_folder import current_argv
     from freetf_cli.training.distributed import own_device
     from freetf_cli.training.loop import Hooks
-    from freetf_cli.training.loop import train as train_recipe
+    from freetf_cli.training.run import train as train_recipe
 
     set_threads(recipe.parallel.threads)
     target = own_device(resolve_device(device))

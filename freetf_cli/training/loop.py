@@ -11,10 +11,8 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from signal import Signals
 from typing import NoReturn
 
@@ -24,23 +22,20 @@ from torch import Tensor
 
 from freetf_cli.checkpoint import Checkpoint, checkpoint_folders, folder_step, save_checkpoint
 from freetf_cli.data.batches import Batch, DataSource
-from freetf_cli.errors import FreetfError, InputError, Interrupted, Stopped, is_out_of_memory
+from freetf_cli.errors import FreetfError, InputError, Interrupted, Stopped
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.recipe import Recipe
 from freetf_cli.results import Metrics, Progress, TrainResult
-from freetf_cli.run_folder import RunFolder, WatchedRun, describe_process, now
-from freetf_cli.run_lock import hold
+from freetf_cli.run_folder import RunFolder, now
 from freetf_cli.sampling import SampleSpec, figure4_samples, prompt_tokens
 from freetf_cli.training.distributed import World
 from freetf_cli.training.evaluation import CutShort, held_out_sums
-from freetf_cli.training.memory import check_memory, out_of_memory
 from freetf_cli.training.objective import loss_function
 from freetf_cli.training.optimizer import load_named_state, make_optimizer, named_state
 from freetf_cli.training.prefetch import HostBatch, Prefetch, host_batch
 from freetf_cli.training.schedule import LatentWeights, latent_weights, learning_rate
 from freetf_cli.training.signals import StopRequest
-from freetf_cli.training.start import check_same_run, describe_run, make_model, record_start, resolve
-from freetf_cli.training.step import TrainStep, compiled, uses_graph
+from freetf_cli.training.step import TrainStep, compiled
 from freetf_cli.training.stopwatch import Stopwatch
 
 SAMPLE_TOKENS = 256  # of the samples kept with a run, where the data's rows are longer
@@ -53,68 +48,6 @@ class Hooks:
     progress: Callable[[Progress], None] = lambda progress: None
     saved: Callable[[RunFolder], None] = lambda run: None
     warn: Callable[[str], None] = lambda message: None
-
-
-def train(
-    recipe: Recipe,
-    path: Path,
-    *,
-    device: torch.device,
-    resume: Checkpoint | None = None,
-    init_from: Checkpoint | None = None,
-    again: bool = False,
-    hooks: Hooks | None = None,
-    stop: StopRequest | None = None,
-    argv: Sequence[str] = (),
-    world: World | None = None,
-) -> TrainResult:
-    """Train a recipe into a run folder.
-
-    world: the processes that call this together, each with the same arguments; process 0 writes the run, and calls the hooks.
-    resume: go on from this checkpoint of the same run. init_from: start from these weights; a Free model may start from its baseline.
-    again: a run that ended before its first checkpoint may begin anew.
-    Raises InputError before anything is written when recipe, data or checkpoint do not fit; Stopped or Interrupted, after saving, when
-    `stop` asks; FreetfError when another process has the run, the memory is too small, or too many steps in a row were not finite.
-    """
-    world, hooks = world or World(), hooks or Hooks()
-    uses_graph(recipe.train, device)  # InputError where it cannot
-    if world.leads:
-        RunFolder.refuse_foreign(path)
-    with hold(path) if world.leads else nullcontext():
-        recipe, source = resolve(recipe)
-        if resume is not None:
-            check_same_run(recipe, source, resume)
-        check_memory(recipe, device)
-        try:
-            model = make_model(recipe, device, init_from, resume)
-            run = _open(path, recipe, again, resume) if world.leads else WatchedRun(path)
-            loop = Loop(recipe, source, model, run, device, hooks if world.leads else Hooks(), stop or StopRequest(), world)
-            if resume is not None:
-                loop.restore(resume)
-                run.rewind(resume.step, recipe, evaluates=loop.owes_evaluation)
-                if isinstance(resume.state.get("val_loss"), float):  # the run may have died before it noted this
-                    loop._note_best(resume.state["val_loss"])
-            about = {**describe_process(argv), **describe_run(recipe, source, device, init_from), "processes": world.size}
-            record_start(run, about, resume)
-            return _to_end(loop, run)
-        except (MemoryError, RuntimeError) as error:
-            if is_out_of_memory(error):
-                raise out_of_memory(recipe, device) from error
-            raise
-
-
-def _open(path: Path, recipe: Recipe, again: bool, resume: Checkpoint | None) -> RunFolder:
-    return RunFolder.create(path, recipe, again=again) if resume is None else RunFolder.open(path)
-
-
-def _to_end(loop: Loop, run: RunFolder) -> TrainResult:
-    try:
-        return loop.run_to_end()
-    except BaseException as error:
-        run.update_manifest(status="stopped" if isinstance(error, Stopped | Interrupted | KeyboardInterrupt) else "failed", finished=now())
-        raise
-    finally:
-        loop.update.close()
 
 
 class Loop:

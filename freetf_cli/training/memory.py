@@ -11,19 +11,20 @@ from freetf_cli.device import autocast_dtype
 from freetf_cli.errors import FreetfError
 from freetf_cli.model.cost import plan_run
 from freetf_cli.recipe import Recipe
+from freetf_cli.results import Plan
 
 STATES = ("parameters", "gradients", "optimizer")  # of a plan's memory: what no batch size makes less
 
 
 def check_memory(recipe: Recipe, device: torch.device) -> None:
     """FreetfError if parameters, gradients and moments alone are more than the device has."""
-    if sum(_plan(recipe, device)[name] for name in STATES) * _sharing(recipe, device) > total_memory(device):
+    if sum(plan_on(recipe, device).memory[name] for name in STATES) * _sharing(recipe, device) > total_memory(device):
         raise out_of_memory(recipe, device)
 
 
 def out_of_memory(recipe: Recipe, device: torch.device) -> FreetfError:
     """One line: batch, length, what they were predicted to take, what there is, and what to lower."""
-    plan, config, sharing = _plan(recipe, device), recipe.train, _sharing(recipe, device)
+    plan, config, sharing = plan_on(recipe, device).memory, recipe.train, _sharing(recipe, device)
     states, has = sharing * sum(plan[name] for name in STATES), total_memory(device)
     what = f"out of memory: batches of {config.batch} × {recipe.model.context} tokens{_parts(recipe)}"
     what += f" take some {_gib(sharing * plan['total'])}"
@@ -57,8 +58,9 @@ def free_memory(device: torch.device) -> int:
         return total_memory(device)
 
 
-def _plan(recipe: Recipe, device: torch.device) -> dict[str, float]:
-    return plan_run(recipe, "", bf16=autocast_dtype(recipe.train.precision, device) is not None).memory
+def plan_on(recipe: Recipe, device: torch.device) -> Plan:
+    """What training a resolved recipe takes on a device."""
+    return plan_run(recipe, "", bf16=autocast_dtype(recipe.train.precision, device) is not None)
 
 
 def _sharing(recipe: Recipe, device: torch.device) -> int:

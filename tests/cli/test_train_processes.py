@@ -131,3 +131,18 @@ def test_the_current_folder_is_not_imported_from(workshop, tmp_path, environment
     command = [sys.executable, "-P", "-c", script, "train", str(workshop / "free.toml"), "-o", "run", *TWO]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_a_second_interrupt_does_not_wait_for_one_that_is_stuck(workshop, tmp_path, environment):
+    run = tmp_path / "run"
+    with training([workshop / "free.toml", "-o", run, *TWO, *LONG], environment) as process:
+        wait_for_a_step(run, process)
+        both = ranks_of(process.pid)
+        os.kill(both[1], signal.SIGSTOP)
+        for _ in range(2):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.3)
+        _, stderr = process.communicate(timeout=10)
+    assert (process.returncode, stderr) == (130, "freetf: error: interrupted\n")
+    assert not any(Path(f"/proc/{each}").exists() for each in both)

@@ -26,12 +26,15 @@ from tests.reliability.world import (
     tiny,
 )
 
+NEW = "NEW"  # a name that nothing has yet
+
 
 def outputs(count: int, folder: Path) -> dict[str, Any]:
-    """Every command with its reader gone, a full disk behind stdout, 20 columns, an ASCII terminal: no traceback, and the exit code."""
+    """Every command with its reader gone, a full disk behind stdout, none at all, 20 columns, ASCII: no traceback, and the exit code."""
     recipe = tiny(folder)
     assert forked(lambda: go(load_recipe(str(recipe)), folder / "whole")) == 0
-    run = str(folder / "whole")
+    run, text = str(folder / "whole"), folder / "text.txt"
+    text.write_text("a line of text\n" * 40)
     commands = [
         ["show", run],
         ["sample", run, "--prompt", "A>", "-n", "3", "--device", "cpu"],
@@ -44,14 +47,20 @@ def outputs(count: int, folder: Path) -> dict[str, Any]:
         ["recipe", "show", "letters-free"],
         ["recipe", "diff", "letters-free", "letters-baseline"],
         ["train", str(recipe), "--dry-run"],
+        ["train", str(recipe), "-o", NEW, "--device", "cpu"],
+        ["prepare", str(text), "-o", NEW],
+        ["gen-synthetic", "letters", "-o", NEW, "--count", "50"],
+        ["bench", "train", str(recipe), "--steps", "1", "--repeats", "1", "--device", "cpu"],
+        ["bench", "sample", str(recipe), "--batch", "1", "--repeats", "1", "--device", "cpu"],
+        ["bench", "mapper", "--tokens", "8", "--width", "8", "--bits", "8", "--steps", "1", "--repeats", "1", "--device", "cpu"],
         ["doctor"],
     ]
     forms = [[*words, *more] for more in ([], ["--json"]) for words in commands if not more or words[0] != "recipe" or words[1] != "schema"]
-    sinks = ("reader gone", "full", "narrow", "ascii")
+    sinks = ("reader gone", "full", "narrow", "ascii", "closed")
     tally = Tally()
     for number in range(count):
-        words, sink = forms[number % len(forms)], sinks[number // len(forms) % 4]
-        said = folder / "said"
+        words, sink = forms[number % len(forms)], sinks[(number + number // len(forms)) % len(sinks)]
+        said, words = folder / "said", [word.replace(NEW, str(folder / f"new-{number}")) for word in words]
 
         def work(words: list[str] = words, sink: str = sink) -> int:
             if sink == "reader gone":
@@ -62,10 +71,15 @@ def outputs(count: int, folder: Path) -> dict[str, Any]:
                 os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
             elif sink == "narrow":
                 os.environ.update(COLUMNS="20", NO_COLOR="1")
+            elif sink == "closed":
+                os.close(1)
+                sys.stdout = None  # type: ignore[assignment]  # as the interpreter would have it
             else:
                 for stream in (sys.stdout, sys.stderr):
                     stream.reconfigure(encoding="ascii")  # type: ignore[union-attr]
             code = freetf(words)
+            if sink == "closed":
+                os._exit(code)
             try:
                 sys.stdout.flush()
             except OSError:
@@ -74,7 +88,7 @@ def outputs(count: int, folder: Path) -> dict[str, Any]:
 
         code = forked(work, said)
         text = said.read_bytes()
-        wanted = {"reader gone": (141,), "full": (1,), "narrow": (0, 1), "ascii": (0, 1)}[sink]
+        wanted = {"reader gone": (141,), "full": (1,), "narrow": (0, 1), "ascii": (0, 1), "closed": (1,)}[sink]
         good = code in wanted and b"Traceback" not in text and b"internal error" not in text
         tally.add(good, f"{' '.join(words[:2])} {words[-1]}, {sink}: exit {code}: {text[-300:]!r}")
     return {**tally.record(), "forms": len(forms) * len(sinks)}

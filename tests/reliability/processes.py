@@ -114,13 +114,13 @@ def starters(count: int, folder: Path) -> dict[str, Any]:
 
 
 def unlocked() -> None:
-    from freetf_cli.training import loop
+    from freetf_cli.training import run
 
     @contextmanager
     def free(path: Path) -> Iterator[None]:
         yield
 
-    loop.hold = free
+    run.hold = free
 
 
 def plant(step: int, length: int, value: float, gradient: bool) -> None:

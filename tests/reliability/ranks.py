@@ -28,8 +28,9 @@ from freetf_cli.errors import FreetfError
 from freetf_cli.recipe import Recipe
 from freetf_cli.recipe_file import load_recipe
 from freetf_cli.training.distributed import World, joined, own_device
-from freetf_cli.training.loop import Loop, train
+from freetf_cli.training.loop import Loop
 from freetf_cli.training.prefetch import HostBatch
+from freetf_cli.training.run import train
 from freetf_cli.training.signals import stop_on_signals
 from freetf_cli.training.step import TrainStep
 from tests.reliability.kills import forget_noise

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULT, PAGE = ROOT / "docs" / "results" / "reliability.json", ROOT / "docs" / "reliability.md"
 MARKS = "<!-- soak: generated -->", "<!-- end of soak -->"
 NUMBERS = {"kills": 50, "saves": 66, "system_calls": 21, "streams": 24, "damaged": 200, "fallback": 20, "hostile": 69, "disk": 20}
-NUMBERS |= {"small_disk": 10, "signals": 32, "starters": 50, "faults": 40, "ranks": 24, "launched": 30, "outputs": 92, "listeners": 20}
+NUMBERS |= {"small_disk": 10, "signals": 32, "starters": 50, "faults": 40, "ranks": 24, "launched": 30, "outputs": 175, "listeners": 20}
 NUMBERS |= {"inputs": 99, "readonly": 14, "processes": 5, "gpu": 20}
 FUZZ = 1000
 

@@ -22,7 +22,8 @@ from freetf_cli.recipe_file import load_recipe
 from freetf_cli.results import Progress
 from freetf_cli.run_folder import RunFolder
 from freetf_cli.sampling import SampleSpec, generate
-from freetf_cli.training.loop import Hooks, train
+from freetf_cli.training.loop import Hooks
+from freetf_cli.training.run import train
 from freetf_cli.training.signals import StopRequest
 from tests.reliability.files import FILES
 from tests.reliability.world import CPU, STEPS, quiet, record, rehash, tiny

@@ -20,7 +20,7 @@ from freetf_cli.checkpoint import Checkpoint, checkpoint_folders, open_checkpoin
 from freetf_cli.cli.app import main as freetf
 from freetf_cli.errors import FreetfError
 from freetf_cli.recipe import Recipe
-from freetf_cli.training.loop import train
+from freetf_cli.training.run import train
 
 CPU = torch.device("cpu")
 STEPS, SAVED = 12, 3

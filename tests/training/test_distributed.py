@@ -6,12 +6,14 @@ import multiprocessing
 import os
 import socket
 import sys
+import time
 from multiprocessing.connection import Connection
 from typing import Any
 
 import pytest
 import torch
 
+from freetf_cli.errors import FreetfError
 from freetf_cli.training import distributed
 from freetf_cli.training.distributed import World, joined
 from freetf_cli.training.signals import StopRequest
@@ -66,3 +68,16 @@ def test_two_processes_sum_and_agree() -> None:
     assert [each.exitcode for each in members] == [0, 0]
     assert answers[0] == answers[1]
     assert answers[0] == ([[[3.0, 3.0], [3.0, 3.0]], [30.0, 30.0, 30.0], 1.0], 3, "päth/" * 40, "", True, False)
+
+
+def test_others_that_do_not_come_are_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "JOIN_LIMIT", 0.2)
+    monkeypatch.setattr(distributed.dist, "init_process_group", lambda backend: time.sleep(5))
+    monkeypatch.setattr(distributed, "left_open", False)
+    for name, value in {"RANK": 1, "LOCAL_RANK": 1, "WORLD_SIZE": 3, "MASTER_ADDR": "somewhere", "MASTER_PORT": 1234}.items():
+        monkeypatch.setenv(name, str(value))
+    began = time.monotonic()
+    with pytest.raises(FreetfError, match="3 processes were to meet at somewhere:1234"), joined(torch.device("cpu"), StopRequest()):
+        pass
+    assert time.monotonic() - began < 3
+    assert distributed.left_open  # so that the program ends without the interpreter's clean-up

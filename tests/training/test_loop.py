@@ -27,7 +27,8 @@ from freetf_cli.run_folder import RunFolder
 from freetf_cli.run_lock import hold
 from freetf_cli.training import loop as loop_module
 from freetf_cli.training import memory as memory_module
-from freetf_cli.training.loop import Hooks, Loop, train
+from freetf_cli.training.loop import Hooks, Loop
+from freetf_cli.training.run import train
 from freetf_cli.training.schedule import LatentWeights
 from freetf_cli.training.signals import StopRequest
 from freetf_cli.training.start import resolve
