@@ -25,8 +25,8 @@ from freetf_cli.recipe_file import check_recipe
 from freetf_cli.results import Progress, TrainResult
 from freetf_cli.run_folder import RunFolder
 from freetf_cli.run_lock import hold
-from freetf_cli.training import loop as loop_module
 from freetf_cli.training import memory as memory_module
+from freetf_cli.training import run as run_module
 from freetf_cli.training.loop import Hooks, Loop
 from freetf_cli.training.run import train
 from freetf_cli.training.schedule import LatentWeights
@@ -346,9 +346,9 @@ def test_nothing_is_saved_after_too_many_steps_that_were_not_finite(tmp_path: Pa
 
 def planted(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
     """NaN in the loss of these steps, counted from 1."""
-    plain = loop_module.latent_weights
+    plain = run_module.latent_weights
     weights = LatentWeights(math.nan, 0.0, 0.0)
-    monkeypatch.setattr(loop_module, "latent_weights", lambda step, *rest: weights if step + 1 in steps else plain(step, *rest))
+    monkeypatch.setattr(run_module, "latent_weights", lambda step, *rest: weights if step + 1 in steps else plain(step, *rest))
 
 
 def test_a_skipped_step_is_recorded_and_the_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -411,7 +411,7 @@ def test_a_signal_cuts_an_evaluation_short_and_the_resumed_run_makes_it(tmp_path
     shutil.copytree(tmp_path / "run", tmp_path / "again")
     train(recipe(), tmp_path / "run", device=CPU, resume=saved)
     assert files(tmp_path / "run") == files(tmp_path / "whole")
-    monkeypatch.setattr(loop_module, "save_checkpoint", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(run_module, "save_checkpoint", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     copy = Checkpoint.open(checkpoint_folders(tmp_path / "again")[-1])
     with pytest.raises(OSError, match="No space"):
         train(recipe(), tmp_path / "again", device=CPU, resume=copy)
@@ -438,7 +438,7 @@ def test_a_run_that_another_process_trains_is_refused(tmp_path: Path) -> None:
 
 def test_a_model_that_cannot_fit_is_refused_before_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory_module, "total_memory", lambda device: 1000)
-    monkeypatch.setattr(loop_module, "make_model", lambda *_: pytest.fail("made"))
+    monkeypatch.setattr(run_module, "make_model", lambda *_: pytest.fail("made"))
     with pytest.raises(FreetfError, match=r"batches of 4 × 13 tokens take some .* GiB, .* a smaller model: model\.layers"):
         train(recipe(), tmp_path / "run", device=CPU)
     assert not (tmp_path / "run").exists()
