@@ -25,6 +25,7 @@ from freetf_cli.recipe_file import check_recipe
 from freetf_cli.results import Progress, TrainResult
 from freetf_cli.run_folder import RunFolder
 from freetf_cli.run_lock import hold
+from freetf_cli.training import loop as loop_module
 from freetf_cli.training import memory as memory_module
 from freetf_cli.training import run as run_module
 from freetf_cli.training.loop import Hooks, Loop
@@ -346,9 +347,9 @@ def test_nothing_is_saved_after_too_many_steps_that_were_not_finite(tmp_path: Pa
 
 def planted(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
     """NaN in the loss of these steps, counted from 1."""
-    plain = run_module.latent_weights
+    plain = loop_module.latent_weights
     weights = LatentWeights(math.nan, 0.0, 0.0)
-    monkeypatch.setattr(run_module, "latent_weights", lambda step, *rest: weights if step + 1 in steps else plain(step, *rest))
+    monkeypatch.setattr(loop_module, "latent_weights", lambda step, *rest: weights if step + 1 in steps else plain(step, *rest))
 
 
 def test_a_skipped_step_is_recorded_and_the_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -411,7 +412,7 @@ def test_a_signal_cuts_an_evaluation_short_and_the_resumed_run_makes_it(tmp_path
     shutil.copytree(tmp_path / "run", tmp_path / "again")
     train(recipe(), tmp_path / "run", device=CPU, resume=saved)
     assert files(tmp_path / "run") == files(tmp_path / "whole")
-    monkeypatch.setattr(run_module, "save_checkpoint", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(loop_module, "save_checkpoint", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     copy = Checkpoint.open(checkpoint_folders(tmp_path / "again")[-1])
     with pytest.raises(OSError, match="No space"):
         train(recipe(), tmp_path / "again", device=CPU, resume=copy)
