@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain, groupby, product
 from typing import Literal
 
@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from freetf_cli.continuation import Continuation
 from freetf_cli.data.tokenizer import Tokenizer
 from freetf_cli.errors import InputError
 from freetf_cli.model.decoder import Cache, Decoder
@@ -38,7 +39,8 @@ class SampleSpec:
 
     z: "independent" (a Z a sequence) or "shared" (a Z a group). given_z overrides it: record i for row i, or groups × count
     records for every prompt, or one for all. prompt_z: where the prompt's Z comes from. temperature 0 takes the likeliest token.
-    total: tokens of a row, prompt and continuation; new_tokens overrides it with so many after the prompt.
+    total: tokens of a row, prompt and continuation; new_tokens overrides it with so many after the prompt. compile: the steps after the
+    prompt run compiled, from some ten seconds on.
     """
 
     total: int
@@ -52,6 +54,7 @@ class SampleSpec:
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
+    compile: bool = False
 
 
 class _Stream(IntEnum):
@@ -210,16 +213,8 @@ def _generate_rows(
     cache = model.new_cache(len(rows), total - 1)
     logits_BV = _read_prompt(model, tokens_BP, z_BT, rows, cache)
     out_BT = torch.cat([tokens_BP, tokens_BP.new_zeros(len(rows), total - prompt)], dim=1)
-    ended_B = torch.zeros(len(rows), dtype=torch.bool, device=device)
-    for t in range(prompt, total):
-        out_BT[:, t] = choose_tokens(logits_BV, noise_BN[:, t - prompt], spec)
-        if separator is not None:
-            ended_B |= out_BT[:, t] == separator
-            if bool(ended_B.all()):
-                out_BT = out_BT[:, : t + 1]
-                break
-        if t + 1 < total:
-            logits_BV = _next_logits(model, out_BT[:, t : t + 1], z_BT[:, t : t + 1], cache)
+    choose = partial(choose_tokens, spec=spec)
+    Continuation(model, cache, out_BT, z_BT, noise_BN, logits_BV, choose, separator, spec.compile).run()
     texts = [_until(separator, row, prompt) for row in out_BT.tolist()]
     if not isinstance(model, FreeTransformer):
         return [(text, None) for text in texts]
@@ -237,13 +232,6 @@ def _read_prompt(model: Decoder, tokens_BP: Tensor, z_BT: Tensor, rows: Sequence
         z_BT[:, :prompt] = sample_codes(model.infer_latent(x_BPD, tokens_BP), noise_BPH)
     hidden_BPD = model.upper(x_BPD, model.post_sampler(z_BT[:, :prompt]), cache)
     return model.read_out(hidden_BPD[:, -1])
-
-
-def _next_logits(model: Decoder, tokens_B1: Tensor, z_B1: Tensor, cache: Cache) -> Tensor:
-    """One more position through the cache; the logits after it, [B, V]. No encoder here."""
-    if isinstance(model, FreeTransformer):
-        return model(tokens_B1, z_B1, cache)[:, -1]
-    return model(tokens_B1, cache)[:, -1]
 
 
 def choose_tokens(logits_BV: Tensor, noise_B: Tensor, spec: SampleSpec) -> Tensor:

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "freetf_cli"
 LAYERS = (
     {"errors", "durable", "results", "recipe", "recipe_file", "recipe_rules", "recipe_schema"},
     {"checkpoint", "data", "model", "device", "run_folder", "run_lock"},
-    {"training", "sampling", "analysis", "render"},
+    {"training", "sampling", "continuation", "analysis", "render"},
     {"bench"},
     {"cli"},
 )

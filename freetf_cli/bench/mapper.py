@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from freetf_cli.bench.timing import Effort, machine, replayed, timed
+from freetf_cli.model.kernels import runs_kernels
 from freetf_cli.model.latent import logit_gradient, logit_gradient_in_chunks
 from freetf_cli.results.bench import MapperBench, MapperRow, Timing
 
@@ -49,6 +50,8 @@ def _ways(dr_ND: Tensor, logits_NH: Tensor, table_CD: Tensor) -> Iterator[tuple[
     yield "product W · dr by itself, in chunks", product
     yield "through memory, in chunks", lambda: logit_gradient_in_chunks(dr_ND, logits_NH, table_CD, dr_ND.dtype)
     yield "as training does it", lambda: logit_gradient(dr_ND, logits_NH, table_CD)
+    if runs_kernels(dr_ND.device):
+        yield "with latent.float8", lambda: logit_gradient(dr_ND, logits_NH, table_CD, True)
 
 
 def _error(made_NH: Tensor, exact_KH: Tensor) -> float | None:

@@ -59,7 +59,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             back = "backward" in name
             self._attention(*(args[1:4] if back else args[:3]), count=ATTENTION * (1 + back))
         elif name == "freetf::logit_gradient":
-            self._add(args[0], args[2].to(args[0].dtype).T)
+            dtype = torch.bfloat16 if args[1].dtype == torch.bfloat16 else args[2].dtype  # as the operator has it
+            self._add(args[0].to(dtype), args[2].to(dtype).T)
         return function(*args, **(kwargs or {}))
 
     def _add(self, a: Tensor, b: Tensor) -> None:

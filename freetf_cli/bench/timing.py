@@ -59,6 +59,7 @@ def machine(device: torch.device, precision: str, effort: Effort) -> Machine:
     source = torch.ones(COPIED.get(device.type, COPIED["cpu"]) // 4, device=device)
     target = torch.empty_like(source)
     copy = timed(replayed(lambda: target.copy_(source), device), effort)
+    total = timed(replayed(source.sum, device), effort)
     return Machine(
         about["device"],
         about["name"],
@@ -67,4 +68,5 @@ def machine(device: torch.device, precision: str, effort: Effort) -> Machine:
         about["threads"],
         2.0 * side**3 / product.median,
         2.0 * 4 * source.numel() / copy.median,
+        4.0 * source.numel() / total.median,
     )

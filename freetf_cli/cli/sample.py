@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal
 
 import typer
 
-from freetf_cli.cli.options import DeviceOption, JsonOption, RunArgument, SeedOption
+from freetf_cli.cli.options import CompileOption, DeviceOption, JsonOption, RunArgument, SeedOption
 from freetf_cli.errors import InputError
 
 if TYPE_CHECKING:
@@ -34,6 +34,9 @@ PromptZOption = Annotated[
 TemperatureOption = Annotated[float, typer.Option("--temperature", min=0, help="0: always the likeliest token.")]
 TopKOption = Annotated[int, typer.Option("--top-k", min=0, help="Only the k likeliest tokens; 0: all.")]
 TopPOption = Annotated[float, typer.Option("--top-p", min=0, max=1, help="Only the likeliest tokens that make up this share.")]
+PrecisionOption = Annotated[
+    Literal["fp32", "bf16"], typer.Option("--precision", metavar="fp32|bf16", help="Of the weights; bf16 is half the memory to read.")
+]
 MaxTokensOption = Annotated[
     int | None, typer.Option("--max-tokens", min=1, help="Tokens to generate; default: up to the data's row length.")
 ]
@@ -50,6 +53,8 @@ def sample(
     top_k: TopKOption = 0,
     top_p: TopPOption = 1.0,
     max_tokens: MaxTokensOption = None,
+    precision: PrecisionOption = "fp32",
+    compile: CompileOption = False,
     device: DeviceOption = "auto",
     seed: SeedOption = 0,
     json: JsonOption = False,
@@ -94,7 +99,10 @@ def sample(
         top_k=top_k,
         top_p=top_p,
         seed=seed,
+        compile=compile,
     )
+    if precision == "bf16":
+        model.bfloat16()
     prompts, tokenizer = read_prompts(prompt, checkpoint, seed), checkpoint.tokenizer()
     if isinstance(prompts, list):
         check_prompts(tokenizer, prompts, spec)

@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from freetf_cli.model.kernels import runs_kernels
+from freetf_cli.model.kernels import runs_kernels_compiled
 from freetf_cli.recipe import ModelConfig
 
 Rotary = tuple[Tensor, Tensor]
+FEW_TOKENS = 256
 
 
 def rotary_tables(positions_T: Tensor, head_width: int, base: float) -> Rotary:
@@ -38,12 +39,6 @@ def _opaque_tables(positions_T: Tensor, head_width: int, base: float) -> tuple[T
 def _(positions_T: Tensor, head_width: int, base: float) -> tuple[Tensor, Tensor]:
     table = positions_T.new_empty((len(positions_T), head_width // 2), dtype=torch.float32)
     return table, torch.empty_like(table)
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _runs_kernels(device: torch.device) -> bool:
-    """As torch.compile takes it: it would look into the library's, past its cache, and break the graph there."""
-    return runs_kernels(device)
 
 
 @torch.library.custom_op("freetf::short_attention", mutates_args=())
@@ -94,6 +89,41 @@ def _gradients(ctx, dy_BTF: Tensor):  # type: ignore[no-untyped-def]
 short_attention.register_autograd(_gradients, setup_context=_keep_inputs)
 
 
+@torch.library.custom_op("freetf::pack_gradients", mutates_args=())
+def _pack_gradients(parts_BTME: list[Tensor], cos_TE: Tensor, sin_TE: Tensor, turned: int) -> Tensor:
+    """The gradient of projections side by side from those of their parts (rotation_kernel.py)."""
+    from freetf_cli.model.rotation_kernel import pack_gradients
+
+    with torch.cuda.device(parts_BTME[0].device):
+        return pack_gradients(parts_BTME, cos_TE, sin_TE, turned)
+
+
+@_pack_gradients.register_fake
+def _(parts_BTME: list[Tensor], cos_TE: Tensor, sin_TE: Tensor, turned: int) -> Tensor:
+    first = parts_BTME[0]
+    return first.new_empty(*first.shape[:2], sum(part.shape[2] for part in parts_BTME) * first.shape[3])
+
+
+class _Parts(torch.autograd.Function):
+    """`_parts` with that gradient."""
+
+    @staticmethod
+    def forward(ctx, packed_BTP: Tensor, cos_TE: Tensor, sin_TE: Tensor, heads: tuple[int, ...], turned: int) -> tuple[Tensor, ...]:  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(cos_TE, sin_TE)
+        ctx.turned = turned
+        return _parts(packed_BTP, (cos_TE, sin_TE), heads, turned)
+
+    @staticmethod
+    def backward(ctx, *d_BTME: Tensor) -> tuple[Tensor, None, None, None, None]:  # type: ignore[no-untyped-def]
+        return _pack_gradients(list(d_BTME), *ctx.saved_tensors, ctx.turned), None, None, None, None
+
+
+def _parts(packed_BTP: Tensor, rotary: Rotary, heads: tuple[int, ...], turned: int) -> tuple[Tensor, ...]:
+    """Parts of so many heads each of projections side by side, [B, T, M, E]; the first `turned` of them rotated."""
+    x_BTME = packed_BTP.view(*packed_BTP.shape[:2], sum(heads), -1)
+    return tuple(rotate(part, rotary) if place < turned else part for place, part in enumerate(torch.split(x_BTME, list(heads), dim=2)))
+
+
 def _rows(x_BTF: Tensor) -> Tensor:
     """With rows whose numbers lie side by side."""
     return x_BTF if x_BTF.stride(-1) == 1 else x_BTF.contiguous()
@@ -110,9 +140,16 @@ def project(x_BTD: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
 
     Compiled it is one product with all their weights side by side, as a GPU takes as long to start a small product as to compute it.
     """
-    if not torch.compiler.is_compiling():
+    if not _joins(x_BTD, *layers):
         return tuple(layer(x_BTD) for layer in layers)
     return torch.split(_joined(x_BTD, *layers), [layer.out_features for layer in layers], dim=-1)
+
+
+def _joins(x_BTD: Tensor, *layers: nn.Linear) -> bool:
+    """Not for a few tokens: their products take as long as reading the weights, which putting them side by side would do once more. Nor
+    for layers with a product of their own (`train.float8`)."""
+    plain = all(type(layer) is nn.Linear for layer in layers)
+    return plain and torch.compiler.is_compiling() and x_BTD.shape[:-1].numel() > FEW_TOKENS
 
 
 def _joined(x_BTD: Tensor, *layers: nn.Linear) -> Tensor:
@@ -138,8 +175,13 @@ class LayerCache:
     k: Tensor
     v: Tensor
 
-    def extend(self, k_BKTE: Tensor, v_BKTE: Tensor, position: int) -> tuple[Tensor, Tensor]:
-        """Write T new positions at `position`; return everything up to them, [B, K, position + T, E]."""
+    def extend(self, k_BKTE: Tensor, v_BKTE: Tensor, position: int | Tensor) -> tuple[Tensor, Tensor]:
+        """Write T new positions at `position`; return everything up to them, [B, K, position + T, E]. Of a position that only the device
+        knows T is 1, and all of the cache is returned."""
+        if isinstance(position, Tensor):
+            self.k.index_copy_(2, position[None], k_BKTE)
+            self.v.index_copy_(2, position[None], v_BKTE)
+            return self.k, self.v
         end = position + k_BKTE.shape[2]
         self.k[:, :, position:end] = k_BKTE
         self.v[:, :, position:end] = v_BKTE
@@ -158,36 +200,49 @@ class Attention(nn.Module):
         self.out = nn.Linear(self.heads * self.head_width, config.width, bias=False)
 
     def forward(
-        self, q_BTD: Tensor, kv_BTD: Tensor, rotary: Rotary, *, causal: bool, cache: LayerCache | None = None, position: int = 0
+        self, q_BTD: Tensor, kv_BTD: Tensor, rotary: Rotary, *, causal: bool, cache: LayerCache | None = None, position: int | Tensor = 0
     ) -> Tensor:
-        """Attend from q_BTD to kv_BTD (and to what `cache` holds before `position`); returns [B, T, D].
+        """Attend from q_BTD to kv_BTD (and to what `cache` holds before `position`, [] int64 where only the device knows it); returns
+        [B, T, D].
 
         A query [1, 1, D] is the same for all sequences and positions: it is projected once, and turned for each position.
         """
         if cache is None and not position and self._is_short(q_BTD, kv_BTD):
             return self.out(self._short(q_BTD, kv_BTD, rotary, causal))
-        q_BTF, k_BTF, v_BTF = self._project(q_BTD, kv_BTD)
-        q_BMTE = rotate(self._heads(q_BTF), rotary).transpose(1, 2).expand(len(kv_BTD), -1, -1, -1)
-        k_BKSE = rotate(self._heads(k_BTF), rotary).transpose(1, 2)
-        v_BKSE = self._heads(v_BTF).transpose(1, 2)
+        q_BMTE, k_BKSE, v_BKSE = (part.transpose(1, 2) for part in self._project(q_BTD, kv_BTD, rotary))
+        q_BMTE = q_BMTE.expand(len(kv_BTD), -1, -1, -1)
         if cache is not None:
             k_BKSE, v_BKSE = cache.extend(k_BKSE, v_BKSE, position)
+        if isinstance(position, Tensor):
+            return self.out(_attend_up_to(position, q_BMTE, k_BKSE, v_BKSE))
         mask = _continued_mask(q_BMTE.shape[2], position, q_BMTE.device) if causal and position else None
         y_BMTE = F.scaled_dot_product_attention(
             q_BMTE, k_BKSE, v_BKSE, attn_mask=mask, is_causal=causal and not position, enable_gqa=self.heads != self.key_heads
         )
         return self.out(y_BMTE.transpose(1, 2).flatten(2))
 
-    def _project(self, q_BTD: Tensor, kv_BTD: Tensor) -> tuple[Tensor, ...]:
-        """Queries, keys and values, [B, T, heads · E] each."""
+    def _project(self, q_BTD: Tensor, kv_BTD: Tensor, rotary: Rotary) -> tuple[Tensor, ...]:
+        """Queries, keys and values by head, [B, T, heads, E]; queries and keys rotated."""
+        m, k = self.heads, self.key_heads
+        if not _joins(kv_BTD, self.q, self.k, self.v):
+            q_BTF, k_BTF, v_BTF = self.q(q_BTD), self.k(kv_BTD), self.v(kv_BTD)
+            return rotate(self._heads(q_BTF), rotary), rotate(self._heads(k_BTF), rotary), self._heads(v_BTF)
         if q_BTD is kv_BTD:
-            return project(q_BTD, self.q, self.k, self.v)
-        return self.q(q_BTD), *project(kv_BTD, self.k, self.v)
+            return self._split(_joined(kv_BTD, self.q, self.k, self.v), rotary, (m, k, k), turned=2)
+        query = self._split(self.q(q_BTD), rotary, (m,), turned=1)
+        return *query, *self._split(_joined(kv_BTD, self.k, self.v), rotary, (k, k), turned=1)
+
+    def _split(self, packed_BTP: Tensor, rotary: Rotary, heads: tuple[int, ...], turned: int) -> tuple[Tensor, ...]:
+        every_position = packed_BTP.shape[1] == len(rotary[0])  # not so the one query of all
+        if every_position and self.head_width in (32, 64, 128, 256) and runs_kernels_compiled(packed_BTP.device):
+            parts: tuple[Tensor, ...] = _Parts.apply(packed_BTP, *rotary, heads, turned)  # type: ignore[no-untyped-call]
+            return parts
+        return _parts(packed_BTP, rotary, heads, turned)
 
     def _is_short(self, q_BTD: Tensor, kv_BTD: Tensor) -> bool:
         """Whether the kernel for short sequences does it: products in bfloat16, all keys of a head in one tile."""
         fits = 2 <= kv_BTD.shape[1] <= 128 and self.head_width in (32, 64) and self.heads == self.key_heads
-        return fits and _product_type(kv_BTD) == torch.bfloat16 and _runs_kernels(kv_BTD.device)
+        return fits and _product_type(kv_BTD) == torch.bfloat16 and runs_kernels_compiled(kv_BTD.device)
 
     def _short(self, q_BTD: Tensor, kv_BTD: Tensor, rotary: Rotary, causal: bool) -> Tensor:
         if q_BTD is kv_BTD:
@@ -197,6 +252,16 @@ class Attention(nn.Module):
 
     def _heads(self, x_BTF: Tensor) -> Tensor:
         return x_BTF.view(*x_BTF.shape[:2], -1, self.head_width)
+
+
+def _attend_up_to(position: Tensor, q_BM1E: Tensor, k_BKSE: Tensor, v_BKSE: Tensor) -> Tensor:
+    """One query a sequence attends to the keys up to its own position, [B, 1, M E]; what the cache holds beyond counts for nothing."""
+    batch, heads, length, width = k_BKSE.shape
+    q_BKGE = q_BM1E.reshape(batch, heads, -1, width)
+    scores_BKGS = (q_BKGE @ k_BKSE.mT).to(torch.promote_types(q_BKGE.dtype, torch.float32)) * width**-0.5
+    later_S = torch.arange(length, device=k_BKSE.device) > position
+    shares_BKGS = torch.softmax(scores_BKGS.masked_fill(later_S, -torch.inf), dim=-1)
+    return (shares_BKGS.to(v_BKSE.dtype) @ v_BKSE).reshape(batch, 1, -1)
 
 
 def _continued_mask(length: int, position: int, device: torch.device) -> Tensor | None:

@@ -17,15 +17,17 @@ from freetf_cli.recipe import ModelConfig
 
 
 class Cache:
-    """Keys and values of every block, and how many positions they hold."""
+    """Keys and values of every block, and how many positions they hold: a number, or for a step that is replayed on a device a tensor
+    there, [] int64, with the angles of all positions beside it."""
 
     def __init__(self, layers: list[LayerCache]) -> None:
         self.layers = layers
-        self.position = 0
+        self.position: int | Tensor = 0
+        self.angles: Rotary | None = None
 
     def advance(self, length: int) -> None:
         """Count `length` positions as read; the model calls this once both of its halves have written them."""
-        self.position += length
+        self.position += length  # a tensor keeps its place
 
 
 class Decoder(nn.Module):
@@ -76,8 +78,19 @@ class Decoder(nn.Module):
     def rotary(self, x_BTD: Tensor, cache: Cache | None = None) -> Rotary:
         """Angles of the positions that x_BTD stands at."""
         start = 0 if cache is None else cache.position
+        if isinstance(start, Tensor):
+            assert cache is not None and cache.angles is not None
+            cos_SE, sin_SE = cache.angles
+            return cos_SE.index_select(0, start[None]), sin_SE.index_select(0, start[None])
         positions = torch.arange(start, start + x_BTD.shape[1], device=x_BTD.device)
         return rotary_tables(positions, self.config.head_width, self.config.rope_base)
+
+    def on_device(self, cache: Cache) -> None:
+        """From here on the cache's position is a tensor, so that one more position can be read without the host knowing which."""
+        device = self.embedding.weight.device
+        every_S = torch.arange(cache.layers[0].k.shape[2], device=device)
+        cache.angles = rotary_tables(every_S, self.config.head_width, self.config.rope_base)
+        cache.position = torch.tensor(cache.position, device=device)
 
     def new_cache(self, sequences: int, length: int, dtype: torch.dtype | None = None) -> Cache:
         """An empty cache for `length` positions of `sequences` sequences."""

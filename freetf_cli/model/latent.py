@@ -32,6 +32,7 @@ from freetf_cli.model.kernels import runs_kernels
 
 LN2 = math.log(2.0)
 _CHUNK_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 28}  # of s at a time: 16 MB in float32 on a CPU, 0.5 GB in bfloat16 on a GPU
+_WIDEST_FUSED = 768  # beyond, a library's product that writes s to memory and a kernel that reads it are faster
 
 
 def sample_codes(bit_logits_BTH: Tensor, noise_BTH: Tensor) -> Tensor:
@@ -96,9 +97,9 @@ def aggregate_mismatch(bit_logits_BTH: Tensor, counted_BT: Tensor, over: Literal
 class PostSampler(nn.Module):
     """The linear map of the one-hot Z to R (Algorithm 2, line 13): a table W [C, D], no bias."""
 
-    def __init__(self, bits: int, width: int, gradient: Literal["paper", "heun"] = "paper") -> None:
+    def __init__(self, bits: int, width: int, gradient: Literal["paper", "heun"] = "paper", float8: bool = False) -> None:
         super().__init__()
-        self.bits, self.gradient = bits, gradient
+        self.bits, self.gradient, self.float8 = bits, gradient, float8
         self.weight = nn.Parameter(torch.empty(2**bits, width))
 
     def forward(self, codes_BT: Tensor, bit_logits_BTH: Tensor | None = None) -> Tensor:
@@ -107,7 +108,7 @@ class PostSampler(nn.Module):
         if bit_logits_BTH is None:
             return r_BTD
         drawn_BT = codes_BT if self.gradient == "heun" else None
-        return _MapperGradient.apply(r_BTD, bit_logits_BTH, self.weight, drawn_BT)  # type: ignore[no-untyped-call]
+        return _MapperGradient.apply(r_BTD, bit_logits_BTH, self.weight, drawn_BT, self.float8)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def initialise(self, kind: Literal["bits", "independent"], std: float, generator: torch.Generator) -> None:
@@ -126,18 +127,19 @@ class _MapperGradient(torch.autograd.Function):
     """The identity on R; backward also gives the logits the gradient that Y + G − detach(G) would, or with the codes drawn, Heun's."""
 
     @staticmethod
-    def forward(ctx, r_BTD: Tensor, bit_logits_BTH: Tensor, table_CD: Tensor, drawn_BT: Tensor | None) -> Tensor:  # type: ignore[no-untyped-def]
+    def forward(ctx, r_BTD: Tensor, bit_logits_BTH: Tensor, table_CD: Tensor, drawn_BT: Tensor | None, float8: bool) -> Tensor:  # type: ignore[no-untyped-def]
         ctx.save_for_backward(bit_logits_BTH, table_CD, drawn_BT)
+        ctx.float8 = float8
         return r_BTD.view_as(r_BTD)
 
     @staticmethod
-    def backward(ctx, dr_BTD: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[no-untyped-def]
+    def backward(ctx, dr_BTD: Tensor) -> tuple[Tensor, Tensor, None, None, None]:  # type: ignore[no-untyped-def]
         bit_logits_BTH, table_CD, drawn_BT = ctx.saved_tensors
         dr_ND, logits_NH = dr_BTD.reshape(-1, dr_BTD.shape[-1]), bit_logits_BTH.reshape(-1, bit_logits_BTH.shape[-1])
-        dl_BTH = logit_gradient(dr_ND, logits_NH, table_CD).view_as(bit_logits_BTH)
+        dl_BTH = logit_gradient(dr_ND, logits_NH, table_CD, ctx.float8).view_as(bit_logits_BTH)
         if drawn_BT is not None:
             dl_BTH = dl_BTH / twice_drawn(drawn_BT, bit_logits_BTH).to(dl_BTH.dtype)
-        return dr_BTD, dl_BTH, None, None
+        return dr_BTD, dl_BTH, None, None, None
 
 
 def twice_drawn(codes_BT: Tensor, bit_logits_BTH: Tensor) -> Tensor:
@@ -148,18 +150,19 @@ def twice_drawn(codes_BT: Tensor, bit_logits_BTH: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("freetf::logit_gradient", mutates_args=())
-def logit_gradient(dr_ND: Tensor, bit_logits_NH: Tensor, table_CD: Tensor) -> Tensor:
+def logit_gradient(dr_ND: Tensor, bit_logits_NH: Tensor, table_CD: Tensor, float8: bool = False) -> Tensor:
     """dL [N, H] of the module's formula, for the gradient dr [N, D] of R.
 
     An operator of its own, so that torch.compile keeps the loop over chunks out of its graph. The product W · dr runs in bfloat16
     where the logits are bfloat16 (autocast), else in the table's type. What all rows of W have in common changes no covariance, and in
     bfloat16 would drown the differences: it is taken out first, as the mean of a thousand rows. On CUDA the bfloat16 product and what
-    follows are one kernel (mapper_kernel.py); the other way is its reference, and that of all else.
+    follows are one kernel, or of a wide model the product and a kernel (mapper_kernel.py); the other way is its reference, and that of
+    all else. float8: the product in 8-bit numbers, where those kernels run; it is off by some 3 %, in the norm.
     """
     bits = bit_logits_NH.shape[1]
     product_type = torch.bfloat16 if bit_logits_NH.dtype == torch.bfloat16 else table_CD.dtype
     if product_type == torch.bfloat16 and _fusible(dr_ND, bits):
-        return _fused(dr_ND, bit_logits_NH, table_CD)
+        return _by_kernels(dr_ND, bit_logits_NH, table_CD, float8)
     return logit_gradient_in_chunks(dr_ND, bit_logits_NH, table_CD, product_type)
 
 
@@ -167,18 +170,22 @@ def logit_gradient_in_chunks(dr_ND: Tensor, bit_logits_NH: Tensor, table_CD: Ten
     """`logit_gradient` by way of s = W · dr in memory, for some tokens at a time."""
     bits = bit_logits_NH.shape[1]
     table_DC = (table_CD - _common(table_CD)).to(product_type).T
-    step = max(1, _CHUNK_ELEMENTS.get(dr_ND.device.type, 1 << 26) // table_CD.shape[0])
     out_NH = torch.empty_like(bit_logits_NH)
-    for start in range(0, dr_ND.shape[0], step):
-        part = slice(start, start + step)
+    for part in _chunks(dr_ND, table_CD):
         s_NC = dr_ND[part].to(product_type) @ table_DC
         out_NH[part] = _covariance(s_NC, bit_logits_NH[part], bits)
     return out_NH
 
 
 @logit_gradient.register_fake
-def _(dr_ND: Tensor, bit_logits_NH: Tensor, table_CD: Tensor) -> Tensor:
+def _(dr_ND: Tensor, bit_logits_NH: Tensor, table_CD: Tensor, float8: bool = False) -> Tensor:
     return torch.empty_like(bit_logits_NH)
+
+
+def _chunks(dr_ND: Tensor, table_CD: Tensor) -> list[slice]:
+    """Tokens whose s are in memory together."""
+    step = max(1, _CHUNK_ELEMENTS.get(dr_ND.device.type, 1 << 26) // table_CD.shape[0])
+    return [slice(start, start + step) for start in range(0, dr_ND.shape[0], step)]
 
 
 def _common(table_CD: Tensor) -> Tensor:
@@ -194,12 +201,19 @@ def _fusible(dr_ND: Tensor, bits: int) -> bool:
     return dr_ND.shape[0] > 0 and bits >= 8 and dr_ND.shape[1] % 8 == 0 and runs_kernels(dr_ND.device)
 
 
-def _fused(dr_ND: Tensor, bit_logits_NH: Tensor, table_CD: Tensor) -> Tensor:
-    from freetf_cli.model.mapper_kernel import centred, fused_logit_gradient
+def _by_kernels(dr_ND: Tensor, bit_logits_NH: Tensor, table_CD: Tensor, float8: bool) -> Tensor:
+    from freetf_cli.model import mapper_kernel as kernel
 
+    p_NH, common_D = torch.sigmoid(bit_logits_NH.float()), _common(table_CD)
     with torch.cuda.device(dr_ND.device):  # Triton launches on the current device
-        table_CD = centred(table_CD, _common(table_CD))
-        dl_NH = fused_logit_gradient(dr_ND.bfloat16(), torch.sigmoid(bit_logits_NH.float()), table_CD)
+        if float8 and dr_ND.shape[1] % 16 == 0:
+            dl_NH = kernel.logit_gradient_in_8_bits(dr_ND, p_NH, table_CD, common_D)
+        else:
+            dr_ND, table_CD = dr_ND.bfloat16(), kernel.centred(table_CD, common_D)
+            if dr_ND.shape[1] <= _WIDEST_FUSED:
+                dl_NH = kernel.fused_logit_gradient(dr_ND, p_NH, table_CD)
+            else:
+                dl_NH = torch.cat([kernel.covariance(dr_ND[part] @ table_CD.T, p_NH[part]) for part in _chunks(dr_ND, table_CD)])
     return dl_NH.to(bit_logits_NH.dtype)
 
 

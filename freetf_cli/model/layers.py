@@ -76,7 +76,7 @@ class Block(nn.Module):
         keys_from: Tensor | None = None,
         causal: bool = True,
         cache: LayerCache | None = None,
-        position: int = 0,
+        position: int | Tensor = 0,
     ) -> Tensor:
         """Queries and residual from x; keys and values from `keys_from` (default x), through the same norm."""
         q_BTD = self.attention_norm(x_BTD)

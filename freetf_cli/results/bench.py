@@ -18,7 +18,8 @@ class Timing:
 
 @dataclass(frozen=True)
 class Machine:
-    """Where it was measured. ceiling: FLOP/s of one large matrix product; bandwidth: bytes/s read and written by a large copy."""
+    """Where it was measured. ceiling: FLOP/s of one large matrix product; bandwidth: bytes/s read and written by a large copy; reading:
+    bytes/s read by a large sum."""
 
     device: str
     name: str
@@ -27,6 +28,7 @@ class Machine:
     threads: int
     ceiling: float
     bandwidth: float
+    reading: float
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from freetf_cli.run_folder import RunFolder, now
 from freetf_cli.sampling import SampleSpec, figure4_samples, prompt_tokens
 from freetf_cli.training.distributed import World
 from freetf_cli.training.evaluation import CutShort, held_out_sums
+from freetf_cli.training.float8 import use_float8
 from freetf_cli.training.objective import loss_function
 from freetf_cli.training.optimizer import load_named_state, make_optimizer, named_state
 from freetf_cli.training.prefetch import HostBatch, Prefetch, host_batch
@@ -68,6 +69,8 @@ class Loop:
         self.device, self.hooks, self.stop, self.world = device, hooks, stop, world or World()
         self.config = recipe.train
         self.step = 0
+        if self.config.float8:
+            use_float8(model, device)
         self.optimizer = make_optimizer(model, self.config, device)
         self.noise_generator = torch.Generator(device=device)
         self.bits = recipe.latent.bits if recipe.latent else 1

@@ -28,6 +28,7 @@ from freetf_cli.training.objective import LossFunction, LossSums
 from freetf_cli.training.prefetch import HostBatch
 
 REMEMBERED = 64  # faults that wait for the host
+NORM_EPS = 1e-6  # as torch's own clipping has it
 WARM_UP = 3  # updates before the capture: libraries set themselves up, and torch.compile compiles, in the first of them
 
 
@@ -84,6 +85,10 @@ class TrainStep:
         self._skips = all(group["fused"] for group in optimizer.param_groups)
         if self._skips:
             optimizer.found_inf = self._idle  # type: ignore[attr-defined]  # as GradScaler tells a fused optimizer to do nothing
+        self._excess: torch.Tensor | None = None
+        if self._skips and config.clip and device.type == "cuda":  # and by what to divide the gradient, which it reads anyway
+            self._excess = torch.ones((), device=device)
+            optimizer.grad_scale = self._excess  # type: ignore[attr-defined]
 
     def __call__(self, number: int, batch: HostBatch, rate: float, scalars: Sequence[float]) -> None:
         """Update the weights from a batch. On CUDA it returns before that is done."""
@@ -139,10 +144,19 @@ class TrainStep:
             (terms.objective / self.count).backward()  # type: ignore[no-untyped-call]
             self.sums += terms.stack()
         self.world.sum_([*(p.grad for p in self.model.parameters() if p.grad is not None), self.sums])
-        self.grad_norm.copy_(nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip or math.inf))
+        self._clip()
         self._note_fault()
         if self._skips or not bool(self._idle):
             self.optimizer.step()
+
+    def _clip(self) -> None:
+        """The gradient's norm, and its clipping; on CUDA that is left to the optimizer, and no pass of its own over the gradient."""
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        if self._excess is None:
+            self.grad_norm.copy_(nn.utils.clip_grad_norm_(parameters, self.config.clip or math.inf))
+        else:
+            self.grad_norm.copy_(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+            self._excess.copy_(((self.grad_norm + NORM_EPS) / self.config.clip).clamp(min=1.0))
 
     def _note_fault(self) -> None:
         """Before the update: one Inf in the gradient would make every weight NaN through the clipping."""

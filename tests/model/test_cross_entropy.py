@@ -18,7 +18,8 @@ IGNORE = -100
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks of at most three tokens of a vocabulary of 11."""
-    monkeypatch.setattr(cross_entropy, "MOST_LOGITS", 33)
+    for limit in ("MOST_LOGITS", "FEW_LOGITS"):
+        monkeypatch.setattr(cross_entropy, limit, {"cpu": 33})
 
 
 def numbers(dtype: torch.dtype = torch.float64, tokens: int = 10, ignored: tuple[int, ...] = (0, 4)) -> tuple[Tensor, Tensor, Tensor]:
@@ -98,7 +99,7 @@ def test_without_a_gradient_the_parts_are_as_small(small: None, monkeypatch: pyt
 
 @pytest.mark.parametrize(("tokens", "count"), [(10, 4), (3, 1), (1, 1), (0, 0), (100, 34)])
 def test_chunks_cover_all_tokens_once(small: None, tokens: int, count: int) -> None:
-    parts = chunks(tokens, 11)
+    parts = chunks(tokens, 11, most=33)
     assert [row for part in parts for row in range(tokens)[part]] == list(range(tokens))
     assert len(parts) == count
     assert max([len(range(tokens)[part]) for part in parts], default=0) <= 3

@@ -1,5 +1,5 @@
-"""The fused kernel against the mapper's reference in float64, run by Triton's interpreter. That has no bfloat16 product;
-tests/test_gpu.py has the compiled kernel in bfloat16."""
+"""The fused kernel against the mapper's reference in float64, run by Triton's interpreter. That has no product of bfloat16 or 8-bit
+numbers; tests/test_gpu.py has the compiled kernel with them."""
 
 import pytest
 
@@ -20,7 +20,7 @@ CASES = {
 CHECK = """
 import json, sys, torch
 from freetf_cli.model.latent import logit_gradient
-from freetf_cli.model.mapper_kernel import Tiles, fused_logit_gradient
+from freetf_cli.model.mapper_kernel import IN_8_BITS, Tiles, _launched, covariance, fused_logit_gradient
 
 def errors(tokens, bits, width, tiles, splits):
     torch.manual_seed(bits)
@@ -30,10 +30,16 @@ def errors(tokens, bits, width, tiles, splits):
     def fused(dr):
         centred = (table - table.mean(0)).float()
         return fused_logit_gradient(dr.float(), torch.sigmoid(logits).float(), centred, tiles and Tiles(*tiles), splits)
+    p = torch.sigmoid(logits).float()
+    s = (dr @ table.T).float()
+    scale = torch.rand(2**bits) + 0.5
+    scaled = _launched(dr.float(), ((table - table.mean(0)) / scale[:, None]).float(), p, IN_8_BITS._replace(columns=16), None, scale)
     broken = fused(torch.where(torch.arange(tokens)[:, None] == tokens - 1, float("nan"), dr))
     return {
         "relative": float((fused(dr) - want).abs().max() / want.abs().max()),
         "size": float(want.norm()),
+        "given": float((covariance(s, p) - want).abs().max() / want.abs().max()),
+        "scaled": float((scaled - want).abs().max() / want.abs().max()),
         "nan": bool(broken[-1].isnan().all() and broken[:-1].isfinite().all()),
     }
 
@@ -50,6 +56,12 @@ def outcomes() -> dict[str, dict[str, float]]:
 def test_fused_kernel_equals_the_reference(name: str, outcomes: dict[str, dict[str, float]]) -> None:
     assert outcomes[name]["size"] > 1e-2
     assert outcomes[name]["relative"] < 1e-5
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_from_s_in_memory_and_with_a_scale_for_every_code_it_is_the_same(name: str, outcomes: dict[str, dict[str, float]]) -> None:
+    assert outcomes[name]["given"] < 1e-5
+    assert outcomes[name]["scaled"] < 1e-5
 
 
 @pytest.mark.parametrize("name", CASES)
