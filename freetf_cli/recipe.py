@@ -6,6 +6,7 @@ recipe.latent.kappa                                                    # bits pe
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -26,7 +27,7 @@ class Part(BaseModel):
     @model_validator(mode="after")
     def _rules(self) -> Self:
         """The rules between keys, `recipe_rules`."""
-        if self.TABLE and (broken := faults({f"{self.TABLE}.{name}": getattr(self, name) for name in type(self).model_fields})):
+        if self.TABLE and (broken := faults(dict(_settings(self.TABLE, self)))):
             raise ValueError("; ".join(fault.message for fault in broken))
         return self
 
@@ -44,6 +45,37 @@ class DataConfig(Part):
     )
 
 
+Sides = Literal["both", "pre", "post", "none"]
+
+
+class MultiTokenConfig(Part):
+    """Multi-Token Attention (arXiv 2504.00927), of `model.attention = "multi-token"`."""
+
+    TABLE: ClassVar[str] = "model.multi_token"
+
+    kq: Sides = Field("both", description="where the key-query convolution is: before the softmax, after it, on both sides")
+    mix: Sides = Field("both", description="where the heads' maps are mixed")
+    c_q: Positive = Field(6, description="queries in the convolution's kernel: the current one and those before it")
+    c_k: Positive = Field(11, description="keys in the convolution's kernel, around the current one")
+    c_h: Positive | None = Field(None, description="heads in a group that are mixed; default: all")
+    form: Literal["factorised", "full"] = Field(
+        "factorised", description="convolution, then mixing; or, where a side has both, one kernel over queries, keys and heads"
+    )
+    mask: Literal["double", "exact"] = Field(
+        "double",
+        description="keys that the convolution before the softmax reads: up to the query that scored them, or up to the current one",
+    )
+    norm: Literal["gate", "depth", "plain", "none"] = Field("gate", description="RMSNorm of each head: with a gate, scaled by depth, plain")
+    kq_layers: list[NotNegative] | None = Field(None, description="blocks, from 0, that have the convolution; default: 2, 6, 10, …")
+    cache: Literal["queries", "rows"] = Field(
+        "queries", description="what decoding keeps of earlier positions: queries, to make their rows again, or the rows (mask = double)"
+    )
+
+    def convolves(self, index: int) -> bool:
+        """Whether block `index` has the key-query convolution."""
+        return index % 4 == 2 if self.kq_layers is None else index in self.kq_layers
+
+
 class ModelConfig(Part):
     """The decoder, shared by a baseline and its Free Transformer."""
 
@@ -59,6 +91,32 @@ class ModelConfig(Part):
     tied: bool = Field(True, description="the read-out shares the embedding table")
     rope_base: Rate = Field(10_000.0, description="base of the rotary embedding")
     norm_eps: Rate = Field(1e-5, description="epsilon of RMSNorm")
+    attention: Literal["softmax", "multi-token", "differential", "talking-heads"] = Field("softmax", description="kind of attention")
+    attention_layers: list[NotNegative] | None = Field(
+        None, description="blocks, from 0, that have this kind; the others have softmax attention. Default: all"
+    )
+    multi_token: MultiTokenConfig | None = Field(None, description="options of multi-token attention, below")
+    documents: Literal["joined", "apart"] | None = Field(
+        None,
+        description="whether documents packed in one row see each other; default: joined for softmax attention, apart for the other kinds",
+    )
+    separator: NotNegative | None = Field(
+        None, description="token that begins a document, where they are kept apart; default: the tokenizer's, for packed rows"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_options(cls, given: Any) -> Any:
+        return with_options(given)
+
+    def attention_of(self, index: int) -> str:
+        """The kind of attention of block `index`, from 0."""
+        return self.attention if self.attention_layers is None or index in self.attention_layers else "softmax"
+
+    @property
+    def keeps_apart(self) -> bool:
+        """Whether documents packed in one row are hidden from each other."""
+        return (self.documents or ("joined" if self.attention == "softmax" else "apart")) == "apart"
 
     @property
     def key_heads(self) -> int:
@@ -200,9 +258,26 @@ class Recipe(Part):
 
 
 def flat(recipe: Recipe) -> dict[str, Any]:
-    """The recipe's settings as `{"train.lr": 0.001, …}`."""
-    tree = recipe.model_dump(exclude={"description"})
-    return {f"{table}.{key}": value for table, values in tree.items() if values is not None for key, value in values.items()}
+    """The recipe's settings as `{"train.lr": 0.001, …}`; a table within a table is `model.multi_token.c_q`."""
+    tables = ((name, getattr(recipe, name)) for name in Recipe.model_fields)
+    return {key: value for name, table in tables if isinstance(table, Part) for key, value in _settings(name, table)}
+
+
+def _settings(table: str, part: Part) -> Iterator[tuple[str, Any]]:
+    """Each key with its table's name before it, and its value; those of a table within it too."""
+    for name in type(part).model_fields:
+        value = getattr(part, name)
+        if isinstance(value, Part):
+            yield from _settings(f"{table}.{name}", value)
+        else:
+            yield f"{table}.{name}", value
+
+
+def with_options(model: Any) -> Any:
+    """A `[model]` as given, and the table of its kind of attention where it has one."""
+    if isinstance(model, Mapping) and model.get("attention") == "multi-token" and model.get("multi_token") is None:
+        return {**model, "multi_token": {}}
+    return model
 
 
 def part_types() -> dict[str, type[Part]]:
@@ -210,6 +285,7 @@ def part_types() -> dict[str, type[Part]]:
     return {
         "data": DataConfig,
         "model": ModelConfig,
+        "model.multi_token": MultiTokenConfig,
         "latent": LatentConfig,
         "train": TrainConfig,
         "eval": EvalConfig,

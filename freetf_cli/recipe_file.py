@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from freetf_cli.durable import read_small
 from freetf_cli.errors import InputError, InputErrors, nearest
-from freetf_cli.recipe import Recipe, flat, part_types
+from freetf_cli.recipe import Recipe, flat, part_types, with_options
 from freetf_cli.recipe_rules import faults
 
 
@@ -148,7 +148,7 @@ def _read_tree(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any], values: bool = False) -> dict[str, Any]:
-    """`over` laid on `base`, tables key by key; naming one source of data drops the other.
+    """`over` laid on `base`, tables key by key; naming one source of data drops the other, a kind of attention what it has no use for.
 
     values: inside a part (`[latent]`), where an empty table is a value, in place of what was there; an empty `[latent]` changes nothing.
     """
@@ -162,6 +162,10 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any], values: bool = Fals
                     kept.pop("params", None)
             if key == "data" and "dir" in value:
                 kept = {k: v for k, v in kept.items() if k not in ("task", "params")}
+            if key == "model" and value.get("attention", "multi-token") != "multi-token":
+                kept.pop("multi_token", None)
+            if key == "model" and value.get("attention") == "softmax":
+                kept.pop("attention_layers", None)
             merged[key] = _merge(kept, value, values=True)
         else:
             merged[key] = value
@@ -203,8 +207,13 @@ def _place(keys: Sequence[Sequence[str]], where: Path | str, text: str, override
 def _with_defaults(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Flat values of a tree that may be wrong in any way, defaults filled in."""
     values = {}
+    tree = {**tree, "model": with_options(tree.get("model"))}
     for table, part in part_types().items():
-        given = tree.get(table, {} if Recipe.model_fields[table].default_factory else None)
+        given: Any = tree
+        for name in table.split("."):
+            given = given.get(name) if isinstance(given, Mapping) else None
+        if given is None and table in Recipe.model_fields and Recipe.model_fields[table].default_factory:
+            given = {}
         if isinstance(given, Mapping):
             for name, field in part.model_fields.items():
                 if name in given or not field.is_required():
@@ -227,9 +236,7 @@ def _fault(item: Mapping[str, Any], place: str) -> InputError:
 
 def _known_keys(table: Sequence[str]) -> Iterator[str]:
     """The keys that a table of the recipe may have."""
-    model: Any = Recipe
-    for name in table:
-        model = part_types().get(name, model)
+    model: Any = part_types().get(".".join(table), Recipe)
     yield from model.model_fields
     if model is Recipe:
         yield from ("extends", "smoke")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 
@@ -95,12 +96,80 @@ def _depth(depth: int | None, layers: int) -> str | None:
     return f"latent.depth = {depth} must be less than model.layers = {layers}" if depth is not None and depth >= layers else None
 
 
+def _options(kind: str, kq: str) -> str | None:
+    return None if kind == "multi-token" else f"[model.multi_token] belongs to model.attention = 'multi-token', not '{kind}'"
+
+
+def _attention_layers(numbers: Sequence[int] | None, kind: str, layers: int) -> str | None:
+    if numbers is None:
+        return None
+    if kind == "softmax":
+        return "model.attention_layers belongs to another model.attention than 'softmax', which all blocks have"
+    return _blocks("model.attention_layers", numbers, layers)
+
+
+def _kq_layers(numbers: Sequence[int] | None, kq: str, among: Sequence[int] | None, layers: int) -> str | None:
+    key, others = "model.multi_token.kq_layers", set(range(layers) if among is None else among)
+    if numbers is None:
+        found = kq == "none" or not others or any(index % 4 == 2 for index in others)
+        return None if found else f"no block has the key-query convolution: name some in {key}, whose default is 2, 6, 10, …"
+    if strangers := sorted(set(numbers) - others):
+        return f"{key} names block {strangers[0]}, which has no multi-token attention"
+    return _blocks(key, numbers, layers)
+
+
+def _blocks(key: str, numbers: Sequence[int], layers: int) -> str | None:
+    if not numbers or len(set(numbers)) < len(numbers):
+        return f"{key} names no block, or one twice: leave it out for its default"
+    return f"{key} names block {max(numbers)}, and model.layers = {layers} has 0 to {layers - 1}" if max(numbers) >= layers else None
+
+
+def _group(group: int | None, heads: int) -> str | None:
+    return f"model.multi_token.c_h = {group} does not divide model.heads = {heads}" if group and heads % group else None
+
+
+def _kernel(size: int, kq: str, context: int | None, name: str) -> str | None:
+    if kq == "none" or context is None or size <= context:
+        return None
+    return f"model.multi_token.{name} = {size} is more than model.context = {context}"
+
+
+def _form(form: str, kq: str, mix: str) -> str | None:
+    if form != "full" or {kq, mix} in ({"pre"}, {"post"}) or ("both" in (kq, mix) and "none" not in (kq, mix)):
+        return None
+    return (
+        f"model.multi_token.form = 'full' joins a convolution and a mix on one side of the softmax; kq = '{kq}' and mix = '{mix}' have none"
+    )
+
+
+def _cached_rows(cache: str, mask: str) -> str | None:
+    if cache != "rows" or mask != "exact":
+        return None
+    return "model.multi_token.cache = 'rows' needs mask = 'double': with 'exact' an old row scores new keys"
+
+
+def _pairs_of_heads(kind: str, heads: int, kv_heads: int | None) -> str | None:
+    for name, count in (("heads", heads), ("kv_heads", kv_heads)):
+        if kind == "differential" and count and count % 2:
+            return f"model.{name} = {count} is odd: differential attention takes heads in pairs"
+    return None
+
+
 RULES: tuple[tuple[tuple[str, ...], Callable[..., str | None]], ...] = (
     (("data.task", "data.dir"), _one_source),
     (("data.params", "data.task"), _params),
     (("model.heads", "model.width"), _heads),
     (("model.kv_heads", "model.heads"), _key_heads),
     (("model.heads", "model.width"), _rotary),
+    (("model.attention", "model.multi_token.kq"), _options),
+    (("model.attention_layers", "model.attention", "model.layers"), _attention_layers),
+    (("model.multi_token.kq_layers", "model.multi_token.kq", "model.attention_layers", "model.layers"), _kq_layers),
+    (("model.multi_token.c_h", "model.heads"), _group),
+    (("model.multi_token.c_q", "model.multi_token.kq", "model.context"), partial(_kernel, name="c_q")),
+    (("model.multi_token.c_k", "model.multi_token.kq", "model.context"), partial(_kernel, name="c_k")),
+    (("model.multi_token.form", "model.multi_token.kq", "model.multi_token.mix"), _form),
+    (("model.multi_token.cache", "model.multi_token.mask"), _cached_rows),
+    (("model.attention", "model.heads", "model.kv_heads"), _pairs_of_heads),
     (("latent.kappa", "latent.bits"), _kappa),
     (("latent.schedule", "latent.bits"), _schedule),
     (("latent.mismatch", "latent.schedule", "train.batch", "train.accumulate", "parallel.processes"), _pairs),

@@ -23,6 +23,7 @@ from torch import Tensor
 from freetf_cli.continuation import Continuation
 from freetf_cli.data.tokenizer import Tokenizer
 from freetf_cli.errors import InputError
+from freetf_cli.model.attention_kinds import map_numbers
 from freetf_cli.model.decoder import Cache, Decoder
 from freetf_cli.model.free_transformer import FreeTransformer
 from freetf_cli.model.latent import sample_codes
@@ -104,7 +105,10 @@ def continue_tokens(model: Decoder, prompts: Sequence[Sequence[int]], spec: Samp
 def rows_at_once(model: Decoder, total: int) -> int:
     """How many rows of `total` tokens are generated together."""
     weight, config = model.embedding.weight, model.config
-    row_bytes = 2 * config.layers * config.key_heads * config.head_width * total * weight.element_size()
+    numbers = 2 * config.layers * config.key_heads * config.head_width + map_numbers(
+        config, total
+    )  # the prompt's maps come beside the cache
+    row_bytes = numbers * total * weight.element_size()
     kind = weight.device.type
     return max(1, min(MOST_ROWS.get(kind, 256), _CACHE_BYTES.get(kind, 1 << 30) // row_bytes))
 

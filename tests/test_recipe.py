@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from freetf_cli.errors import InputError, InputErrors
 from freetf_cli.recipe import Recipe, flat
-from freetf_cli.recipe_file import check_recipe, load_recipe, shipped_recipes, to_toml
+from freetf_cli.recipe_file import check_recipe, differences, load_recipe, shipped_recipes, to_toml
 
 TREE = {
     "data": {"task": "letters"},
@@ -39,7 +39,7 @@ def edited(path, before, after):
     [
         ("kappa = 0.25", "kappa = 0.25\nkapa = 1", "unknown key 'latent.kapa', FILE, line 13; did you mean 'kappa'?"),
         ("[train]", "[trian]\n[train]", "unknown key 'trian', FILE, line 14; did you mean 'train'?"),
-        ("heads = 4", "heads = 4\nbits = 3", "unknown key 'model.bits', FILE, line 10; choose from: context, ffn"),
+        ("heads = 4", "heads = 4\nbits = 3", "unknown key 'model.bits', FILE, line 10; choose from: attention, attention_layers"),
         ("steps = 100", 'steps = "100"', "train.steps: input should be a valid integer, not '100', FILE, line 15"),
         ("steps = 100", "steps = 0", "train.steps: input should be greater than 0, not 0, FILE, line 15"),
         ("lr = 1e-3", "lr = nan", "train.lr: input should be a finite number, not nan, FILE, line 17"),
@@ -72,6 +72,60 @@ def test_each_fault_is_named(recipe_file, before, after, line):
     found = faults(edited(recipe_file, before, after))
     assert any(line.replace("FILE", str(recipe_file)) in one for one in found), found
     assert all(str(recipe_file) in one for one in found)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (
+            'attention = "multi-token"\nmulti_token = { c_h = 3 }',
+            "model.multi_token.c_h = 3 does not divide model.heads = 4, FILE, line 11",
+        ),
+        ('attention = "multi-token"\ncontext = 10', "model.multi_token.c_k = 11 is more than model.context = 10"),
+        (
+            'attention = "multi-token"\ncontext = 8\nmulti_token = { c_q = 9, c_k = 3 }',
+            "model.multi_token.c_q = 9 is more than model.context = 8",
+        ),
+        ('attention = "multi-token"\nmulti_token.kq_layers = [4]', "kq_layers names block 4, which has no multi-token attention"),
+        ('attention = "multi-token"\nattention_layers = [0, 1]', "no block has the key-query convolution: name some in"),
+        ('attention = "multi-token"\nattention_layers = [2, 4]', "attention_layers names block 4, and model.layers = 4 has 0 to 3"),
+        ('attention = "multi-token"\nattention_layers = []', "attention_layers names no block, or one twice"),
+        (
+            'attention = "multi-token"\nmulti_token = { form = "full", kq = "pre", mix = "post" }',
+            "form = 'full' joins a convolution and a mix",
+        ),
+        ('attention = "multi-token"\nmulti_token = { cache = "rows", mask = "exact" }', "cache = 'rows' needs mask = 'double'"),
+        ('attention = "multi-token"\nmulti_token.c_p = 3', "unknown key 'model.multi_token.c_p', FILE, line 11; did you mean 'c_"),
+        ('attention = "multi-token"\nmulti_token.c_q = 0', "model.multi_token.c_q: input should be greater than 0, not 0, FILE, line 11"),
+        ("attention_layers = [0]", "model.attention_layers belongs to another model.attention than 'softmax'"),
+        ("multi_token = {}", "[model.multi_token] belongs to model.attention = 'multi-token', not 'softmax'"),
+        ('attention = "differential"\nkv_heads = 1', "model.kv_heads = 1 is odd: differential attention takes heads in pairs"),
+        ('attention = "mta"', "model.attention: input should be 'softmax', 'multi-token', 'differential' or 'talking-heads', not 'mta'"),
+    ],
+)
+def test_each_fault_of_a_kind_of_attention_is_one_line(recipe_file, text, line):
+    found = faults(edited(recipe_file, "heads = 4", f"heads = 4\n{text}"))
+    assert len(found) == 1
+    assert line.replace("FILE", str(recipe_file)) in found[0]
+
+
+def test_differential_attention_with_odd_heads(recipe_file):
+    edited(recipe_file, "width = 64\nheads = 4", 'width = 66\nheads = 3\nattention = "differential"')
+    assert faults(recipe_file) == [f"model.heads = 3 is odd: differential attention takes heads in pairs, {recipe_file}, line 10"]
+
+
+def test_a_kind_of_attention_brings_its_options_and_takes_them_with_it(recipe_file):
+    edited(recipe_file, "heads = 4", 'heads = 4\nattention = "multi-token"\nattention_layers = [2]\nmulti_token.c_q = 3')
+    recipe = load_recipe(str(recipe_file), overrides=["model.multi_token.c_h=2"])
+    assert (recipe.model.multi_token.c_q, recipe.model.multi_token.c_k, recipe.model.multi_token.c_h) == (3, 11, 2)
+    assert flat(recipe)["model.multi_token.c_q"] == 3
+    recipe_file.with_name("again.toml").write_text(to_toml(recipe), encoding="utf-8")
+    assert load_recipe(str(recipe_file.with_name("again.toml"))) == recipe
+    late = load_recipe(str(recipe_file), overrides=["model.multi_token.c_q=2", "model.attention=multi-token"])
+    assert late.model.multi_token.c_q == 2
+    plain = load_recipe(str(recipe_file), overrides=["model.attention=softmax"]).model
+    assert (plain.attention, plain.attention_layers, plain.multi_token) == ("softmax", None, None)
+    assert [key for key, *_ in differences(recipe, load_recipe(str(recipe_file)))] == ["model.multi_token.c_h"]
 
 
 def test_a_mismatch_needs_two_sequences_at_a_time(recipe_file):

@@ -56,6 +56,15 @@ def test_greedy_generation_is_the_argmax_of_the_full_forward(free: FreeTransform
         assert torch.equal(logits.argmax(-1)[:, 1:], tokens[:, 2:])
 
 
+@pytest.mark.parametrize("kind", ["multi-token", "differential", "talking-heads"])
+def test_greedy_generation_is_that_of_the_full_forward_with_any_attention(kind: str, letters: Tokenizer) -> None:
+    model = build_model(CONFIG.model_validate(CONFIG.model_dump() | {"attention": kind}), LatentConfig(kappa=1.0, bits=4, table_std=10.0))
+    initialise_model(model, 0)
+    for parameter in model.parameters():
+        parameter.data += 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    test_greedy_generation_is_the_argmax_of_the_full_forward(model.eval(), letters)  # type: ignore[arg-type]
+
+
 def test_the_encoder_reads_the_prompt_once_and_no_block_runs_twice(free: FreeTransformer, letters: Tokenizer) -> None:
     calls: list[str] = []
     free.encoder.register_forward_hook(lambda *_: calls.append("encoder"))

@@ -123,7 +123,8 @@ def _costs(
         x_BTD = model.lower(inputs_BT)
         stop = start + len(inputs_BT)
         for part, z_NT in zip(parts, codes, strict=True):
-            part.append(given_z_nats(model, x_BTD, z_NT[start:stop].to(device), targets_BT).double().sum(1).cpu())
+            nats_BT = given_z_nats(model, x_BTD, z_NT[start:stop].to(device), targets_BT, model.documents(inputs_BT))
+            part.append(nats_BT.double().sum(1).cpu())
         start = stop
         advance(len(inputs_BT))
     own, other, prior = (torch.cat(part).numpy() for part in parts)

@@ -30,6 +30,7 @@ from torch import Tensor
 from freetf_cli.analysis.statistics import bootstrap, check_enough
 from freetf_cli.checkpoint import Checkpoint
 from freetf_cli.data.batches import IGNORE, Batch, DataSource
+from freetf_cli.model.attention_kinds import map_numbers
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.model.free_transformer import FreeTransformer
 from freetf_cli.model.latent import LN2, code_bits, kl_per_token, sample_codes
@@ -157,13 +158,15 @@ def target_nats(model: Decoder, hidden_BTD: Tensor, targets_BT: Tensor) -> Tenso
     return F.cross_entropy(logits_BTV.transpose(1, 2), targets_BT, ignore_index=IGNORE, reduction="none")
 
 
-def given_z_nats(model: FreeTransformer, x_BTD: Tensor, z_BT: Tensor, targets_BT: Tensor) -> Tensor:
-    """−log P(target | Z) [B, T] from the stream below the injection, in pieces that bound the memory."""
+def given_z_nats(model: FreeTransformer, x_BTD: Tensor, z_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
+    """−log P(target | Z) [B, T] from the stream below the injection, in pieces that bound the memory. documents_BT: `model.documents`."""
     rows = _rows_at_once(model, x_BTD.shape[1])
     parts = []
     for start in range(0, len(x_BTD), rows):
         part = slice(start, start + rows)
-        parts.append(target_nats(model, model.upper(x_BTD[part], model.post_sampler(z_BT[part])), targets_BT[part]))
+        documents = None if documents_BT is None else documents_BT[part]
+        hidden_BTD = model.upper(x_BTD[part], model.post_sampler(z_BT[part]), documents_BS=documents)
+        parts.append(target_nats(model, hidden_BTD, targets_BT[part]))
     return torch.cat(parts)
 
 
@@ -192,7 +195,8 @@ def row_stream(seed: int, purpose: str, row: int) -> np.random.Generator:
 def _rows_at_once(model: Decoder, context: int) -> int:
     """Rows of T positions that go through the upper half together."""
     device = model.embedding.weight.device.type
-    tokens = min(_TOKENS_AT_ONCE.get(device, 1 << 16), _LOGITS_AT_ONCE.get(device, 1 << 26) // model.readout_weight.shape[0])
+    numbers = _LOGITS_AT_ONCE.get(device, 1 << 26)
+    tokens = min(_TOKENS_AT_ONCE.get(device, 1 << 16), numbers // max(model.readout_weight.shape[0], map_numbers(model.config, context)))
     return max(1, tokens // context)
 
 
@@ -220,14 +224,14 @@ def _free(model: FreeTransformer, batch: Batch, row: int, samples: Sequence[int]
         noise = np.stack([stream.random((count, *bit_logits_BTH.shape[1:]), dtype=np.float32) for stream in streams])
         logits_BKTH = bit_logits_BTH[:, None].expand(-1, count, -1, -1)
         z_BKT = sample_codes(logits_BKTH, torch.from_numpy(noise).to(x_BTD.device))
-        ce_BKT = _repeated(model, x_BTD, z_BKT, targets_BT)
+        ce_BKT = _repeated(model, inputs_BT, x_BTD, z_BKT, targets_BT)
         log_ratio_BKT = (-model.latent.bits * LN2 - log_posterior(logits_BKTH, z_BKT)) * carriers_BT[:, None]
         log_weights.append(log_ratio_BKT.double().sum(-1) - ce_BKT.double().sum(-1))
         nats_BT += ce_BKT.double().sum(1)
     nats_BT /= draws
     shape = (min(draws, PRIOR_DRAWS), context)
     prior = np.stack([row_stream(seed, "prior", row + i).integers(0, 2**model.latent.bits, shape) for i in range(rows)])
-    prior_BKT = _repeated(model, x_BTD, torch.from_numpy(prior).to(x_BTD.device), targets_BT)
+    prior_BKT = _repeated(model, inputs_BT, x_BTD, torch.from_numpy(prior).to(x_BTD.device), targets_BT)
     counted_BT = (batch.targets != IGNORE).astype(np.float64)
     return {
         "tokens": counted_BT.sum(1),
@@ -243,12 +247,12 @@ def _free(model: FreeTransformer, batch: Batch, row: int, samples: Sequence[int]
     }
 
 
-def _repeated(model: FreeTransformer, x_BTD: Tensor, z_BKT: Tensor, targets_BT: Tensor) -> Tensor:
+def _repeated(model: FreeTransformer, inputs_BT: Tensor, x_BTD: Tensor, z_BKT: Tensor, targets_BT: Tensor) -> Tensor:
     """−log P(target | Z) [B, K, T] of several Zs a row."""
     rows, count, context = z_BKT.shape
-    x = x_BTD[:, None].expand(-1, count, -1, -1).reshape(rows * count, context, -1)
-    targets = targets_BT[:, None].expand(-1, count, -1).reshape(rows * count, context)
-    return given_z_nats(model, x, z_BKT.reshape(rows * count, context), targets).view(rows, count, context)
+    x, inputs, targets = (of_row.repeat_interleave(count, dim=0) for of_row in (x_BTD, inputs_BT, targets_BT))
+    nats = given_z_nats(model, x, z_BKT.reshape(rows * count, context), targets, model.documents(inputs))
+    return nats.view(rows, count, context)
 
 
 def _array(tensor: Tensor) -> Floats:

@@ -11,12 +11,20 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from freetf_cli.recipe import Recipe
+from freetf_cli.recipe import Recipe, part_types
 from freetf_cli.recipe_file import load_recipe, shipped_recipes
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "recipes.md"
 MARKED = r"(<!-- {name}: generated -->\n)(.*?)(<!-- end of {name} -->)"
-TYPES = {"integer": "integer", "number": "number", "string": "text", "boolean": "true or false", "object": "table", "null": ""}
+TYPES = {
+    "integer": "integer",
+    "number": "number",
+    "string": "text",
+    "boolean": "true or false",
+    "object": "table",
+    "array": "list",
+    "null": "",
+}
 LIMITS = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
 
 
@@ -33,8 +41,8 @@ def filled(page: str) -> str:
 
 def key_tables() -> str:
     """A table of keys for each table of a recipe."""
-    schema = Recipe.model_json_schema()
-    return "\n\n".join(_section(name, schema["$defs"][_model_name(part)]) for name, part in schema["properties"].items() if _refers(part))
+    parts = Recipe.model_json_schema()["$defs"]
+    return "\n\n".join(_section(name, parts[part.__name__]) for name, part in part_types().items())
 
 
 def shipped_table() -> str:
@@ -55,22 +63,15 @@ def _section(name: str, part: dict[str, Any]) -> str:
 
 
 def _type(field: dict[str, Any]) -> str:
-    """A JSON Schema type in words: `integer > 0`, `"auto" or "fp32"`."""
+    """A JSON Schema type in words: `integer > 0`, `"auto" or "fp32"`; another table of the recipe is one."""
+    if "$ref" in field:
+        return TYPES["object"]
     if "anyOf" in field:
         return " or ".join(filter(None, (_type(one) for one in field["anyOf"])))
     if "enum" in field or "const" in field:
         return " or ".join(f'`"{value}"`' for value in field.get("enum", [field.get("const")]))
     limits = " and ".join(f"{sign} {field[name]:g}" for name, sign in LIMITS.items() if name in field)
     return f"{TYPES[field['type']]} {limits}".strip()
-
-
-def _refers(part: dict[str, Any]) -> bool:
-    return "$ref" in json.dumps(part)
-
-
-def _model_name(part: dict[str, Any]) -> str:
-    """The model that a property refers to, in whatever shape (`$ref`, `anyOf`, `allOf`) it does."""
-    return str(re.findall(r'"#/\$defs/(\w+)"', json.dumps(part))[0])
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:

@@ -1,6 +1,7 @@
 """Grouped-query attention with rotary embedding, and its key/value cache.
 
 Shapes: B sequences, T positions, S cached and new positions, D width, M query heads, K key/value heads, E head width.
+The other kinds of attention: attention_kinds.py.
 """
 
 from dataclasses import dataclass
@@ -200,26 +201,46 @@ class Attention(nn.Module):
         self.out = nn.Linear(self.heads * self.head_width, config.width, bias=False)
 
     def forward(
-        self, q_BTD: Tensor, kv_BTD: Tensor, rotary: Rotary, *, causal: bool, cache: LayerCache | None = None, position: int | Tensor = 0
+        self,
+        q_BTD: Tensor,
+        kv_BTD: Tensor,
+        rotary: Rotary,
+        *,
+        causal: bool,
+        cache: LayerCache | None = None,
+        position: int | Tensor = 0,
+        documents_BS: Tensor | None = None,
     ) -> Tensor:
         """Attend from q_BTD to kv_BTD (and to what `cache` holds before `position`, [] int64 where only the device knows it); returns
         [B, T, D].
 
         A query [1, 1, D] is the same for all sequences and positions: it is projected once, and turned for each position.
+        documents_BS: the number of the document that each position is in, where documents in one row must not see each other.
         """
-        if cache is None and not position and self._is_short(q_BTD, kv_BTD):
+        if cache is None and not position and documents_BS is None and self._is_short(q_BTD, kv_BTD):
             return self.out(self._short(q_BTD, kv_BTD, rotary, causal))
         q_BMTE, k_BKSE, v_BKSE = (part.transpose(1, 2) for part in self._project(q_BTD, kv_BTD, rotary))
         q_BMTE = q_BMTE.expand(len(kv_BTD), -1, -1, -1)
         if cache is not None:
             k_BKSE, v_BKSE = cache.extend(k_BKSE, v_BKSE, position)
-        if isinstance(position, Tensor):
+        mask = None
+        if documents_BS is not None:
+            at_T = position + torch.arange(q_BMTE.shape[2], device=q_BMTE.device)
+            mask = visible_keys(at_T, k_BKSE.shape[2], causal, documents_BS)
+        elif isinstance(position, Tensor):
             return self.out(_attend_up_to(position, q_BMTE, k_BKSE, v_BKSE))
-        mask = _continued_mask(q_BMTE.shape[2], position, q_BMTE.device) if causal and position else None
+        elif causal and position:
+            mask = _continued_mask(q_BMTE.shape[2], position, q_BMTE.device)
+        whole = causal and mask is None and not position
         y_BMTE = F.scaled_dot_product_attention(
-            q_BMTE, k_BKSE, v_BKSE, attn_mask=mask, is_causal=causal and not position, enable_gqa=self.heads != self.key_heads
+            q_BMTE, k_BKSE, v_BKSE, attn_mask=mask, is_causal=whole, enable_gqa=self.heads != self.key_heads
         )
         return self.out(y_BMTE.transpose(1, 2).flatten(2))
+
+    def new_cache(self, sequences: int, length: int, dtype: torch.dtype) -> LayerCache:
+        """An empty cache for `length` positions."""
+        shape = (sequences, self.key_heads, length, self.head_width)
+        return LayerCache(*(torch.zeros(shape, device=self.k.weight.device, dtype=dtype) for _ in range(2)))
 
     def _project(self, q_BTD: Tensor, kv_BTD: Tensor, rotary: Rotary) -> tuple[Tensor, ...]:
         """Queries, keys and values by head, [B, T, heads, E]; queries and keys rotated."""
@@ -269,3 +290,12 @@ def _continued_mask(length: int, position: int, device: torch.device) -> Tensor 
     if length == 1:
         return None
     return torch.ones(length, position + length, dtype=torch.bool, device=device).tril(position)
+
+
+def visible_keys(at_T: Tensor, keys: int, causal: bool, documents_BS: Tensor | None) -> Tensor:
+    """Which of the S keys queries at these positions may see, [T, S], or [B, 1, T, S] with documents."""
+    key_S = torch.arange(keys, device=at_T.device)
+    seen_TS = key_S <= at_T[:, None] if causal else torch.ones(len(at_T), keys, dtype=torch.bool, device=at_T.device)
+    if documents_BS is None:
+        return seen_TS
+    return seen_TS & (documents_BS[:, None, at_T.clamp(min=0), None] == documents_BS[:, None, None])

@@ -8,7 +8,12 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from freetf_cli.model.attention import Attention
+from freetf_cli.model.attention_kinds import make_attention
+from freetf_cli.model.differential import Differential
 from freetf_cli.model.free_transformer import FreeTransformer, build_model
+from freetf_cli.model.layers import Block
+from freetf_cli.model.maps import MapAttention
 from freetf_cli.recipe import ModelConfig, Recipe
 from freetf_cli.results import PartCost, Plan
 
@@ -44,10 +49,11 @@ def part_costs(config: ModelConfig, recipe: Recipe) -> list[PartCost]:
     with torch.device("meta"):
         model = build_model(config, recipe.latent)
     context = config.context or 1
-    block = _linear_flops(model.blocks[0]) + _attention_flops(config, context / 2)
+    attentions = [block.attention for block in model.blocks if isinstance(block, Block)]
+    blocks = _linear_flops(model.blocks) + sum(_own_flops(attention, config, context) for attention in attentions)
     parts = [
         PartCost("embedding" + (" (tied with the read-out)" if config.tied else ""), model.embedding.weight.numel(), 0.0),
-        PartCost(f"blocks × {config.layers}", _count(model.blocks), config.layers * block),
+        PartCost(f"blocks × {config.layers}", _count(model.blocks), blocks),
     ]
     if isinstance(model, FreeTransformer):
         encoder = _linear_flops(model.encoder) + (1 + len(model.encoder.blocks)) * _attention_flops(config, context)
@@ -73,6 +79,19 @@ def _attention_flops(config: ModelConfig, keys: float) -> float:
     return 4.0 * config.heads * config.head_width * keys
 
 
+def _own_flops(attention: Attention, config: ModelConfig, context: int) -> float:
+    """Of a decoder block's kind of attention. Maps that are mixed are made in full, and each number of a kernel or a mix is a multiply-add
+    in every cell of one; differential attention reads values of twice the width."""
+    if isinstance(attention, MapAttention):
+        return _attention_flops(config, context) + 2.0 * context * sum(operator.numel() for operator in _operators(attention))
+    return _attention_flops(config, context / 2) * (1.5 if isinstance(attention, Differential) else 1)
+
+
+def _operators(attention: MapAttention) -> list[nn.Parameter]:
+    """Kernels and mixes: what has more dimensions than a matrix."""
+    return [parameter for parameter in attention.parameters() if parameter.dim() > 2]
+
+
 def _count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
@@ -93,7 +112,17 @@ def _memory(recipe: Recipe, parameters: int, bf16: bool) -> dict[str, float]:
         "optimizer": 8.0 * parameters,
         "activations (estimated)": float(kept),
     }
+    if maps := _map_bytes(config, number):
+        parts["attention maps (estimated)"] = float(tokens * maps)
     return {**parts, "total": sum(parts.values())}
+
+
+def _map_bytes(config: ModelConfig, number: int) -> int:
+    """Bytes a token of the maps kept for the backward: softmax's in float32, what reads the values, and what each kernel and mix reads."""
+    with torch.device("meta"):
+        kinds = [make_attention(config, index) for index in range(config.layers)]
+    maps = sum(4 + number * (1 + len(_operators(kind))) for kind in kinds if isinstance(kind, MapAttention))
+    return maps * config.heads * (config.context or 1)
 
 
 def _pairs(recipe: Recipe) -> int:

@@ -1,6 +1,6 @@
 """The baseline: a decoder-only Transformer (Llama's shape), and the cache of its generation.
 
-Shapes: B sequences, T positions, D width, V vocabulary.
+Shapes: B sequences, T positions, S cached and new positions, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -18,16 +18,24 @@ from freetf_cli.recipe import ModelConfig
 
 class Cache:
     """Keys and values of every block, and how many positions they hold: a number, or for a step that is replayed on a device a tensor
-    there, [] int64, with the angles of all positions beside it."""
+    there, [] int64, with the angles of all positions beside it. documents_BS: the number of each position's document, where those are
+    kept apart."""
 
-    def __init__(self, layers: list[LayerCache]) -> None:
+    def __init__(self, layers: list[LayerCache], documents_BS: Tensor | None = None) -> None:
         self.layers = layers
         self.position: int | Tensor = 0
         self.angles: Rotary | None = None
+        self.documents_BS = documents_BS
 
     def advance(self, length: int) -> None:
         """Count `length` positions as read; the model calls this once both of its halves have written them."""
         self.position += length  # a tensor keeps its place
+
+    def documents(self, length: int) -> Tensor | None:
+        """Those of all positions up to `length` new ones, [B, S]; of a position on the device all that there is room for."""
+        if self.documents_BS is None or isinstance(self.position, Tensor):
+            return self.documents_BS
+        return self.documents_BS[:, : self.position + length]
 
 
 class Decoder(nn.Module):
@@ -39,7 +47,7 @@ class Decoder(nn.Module):
             raise ValueError("model.vocab must be known to build a model")
         self.config = config
         self.embedding = Embedding(config.vocab, config.width)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(Block(config, index) for index in range(config.layers))
         self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
         self.readout = None if config.tied else nn.Linear(config.width, config.vocab, bias=False)
 
@@ -49,7 +57,8 @@ class Decoder(nn.Module):
 
     def hidden(self, tokens_BT: Tensor, cache: Cache | None = None) -> Tensor:
         """The normed stream before the read-out, [B, T, D]."""
-        x_BTD = self.run_blocks(range(self.config.layers), self.embedding(tokens_BT), cache)
+        documents_BS = self.documents(tokens_BT, cache)
+        x_BTD = self.run_blocks(range(self.config.layers), self.embedding(tokens_BT), cache, documents_BS)
         if cache is not None:
             cache.advance(tokens_BT.shape[1])
         return self.norm(x_BTD)
@@ -63,17 +72,40 @@ class Decoder(nn.Module):
         """[V, D]: the embedding table when tied."""
         return self.embedding.weight if self.readout is None else self.readout.weight
 
-    def run_blocks(self, indices: Iterable[int], x_BTD: Tensor, cache: Cache | None) -> Tensor:
+    def run_blocks(self, indices: Iterable[int], x_BTD: Tensor, cache: Cache | None, documents_BS: Tensor | None = None) -> Tensor:
         """Causal blocks in turn, each from its own stream."""
         rotary = self.rotary(x_BTD, cache)
         for index in indices:
-            x_BTD = self.run_block(index, x_BTD, rotary, cache)
+            x_BTD = self.run_block(index, x_BTD, rotary, cache, documents_BS=documents_BS)
         return x_BTD
 
-    def run_block(self, index: int, x_BTD: Tensor, rotary: Rotary, cache: Cache | None, keys_from: Tensor | None = None) -> Tensor:
+    def run_block(
+        self,
+        index: int,
+        x_BTD: Tensor,
+        rotary: Rotary,
+        cache: Cache | None,
+        keys_from: Tensor | None = None,
+        documents_BS: Tensor | None = None,
+    ) -> Tensor:
         """One causal block, writing to its cache if there is one."""
         layer, position = (None, 0) if cache is None else (cache.layers[index], cache.position)
-        return self.blocks[index](x_BTD, rotary, keys_from=keys_from, cache=layer, position=position)
+        return self.blocks[index](x_BTD, rotary, keys_from=keys_from, cache=layer, position=position, documents_BS=documents_BS)
+
+    def documents(self, tokens_BT: Tensor, cache: Cache | None = None) -> Tensor | None:
+        """The number of the document that each position is in, [B, S], those in the cache first; None where all see each other.
+
+        A separator begins a document: packed rows are cut out of `SEP d1 SEP d2 SEP …`.
+        """
+        if self.config.separator is None:
+            return None
+        begun_BT = (tokens_BT == self.config.separator).cumsum(-1)
+        if cache is None or cache.documents_BS is None:
+            return begun_BT
+        at_T = cache.position + torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
+        before_B1 = cache.documents_BS[:, (at_T[:1] - 1).clamp(min=0)]
+        cache.documents_BS.index_copy_(1, at_T, before_B1 + begun_BT)
+        return cache.documents(tokens_BT.shape[1])
 
     def rotary(self, x_BTD: Tensor, cache: Cache | None = None) -> Rotary:
         """Angles of the positions that x_BTD stands at."""
@@ -95,12 +127,10 @@ class Decoder(nn.Module):
     def new_cache(self, sequences: int, length: int, dtype: torch.dtype | None = None) -> Cache:
         """An empty cache for `length` positions of `sequences` sequences."""
         weight = self.embedding.weight
-        shape = (sequences, self.config.key_heads, length, self.config.head_width)
-
-        def empty() -> Tensor:
-            return torch.zeros(shape, device=weight.device, dtype=dtype or weight.dtype)
-
-        return Cache([LayerCache(empty(), empty()) for _ in range(self.config.layers)])
+        attentions = (block.attention for block in self.blocks if isinstance(block, Block))
+        layers = [attention.new_cache(sequences, length, dtype or weight.dtype) for attention in attentions]
+        apart = self.config.separator is not None
+        return Cache(layers, torch.zeros(sequences, length, dtype=torch.long, device=weight.device) if apart else None)
 
 
 @torch.no_grad()
@@ -110,8 +140,8 @@ def initialise(model: nn.Module, layers: int, generator: torch.Generator) -> Non
     Draws on the CPU in a fixed order, so that a seed gives the same weights on every device.
     """
     for name, parameter in model.named_parameters():
-        if parameter.dim() < 2:
-            continue  # norms keep their ones; the latent's own parameters are set by FreeTransformer
+        if parameter.dim() != 2:
+            continue  # norms keep their ones, a kind of attention what it begins with; the latent's own are set by FreeTransformer
         std = 0.02 if "embedding" in name else parameter.shape[-1] ** -0.5
         if name.endswith(("attention.out.weight", "ffn.down.weight")):
             std *= (2 * layers) ** -0.5

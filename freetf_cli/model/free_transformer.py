@@ -19,6 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from freetf_cli.model.attention import Rotary
+from freetf_cli.model.attention_kinds import initialise_kinds
 from freetf_cli.model.decoder import Cache, Decoder, initialise
 from freetf_cli.model.latent import PostSampler, sample_codes
 from freetf_cli.model.layers import Block
@@ -50,7 +52,8 @@ class FreeTransformer(Decoder):
 
     def hidden(self, tokens_BT: Tensor, z_BT: Tensor, cache: Cache | None = None) -> Tensor:  # type: ignore[override]
         """The normed stream before the read-out, [B, T, D], for given codes."""
-        return self.upper(self.lower(tokens_BT, cache), self.post_sampler(z_BT), cache)
+        documents_BS = None if cache is not None else self.documents(tokens_BT)
+        return self.upper(self.lower(tokens_BT, cache), self.post_sampler(z_BT), cache, documents_BS)
 
     def forward_posterior(self, tokens_BT: Tensor, noise_BTH: Tensor) -> PosteriorPass:
         """The training pass: Z from the encoder, with uniform noise_BTH in [0, 1)."""
@@ -58,30 +61,38 @@ class FreeTransformer(Decoder):
         bit_logits_BTH = self.infer_latent(x_BTD, tokens_BT)
         z_BT = sample_codes(bit_logits_BTH.detach(), noise_BTH)
         r_BTD = self.post_sampler(z_BT, bit_logits_BTH)
-        return PosteriorPass(self.upper(x_BTD, r_BTD), bit_logits_BTH, z_BT)
+        return PosteriorPass(self.upper(x_BTD, r_BTD, documents_BS=self.documents(tokens_BT)), bit_logits_BTH, z_BT)
 
     def lower(self, tokens_BT: Tensor, cache: Cache | None = None) -> Tensor:
         """Embedding and the blocks below the injection: x [B, T, D]."""
-        return self.run_blocks(range(self.depth), self.embedding(tokens_BT), cache)
+        return self.run_blocks(range(self.depth), self.embedding(tokens_BT), cache, self.documents(tokens_BT, cache))
 
     def infer_latent(self, x_BTD: Tensor, tokens_BT: Tensor) -> Tensor:
         """Logits of the bits of Z given the whole sequence, [B, T, H]; 0, the prior, from `latent.window` on.
 
-        tokens_BT is read only by a full encoder.
+        tokens_BT is read only by a full encoder, and to tell documents apart.
         """
-        rotary = self.rotary(x_BTD)
+        rotary, documents_BS = self.rotary(x_BTD), self.documents(tokens_BT)
         if self.encoder.blocks:
-            x_BTD = self.encoder.read(self.embedding(tokens_BT), rotary)
-        bit_logits_BTH: Tensor = self.encoder(x_BTD, rotary)
+            x_BTD = self.encoder.read(self.embedding(tokens_BT), rotary, documents_BS)
+        bit_logits_BTH: Tensor = self.encoder(x_BTD, rotary, documents_BS)
         if self.latent.window is None:
             return bit_logits_BTH
         inferred_T = torch.arange(x_BTD.shape[1], device=x_BTD.device) < self.latent.window
         return bit_logits_BTH * inferred_T[:, None]
 
-    def upper(self, x_BTD: Tensor, r_BTD: Tensor, cache: Cache | None = None) -> Tensor:
-        """The injection block, the blocks above it and the norm: [B, T, D]."""
-        x_BTD = self.run_block(self.depth, x_BTD, self.rotary(x_BTD, cache), cache, keys_from=x_BTD + r_BTD)
-        x_BTD = self.run_blocks(range(self.depth + 1, self.config.layers), x_BTD, cache)
+    def upper(self, x_BTD: Tensor, r_BTD: Tensor, cache: Cache | None = None, documents_BS: Tensor | None = None) -> Tensor:
+        """The injection block, the blocks above it and the norm: [B, T, D].
+
+        documents_BS: those of the tokens, where documents are kept apart; a cache has them from `lower`.
+        """
+        if cache is not None:
+            documents_BS = cache.documents(x_BTD.shape[1])
+        if documents_BS is None and self.config.separator is not None:
+            raise ValueError("the model keeps documents apart: upper needs their numbers, as `documents` gives them")
+        rotary = self.rotary(x_BTD, cache)
+        x_BTD = self.run_block(self.depth, x_BTD, rotary, cache, keys_from=x_BTD + r_BTD, documents_BS=documents_BS)
+        x_BTD = self.run_blocks(range(self.depth + 1, self.config.layers), x_BTD, cache, documents_BS)
         if cache is not None:
             cache.advance(x_BTD.shape[1])
         return self.norm(x_BTD)
@@ -89,6 +100,7 @@ class FreeTransformer(Decoder):
 
 class Encoder(nn.Module):
     """One non-causal block whose query and residual stream start at the learned vector ζ, RMSNorm, and a read-out of H logits.
+    Its attention is softmax attention whatever the decoder's: mixing rows of a map says little where all of them have one query.
 
     ζ is the same at every position; the rotary embedding tells the positions apart. With `own_blocks` it is the classic
     conditional VAE's encoder instead (paper, Figure 1b): a non-causal stack of its own over the token embeddings.
@@ -102,16 +114,16 @@ class Encoder(nn.Module):
         self.readout = nn.Linear(config.width, latent.bits, bias=False)
         self.blocks = nn.ModuleList(Block(config) for _ in range(own_blocks))
 
-    def forward(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(self, x_BTD: Tensor, rotary: Rotary, documents_BT: Tensor | None = None) -> Tensor:
         """Bit logits [B, T, H] from a stream [B, T, D]."""
         zeta_11D = self.zeta[None, None]
-        y_BTD = self.block(zeta_11D, rotary, keys_from=x_BTD, causal=False)
+        y_BTD = self.block(zeta_11D, rotary, keys_from=x_BTD, causal=False, documents_BS=documents_BT)
         return self.readout(self.norm(y_BTD))
 
-    def read(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    def read(self, x_BTD: Tensor, rotary: Rotary, documents_BT: Tensor | None = None) -> Tensor:
         """The full encoder's own stack, non-causal."""
         for block in self.blocks:
-            x_BTD = block(x_BTD, rotary, causal=False)
+            x_BTD = block(x_BTD, rotary, causal=False, documents_BS=documents_BT)
         return x_BTD
 
 
@@ -126,6 +138,7 @@ def initialise_model(model: Decoder, seed: int) -> None:
     generators = [torch.Generator().manual_seed(2 * seed + part) for part in (0, 1)]
     shared = nn.ModuleDict({name: child for name, child in model.named_children() if name not in ("encoder", "post_sampler")})
     initialise(shared, model.config.layers, generators[0])
+    initialise_kinds(model, torch.Generator().manual_seed(-seed - 1))  # a stream of its own: softmax attention has the other weights alike
     if isinstance(model, FreeTransformer):
         initialise(model.encoder, model.config.layers, generators[1])
         model.encoder.zeta.copy_(torch.randn(model.config.width, generator=generators[1]) * 0.02)

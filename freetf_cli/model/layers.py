@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from freetf_cli.model.attention import Attention, LayerCache, Rotary, project
+from freetf_cli.model.attention import LayerCache, Rotary, project
+from freetf_cli.model.attention_kinds import make_attention
 from freetf_cli.recipe import ModelConfig
 
 FEW_ROWS = 512  # up to here the gradient of an embedding table is a product,
@@ -59,12 +60,12 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + ffn(norm(x))."""
+    """x + attention(norm(x)), then x + ffn(norm(x)). index: the block's place in the decoder; None for a block of the encoder."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, index: int | None = None) -> None:
         super().__init__()
         self.attention_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
-        self.attention = Attention(config)
+        self.attention = make_attention(config, index)
         self.ffn_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
         self.ffn = SwiGLU(config.width, config.hidden)
 
@@ -77,9 +78,11 @@ class Block(nn.Module):
         causal: bool = True,
         cache: LayerCache | None = None,
         position: int | Tensor = 0,
+        documents_BS: Tensor | None = None,
     ) -> Tensor:
         """Queries and residual from x; keys and values from `keys_from` (default x), through the same norm."""
         q_BTD = self.attention_norm(x_BTD)
         kv_BTD = q_BTD if keys_from is None else self.attention_norm(keys_from)
-        x_BTD = x_BTD + self.attention(q_BTD, kv_BTD, rotary, causal=causal, cache=cache, position=position)
+        y_BTD = self.attention(q_BTD, kv_BTD, rotary, causal=causal, cache=cache, position=position, documents_BS=documents_BS)
+        x_BTD = x_BTD + y_BTD
         return x_BTD + self.ffn(self.ffn_norm(x_BTD))

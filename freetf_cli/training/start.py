@@ -10,25 +10,34 @@ import torch
 
 from freetf_cli.checkpoint import Checkpoint, load_weights
 from freetf_cli.data.batches import DataSource, open_data
-from freetf_cli.data.rows import TRAIN
+from freetf_cli.data.rows import TRAIN, PackedRows
 from freetf_cli.device import describe
-from freetf_cli.errors import InputError
+from freetf_cli.errors import InputError, InputErrors
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.model.free_transformer import build_model, initialise_model
 from freetf_cli.recipe import Recipe, flat
+from freetf_cli.recipe_rules import faults
 from freetf_cli.run_folder import RunFolder, now
 
 
 def resolve(recipe: Recipe) -> tuple[Recipe, DataSource]:
-    """Open the recipe's data, and fill in what only the data knows: vocabulary and context."""
+    """Open the recipe's data, and fill in what only the data knows: vocabulary, context, and what separates the documents of a row."""
     source = open_data(recipe.data, context=recipe.model.context, seed=recipe.train.seed)
     vocabulary = source.tokenizer.vocab_size
     if recipe.model.vocab is not None and recipe.model.vocab < vocabulary:
         raise InputError(f"model.vocab = {recipe.model.vocab} is less than the tokenizer's {vocabulary} tokens")
     for split in (TRAIN, recipe.eval.split):
         source.rows.size(split)  # InputError where the data lacks it: now, not after hours of training
-    model = recipe.model.model_copy(update={"vocab": recipe.model.vocab or vocabulary, "context": source.context})
-    return recipe.model_copy(update={"model": model}), source
+    separator = recipe.model.separator
+    if separator is None and recipe.model.keeps_apart and isinstance(source.rows, PackedRows):
+        separator = source.separator
+        if separator is None:
+            raise InputError("packed documents cannot be kept apart: the data has no separator", hint="model.documents = 'joined'")
+    known = {"vocab": recipe.model.vocab or vocabulary, "context": source.context, "separator": separator}
+    resolved = recipe.model_copy(update={"model": recipe.model.model_copy(update=known)})
+    if broken := faults(flat(resolved)):  # of a context that the recipe did not say
+        raise InputErrors([InputError(fault.message) for fault in broken])
+    return resolved, source
 
 
 def check_same_run(recipe: Recipe, source: DataSource, checkpoint: Checkpoint) -> None:

@@ -41,7 +41,7 @@ class Planted(FreeTransformer):
         x_BTD[..., 1] = tokens_BT.double()
         return x_BTD
 
-    def upper(self, x_BTD: Tensor, r_BTD: Tensor, cache: Cache | None = None) -> Tensor:
+    def upper(self, x_BTD: Tensor, r_BTD: Tensor, cache: Cache | None = None, documents_BS: Tensor | None = None) -> Tensor:
         self.calls["upper"] += 1
         tokens, codes = x_BTD[..., 1].long(), r_BTD[..., 0].long()
         if cache is not None:  # all that was read before, kept beside the cache

@@ -10,7 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from freetf_cli.analysis.likelihood import PRIOR_DRAWS, RowCosts, cost, importance_bounds, log_posterior, row_costs
+from freetf_cli.analysis.likelihood import (
+    PRIOR_DRAWS,
+    RowCosts,
+    _repeated,
+    cost,
+    importance_bounds,
+    log_posterior,
+    row_costs,
+    target_nats,
+)
 from freetf_cli.data.batches import IGNORE, Batch, open_data
 from freetf_cli.data.tasks import make_task
 from freetf_cli.errors import InputError
@@ -102,6 +111,20 @@ def test_bounds_fall_with_more_draws_and_stay_above_the_truth(enumerated: tuple[
     assert costs.posterior_bound[1].mean() == pytest.approx(costs.elbo.mean(), abs=0.05)
     assert costs.prior_bound[1] == pytest.approx(costs.ce_prior)
     assert costs.nll is costs.posterior_bound[4096] and costs.proposal == "posterior"
+
+
+def test_documents_stay_apart_for_every_z() -> None:
+    """Tokens 0 begin documents: each row has its own, however often it is repeated."""
+    model, rows = small_free(context=6), random_rows(8, 6, 5)
+    model.config = model.config.model_copy(update={"separator": 0})
+    inputs, targets = torch.from_numpy(rows.inputs), torch.from_numpy(rows.targets)
+    z = torch.randint(0, 4, (8, 3, 6), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found = _repeated(model, inputs, model.lower(inputs), z, targets)
+        want = torch.stack([target_nats(model, model.hidden(inputs, z[:, k]), targets) for k in range(3)], dim=1)
+        joined = small_free(context=6).hidden(inputs, z[:, 0])
+    assert torch.allclose(found, want, rtol=1e-12)
+    assert (target_nats(model, joined, targets) - want[:, 0]).abs().max() > 0.1
 
 
 def test_z_behind_the_last_target_counts_nothing() -> None:

@@ -50,3 +50,28 @@ def test_parameters_are_those_of_the_model(name: str) -> None:
     assert plan_run(recipe, name, bf16=False).parameters == sum(
         parameter.numel() for parameter in build_model(recipe.model, recipe.latent).parameters()
     )
+
+
+def test_the_kinds_of_attention_by_hand() -> None:
+    """4 blocks of width 256, 2 heads of 128, 318 positions; the convolution of 2 × 9 before the softmax in all blocks, no mix."""
+    sizes, context = ["model.layers=4", "model.heads=2", "model.vocab=29", "model.context=318"], 318
+    convolved = ["kq='pre'", "mix='none'", "norm='none'", "c_q=2", "c_k=9", "kq_layers=[0,1,2,3]"]
+    kinds = {
+        "softmax": [],
+        "differential": ["model.attention='differential'"],
+        "talking-heads": ["model.attention='talking-heads'"],
+        "multi-token": ["model.attention='multi-token'", *(f"model.multi_token.{one}" for one in convolved)],
+    }
+    plans = {kind: plan_run(load_recipe("letters-baseline", overrides=sizes + more), kind, bf16=True) for kind, more in kinds.items()}
+    plain = plans["softmax"]
+    half = 4 * 256 * context / 2  # scores and weighted values under the causal mask
+    added = {
+        kind: (plan.parameters - plain.parameters, (plan.train_flops_per_token - plain.train_flops_per_token) / 3 / 4)
+        for kind, plan in plans.items()
+    }
+    assert added["differential"] == (4 * (4 * 128 + 256), pytest.approx(half / 2))
+    assert added["talking-heads"] == (4 * 2 * 2 * 2, pytest.approx(half + 2 * context * 2 * 2 * 2))
+    assert added["multi-token"] == (144, pytest.approx(half + 2 * context * 2 * 2 * 9))
+    cells = load_recipe("letters-baseline").rows_at_once * context * context * 2 * 4  # of the maps of four blocks
+    maps = {kind: plan.memory.get("attention maps (estimated)") for kind, plan in plans.items()}
+    assert maps == {"softmax": None, "differential": None, "talking-heads": cells * (4 + 3 * 2), "multi-token": cells * (4 + 2 * 2)}

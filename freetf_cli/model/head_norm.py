@@ -1,0 +1,40 @@
+"""RMSNorm of what each head returns, before the output product (Multi-Token Attention, arXiv 2504.00927; DIFF Transformer, 2410.05258).
+
+Shapes: B sequences, M heads, T positions, E width of a head.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+def lambda_init(index: int) -> float:
+    """0.8 − 0.6 exp(−0.3 l) for block l, from 0: where DIFF's λ begins, and what both papers' depth scaling takes from 1."""
+    return 0.8 - 0.6 * math.exp(-0.3 * index)
+
+
+class HeadNorm(nn.Module):
+    """n = γ · o / rms(o), with γ shared by the heads; then n σ(u·n + b) (`gate`), n (1 − λ_init) (`depth`) or n itself (`plain`)."""
+
+    def __init__(self, width: int, eps: float, mode: str, index: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps, self.scale = eps, 1 - lambda_init(index) if mode == "depth" else 1.0
+        self.u = nn.Parameter(torch.zeros(width)) if mode == "gate" else None
+        self.b = nn.Parameter(torch.zeros(1)) if mode == "gate" else None
+
+    def forward(self, o_BMTE: Tensor) -> Tensor:
+        o_BMTE = o_BMTE.to(self.weight.dtype)  # float32 under autocast, as the blocks' own norms
+        n_BMTE = nn.functional.rms_norm(o_BMTE, self.weight.shape, self.weight, self.eps)
+        if self.u is None or self.b is None:
+            return n_BMTE if self.scale == 1 else n_BMTE * self.scale
+        return n_BMTE * torch.sigmoid(n_BMTE @ self.u[:, None] + self.b)
+
+    @torch.no_grad()
+    def initialise(self, generator: torch.Generator) -> None:
+        """u of deviation E^-1/2; b stays 0, so that every gate begins near a half."""
+        if self.u is not None:
+            self.u.copy_(torch.randn(self.u.shape, generator=generator) * len(self.u) ** -0.5)

@@ -1,0 +1,83 @@
+"""Attention whose maps are made in full: what the kinds have in common that mix them across heads or positions.
+
+Shapes: B sequences, T positions, S cached and new positions, D width, M query heads, K key/value heads, E head width, C heads of a group.
+
+A map is B · M · T · S numbers, and memory moves more slowly than the products come: what counts is how often one is written and read. With
+no mix: scores written; the mask and the softmax, compiled one pass; read by the product with the values. A mix of heads is one batched
+product: one more read and one more write.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from freetf_cli.model.attention import Attention, LayerCache, Rotary, visible_keys
+
+
+class Rows(NamedTuple):
+    """Rows of the maps: the positions of their queries, [T]; true where a row may not see a key, [T, S] or [B, 1, T, S]; the documents."""
+
+    at_T: Tensor
+    hidden: Tensor
+    documents_BS: Tensor | None
+
+
+class MapAttention(Attention):
+    """Attention by products alone. A kind has its own `weights`, and `finish` where it norms the heads."""
+
+    def forward(
+        self,
+        q_BTD: Tensor,
+        kv_BTD: Tensor,
+        rotary: Rotary,
+        *,
+        causal: bool,
+        cache: LayerCache | None = None,
+        position: int | Tensor = 0,
+        documents_BS: Tensor | None = None,
+    ) -> Tensor:
+        """As `Attention.forward`."""
+        q_BMTE, k_BKSE, v_BKSE = (part.transpose(1, 2) for part in self._project(q_BTD, kv_BTD, rotary))
+        q_BMTE = q_BMTE.expand(len(kv_BTD), -1, -1, -1)
+        length = q_BMTE.shape[2]
+        if cache is not None:
+            k_BKSE, v_BKSE = cache.extend(k_BKSE, v_BKSE, position)
+            q_BMTE = self.queries(q_BMTE, cache)
+        at_T = position + torch.arange(length - q_BMTE.shape[2], length, device=q_BMTE.device)
+        rows = Rows(at_T, ~visible_keys(at_T, k_BKSE.shape[2], causal, documents_BS), documents_BS)
+        weights_BMTS = self.weights(by_group(q_BMTE * self.head_width**-0.5, k_BKSE.mT), rows, cache)
+        y_BMTE = self.finish(by_group(weights_BMTS[:, :, -length:], v_BKSE))
+        return self.out(y_BMTE.transpose(1, 2).flatten(2))
+
+    def queries(self, q_BMTE: Tensor, cache: LayerCache) -> Tensor:
+        """The queries whose rows of the maps are made: these, and before them those of earlier positions that `weights` mixes with them."""
+        return q_BMTE
+
+    def weights(self, scores_BMTS: Tensor, rows: Rows, cache: LayerCache | None) -> Tensor:
+        """What the values are weighted with, [B, M, T, S]."""
+        raise NotImplementedError
+
+    def finish(self, y_BMTE: Tensor) -> Tensor:
+        """What each head returns, before the output product."""
+        return y_BMTE
+
+
+def by_group(a_BMTX: Tensor, b_BKXY: Tensor) -> Tensor:
+    """a @ b where M/K heads in turn share a b: their rows stand under each other, so that none is copied."""
+    heads, groups = a_BMTX.shape[1], b_BKXY.shape[1]
+    rows_BKNX = a_BMTX.reshape(len(a_BMTX), groups, heads // groups * a_BMTX.shape[2], -1)
+    return (rows_BKNX @ b_BKXY).view(*a_BMTX.shape[:3], -1)
+
+
+def identity_mix(heads: int, group: int) -> nn.Parameter:
+    """One identity [C, C] for each of the groups of C heads. Three dimensions: no initialisation draws it, no weight decay shrinks it."""
+    return nn.Parameter(torch.eye(group).repeat(heads // group, 1, 1))
+
+
+def mix_heads(x_BMTS: Tensor, mix_GCC: Tensor) -> Tensor:
+    """X_new^o = Σ_h w[g, o, h] X^h within each group g of C heads."""
+    groups, size, _ = mix_GCC.shape
+    return (mix_GCC @ x_BMTS.reshape(len(x_BMTS), groups, size, -1)).view_as(x_BMTS)

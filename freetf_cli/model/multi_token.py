@@ -1,0 +1,162 @@
+"""Multi-Token Attention (Golovneva et al., arXiv 2504.00927): attention maps convolved over queries, keys and heads.
+
+    S  = HeadMix_pre(KQConv_pre(Mask_0(L)))               L = Q Kᵀ / √E; equations 4 and 5
+    A  = softmax(Mask_−∞(S))
+    A' = HeadMix_post(Mask_0(KQConv_post(A)))             equation 6
+
+Each of the four is optional, and the identity at first. KQConv: S_ij = Σ_{i'j'} θ_{i'j'} L_{i−i', j−j'} over the query and the c_q − 1
+before it, and over c_k keys around j. Its first mask hides the keys after the query i − i' that scored them (`double`), or only those
+after i (`exact`, equation 4).
+
+Shapes: B sequences, T positions, S cached and new positions, M heads, C of a group, E head width, Q and W rows and columns of a kernel.
+
+Numbers moved: for each KQConv a padded copy of the map (with the mask, one pass), one read and one write; its products are Q · W / 2E
+of those of plain attention. `exact`, and documents kept apart, take Q convolutions over keys, a pass for each row of the kernel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import reduce
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from freetf_cli.model.attention import LayerCache
+from freetf_cli.model.head_norm import HeadNorm
+from freetf_cli.model.maps import MapAttention, Rows, identity_mix, mix_heads
+from freetf_cli.recipe import ModelConfig, MultiTokenConfig
+
+
+@dataclass
+class QueryCache(LayerCache):
+    """With the last queries, turned, [B, M, Q_pre + Q_post − 2, E]: as many rows of the maps as the next one's weights come from."""
+
+    q: Tensor
+
+    def before(self, q_BMTE: Tensor) -> Tensor:
+        """The queries that were cached before these, zeros where there was no position yet, and these, which are cached."""
+        rows = torch.cat((self.q, q_BMTE), dim=2)
+        self.q.copy_(rows[:, :, rows.shape[2] - self.q.shape[2] :])
+        return rows
+
+
+@dataclass
+class RowCache(LayerCache):
+    """With the last rows of what each side convolves, [B, M, Q − 1, length]: nothing is computed twice. What a row scored is final only
+    where keys after its own query are hidden from it, as `double` has it."""
+
+    rows: dict[str, Tensor]
+
+    def above(self, side: str, x_BMTS: Tensor) -> Tensor:
+        """The rows that were cached before these, and these, which are cached. New keys were hidden from the old rows: zero there."""
+        cached, keys = self.rows[side], x_BMTS.shape[3]
+        rows = torch.cat((cached[..., :keys].to(x_BMTS.dtype), x_BMTS), dim=2)
+        cached[..., :keys] = rows[:, :, rows.shape[2] - cached.shape[2] :]
+        return rows
+
+
+class MapConvolution(nn.Module):
+    """One side of the softmax: KQConv, then HeadMix, each if it is there; `full` makes them one kernel over queries, keys and heads."""
+
+    def __init__(self, config: ModelConfig, options: MultiTokenConfig, side: str, index: int) -> None:
+        super().__init__()
+        group = options.c_h or config.heads
+        convolves = options.kq in (side, "both") and options.convolves(index)
+        mixes = options.mix in (side, "both")
+        full = options.form == "full" and convolves and mixes
+        self.above = options.c_q - 1 if convolves else 0  # rows that a row comes from, beside itself
+        self.kernel = nn.Parameter(identity_kernel(config.heads, group if full else 1, options)) if convolves else None
+        self.mix = identity_mix(config.heads, group) if mixes and not full else None
+
+    def forward(self, x_BMRS: Tensor, rows: Rows, missing: int, late: bool) -> Tensor:
+        """[B, M, T, S] out of x and the Q − 1 rows above it, the first `missing` of which are not given: zeros.
+
+        late: x has numbers where its own rows may not look, and each of the T rows hides what it may not see itself.
+        """
+        if self.kernel is not None:
+            x_BMRS = self._convolve(x_BMRS, self.kernel, rows, missing, late)
+        return x_BMRS if self.mix is None else mix_heads(x_BMRS, self.mix)
+
+    def _convolve(self, x_BMRS: Tensor, kernel_MCQW: Tensor, rows: Rows, missing: int, late: bool) -> Tensor:
+        width, groups = kernel_MCQW.shape[3], len(kernel_MCQW) // kernel_MCQW.shape[1]
+        margin = (width - 1) // 2, width // 2
+        if rows.documents_BS is None and not late:
+            return F.conv2d(F.pad(x_BMRS, (*margin, missing, 0)), kernel_MCQW, groups=groups)
+        x_BMRS = F.pad(x_BMRS, (0, 0, missing, 0))
+
+        def of_row(row: int) -> Tensor:
+            part_BMTS = x_BMRS[:, :, row : row + len(rows.at_T)]
+            if late:
+                part_BMTS = part_BMTS.masked_fill(rows.hidden, 0)
+            if rows.documents_BS is not None:  # no row of another document, whatever it scored there
+                part_BMTS = part_BMTS.masked_fill(_another(rows.documents_BS, rows.at_T, self.above - row), 0)
+            return F.conv2d(F.pad(part_BMTS, margin), kernel_MCQW[:, :, row : row + 1], groups=groups)
+
+        return reduce(torch.add, map(of_row, range(self.above + 1)))
+
+
+def _another(documents_BS: Tensor, at_T: Tensor, back: int) -> Tensor:
+    """Whether the position so many back is in another document, [B, 1, T, 1]. Of those before the first nothing is read: zeros."""
+    own_BT, earlier_BT = (documents_BS[:, (at_T - steps).clamp(min=0)] for steps in (0, back))
+    return (own_BT != earlier_BT)[:, None, :, None]
+
+
+def identity_kernel(heads: int, group: int, options: MultiTokenConfig) -> Tensor:
+    """[M, 1 or C, Q, W], as conv2d takes it: θ_{i'j'} at [Q − 1 − i', ⌈W/2⌉ − 1 − j'], and θ_00 = 1 of each head for itself."""
+    kernel = torch.zeros(heads, group, options.c_q, options.c_k)
+    kernel[torch.arange(heads), torch.arange(heads) % group, -1, (options.c_k - 1) // 2] = 1
+    return kernel
+
+
+class MultiToken(MapAttention):
+    """With the decoder's options; the key-query convolution only in the blocks that they name."""
+
+    def __init__(self, config: ModelConfig, index: int) -> None:
+        super().__init__(config)
+        self.options = config.multi_token or MultiTokenConfig()
+        self.pre, self.post = (MapConvolution(config, self.options, side, index) for side in ("pre", "post"))
+        mode = self.options.norm
+        self.norm = None if mode == "none" else HeadNorm(self.head_width, config.norm_eps, mode, index)
+
+    def weights(self, scores_BMTS: Tensor, rows: Rows, cache: LayerCache | None) -> Tensor:
+        """A' of the equations above: its rows need not sum to 1."""
+        exact = self.options.mask == "exact"
+        if self.pre.kernel is not None and not exact:
+            scores_BMTS = scores_BMTS.masked_fill(rows.hidden, 0)
+        scores_BMTS, missing = self._above("pre", scores_BMTS, cache)
+        mixed_BMTS = self.pre(scores_BMTS, rows, missing, late=exact)
+        weights_BMTS = torch.softmax(mixed_BMTS.masked_fill(rows.hidden, -torch.inf), dim=-1)
+        if isinstance(cache, QueryCache):  # rows before the first position, which see no key at all
+            weights_BMTS = weights_BMTS.masked_fill(rows.hidden, 0)
+        weights_BMTS, missing = self._above("post", weights_BMTS, cache)
+        weights_BMTS = self.post(weights_BMTS, rows, missing, late=False)
+        return weights_BMTS if self.post.kernel is None else weights_BMTS.masked_fill(rows.hidden, 0)
+
+    def finish(self, y_BMTE: Tensor) -> Tensor:
+        return y_BMTE if self.norm is None else self.norm(y_BMTE)
+
+    def _above(self, side: str, x_BMTS: Tensor, cache: LayerCache | None) -> tuple[Tensor, int]:
+        """x with the rows above it where they are cached, and how many are missing."""
+        if isinstance(cache, RowCache):
+            return cache.above(side, x_BMTS), 0
+        return x_BMTS, self._heights[side]
+
+    @property
+    def _heights(self) -> dict[str, int]:
+        """The rows above that each side reads."""
+        return {"pre": self.pre.above, "post": self.post.above}
+
+    def queries(self, q_BMTE: Tensor, cache: LayerCache) -> Tensor:
+        return cache.before(q_BMTE) if isinstance(cache, QueryCache) else q_BMTE
+
+    def new_cache(self, sequences: int, length: int, dtype: torch.dtype) -> LayerCache:
+        """With what earlier positions give to the next one's row, where a convolution reads them."""
+        cache, heights = super().new_cache(sequences, length, dtype), self._heights
+        if not any(heights.values()):
+            return cache
+        if self.options.cache == "rows":
+            rows = {side: cache.k.new_zeros(sequences, self.heads, height, length) for side, height in heights.items()}
+            return RowCache(cache.k, cache.v, rows)
+        return QueryCache(cache.k, cache.v, cache.k.new_zeros(sequences, self.heads, sum(heights.values()), self.head_width))

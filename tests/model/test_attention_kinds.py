@@ -1,0 +1,191 @@
+"""What every kind of attention keeps to within a whole model: causality, caches, documents apart, initialisation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from freetf_cli.model.decoder import Decoder
+from freetf_cli.model.free_transformer import FreeTransformer, build_model, initialise_model
+from freetf_cli.model.multi_token import QueryCache, RowCache
+from freetf_cli.recipe import LatentConfig, ModelConfig, TrainConfig
+from freetf_cli.training.optimizer import make_optimizer
+
+LATENT = LatentConfig(kappa=0.5, bits=5, table_std=5.0)
+CONVOLVED = {"c_q": 3, "c_k": 4, "kq_layers": [1, 2]}
+KINDS: dict[str, dict[str, Any]] = {
+    "softmax": {},
+    "talking-heads": {"attention": "talking-heads"},
+    "differential": {"attention": "differential"},
+    "multi-token": {"attention": "multi-token", "multi_token": CONVOLVED},
+    "multi-token, exact": {"attention": "multi-token", "multi_token": CONVOLVED | {"mask": "exact", "norm": "depth"}},
+    "multi-token, full": {"attention": "multi-token", "multi_token": CONVOLVED | {"form": "full", "c_h": 2, "norm": "plain"}},
+    "multi-token, rows": {"attention": "multi-token", "multi_token": CONVOLVED | {"cache": "rows", "norm": "none"}},
+    "multi-token, before": {"attention": "multi-token", "multi_token": CONVOLVED | {"kq": "pre", "mix": "none"}},
+    "multi-token, after": {"attention": "multi-token", "multi_token": CONVOLVED | {"kq": "post", "mix": "pre", "cache": "rows"}},
+    "multi-token, keys only": {"attention": "multi-token", "multi_token": CONVOLVED | {"c_q": 1}},
+    "in two blocks": {"attention": "multi-token", "attention_layers": [1, 2], "multi_token": CONVOLVED},
+}
+SEPARATOR = 0
+
+
+def config(kind: str, **settings: Any) -> ModelConfig:
+    sizes: dict[str, Any] = {"layers": 4, "width": 32, "heads": 4, "kv_heads": 2, "vocab": 11, "context": 16}
+    return ModelConfig.model_validate(sizes | KINDS[kind] | settings)
+
+
+def randomised(model: Decoder) -> Decoder:
+    """Kernels and mixes moved away from the identity."""
+    generator = torch.Generator().manual_seed(7)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 2 or name.endswith(("norm.b", "norm.u")):
+            parameter.data += torch.randn(parameter.shape, generator=generator) * 0.4
+    return model.double().eval()
+
+
+def make(kind: str, latent: LatentConfig | None = None, **settings: Any) -> Any:
+    model = build_model(config(kind, **settings), latent)
+    initialise_model(model, 3)
+    return randomised(model)
+
+
+def tokens(rows: int = 2, length: int = 9) -> torch.Tensor:
+    return torch.randint(1, 11, (rows, length), generator=torch.Generator().manual_seed(0))
+
+
+def codes(rows: int = 2, length: int = 9) -> torch.Tensor:
+    return torch.randint(0, 32, (rows, length), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("position", [1, 4, 8])
+def test_a_later_token_changes_earlier_outputs_by_nothing(kind: str, position: int) -> None:
+    model, changed = make(kind), tokens()
+    changed[:, position] = changed[:, position] % 10 + 1
+    before, after = model(tokens()), model(changed)
+    assert torch.equal(before[:, :position], after[:, :position])
+    assert (before[:, position:] - after[:, position:]).abs().amax(-1).min() > 1e-6
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_later_code_changes_earlier_outputs_by_nothing(kind: str) -> None:
+    model, changed = make(kind, LATENT), codes()
+    changed[:, 4] = (changed[:, 4] + 1) % 32
+    before, after = model(tokens(), codes()), model(tokens(), changed)
+    assert torch.equal(before[:, :4], after[:, :4])
+    assert (before[:, 4:] - after[:, 4:]).abs().amax(-1).min() > 1e-6
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("separator", [None, SEPARATOR])
+@pytest.mark.parametrize("steps", [[9], [4, 5], [2, 3, 1, 1, 1, 1], [1] * 9], ids=str)
+def test_cache_equals_full_forward(kind: str, separator: int | None, steps: list[int]) -> None:
+    """With documents that end in the middle, too."""
+    model, row = make(kind, LATENT, separator=separator), tokens()
+    row[0, 5] = row[1, 2] = row[1, 3] = SEPARATOR
+    cache, start, parts = model.new_cache(2, 12), 0, []
+    for step in steps:
+        part = slice(start, start + step)
+        parts.append(model(row[:, part], codes()[:, part], cache))
+        start += step
+    assert (torch.cat(parts, 1) - model(row, codes())).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("separator", [None, SEPARATOR])
+@pytest.mark.parametrize("prompt", [1, 2, 6])
+def test_cache_of_a_position_on_the_device_equals_full_forward(kind: str, separator: int | None, prompt: int) -> None:
+    """As a step replayed from a graph has it, in a cache with room to spare."""
+    model, row = make(kind, LATENT, separator=separator), tokens()
+    row[0, 5] = row[1, 2] = row[1, 7] = SEPARATOR
+    cache = model.new_cache(2, 12)
+    parts = [model(row[:, :prompt], codes()[:, :prompt], cache)]
+    model.on_device(cache)
+    parts += [model(row[:, t : t + 1], codes()[:, t : t + 1], cache) for t in range(prompt, 9)]
+    assert (torch.cat(parts, 1) - model(row, codes())).abs().max() < 1e-12
+
+
+def test_both_ways_to_decode_are_taken() -> None:
+    kept = {kind: [type(layer) for layer in make(kind).new_cache(1, 4).layers] for kind in ("multi-token", "multi-token, rows")}
+    assert [QueryCache in kept["multi-token"], RowCache in kept["multi-token, rows"]] == [True, True]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_packed_document_is_what_it_is_alone(kind: str) -> None:
+    """Rotary tables are float32: a document further on in a row has its distances to 1e-6."""
+    model, row = make(kind, LATENT, separator=SEPARATOR), tokens()
+    row[:, 5] = SEPARATOR
+    packed, alone = model(row, codes()), [model(row[:, part], codes()[:, part]) for part in (slice(0, 5), slice(5, 9))]
+    assert (packed - torch.cat(alone, 1)).abs().max() < 1e-4 * packed.abs().max()
+    inferred, apart = (model.infer_latent(model.lower(part), part) for part in (row, row[:, 5:]))
+    assert (inferred[:, 5:] - apart).abs().max() < 1e-4 * inferred.abs().max()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_earlier_document_changes_a_later_one_by_nothing(kind: str) -> None:
+    model, row = make(kind, LATENT, separator=SEPARATOR), tokens()
+    row[:, 5] = SEPARATOR
+    changed = row.clone()
+    changed[:, :5] = changed[:, :5] % 10 + 1
+    outputs = [(model(one, codes()), model.infer_latent(model.lower(one), one)) for one in (row, changed)]
+    for before, after in zip(*outputs, strict=True):
+        assert torch.equal(before[:, 5:], after[:, 5:])
+        assert (before[:, :5] - after[:, :5]).abs().amax(-1).min() > 1e-6
+
+
+def test_an_upper_half_without_its_documents_is_refused() -> None:
+    model = make("multi-token", LATENT, separator=SEPARATOR)
+    with pytest.raises(ValueError, match="keeps documents apart"):
+        model.upper(model.lower(tokens()), model.post_sampler(codes()))
+
+
+@pytest.mark.parametrize("kind", ["talking-heads", "multi-token, rows", "multi-token, exact"])
+def test_the_model_begins_as_the_plain_one_with_the_same_weights(kind: str) -> None:
+    options = {"multi_token": KINDS[kind]["multi_token"] | {"norm": "none"}} if "multi" in kind else {}
+    ours, plain = (build_model(config(name, **more), LATENT) for name, more in ((kind, options), ("softmax", {})))
+    for model in (ours, plain):
+        initialise_model(model, 5)
+    other = dict(ours.named_parameters())
+    assert all(torch.equal(parameter, other[name]) for name, parameter in plain.named_parameters())
+    ours.double(), plain.double()
+    assert (ours(tokens(), codes()) - plain(tokens(), codes())).abs().max() < 1e-12  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_free_model_and_its_baseline_begin_alike(kind: str) -> None:
+    free, base = build_model(config(kind), LATENT), build_model(config(kind), None)
+    for model in (free, base):
+        initialise_model(model, 5)
+    ours = dict(free.named_parameters())
+    assert all(torch.equal(parameter, ours[name]) for name, parameter in base.named_parameters())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradient_reaches_every_parameter(kind: str) -> None:
+    model = build_model(config(kind), LATENT)
+    initialise_model(model, 0)
+    assert isinstance(model, FreeTransformer)
+    out = model.forward_posterior(tokens(), torch.rand(2, 9, 5, generator=torch.Generator().manual_seed(2)))
+    model.read_out(out.hidden).square().sum().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or p.grad.abs().sum() == 0] == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.filterwarnings("error")
+def test_in_bfloat16_it_is_the_same_but_for_rounding(kind: str) -> None:
+    model = make(kind).float()
+    with torch.no_grad():
+        want = model(tokens())
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = model(tokens())
+    assert (rounded - want).norm() < 0.1 * want.norm()
+
+
+def test_weight_decay_does_not_pull_kernels_and_mixes_from_the_identity() -> None:
+    model = build_model(config("multi-token"), LATENT)
+    decayed, _ = make_optimizer(model, TrainConfig(steps=1, batch=1, lr=1e-3), torch.device("cpu")).param_groups
+    names = {name for name, parameter in model.named_parameters() if any(parameter is one for one in decayed["params"])}
+    assert "blocks.1.attention.q.weight" in names
+    assert not [name for name in names if ".pre." in name or ".post." in name or ".attention.norm." in name]

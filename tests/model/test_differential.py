@@ -1,0 +1,59 @@
+"""DIFF Transformer's attention against loops; its λ."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from freetf_cli.model.attention import Attention
+from freetf_cli.model.differential import Differential
+from freetf_cli.model.free_transformer import build_model, initialise_model
+from freetf_cli.model.head_norm import lambda_init
+from freetf_cli.recipe import ModelConfig
+from tests.model import attention_loops as loops
+
+
+def config(kv_heads: int = 8) -> ModelConfig:
+    return ModelConfig(layers=4, width=32, heads=8, kv_heads=kv_heads, vocab=5, attention="differential")
+
+
+@pytest.mark.parametrize("kv_heads", [2, 4, 8])
+@pytest.mark.parametrize("index", [0, 3])
+def test_it_is_the_difference_of_two_maps(kv_heads: int, index: int) -> None:
+    """Pairs of queries in turn share a pair of keys: with one pair of keys both maps still have keys of their own."""
+    attention = loops.randomised(Differential(config(kv_heads), index), kv_heads)
+    (q, kv), tables = loops.streams(7, 32), loops.tables(7, 4)
+    got = attention(q, kv, tables, causal=True)
+    for b in range(2):
+        want = torch.from_numpy(loops.differential(attention, q[b], kv[b], tables, index))
+        assert (got[b] - want).abs().max() < 1e-12 * want.abs().max()
+
+
+def test_its_map_is_two_plain_maps_mixed_after_the_softmax() -> None:
+    """w = [[1, −λ], [1, −λ]] of each pair, before the norm: what Multi-Token Attention makes of it."""
+    attention = loops.randomised(Differential(config(), 1), 0)
+    plain = Attention(config()).double()
+    plain.load_state_dict({name: p for name, p in attention.state_dict().items() if "lambda" not in name and "norm" not in name})
+    plain.out.weight.data = torch.eye(32).double()
+    (q, kv), tables, part = loops.streams(7, 32), loops.tables(7, 4), float(attention.subtracted().detach())  # type: ignore[operator]
+    read = {}
+    for half in range(2):  # both maps of a pair read each half of its values
+        values = plain.v.weight.view(4, 2, 4, 32)[:, [half, half]].reshape(32, 32)
+        plain_half = Attention(config()).double()
+        plain_half.load_state_dict({**plain.state_dict(), "v.weight": values})
+        read[half] = plain_half(q, kv, tables, causal=True).view(2, 7, 4, 2, 4)
+    pairs = torch.cat([read[half][:, :, :, 0] - part * read[half][:, :, :, 1] for half in range(2)], dim=-1)
+    want = attention.norm(pairs).flatten(2) @ attention.out.weight.T  # type: ignore[operator]
+    got = attention(q, kv, tables, causal=True)
+    assert (got - want).abs().max() < 1e-12 * want.abs().max()
+
+
+def test_lambda_begins_at_its_depth() -> None:
+    assert [lambda_init(index) for index in (0, 1, 30)] == pytest.approx([0.2, 0.8 - 0.6 * math.exp(-0.3), 0.8], abs=1e-4)
+    model = build_model(config(), None)
+    initialise_model(model, 0)
+    drawn = torch.stack([block.attention.lambdas.detach() for block in model.blocks])
+    assert 0.07 < float(drawn.std()) < 0.13
+    assert all(abs(float(block.attention.subtracted().detach()) - lambda_init(i)) < 0.3 for i, block in enumerate(model.blocks))

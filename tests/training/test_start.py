@@ -1,0 +1,55 @@
+"""What a recipe leaves to its data: vocabulary, context, and the token that keeps packed documents apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from freetf_cli.data.manifest import Origin
+from freetf_cli.data.tokenizer import characters
+from freetf_cli.data.writer import DatasetWriter
+from freetf_cli.errors import InputError
+from freetf_cli.recipe_file import check_recipe
+from freetf_cli.training.start import resolve
+
+
+def resolved(data: dict[str, Any], **model: Any) -> Any:
+    tree = {
+        "data": data,
+        "model": {"layers": 4, "width": 32, "heads": 4, **model},
+        "train": {"steps": 1, "batch": 2, "lr": 1e-3},
+        "eval": {"split": "train"},
+    }
+    return resolve(check_recipe(tree, where="test"))[0].model
+
+
+def folder(path: Path, separator: bool) -> dict[str, Any]:
+    tokenizer = characters("ab", separator=separator)
+    with DatasetWriter(path, tokenizer, Origin(kind="text", seed=0)) as writer:
+        for text in ("abab", "abaa", "bbab", "aabb"):
+            writer.add("train", tokenizer.encode_array(text), {}, size=len(text))
+    return {"dir": str(path)}
+
+
+@pytest.mark.parametrize("kind", ["softmax", "multi-token", "differential", "talking-heads"])
+def test_packed_documents_are_kept_apart_by_every_kind_but_softmax(kind: str, tmp_path: Path) -> None:
+    data, options = folder(tmp_path / "d", separator=True), {"multi_token": {"c_k": 3, "c_q": 3}} if kind == "multi-token" else {}
+    sizes = {"context": 4, "attention": kind, **options}
+    assert resolved(data, **sizes).separator == (None if kind == "softmax" else 2)
+    assert resolved(data, documents="apart", **sizes).separator == 2
+    assert resolved(data, documents="joined", **sizes).separator is None
+    assert resolved({**data, "rows": "documents"}, **sizes).separator is None  # a document a row: nothing to keep apart
+
+
+def test_without_a_separator_they_cannot_be(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="the data has no separator"):
+        resolved(folder(tmp_path / "d", separator=False), context=4, attention="differential")
+
+
+def test_a_kernel_longer_than_the_datas_context_is_refused() -> None:
+    assert resolved({"task": "letters"}, attention="multi-token").context == 65
+    with pytest.raises(InputError) as caught:
+        resolved({"task": "letters"}, attention="multi-token", multi_token={"c_k": 99})
+    assert caught.value.lines() == ["model.multi_token.c_k = 99 is more than model.context = 65"]
