@@ -105,9 +105,8 @@ def continue_tokens(model: Decoder, prompts: Sequence[Sequence[int]], spec: Samp
 def rows_at_once(model: Decoder, total: int) -> int:
     """How many rows of `total` tokens are generated together."""
     weight, config = model.embedding.weight, model.config
-    numbers = 2 * config.layers * config.key_heads * config.head_width + map_numbers(
-        config, total
-    )  # the prompt's maps come beside the cache
+    numbers = 2 * config.layers * config.key_heads * config.head_width  # keys and values, and of the prompt the maps
+    numbers += map_numbers(config, total)
     row_bytes = numbers * total * weight.element_size()
     kind = weight.device.type
     return max(1, min(MOST_ROWS.get(kind, 256), _CACHE_BYTES.get(kind, 1 << 30) // row_bytes))

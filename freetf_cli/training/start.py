@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -65,13 +66,13 @@ def make_model(recipe: Recipe, device: torch.device, init_from: Checkpoint | Non
     initialise_model(model, recipe.train.seed)
     if init_from is not None:
         missing = load_weights(model, init_from.folder / "model.safetensors", torch.device("cpu"), partial=True)
-        _check_only_latent(missing, init_from)
+        _check_only_additions(missing, init_from)
     return model.to(device).train()
 
 
-def _check_only_latent(missing: Sequence[str], start: Checkpoint) -> None:
-    """A baseline lacks what a Free model adds, and nothing else: a deeper model would silently start half random."""
-    other = [name for name in missing if not name.startswith(("encoder.", "post_sampler."))]
+def _check_only_additions(missing: Sequence[str], start: Checkpoint) -> None:
+    """What a Free model or a kind of attention adds may be missing, and nothing else: a deeper model would silently start half random."""
+    other = [name for name in missing if not re.match(r"encoder\.|post_sampler\.|blocks\.\d+\.attention\.(pre|post|norm|lambdas)\b", name)]
     if other:
         raise InputError(f"the weights do not fit the model: {other[0]} is missing", str(start.folder))
 

@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from freetf_cli.checkpoint import Checkpoint, save_checkpoint
 from freetf_cli.data.manifest import Origin
 from freetf_cli.data.tokenizer import characters
 from freetf_cli.data.writer import DatasetWriter
 from freetf_cli.errors import InputError
 from freetf_cli.recipe_file import check_recipe
-from freetf_cli.training.start import resolve
+from freetf_cli.training.start import make_model, resolve
 
 
 def resolved(data: dict[str, Any], **model: Any) -> Any:
@@ -53,3 +55,21 @@ def test_a_kernel_longer_than_the_datas_context_is_refused() -> None:
     with pytest.raises(InputError) as caught:
         resolved({"task": "letters"}, attention="multi-token", multi_token={"c_k": 99})
     assert caught.value.lines() == ["model.multi_token.c_k = 99 is more than model.context = 65"]
+
+
+@pytest.mark.parametrize(("kind", "options"), [("talking-heads", {}), ("multi-token", {"norm": "none"})])
+def test_a_kind_of_attention_begins_as_the_plain_model_it_is_started_from(kind: str, options: dict[str, Any], tmp_path: Path) -> None:
+    data, train = {"task": "letters"}, {"steps": 1, "batch": 2, "lr": 1e-3}
+    model = {"layers": 4, "width": 32, "heads": 4, "vocab": 29, "context": 65}
+    plain = check_recipe({"data": data, "model": model, "train": {**train, "seed": 9}}, where="test")
+    more = {"attention": kind, **({"multi_token": options} if options else {})}
+    recipe = check_recipe({"data": data, "model": model | more, "train": train}, where="test")
+    start = make_model(plain, torch.device("cpu"), None, None)
+    state = {"step": 1, "recipe": plain.model_dump(exclude_none=True), "data": {"sha256": ""}}
+    save_checkpoint(tmp_path / "start", start, None, state, characters("ab", separator=False))
+    model_of_it = make_model(recipe, torch.device("cpu"), Checkpoint.open(tmp_path / "start"), None)
+    tokens = torch.randint(29, (2, 12), generator=torch.Generator().manual_seed(0))
+    assert (model_of_it(tokens) - start(tokens)).abs().max() < 1e-5
+    with pytest.raises(InputError, match="is not in the model"):
+        save_checkpoint(tmp_path / "other", model_of_it, None, {**state, "recipe": recipe.model_dump()}, characters("ab", separator=False))
+        make_model(plain, torch.device("cpu"), Checkpoint.open(tmp_path / "other"), None)
