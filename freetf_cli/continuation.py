@@ -18,6 +18,7 @@ from torch import Tensor
 
 from freetf_cli.model.decoder import Cache, Decoder
 from freetf_cli.model.free_transformer import FreeTransformer
+from freetf_cli.model.layers import Block
 
 LEAST_STEPS = 8  # fewer are not worth a capture
 LOOK_EVERY = 32  # steps between two questions whether all sequences have ended
@@ -30,7 +31,7 @@ class Continuation:
     """A batch whose prompt is read. tokens_BT has room for all of a row; logits_BV are those of its next token.
 
     z_BT: the codes of all input positions, of a Free model. quantiles_BN: for each token to choose. separator ends a sequence.
-    compile: one block is compiled, for all of them.
+    compile: one block is compiled, for all of them, and weights change their places (`Block.pack`).
     """
 
     model: Decoder
@@ -51,6 +52,8 @@ class Continuation:
     def run(self) -> None:
         """Fill in the tokens, up to where all sequences have ended."""
         steps = self.tokens_BT.shape[1] - self.prompt - 1  # and one more token, which is not read
+        if self.compile:
+            self.choose = compiled(self.choose)
         with compiled_blocks(self.model) if self.compile else nullcontext():
             self._run(steps)
 
@@ -113,12 +116,21 @@ def next_logits(model: Decoder, tokens_B1: Tensor, z_B1: Tensor, cache: Cache) -
     return model(tokens_B1, cache)[:, -1]
 
 
+def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """With products of one row as sums, tuned to read a weight as fast as memory gives it; a library's product of one row is slower."""
+    if not torch.cuda.is_available():
+        return torch.compile(function, dynamic=False)
+    return torch.compile(function, dynamic=False, options={"coordinate_descent_tuning": True})
+
+
 @contextmanager
 def compiled_blocks(model: Decoder) -> Iterator[None]:
     """What is inside runs the blocks compiled. The code is one for all of them, and kept: a second time costs nothing."""
     try:
         for block in model.blocks:
-            block.forward = torch.compile(block.forward, dynamic=False)
+            assert isinstance(block, Block)
+            block.pack()
+            block.forward = compiled(block.forward)
         yield
     finally:
         for block in model.blocks:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import chain, groupby, product
 from typing import Literal
 
@@ -30,6 +30,7 @@ from freetf_cli.results import Sample
 
 MOST_ROWS = {"cpu": 1024, "cuda": 4096}  # generated together, as far as their caches fit
 _CACHE_BYTES = {"cpu": 256 << 20, "cuda": 8 << 30}
+COMPILED_LENGTH = 128  # caches for compiled steps are of whole multiples, since each length is compiled anew
 LEAST_TEMPERATURE = 1e-30  # but for 0: less is no number in float32
 
 
@@ -210,10 +211,14 @@ def _generate_rows(
     z_BT = torch.from_numpy(np.stack([row.codes for row in rows])).to(device)
     noise_BN = torch.from_numpy(np.stack([row.token_noise for row in rows])).to(device)
     prompt, total = tokens_BP.shape[1], rows[0].total
-    cache = model.new_cache(len(rows), total - 1)
+    room = -(-(total - 1) // COMPILED_LENGTH) * COMPILED_LENGTH if spec.compile else total - 1
+    cache = model.new_cache(len(rows), room)
     logits_BV = _read_prompt(model, tokens_BP, z_BT, rows, cache)
     out_BT = torch.cat([tokens_BP, tokens_BP.new_zeros(len(rows), total - prompt)], dim=1)
-    choose = partial(choose_tokens, spec=spec)
+
+    def choose(logits_BV: Tensor, quantiles_B: Tensor) -> Tensor:
+        return choose_tokens(logits_BV, quantiles_B, spec)
+
     Continuation(model, cache, out_BT, z_BT, noise_BN, logits_BV, choose, separator, spec.compile).run()
     texts = [_until(separator, row, prompt) for row in out_BT.tolist()]
     if not isinstance(model, FreeTransformer):

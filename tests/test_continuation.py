@@ -89,10 +89,15 @@ def test_compiled_blocks_are_the_blocks_and_only_while_asked_for(monkeypatch: py
     one = slice(position, position + 1) if isinstance(position, int) else slice(0)
     taken: list[int] = []
     backend = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f, **words: (taken.append(1), backend(f, backend="aot_eager", **words))[1])
+    monkeypatch.setattr(torch, "compile", lambda f, **words: (taken.append(1), backend(f, backend="aot_eager", dynamic=False))[1])
     want = next_logits(model, plain.tokens_BT[:, one], plain.z_BT[:, one], plain.cache)
+    weights = {name: weight.clone() for name, weight in model.state_dict().items()}
+    model.on_device(compiled.cache)
     with compiled_blocks(model):
         got = next_logits(model, compiled.tokens_BT[:, one], compiled.z_BT[:, one], compiled.cache)
     assert len(taken) == CONFIG.layers
     torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
     assert all("forward" not in vars(block) for block in model.blocks)
+    assert all(torch.equal(weight, weights[name]) for name, weight in model.state_dict().items())
+    (packed,) = {block.attention.packed.untyped_storage().data_ptr() for block in model.blocks[:1]}  # type: ignore[union-attr]
+    assert packed == model.blocks[0].attention.v.weight.untyped_storage().data_ptr()  # type: ignore[union-attr]

@@ -104,7 +104,7 @@ def test_cross_entropy_in_place(tokens: int, vocabulary: int) -> None:
     """Compiled, in bfloat16, in two parts: cost and gradients near float64's, and no copy of the logits."""
     torch.manual_seed(0)
     hidden = torch.randn(tokens, 64, device=CUDA, requires_grad=True)
-    weight = torch.randn(vocabulary, 64, device=CUDA, requires_grad=True)
+    weight = (torch.randn(vocabulary, 64, device=CUDA) / 8).requires_grad_()  # logits of deviation 1, as bfloat16 holds to 0.3 %
     targets = torch.randint(vocabulary, (tokens,), device=CUDA)
     targets[:3] = IGNORE
 

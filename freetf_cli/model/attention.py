@@ -135,14 +135,28 @@ def _product_type(x_BTD: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x_BTD.dtype
 
 
-def project(x_BTD: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
+def project(x_BTD: Tensor, *layers: nn.Linear, packed: Tensor | None = None) -> tuple[Tensor, ...]:
     """Several projections of one stream: `layer(x)` of each.
 
     Compiled it is one product with all their weights side by side, as a GPU takes as long to start a small product as to compute it.
+    packed: their weights as they lie side by side already (`pack`).
     """
-    if not _joins(x_BTD, *layers):
+    if packed is not None:
+        y_BTF = F.linear(x_BTD, packed)
+    elif _joins(x_BTD, *layers):
+        y_BTF = _joined(x_BTD, *layers)
+    else:
         return tuple(layer(x_BTD) for layer in layers)
-    return torch.split(_joined(x_BTD, *layers), [layer.out_features for layer in layers], dim=-1)
+    return torch.split(y_BTF, [layer.out_features for layer in layers], dim=-1)
+
+
+def pack(*layers: nn.Linear) -> Tensor:
+    """Move the weights of layers so that they lie side by side in one tensor, which is returned: for generation, not under an optimizer or
+    a graph, which know a weight by its address."""
+    together = torch.cat([layer.weight.detach() for layer in layers])
+    for layer, weight in zip(layers, together.split([layer.out_features for layer in layers]), strict=True):
+        layer.weight.data = weight
+    return together
 
 
 def _joins(x_BTD: Tensor, *layers: nn.Linear) -> bool:
@@ -198,6 +212,7 @@ class Attention(nn.Module):
         self.k = nn.Linear(config.width, self.key_heads * self.head_width, bias=False)
         self.v = nn.Linear(config.width, self.key_heads * self.head_width, bias=False)
         self.out = nn.Linear(self.heads * self.head_width, config.width, bias=False)
+        self.packed: Tensor | None = None  # weights of q, k, v (`pack`)
 
     def forward(
         self, q_BTD: Tensor, kv_BTD: Tensor, rotary: Rotary, *, causal: bool, cache: LayerCache | None = None, position: int | Tensor = 0
@@ -224,6 +239,8 @@ class Attention(nn.Module):
     def _project(self, q_BTD: Tensor, kv_BTD: Tensor, rotary: Rotary) -> tuple[Tensor, ...]:
         """Queries, keys and values by head, [B, T, heads, E]; queries and keys rotated."""
         m, k = self.heads, self.key_heads
+        if self.packed is not None and q_BTD is kv_BTD:
+            return _parts(F.linear(kv_BTD, self.packed), rotary, (m, k, k), turned=2)
         if not _joins(kv_BTD, self.q, self.k, self.v):
             q_BTF, k_BTF, v_BTF = self.q(q_BTD), self.k(kv_BTD), self.v(kv_BTD)
             return rotate(self._heads(q_BTF), rotary), rotate(self._heads(k_BTF), rotary), self._heads(v_BTF)
@@ -258,8 +275,14 @@ def _attend_up_to(position: Tensor, q_BM1E: Tensor, k_BKSE: Tensor, v_BKSE: Tens
     """One query a sequence attends to the keys up to its own position, [B, 1, M E]; what the cache holds beyond counts for nothing."""
     batch, heads, length, width = k_BKSE.shape
     q_BKGE = q_BM1E.reshape(batch, heads, -1, width)
-    scores_BKGS = (q_BKGE @ k_BKSE.mT).to(torch.promote_types(q_BKGE.dtype, torch.float32)) * width**-0.5
+    wide = torch.promote_types(q_BKGE.dtype, torch.float32)
     later_S = torch.arange(length, device=k_BKSE.device) > position
+    if torch.compiler.is_compiling():  # sums of products, which it fuses with what is around them; a library's product it would not
+        q_BKGE, k_BK1SE, v_BK1SE = q_BKGE.to(wide), k_BKSE.to(wide)[:, :, None], v_BKSE.to(wide)[:, :, None]
+        scores_BKGS = (q_BKGE[:, :, :, None] * k_BK1SE).sum(-1) * width**-0.5
+        shares_BKGS = torch.softmax(scores_BKGS.masked_fill(later_S, -torch.inf), dim=-1)
+        return (shares_BKGS[..., None] * v_BK1SE).sum(-2).to(v_BKSE.dtype).reshape(batch, 1, -1)
+    scores_BKGS = (q_BKGE @ k_BKSE.mT).to(wide) * width**-0.5
     shares_BKGS = torch.softmax(scores_BKGS.masked_fill(later_S, -torch.inf), dim=-1)
     return (shares_BKGS.to(v_BKSE.dtype) @ v_BKSE).reshape(batch, 1, -1)
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from freetf_cli.model.attention import Attention, LayerCache, Rotary, project
+from freetf_cli.model.attention import Attention, LayerCache, Rotary, pack, project
 from freetf_cli.recipe import ModelConfig
 
 FEW_ROWS = 512  # up to here the gradient of an embedding table is a product,
@@ -52,9 +52,10 @@ class SwiGLU(nn.Module):
         self.gate = nn.Linear(width, hidden, bias=False)
         self.up = nn.Linear(width, hidden, bias=False)
         self.down = nn.Linear(hidden, width, bias=False)
+        self.packed: Tensor | None = None  # weights of gate and up (`attention.pack`)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        gate_BTF, up_BTF = project(x_BTD, self.gate, self.up)
+        gate_BTF, up_BTF = project(x_BTD, self.gate, self.up, packed=self.packed)
         return self.down(F.silu(gate_BTF) * up_BTF)
 
 
@@ -67,6 +68,12 @@ class Block(nn.Module):
         self.attention = Attention(config)
         self.ffn_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
         self.ffn = SwiGLU(config.width, config.hidden)
+
+    def pack(self) -> None:
+        """Let projections of one stream lie side by side, for generation (`attention.pack`)."""
+        if self.attention.packed is None:
+            self.attention.packed = pack(self.attention.q, self.attention.k, self.attention.v)
+            self.ffn.packed = pack(self.ffn.gate, self.ffn.up)
 
     def forward(
         self,
