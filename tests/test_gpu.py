@@ -17,7 +17,7 @@ from freetf_cli.data.batches import IGNORE
 from freetf_cli.data.tokenizer import characters
 from freetf_cli.errors import FreetfError
 from freetf_cli.model import latent
-from freetf_cli.model.attention import rotary_tables, rotate, short_attention
+from freetf_cli.model.attention import product, rotary_tables, rotate, short_attention
 from freetf_cli.model.cross_entropy import readout_cross_entropy
 from freetf_cli.model.free_transformer import FreeTransformer, build_model, initialise_model
 from freetf_cli.model.latent import PostSampler, logit_gradient, sample_codes
@@ -144,6 +144,17 @@ def test_long_attention_compiled_follows_float32(kind: str) -> None:
 
     for rough, exactly in zip(gradients(True), gradients(False), strict=True):
         assert relative(rough, exactly) < 0.05
+
+
+@pytest.mark.parametrize(("outputs", "inputs"), [(17_920, 1536), (1536, 8960), (2048, 1536), (7, 9)])
+def test_product_of_one_row(outputs: int, inputs: int) -> None:
+    """In bfloat16 as near to float64 as the library's; what wants a gradient is the library's."""
+    torch.manual_seed(inputs)
+    x, weight = torch.randn(1, 1, inputs, device=CUDA).bfloat16(), torch.randn(outputs, inputs, device=CUDA).bfloat16()
+    want = F.linear(x.double(), weight.double())
+    with torch.no_grad():
+        assert relative(product(x, weight), want) < 1.1 * relative(F.linear(x, weight), want) < 0.01
+    assert product(x, weight.requires_grad_()).requires_grad
 
 
 @pytest.mark.parametrize("compile", [False, True])

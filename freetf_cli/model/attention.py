@@ -135,6 +135,33 @@ def _product_type(x_BTD: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x_BTD.dtype
 
 
+@torch.library.custom_op("freetf::row_product", mutates_args=())
+def _row_product(x_I: Tensor, weight_OI: Tensor) -> Tensor:
+    """One row times a weight (row_kernel.py), [O]."""
+    from freetf_cli.model.row_kernel import row_product
+
+    with torch.cuda.device(x_I.device):
+        return row_product(x_I, weight_OI)
+
+
+@_row_product.register_fake
+def _(x_I: Tensor, weight_OI: Tensor) -> Tensor:
+    return x_I.new_empty(weight_OI.shape[0])
+
+
+def product(x_BTD: Tensor, weight_OD: Tensor) -> Tensor:
+    """F.linear; of one row in generation by a kernel that reads the weight faster."""
+    one = x_BTD.numel() == weight_OD.shape[1] and x_BTD.dtype == torch.bfloat16 == weight_OD.dtype
+    if one and not torch.is_grad_enabled() and weight_OD.stride(1) == 1 and runs_kernels_compiled(x_BTD.device):
+        return _row_product(x_BTD.reshape(-1), weight_OD).view(*x_BTD.shape[:-1], -1)
+    return F.linear(x_BTD, weight_OD)
+
+
+def applied(layer: nn.Linear, x_BTD: Tensor) -> Tensor:
+    """layer(x), one row by `product`."""
+    return product(x_BTD, layer.weight) if x_BTD.numel() == layer.in_features else layer(x_BTD)
+
+
 def project(x_BTD: Tensor, *layers: nn.Linear, packed: Tensor | None = None) -> tuple[Tensor, ...]:
     """Several projections of one stream: `layer(x)` of each.
 
@@ -142,11 +169,11 @@ def project(x_BTD: Tensor, *layers: nn.Linear, packed: Tensor | None = None) -> 
     packed: their weights as they lie side by side already (`pack`).
     """
     if packed is not None:
-        y_BTF = F.linear(x_BTD, packed)
+        y_BTF = product(x_BTD, packed)
     elif _joins(x_BTD, *layers):
         y_BTF = _joined(x_BTD, *layers)
     else:
-        return tuple(layer(x_BTD) for layer in layers)
+        return tuple(applied(layer, x_BTD) for layer in layers)
     return torch.split(y_BTF, [layer.out_features for layer in layers], dim=-1)
 
 
@@ -154,7 +181,7 @@ def pack(*layers: nn.Linear) -> Tensor:
     """Move the weights of layers so that they lie side by side in one tensor, which is returned: for generation, not under an optimizer or
     a graph, which know a weight by its address."""
     together = torch.cat([layer.weight.detach() for layer in layers])
-    for layer, weight in zip(layers, together.split([layer.out_features for layer in layers]), strict=True):
+    for layer, weight in zip(layers, torch.split(together, [layer.out_features for layer in layers]), strict=True):
         layer.weight.data = weight
     return together
 
@@ -229,7 +256,7 @@ class Attention(nn.Module):
         if cache is not None:
             k_BKSE, v_BKSE = cache.extend(k_BKSE, v_BKSE, position)
         if isinstance(position, Tensor):
-            return self.out(_attend_up_to(position, q_BMTE, k_BKSE, v_BKSE))
+            return applied(self.out, _attend_up_to(position, q_BMTE, k_BKSE, v_BKSE))
         mask = _continued_mask(q_BMTE.shape[2], position, q_BMTE.device) if causal and position else None
         y_BMTE = F.scaled_dot_product_attention(
             q_BMTE, k_BKSE, v_BKSE, attn_mask=mask, is_causal=causal and not position, enable_gqa=self.heads != self.key_heads
@@ -240,9 +267,9 @@ class Attention(nn.Module):
         """Queries, keys and values by head, [B, T, heads, E]; queries and keys rotated."""
         m, k = self.heads, self.key_heads
         if self.packed is not None and q_BTD is kv_BTD:
-            return _parts(F.linear(kv_BTD, self.packed), rotary, (m, k, k), turned=2)
+            return _parts(product(kv_BTD, self.packed), rotary, (m, k, k), turned=2)
         if not _joins(kv_BTD, self.q, self.k, self.v):
-            q_BTF, k_BTF, v_BTF = self.q(q_BTD), self.k(kv_BTD), self.v(kv_BTD)
+            q_BTF, k_BTF, v_BTF = applied(self.q, q_BTD), applied(self.k, kv_BTD), applied(self.v, kv_BTD)
             return rotate(self._heads(q_BTF), rotary), rotate(self._heads(k_BTF), rotary), self._heads(v_BTF)
         if q_BTD is kv_BTD:
             return self._split(_joined(kv_BTD, self.q, self.k, self.v), rotary, (m, k, k), turned=2)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from freetf_cli.model.attention import Attention, LayerCache, Rotary, pack, project
+from freetf_cli.model.attention import Attention, LayerCache, Rotary, applied, pack, project
 from freetf_cli.recipe import ModelConfig
 
 FEW_ROWS = 512  # up to here the gradient of an embedding table is a product,
@@ -56,7 +56,7 @@ class SwiGLU(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         gate_BTF, up_BTF = project(x_BTD, self.gate, self.up, packed=self.packed)
-        return self.down(F.silu(gate_BTF) * up_BTF)
+        return applied(self.down, F.silu(gate_BTF) * up_BTF)
 
 
 class Block(nn.Module):
