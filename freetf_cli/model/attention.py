@@ -13,7 +13,6 @@ from freetf_cli.model.kernels import runs_kernels_compiled
 from freetf_cli.recipe import ModelConfig
 
 Rotary = tuple[Tensor, Tensor]
-FEW_TOKENS = 256
 
 
 def rotary_tables(positions_T: Tensor, head_width: int, base: float) -> Rotary:
@@ -135,62 +134,19 @@ def _product_type(x_BTD: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x_BTD.dtype
 
 
-@torch.library.custom_op("freetf::row_product", mutates_args=())
-def _row_product(x_I: Tensor, weight_OI: Tensor) -> Tensor:
-    """One row times a weight (row_kernel.py), [O]."""
-    from freetf_cli.model.row_kernel import row_product
-
-    with torch.cuda.device(x_I.device):
-        return row_product(x_I, weight_OI)
-
-
-@_row_product.register_fake
-def _(x_I: Tensor, weight_OI: Tensor) -> Tensor:
-    return x_I.new_empty(weight_OI.shape[0])
-
-
-def product(x_BTD: Tensor, weight_OD: Tensor) -> Tensor:
-    """F.linear; of one row in generation by a kernel that reads the weight faster."""
-    one = x_BTD.numel() == weight_OD.shape[1] and x_BTD.dtype == torch.bfloat16 == weight_OD.dtype
-    if one and not torch.is_grad_enabled() and weight_OD.stride(1) == 1 and runs_kernels_compiled(x_BTD.device):
-        return _row_product(x_BTD.reshape(-1), weight_OD).view(*x_BTD.shape[:-1], -1)
-    return F.linear(x_BTD, weight_OD)
-
-
-def applied(layer: nn.Linear, x_BTD: Tensor) -> Tensor:
-    """layer(x), one row by `product`."""
-    return product(x_BTD, layer.weight) if x_BTD.numel() == layer.in_features else layer(x_BTD)
-
-
-def project(x_BTD: Tensor, *layers: nn.Linear, packed: Tensor | None = None) -> tuple[Tensor, ...]:
+def project(x_BTD: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
     """Several projections of one stream: `layer(x)` of each.
 
     Compiled it is one product with all their weights side by side, as a GPU takes as long to start a small product as to compute it.
-    packed: their weights as they lie side by side already (`pack`).
     """
-    if packed is not None:
-        y_BTF = product(x_BTD, packed)
-    elif _joins(x_BTD, *layers):
-        y_BTF = _joined(x_BTD, *layers)
-    else:
-        return tuple(applied(layer, x_BTD) for layer in layers)
-    return torch.split(y_BTF, [layer.out_features for layer in layers], dim=-1)
+    if not _joins(*layers):
+        return tuple(layer(x_BTD) for layer in layers)
+    return torch.split(_joined(x_BTD, *layers), [layer.out_features for layer in layers], dim=-1)
 
 
-def pack(*layers: nn.Linear) -> Tensor:
-    """Move the weights of layers so that they lie side by side in one tensor, which is returned: for generation, not under an optimizer or
-    a graph, which know a weight by its address."""
-    together = torch.cat([layer.weight.detach() for layer in layers])
-    for layer, weight in zip(layers, torch.split(together, [layer.out_features for layer in layers]), strict=True):
-        layer.weight.data = weight
-    return together
-
-
-def _joins(x_BTD: Tensor, *layers: nn.Linear) -> bool:
-    """Not for a few tokens: their products take as long as reading the weights, which putting them side by side would do once more. Nor
-    for layers with a product of their own (`train.float8`)."""
-    plain = all(type(layer) is nn.Linear for layer in layers)
-    return plain and torch.compiler.is_compiling() and x_BTD.shape[:-1].numel() > FEW_TOKENS
+def _joins(*layers: nn.Linear) -> bool:
+    """Not for layers with a product of their own (`train.float8`)."""
+    return torch.compiler.is_compiling() and all(type(layer) is nn.Linear for layer in layers)
 
 
 def _joined(x_BTD: Tensor, *layers: nn.Linear) -> Tensor:
@@ -239,7 +195,6 @@ class Attention(nn.Module):
         self.k = nn.Linear(config.width, self.key_heads * self.head_width, bias=False)
         self.v = nn.Linear(config.width, self.key_heads * self.head_width, bias=False)
         self.out = nn.Linear(self.heads * self.head_width, config.width, bias=False)
-        self.packed: Tensor | None = None  # weights of q, k, v (`pack`)
 
     def forward(
         self, q_BTD: Tensor, kv_BTD: Tensor, rotary: Rotary, *, causal: bool, cache: LayerCache | None = None, position: int | Tensor = 0
@@ -256,7 +211,7 @@ class Attention(nn.Module):
         if cache is not None:
             k_BKSE, v_BKSE = cache.extend(k_BKSE, v_BKSE, position)
         if isinstance(position, Tensor):
-            return applied(self.out, _attend_up_to(position, q_BMTE, k_BKSE, v_BKSE))
+            return self.out(_attend_up_to(position, q_BMTE, k_BKSE, v_BKSE))
         mask = _continued_mask(q_BMTE.shape[2], position, q_BMTE.device) if causal and position else None
         y_BMTE = F.scaled_dot_product_attention(
             q_BMTE, k_BKSE, v_BKSE, attn_mask=mask, is_causal=causal and not position, enable_gqa=self.heads != self.key_heads
@@ -266,10 +221,8 @@ class Attention(nn.Module):
     def _project(self, q_BTD: Tensor, kv_BTD: Tensor, rotary: Rotary) -> tuple[Tensor, ...]:
         """Queries, keys and values by head, [B, T, heads, E]; queries and keys rotated."""
         m, k = self.heads, self.key_heads
-        if self.packed is not None and q_BTD is kv_BTD:
-            return _parts(product(kv_BTD, self.packed), rotary, (m, k, k), turned=2)
-        if not _joins(kv_BTD, self.q, self.k, self.v):
-            q_BTF, k_BTF, v_BTF = applied(self.q, q_BTD), applied(self.k, kv_BTD), applied(self.v, kv_BTD)
+        if not _joins(self.q, self.k, self.v):
+            q_BTF, k_BTF, v_BTF = self.q(q_BTD), self.k(kv_BTD), self.v(kv_BTD)
             return rotate(self._heads(q_BTF), rotary), rotate(self._heads(k_BTF), rotary), self._heads(v_BTF)
         if q_BTD is kv_BTD:
             return self._split(_joined(kv_BTD, self.q, self.k, self.v), rotary, (m, k, k), turned=2)
@@ -304,11 +257,6 @@ def _attend_up_to(position: Tensor, q_BM1E: Tensor, k_BKSE: Tensor, v_BKSE: Tens
     q_BKGE = q_BM1E.reshape(batch, heads, -1, width)
     wide = torch.promote_types(q_BKGE.dtype, torch.float32)
     later_S = torch.arange(length, device=k_BKSE.device) > position
-    if torch.compiler.is_compiling():  # sums of products, which it fuses with what is around them; a library's product it would not
-        q_BKGE, k_BK1SE, v_BK1SE = q_BKGE.to(wide), k_BKSE.to(wide)[:, :, None], v_BKSE.to(wide)[:, :, None]
-        scores_BKGS = (q_BKGE[:, :, :, None] * k_BK1SE).sum(-1) * width**-0.5
-        shares_BKGS = torch.softmax(scores_BKGS.masked_fill(later_S, -torch.inf), dim=-1)
-        return (shares_BKGS[..., None] * v_BK1SE).sum(-2).to(v_BKSE.dtype).reshape(batch, 1, -1)
     scores_BKGS = (q_BKGE @ k_BKSE.mT).to(wide) * width**-0.5
     shares_BKGS = torch.softmax(scores_BKGS.masked_fill(later_S, -torch.inf), dim=-1)
     return (shares_BKGS.to(v_BKSE.dtype) @ v_BKSE).reshape(batch, 1, -1)

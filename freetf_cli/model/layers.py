@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from freetf_cli.model.attention import Attention, LayerCache, Rotary, applied, pack, project
+from freetf_cli.model.attention import Attention, LayerCache, Rotary, project
+from freetf_cli.model.kernels import runs_kernels
 from freetf_cli.recipe import ModelConfig
 
 FEW_ROWS = 512  # up to here the gradient of an embedding table is a product,
@@ -52,11 +53,10 @@ class SwiGLU(nn.Module):
         self.gate = nn.Linear(width, hidden, bias=False)
         self.up = nn.Linear(width, hidden, bias=False)
         self.down = nn.Linear(hidden, width, bias=False)
-        self.packed: Tensor | None = None  # weights of gate and up (`attention.pack`)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        gate_BTF, up_BTF = project(x_BTD, self.gate, self.up, packed=self.packed)
-        return applied(self.down, F.silu(gate_BTF) * up_BTF)
+        gate_BTF, up_BTF = project(x_BTD, self.gate, self.up)
+        return self.down(F.silu(gate_BTF) * up_BTF)
 
 
 class Block(nn.Module):
@@ -69,12 +69,6 @@ class Block(nn.Module):
         self.ffn_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
         self.ffn = SwiGLU(config.width, config.hidden)
 
-    def pack(self) -> None:
-        """Let projections of one stream lie side by side, for generation (`attention.pack`)."""
-        if self.attention.packed is None:
-            self.attention.packed = pack(self.attention.q, self.attention.k, self.attention.v)
-            self.ffn.packed = pack(self.ffn.gate, self.ffn.up)
-
     def forward(
         self,
         x_BTD: Tensor,
@@ -86,7 +80,16 @@ class Block(nn.Module):
         position: int | Tensor = 0,
     ) -> Tensor:
         """Queries and residual from x; keys and values from `keys_from` (default x), through the same norm."""
+        if cache is not None and isinstance(position, Tensor) and self._is_one_row(x_BTD):
+            from freetf_cli.model.one_row import run_block
+
+            return run_block(self, x_BTD, keys_from, rotary, cache, position)
         q_BTD = self.attention_norm(x_BTD)
         kv_BTD = q_BTD if keys_from is None else self.attention_norm(keys_from)
         x_BTD = x_BTD + self.attention(q_BTD, kv_BTD, rotary, causal=causal, cache=cache, position=position)
         return x_BTD + self.ffn(self.ffn_norm(x_BTD))
+
+    def _is_one_row(self, x_BTD: Tensor) -> bool:
+        """Whether kernels for one position of one sequence do it."""
+        width, fits = self.attention.head_width, x_BTD.shape[:2] == (1, 1) and x_BTD.dtype == torch.bfloat16 == self.ffn.down.weight.dtype
+        return fits and width in (32, 64, 128) and not torch.is_grad_enabled() and runs_kernels(x_BTD.device)
