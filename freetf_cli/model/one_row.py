@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from freetf_cli.model.layers import Block
 
 _PIECE = 4096  # numbers of a weight that a program has on the way at once
-_ROWS = {"projected": 4, "gated": 4, "added": 2}  # outputs of a program: several programs for every multiprocessor
+_ROWS = {"projected": 2, "gated": 8, "added": 2}  # outputs of a program: several programs for every multiprocessor
 _WARPS = 4
 _PART = 256  # positions of the cache that one program reads, at least
 
@@ -60,7 +60,7 @@ def gated(x_D: Tensor, norm_D: Tensor, eps: float, gate_FD: Tensor, up_FD: Tenso
     hidden, width = gate_FD.shape
     rows = _ROWS["gated"]
     out_F = x_D.new_empty(hidden)
-    pieces = _pieces(width, 2 * rows)
+    pieces = _pieces(width, rows)
     _gated[(triton.cdiv(hidden, rows),)](
         x_D, norm_D, gate_FD, up_FD, out_F, eps, hidden, width, triton.next_power_of_2(width), rows, pieces, num_warps=_WARPS
     )
@@ -192,13 +192,14 @@ def _attended(
     rows = (head * S).to(tl.int64)
     if part == 0:
         new_k = qkv_P + (M + head) * E + h
-        a, b = tl.load(new_k).to(tl.float32), tl.load(new_k + HALF).to(tl.float32)
-        ka, kb = (a * cos - b * sin).to(kind), (b * cos + a * sin).to(kind)
+        first, second = tl.load(new_k).to(tl.float32), tl.load(new_k + HALF).to(tl.float32)
+        new_a, new_b = (first * cos - second * sin).to(kind), (second * cos + first * sin).to(kind)
         new_v = tl.load(qkv_P + (M + K + head) * E + e)
-        tl.store(k_KSE + (rows + here) * E + h, ka)
-        tl.store(k_KSE + (rows + here) * E + HALF + h, kb)
+        tl.store(k_KSE + (rows + here) * E + h, new_a)
+        tl.store(k_KSE + (rows + here) * E + HALF + h, new_b)
         tl.store(v_KSE + (rows + here) * E + e, new_v)
-        most_G = tl.sum(qa_GH.to(tl.float32) * ka.to(tl.float32)[None, :] + qb_GH.to(tl.float32) * kb.to(tl.float32)[None, :], 1)
+        products_GH = qa_GH.to(tl.float32) * new_a.to(tl.float32)[None, :] + qb_GH.to(tl.float32) * new_b.to(tl.float32)[None, :]
+        most_G = tl.sum(products_GH, 1)
         total_G += 1.0
         sum_GE += new_v.to(tl.float32)[None, :]
     size = (S + N - 1) // N
