@@ -30,6 +30,7 @@ from freetf_cli.results import Sample
 
 MOST_ROWS = {"cpu": 1024, "cuda": 4096}  # generated together, as far as their caches fit
 _CACHE_BYTES = {"cpu": 256 << 20, "cuda": 8 << 30}
+ALIGNED = 64
 LEAST_TEMPERATURE = 1e-30  # but for 0: less is no number in float32
 
 
@@ -208,7 +209,8 @@ def _generate_rows(
     z_BT = torch.from_numpy(np.stack([row.codes for row in rows])).to(device)
     noise_BN = torch.from_numpy(np.stack([row.token_noise for row in rows])).to(device)
     prompt, total = tokens_BP.shape[1], rows[0].total
-    cache = model.new_cache(len(rows), total - 1)
+    room = -(-(total - 1) // ALIGNED) * ALIGNED  # products over an odd number of keys are slow
+    cache = model.new_cache(len(rows), room if device.type == "cuda" else total - 1)
     logits_BV = _read_prompt(model, tokens_BP, z_BT, rows, cache)
     out_BT = torch.cat([tokens_BP, tokens_BP.new_zeros(len(rows), total - prompt)], dim=1)
 

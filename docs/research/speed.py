@@ -48,7 +48,11 @@ KINDS = {  # of kernels, by their names; the first that fits
 
 
 def main(out: Path, settings: list[str]) -> None:
-    lock = Path(os.environ.get("SPEED_LOCK", out.parent / "speed.lock")).open("w")
+    with Path(os.environ.get("SPEED_LOCK", out.parent / "speed.lock")).open("w") as lock:
+        measure_all(out, settings, lock)
+
+
+def measure_all(out: Path, settings: list[str], lock: Any) -> None:
     found: dict[str, Any] = {"machine": None, "rows": []}
     for setting in settings:
         label, rest = setting.split("=", 1)
