@@ -9,8 +9,7 @@ Shapes: B sequences, P prompt positions, T positions of a row, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -30,7 +29,6 @@ class Continuation:
     """A batch whose prompt is read. tokens_BT has room for all of a row; logits_BV are those of its next token.
 
     z_BT: the codes of all input positions, of a Free model. quantiles_BN: for each token to choose. separator ends a sequence.
-    compile: one block is compiled, for all of them.
     """
 
     model: Decoder
@@ -41,7 +39,6 @@ class Continuation:
     logits_BV: Tensor
     choose: Choose
     separator: int | None
-    compile: bool = False
 
     def __post_init__(self) -> None:
         assert isinstance(self.cache.position, int)
@@ -51,10 +48,6 @@ class Continuation:
     def run(self) -> None:
         """Fill in the tokens, up to where all sequences have ended."""
         steps = self.tokens_BT.shape[1] - self.prompt - 1  # and one more token, which is not read
-        with compiled_blocks(self.model) if self.compile else nullcontext():
-            self._run(steps)
-
-    def _run(self, steps: int) -> None:
         if self.tokens_BT.is_cuda and steps >= LEAST_STEPS:
             self._replayed(steps)
         else:
@@ -76,7 +69,7 @@ class Continuation:
         here = torch.cuda.current_stream(device)
         side.wait_stream(here)
         with torch.cuda.stream(side):
-            self.step()  # libraries set themselves up, and what is compiled is, in this one
+            self.step()  # libraries and kernels set themselves up in this one
         here.wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=side):
@@ -111,15 +104,3 @@ def next_logits(model: Decoder, tokens_B1: Tensor, z_B1: Tensor, cache: Cache) -
     if isinstance(model, FreeTransformer):
         return model(tokens_B1, z_B1, cache)[:, -1]
     return model(tokens_B1, cache)[:, -1]
-
-
-@contextmanager
-def compiled_blocks(model: Decoder) -> Iterator[None]:
-    """What is inside runs the blocks compiled. The code is one for all of them, and kept: a second time costs nothing."""
-    try:
-        for block in model.blocks:
-            block.forward = torch.compile(block.forward, dynamic=False)
-        yield
-    finally:
-        for block in model.blocks:
-            vars(block).pop("forward", None)

@@ -11,7 +11,6 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -143,15 +142,24 @@ def _compiler() -> Finding:
 
 
 def _attention() -> Finding:
-    from torch.backends import cuda
+    """The kernel that torch takes for causal attention as training has it, and what else is there."""
+    import torch
+    from torch.nn.attention import SDPBackend
 
-    kernels: dict[str, Callable[[], bool]] = {
-        "flash": cuda.flash_sdp_enabled,
-        "memory-efficient": cuda.mem_efficient_sdp_enabled,
-        "cudnn": cuda.cudnn_sdp_enabled,
-    }
-    names = [name for name, enabled in kernels.items() if enabled()] if available()[0] == "cuda" else ["flash (cpu)"]
-    return Finding("attention kernels", ", ".join([*names, "math"]), True)
+    from freetf_cli.model.kernels import runs_kernels
+
+    kind = available()[0]
+    dtype = torch.bfloat16 if kind == "cuda" else torch.float32
+    heads = torch.zeros(1, 2, 256, 64, device=kind, dtype=dtype, requires_grad=True)
+    try:
+        chosen = SDPBackend(torch._fused_sdp_choice(heads, heads, heads, is_causal=True))
+    except (AttributeError, RuntimeError, ValueError):  # no part of torch's promises
+        return Finding("attention", "torch's own choice", True)
+    names = {"FLASH_ATTENTION": "flash", "CUDNN_ATTENTION": "cuDNN", "EFFICIENT_ATTENTION": "memory-efficient", "MATH": "plain products"}
+    what = f"{names.get(chosen.name, chosen.name.lower())} ({kind}), as torch chooses"
+    if runs_kernels(torch.device(kind)):
+        what += "; up to 128 positions a kernel of freetf's"
+    return Finding("attention", what, chosen != SDPBackend.MATH, "a GPU of compute capability 8.0 or newer has faster ones")
 
 
 def _package(name: str) -> Finding:

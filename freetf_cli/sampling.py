@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import chain, groupby, product
 from typing import Literal
 
@@ -31,6 +31,7 @@ from freetf_cli.results import Sample
 
 MOST_ROWS = {"cpu": 1024, "cuda": 4096}  # generated together, as far as their caches fit
 _CACHE_BYTES = {"cpu": 256 << 20, "cuda": 8 << 30}
+ALIGNED = 64
 LEAST_TEMPERATURE = 1e-30  # but for 0: less is no number in float32
 
 
@@ -40,8 +41,7 @@ class SampleSpec:
 
     z: "independent" (a Z a sequence) or "shared" (a Z a group). given_z overrides it: record i for row i, or groups × count
     records for every prompt, or one for all. prompt_z: where the prompt's Z comes from. temperature 0 takes the likeliest token.
-    total: tokens of a row, prompt and continuation; new_tokens overrides it with so many after the prompt. compile: the steps after the
-    prompt run compiled, from some ten seconds on.
+    total: tokens of a row, prompt and continuation; new_tokens overrides it with so many after the prompt.
     """
 
     total: int
@@ -55,7 +55,6 @@ class SampleSpec:
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
-    compile: bool = False
 
 
 class _Stream(IntEnum):
@@ -213,11 +212,15 @@ def _generate_rows(
     z_BT = torch.from_numpy(np.stack([row.codes for row in rows])).to(device)
     noise_BN = torch.from_numpy(np.stack([row.token_noise for row in rows])).to(device)
     prompt, total = tokens_BP.shape[1], rows[0].total
-    cache = model.new_cache(len(rows), total - 1)
+    room = -(-(total - 1) // ALIGNED) * ALIGNED  # products over an odd number of keys are slow
+    cache = model.new_cache(len(rows), room if device.type == "cuda" else total - 1)
     logits_BV = _read_prompt(model, tokens_BP, z_BT, rows, cache)
     out_BT = torch.cat([tokens_BP, tokens_BP.new_zeros(len(rows), total - prompt)], dim=1)
-    choose = partial(choose_tokens, spec=spec)
-    Continuation(model, cache, out_BT, z_BT, noise_BN, logits_BV, choose, separator, spec.compile).run()
+
+    def choose(logits_BV: Tensor, quantiles_B: Tensor) -> Tensor:
+        return choose_tokens(logits_BV, quantiles_B, spec)
+
+    Continuation(model, cache, out_BT, z_BT, noise_BN, logits_BV, choose, separator).run()
     texts = [_until(separator, row, prompt) for row in out_BT.tolist()]
     if not isinstance(model, FreeTransformer):
         return [(text, None) for text in texts]

@@ -1,11 +1,11 @@
-"""The steps after the prompt: as a device takes them, compiled, and one by one."""
+"""The steps after the prompt: as a device takes them, and one by one."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from freetf_cli.continuation import Continuation, compiled_blocks, next_logits
+from freetf_cli.continuation import Continuation
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.model.free_transformer import FreeTransformer, build_model, initialise_model
 from freetf_cli.recipe import LatentConfig, ModelConfig
@@ -78,21 +78,3 @@ def test_the_steps_end_where_all_sequences_have() -> None:
     ending.run()
     assert (ending.tokens_BT[:, PROMPT] == 2).all() and (ending.tokens_BT[:, PROMPT + 1 :] == 0).all()
     assert ending.cache.position == PROMPT
-
-
-@pytest.mark.slow
-@torch.inference_mode()
-def test_compiled_blocks_are_the_blocks_and_only_while_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = model_of("free")
-    plain, compiled = begun(model), begun(model)
-    position = plain.cache.position
-    one = slice(position, position + 1) if isinstance(position, int) else slice(0)
-    taken: list[int] = []
-    backend = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f, **words: (taken.append(1), backend(f, backend="aot_eager", **words))[1])
-    want = next_logits(model, plain.tokens_BT[:, one], plain.z_BT[:, one], plain.cache)
-    with compiled_blocks(model):
-        got = next_logits(model, compiled.tokens_BT[:, one], compiled.z_BT[:, one], compiled.cache)
-    assert len(taken) == CONFIG.layers
-    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
-    assert all("forward" not in vars(block) for block in model.blocks)

@@ -23,7 +23,6 @@ def bench_sample(
     device: torch.device,
     effort: Effort,
     done: Callable[[], None] = lambda: None,
-    compile: bool = False,
 ) -> SampleBench:
     """Tokens a second, the reading of a prompt of `prompt` random tokens among the time; Z from the prior. Weights are in the type that
     the first recipe trains in. Ratios are to the first variant at the same batch."""
@@ -35,7 +34,7 @@ def bench_sample(
         initialise_model(model, variant.recipe.train.seed)
         model = model.to(device, autocast_dtype(precision, device) or torch.float32).eval()
         for batch in batches:
-            took = _measured(model, batch, prompt, new_tokens, effort, compile)
+            took = _measured(model, batch, prompt, new_tokens, effort)
             first = next((row.time for row in rows if row.batch == batch), took)
             rate, size = batch * new_tokens / took.median, _read_bytes(model)
             reached = size * new_tokens / took.median / here.bandwidth
@@ -48,10 +47,10 @@ def bench_sample(
     return SampleBench(here, rows)
 
 
-def _measured(model: Decoder, batch: int, prompt: int, new_tokens: int, effort: Effort, compile: bool) -> Timing:
+def _measured(model: Decoder, batch: int, prompt: int, new_tokens: int, effort: Effort) -> Timing:
     random = torch.Generator().manual_seed(0)
     prompts = torch.randint(model.config.vocab or 2, (batch, prompt), generator=random).tolist()
-    spec = SampleSpec(total=prompt + new_tokens, prompt_z="prior", compile=compile)
+    spec = SampleSpec(total=prompt + new_tokens, prompt_z="prior")
     continue_tokens(model, prompts, spec)
     return timed(lambda: continue_tokens(model, prompts, spec), effort)
 

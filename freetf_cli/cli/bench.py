@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from freetf_cli.cli.options import CompileOption, DeviceOption, JsonOption, QuietOption, SetOption, SmokeOption, complete_recipe
+from freetf_cli.cli.options import DeviceOption, JsonOption, QuietOption, SetOption, SmokeOption, complete_recipe
 from freetf_cli.errors import InputError
 
 if TYPE_CHECKING:
@@ -67,7 +67,6 @@ def sample(
     batch: BatchOption = None,
     prompt: PromptOption = 2,
     new_tokens: NewTokensOption = None,
-    compile: CompileOption = False,
     repeats: RepeatsOption = 5,
     device: DeviceOption = "auto",
     json: JsonOption = False,
@@ -92,7 +91,7 @@ def sample(
         what = f"{prompt} tokens and {new_tokens or 1} new ones are more than a row of {room + prompt}"
         raise InputError(what, hint="lower --max-tokens, or a longer row: --set model.context=…")
     with counter("batches", total=len(variants) * len(batches), quiet=quiet or json) as advance:
-        result = bench_sample(variants, batches, prompt, new_tokens or room, resolve_device(device), Effort(1, repeats), advance, compile)
+        result = bench_sample(variants, batches, prompt, new_tokens or room, resolve_device(device), Effort(1, repeats), advance)
     typer.echo(to_json(result)) if json else show.sample(result)
 
 

@@ -55,9 +55,6 @@ def _starting(incomplete: str, choices: Iterable[str]) -> list[str]:
 
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout; errors become JSON on stderr.")]
-CompileOption = Annotated[
-    bool, typer.Option("--compile", help="Compile the steps after the prompt: some ten seconds, and then faster. Worth it for long texts.")
-]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no hints on stderr; warnings stay.")]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Tell more on stderr.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal
 
 import typer
 
-from freetf_cli.cli.options import CompileOption, DeviceOption, JsonOption, RunArgument, SeedOption
+from freetf_cli.cli.options import DeviceOption, JsonOption, RunArgument, SeedOption
 from freetf_cli.errors import InputError
 
 if TYPE_CHECKING:
@@ -54,7 +54,6 @@ def sample(
     top_p: TopPOption = 1.0,
     max_tokens: MaxTokensOption = None,
     precision: PrecisionOption = "fp32",
-    compile: CompileOption = False,
     device: DeviceOption = "auto",
     seed: SeedOption = 0,
     json: JsonOption = False,
@@ -99,7 +98,6 @@ def sample(
         top_k=top_k,
         top_p=top_p,
         seed=seed,
-        compile=compile,
     )
     if precision == "bf16":
         model.bfloat16()

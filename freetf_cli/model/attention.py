@@ -14,7 +14,6 @@ from freetf_cli.model.kernels import runs_kernels_compiled
 from freetf_cli.recipe import ModelConfig
 
 Rotary = tuple[Tensor, Tensor]
-FEW_TOKENS = 256
 
 
 def rotary_tables(positions_T: Tensor, head_width: int, base: float) -> Rotary:
@@ -141,16 +140,14 @@ def project(x_BTD: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
 
     Compiled it is one product with all their weights side by side, as a GPU takes as long to start a small product as to compute it.
     """
-    if not _joins(x_BTD, *layers):
+    if not _joins(*layers):
         return tuple(layer(x_BTD) for layer in layers)
     return torch.split(_joined(x_BTD, *layers), [layer.out_features for layer in layers], dim=-1)
 
 
-def _joins(x_BTD: Tensor, *layers: nn.Linear) -> bool:
-    """Not for a few tokens: their products take as long as reading the weights, which putting them side by side would do once more. Nor
-    for layers with a product of their own (`train.float8`)."""
-    plain = all(type(layer) is nn.Linear for layer in layers)
-    return plain and torch.compiler.is_compiling() and x_BTD.shape[:-1].numel() > FEW_TOKENS
+def _joins(*layers: nn.Linear) -> bool:
+    """Not for layers with a product of their own (`train.float8`)."""
+    return torch.compiler.is_compiling() and all(type(layer) is nn.Linear for layer in layers)
 
 
 def _joined(x_BTD: Tensor, *layers: nn.Linear) -> Tensor:
@@ -245,7 +242,7 @@ class Attention(nn.Module):
     def _project(self, q_BTD: Tensor, kv_BTD: Tensor, rotary: Rotary) -> tuple[Tensor, ...]:
         """Queries, keys and values by head, [B, T, heads, E]; queries and keys rotated."""
         m, k = self.heads, self.key_heads
-        if not _joins(kv_BTD, self.q, self.k, self.v):
+        if not _joins(self.q, self.k, self.v):
             q_BTF, k_BTF, v_BTF = self.q(q_BTD), self.k(kv_BTD), self.v(kv_BTD)
             return rotate(self._heads(q_BTF), rotary), rotate(self._heads(k_BTF), rotary), self._heads(v_BTF)
         if q_BTD is kv_BTD:
@@ -279,8 +276,9 @@ def _attend_up_to(position: Tensor, q_BM1E: Tensor, k_BKSE: Tensor, v_BKSE: Tens
     """One query a sequence attends to the keys up to its own position, [B, 1, M E]; what the cache holds beyond counts for nothing."""
     batch, heads, length, width = k_BKSE.shape
     q_BKGE = q_BM1E.reshape(batch, heads, -1, width)
-    scores_BKGS = (q_BKGE @ k_BKSE.mT).to(torch.promote_types(q_BKGE.dtype, torch.float32)) * width**-0.5
+    wide = torch.promote_types(q_BKGE.dtype, torch.float32)
     later_S = torch.arange(length, device=k_BKSE.device) > position
+    scores_BKGS = (q_BKGE @ k_BKSE.mT).to(wide) * width**-0.5
     shares_BKGS = torch.softmax(scores_BKGS.masked_fill(later_S, -torch.inf), dim=-1)
     return (shares_BKGS.to(v_BKSE.dtype) @ v_BKSE).reshape(batch, 1, -1)
 

@@ -10,8 +10,10 @@ from torch import nn
 
 from freetf_cli.model.attention import Attention
 from freetf_cli.model.attention_kinds import make_attention
+from freetf_cli.model.cross_entropy import FEW_LOGITS, MOST_LOGITS
 from freetf_cli.model.differential import Differential
 from freetf_cli.model.free_transformer import FreeTransformer, build_model
+from freetf_cli.model.latent import CHUNK_ELEMENTS, WIDEST_FUSED
 from freetf_cli.model.layers import Block
 from freetf_cli.model.maps import MapAttention
 from freetf_cli.recipe import ModelConfig, Recipe
@@ -97,24 +99,53 @@ def _count(module: nn.Module) -> int:
 
 
 def _memory(recipe: Recipe, parameters: int, bf16: bool) -> dict[str, float]:
-    """Bytes: parameters, gradients and AdamW's two moments in float32; activations kept for the backward, and the logits, estimated."""
-    config, number = recipe.model, 2 if bf16 else 4
-    tokens = recipe.rows_at_once * (config.context or 1)
-    attention = (2 * config.heads + 2 * config.key_heads) * config.head_width
-    block = 2 * 4 * config.width + number * (2 * config.width + attention + 3 * config.hidden)
-    blocks = config.layers + (1 if recipe.latent else 0)
-    logits = (config.vocab or 0) * (number + 2 * 4)
-    table_copy = number * 2**recipe.latent.bits * config.width if recipe.latent and bf16 else 0
-    kept = tokens * (blocks * block + logits) + table_copy + _pairs(recipe)
+    """Bytes: parameters, gradients and AdamW's two moments in float32, and what a step wants beyond them, estimated.
+
+    Most is wanted either where the forward ends and no gradient is there yet, or where the backward ends and all of them are: gradients
+    come as activations go. A batch in parts keeps the gradients of the first while it goes through the next.
+    """
+    states = 16.0 * parameters
+    gradients = 4.0 * parameters
+    maps = float(recipe.rows_at_once * (recipe.model.context or 1) * _map_bytes(recipe.model, 2 if bf16 else 4))
+    forward = _activations(recipe, bf16) + maps + (gradients if recipe.train.accumulate > 1 else 0.0)
+    beyond = max(forward - gradients, _mapper_bytes(recipe, bf16))
+    maps = min(maps, beyond)
     parts = {
-        "parameters": 4.0 * parameters,
-        "gradients": 4.0 * parameters,
-        "optimizer": 8.0 * parameters,
-        "activations (estimated)": float(kept),
+        "parameters": gradients,
+        "gradients": gradients,
+        "optimizer": 2 * gradients,
+        "activations (estimated)": beyond - maps,
     }
-    if maps := _map_bytes(config, number):
-        parts["attention maps (estimated)"] = float(tokens * maps)
-    return {**parts, "total": sum(parts.values())}
+    if maps:
+        parts["attention maps (estimated)"] = maps
+    return {**parts, "total": states + beyond}
+
+
+def _activations(recipe: Recipe, bf16: bool) -> float:
+    """Bytes at the end of the forward: what blocks keep for the backward, and the read-out's logits with what their gradients want."""
+    config, number = recipe.model, 2 if bf16 else 4
+    tokens, vocabulary = recipe.rows_at_once * (config.context or 1), config.vocab or 0
+    attention = (2 * config.heads + 2 * config.key_heads) * config.head_width
+    block = 3 * 4 * config.width + number * (2 * config.width + attention + 3 * config.hidden)
+    blocks = config.layers + (1 if recipe.latent else 0)
+    injection = (2 * 4 + number) * config.width if recipe.latent else 0
+    kind, logits = "cuda" if bf16 else "cpu", tokens * vocabulary
+    if logits <= FEW_LOGITS[kind]:
+        readout = logits * (number + 2 * 4)
+    else:
+        copies = 1 if bf16 else 3  # on a GPU the gradient takes the place of the logits
+        readout = copies * number * min(logits, MOST_LOGITS[kind]) + (2 * number + 2 * 4) * vocabulary * config.width
+    return float(tokens * (blocks * block + injection) + readout + _pairs(recipe))
+
+
+def _mapper_bytes(recipe: Recipe, bf16: bool) -> float:
+    """Of the mapper's gradient: a centred copy of the table, and some tokens' s = W · dr where it goes through memory."""
+    if recipe.latent is None:
+        return 0.0
+    codes, width = 2**recipe.latent.bits, recipe.model.width
+    fused = bf16 and width <= WIDEST_FUSED
+    s = 0 if fused else min(recipe.rows_at_once * (recipe.model.context or 1) * codes, CHUNK_ELEMENTS["cuda" if bf16 else "cpu"])
+    return float((2 if bf16 else 4) * (codes * width + s))
 
 
 def _map_bytes(config: ModelConfig, number: int) -> int:

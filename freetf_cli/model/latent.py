@@ -31,8 +31,8 @@ from torch import Tensor, nn
 from freetf_cli.model.kernels import runs_kernels
 
 LN2 = math.log(2.0)
-_CHUNK_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 28}  # of s at a time: 16 MB in float32 on a CPU, 0.5 GB in bfloat16 on a GPU
-_WIDEST_FUSED = 768  # beyond, a library's product that writes s to memory and a kernel that reads it are faster
+CHUNK_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 28}  # of s at a time: 16 MB in float32 on a CPU, 0.5 GB in bfloat16 on a GPU
+WIDEST_FUSED = 768  # beyond, a library's product that writes s to memory and a kernel that reads it are faster
 
 
 def sample_codes(bit_logits_BTH: Tensor, noise_BTH: Tensor) -> Tensor:
@@ -184,7 +184,7 @@ def _(dr_ND: Tensor, bit_logits_NH: Tensor, table_CD: Tensor, float8: bool = Fal
 
 def _chunks(dr_ND: Tensor, table_CD: Tensor) -> list[slice]:
     """Tokens whose s are in memory together."""
-    step = max(1, _CHUNK_ELEMENTS.get(dr_ND.device.type, 1 << 26) // table_CD.shape[0])
+    step = max(1, CHUNK_ELEMENTS.get(dr_ND.device.type, 1 << 26) // table_CD.shape[0])
     return [slice(start, start + step) for start in range(0, dr_ND.shape[0], step)]
 
 
@@ -210,7 +210,7 @@ def _by_kernels(dr_ND: Tensor, bit_logits_NH: Tensor, table_CD: Tensor, float8: 
             dl_NH = kernel.logit_gradient_in_8_bits(dr_ND, p_NH, table_CD, common_D)
         else:
             dr_ND, table_CD = dr_ND.bfloat16(), kernel.centred(table_CD, common_D)
-            if dr_ND.shape[1] <= _WIDEST_FUSED:
+            if dr_ND.shape[1] <= WIDEST_FUSED:
                 dl_NH = kernel.fused_logit_gradient(dr_ND, p_NH, table_CD)
             else:
                 dl_NH = torch.cat([kernel.covariance(dr_ND[part] @ table_CD.T, p_NH[part]) for part in _chunks(dr_ND, table_CD)])

@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from freetf_cli.model.attention import LayerCache, Rotary, project
+from freetf_cli.model.attention import Attention, LayerCache, Rotary, project
 from freetf_cli.model.attention_kinds import make_attention
+from freetf_cli.model.kernels import runs_kernels
 from freetf_cli.recipe import ModelConfig
 
 FEW_ROWS = 512  # up to here the gradient of an embedding table is a product,
@@ -81,8 +82,18 @@ class Block(nn.Module):
         documents_BS: Tensor | None = None,
     ) -> Tensor:
         """Queries and residual from x; keys and values from `keys_from` (default x), through the same norm."""
+        if cache is not None and isinstance(position, Tensor) and documents_BS is None and self._is_one_row(x_BTD):
+            from freetf_cli.model.one_row import run_block
+
+            return run_block(self, x_BTD, keys_from, rotary, cache, position)
         q_BTD = self.attention_norm(x_BTD)
         kv_BTD = q_BTD if keys_from is None else self.attention_norm(keys_from)
         y_BTD = self.attention(q_BTD, kv_BTD, rotary, causal=causal, cache=cache, position=position, documents_BS=documents_BS)
         x_BTD = x_BTD + y_BTD
         return x_BTD + self.ffn(self.ffn_norm(x_BTD))
+
+    def _is_one_row(self, x_BTD: Tensor) -> bool:
+        """Whether kernels for one position of one sequence do it."""
+        width, fits = self.attention.head_width, x_BTD.shape[:2] == (1, 1) and x_BTD.dtype == torch.bfloat16 == self.ffn.down.weight.dtype
+        fits = fits and type(self.attention) is Attention
+        return fits and width in (32, 64, 128) and not torch.is_grad_enabled() and runs_kernels(x_BTD.device)

@@ -40,7 +40,9 @@ class Tiles(NamedTuple):
     resident: bool
 
 
-IN_8_BITS = Tiles(tokens=128, low=8, columns=128, warps=8, stages=3, resident=False)
+IN_8_BITS = Tiles(
+    tokens=64, low=7, columns=128, warps=4, stages=4, resident=False
+)  # two programs a multiprocessor: one sums, one multiplies
 GIVEN = Tiles(tokens=64, low=7, columns=0, warps=4, stages=4, resident=False)  # of s in memory
 GIVEN_SPLITS = 16  # enough programs for several on every multiprocessor, whose loads wait for memory beside each other
 

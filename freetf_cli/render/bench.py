@@ -44,7 +44,7 @@ def sample(result: SampleBench) -> None:
         rows.append([row.recipe, count(row.batch), count(row.new_tokens), *took, *speed])
     headers = ["recipe", "batch", "new tokens", "ms", "range", "tokens/s", "ratio", "of the bandwidth"]
     print_fitting(console, headers, rows, right=range(1, len(headers)))
-    about = "Of the bandwidth: had each new token only read the weights once, at the speed at which a large copy reads."
+    about = "Of the bandwidth: had each new token only read the weights once, as many bytes a second as a large copy reads and writes."
     _notes(console, about, result.rows[0].time if result.rows else None)
 
 

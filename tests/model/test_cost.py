@@ -1,5 +1,8 @@
 """Sizes against arithmetic by hand, and against a model that is really built."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from freetf_cli.model.cost import plan_run
@@ -42,6 +45,24 @@ def test_the_pairs_of_a_mismatch_penalty_are_counted() -> None:
     recipes = (load_recipe("figure4-8th", overrides=overrides) for overrides in (sizes, sizes + plain))
     with_it, without = (plan_run(recipe, "figure4-8th", bf16=True) for recipe in recipes)
     assert with_it.memory["total"] - without.memory["total"] == 3 * 4 * 64**2 * 2 * 16
+
+
+def test_memory_is_foretold_within_a_tenth_of_what_was_measured() -> None:
+    """docs/results/speed-h200.json: peaks of allocated memory on a GPU. 8-bit layers keep less."""
+    results = json.loads((Path(__file__).parents[2] / "docs" / "results" / "speed-h200.json").read_text())
+    rows = [row for row in results["rows"] if "train.float8=true" not in row["settings"]]
+    assert len(rows) >= 5
+    for row in rows:
+        plan = plan_run(load_recipe(row["recipe"], overrides=row["settings"]), "", bf16=True)
+        assert plan.memory["total"] == pytest.approx(row["peak"], rel=0.1), row["name"]
+
+
+def test_a_batch_in_parts_keeps_gradients_beside_activations() -> None:
+    whole, parts = (
+        plan_run(load_recipe("paper-1.5b-free", overrides=[f"train.batch={n}", f"train.accumulate={n // 4}"]), "", bf16=True)
+        for n in (4, 8)
+    )
+    assert parts.memory["total"] - whole.memory["total"] == pytest.approx(4 * whole.parameters)
 
 
 @pytest.mark.parametrize("name", ["letters-free", "letters-baseline", "demo-free"])

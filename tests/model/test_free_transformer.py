@@ -5,7 +5,6 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from freetf_cli.model import attention
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.model.free_transformer import FreeTransformer, PosteriorPass, build_model, initialise_model
 from freetf_cli.model.latent import kl_per_token
@@ -206,10 +205,7 @@ def test_a_compiled_pass_is_the_same(free: FreeTransformer) -> None:
         assert torch.allclose(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("many", [True, False])
-def test_compiled_projections_of_one_stream_are_one_product(many: bool, free: FreeTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of many tokens; of few each is read where it lies."""
-    monkeypatch.setattr(attention, "FEW_TOKENS", 0 if many else 1 << 20)
+def test_compiled_projections_of_one_stream_are_one_product(free: FreeTransformer) -> None:
     calls: list[str] = []
 
     def backend(module: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., object]:
@@ -220,5 +216,4 @@ def test_compiled_projections_of_one_stream_are_one_product(many: bool, free: Fr
     assert sum("rotary_tables" in call for call in calls) > 0
     assert not any("cos" in call for call in calls)
     products = sum("linear" in call for call in calls)
-    blocks = 4 * 4 + 4 + 2 if many else 5 * 7  # a block: qkv, out, gate and up, down; q apart in the encoder and the injection
-    assert products == blocks + 1  # the encoder's logits
+    assert products == 4 * 4 + 4 + 2 + 1  # a block: qkv, out, gate and up, down; q apart in the encoder and the injection; its logits

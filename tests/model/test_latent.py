@@ -35,7 +35,7 @@ def literal_mapper(logits: torch.Tensor, codes: torch.Tensor, table: torch.Tenso
 @pytest.mark.parametrize("bits", [1, 2, 3, 7, 8])
 @pytest.mark.parametrize("chunk", [1, 5, 10_000])
 def test_mapper_equals_the_literal_straight_through(bits: int, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(latent._CHUNK_ELEMENTS, "cpu", chunk * 2**bits)
+    monkeypatch.setitem(latent.CHUNK_ELEMENTS, "cpu", chunk * 2**bits)
     torch.manual_seed(bits)
     tokens, width = (3, 4), 6
     sampler = PostSampler(bits, width).double()

@@ -1,0 +1,56 @@
+"""Linear layers in 8-bit numbers, computed in float32 as torchao emulates them."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+
+from freetf_cli.errors import FreetfError, InputError
+from freetf_cli.model.free_transformer import FreeTransformer, build_model, initialise_model
+from freetf_cli.recipe import LatentConfig, ModelConfig
+from freetf_cli.training.float8 import use_float8
+
+CPU = torch.device("cpu")
+
+
+def model_of() -> FreeTransformer:
+    config = ModelConfig(layers=2, width=512, heads=8, kv_heads=2, ffn=528, vocab=11, context=16)
+    model = build_model(config, LatentConfig(kappa=1.0, bits=4))
+    initialise_model(model, 0)
+    assert isinstance(model, FreeTransformer)
+    return model
+
+
+def test_a_device_without_such_products_is_refused() -> None:
+    with pytest.raises(InputError, match=r"train\.float8 on cpu: 8-bit products need a GPU of compute capability 8\.9"):
+        use_float8(model_of(), CPU)
+
+
+def test_without_torchao_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchao.float8", None)
+    with pytest.raises(FreetfError) as caught:
+        use_float8(model_of(), CPU, emulate=True)
+    assert caught.value.hint == "pip install 'freetf[float8]'"
+
+
+@pytest.mark.slow
+def test_wide_layers_of_blocks_are_converted_and_near_the_plain_ones() -> None:
+    pytest.importorskip("torchao", reason="train.float8 is an extra")
+    plain, rough = model_of(), model_of()
+    names, weights = [name for name, _ in rough.named_parameters()], dict(rough.named_parameters())
+    use_float8(rough, CPU, emulate=True)
+    changed = {name for name, module in rough.named_modules() if type(module).__name__ == "Float8Linear"}
+    parts = ("attention.q", "attention.out", "ffn.gate", "ffn.up", "ffn.down")  # k and v are 128 wide
+    assert changed == {f"{block}.{part}" for block in ("blocks.0", "blocks.1", "encoder.block") for part in parts}
+    assert [name for name, _ in rough.named_parameters()] == names
+    assert all(parameter is weights[name] for name, parameter in rough.named_parameters())
+    torch.manual_seed(0)
+    x, dy, outcomes = torch.randn(32, 512), torch.randn(32, 528), []
+    for model in (rough, plain):
+        layer, given = model.blocks[0].ffn.up, x.clone().requires_grad_()  # type: ignore[union-attr]
+        y = layer(given)  # type: ignore[operator]
+        outcomes.append((y.detach(), *torch.autograd.grad(y, (given, layer.weight), dy)))  # type: ignore[union-attr,arg-type]
+    for got, want in zip(*outcomes, strict=True):
+        assert 0.01 < float((got - want).norm() / want.norm()) < 0.1  # 3 bits of precision forward, 2 in the gradient
