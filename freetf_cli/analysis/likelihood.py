@@ -112,7 +112,7 @@ def row_costs(
     """
     started = time.perf_counter()
     draws = max(samples)
-    at_once = max(1, _rows_at_once(model, source.context) // (draws if isinstance(model, FreeTransformer) else 1))
+    at_once = max(1, rows_at_once(model, source.context) // (draws if isinstance(model, FreeTransformer) else 1))
     parts: list[dict[str, NDArray[np.float64]]] = []
     for batch in source.held_out(split, sequences, min(at_once, 256)):
         row = sum(len(part["tokens"]) for part in parts)
@@ -160,7 +160,7 @@ def target_nats(model: Decoder, hidden_BTD: Tensor, targets_BT: Tensor) -> Tenso
 
 def given_z_nats(model: FreeTransformer, x_BTD: Tensor, z_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
     """−log P(target | Z) [B, T] from the stream below the injection, in pieces that bound the memory. documents_BT: `model.documents`."""
-    rows = _rows_at_once(model, x_BTD.shape[1])
+    rows = rows_at_once(model, x_BTD.shape[1])
     parts = []
     for start in range(0, len(x_BTD), rows):
         part = slice(start, start + rows)
@@ -192,7 +192,7 @@ def row_stream(seed: int, purpose: str, row: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, *purpose.encode(), row])))
 
 
-def _rows_at_once(model: Decoder, context: int) -> int:
+def rows_at_once(model: Decoder, context: int) -> int:
     """Rows of T positions that go through the upper half together."""
     device = model.embedding.weight.device.type
     numbers = _LOGITS_AT_ONCE.get(device, 1 << 26)
@@ -218,7 +218,7 @@ def _free(model: FreeTransformer, batch: Batch, row: int, samples: Sequence[int]
     kl_BT = kl_per_token(bit_logits_BTH) * carriers_BT
     streams = [row_stream(seed, "posterior", row + i) for i in range(rows)]
     log_weights, nats_BT = [], torch.zeros_like(carriers_BT, dtype=torch.float64)
-    at_once = max(1, _rows_at_once(model, context) // rows)
+    at_once = max(1, rows_at_once(model, context) // rows)
     for start in range(0, draws, at_once):
         count = min(at_once, draws - start)
         noise = np.stack([stream.random((count, *bit_logits_BTH.shape[1:]), dtype=np.float32) for stream in streams])

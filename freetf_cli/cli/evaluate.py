@@ -8,7 +8,7 @@ import typer
 
 from freetf_cli.cli.options import DataOption, DeviceOption, JsonOption, QuietOption, RunArgument, SeedOption, SplitOption
 
-TaskOption = Annotated[Literal["likelihood"], typer.Option("--task", metavar="likelihood", help="What to evaluate.")]
+TaskOption = Annotated[Literal["likelihood", "answers"], typer.Option("--task", metavar="likelihood|answers", help="What to evaluate.")]
 SequencesOption = Annotated[int, typer.Option("--sequences", min=1, max=1_000_000, help="Held-out sequences, always the same ones.")]
 SamplesOption = Annotated[
     int, typer.Option("--samples", min=1, max=1 << 16, help="Most posterior draws K a sequence of the importance-weighted bound.")
@@ -31,16 +31,20 @@ def evaluate(
 
     likelihood: a baseline's CE; of a Free model CE with Z from the posterior and from the prior, KL, their sum (the ELBO), and the
     importance-weighted bound, which with more draws falls to the code length that is comparable with a baseline's CE.
+    answers: where only a part of each row counts, as in the task blocks, the share of rows with a wrong token there.
 
     $ freetf evaluate runs/letters-free --task likelihood
     $ freetf evaluate runs/letters-free --task likelihood --sequences 1024 --json
+    $ freetf evaluate runs/blocks-softmax --task answers --sequences 1000
     """
+    from freetf_cli.analysis.answers import evaluate_answers
     from freetf_cli.analysis.likelihood import SAMPLES, evaluate_likelihood
     from freetf_cli.analysis.run_data import check_split, open_run_data
     from freetf_cli.checkpoint import open_model
     from freetf_cli.device import resolve_device, set_threads
-    from freetf_cli.render import likelihood as show
+    from freetf_cli.render.answers import answers as show_answers
     from freetf_cli.render.console import warn
+    from freetf_cli.render.likelihood import likelihood as show_likelihood
     from freetf_cli.render.progress import counter
     from freetf_cli.results import to_json
 
@@ -52,10 +56,17 @@ def evaluate(
     total = min(sequences, source.rows.size(chosen) or sequences)
     draws = [count for count in SAMPLES if count < samples] + [samples]
     with counter("sequences", total=total, quiet=quiet or json) as advance:
-        result = evaluate_likelihood(
-            checkpoint, model, source, run=str(run), split=chosen, sequences=sequences, samples=draws, seed=seed, advance=advance
-        )
+        if task == "answers":
+            answers = evaluate_answers(
+                checkpoint, model, source, run=str(run), split=chosen, sequences=sequences, seed=seed, advance=advance
+            )
+        else:
+            likelihood = evaluate_likelihood(
+                checkpoint, model, source, run=str(run), split=chosen, sequences=sequences, samples=draws, seed=seed, advance=advance
+            )
     if json:
-        typer.echo(to_json(result))
+        typer.echo(to_json(answers if task == "answers" else likelihood))
+    elif task == "answers":
+        show_answers(answers)
     else:
-        show.likelihood(result)
+        show_likelihood(likelihood)

@@ -1,0 +1,82 @@
+"""evaluate --task answers: rows with a wrong token among those that count."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from freetf_cli.analysis.answers import evaluate_answers, share_of
+from freetf_cli.analysis.run_data import open_run_data
+from freetf_cli.checkpoint import open_model
+from freetf_cli.cli.app import main
+
+
+@pytest.mark.parametrize(("count", "low", "high"), [(0, 0.0, 0.0370), (50, 0.4038, 0.5962), (100, 0.9630, 1.0)])
+def test_wilsons_interval(count: int, low: float, high: float) -> None:
+    """Of 100, as statistics books have it."""
+    share = share_of(count, 100)
+    assert (share.value, share.low, share.high) == (count / 100, pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
+
+
+@pytest.fixture(scope="module")
+def blocks_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("blocks")
+    free = folder / "free.toml"
+    free.write_text('extends = "blocks-multi-token"\n[latent]\nkappa = 0.5\nbits = 4\n', encoding="utf-8")
+    variants = {"softmax": "blocks-softmax", "multi-token": "blocks-multi-token", "free": str(free)}
+    for name, recipe in variants.items():
+        assert main(["train", recipe, "--smoke", "-o", str(folder / name), "--set", "train.steps=3", "-q"]) == 0
+    return {name: folder / name for name in variants}
+
+
+def test_a_row_is_wrong_with_one_wrong_token(blocks_runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that knows all answers but of every fourth row, where it misses one token, is wrong there and nowhere else."""
+    checkpoint, model = open_model(blocks_runs["softmax"], torch.device("cpu"), lambda text: None)
+    source = open_run_data(checkpoint, None)
+    known = {}
+    for batch in source.held_out("val", 40, 40):
+        for row, (inputs, targets) in enumerate(zip(batch.inputs, batch.targets, strict=True)):
+            right = torch.from_numpy(targets).clamp(min=0)
+            if row % 4 == 0:
+                right[-1 - row % 3] += 1
+            known[inputs.tobytes()] = right
+
+    def forward(inputs_BT: torch.Tensor) -> torch.Tensor:
+        rows = [torch.nn.functional.one_hot(known[row.numpy().tobytes()], 40).float() for row in inputs_BT]
+        return torch.stack(rows)
+
+    monkeypatch.setattr(model, "forward", forward)
+    told: list[int] = []
+    found = evaluate_answers(checkpoint, model, source, run="r", split="val", sequences=40, advance=told.append)
+    assert (found.sequences, found.errors.wrong, found.errors.share.value, sum(told)) == (40, 10, 0.25, 40)
+    assert found.errors_posterior is None
+
+
+def test_free_models_answer_with_both_sources_of_z(blocks_runs: dict[str, Path], run_cli: Callable) -> None:
+    done = run_cli("evaluate", blocks_runs["free"], "--task", "answers", "--sequences", 30, "--json")
+    assert done.code == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["task"], found["kind"], found["sequences"]) == ("answers", "free", 30)
+    for errors in (found["errors"], found["errors_posterior"]):
+        assert 0 <= errors["wrong"] <= 30 and math.isclose(errors["share"]["value"], errors["wrong"] / 30)
+    again = json.loads(run_cli("evaluate", blocks_runs["free"], "--task", "answers", "--sequences", 30, "--json").stdout)
+    assert {**found, "seconds": 0} == {**again, "seconds": 0}
+
+
+@pytest.mark.parametrize("name", ["softmax", "multi-token", "free"])
+def test_the_table(name: str, blocks_runs: dict[str, Path], run_cli: Callable) -> None:
+    done = run_cli("evaluate", blocks_runs[name], "--task", "answers", "--sequences", 30)
+    assert done.code == 0 and "wrong answers" in done.stdout
+    assert ("posterior Z" in done.stdout) == (name == "free")
+
+
+def test_data_that_asks_nothing_is_refused(run_cli: Callable, tmp_path: Path) -> None:
+    done = run_cli("train", "demo-baseline", "--smoke", "-o", tmp_path / "run", "--set", "data.task=coins", "--set", "train.steps=2", "-q")
+    assert done.code == 0, done.stderr
+    done = run_cli("evaluate", tmp_path / "run", "--task", "answers")
+    assert done.code == 2 and "no question is asked in this data" in done.stderr
