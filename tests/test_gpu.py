@@ -21,6 +21,7 @@ from freetf_cli.model.cross_entropy import readout_cross_entropy
 from freetf_cli.model.free_transformer import FreeTransformer, build_model, initialise_model
 from freetf_cli.model.latent import PostSampler, logit_gradient, sample_codes
 from freetf_cli.model.layers import Block, Embedding
+from freetf_cli.model.multi_token import map_convolution
 from freetf_cli.recipe import LatentConfig, ModelConfig, Recipe
 from freetf_cli.recipe_file import check_recipe
 from freetf_cli.run_folder import RunFolder
@@ -190,6 +191,36 @@ def test_replayed_steps_of_generation_are_the_steps(monkeypatch: pytest.MonkeyPa
     assert [row.text for row in replayed] == [row.text for row in launched]
     assert len({len(row.text) for row in launched}) > 1
     assert [row.z for row in replayed] == [row.z for row in launched]
+
+
+@pytest.mark.parametrize(("length", "heads", "shape"), [(320, 2, (2, 9)), (700, 16, (6, 11)), (65, 3, (1, 33))])
+def test_convolution_of_maps(length: int, heads: int, shape: tuple[int, int]) -> None:
+    """In bfloat16 near to float64: maps, their gradient and the kernel's; compiled, the gradients too."""
+    torch.manual_seed(length)
+    x, dy = (torch.randn(2 * heads, length, length, device=CUDA).bfloat16() for _ in range(2))
+    kernel = torch.randn(heads, *shape, device=CUDA)
+    given = x.clone().requires_grad_(), kernel.clone().requires_grad_()
+    y = torch.compile(map_convolution, fullgraph=True)(*given)
+    got = y.detach(), *torch.autograd.grad(y, given, dy)
+    wide = x.double().requires_grad_(), kernel.bfloat16().double().requires_grad_()
+    padded = F.pad(wide[0].tril().view(2, heads, length, length), ((shape[1] - 1) // 2, shape[1] // 2, shape[0] - 1, 0))
+    want = F.conv2d(padded, wide[1][:, None], groups=heads).flatten(0, 1).tril()
+    for ours, theirs in zip(got, (want.detach(), *torch.autograd.grad(want, wide, dy.double())), strict=True):
+        assert relative(ours, theirs) < 0.01
+
+
+@pytest.mark.parametrize("kind", ["multi-token", "differential", "talking-heads"])
+def test_kinds_of_attention_train_in_bfloat16(kind: str, tmp_path: Path) -> None:
+    """Compiled and as a graph, their steps follow float32 on the CPU."""
+    model = {"layers": 4, "width": 128, "heads": 4, "vocab": 29, "context": 65, "attention": kind}
+    losses = {}
+    for where in ("cuda", "cpu"):
+        recipe = check_recipe(
+            {"data": {"task": "letters"}, "model": model, "train": {"steps": 20, "batch": 16, "lr": 1e-3, "log_every": 20}}
+        )
+        train(recipe, tmp_path / where, device=torch.device(where))
+        losses[where] = json.loads((tmp_path / where / "metrics.jsonl").read_text().splitlines()[-1])["ce"]
+    assert losses["cuda"] == pytest.approx(losses["cpu"], rel=0.02)
 
 
 SHORT = [

@@ -15,7 +15,7 @@ from freetf_cli.model.differential import Differential
 from freetf_cli.model.free_transformer import FreeTransformer, build_model
 from freetf_cli.model.latent import CHUNK_ELEMENTS, WIDEST_FUSED
 from freetf_cli.model.layers import Block
-from freetf_cli.model.maps import MapAttention
+from freetf_cli.model.maps import RECOMPUTED, MapAttention
 from freetf_cli.recipe import ModelConfig, Recipe
 from freetf_cli.results import PartCost, Plan
 
@@ -106,7 +106,7 @@ def _memory(recipe: Recipe, parameters: int, bf16: bool) -> dict[str, float]:
     """
     states = 16.0 * parameters
     gradients = 4.0 * parameters
-    maps = float(recipe.rows_at_once * (recipe.model.context or 1) * _map_bytes(recipe.model, 2 if bf16 else 4))
+    maps = _map_bytes(recipe, 2 if bf16 else 4)
     forward = _activations(recipe, bf16) + maps + (gradients if recipe.train.accumulate > 1 else 0.0)
     beyond = max(forward - gradients, _mapper_bytes(recipe, bf16))
     maps = min(maps, beyond)
@@ -148,12 +148,15 @@ def _mapper_bytes(recipe: Recipe, bf16: bool) -> float:
     return float((2 if bf16 else 4) * (codes * width + s))
 
 
-def _map_bytes(config: ModelConfig, number: int) -> int:
-    """Bytes a token of the maps kept for the backward: softmax's in float32, what reads the values, and what each kernel and mix reads."""
+def _map_bytes(recipe: Recipe, number: int) -> float:
+    """Bytes of the maps kept for the backward: softmax's in float32, what reads the values, and what each kernel and mix reads. Maps that
+    are made once more in the backward are there of one block at a time."""
+    config = recipe.model
     with torch.device("meta"):
         kinds = [make_attention(config, index) for index in range(config.layers)]
-    maps = sum(4 + number * (1 + len(_operators(kind))) for kind in kinds if isinstance(kind, MapAttention))
-    return maps * config.heads * (config.context or 1)
+    numbers = recipe.rows_at_once * config.heads * (config.context or 1) ** 2
+    each = [4 + number * (1 + len(_operators(kind))) for kind in kinds if isinstance(kind, MapAttention)]
+    return float(numbers * (max(each, default=0) if numbers >= RECOMPUTED else sum(each)))
 
 
 def _pairs(recipe: Recipe) -> int:

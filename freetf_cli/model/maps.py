@@ -13,8 +13,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from freetf_cli.model.attention import Attention, LayerCache, Rotary, visible_keys
+
+RECOMPUTED = 1 << 27  # maps of so many numbers, or more, are made once more in the backward instead of being kept
 
 
 class Rows(NamedTuple):
@@ -48,9 +51,17 @@ class MapAttention(Attention):
             q_BMTE = self.queries(q_BMTE, cache)
         at_T = position + torch.arange(length - q_BMTE.shape[2], length, device=q_BMTE.device)
         rows = Rows(at_T, ~visible_keys(at_T, k_BKSE.shape[2], causal, documents_BS), documents_BS)
-        weights_BMTS = self.weights(by_group(q_BMTE * self.head_width**-0.5, k_BKSE.mT), rows, cache)
-        y_BMTE = self.finish(by_group(weights_BMTS[:, :, -length:], v_BKSE))
-        return self.out(y_BMTE.transpose(1, 2).flatten(2))
+
+        def read(q_BMTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor) -> Tensor:
+            weights_BMTS = self.weights(by_group(q_BMTE * self.head_width**-0.5, k_BKSE.mT), rows, cache)
+            return by_group(weights_BMTS[:, :, -length:], v_BKSE)
+
+        numbers = q_BMTE.shape[:3].numel() * k_BKSE.shape[2]
+        if cache is None and torch.is_grad_enabled() and numbers >= RECOMPUTED:
+            y_BMTE = checkpoint(read, q_BMTE, k_BKSE, v_BKSE, use_reentrant=False, preserve_rng_state=False)
+        else:
+            y_BMTE = read(q_BMTE, k_BKSE, v_BKSE)
+        return self.out(self.finish(y_BMTE).transpose(1, 2).flatten(2))
 
     def queries(self, q_BMTE: Tensor, cache: LayerCache) -> Tensor:
         """The queries whose rows of the maps are made: these, and before them those of earlier positions that `weights` mixes with them."""

@@ -11,7 +11,8 @@ after i (`exact`, equation 4).
 Shapes: B sequences, T positions, S cached and new positions, M heads, C of a group, E head width, Q and W rows and columns of a kernel.
 
 Numbers moved: for each KQConv a padded copy of the map (with the mask, one pass), one read and one write; its products are Q · W / 2E
-of those of plain attention. `exact`, and documents kept apart, take Q convolutions over keys, a pass for each row of the kernel.
+of those of plain attention. On a GPU whose kernels are ours one read and one write, and both masks in them (map_kernel.py). `exact`, and
+documents kept apart, take Q convolutions over keys, a pass for each row of the kernel.
 """
 
 from __future__ import annotations
@@ -25,8 +26,49 @@ from torch import Tensor, nn
 
 from freetf_cli.model.attention import LayerCache
 from freetf_cli.model.head_norm import HeadNorm
+from freetf_cli.model.kernels import runs_kernels_compiled
 from freetf_cli.model.maps import MapAttention, Rows, identity_mix, mix_heads
 from freetf_cli.recipe import ModelConfig, MultiTokenConfig
+
+WIDEST = 33  # kernel that map_kernel.py has tiles for
+
+
+@torch.library.custom_op("freetf::map_convolution", mutates_args=())
+def map_convolution(x_NTS: Tensor, kernel_MQW: Tensor) -> Tensor:
+    """tril(conv(tril(x))) of maps, each head with its kernel (map_kernel.py)."""
+    from freetf_cli.model.map_kernel import convolve
+
+    with torch.cuda.device(x_NTS.device):  # Triton launches on the current device
+        return convolve(x_NTS, kernel_MQW)
+
+
+@map_convolution.register_fake
+def _(x_NTS: Tensor, kernel_MQW: Tensor) -> Tensor:
+    return x_NTS.new_empty(x_NTS.shape)
+
+
+@torch.library.custom_op("freetf::map_convolution_backward", mutates_args=())
+def _map_convolution_backward(dy_NTS: Tensor, x_NTS: Tensor, kernel_MQW: Tensor) -> tuple[Tensor, Tensor]:
+    from freetf_cli.model.map_kernel import gradients
+
+    with torch.cuda.device(x_NTS.device):
+        return gradients(dy_NTS, x_NTS, kernel_MQW)
+
+
+@_map_convolution_backward.register_fake
+def _(dy_NTS: Tensor, x_NTS: Tensor, kernel_MQW: Tensor) -> tuple[Tensor, Tensor]:
+    return dy_NTS.new_empty(dy_NTS.shape), kernel_MQW.new_empty(kernel_MQW.shape, dtype=torch.float32)
+
+
+def _keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx, dy_NTS: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
+    return _map_convolution_backward(dy_NTS, *ctx.saved_tensors)
+
+
+map_convolution.register_autograd(_backward, setup_context=_keep)
 
 
 @dataclass
@@ -83,6 +125,9 @@ class MapConvolution(nn.Module):
         width, groups = kernel_MCQW.shape[3], len(kernel_MCQW) // kernel_MCQW.shape[1]
         margin = (width - 1) // 2, width // 2
         if rows.documents_BS is None and not late:
+            whole = x_BMRS.shape[2] == x_BMRS.shape[3] and missing == self.above  # no part of a map: its rows begin with the first query
+            if whole and kernel_MCQW.shape[1] == 1 and width <= WIDEST and runs_kernels_compiled(x_BMRS.device):
+                return map_convolution(x_BMRS.flatten(0, 1), kernel_MCQW[:, 0]).view_as(x_BMRS)
             return F.conv2d(F.pad(x_BMRS, (*margin, missing, 0)), kernel_MCQW, groups=groups)
         x_BMRS = F.pad(x_BMRS, (0, 0, missing, 0))
 

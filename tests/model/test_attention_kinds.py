@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from freetf_cli.model import maps
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.model.free_transformer import FreeTransformer, build_model, initialise_model
 from freetf_cli.model.multi_token import QueryCache, RowCache
@@ -189,3 +190,27 @@ def test_weight_decay_does_not_pull_kernels_and_mixes_from_the_identity() -> Non
     names = {name for name, parameter in model.named_parameters() if any(parameter is one for one in decayed["params"])}
     assert "blocks.1.attention.q.weight" in names
     assert not [name for name in names if ".pre." in name or ".post." in name or ".attention.norm." in name]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind.startswith("differential")])
+def test_maps_made_once_more_in_the_backward_are_the_maps_kept(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for limit in (0, 1 << 30):
+        monkeypatch.setattr(maps, "RECOMPUTED", limit)
+        model = make(kind, LATENT)
+        y = model(tokens(), codes())
+        y.cos().sum().backward()
+        found.append([y.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+    assert len(found[0]) > 10
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*found, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["talking-heads", "differential", "multi-token"])
+def test_a_compiler_takes_a_model_whole(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(maps, "RECOMPUTED", 0)
+    torch.compiler.reset()  # one code, compiled for many models, would be refused
+    model = make(kind, LATENT)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert (compiled(tokens(), codes()) - model(tokens(), codes())).abs().max() < 1e-12
+    compiled(tokens(), codes()).cos().sum().backward()
