@@ -163,7 +163,7 @@ class LatentConfig(Part):
         "paper", description="estimate of the bits' gradient: the paper's equation 8, or with the slopes at both values of a bit"
     )
     float8: bool = Field(
-        False, description="the product behind that gradient in 8-bit numbers on a GPU that has them: faster, and off by some 3 %"
+        False, description="the product behind that gradient in 8-bit numbers on a GPU that has them: faster, and off by some 4 %"
     )
     table_init: Literal["bits", "independent"] = Field(
         "bits", description="rows of the post-sampler from H bit directions, or each drawn by itself"

@@ -142,10 +142,18 @@ def _form(form: str, kq: str, mix: str) -> str | None:
     )
 
 
-def _cached_rows(cache: str, mask: str) -> str | None:
-    if cache != "rows" or mask != "exact":
+def _cached_rows(cache: str, mask: str, kq: str) -> str | None:
+    if cache != "rows" or mask != "exact" or kq not in ("pre", "both"):
         return None
     return "model.multi_token.cache = 'rows' needs mask = 'double': with 'exact' an old row scores new keys"
+
+
+def _separator(separator: int | None, documents: str | None, kind: str, vocab: int | None) -> str | None:
+    if separator is None:
+        return None
+    if (documents or ("joined" if kind == "softmax" else "apart")) == "joined":
+        return "model.separator belongs to documents that are kept apart: model.documents = 'apart'"
+    return f"model.separator = {separator} is no token of model.vocab = {vocab}" if vocab is not None and separator >= vocab else None
 
 
 def _pairs_of_heads(kind: str, heads: int, kv_heads: int | None) -> str | None:
@@ -168,8 +176,9 @@ RULES: tuple[tuple[tuple[str, ...], Callable[..., str | None]], ...] = (
     (("model.multi_token.c_q", "model.multi_token.kq", "model.context"), partial(_kernel, name="c_q")),
     (("model.multi_token.c_k", "model.multi_token.kq", "model.context"), partial(_kernel, name="c_k")),
     (("model.multi_token.form", "model.multi_token.kq", "model.multi_token.mix"), _form),
-    (("model.multi_token.cache", "model.multi_token.mask"), _cached_rows),
+    (("model.multi_token.cache", "model.multi_token.mask", "model.multi_token.kq"), _cached_rows),
     (("model.attention", "model.heads", "model.kv_heads"), _pairs_of_heads),
+    (("model.separator", "model.documents", "model.attention", "model.vocab"), _separator),
     (("latent.kappa", "latent.bits"), _kappa),
     (("latent.schedule", "latent.bits"), _schedule),
     (("latent.mismatch", "latent.schedule", "train.batch", "train.accumulate", "parallel.processes"), _pairs),

@@ -216,7 +216,7 @@ def test_kinds_of_attention_train_in_bfloat16(kind: str, tmp_path: Path) -> None
     losses = {}
     for where in ("cuda", "cpu"):
         recipe = check_recipe(
-            {"data": {"task": "letters"}, "model": model, "train": {"steps": 20, "batch": 16, "lr": 1e-3, "log_every": 20}}
+            {"data": {"task": "letters"}, "model": model, "train": {"steps": 20, "batch": 16, "lr": 1e-3, "log_every": 20}}, where="test"
         )
         train(recipe, tmp_path / where, device=torch.device(where))
         losses[where] = json.loads((tmp_path / where / "metrics.jsonl").read_text().splitlines()[-1])["ce"]

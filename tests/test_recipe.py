@@ -87,6 +87,8 @@ def test_each_fault_is_named(recipe_file, before, after, line):
             "model.multi_token.c_q = 9 is more than model.context = 8",
         ),
         ('attention = "multi-token"\nmulti_token.kq_layers = [4]', "kq_layers names block 4, which has no multi-token attention"),
+        ("separator = 3", "model.separator belongs to documents that are kept apart: model.documents = 'apart'"),
+        ('documents = "apart"\nseparator = 29\nvocab = 29', "model.separator = 29 is no token of model.vocab = 29"),
         ('attention = "multi-token"\nattention_layers = [0, 1]', "no block has the key-query convolution: name some in"),
         ('attention = "multi-token"\nattention_layers = [2, 4]', "attention_layers names block 4, and model.layers = 4 has 0 to 3"),
         ('attention = "multi-token"\nattention_layers = []', "attention_layers names no block, or one twice"),

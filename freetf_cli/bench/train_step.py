@@ -20,7 +20,7 @@ from freetf_cli.model.latent import logit_gradient
 from freetf_cli.recipe import Recipe
 from freetf_cli.results.bench import PartRow, StepRow, Timing, TrainBench
 from freetf_cli.training.distributed import World
-from freetf_cli.training.float8 import use_float8
+from freetf_cli.training.float8 import check_float8, use_float8
 from freetf_cli.training.memory import plan_on
 from freetf_cli.training.objective import loss_function
 from freetf_cli.training.optimizer import make_optimizer
@@ -157,7 +157,8 @@ def _model(recipe: Recipe, device: torch.device) -> Decoder:
     model = build_model(recipe.model, recipe.latent)
     initialise_model(model, recipe.train.seed)
     if recipe.train.float8:
-        use_float8(model, device)
+        check_float8(recipe, device)
+        use_float8(model)
     return model.to(device).train()
 
 

@@ -112,12 +112,14 @@ def mapper(
     from freetf_cli.bench.mapper import bench_mapper
     from freetf_cli.bench.timing import Effort
     from freetf_cli.device import resolve_device
+    from freetf_cli.model.kernels import runs_kernels
     from freetf_cli.render import bench as show
     from freetf_cli.render.progress import counter
     from freetf_cli.results import to_json
 
-    with counter("ways", total=3, quiet=quiet or json) as advance:
-        result = bench_mapper(tokens, width, bits, resolve_device(device), Effort(steps, repeats), advance)
+    where = resolve_device(device)
+    with counter("ways", total=3 + runs_kernels(where), quiet=quiet or json) as advance:
+        result = bench_mapper(tokens, width, bits, where, Effort(steps, repeats), advance)
     typer.echo(to_json(result)) if json else show.mapper(result)
 
 

@@ -35,7 +35,10 @@ TemperatureOption = Annotated[float, typer.Option("--temperature", min=0, help="
 TopKOption = Annotated[int, typer.Option("--top-k", min=0, help="Only the k likeliest tokens; 0: all.")]
 TopPOption = Annotated[float, typer.Option("--top-p", min=0, max=1, help="Only the likeliest tokens that make up this share.")]
 PrecisionOption = Annotated[
-    Literal["fp32", "bf16"], typer.Option("--precision", metavar="fp32|bf16", help="Of the weights; bf16 is half the memory to read.")
+    Literal["fp32", "bf16"],
+    typer.Option(
+        "--precision", metavar="fp32|bf16", help="Of the weights; bf16 is half the memory to read. A replay of --z wants the same."
+    ),
 ]
 MaxTokensOption = Annotated[
     int | None, typer.Option("--max-tokens", min=1, help="Tokens to generate; default: up to the data's row length.")

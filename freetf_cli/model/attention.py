@@ -147,7 +147,11 @@ def project(x_BTD: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
 
 def _joins(*layers: nn.Linear) -> bool:
     """Not for layers with a product of their own (`train.float8`)."""
-    return torch.compiler.is_compiling() and all(type(layer) is nn.Linear for layer in layers)
+    return torch.compiler.is_compiling() and _plain(*layers)
+
+
+def _plain(*layers: nn.Linear) -> bool:
+    return all(type(layer) is nn.Linear for layer in layers)
 
 
 def _joined(x_BTD: Tensor, *layers: nn.Linear) -> Tensor:
@@ -177,8 +181,8 @@ class LayerCache:
         """Write T new positions at `position`; return everything up to them, [B, K, position + T, E]. Of a position that only the device
         knows T is 1, and all of the cache is returned."""
         if isinstance(position, Tensor):
-            self.k.index_copy_(2, position[None], k_BKTE)
-            self.v.index_copy_(2, position[None], v_BKTE)
+            self.k.index_copy_(2, position[None], k_BKTE.to(self.k.dtype))
+            self.v.index_copy_(2, position[None], v_BKTE.to(self.v.dtype))
             return self.k, self.v
         end = position + k_BKTE.shape[2]
         self.k[:, :, position:end] = k_BKTE
@@ -252,7 +256,8 @@ class Attention(nn.Module):
 
     def _split(self, packed_BTP: Tensor, rotary: Rotary, heads: tuple[int, ...], turned: int) -> tuple[Tensor, ...]:
         every_position = packed_BTP.shape[1] == len(rotary[0])  # not so the one query of all
-        if every_position and self.head_width in (32, 64, 128, 256) and runs_kernels_compiled(packed_BTP.device):
+        fits = self.head_width in (32, 64, 128, 256) and packed_BTP.dtype != torch.float64
+        if every_position and fits and runs_kernels_compiled(packed_BTP.device):
             parts: tuple[Tensor, ...] = _Parts.apply(packed_BTP, *rotary, heads, turned)  # type: ignore[no-untyped-call]
             return parts
         return _parts(packed_BTP, rotary, heads, turned)
@@ -260,6 +265,7 @@ class Attention(nn.Module):
     def _is_short(self, q_BTD: Tensor, kv_BTD: Tensor) -> bool:
         """Whether the kernel for short sequences does it: products in bfloat16, all keys of a head in one tile."""
         fits = 2 <= kv_BTD.shape[1] <= 128 and self.head_width in (32, 64) and self.heads == self.key_heads
+        fits = fits and _plain(self.q, self.k, self.v)
         return fits and _product_type(kv_BTD) == torch.bfloat16 and runs_kernels_compiled(kv_BTD.device)
 
     def _short(self, q_BTD: Tensor, kv_BTD: Tensor, rotary: Rotary, causal: bool) -> Tensor:

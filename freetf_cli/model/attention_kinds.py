@@ -31,6 +31,7 @@ def initialise_kinds(model: nn.Module, generator: torch.Generator) -> None:
 
 
 def map_numbers(config: ModelConfig, keys: int) -> int:
-    """Numbers a position of the maps that are in memory together while a block mixes them; 0 where kernels keep them to themselves."""
+    """Numbers a position of the maps that are in memory together while a block reads them; 0 of softmax attention, whose kernels keep
+    them to themselves. Differential attention has such a kernel on CUDA only, and is counted."""
     kinds = {config.attention_of(index) for index in range(config.layers)}
-    return 4 * config.heads * keys if kinds & {"multi-token", "talking-heads"} else 0
+    return 4 * config.heads * keys if kinds - {"softmax"} else 0

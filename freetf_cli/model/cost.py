@@ -155,8 +155,24 @@ def _map_bytes(recipe: Recipe, number: int) -> float:
     with torch.device("meta"):
         kinds = [make_attention(config, index) for index in range(config.layers)]
     numbers = recipe.rows_at_once * config.heads * (config.context or 1) ** 2
-    each = [4 + number * (1 + len(_operators(kind))) for kind in kinds if isinstance(kind, MapAttention)]
+    each = [maps for kind in kinds if (maps := _maps_kept(kind, recipe, number))]
     return float(numbers * (max(each, default=0) if numbers >= RECOMPUTED else sum(each)))
+
+
+def _maps_kept(attention: Attention, recipe: Recipe, number: int) -> int:
+    """Bytes a cell: softmax's, what reads the values, and what each kernel and mix reads; a kernel that is applied a row at a time, as with
+    `exact` and between documents, reads a copy for each row."""
+    if isinstance(attention, Differential):
+        return number if number == 4 else 0  # CPUs have no kernel for values wider than keys; softmax itself is kept
+    if not isinstance(attention, MapAttention):
+        return 0
+    apart = recipe.model.keeps_apart and recipe.model.separator is not None
+    copies = 0
+    for name, operator in attention.named_parameters():
+        if operator.dim() > 2:
+            exact = recipe.model.multi_token is not None and recipe.model.multi_token.mask == "exact" and name.startswith("pre.")
+            copies += 1 + operator.shape[2] if operator.dim() == 4 and (apart or exact) else 1
+    return 4 + number * (1 + copies)
 
 
 def _pairs(recipe: Recipe) -> int:

@@ -19,8 +19,8 @@ from freetf_cli.recipe import ModelConfig
 class Differential(Attention):
     """Heads 2n and 2n + 1 are the two maps of one head of width 2E, and so are key heads; M/K pairs of queries share a pair of keys.
 
-    The maps never meet before they have read the values, so that no map has to be made in full: PyTorch has a fused kernel for values wider
-    than keys. It knows no shared keys, which are repeated here.
+    The maps never meet before they have read the values, so that none has to be made in full where PyTorch has a fused kernel for values
+    wider than keys; on a CPU it has none. Shared keys are repeated here.
     """
 
     def __init__(self, config: ModelConfig, index: int) -> None:

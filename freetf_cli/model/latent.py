@@ -157,7 +157,7 @@ def logit_gradient(dr_ND: Tensor, bit_logits_NH: Tensor, table_CD: Tensor, float
     where the logits are bfloat16 (autocast), else in the table's type. What all rows of W have in common changes no covariance, and in
     bfloat16 would drown the differences: it is taken out first, as the mean of a thousand rows. On CUDA the bfloat16 product and what
     follows are one kernel, or of a wide model the product and a kernel (mapper_kernel.py); the other way is its reference, and that of
-    all else. float8: the product in 8-bit numbers, where those kernels run; it is off by some 3 %, in the norm.
+    all else. float8: the product in 8-bit numbers, where those kernels run; it is off by some 4 %, in the norm.
     """
     bits = bit_logits_NH.shape[1]
     product_type = torch.bfloat16 if bit_logits_NH.dtype == torch.bfloat16 else table_CD.dtype

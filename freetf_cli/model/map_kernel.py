@@ -13,8 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BM, BN = 64, 32  # cells of a tile
-WIDEST = 33  # of a kernel: BN + W − 1 keys fit twice BN
+BM, BN = 64, 32  # cells of a tile; BN + W − 1 keys must fit twice BN
 
 
 def convolve(x_NTS: Tensor, kernel_MQW: Tensor) -> Tensor:

@@ -126,7 +126,7 @@ class MapConvolution(nn.Module):
         margin = (width - 1) // 2, width // 2
         if rows.documents_BS is None and not late:
             whole = x_BMRS.shape[2] == x_BMRS.shape[3] and missing == self.above  # no part of a map: its rows begin with the first query
-            if whole and kernel_MCQW.shape[1] == 1 and width <= WIDEST and runs_kernels_compiled(x_BMRS.device):
+            if whole and kernel_MCQW.shape[1] == 1 and width <= WIDEST and self._fits(x_BMRS):
                 return map_convolution(x_BMRS.flatten(0, 1), kernel_MCQW[:, 0]).view_as(x_BMRS)
             return F.conv2d(F.pad(x_BMRS, (*margin, missing, 0)), kernel_MCQW, groups=groups)
         x_BMRS = F.pad(x_BMRS, (0, 0, missing, 0))
@@ -140,6 +140,11 @@ class MapConvolution(nn.Module):
             return F.conv2d(F.pad(part_BMTS, margin), kernel_MCQW[:, :, row : row + 1], groups=groups)
 
         return reduce(torch.add, map(of_row, range(self.above + 1)))
+
+    @staticmethod
+    def _fits(x_BMRS: Tensor) -> bool:
+        """The kernel counts in float32, and its grid has room for so many maps."""
+        return x_BMRS.dtype != torch.float64 and x_BMRS.shape[:2].numel() < 1 << 16 and runs_kernels_compiled(x_BMRS.device)
 
 
 def _another(documents_BS: Tensor, at_T: Tensor, back: int) -> Tensor:
@@ -172,7 +177,7 @@ class MultiToken(MapAttention):
             scores_BMTS = scores_BMTS.masked_fill(rows.hidden, 0)
         scores_BMTS, missing = self._above("pre", scores_BMTS, cache)
         mixed_BMTS = self.pre(scores_BMTS, rows, missing, late=exact)
-        weights_BMTS = torch.softmax(mixed_BMTS.masked_fill(rows.hidden, -torch.inf), dim=-1)
+        weights_BMTS = torch.softmax(mixed_BMTS.masked_fill(rows.hidden, -torch.inf), dim=-1).to(mixed_BMTS.dtype)  # float32 under autocast
         if isinstance(cache, QueryCache):  # rows before the first position, which see no key at all
             weights_BMTS = weights_BMTS.masked_fill(rows.hidden, 0)
         weights_BMTS, missing = self._above("post", weights_BMTS, cache)

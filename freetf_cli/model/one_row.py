@@ -13,6 +13,7 @@ BO outputs and BI inputs at a time, BS positions, N parts of the cache.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -32,6 +33,11 @@ _PART = 256  # positions of the cache that one program reads, at least
 
 def run_block(block: Block, x_11D: Tensor, keys_from: Tensor | None, rotary: Rotary, cache: LayerCache, position: Tensor) -> Tensor:
     """`Block.forward` for one position, [1, 1, D]; its key and value are written into the cache at `position`, [] int64."""
+    with torch.cuda.device(x_11D.device) if x_11D.is_cuda else nullcontext():  # Triton launches on the current device
+        return _run(block, x_11D, keys_from, rotary, cache, position)
+
+
+def _run(block: Block, x_11D: Tensor, keys_from: Tensor | None, rotary: Rotary, cache: LayerCache, position: Tensor) -> Tensor:
     attention, ffn = block.attention, block.ffn
     kv_D = (x_11D if keys_from is None else keys_from).view(-1)
     weights = attention.q.weight, attention.k.weight, attention.v.weight

@@ -7,28 +7,42 @@ gradient, and its result is bfloat16: twice the arithmetic of a GPU of compute c
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import nn
 
 from freetf_cli.errors import FreetfError, InputError
+from freetf_cli.recipe import Recipe
 
 NARROWEST = 512  # a narrower product saves less than its casts take
 
 
-def use_float8(model: nn.Module, device: torch.device, *, emulate: bool = False) -> None:
-    """Make the wide linear layers of blocks such. emulate: compute the same in float32, on any device, for tests.
-
-    InputError on a device that has no such products, FreetfError without torchao.
-    """
-    if not emulate and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9)):
+def check_float8(recipe: Recipe, device: torch.device) -> None:
+    """InputError on a device that has no such products, or for batches that they cannot take; FreetfError without torchao."""
+    if not recipe.train.float8:
+        return
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
         raise InputError(f"train.float8 on {device.type}: 8-bit products need a GPU of compute capability 8.9 or newer")
+    tokens = recipe.rows_at_once * (recipe.model.context or 1)
+    if tokens % 16:
+        raise InputError(f"train.float8 with {tokens} tokens at a time: 8-bit products need a multiple of 16", hint="another train.batch")
+    _torchao()
+
+
+def use_float8(model: nn.Module, *, emulate: bool = False) -> None:
+    """Make the wide linear layers of blocks such. emulate: compute the same in float32, on any device, for tests."""
+    float8 = _torchao()
+    config = dataclasses.replace(float8.Float8LinearConfig.from_recipe_name("tensorwise"), emulate=emulate)
+    float8.convert_to_float8_training(model, config=config, module_filter_fn=_wide)
+
+
+def _torchao() -> Any:
     try:
-        from torchao.float8 import Float8LinearConfig, convert_to_float8_training
+        import torchao.float8
     except ImportError:
         raise FreetfError("train.float8 needs torchao, which is not installed", hint="pip install 'freetf[float8]'") from None
-    config = dataclasses.replace(Float8LinearConfig.from_recipe_name("tensorwise"), emulate=emulate)
-    convert_to_float8_training(model, config=config, module_filter_fn=_wide)
+    return torchao.float8
 
 
 def _wide(module: nn.Module, name: str) -> bool:

@@ -70,7 +70,7 @@ class Loop:
         self.config = recipe.train
         self.step = 0
         if self.config.float8:
-            use_float8(model, device)
+            use_float8(model)
         self.optimizer = make_optimizer(model, self.config, device)
         self.noise_generator = torch.Generator(device=device)
         self.bits = recipe.latent.bits if recipe.latent else 1

@@ -15,6 +15,7 @@ from freetf_cli.results import TrainResult
 from freetf_cli.run_folder import RunFolder, WatchedRun, describe_process, now
 from freetf_cli.run_lock import hold
 from freetf_cli.training.distributed import World
+from freetf_cli.training.float8 import check_float8
 from freetf_cli.training.loop import Hooks, Loop
 from freetf_cli.training.memory import check_memory, out_of_memory
 from freetf_cli.training.signals import StopRequest
@@ -51,6 +52,7 @@ def train(
         recipe, source = resolve(recipe)
         if resume is not None:
             check_same_run(recipe, source, resume)
+        check_float8(recipe, device)
         check_memory(recipe, device)
         try:
             model = make_model(recipe, device, init_from, resume)

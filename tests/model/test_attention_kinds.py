@@ -34,7 +34,8 @@ SEPARATOR = 0
 
 def config(kind: str, **settings: Any) -> ModelConfig:
     sizes: dict[str, Any] = {"layers": 4, "width": 32, "heads": 4, "kv_heads": 2, "vocab": 11, "context": 16}
-    return ModelConfig.model_validate(sizes | KINDS[kind] | settings)
+    apart = {"documents": "apart"} if settings.get("separator") is not None else {}
+    return ModelConfig.model_validate(sizes | KINDS[kind] | apart | settings)
 
 
 def randomised(model: Decoder) -> Decoder:

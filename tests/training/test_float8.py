@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from freetf_cli.errors import FreetfError, InputError
 from freetf_cli.model.free_transformer import FreeTransformer, build_model, initialise_model
-from freetf_cli.recipe import LatentConfig, ModelConfig
-from freetf_cli.training.float8 import use_float8
+from freetf_cli.recipe import LatentConfig, ModelConfig, Recipe
+from freetf_cli.recipe_file import load_recipe
+from freetf_cli.training.float8 import check_float8, use_float8
+from freetf_cli.training.run import train
 
 CPU = torch.device("cpu")
 
@@ -23,15 +27,34 @@ def model_of() -> FreeTransformer:
     return model
 
 
-def test_a_device_without_such_products_is_refused() -> None:
+def recipe(**settings: Any) -> Recipe:
+    sizes = ["model.vocab=29", "model.context=65"]
+    return load_recipe("letters-baseline", overrides=sizes + [f"train.{key}={value}" for key, value in settings.items()])
+
+
+@pytest.fixture
+def hopper(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    return torch.device("cuda")
+
+
+def test_a_device_without_such_products_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"train\.float8 on cpu: 8-bit products need a GPU of compute capability 8\.9"):
-        use_float8(model_of(), CPU)
+        train(recipe(float8="true"), tmp_path / "run", device=CPU)
+    assert not (tmp_path / "run").exists() or not list((tmp_path / "run").glob("[!.]*"))
+    check_float8(recipe(), CPU)
 
 
-def test_without_torchao_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_that_such_products_cannot_take_are_refused(hopper: torch.device) -> None:
+    check_float8(recipe(float8="true", batch=32), hopper)
+    with pytest.raises(InputError, match=r"train\.float8 with 1950 tokens at a time: 8-bit products need a multiple of 16"):
+        check_float8(recipe(float8="true", batch=60, accumulate=2), hopper)
+
+
+def test_without_torchao_the_error_says_what_to_install(hopper: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchao.float8", None)
     with pytest.raises(FreetfError) as caught:
-        use_float8(model_of(), CPU, emulate=True)
+        check_float8(recipe(float8="true", batch=32), hopper)
     assert caught.value.hint == "pip install 'freetf[float8]'"
 
 
@@ -40,7 +63,7 @@ def test_wide_layers_of_blocks_are_converted_and_near_the_plain_ones() -> None:
     pytest.importorskip("torchao", reason="train.float8 is an extra")
     plain, rough = model_of(), model_of()
     names, weights = [name for name, _ in rough.named_parameters()], dict(rough.named_parameters())
-    use_float8(rough, CPU, emulate=True)
+    use_float8(rough, emulate=True)
     changed = {name for name, module in rough.named_modules() if type(module).__name__ == "Float8Linear"}
     parts = ("attention.q", "attention.out", "ffn.gate", "ffn.up", "ffn.down")  # k and v are 128 wide
     assert changed == {f"{block}.{part}" for block in ("blocks.0", "blocks.1", "encoder.block") for part in parts}
