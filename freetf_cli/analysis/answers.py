@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from freetf_cli.analysis.likelihood import row_stream, rows_at_once
+from freetf_cli.analysis.likelihood import prior_codes, row_stream, rows_at_once, tensors
 from freetf_cli.checkpoint import Checkpoint
 from freetf_cli.data.batches import IGNORE, DataSource
 from freetf_cli.errors import InputError
@@ -41,14 +41,15 @@ def evaluate_answers(
     started = time.perf_counter()
     rows = wrong = wrong_posterior = 0
     free = isinstance(model, FreeTransformer)
-    device = model.embedding.weight.device
     for batch in source.held_out(split, sequences, rows_at_once(model, source.context)):
         if (batch.targets[:, 0] != IGNORE).any():
             raise InputError("no question is asked in this data: every token of a row counts", hint="--task likelihood")
-        inputs_BT, targets_BT = (torch.from_numpy(part).to(device) for part in (batch.inputs, batch.targets))
-        wrong += _wrong(model, inputs_BT, targets_BT, _prior(model, range(rows, rows + len(inputs_BT)), seed, inputs_BT))
+        inputs_BT, targets_BT = tensors(model, batch)
+        z_BT = None
         if isinstance(model, FreeTransformer):
+            z_BT = prior_codes(model, range(rows, rows + len(inputs_BT)), inputs_BT.shape[1:], seed)
             wrong_posterior += _wrong(model, inputs_BT, targets_BT, _posterior(model, rows, seed, inputs_BT))
+        wrong += _wrong(model, inputs_BT, targets_BT, z_BT)
         rows += len(inputs_BT)
         advance(len(inputs_BT))
     state = checkpoint.state
@@ -79,14 +80,6 @@ def _wrong(model: Decoder, inputs_BT: Tensor, targets_BT: Tensor, z_BT: Tensor |
     logits_BTV = model(inputs_BT) if z_BT is None else model(inputs_BT, z_BT)
     missed_BT = (logits_BTV.argmax(-1) != targets_BT) & (targets_BT != IGNORE)
     return int(missed_BT.any(1).sum())
-
-
-def _prior(model: Decoder, numbers: range, seed: int, inputs_BT: Tensor) -> Tensor | None:
-    if not isinstance(model, FreeTransformer):
-        return None
-    length, codes = inputs_BT.shape[1], 2**model.latent.bits
-    drawn = np.stack([row_stream(seed, "prior", number).integers(0, codes, length) for number in numbers])
-    return torch.from_numpy(drawn).to(inputs_BT.device)
 
 
 def _posterior(model: FreeTransformer, first: int, seed: int, inputs_BT: Tensor) -> Tensor:

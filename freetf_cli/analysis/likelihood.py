@@ -192,6 +192,12 @@ def row_stream(seed: int, purpose: str, row: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, *purpose.encode(), row])))
 
 
+def prior_codes(model: FreeTransformer, rows: range, shape: tuple[int, ...], seed: int) -> Tensor:
+    """Codes from the prior for held-out rows by their numbers, [rows, *shape], each from its own stream."""
+    drawn = [row_stream(seed, "prior", row).integers(0, 2**model.latent.bits, shape) for row in rows]
+    return torch.from_numpy(np.stack(drawn)).to(model.embedding.weight.device)
+
+
 def rows_at_once(model: Decoder, context: int) -> int:
     """Rows of T positions that go through the upper half together."""
     device = model.embedding.weight.device.type
@@ -229,9 +235,8 @@ def _free(model: FreeTransformer, batch: Batch, row: int, samples: Sequence[int]
         log_weights.append(log_ratio_BKT.double().sum(-1) - ce_BKT.double().sum(-1))
         nats_BT += ce_BKT.double().sum(1)
     nats_BT /= draws
-    shape = (min(draws, PRIOR_DRAWS), context)
-    prior = np.stack([row_stream(seed, "prior", row + i).integers(0, 2**model.latent.bits, shape) for i in range(rows)])
-    prior_BKT = _repeated(model, inputs_BT, x_BTD, torch.from_numpy(prior).to(x_BTD.device), targets_BT)
+    prior = prior_codes(model, range(row, row + rows), (min(draws, PRIOR_DRAWS), context), seed)
+    prior_BKT = _repeated(model, inputs_BT, x_BTD, prior, targets_BT)
     counted_BT = (batch.targets != IGNORE).astype(np.float64)
     return {
         "tokens": counted_BT.sum(1),

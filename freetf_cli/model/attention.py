@@ -4,7 +4,10 @@ Shapes: B sequences, T positions, S cached and new positions, D width, M query h
 The other kinds of attention: attention_kinds.py.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -190,8 +193,35 @@ class LayerCache:
         return self.k[:, :, :end], self.v[:, :, :end]
 
 
+class Sight(NamedTuple):
+    """What queries may see. position: of the first of them, as `Attention.forward` has it, and documents_BS too."""
+
+    causal: bool
+    position: int | Tensor
+    documents_BS: Tensor | None
+
+    @property
+    def hides(self) -> bool:
+        """Whether there may be a key that a query must not see."""
+        return self.causal or self.documents_BS is not None
+
+    def places(self, queries: int, device: torch.device, before: int = 0) -> Tensor:
+        """Positions of the queries, and of so many before them, [T]."""
+        return self.position + torch.arange(-before, queries, device=device)
+
+    def of(self, at_T: Tensor, keys: int) -> Tensor:
+        """Which of the S keys queries at these positions may see, [T, S], or [B, 1, T, S] with documents."""
+        key_S = torch.arange(keys, device=at_T.device)
+        seen_TS = key_S <= at_T[:, None] if self.causal else torch.ones(len(at_T), keys, dtype=torch.bool, device=at_T.device)
+        if self.documents_BS is None:
+            return seen_TS
+        return seen_TS & (self.documents_BS[:, None, at_T.clamp(min=0), None] == self.documents_BS[:, None, None])
+
+
 class Attention(nn.Module):
     """Softmax attention whose queries and keys/values may come from different streams."""
+
+    softmax: ClassVar[bool] = True  # kernels of whole blocks and of short sequences know no other
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -224,19 +254,20 @@ class Attention(nn.Module):
         q_BMTE = q_BMTE.expand(len(kv_BTD), -1, -1, -1)
         if cache is not None:
             k_BKSE, v_BKSE = cache.extend(k_BKSE, v_BKSE, position)
-        mask = None
-        if documents_BS is not None:
-            at_T = position + torch.arange(q_BMTE.shape[2], device=q_BMTE.device)
-            mask = visible_keys(at_T, k_BKSE.shape[2], causal, documents_BS)
-        elif isinstance(position, Tensor):
-            return self.out(_attend_up_to(position, q_BMTE, k_BKSE, v_BKSE))
-        elif causal and position:
-            mask = _continued_mask(q_BMTE.shape[2], position, q_BMTE.device)
-        whole = causal and mask is None and not position
-        y_BMTE = F.scaled_dot_product_attention(
-            q_BMTE, k_BKSE, v_BKSE, attn_mask=mask, is_causal=whole, enable_gqa=self.heads != self.key_heads
-        )
+        y_BMTE = self.attend(q_BMTE, k_BKSE, v_BKSE, Sight(causal, position, documents_BS), cache)
         return self.out(y_BMTE.transpose(1, 2).flatten(2))
+
+    def attend(self, q_BMTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, sight: Sight, cache: LayerCache | None) -> Tensor:
+        """What each head returns for its queries, before the output product; the kinds differ here. Keys and values are all that there are,
+        cached ones too."""
+        if sight.documents_BS is None and isinstance(sight.position, Tensor):
+            return _attend_up_to(sight.position, q_BMTE, k_BKSE, v_BKSE)
+        whole = sight.documents_BS is None and q_BMTE.shape[2] == k_BKSE.shape[2]
+        last = sight.documents_BS is None and q_BMTE.shape[2] == 1  # it sees all keys
+        mask = None if whole or last or not sight.hides else sight.of(sight.places(q_BMTE.shape[2], q_BMTE.device), k_BKSE.shape[2])
+        return F.scaled_dot_product_attention(
+            q_BMTE, k_BKSE, v_BKSE, attn_mask=mask, is_causal=whole and sight.causal, enable_gqa=self.heads != self.key_heads
+        )
 
     def new_cache(self, sequences: int, length: int, dtype: torch.dtype) -> LayerCache:
         """An empty cache for `length` positions."""
@@ -265,7 +296,7 @@ class Attention(nn.Module):
     def _is_short(self, q_BTD: Tensor, kv_BTD: Tensor) -> bool:
         """Whether the kernel for short sequences does it: products in bfloat16, all keys of a head in one tile."""
         fits = 2 <= kv_BTD.shape[1] <= 128 and self.head_width in (32, 64) and self.heads == self.key_heads
-        fits = fits and _plain(self.q, self.k, self.v)
+        fits = fits and self.softmax and _plain(self.q, self.k, self.v)
         return fits and _product_type(kv_BTD) == torch.bfloat16 and runs_kernels_compiled(kv_BTD.device)
 
     def _short(self, q_BTD: Tensor, kv_BTD: Tensor, rotary: Rotary, causal: bool) -> Tensor:
@@ -279,27 +310,11 @@ class Attention(nn.Module):
 
 
 def _attend_up_to(position: Tensor, q_BM1E: Tensor, k_BKSE: Tensor, v_BKSE: Tensor) -> Tensor:
-    """One query a sequence attends to the keys up to its own position, [B, 1, M E]; what the cache holds beyond counts for nothing."""
+    """One query a sequence attends to the keys up to its own position, [B, M, 1, E]; what the cache holds beyond counts for nothing."""
     batch, heads, length, width = k_BKSE.shape
     q_BKGE = q_BM1E.reshape(batch, heads, -1, width)
     wide = torch.promote_types(q_BKGE.dtype, torch.float32)
     later_S = torch.arange(length, device=k_BKSE.device) > position
     scores_BKGS = (q_BKGE @ k_BKSE.mT).to(wide) * width**-0.5
     shares_BKGS = torch.softmax(scores_BKGS.masked_fill(later_S, -torch.inf), dim=-1)
-    return (shares_BKGS.to(v_BKSE.dtype) @ v_BKSE).reshape(batch, 1, -1)
-
-
-def _continued_mask(length: int, position: int, device: torch.device) -> Tensor | None:
-    """Causal mask of `length` queries that follow `position` cached keys, [T, position + T]; one query sees all keys."""
-    if length == 1:
-        return None
-    return torch.ones(length, position + length, dtype=torch.bool, device=device).tril(position)
-
-
-def visible_keys(at_T: Tensor, keys: int, causal: bool, documents_BS: Tensor | None) -> Tensor:
-    """Which of the S keys queries at these positions may see, [T, S], or [B, 1, T, S] with documents."""
-    key_S = torch.arange(keys, device=at_T.device)
-    seen_TS = key_S <= at_T[:, None] if causal else torch.ones(len(at_T), keys, dtype=torch.bool, device=at_T.device)
-    if documents_BS is None:
-        return seen_TS
-    return seen_TS & (documents_BS[:, None, at_T.clamp(min=0), None] == documents_BS[:, None, None])
+    return (shares_BKGS.to(v_BKSE.dtype) @ v_BKSE).reshape(q_BM1E.shape)

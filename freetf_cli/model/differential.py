@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from freetf_cli.model.attention import Attention, LayerCache, Rotary, visible_keys
+from freetf_cli.model.attention import Attention, LayerCache, Sight
 from freetf_cli.model.head_norm import HeadNorm, lambda_init
 from freetf_cli.recipe import ModelConfig
 
@@ -23,37 +23,23 @@ class Differential(Attention):
     wider than keys; on a CPU it has none. Shared keys are repeated here.
     """
 
+    softmax = False
+
     def __init__(self, config: ModelConfig, index: int) -> None:
         super().__init__(config)
         self.lambda_init = lambda_init(index)
         self.lambdas = nn.Parameter(torch.zeros(2, 2, self.head_width))  # map, query and key; shared by the heads
         self.norm = HeadNorm(2 * self.head_width, config.norm_eps, "depth", index)
 
-    def forward(
-        self,
-        q_BTD: Tensor,
-        kv_BTD: Tensor,
-        rotary: Rotary,
-        *,
-        causal: bool,
-        cache: LayerCache | None = None,
-        position: int | Tensor = 0,
-        documents_BS: Tensor | None = None,
-    ) -> Tensor:
-        """As `Attention.forward`."""
-        q_BMTE, k_BKSE, v_BKSE = (part.transpose(1, 2) for part in self._project(q_BTD, kv_BTD, rotary))
-        q_BMTE = q_BMTE.expand(len(kv_BTD), -1, -1, -1)
-        if cache is not None:
-            k_BKSE, v_BKSE = cache.extend(k_BKSE, v_BKSE, position)
+    def attend(self, q_BMTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, sight: Sight, cache: LayerCache | None) -> Tensor:
+        """As `Attention.attend`; its heads are of width F, half as many."""
         k_BMSE = by_map(k_BKSE).repeat_interleave(self.heads // self.key_heads, dim=1)
         v_BMSF = pairs(v_BKSE).transpose(2, 3).flatten(3).repeat_interleave(self.heads // self.key_heads, dim=1).repeat(1, 2, 1, 1)
-        at_T = position + torch.arange(q_BMTE.shape[2], device=q_BMTE.device)
-        whole = documents_BS is None and len(at_T) == k_BKSE.shape[2]
-        mask = None if whole else visible_keys(at_T, k_BKSE.shape[2], causal, documents_BS)
-        y_BMTF = F.scaled_dot_product_attention(by_map(q_BMTE), k_BMSE, v_BMSF, attn_mask=mask, is_causal=causal and whole)
+        whole = sight.documents_BS is None and q_BMTE.shape[2] == k_BKSE.shape[2]
+        mask = None if whole else sight.of(sight.places(q_BMTE.shape[2], q_BMTE.device), k_BKSE.shape[2])
+        y_BMTF = F.scaled_dot_product_attention(by_map(q_BMTE), k_BMSE, v_BMSF, attn_mask=mask, is_causal=sight.causal and whole)
         first_BNTF, second_BNTF = y_BMTF.chunk(2, dim=1)
-        y_BNTF = self.norm(first_BNTF - self.subtracted().to(y_BMTF.dtype) * second_BNTF)
-        return self.out(y_BNTF.transpose(1, 2).flatten(2))
+        return self.norm(first_BNTF - self.subtracted().to(y_BMTF.dtype) * second_BNTF)
 
     def subtracted(self) -> Tensor:
         """λ, the weight of the second map."""

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from freetf_cli.model.attention import Attention, LayerCache, Rotary, project
+from freetf_cli.model.attention import LayerCache, Rotary, project
 from freetf_cli.model.attention_kinds import make_attention
 from freetf_cli.model.kernels import runs_kernels
 from freetf_cli.recipe import ModelConfig
@@ -95,5 +95,5 @@ class Block(nn.Module):
     def _is_one_row(self, x_BTD: Tensor) -> bool:
         """Whether kernels for one position of one sequence do it."""
         width, fits = self.attention.head_width, x_BTD.shape[:2] == (1, 1) and x_BTD.dtype == torch.bfloat16 == self.ffn.down.weight.dtype
-        fits = fits and type(self.attention) is Attention and all(weight.is_contiguous() for weight in self.parameters())
+        fits = fits and self.attention.softmax and all(weight.is_contiguous() for weight in self.parameters())
         return fits and width in (32, 64, 128) and not torch.is_grad_enabled() and runs_kernels(x_BTD.device)

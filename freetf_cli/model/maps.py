@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from freetf_cli.model.attention import Attention, LayerCache, Rotary, visible_keys
+from freetf_cli.model.attention import Attention, LayerCache, Sight
 
 RECOMPUTED = 1 << 27  # maps of so many numbers, or more, are made once more in the backward instead of being kept
 
@@ -31,26 +31,15 @@ class Rows(NamedTuple):
 class MapAttention(Attention):
     """Attention by products alone. A kind has its own `weights`, and `finish` where it norms the heads."""
 
-    def forward(
-        self,
-        q_BTD: Tensor,
-        kv_BTD: Tensor,
-        rotary: Rotary,
-        *,
-        causal: bool,
-        cache: LayerCache | None = None,
-        position: int | Tensor = 0,
-        documents_BS: Tensor | None = None,
-    ) -> Tensor:
-        """As `Attention.forward`."""
-        q_BMTE, k_BKSE, v_BKSE = (part.transpose(1, 2) for part in self._project(q_BTD, kv_BTD, rotary))
-        q_BMTE = q_BMTE.expand(len(kv_BTD), -1, -1, -1)
+    softmax = False
+
+    def attend(self, q_BMTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, sight: Sight, cache: LayerCache | None) -> Tensor:
+        """As `Attention.attend`."""
         length = q_BMTE.shape[2]
         if cache is not None:
-            k_BKSE, v_BKSE = cache.extend(k_BKSE, v_BKSE, position)
             q_BMTE = self.queries(q_BMTE, cache)
-        at_T = position + torch.arange(length - q_BMTE.shape[2], length, device=q_BMTE.device)
-        rows = Rows(at_T, ~visible_keys(at_T, k_BKSE.shape[2], causal, documents_BS), documents_BS)
+        at_T = sight.places(length, q_BMTE.device, before=q_BMTE.shape[2] - length)
+        rows = Rows(at_T, ~sight.of(at_T, k_BKSE.shape[2]), sight.documents_BS)
 
         def read(q_BMTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor) -> Tensor:
             weights_BMTS = self.weights(by_group(q_BMTE * self.head_width**-0.5, k_BKSE.mT), rows, cache)
@@ -58,10 +47,10 @@ class MapAttention(Attention):
 
         numbers = q_BMTE.shape[:3].numel() * k_BKSE.shape[2]
         if cache is None and torch.is_grad_enabled() and numbers >= RECOMPUTED:
-            y_BMTE = checkpoint(read, q_BMTE, k_BKSE, v_BKSE, use_reentrant=False, preserve_rng_state=False)
+            y_BMTE: Tensor = checkpoint(read, q_BMTE, k_BKSE, v_BKSE, use_reentrant=False, preserve_rng_state=False)
         else:
             y_BMTE = read(q_BMTE, k_BKSE, v_BKSE)
-        return self.out(self.finish(y_BMTE).transpose(1, 2).flatten(2))
+        return self.finish(y_BMTE)
 
     def queries(self, q_BMTE: Tensor, cache: LayerCache) -> Tensor:
         """The queries whose rows of the maps are made: these, and before them those of earlier positions that `weights` mixes with them."""
