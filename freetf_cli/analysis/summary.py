@@ -18,7 +18,7 @@ def summarise(path: Path) -> RunSummary:
     """Read a run folder; raises InputError when it is none."""
     run = RunFolder.open(path)
     recipe, manifest = run.recipe(), run.manifest()
-    device = manifest.get("device") or {}
+    where = str((manifest.get("device") or {}).get("device") or "cpu")
     precision = recipe.train.precision
     facts = _facts(manifest, run)
     samples = sample_groups(run.last_samples())
@@ -29,7 +29,7 @@ def summarise(path: Path) -> RunSummary:
         status=str(manifest.get("status", "unknown")),
         recipe=recipe.model_dump(exclude_none=True),
         facts=facts,
-        plan=plan_run(recipe, path.name, bf16=precision == "bf16" or (precision == "auto" and device.get("device") == "cuda")),
+        plan=plan_run(recipe, path.name, precision == "bf16" or (precision == "auto" and where == "cuda"), where),
         metrics=run.metrics(),
         checkpoints=run.checkpoint_infos(),
         samples=samples,

@@ -68,6 +68,7 @@ def sample(
     $ freetf sample runs/letters-free --prompt 'K>' --z shared --groups 3 --count 8
     $ freetf sample runs/letters-free --count 4 --json > z.jsonl
     $ freetf sample runs/letters-free --count 4 --z z.jsonl
+    $ freetf sample runs/books-free --prompt 'Once upon a time' --max-tokens 500 --precision bf16
     """
     from freetf_cli.checkpoint import open_model
     from freetf_cli.device import resolve_device

@@ -94,7 +94,8 @@ def _dry_run(recipe: Recipe, name: str, device: str, json: bool) -> None:
     precision = recipe.train.precision
     target = torch.device("cuda") if device == "cuda" else resolve_device(device)  # a plan for a GPU needs none here
     bf16 = precision == "bf16" or (precision == "auto" and target.type == "cuda")
-    plan = plan_run(recipe, name, bf16=bf16)
+    known = None if device == "auto" and target.type == "cpu" else target.type  # a machine without a GPU may plan for one
+    plan = plan_run(recipe, name, bf16, known)
     if json:
         typer.echo(to_json(plan))
     else:

@@ -10,7 +10,7 @@ from torch import nn
 
 from freetf_cli.model.attention import Attention
 from freetf_cli.model.attention_kinds import make_attention
-from freetf_cli.model.cross_entropy import FEW_LOGITS, MOST_LOGITS
+from freetf_cli.model.cross_entropy import FEW_LOGITS, most_logits
 from freetf_cli.model.differential import Differential
 from freetf_cli.model.free_transformer import FreeTransformer, build_model
 from freetf_cli.model.latent import CHUNK_ELEMENTS, WIDEST_FUSED
@@ -20,8 +20,11 @@ from freetf_cli.recipe import ModelConfig, Recipe
 from freetf_cli.results import PartCost, Plan
 
 
-def plan_run(recipe: Recipe, name: str, bf16: bool) -> Plan:
-    """What training a recipe takes. model.vocab and model.context must be resolved. bf16: activations under autocast."""
+def plan_run(recipe: Recipe, name: str, bf16: bool, device_type: str | None = None) -> Plan:
+    """What training a recipe takes. model.vocab and model.context must be resolved. bf16: activations under autocast.
+
+    device_type: where, as torch names it; unless it is known CUDA for bf16, else a CPU.
+    """
     context = recipe.model.context or 1
     parts = part_costs(recipe.model, recipe)
     train_flops = _train_flops(recipe, parts)
@@ -38,7 +41,7 @@ def plan_run(recipe: Recipe, name: str, bf16: bool) -> Plan:
         overhead_compute=train_flops / _train_flops(baseline, base_parts) - 1 if free else None,
         overhead_compute_paper=1 / recipe.model.layers if free else None,
         overhead_parameters=parameters / base_parameters - 1 if free else None,
-        memory=_memory(recipe, parameters, bf16),
+        memory=_memory(recipe, parameters, bf16, device_type or ("cuda" if bf16 else "cpu")),
         steps=recipe.train.steps,
         tokens=recipe.train.steps * recipe.train.batch * context,
         precision="bf16" if bf16 else "fp32",
@@ -98,7 +101,7 @@ def _count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _memory(recipe: Recipe, parameters: int, bf16: bool) -> dict[str, float]:
+def _memory(recipe: Recipe, parameters: int, bf16: bool, device_type: str) -> dict[str, float]:
     """Bytes: parameters, gradients and AdamW's two moments in float32, and what a step wants beyond them, estimated.
 
     Most is wanted either where the forward ends and no gradient is there yet, or where the backward ends and all of them are: gradients
@@ -107,8 +110,8 @@ def _memory(recipe: Recipe, parameters: int, bf16: bool) -> dict[str, float]:
     states = 16.0 * parameters
     gradients = 4.0 * parameters
     maps = _map_bytes(recipe, 2 if bf16 else 4)
-    forward = _activations(recipe, bf16) + maps + (gradients if recipe.train.accumulate > 1 else 0.0)
-    beyond = max(forward - gradients, _mapper_bytes(recipe, bf16))
+    forward = _activations(recipe, bf16, device_type) + maps + (gradients if recipe.train.accumulate > 1 else 0.0)
+    beyond = max(forward - gradients, _mapper_bytes(recipe, bf16, device_type))
     maps = min(maps, beyond)
     parts = {
         "parameters": gradients,
@@ -121,7 +124,7 @@ def _memory(recipe: Recipe, parameters: int, bf16: bool) -> dict[str, float]:
     return {**parts, "total": states + beyond}
 
 
-def _activations(recipe: Recipe, bf16: bool) -> float:
+def _activations(recipe: Recipe, bf16: bool, device_type: str) -> float:
     """Bytes at the end of the forward: what blocks keep for the backward, and the read-out's logits with what their gradients want."""
     config, number = recipe.model, 2 if bf16 else 4
     tokens, vocabulary = recipe.rows_at_once * (config.context or 1), config.vocab or 0
@@ -129,22 +132,23 @@ def _activations(recipe: Recipe, bf16: bool) -> float:
     block = 3 * 4 * config.width + number * (2 * config.width + attention + 3 * config.hidden)
     blocks = config.layers + (1 if recipe.latent else 0)
     injection = (2 * 4 + number) * config.width if recipe.latent else 0
-    kind, logits = "cuda" if bf16 else "cpu", tokens * vocabulary
-    if logits <= FEW_LOGITS[kind]:
+    logits = tokens * vocabulary
+    if logits <= FEW_LOGITS.get(device_type, FEW_LOGITS["cpu"]):
         readout = logits * (number + 2 * 4)
     else:
-        copies = 1 if bf16 else 3  # on a GPU the gradient takes the place of the logits
-        readout = copies * number * min(logits, MOST_LOGITS[kind]) + (2 * number + 2 * 4) * vocabulary * config.width
+        copies = 1 if bf16 and device_type == "cuda" else 3  # on a GPU the gradient takes the place of the logits
+        readout = copies * number * min(logits, most_logits(device_type)) + (2 * number + 2 * 4) * vocabulary * config.width
     return float(tokens * (blocks * block + injection) + readout + _pairs(recipe))
 
 
-def _mapper_bytes(recipe: Recipe, bf16: bool) -> float:
+def _mapper_bytes(recipe: Recipe, bf16: bool, device_type: str) -> float:
     """Of the mapper's gradient: a centred copy of the table, and some tokens' s = W · dr where it goes through memory."""
     if recipe.latent is None:
         return 0.0
     codes, width = 2**recipe.latent.bits, recipe.model.width
-    fused = bf16 and width <= WIDEST_FUSED
-    s = 0 if fused else min(recipe.rows_at_once * (recipe.model.context or 1) * codes, CHUNK_ELEMENTS["cuda" if bf16 else "cpu"])
+    fused = bf16 and device_type == "cuda" and width <= WIDEST_FUSED
+    at_once = CHUNK_ELEMENTS.get(device_type, CHUNK_ELEMENTS["cpu"])
+    s = 0 if fused else min(recipe.rows_at_once * (recipe.model.context or 1) * codes, at_once)
     return float((2 if bf16 else 4) * (codes * width + s))
 
 

@@ -60,7 +60,7 @@ def free_memory(device: torch.device) -> int:
 
 def plan_on(recipe: Recipe, device: torch.device) -> Plan:
     """What training a resolved recipe takes on a device."""
-    return plan_run(recipe, "", bf16=autocast_dtype(recipe.train.precision, device) is not None)
+    return plan_run(recipe, "", autocast_dtype(recipe.train.precision, device) is not None, device.type)
 
 
 def _sharing(recipe: Recipe, device: torch.device) -> int:

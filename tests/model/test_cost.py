@@ -58,6 +58,18 @@ def test_memory_is_foretold_within_a_tenth_of_what_was_measured() -> None:
         assert plan.memory["total"] == pytest.approx(row["peak"], rel=0.1), row["name"]
 
 
+def test_where_the_step_runs_counts() -> None:
+    """The logits' gradient takes their place on CUDA in bfloat16 alone; a CPU has fewer of them at once."""
+    recipe = load_recipe("paper-1.5b-baseline", overrides=["train.batch=4", "train.accumulate=1", "model.context=2048"])
+    found = {(bf16, kind): plan_run(recipe, "", bf16, kind).memory["total"] for bf16 in (True, False) for kind in ("cuda", "cpu")}
+    logits = 8192 * 131_072
+    assert logits == 2**30
+    assert found[True, "cpu"] - found[True, "cuda"] == 3 * 2 * 2**28 - 2 * logits
+    assert found[False, "cuda"] - found[False, "cpu"] == 3 * 4 * (logits - 2**28)
+    assert plan_run(recipe, "", True).memory["total"] == found[True, "cuda"]
+    assert plan_run(recipe, "", False).memory["total"] == found[False, "cpu"]
+
+
 def test_a_batch_in_parts_keeps_gradients_beside_activations() -> None:
     whole, parts = (
         plan_run(load_recipe("paper-1.5b-free", overrides=[f"train.batch={n}", f"train.accumulate={n // 4}"]), "", bf16=True)
