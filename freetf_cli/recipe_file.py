@@ -89,12 +89,13 @@ def check_recipe(tree: Mapping[str, Any], *, where: Path | str, overrides: Seque
         return Recipe.model_validate(tree)
     except ValidationError as error:
         text = Path(where).read_text(encoding="utf-8") if Path(where).is_file() else ""
-        found, wrong = [], set()
+        found: list[InputError] = []
+        wrong: set[str] = set()
         for item in error.errors():
             names = [str(name) for name in item["loc"]]
             if item["type"] != "value_error":  # those are rules, which all are asked below
                 found.append(_fault(dict(item), _place([names], where, text, overrides)))
-                wrong.add(".".join(names))
+                wrong.update(".".join(names[:count]) for count in range(2, len(names) + 1))  # a wrong item makes its list wrong
         for keys, message in faults({key: value for key, value in _with_defaults(tree).items() if key not in wrong}):
             found.append(InputError(message, _place([key.split(".") for key in keys], where, text, overrides)))
         raise InputErrors(found) from None
@@ -198,7 +199,8 @@ def _place(keys: Sequence[Sequence[str]], where: Path | str, text: str, override
     """Where a fault of some keys comes from: the last `--set` of one of them, or the file and its line."""
     for override in reversed(overrides):
         given = override.partition("=")[0].strip().split(".")
-        if any(names and given[: len(names)] == [*names] for names in keys):
+        shared = [min(len(given), len(names)) for names in keys]  # a fault may lie within what was given, or be of all that it is in
+        if any(names and given[:count] == [*names[:count]] for names, count in zip(keys, shared, strict=True)):
             return f"--set {override}"
     line = next((line for names in keys if (line := _line_of(names, text))), None)
     return f"{where}" + (f", line {line}" if line else "")

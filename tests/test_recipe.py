@@ -333,3 +333,11 @@ def test_rules_between_keys_are_all_shown_with_what_set_them(recipe_file):
     assert len(lines) == 5
     for setting in settings:
         assert sum(f"--set {setting}" in line for line in lines) == 1, setting
+
+
+def test_a_wrong_item_of_a_list_is_one_fault_of_what_gave_it():
+    with pytest.raises(InputErrors) as caught:
+        load_recipe("blocks-multi-token", overrides=["train.lr=1e-4", "model.multi_token.kq_layers=[-1]"])
+    (fault,) = [str(error) for error in caught.value.errors]
+    assert "model.multi_token.kq_layers.0: input should be greater than or equal to 0" in fault
+    assert "--set model.multi_token.kq_layers=[-1]" in fault
