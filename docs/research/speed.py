@@ -35,10 +35,12 @@ CUDA = DEVICE.type == "cuda"
 EFFORT = Effort(5, 5) if CUDA else Effort(1, 2)
 KINDS = {  # of kernels, by their names; the first that fits
     "attention": r"cudnn|flash|sdpa|fmha|attention",
+    "convolution of maps": r"^_convolve|^_kernel_gradient",
     "mapper's kernels": r"^_sums|^_centred|^_in_8_bits|^_factors",
     "matrix products": r"nvjet|cutlass|gemm|splitK",
     "cross-entropy": r"^_row|log_softmax",
     "gradient of q, k, v packed": r"^_written",
+    "softmax and masks of maps": r"softmax",
     "AdamW": r"FusedOptimizer",
     "gradient norm": r"multi_tensor_apply",
     "SwiGLU": r"silu",

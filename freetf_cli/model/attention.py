@@ -266,7 +266,7 @@ class Attention(nn.Module):
         last = sight.documents_BS is None and q_BMTE.shape[2] == 1  # it sees all keys
         mask = None if whole or last or not sight.hides else sight.of(sight.places(q_BMTE.shape[2], q_BMTE.device), k_BKSE.shape[2])
         return F.scaled_dot_product_attention(
-            q_BMTE, k_BKSE, v_BKSE, attn_mask=mask, is_causal=whole and sight.causal, enable_gqa=self.heads != self.key_heads
+            q_BMTE, k_BKSE, v_BKSE, attn_mask=mask, is_causal=whole and sight.causal, enable_gqa=q_BMTE.shape[1] != k_BKSE.shape[1]
         )
 
     def new_cache(self, sequences: int, length: int, dtype: torch.dtype) -> LayerCache:
@@ -317,4 +317,4 @@ def _attend_up_to(position: Tensor, q_BM1E: Tensor, k_BKSE: Tensor, v_BKSE: Tens
     later_S = torch.arange(length, device=k_BKSE.device) > position
     scores_BKGS = (q_BKGE @ k_BKSE.mT).to(wide) * width**-0.5
     shares_BKGS = torch.softmax(scores_BKGS.masked_fill(later_S, -torch.inf), dim=-1)
-    return (shares_BKGS.to(v_BKSE.dtype) @ v_BKSE).reshape(q_BM1E.shape)
+    return (shares_BKGS.to(v_BKSE.dtype) @ v_BKSE).reshape(*q_BM1E.shape[:3], -1)

@@ -16,6 +16,7 @@ from freetf_cli.model.free_transformer import FreeTransformer, build_model
 from freetf_cli.model.latent import CHUNK_ELEMENTS, WIDEST_FUSED
 from freetf_cli.model.layers import Block
 from freetf_cli.model.maps import RECOMPUTED, MapAttention
+from freetf_cli.model.multi_token import MultiToken
 from freetf_cli.recipe import ModelConfig, Recipe
 from freetf_cli.results import PartCost, Plan
 
@@ -86,7 +87,10 @@ def _attention_flops(config: ModelConfig, keys: float) -> float:
 
 def _own_flops(attention: Attention, config: ModelConfig, context: int) -> float:
     """Of a decoder block's kind of attention. Maps that are mixed are made in full, and each number of a kernel or a mix is a multiply-add
-    in every cell of one; differential attention reads values of twice the width."""
+    in every cell of one. Where no map is made, what is mixed has the heads of a group side by side; differential attention reads values of
+    twice the width."""
+    if isinstance(attention, MultiToken) and attention.fuses:
+        return _attention_flops(config, context / 2) * sum(attention.spread) / 2
     if isinstance(attention, MapAttention):
         return _attention_flops(config, context) + 2.0 * context * sum(operator.numel() for operator in _operators(attention))
     return _attention_flops(config, context / 2) * (1.5 if isinstance(attention, Differential) else 1)
@@ -154,13 +158,15 @@ def _mapper_bytes(recipe: Recipe, bf16: bool, device_type: str) -> float:
 
 def _map_bytes(recipe: Recipe, number: int) -> float:
     """Bytes of the maps kept for the backward: softmax's in float32, what reads the values, and what each kernel and mix reads. Maps that
-    are made once more in the backward are there of one block at a time."""
+    are made once more in the backward are there of one block at a time. Where none is made: the heads of groups side by side."""
     config = recipe.model
     with torch.device("meta"):
         kinds = [make_attention(config, index) for index in range(config.layers)]
     numbers = recipe.rows_at_once * config.heads * (config.context or 1) ** 2
     each = [maps for kind in kinds if (maps := _maps_kept(kind, recipe, number))]
-    return float(numbers * (max(each, default=0) if numbers >= RECOMPUTED else sum(each)))
+    heads = number * recipe.rows_at_once * (config.context or 1) * config.heads * config.head_width
+    wide = heads * sum(2 * size for kind in kinds if isinstance(kind, MultiToken) and kind.fuses for size in kind.spread if size > 1)
+    return float(numbers * (max(each, default=0) if numbers >= RECOMPUTED else sum(each)) + wide)
 
 
 def _maps_kept(attention: Attention, recipe: Recipe, number: int) -> int:
@@ -168,7 +174,7 @@ def _maps_kept(attention: Attention, recipe: Recipe, number: int) -> int:
     `exact` and between documents, reads a copy for each row."""
     if isinstance(attention, Differential):
         return number if number == 4 else 0  # CPUs have no kernel for values wider than keys; softmax itself is kept
-    if not isinstance(attention, MapAttention):
+    if not isinstance(attention, MapAttention) or (isinstance(attention, MultiToken) and attention.fuses):
         return 0
     apart = recipe.model.keeps_apart and recipe.model.separator is not None
     copies = 0

@@ -12,7 +12,8 @@ Shapes: B sequences, T positions, S cached and new positions, M heads, C of a gr
 
 Numbers moved: for each KQConv a padded copy of the map (with the mask, one pass), one read and one write; its products are Q · W / 2E
 of those of plain attention. On a GPU whose kernels are ours one read and one write, and both masks in them (map_kernel.py). `exact`, and
-documents kept apart, take Q convolutions over keys, a pass for each row of the kernel.
+documents kept apart, take Q convolutions over keys, a pass for each row of the kernel. A block without a convolution whose groups are small
+makes no map: mixed scores are those of queries and keys C times as wide, and what mixed maps read are sums of what each map reads.
 """
 
 from __future__ import annotations
@@ -24,13 +25,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from freetf_cli.model.attention import LayerCache
+from freetf_cli.model.attention import Attention, LayerCache, Sight
 from freetf_cli.model.head_norm import HeadNorm
 from freetf_cli.model.kernels import runs_kernels_compiled
 from freetf_cli.model.maps import MapAttention, Rows, identity_mix, mix_heads
 from freetf_cli.recipe import ModelConfig, MultiTokenConfig
 
 WIDEST = 33  # kernel that map_kernel.py has tiles for
+WIDEST_HEAD = 256  # that fused kernels of attention take
 
 
 @torch.library.custom_op("freetf::map_convolution", mutates_args=())
@@ -170,6 +172,30 @@ class MultiToken(MapAttention):
         mode = self.options.norm
         self.norm = None if mode == "none" else HeadNorm(self.head_width, config.norm_eps, mode, index)
 
+    @property
+    def fuses(self) -> bool:
+        """Whether it makes no maps."""
+        return self.pre.kernel is None and self.post.kernel is None and max(self.spread) * self.head_width <= WIDEST_HEAD
+
+    @property
+    def spread(self) -> tuple[int, int]:
+        """How many heads are mixed before the softmax, and after it."""
+        pre, post = (1 if side.mix is None else side.mix.shape[1] for side in (self.pre, self.post))
+        return pre, post
+
+    def attend(self, q_BMTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, sight: Sight, cache: LayerCache | None) -> Tensor:
+        """As `Attention.attend`."""
+        if not self.fuses:
+            return super().attend(q_BMTE, k_BKSE, v_BKSE, sight, cache)
+        if self.pre.mix is not None or self.post.mix is not None:
+            k_BKSE, v_BKSE = (x.repeat_interleave(self.heads // self.key_heads, dim=1) for x in (k_BKSE, v_BKSE))
+        if self.pre.mix is not None:  # Σ_h w[o, h] q^h · k^h, and √E of what is C times as wide
+            q_BMTE, k_BKSE = wide_queries(q_BMTE, self.pre.mix * self.spread[0] ** 0.5), side_by_side(k_BKSE, self.spread[0])
+        if self.post.mix is None:
+            return self.finish(Attention.attend(self, q_BMTE, k_BKSE, v_BKSE, sight, cache))
+        y_BMTF = Attention.attend(self, q_BMTE, k_BKSE, side_by_side(v_BKSE, self.spread[1]), sight, cache)
+        return self.finish(gathered(y_BMTF, self.post.mix))
+
     def weights(self, scores_BMTS: Tensor, rows: Rows, cache: LayerCache | None) -> Tensor:
         """A' of the equations above: its rows need not sum to 1."""
         exact = self.options.mask == "exact"
@@ -210,3 +236,23 @@ class MultiToken(MapAttention):
             rows = {side: cache.k.new_zeros(sequences, self.heads, height, length) for side, height in heights.items()}
             return RowCache(cache.k, cache.v, rows)
         return QueryCache(cache.k, cache.v, cache.k.new_zeros(sequences, self.heads, sum(heights.values()), self.head_width))
+
+
+def wide_queries(q_BMTE: Tensor, mix_GCC: Tensor) -> Tensor:
+    """w[o, h] q^h of all heads h of o's group side by side, [B, M, T, C · E]."""
+    groups, size, _ = mix_GCC.shape
+    q_BG1CTE = q_BMTE.reshape(len(q_BMTE), groups, 1, size, *q_BMTE.shape[2:])
+    return (mix_GCC.to(q_BMTE.dtype)[..., None, None] * q_BG1CTE).transpose(3, 4).flatten(4).flatten(1, 2)
+
+
+def side_by_side(x_BMSE: Tensor, size: int) -> Tensor:
+    """What each group of C heads has, side by side, for all of them: [B, M, S, C · E]."""
+    x_BGCSE = x_BMSE.reshape(len(x_BMSE), -1, size, *x_BMSE.shape[2:])
+    return x_BGCSE.transpose(2, 3).flatten(3).repeat_interleave(size, dim=1)
+
+
+def gathered(y_BMTF: Tensor, mix_GCC: Tensor) -> Tensor:
+    """Σ_h w[o, h] y^h, of y the part that head h has read of o's values: [B, M, T, E]."""
+    groups, size, _ = mix_GCC.shape
+    y_BGCTCE = y_BMTF.reshape(len(y_BMTF), groups, size, y_BMTF.shape[2], size, -1)
+    return (mix_GCC.to(y_BMTF.dtype)[..., None, None] * y_BGCTCE.permute(0, 1, 4, 2, 3, 5)).sum(dim=3).flatten(1, 2)

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from freetf_cli.model import multi_token
 from freetf_cli.model.attention import Attention
 from freetf_cli.model.free_transformer import build_model
 from freetf_cli.model.multi_token import MultiToken
@@ -40,6 +41,7 @@ def errors(attention: MultiToken, seed: int = 0, documents: list[int] | None = N
     return worst
 
 
+@pytest.mark.parametrize("widest", [0, 256])
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @pytest.mark.parametrize(
     "options",
@@ -53,11 +55,16 @@ def errors(attention: MultiToken, seed: int = 0, documents: list[int] | None = N
         {"kq": "post", "mix": "pre", "norm": "plain"},
         {"kq": "pre", "mix": "none", "norm": "depth"},
         {"kq": "none", "norm": "gate"},
+        {"kq": "none", "c_h": 2},
+        {"kq": "none", "mix": "pre"},
+        {"kq": "none", "mix": "post", "c_h": 2},
         {"kq": "none", "mix": "none", "norm": "gate"},
     ],
     ids=str,
 )
-def test_it_is_the_papers_sums(kv_heads: int, options: dict[str, Any]) -> None:
+def test_it_is_the_papers_sums(kv_heads: int, options: dict[str, Any], widest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a convolution: by wider heads, and by maps."""
+    monkeypatch.setattr(multi_token, "WIDEST_HEAD", widest)
     assert errors(loops.randomised(MultiToken(config(kv_heads, **options), 1), seed=kv_heads)) < 1e-12  # type: ignore[arg-type]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from freetf_cli.model import multi_token
 from freetf_cli.model.attention import Attention
 from freetf_cli.model.multi_token import MultiToken
 from freetf_cli.model.talking_heads import TalkingHeads
@@ -34,7 +35,8 @@ def test_it_begins_as_plain_attention() -> None:
         assert (ours - theirs).abs().max() < 1e-14
 
 
-def test_it_is_multi_token_attention_without_the_convolution() -> None:
+def test_it_is_multi_token_attention_without_the_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(multi_token, "WIDEST_HEAD", 0)  # by maps
     options = MultiTokenConfig(kq="none", norm="none")
     other = MultiToken(config(2).model_copy(update={"attention": "multi-token", "multi_token": options}), 0)
     attention = loops.randomised(TalkingHeads(config(2)), 0)
