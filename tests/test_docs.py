@@ -253,6 +253,14 @@ def test_the_demos_picture_and_text_show_the_same_samples(tmp_path: Path, monkey
     assert shown == [text for line in source.read_text(encoding="utf-8").splitlines() for text in json.loads(line)["texts"]]
 
 
+def test_the_picture_of_growth_is_that_of_its_figures(tmp_path: Path) -> None:
+    figures = ROOT / "docs" / "figures"
+    script = runpy.run_path(str(figures / "growth.py"))
+    script["main"](str(ROOT / "docs" / "results" / "growth-h200.json"), str(tmp_path / "again.svg"))
+    drawn = (figures / "growth.svg").read_text(encoding="utf-8")
+    assert (tmp_path / "again.svg").read_text(encoding="utf-8") == drawn, "make it again with docs/figures/growth.py"
+
+
 def test_the_sweeps_picture_is_that_of_its_figures(tmp_path: Path) -> None:
     source, picture = ROOT / "docs" / "results" / "letters-sweep-h200.json", ROOT / "docs" / "figures" / "letters-sweep.svg"
     runpy.run_path(str(ROOT / "docs" / "figures" / "sweep.py"))["main"](str(source), str(tmp_path / "again.svg"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -33,10 +34,17 @@ FIGURES_CSS = """
 _COLOURS = PAGE_CSS[: PAGE_CSS.index("* {")]
 
 
+MARGIN = 12  # around a figure that stands alone
+
+
 def standalone(svg: str) -> str:
-    """A figure as a file of its own, with its colours for light and dark."""
+    """A figure as a file of its own, with its colours for light and dark. Its margin is in the viewBox: padding would cut off as much of an
+    SVG that a page shows as an image."""
     head, body = svg.split(">", 1)
-    style = f"{_COLOURS}{CHART_CSS}{FIGURES_CSS}svg.chart {{ background: var(--page); padding: 12px; box-sizing: border-box }}"
+    x, y, width, height = (float(number) for number in head.split('viewBox="')[1].split('"')[0].split())
+    box = f"{x - MARGIN:g} {y - MARGIN:g} {width + 2 * MARGIN:g} {height + 2 * MARGIN:g}"
+    head = re.sub(r'viewBox="[^"]*"', f'viewBox="{box}"', head)
+    style = f"{_COLOURS}{CHART_CSS}{FIGURES_CSS}svg.chart {{ background: var(--page) }}"
     return f'<?xml version="1.0" encoding="UTF-8"?>\n{head}><style>{style}</style>{body}\n'
 
 

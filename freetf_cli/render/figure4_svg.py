@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from rich.cells import cell_len
 
-from freetf_cli.render.axes import label
+from freetf_cli.render.axes import MARGIN, label
 from freetf_cli.render.panels import Panel
 from freetf_cli.render.rows import Part, box_title, is_letters, parts
 from freetf_cli.results import SampleGroups
@@ -21,7 +21,6 @@ LINE, CHARACTER, PAD, GAP = 17, 7.23, 12, 14  # CHARACTER: a column's width in 1
 HEADING, HEADING_CHARACTER = 20, 9.4
 TOLD, TOLD_CHARACTER = 15, 6.63
 PANEL_GAP = 28
-MARGIN = 12  # around a picture that stands alone
 ROW_GAP = 6  # between rows of running text, which take several lines
 RUNNING = 66  # columns of running text
 LEAST = 340  # width of a panel with a title or numbers, where its rows are short

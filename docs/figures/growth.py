@@ -1,4 +1,4 @@
-"""Draws how the time of a training step grows with T, batch, D and H: `python docs/research/growth.py RESULTS.json FIGURE.svg`.
+"""Draws how the time of a training step grows with T, batch, D and H: `python docs/figures/growth.py RESULTS.json FIGURE.svg`.
 
 RESULTS.json has `axes`: for each of the four, rows of `at` and the milliseconds of `baseline` and `free`, or of one of them. The scales are
 logarithmic, and that of the time is the same in all four charts, so that heights compare. H is a logarithm already: of the latent's codes.
@@ -11,7 +11,7 @@ import math
 import sys
 from pathlib import Path
 
-from freetf_cli.render.axes import Axes, label, standalone
+from freetf_cli.render.axes import Axes, label, picture, standalone
 from freetf_cli.render.units import count
 
 Rows = list[dict[str, float]]
@@ -24,22 +24,20 @@ TITLES = {
     "H": "latent bits H, log₂ of the codes",
 }
 CURVES = {"baseline": ("baseline", "c-plain", 18), "free": ("Free Transformer", "c-length", -9)}  # name, colour, where its labels are
-WIDTH, HEIGHT, GAP, TOP, MARGIN = 368, 236, 24, 50, 12  # of a chart; between charts; above them; around all
+WIDTH, HEIGHT, GAP, TOP = 368, 236, 24, 50  # of a chart; between charts; above them
 ON_LINES = "fill: currentColor; stroke: var(--page); stroke-width: 3px; paint-order: stroke"  # text that no line strikes through
 
 
 def drawing(axes: dict[str, Rows]) -> str:
-    """The picture as a file. Its margin is in the viewBox: with padding, an SVG that a page shows as an image is cut off by as much."""
+    """The picture as a file."""
     times = [math.log2(row[kind]) for rows in axes.values() for row in rows for kind in CURVES if kind in row]
     span = max(times) - min(times)
     ys = (min(times) - 0.18 * span, max(times) + 0.14 * span)  # room for the labels
-    width, height = 2 * (WIDTH + MARGIN) + GAP, TOP + 2 * (HEIGHT + MARGIN) + GAP
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" viewBox="{-MARGIN} {-MARGIN} {width} {height}" style="padding: 0"'
-    parts = [f'{head} role="img" aria-label="{TITLE}"><text class="title" x="0" y="13">{TITLE}</text>{keys()}']
+    parts = [keys()]
     for number, name in enumerate(TITLES):
         x, y = number % 2 * (WIDTH + GAP), TOP + number // 2 * (HEIGHT + GAP)
         parts.append(f'<g transform="translate({x} {y})">{chart(name, axes[name], ys)}</g>')
-    return standalone("".join(parts) + "</svg>")
+    return standalone(picture(TITLE, 2 * WIDTH + GAP, TOP + 2 * HEIGHT + GAP, parts))
 
 
 def keys() -> str:
