@@ -21,6 +21,7 @@ from freetf_cli.model.cross_entropy import readout_cross_entropy
 from freetf_cli.model.free_transformer import FreeTransformer, build_model, initialise_model
 from freetf_cli.model.latent import PostSampler, logit_gradient, sample_codes
 from freetf_cli.model.layers import Block, Embedding
+from freetf_cli.model.maps import map_mix
 from freetf_cli.model.multi_token import map_convolution
 from freetf_cli.recipe import LatentConfig, ModelConfig, Recipe
 from freetf_cli.recipe_file import check_recipe
@@ -207,6 +208,25 @@ def test_convolution_of_maps(length: int, heads: int, shape: tuple[int, int]) ->
     want = F.conv2d(padded, wide[1][:, None], groups=heads).flatten(0, 1).tril()
     for ours, theirs in zip(got, (want.detach(), *torch.autograd.grad(want, wide, dy.double())), strict=True):
         assert relative(ours, theirs) < 0.01
+
+
+@pytest.mark.parametrize("length", [130, 512])
+@pytest.mark.parametrize("heads", [2, 16])
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float32])
+def test_mix_of_maps(kind: torch.dtype, heads: int, length: int) -> None:
+    """Near to float64: maps, their gradient and the mix's; compiled, the gradients too. bfloat16 rounds a number by 2⁻⁹ of itself."""
+    torch.manual_seed(length)
+    x, dy = (torch.randn(2, 16, length, length, device=CUDA).to(kind) for _ in range(2))
+    mix = torch.randn(16 // heads, heads, heads, device=CUDA).to(kind).float()
+    given = x.clone().requires_grad_(), mix.clone().requires_grad_()
+    y = torch.compile(map_mix, fullgraph=True)(*given)
+    got = y.detach(), *torch.autograd.grad(y, given, dy)
+    wide = x.double().requires_grad_(), mix.double().requires_grad_()
+    of_head = wide[0].tril().view(2, 16 // heads, heads, length, length)
+    want = torch.einsum("goh,bghts->bgots", wide[1], of_head).flatten(1, 2).tril()
+    for ours, theirs in zip(got, (want.detach(), *torch.autograd.grad(want, wide, dy.double())), strict=True):
+        assert relative(ours, theirs) < (2**-9 if kind == torch.bfloat16 else 1e-5)
+    assert not got[0].triu(1).any() and not got[1].triu(1).any()
 
 
 @pytest.mark.parametrize("kind", ["multi-token", "differential", "talking-heads"])

@@ -36,6 +36,7 @@ EFFORT = Effort(5, 5) if CUDA else Effort(1, 2)
 KINDS = {  # of kernels, by their names; the first that fits
     "attention": r"cudnn|flash|sdpa|fmha|attention",
     "convolution of maps": r"^_convolve|^_kernel_gradient",
+    "mix of heads": r"^_mix",
     "mapper's kernels": r"^_sums|^_centred|^_in_8_bits|^_factors",
     "matrix products": r"nvjet|cutlass|gemm|splitK",
     "cross-entropy": r"^_row|log_softmax",

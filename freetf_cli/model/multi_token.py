@@ -121,13 +121,13 @@ class MapConvolution(nn.Module):
         """
         if self.kernel is not None:
             x_BMRS = self._convolve(x_BMRS, self.kernel, rows, missing, late)
-        return x_BMRS if self.mix is None else mix_heads(x_BMRS, self.mix)
+        return x_BMRS if self.mix is None else mix_heads(x_BMRS, self.mix, rows)
 
     def _convolve(self, x_BMRS: Tensor, kernel_MCQW: Tensor, rows: Rows, missing: int, late: bool) -> Tensor:
         width, groups = kernel_MCQW.shape[3], len(kernel_MCQW) // kernel_MCQW.shape[1]
         margin = (width - 1) // 2, width // 2
         if rows.documents_BS is None and not late:
-            whole = x_BMRS.shape[2] == x_BMRS.shape[3] and missing == self.above  # no part of a map: its rows begin with the first query
+            whole = rows.whole and missing == self.above  # no rows above from a cache
             if whole and kernel_MCQW.shape[1] == 1 and width <= WIDEST and self._fits(x_BMRS):
                 return map_convolution(x_BMRS.flatten(0, 1), kernel_MCQW[:, 0]).view_as(x_BMRS)
             return F.conv2d(F.pad(x_BMRS, (*margin, missing, 0)), kernel_MCQW, groups=groups)

@@ -19,6 +19,6 @@ class TalkingHeads(MapAttention):
 
     def weights(self, scores_BMTS: Tensor, rows: Rows, cache: LayerCache | None) -> Tensor:
         """No cell of a map meets another position's: the mask before the softmax is all that causality takes."""
-        mixed_BMTS = mix_heads(scores_BMTS, self.pre)
+        mixed_BMTS = mix_heads(scores_BMTS, self.pre, rows)
         weights_BMTS = torch.softmax(mixed_BMTS.masked_fill(rows.hidden, -torch.inf), dim=-1)
-        return mix_heads(weights_BMTS.to(mixed_BMTS.dtype), self.post)
+        return mix_heads(weights_BMTS.to(mixed_BMTS.dtype), self.post, rows)
