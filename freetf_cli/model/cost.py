@@ -90,7 +90,7 @@ def _own_flops(attention: Attention, config: ModelConfig, context: int) -> float
     in every cell of one. Where no map is made, what is mixed has the heads of a group side by side; differential attention reads values of
     twice the width."""
     if isinstance(attention, MultiToken) and attention.fuses:
-        return _attention_flops(config, context / 2) * sum(attention.spread) / 2
+        return _attention_flops(config, context / 2) * attention.spread
     if isinstance(attention, MapAttention):
         return _attention_flops(config, context) + 2.0 * context * sum(operator.numel() for operator in _operators(attention))
     return _attention_flops(config, context / 2) * (1.5 if isinstance(attention, Differential) else 1)
@@ -165,7 +165,7 @@ def _map_bytes(recipe: Recipe, number: int) -> float:
     numbers = recipe.rows_at_once * config.heads * (config.context or 1) ** 2
     each = [maps for kind in kinds if (maps := _maps_kept(kind, recipe, number))]
     heads = number * recipe.rows_at_once * (config.context or 1) * config.heads * config.head_width
-    wide = heads * sum(2 * size for kind in kinds if isinstance(kind, MultiToken) and kind.fuses for size in kind.spread if size > 1)
+    wide = heads * sum(4 * kind.spread for kind in kinds if isinstance(kind, MultiToken) and kind.fuses and kind.spread > 1)
     return float(numbers * (max(each, default=0) if numbers >= RECOMPUTED else sum(each)) + wide)
 
 

@@ -174,27 +174,29 @@ class MultiToken(MapAttention):
 
     @property
     def fuses(self) -> bool:
-        """Whether it makes no maps."""
-        return self.pre.kernel is None and self.post.kernel is None and max(self.spread) * self.head_width <= WIDEST_HEAD
+        """Whether it trains without maps. Mixes on both sides or on none: fused kernels want keys and values of one width."""
+        mixed = [side.mix is not None for side in (self.pre, self.post)]
+        return (
+            self.pre.kernel is None
+            and self.post.kernel is None
+            and all(mixed) == any(mixed)
+            and self.spread * self.head_width <= WIDEST_HEAD
+        )
 
     @property
-    def spread(self) -> tuple[int, int]:
-        """How many heads are mixed before the softmax, and after it."""
-        pre, post = (1 if side.mix is None else side.mix.shape[1] for side in (self.pre, self.post))
-        return pre, post
+    def spread(self) -> int:
+        """How many heads are mixed."""
+        return 1 if self.pre.mix is None else self.pre.mix.shape[1]
 
     def attend(self, q_BMTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, sight: Sight, cache: LayerCache | None) -> Tensor:
-        """As `Attention.attend`."""
-        if not self.fuses:
+        """As `Attention.attend`. Of one query the maps are small, and wider keys would be written for each token."""
+        if cache is not None or not self.fuses:
             return super().attend(q_BMTE, k_BKSE, v_BKSE, sight, cache)
-        if self.pre.mix is not None or self.post.mix is not None:
-            k_BKSE, v_BKSE = (x.repeat_interleave(self.heads // self.key_heads, dim=1) for x in (k_BKSE, v_BKSE))
-        if self.pre.mix is not None:  # Σ_h w[o, h] q^h · k^h, and √E of what is C times as wide
-            q_BMTE, k_BKSE = wide_queries(q_BMTE, self.pre.mix * self.spread[0] ** 0.5), side_by_side(k_BKSE, self.spread[0])
-        if self.post.mix is None:
+        if self.pre.mix is None or self.post.mix is None:
             return self.finish(Attention.attend(self, q_BMTE, k_BKSE, v_BKSE, sight, cache))
-        y_BMTF = Attention.attend(self, q_BMTE, k_BKSE, side_by_side(v_BKSE, self.spread[1]), sight, cache)
-        return self.finish(gathered(y_BMTF, self.post.mix))
+        k_BMSF, v_BMSF = (side_by_side(x.repeat_interleave(self.heads // self.key_heads, dim=1), self.spread) for x in (k_BKSE, v_BKSE))
+        q_BMTF = wide_queries(q_BMTE, self.pre.mix * self.spread**0.5)  # Σ_h w[o, h] q^h · k^h, and √E of what is C times as wide
+        return self.finish(gathered(Attention.attend(self, q_BMTF, k_BMSF, v_BMSF, sight, cache), self.post.mix))
 
     def weights(self, scores_BMTS: Tensor, rows: Rows, cache: LayerCache | None) -> Tensor:
         """A' of the equations above: its rows need not sum to 1."""
