@@ -21,8 +21,7 @@ from freetf_cli.model.cross_entropy import readout_cross_entropy
 from freetf_cli.model.free_transformer import FreeTransformer, build_model, initialise_model
 from freetf_cli.model.latent import PostSampler, logit_gradient, sample_codes
 from freetf_cli.model.layers import Block, Embedding
-from freetf_cli.model.maps import map_mix
-from freetf_cli.model.multi_token import map_convolution
+from freetf_cli.model.maps import map_convolution, map_mix
 from freetf_cli.recipe import LatentConfig, ModelConfig, Recipe
 from freetf_cli.recipe_file import check_recipe
 from freetf_cli.run_folder import RunFolder

@@ -20,7 +20,6 @@ from freetf_cli.errors import InputError
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.model.free_transformer import FreeTransformer
 from freetf_cli.model.latent import sample_codes
-from freetf_cli.results import DataFacts
 from freetf_cli.results.answers import Answers, Errors
 from freetf_cli.results.likelihood import Estimate
 
@@ -52,7 +51,6 @@ def evaluate_answers(
         wrong += _wrong(model, inputs_BT, targets_BT, z_BT)
         rows += len(inputs_BT)
         advance(len(inputs_BT))
-    state = checkpoint.state
     return Answers(
         run=run,
         task="answers",
@@ -61,7 +59,7 @@ def evaluate_answers(
         split=split,
         sequences=rows,
         seed=seed,
-        facts=DataFacts(**state["data"]),
+        facts=source.facts,
         errors=Errors(wrong, share_of(wrong, rows)),
         errors_posterior=Errors(wrong_posterior, share_of(wrong_posterior, rows)) if free else None,
         seconds=time.perf_counter() - started,

@@ -9,7 +9,8 @@ product: one more read and one more write. On a GPU whose kernels are ours it is
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,42 +23,36 @@ RECOMPUTED = 1 << 27  # maps of so many numbers, or more, are made once more in 
 MOST_MIXED = 64  # heads of a group that map_kernel.py has tiles for
 
 
-@torch.library.custom_op("freetf::map_mix", mutates_args=())
-def map_mix(x_BMTS: Tensor, mix_GCC: Tensor) -> Tensor:
-    """tril(mix(tril(x))) of whole maps (map_kernel.py)."""
-    from freetf_cli.model.map_kernel import mix
+def _operator(name: str, forward: str, gradients: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """A kernel of map_kernel.py with that of its gradients, as an operator of maps and weights that torch.compile does not look into."""
 
-    with torch.cuda.device(x_BMTS.device):  # Triton launches on the current device
-        return mix(x_BMTS, mix_GCC)
+    def run(function: str, *given: Tensor) -> Any:
+        from freetf_cli.model import map_kernel
 
+        with torch.cuda.device(given[0].device):  # Triton launches on the current device
+            return getattr(map_kernel, function)(*given)
 
-@map_mix.register_fake
-def _(x_BMTS: Tensor, mix_GCC: Tensor) -> Tensor:
-    return x_BMTS.new_empty(x_BMTS.shape)
+    @torch.library.custom_op(f"freetf::{name}", mutates_args=())
+    def operator(x: Tensor, weights: Tensor) -> Tensor:
+        y: Tensor = run(forward, x, weights)
+        return y
 
+    @torch.library.custom_op(f"freetf::{name}_backward", mutates_args=())
+    def backward(dy: Tensor, x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        dx, dweights = run(gradients, dy, x, weights)
+        return dx, dweights
 
-@torch.library.custom_op("freetf::map_mix_backward", mutates_args=())
-def _map_mix_backward(dy_BMTS: Tensor, x_BMTS: Tensor, mix_GCC: Tensor) -> tuple[Tensor, Tensor]:
-    from freetf_cli.model.map_kernel import mix_gradients
+    def keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(*inputs)
 
-    with torch.cuda.device(x_BMTS.device):
-        return mix_gradients(dy_BMTS, x_BMTS, mix_GCC)
-
-
-@_map_mix_backward.register_fake
-def _(dy_BMTS: Tensor, x_BMTS: Tensor, mix_GCC: Tensor) -> tuple[Tensor, Tensor]:
-    return x_BMTS.new_empty(x_BMTS.shape), mix_GCC.new_empty(mix_GCC.shape, dtype=torch.float32)
-
-
-def _keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    ctx.save_for_backward(*inputs)
+    operator.register_fake(lambda x, weights: x.new_empty(x.shape))
+    backward.register_fake(lambda dy, x, weights: (x.new_empty(x.shape), weights.new_empty(weights.shape, dtype=torch.float32)))
+    operator.register_autograd(lambda ctx, dy: backward(dy, *ctx.saved_tensors), setup_context=keep)
+    return operator
 
 
-def _backward(ctx, dy_BMTS: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
-    return _map_mix_backward(dy_BMTS, *ctx.saved_tensors)
-
-
-map_mix.register_autograd(_backward, setup_context=_keep)
+map_convolution = _operator("map_convolution", "convolve", "gradients")  # tril(conv(tril(x))) of maps [N, T, S], kernels [M, Q, W]
+map_mix = _operator("map_mix", "mix", "mix_gradients")  # tril(mix(tril(x))) of maps [B, M, T, S], mixes [G, C, C]
 
 
 class Rows(NamedTuple):

@@ -28,49 +28,11 @@ from torch import Tensor, nn
 from freetf_cli.model.attention import Attention, LayerCache, Sight
 from freetf_cli.model.head_norm import HeadNorm
 from freetf_cli.model.kernels import runs_kernels_compiled
-from freetf_cli.model.maps import MapAttention, Rows, identity_mix, mix_heads
+from freetf_cli.model.maps import MapAttention, Rows, identity_mix, map_convolution, mix_heads
 from freetf_cli.recipe import ModelConfig, MultiTokenConfig
 
 WIDEST = 33  # kernel that map_kernel.py has tiles for
 WIDEST_HEAD = 256  # that fused kernels of attention take
-
-
-@torch.library.custom_op("freetf::map_convolution", mutates_args=())
-def map_convolution(x_NTS: Tensor, kernel_MQW: Tensor) -> Tensor:
-    """tril(conv(tril(x))) of maps, each head with its kernel (map_kernel.py)."""
-    from freetf_cli.model.map_kernel import convolve
-
-    with torch.cuda.device(x_NTS.device):  # Triton launches on the current device
-        return convolve(x_NTS, kernel_MQW)
-
-
-@map_convolution.register_fake
-def _(x_NTS: Tensor, kernel_MQW: Tensor) -> Tensor:
-    return x_NTS.new_empty(x_NTS.shape)
-
-
-@torch.library.custom_op("freetf::map_convolution_backward", mutates_args=())
-def _map_convolution_backward(dy_NTS: Tensor, x_NTS: Tensor, kernel_MQW: Tensor) -> tuple[Tensor, Tensor]:
-    from freetf_cli.model.map_kernel import gradients
-
-    with torch.cuda.device(x_NTS.device):
-        return gradients(dy_NTS, x_NTS, kernel_MQW)
-
-
-@_map_convolution_backward.register_fake
-def _(dy_NTS: Tensor, x_NTS: Tensor, kernel_MQW: Tensor) -> tuple[Tensor, Tensor]:
-    return dy_NTS.new_empty(dy_NTS.shape), kernel_MQW.new_empty(kernel_MQW.shape, dtype=torch.float32)
-
-
-def _keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    ctx.save_for_backward(*inputs)
-
-
-def _backward(ctx, dy_NTS: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
-    return _map_convolution_backward(dy_NTS, *ctx.saved_tensors)
-
-
-map_convolution.register_autograd(_backward, setup_context=_keep)
 
 
 @dataclass

@@ -80,3 +80,11 @@ def test_data_that_asks_nothing_is_refused(run_cli: Callable, tmp_path: Path) ->
     assert done.code == 0, done.stderr
     done = run_cli("evaluate", tmp_path / "run", "--task", "answers")
     assert done.code == 2 and "no question is asked in this data" in done.stderr
+
+
+def test_the_facts_are_those_of_the_data_that_was_measured(blocks_runs: dict[str, Path], run_cli: Callable, tmp_path: Path) -> None:
+    made = run_cli("gen-synthetic", "blocks", "-o", tmp_path / "other", "--param", "blocks=6", "--count", 400, "-q")
+    assert made.code == 0, made.stderr
+    asked = ["evaluate", blocks_runs["softmax"], "--task", "answers", "--sequences", 20, "--json"]
+    own, other = (json.loads(run_cli(*asked, *more).stdout)["facts"] for more in ([], ["--data", tmp_path / "other"]))
+    assert (own["name"], other["name"]) == ("blocks", "other") and own["sha256"] != other["sha256"]
