@@ -59,7 +59,7 @@ def measure_all(out: Path, settings: list[str], lock: Any) -> None:
     found: dict[str, Any] = {"machine": None, "rows": []}
     for setting in settings:
         label, rest = setting.split("=", 1)
-        name, *overrides = rest.split(",")
+        name, *overrides = re.split(r",(?=[a-z])", rest)
         recipe = load_recipe(name, smoke=not CUDA, overrides=overrides)
         try:
             found["rows"].append({"name": label, "recipe": name, "settings": overrides, **measured(recipe, lock, found)})

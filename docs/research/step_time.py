@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sys
 import tempfile
 import time
@@ -37,7 +38,7 @@ ATTENTION = {"@flash": SDPBackend.FLASH_ATTENTION, "@cudnn": SDPBackend.CUDNN_AT
 
 def measure(variant: str) -> dict[str, Any]:
     """Median and range over rounds of the mean step of a round, and the kernels of one step."""
-    name, *overrides = variant.split(",")
+    name, *overrides = re.split(r",(?=[a-z@])", variant)
     kernels = [ATTENTION[word] for word in overrides if word in ATTENTION]
     settings = [word for word in overrides if word not in ATTENTION]
     with tempfile.TemporaryDirectory() as folder, sdpa_kernel(kernels) if kernels else contextlib.nullcontext():
