@@ -66,14 +66,12 @@ class MultiTokenConfig(Part):
         description="keys that the convolution before the softmax reads: up to the query that scored them, or up to the current one",
     )
     norm: Literal["gate", "depth", "plain", "none"] = Field("gate", description="RMSNorm of each head: with a gate, scaled by depth, plain")
-    kq_layers: list[NotNegative] | None = Field(None, description="blocks, from 0, that have the convolution; default: 2, 6, 10, …")
+    kq_layers: list[NotNegative] | None = Field(
+        None, description="blocks, from 0, that have the convolution; default: 2, 6, 10, …, or the last where none of those is multi-token"
+    )
     cache: Literal["queries", "rows"] = Field(
         "queries", description="what decoding keeps of earlier positions: queries, to make their rows again, or the rows (mask = double)"
     )
-
-    def convolves(self, index: int) -> bool:
-        """Whether block `index` has the key-query convolution."""
-        return index % 4 == 2 if self.kq_layers is None else index in self.kq_layers
 
 
 class ModelConfig(Part):
@@ -112,6 +110,13 @@ class ModelConfig(Part):
     def attention_of(self, index: int) -> str:
         """The kind of attention of block `index`, from 0."""
         return self.attention if self.attention_layers is None or index in self.attention_layers else "softmax"
+
+    def convolves(self, index: int) -> bool:
+        """Whether block `index`, of multi-token attention, has the key-query convolution."""
+        if self.multi_token is not None and self.multi_token.kq_layers is not None:
+            return index in self.multi_token.kq_layers
+        blocks = [block for block in range(self.layers) if self.attention_of(block) == "multi-token"]
+        return index in ([block for block in blocks if block % 4 == 2] or blocks[-1:])
 
     @property
     def keeps_apart(self) -> bool:
@@ -197,6 +202,11 @@ class TrainConfig(Part):
     float8: bool = Field(False, description="wide linear layers of the blocks multiply in 8-bit numbers; needs torchao and a newer GPU")
     compile: Literal["auto", "on", "off"] = Field("auto", description="torch.compile; auto: on CUDA")
     cuda_graph: Literal["auto", "on", "off"] = Field("auto", description="replay a step as one CUDA graph; auto: on CUDA")
+    recompute_maps: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="make the maps of other attention than softmax once more in the backward, and keep none: slower, and far less memory;"
+        " auto: where those of all blocks are 2²⁸ numbers or more",
+    )
     deterministic: bool = Field(False, description="CUDA: only deterministic kernels")
     log_every: Positive = Field(10, description="steps between lines of metrics.jsonl")
     save_every: NotNegative = Field(0, description="steps between checkpoints; 0: at evaluations")

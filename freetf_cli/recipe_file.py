@@ -233,6 +233,8 @@ def _fault(item: Mapping[str, Any], place: str) -> InputError:
     if kind == "missing":
         return InputError(f"missing key '{key}'", place)
     shown = repr(item.get("input"))
+    if kind == "model_type":
+        message = "input should be a table"
     return InputError(f"{key}: {message[:1].lower()}{message[1:]}, not {shown[:60]}", place)
 
 

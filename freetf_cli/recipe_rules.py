@@ -108,11 +108,10 @@ def _attention_layers(numbers: Sequence[int] | None, kind: str, layers: int) -> 
     return _blocks("model.attention_layers", numbers, layers)
 
 
-def _kq_layers(numbers: Sequence[int] | None, kq: str, among: Sequence[int] | None, layers: int) -> str | None:
+def _kq_layers(numbers: Sequence[int] | None, among: Sequence[int] | None, layers: int) -> str | None:
     key, others = "model.multi_token.kq_layers", set(range(layers) if among is None else among)
     if numbers is None:
-        found = kq == "none" or not others or any(index % 4 == 2 for index in others)
-        return None if found else f"no block has the key-query convolution: name some in {key}, whose default is 2, 6, 10, …"
+        return None
     if strangers := sorted(set(numbers) - others):
         return f"{key} names block {strangers[0]}, which has no multi-token attention"
     return _blocks(key, numbers, layers)
@@ -171,7 +170,7 @@ RULES: tuple[tuple[tuple[str, ...], Callable[..., str | None]], ...] = (
     (("model.heads", "model.width"), _rotary),
     (("model.attention", "model.multi_token.kq"), _options),
     (("model.attention_layers", "model.attention", "model.layers"), _attention_layers),
-    (("model.multi_token.kq_layers", "model.multi_token.kq", "model.attention_layers", "model.layers"), _kq_layers),
+    (("model.multi_token.kq_layers", "model.attention_layers", "model.layers"), _kq_layers),
     (("model.multi_token.c_h", "model.heads"), _group),
     (("model.multi_token.c_q", "model.multi_token.kq", "model.context"), partial(_kernel, name="c_q")),
     (("model.multi_token.c_k", "model.multi_token.kq", "model.context"), partial(_kernel, name="c_k")),

@@ -89,7 +89,6 @@ def test_each_fault_is_named(recipe_file, before, after, line):
         ('attention = "multi-token"\nmulti_token.kq_layers = [4]', "kq_layers names block 4, which has no multi-token attention"),
         ("separator = 3", "model.separator belongs to documents that are kept apart: model.documents = 'apart'"),
         ('documents = "apart"\nseparator = 29\nvocab = 29', "model.separator = 29 is no token of model.vocab = 29"),
-        ('attention = "multi-token"\nattention_layers = [0, 1]', "no block has the key-query convolution: name some in"),
         ('attention = "multi-token"\nattention_layers = [2, 4]', "attention_layers names block 4, and model.layers = 4 has 0 to 3"),
         ('attention = "multi-token"\nattention_layers = []', "attention_layers names no block, or one twice"),
         (
@@ -333,6 +332,28 @@ def test_rules_between_keys_are_all_shown_with_what_set_them(recipe_file):
     assert len(lines) == 5
     for setting in settings:
         assert sum(f"--set {setting}" in line for line in lines) == 1, setting
+
+
+@pytest.mark.parametrize(
+    ("settings", "blocks"),
+    [
+        ([], [2, 6]),
+        (["model.attention_layers=[0, 6, 7]"], [6]),
+        (["model.attention_layers=[0, 3]"], [3]),
+        (["model.layers=2"], [1]),
+        (["model.layers=2", "model.multi_token.kq_layers=[0]"], [0]),
+    ],
+)
+def test_blocks_that_convolve_where_none_are_named(settings, blocks):
+    recipe = load_recipe("letters-baseline", overrides=["model.attention=multi-token", *settings])
+    assert [block for block in range(recipe.model.layers) if recipe.model.convolves(block)] == blocks
+
+
+def test_a_block_that_is_not_there_is_one_fault():
+    with pytest.raises(InputErrors) as caught:
+        load_recipe("letters-baseline", overrides=["model.attention=multi-token", "model.attention_layers=[9]"])
+    (fault,) = caught.value.errors
+    assert "model.attention_layers names block 9" in str(fault)
 
 
 def test_a_wrong_item_of_a_list_is_one_fault_of_what_gave_it():

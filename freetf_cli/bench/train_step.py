@@ -17,6 +17,7 @@ from freetf_cli.device import autocast_dtype
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.model.free_transformer import FreeTransformer, build_model, initialise_model
 from freetf_cli.model.latent import logit_gradient
+from freetf_cli.model.maps import set_recompute_maps
 from freetf_cli.recipe import Recipe
 from freetf_cli.results.bench import PartRow, StepRow, Timing, TrainBench
 from freetf_cli.training.distributed import World
@@ -159,6 +160,7 @@ def _model(recipe: Recipe, device: torch.device) -> Decoder:
     if recipe.train.float8:
         check_float8(recipe, device)
         use_float8(model)
+    set_recompute_maps(model, recipe.train.recompute_maps)
     return model.to(device).train()
 
 

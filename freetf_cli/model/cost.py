@@ -15,10 +15,12 @@ from freetf_cli.model.differential import Differential
 from freetf_cli.model.free_transformer import FreeTransformer, build_model
 from freetf_cli.model.latent import CHUNK_ELEMENTS, WIDEST_FUSED
 from freetf_cli.model.layers import Block
-from freetf_cli.model.maps import RECOMPUTED, MapAttention
+from freetf_cli.model.maps import MapAttention, recomputes
 from freetf_cli.model.multi_token import MultiToken
 from freetf_cli.recipe import ModelConfig, Recipe
 from freetf_cli.results import PartCost, Plan
+
+MAPS = "attention maps (estimated)"  # a plan's memory, where a kind of attention makes them
 
 
 def plan_run(recipe: Recipe, name: str, bf16: bool, device_type: str | None = None) -> Plan:
@@ -124,7 +126,7 @@ def _memory(recipe: Recipe, parameters: int, bf16: bool, device_type: str) -> di
         "activations (estimated)": beyond - maps,
     }
     if maps:
-        parts["attention maps (estimated)"] = maps
+        parts[MAPS] = maps
     return {**parts, "total": states + beyond}
 
 
@@ -166,7 +168,8 @@ def _map_bytes(recipe: Recipe, number: int) -> float:
     each = [maps for kind in kinds if (maps := _maps_kept(kind, recipe, number))]
     heads = number * recipe.rows_at_once * (config.context or 1) * config.heads * config.head_width
     wide = heads * sum(4 * kind.spread for kind in kinds if isinstance(kind, MultiToken) and kind.fuses and kind.spread > 1)
-    return float(numbers * (max(each, default=0) if numbers >= RECOMPUTED else sum(each)) + wide)
+    once_more = recomputes(recipe.train.recompute_maps, config.layers * numbers)
+    return float(numbers * (max(each, default=0) if once_more else sum(each)) + wide)
 
 
 def _maps_kept(attention: Attention, recipe: Recipe, number: int) -> int:
@@ -176,7 +179,8 @@ def _maps_kept(attention: Attention, recipe: Recipe, number: int) -> int:
         return number if number == 4 else 0  # CPUs have no kernel for values wider than keys; softmax itself is kept
     if not isinstance(attention, MapAttention) or (isinstance(attention, MultiToken) and attention.fuses):
         return 0
-    apart = recipe.model.keeps_apart and recipe.model.separator is not None
+    packed = recipe.model.separator is not None or (recipe.data.dir is not None and recipe.data.rows != "documents")  # as far as is known
+    apart = recipe.model.keeps_apart and packed
     copies = 0
     for name, operator in attention.named_parameters():
         if operator.dim() > 2:

@@ -18,8 +18,9 @@ from torch.utils.checkpoint import checkpoint
 
 from freetf_cli.model.attention import Attention, LayerCache, Sight
 from freetf_cli.model.kernels import runs_kernels_compiled
+from freetf_cli.recipe import ModelConfig
 
-RECOMPUTED = 1 << 27  # maps of so many numbers, or more, are made once more in the backward instead of being kept
+RECOMPUTED = 1 << 28  # `auto`: numbers of all blocks' maps from which they are made once more in the backward; kept, some 4 GiB
 MOST_MIXED = 64  # heads of a group that map_kernel.py has tiles for
 
 
@@ -70,6 +71,10 @@ class MapAttention(Attention):
 
     softmax = False
 
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.blocks, self.recompute_maps = config.layers, "auto"
+
     def attend(self, q_BMTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, sight: Sight, cache: LayerCache | None) -> Tensor:
         """As `Attention.attend`."""
         length = q_BMTE.shape[2]
@@ -84,8 +89,8 @@ class MapAttention(Attention):
             weights_BMTS = self.weights(by_group(q_BMTE * self.head_width**-0.5, k_BKSE.mT), rows, cache)
             return by_group(weights_BMTS[:, :, -length:], v_BKSE)
 
-        numbers = q_BMTE.shape[:3].numel() * k_BKSE.shape[2]
-        if cache is None and torch.is_grad_enabled() and numbers >= RECOMPUTED:
+        numbers = self.blocks * q_BMTE.shape[:3].numel() * k_BKSE.shape[2]
+        if cache is None and torch.is_grad_enabled() and recomputes(self.recompute_maps, numbers):
             y_BMTE: Tensor = checkpoint(read, q_BMTE, k_BKSE, v_BKSE, use_reentrant=False, preserve_rng_state=False)
         else:
             y_BMTE = read(q_BMTE, k_BKSE, v_BKSE)
@@ -102,6 +107,18 @@ class MapAttention(Attention):
     def finish(self, y_BMTE: Tensor) -> Tensor:
         """What each head returns, before the output product."""
         return y_BMTE
+
+
+def recomputes(setting: str, numbers: int) -> bool:
+    """Whether maps are made once more in the backward. numbers: of the maps of all blocks."""
+    return setting == "on" or (setting == "auto" and numbers >= RECOMPUTED)
+
+
+def set_recompute_maps(model: nn.Module, setting: str) -> None:
+    """`train.recompute_maps`, for a model that is to be trained."""
+    for module in model.modules():
+        if isinstance(module, MapAttention):
+            module.recompute_maps = setting
 
 
 def by_group(a_BMTX: Tensor, b_BKXY: Tensor) -> Tensor:

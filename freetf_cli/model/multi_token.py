@@ -11,8 +11,8 @@ after i (`exact`, equation 4).
 Shapes: B sequences, T positions, S cached and new positions, M heads, C of a group, E head width, Q and W rows and columns of a kernel.
 
 Numbers moved: for each KQConv a padded copy of the map (with the mask, one pass), one read and one write; its products are Q · W / 2E
-of those of plain attention. On a GPU whose kernels are ours one read and one write, and both masks in them (map_kernel.py). `exact`, and
-documents kept apart, take Q convolutions over keys, a pass for each row of the kernel. A block without a convolution whose groups are small
+of those of plain attention. On a GPU whose kernels are ours one read and one write (map_kernel.py). `exact`, and documents kept apart,
+take Q convolutions over keys, a pass for each row of the kernel. A block without a convolution whose groups are small
 makes no map: mixed scores are those of queries and keys C times as wide, and what mixed maps read are sums of what each map reads.
 """
 
@@ -31,7 +31,7 @@ from freetf_cli.model.kernels import runs_kernels_compiled
 from freetf_cli.model.maps import MapAttention, Rows, identity_mix, map_convolution, mix_heads
 from freetf_cli.recipe import ModelConfig, MultiTokenConfig
 
-WIDEST = 33  # kernel that map_kernel.py has tiles for
+WIDEST = 33  # kernel that map_kernel.py has tiles for, and as many rows unrolled
 WIDEST_HEAD = 256  # that fused kernels of attention take
 
 
@@ -69,7 +69,7 @@ class MapConvolution(nn.Module):
     def __init__(self, config: ModelConfig, options: MultiTokenConfig, side: str, index: int) -> None:
         super().__init__()
         group = options.c_h or config.heads
-        convolves = options.kq in (side, "both") and options.convolves(index)
+        convolves = options.kq in (side, "both") and config.convolves(index)
         mixes = options.mix in (side, "both")
         full = options.form == "full" and convolves and mixes
         self.above = options.c_q - 1 if convolves else 0  # rows that a row comes from, beside itself
@@ -90,7 +90,7 @@ class MapConvolution(nn.Module):
         margin = (width - 1) // 2, width // 2
         if rows.documents_BS is None and not late:
             whole = rows.whole and missing == self.above  # no rows above from a cache
-            if whole and kernel_MCQW.shape[1] == 1 and width <= WIDEST and self._fits(x_BMRS):
+            if whole and kernel_MCQW.shape[1] == 1 and max(kernel_MCQW.shape[2:]) <= WIDEST and self._fits(x_BMRS):
                 return map_convolution(x_BMRS.flatten(0, 1), kernel_MCQW[:, 0]).view_as(x_BMRS)
             return F.conv2d(F.pad(x_BMRS, (*margin, missing, 0)), kernel_MCQW, groups=groups)
         x_BMRS = F.pad(x_BMRS, (0, 0, missing, 0))

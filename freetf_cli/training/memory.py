@@ -9,7 +9,7 @@ import torch
 
 from freetf_cli.device import autocast_dtype
 from freetf_cli.errors import FreetfError
-from freetf_cli.model.cost import plan_run
+from freetf_cli.model.cost import MAPS, plan_run
 from freetf_cli.recipe import Recipe
 from freetf_cli.results import Plan
 
@@ -31,7 +31,16 @@ def out_of_memory(recipe: Recipe, device: torch.device) -> FreetfError:
     what += f", {_gib(states)} of it the model's states; {device.type} has {_gib(free_memory(device))} free of {_gib(has)}"
     if states > has:
         return FreetfError(what, hint="a smaller model: model.layers, model.width, latent.bits")
-    return FreetfError(what, hint=f"lower train.batch, or raise train.accumulate (now {config.accumulate})")
+    less = f"lower train.batch, or raise train.accumulate (now {config.accumulate})"
+    if 0 < _maps_once_more(recipe, device) < plan.get(MAPS, 0):
+        less = f"train.recompute_maps = 'on', or {less}"
+    return FreetfError(what, hint=less)
+
+
+def _maps_once_more(recipe: Recipe, device: torch.device) -> float:
+    """Bytes of attention's maps where they are made once more in the backward."""
+    settings = recipe.train.model_copy(update={"recompute_maps": "on"})
+    return plan_on(recipe.model_copy(update={"train": settings}), device).memory.get(MAPS, 0)
 
 
 def total_memory(device: torch.device) -> int:

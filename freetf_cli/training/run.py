@@ -19,7 +19,7 @@ from freetf_cli.training.float8 import check_float8
 from freetf_cli.training.loop import Hooks, Loop
 from freetf_cli.training.memory import check_memory, out_of_memory
 from freetf_cli.training.signals import StopRequest
-from freetf_cli.training.start import check_same_run, describe_run, make_model, record_start, resolve
+from freetf_cli.training.start import check_same_run, describe_run, make_model, record_start, resolve, unlike_its_start
 from freetf_cli.training.step import uses_graph
 
 
@@ -56,6 +56,8 @@ def train(
         check_memory(recipe, device)
         try:
             model = make_model(recipe, device, init_from, resume)
+            if world.leads and init_from is not None and (why := unlike_its_start(recipe.model, init_from.recipe.model)):
+                hooks.warn(why)
             if not world.leads:
                 run: RunFolder = WatchedRun(path)
             else:

@@ -16,7 +16,8 @@ from freetf_cli.device import describe
 from freetf_cli.errors import InputError, InputErrors
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.model.free_transformer import build_model, initialise_model
-from freetf_cli.recipe import Recipe, flat
+from freetf_cli.model.maps import set_recompute_maps
+from freetf_cli.recipe import ModelConfig, Recipe, flat
 from freetf_cli.recipe_rules import faults
 from freetf_cli.run_folder import RunFolder, now
 
@@ -37,7 +38,7 @@ def resolve(recipe: Recipe) -> tuple[Recipe, DataSource]:
     known = {"vocab": recipe.model.vocab or vocabulary, "context": source.context, "separator": separator}
     resolved = recipe.model_copy(update={"model": recipe.model.model_copy(update=known)})
     if broken := faults(flat(resolved)):  # of a context that the recipe did not say
-        raise InputErrors([InputError(fault.message) for fault in broken])
+        raise InputErrors([InputError(fault.message, hint="context and vocabulary are those of the data") for fault in broken])
     return resolved, source
 
 
@@ -50,7 +51,8 @@ def check_same_run(recipe: Recipe, source: DataSource, checkpoint: Checkpoint) -
     if checkpoint.tokenizer().sha256 != source.tokenizer.sha256:
         raise InputError("the checkpoint's tokenizer is not the data's (its hash differs)", str(checkpoint.folder / "tokenizer.json"))
     ours, theirs = flat(recipe), flat(checkpoint.recipe)
-    free = ("data.dir", "train.keep_", "train.log_every", "train.save_every", "eval.every", "eval.samples", "parallel.")
+    free: tuple[str, ...] = ("data.dir", "eval.every", "eval.samples", "parallel.")
+    free += tuple(f"train.{name}" for name in ("keep_", "log_every", "save_every", "recompute_maps"))
     changed = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key) and not key.startswith(free))
     if changed:
         first = f"{changed[0]} is {ours.get(changed[0])!r}, was {theirs.get(changed[0])!r}"
@@ -61,12 +63,14 @@ def check_same_run(recipe: Recipe, source: DataSource, checkpoint: Checkpoint) -
 
 def make_model(recipe: Recipe, device: torch.device, init_from: Checkpoint | None, resume: Checkpoint | None) -> Decoder:
     if resume is not None:
-        return resume.model(device).train()
-    model = build_model(recipe.model, recipe.latent)
-    initialise_model(model, recipe.train.seed)
+        model = resume.model(device)
+    else:
+        model = build_model(recipe.model, recipe.latent)
+        initialise_model(model, recipe.train.seed)
     if init_from is not None:
         missing = load_weights(model, init_from.folder / "model.safetensors", torch.device("cpu"), partial=True)
         _check_only_additions(missing, init_from)
+    set_recompute_maps(model, recipe.train.recompute_maps)
     return model.to(device).train()
 
 
@@ -75,6 +79,17 @@ def _check_only_additions(missing: Sequence[str], start: Checkpoint) -> None:
     other = [name for name in missing if not re.match(r"encoder\.|post_sampler\.|blocks\.\d+\.attention\.(pre|post|norm|lambdas)\b", name)]
     if other:
         raise InputError(f"the weights do not fit the model: {other[0]} is missing", str(start.folder))
+
+
+def unlike_its_start(config: ModelConfig, start: ModelConfig) -> str | None:
+    """Why a model with another kind of attention does not begin as the model whose weights it takes; None where it does."""
+    if config.attention in ("softmax", start.attention):
+        return None
+    if config.attention == "differential":
+        return "differential attention does not begin as the model that --init-from names: it reads the same weights in another way"
+    if config.multi_token is not None and config.multi_token.norm != "none":
+        return "the norm of heads makes another model of what --init-from names: model.multi_token.norm = 'none' begins as it"
+    return None
 
 
 def record_start(run: RunFolder, about: dict[str, Any], resume: Checkpoint | None) -> None:

@@ -238,6 +238,23 @@ def test_init_from_a_baseline(run_cli, workshop, baseline_run, tmp_path):
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["init_from"] == str(baseline_run / "checkpoints" / "step-000006")
 
 
+@pytest.mark.parametrize(
+    ("settings", "warning"),
+    [
+        (["attention=differential"], "differential attention does not begin as"),
+        (["attention=multi-token"], "model.multi_token.norm = 'none' begins as it"),
+        (["attention=multi-token", "multi_token.norm=none"], ""),
+        (["attention=talking-heads"], ""),
+    ],
+)
+def test_a_model_that_does_not_begin_as_its_start_says_so(run_cli, workshop, baseline_run, tmp_path, settings, warning):
+    words = [word for setting in settings for word in ("--set", f"model.{setting}")]
+    done = run_cli("train", workshop / "baseline.toml", "-o", tmp_path / "run", "--init-from", baseline_run, "--quiet", *words)
+    assert done.code == 0
+    assert warning in done.stderr
+    assert ("begin" in done.stderr) == bool(warning)
+
+
 @pytest.mark.parametrize("settings", [["model.width=32"], ["model.layers=4"], ["model.tied=false"]])
 def test_init_from_a_model_that_does_not_fit(refused, workshop, baseline_run, tmp_path, settings):
     words = [word for setting in settings for word in ("--set", setting)]

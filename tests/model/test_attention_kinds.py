@@ -10,6 +10,7 @@ import torch
 from freetf_cli.model import maps
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.model.free_transformer import FreeTransformer, build_model, initialise_model
+from freetf_cli.model.head_norm import HeadNorm
 from freetf_cli.model.multi_token import QueryCache, RowCache
 from freetf_cli.recipe import LatentConfig, ModelConfig, TrainConfig
 from freetf_cli.training.optimizer import make_optimizer
@@ -194,11 +195,11 @@ def test_weight_decay_does_not_pull_kernels_and_mixes_from_the_identity() -> Non
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind.startswith("differential")])
-def test_maps_made_once_more_in_the_backward_are_the_maps_kept(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_maps_made_once_more_in_the_backward_are_the_maps_kept(kind: str) -> None:
     found = []
-    for limit in (0, 1 << 30):
-        monkeypatch.setattr(maps, "RECOMPUTED", limit)
+    for setting in ("on", "off"):
         model = make(kind, LATENT)
+        maps.set_recompute_maps(model, setting)
         y = model(tokens(), codes())
         y.cos().sum().backward()
         found.append([y.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
@@ -215,3 +216,14 @@ def test_a_compiler_takes_a_model_whole(kind: str, monkeypatch: pytest.MonkeyPat
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     assert (compiled(tokens(), codes()) - model(tokens(), codes())).abs().max() < 1e-12
     compiled(tokens(), codes()).cos().sum().backward()
+
+
+def test_gates_begin_as_the_norm_says() -> None:
+    """u of deviation E^-1/2, so that u·n of normed heads has deviation 1."""
+    norm = HeadNorm(96, 1e-5, "gate", 0)
+    seen = []
+    for seed in range(50):
+        norm.initialise(torch.Generator().manual_seed(seed))
+        assert norm.u is not None
+        seen.append(norm.u.detach().clone())
+    assert torch.stack(seen).std() * 96**0.5 == pytest.approx(1, abs=0.05)

@@ -1,12 +1,13 @@
 """Sizes against arithmetic by hand, and against a model that is really built."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 
-from freetf_cli.model.cost import plan_run
+from freetf_cli.model.cost import MAPS, plan_run
 from freetf_cli.model.free_transformer import build_model
 from freetf_cli.recipe_file import check_recipe, load_recipe
 
@@ -135,3 +136,31 @@ def test_maps_that_autograd_keeps_are_those_foretold(kind: str) -> None:
     maps = sum(x.untyped_storage().nbytes() for x in kept.values() if x.numel() >= 2 * 192 * 192 and x.is_floating_point())
     foretold = plan_run(recipe, "", bf16=False).memory["attention maps (estimated)"]
     assert 0.75 < foretold / maps < 1.5, (foretold, maps)
+
+
+def test_fewer_sequences_never_take_more_for_maps_than_is_kept_by_default() -> None:
+    """Maps are kept while those of all blocks are few: 2²⁸ numbers, with at most 4 + 2 · 5 bytes each in bfloat16."""
+    plans = []
+    for batch, context in [(1, 256), (2, 256), (4, 256), (8, 256), (1, 2048), (2, 2048), (4, 2048)]:
+        words = ["train.accumulate=1", f"train.batch={batch}", f"model.context={context}"]
+        plans.append(plan_run(load_recipe("paper-880m-multi-token", overrides=words), "", bf16=True).memory)
+    assert max(plan.get(MAPS, 0) for plan in plans) <= 14 * 2**28  # of one block, at the largest
+    for few, many in pairwise(plans):
+        assert many["total"] > few["total"] - 14 * 2**28
+
+
+def test_recompute_maps_says_whether_they_are_kept() -> None:
+    found = {}
+    for setting in ("on", "off", "auto"):
+        words = ["model.vocab=29", "model.context=65", "model.attention='talking-heads'", f"train.recompute_maps='{setting}'"]
+        found[setting] = plan_run(load_recipe("letters-baseline", overrides=words), "", bf16=True).memory[MAPS]
+    assert found["off"] == found["auto"] == 8 * found["on"]
+
+
+def test_text_is_foretold_packed_where_the_data_is_not_open() -> None:
+    """Documents kept apart take a copy of the maps for each row of a kernel."""
+    apart, joined = (
+        plan_run(load_recipe("paper-880m-multi-token", overrides=[f"model.documents='{word}'"]), "", bf16=True).memory[MAPS]
+        for word in ("apart", "joined")
+    )
+    assert apart > 2 * joined

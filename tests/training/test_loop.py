@@ -21,7 +21,7 @@ from freetf_cli.data.batches import Batch, DataSource
 from freetf_cli.errors import FreetfError, InputError, Interrupted, Stopped
 from freetf_cli.model.free_transformer import build_model, initialise_model
 from freetf_cli.recipe import Recipe
-from freetf_cli.recipe_file import check_recipe
+from freetf_cli.recipe_file import check_recipe, load_recipe
 from freetf_cli.results import Progress, TrainResult
 from freetf_cli.run_folder import RunFolder
 from freetf_cli.run_lock import hold
@@ -452,6 +452,14 @@ def test_out_of_memory_names_the_batch_and_what_to_lower(tmp_path: Path, monkeyp
         FreetfError, match=r"batches of 4 × 13 tokens .* free of .*; lower train\.batch, or raise train\.accumulate \(now 1\)"
     ):
         train(recipe(), tmp_path / "run", device=CPU)
+
+
+@pytest.mark.parametrize(("setting", "named"), [("auto", True), ("on", False)])
+def test_out_of_memory_names_maps_that_are_kept(setting: str, named: bool) -> None:
+    words = ["model.vocab=29", "model.context=65", "model.attention=talking-heads", f"train.recompute_maps={setting}"]
+    hint = memory_module.out_of_memory(load_recipe("letters-baseline", overrides=words), CPU).hint
+    assert "lower train.batch" in str(hint)
+    assert ("train.recompute_maps = 'on'" in str(hint)) == named
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:

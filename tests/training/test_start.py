@@ -54,7 +54,8 @@ def test_a_kernel_longer_than_the_datas_context_is_refused() -> None:
     assert resolved({"task": "letters"}, attention="multi-token").context == 65
     with pytest.raises(InputError) as caught:
         resolved({"task": "letters"}, attention="multi-token", multi_token={"c_k": 99})
-    assert caught.value.lines() == ["model.multi_token.c_k = 99 is more than model.context = 65"]
+    hint = "context and vocabulary are those of the data"
+    assert caught.value.lines() == [f"model.multi_token.c_k = 99 is more than model.context = 65; {hint}"]
 
 
 @pytest.mark.parametrize(("kind", "options"), [("talking-heads", {}), ("multi-token", {"norm": "none"})])
