@@ -185,9 +185,11 @@ def _check_header_size(path: Path) -> None:
 
 
 def _load(path: Path, device: torch.device) -> dict[str, torch.Tensor]:
+    """Copies, on a CPU: in the file's pages a tensor begins anywhere, and a product of it is summed in another order than in training."""
     _check_header_size(path)
     try:
-        return load_file(path, device=str(device))
+        tensors = load_file(path, device=str(device))
+        return {name: tensor.clone() for name, tensor in tensors.items()} if device.type == "cpu" else tensors
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"not a readable safetensors file: {error}", str(path)) from None
 
