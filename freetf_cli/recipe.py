@@ -204,8 +204,8 @@ class TrainConfig(Part):
     cuda_graph: Literal["auto", "on", "off"] = Field("auto", description="replay a step as one CUDA graph; auto: on CUDA")
     recompute_maps: Literal["auto", "on", "off"] = Field(
         "auto",
-        description="make the maps of other attention than softmax once more in the backward, and keep none: slower, and far less memory;"
-        " auto: where those of all blocks are 2²⁸ numbers or more",
+        description="make the maps of multi-token and talking-heads attention once more in the backward, and keep none: slower, and less"
+        " memory; auto: where all maps of the model have 2²⁸ numbers or more",
     )
     deterministic: bool = Field(False, description="CUDA: only deterministic kernels")
     log_every: Positive = Field(10, description="steps between lines of metrics.jsonl")

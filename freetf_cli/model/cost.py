@@ -165,20 +165,19 @@ def _map_bytes(recipe: Recipe, number: int) -> float:
     with torch.device("meta"):
         kinds = [make_attention(config, index) for index in range(config.layers)]
     numbers = recipe.rows_at_once * config.heads * (config.context or 1) ** 2
-    each = [maps for kind in kinds if (maps := _maps_kept(kind, recipe, number))]
+    makers = [kind for kind in kinds if isinstance(kind, MapAttention) and not kind.fuses]
+    each = [_maps_kept(kind, recipe, number) for kind in makers]
+    kept = max(each, default=0) if recomputes(recipe.train.recompute_maps, len(makers) * numbers) else sum(each)
+    if number == 4:  # CPUs have no kernel for values wider than keys; softmax itself is kept
+        kept += number * sum(isinstance(kind, Differential) for kind in kinds)
     heads = number * recipe.rows_at_once * (config.context or 1) * config.heads * config.head_width
     wide = heads * sum(4 * kind.spread for kind in kinds if isinstance(kind, MultiToken) and kind.fuses and kind.spread > 1)
-    once_more = recomputes(recipe.train.recompute_maps, config.layers * numbers)
-    return float(numbers * (max(each, default=0) if once_more else sum(each)) + wide)
+    return float(numbers * kept + wide)
 
 
-def _maps_kept(attention: Attention, recipe: Recipe, number: int) -> int:
+def _maps_kept(attention: MapAttention, recipe: Recipe, number: int) -> int:
     """Bytes a cell: softmax's, what reads the values, and what each kernel and mix reads; a kernel that is applied a row at a time, as with
     `exact` and between documents, reads a copy for each row."""
-    if isinstance(attention, Differential):
-        return number if number == 4 else 0  # CPUs have no kernel for values wider than keys; softmax itself is kept
-    if not isinstance(attention, MapAttention) or (isinstance(attention, MultiToken) and attention.fuses):
-        return 0
     packed = recipe.model.separator is not None or (recipe.data.dir is not None and recipe.data.rows != "documents")  # as far as is known
     apart = recipe.model.keeps_apart and packed
     copies = 0

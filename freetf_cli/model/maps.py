@@ -20,7 +20,7 @@ from freetf_cli.model.attention import Attention, LayerCache, Sight
 from freetf_cli.model.kernels import runs_kernels_compiled
 from freetf_cli.recipe import ModelConfig
 
-RECOMPUTED = 1 << 28  # `auto`: numbers of all blocks' maps from which they are made once more in the backward; kept, some 4 GiB
+RECOMPUTED = 1 << 28  # `auto`: numbers of all maps of a model from which they are made once more in the backward
 MOST_MIXED = 64  # heads of a group that map_kernel.py has tiles for
 
 
@@ -70,10 +70,11 @@ class MapAttention(Attention):
     """Attention by products alone. A kind has its own `weights`, and `finish` where it norms the heads."""
 
     softmax = False
+    fuses = False  # whether it trains without maps
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        self.blocks, self.recompute_maps = config.layers, "auto"
+        self.blocks, self.recompute_maps = config.layers, "auto"  # blocks of the model that make maps, until it is known: all
 
     def attend(self, q_BMTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, sight: Sight, cache: LayerCache | None) -> Tensor:
         """As `Attention.attend`."""
@@ -110,15 +111,15 @@ class MapAttention(Attention):
 
 
 def recomputes(setting: str, numbers: int) -> bool:
-    """Whether maps are made once more in the backward. numbers: of the maps of all blocks."""
+    """Whether maps are made once more in the backward. numbers: of all maps of the model."""
     return setting == "on" or (setting == "auto" and numbers >= RECOMPUTED)
 
 
 def set_recompute_maps(model: nn.Module, setting: str) -> None:
     """`train.recompute_maps`, for a model that is to be trained."""
-    for module in model.modules():
-        if isinstance(module, MapAttention):
-            module.recompute_maps = setting
+    makers = [module for module in model.modules() if isinstance(module, MapAttention) and not module.fuses]
+    for module in makers:
+        module.blocks, module.recompute_maps = len(makers), setting
 
 
 def by_group(a_BMTX: Tensor, b_BKXY: Tensor) -> Tensor:

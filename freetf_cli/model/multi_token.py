@@ -135,8 +135,8 @@ class MultiToken(MapAttention):
         self.norm = None if mode == "none" else HeadNorm(self.head_width, config.norm_eps, mode, index)
 
     @property
-    def fuses(self) -> bool:
-        """Whether it trains without maps. Mixes on both sides or on none: fused kernels want keys and values of one width."""
+    def fuses(self) -> bool:  # type: ignore[override]
+        """As `MapAttention.fuses`. Mixes on both sides or on none: fused kernels want keys and values of one width."""
         mixed = [side.mix is not None for side in (self.pre, self.post)]
         return (
             self.pre.kernel is None

@@ -67,9 +67,9 @@ def make_model(recipe: Recipe, device: torch.device, init_from: Checkpoint | Non
     else:
         model = build_model(recipe.model, recipe.latent)
         initialise_model(model, recipe.train.seed)
-    if init_from is not None:
-        missing = load_weights(model, init_from.folder / "model.safetensors", torch.device("cpu"), partial=True)
-        _check_only_additions(missing, init_from)
+        if init_from is not None:
+            missing = load_weights(model, init_from.folder / "model.safetensors", torch.device("cpu"), partial=True)
+            _check_only_additions(missing, init_from)
     set_recompute_maps(model, recipe.train.recompute_maps)
     return model.to(device).train()
 
@@ -82,14 +82,23 @@ def _check_only_additions(missing: Sequence[str], start: Checkpoint) -> None:
 
 
 def unlike_its_start(config: ModelConfig, start: ModelConfig) -> str | None:
-    """Why a model with another kind of attention does not begin as the model whose weights it takes; None where it does."""
-    if config.attention in ("softmax", start.attention):
-        return None
-    if config.attention == "differential":
-        return "differential attention does not begin as the model that --init-from names: it reads the same weights in another way"
-    if config.multi_token is not None and config.multi_token.norm != "none":
-        return "the norm of heads makes another model of what --init-from names: model.multi_token.norm = 'none' begins as it"
-    return None
+    """Why a model does not begin as the one whose weights it takes; None where it does. Both resolved."""
+    ours, theirs = config.multi_token, start.multi_token
+    norms = [options.norm if options is not None else "none" for options in (ours, theirs)]
+    masks = [options.mask for options in (ours, theirs) if options is not None and options.kq in ("pre", "both")]
+    why = []
+    if config.attention == "differential" != start.attention:
+        why.append("differential attention reads the same weights in another way")
+    if norms[0] != norms[1]:
+        why.append(f"model.multi_token.norm = '{norms[0]}' norms heads in another way ('{norms[1]}' would not)")
+    if len(set(masks)) > 1:
+        why.append(f"model.multi_token.mask was '{theirs.mask if theirs is not None else ''}'")
+    if config.rope_base != start.rope_base:
+        why.append(f"model.rope_base was {start.rope_base:g}")
+    apart = [model.keeps_apart and model.separator is not None for model in (config, start)]
+    if apart[0] != apart[1]:
+        why.append(f"documents packed in a row were {'apart' if apart[1] else 'joined'} (model.documents)")
+    return f"the model does not begin as the one that --init-from names: {'; '.join(why)}" if why else None
 
 
 def record_start(run: RunFolder, about: dict[str, Any], resume: Checkpoint | None) -> None:

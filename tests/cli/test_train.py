@@ -241,8 +241,9 @@ def test_init_from_a_baseline(run_cli, workshop, baseline_run, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "warning"),
     [
-        (["attention=differential"], "differential attention does not begin as"),
-        (["attention=multi-token"], "model.multi_token.norm = 'none' begins as it"),
+        (["attention=differential"], "differential attention reads the same weights in another way"),
+        (["attention=multi-token"], "model.multi_token.norm = 'gate' norms heads in another way ('none' would not)"),
+        (["attention=multi-token", "multi_token.norm=none", "rope_base=100.0"], "model.rope_base was 10000"),
         (["attention=multi-token", "multi_token.norm=none"], ""),
         (["attention=talking-heads"], ""),
     ],

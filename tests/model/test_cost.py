@@ -157,6 +157,26 @@ def test_recompute_maps_says_whether_they_are_kept() -> None:
     assert found["off"] == found["auto"] == 8 * found["on"]
 
 
+def test_blocks_without_maps_do_not_count() -> None:
+    """Six of 24 blocks make maps, the others have groups of two heads and fused attention: 6 · 2²⁴ numbers in all are few."""
+    words = ["train.accumulate=1", "train.batch=4", "model.context=512", "model.multi_token.c_h=2"]
+    found = {
+        setting: plan_run(load_recipe("paper-880m-multi-token", overrides=[*words, f"train.recompute_maps={setting}"]), "", bf16=True)
+        for setting in ("on", "off", "auto")
+    }
+    assert found["auto"].memory["total"] == found["off"].memory["total"] > found["on"].memory["total"]
+
+
+def test_differential_attention_has_nothing_to_make_once_more() -> None:
+    words = ["model.vocab=29", "model.context=65", "model.attention=differential"]
+    on, off = (
+        plan_run(load_recipe("letters-baseline", overrides=[*words, f"train.recompute_maps={setting}"]), "", bf16=False).memory
+        for setting in ("on", "off")
+    )
+    assert on == off
+    assert on[MAPS] == 8 * 4 * 256 * 8 * 65**2
+
+
 def test_text_is_foretold_packed_where_the_data_is_not_open() -> None:
     """Documents kept apart take a copy of the maps for each row of a kernel."""
     apart, joined = (

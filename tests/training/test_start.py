@@ -13,8 +13,9 @@ from freetf_cli.data.manifest import Origin
 from freetf_cli.data.tokenizer import characters
 from freetf_cli.data.writer import DatasetWriter
 from freetf_cli.errors import InputError
+from freetf_cli.recipe import ModelConfig
 from freetf_cli.recipe_file import check_recipe
-from freetf_cli.training.start import make_model, resolve
+from freetf_cli.training.start import make_model, resolve, unlike_its_start
 
 
 def resolved(data: dict[str, Any], **model: Any) -> Any:
@@ -74,3 +75,28 @@ def test_a_kind_of_attention_begins_as_the_plain_model_it_is_started_from(kind: 
     with pytest.raises(InputError, match="is not in the model"):
         save_checkpoint(tmp_path / "other", model_of_it, None, {**state, "recipe": recipe.model_dump()}, characters("ab", separator=False))
         make_model(plain, torch.device("cpu"), Checkpoint.open(tmp_path / "other"), None)
+
+
+PLAIN: dict[str, Any] = {"layers": 4, "width": 32, "heads": 4}
+ALIKE: dict[str, Any] = {**PLAIN, "attention": "multi-token", "multi_token": {"norm": "none"}}
+
+
+@pytest.mark.parametrize(
+    ("ours", "start", "named"),
+    [
+        (ALIKE, PLAIN, ""),
+        (ALIKE, ALIKE, ""),
+        ({**PLAIN, "attention": "talking-heads"}, PLAIN, ""),
+        ({**PLAIN, "attention": "talking-heads", "separator": 0}, PLAIN, "documents packed in a row were joined"),
+        ({**ALIKE, "documents": "joined"}, PLAIN, ""),
+        (PLAIN, {**PLAIN, "documents": "apart", "separator": 0}, "documents packed in a row were apart"),
+        ({**ALIKE, "multi_token": {"norm": "plain"}}, ALIKE, "norm = 'plain' norms heads in another way ('none' would not)"),
+        ({**ALIKE, "multi_token": {"norm": "none", "mask": "exact"}}, ALIKE, "mask was 'double'"),
+        ({**ALIKE, "multi_token": {"norm": "none", "mask": "exact"}}, PLAIN, ""),
+        ({**PLAIN, "attention": "differential"}, PLAIN, "differential attention reads the same weights in another way"),
+    ],
+)
+def test_why_a_model_does_not_begin_as_its_start(ours: dict[str, Any], start: dict[str, Any], named: str) -> None:
+    why = unlike_its_start(ModelConfig(**ours), ModelConfig(**start))
+    assert named in str(why)
+    assert (why is None) == (not named)
