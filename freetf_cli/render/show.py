@@ -19,6 +19,7 @@ from freetf_cli.results import LN2, CheckpointInfo, RunSummary
 # Settings that tell one run from another; the rest is in recipe.toml.
 HIGHLIGHTS = (
     *("data.task", "data.dir", "model.layers", "model.width", "model.heads", "model.context"),
+    *("model.attention", "model.attention_layers", "model.documents"),
     *("latent.bits", "latent.kappa", "latent.window", "latent.free_bits", "latent.slope", "latent.mismatch", "latent.mismatch_over"),
     *("latent.schedule", "latent.gradient", "latent.encoder"),
     *("train.steps", "train.batch", "train.lr", "train.seed", "train.precision"),
@@ -63,10 +64,8 @@ def _head(console: Console, summary: RunSummary) -> None:
 def highlights(summary: RunSummary) -> str:
     """The recipe in a line: `model.layers 8, model.width 256, …`."""
     found = ((key, summary.recipe.get(key.split(".")[0])) for key in HIGHLIGHTS)
-    values = [
-        (key, table[key.split(".")[1]]) for key, table in found if isinstance(table, dict) and table.get(key.split(".")[1]) is not None
-    ]
-    return ", ".join(f"{key} {value}" for key, value in values)
+    values = [(key, table.get(key.split(".")[1])) for key, table in found if isinstance(table, dict)]
+    return ", ".join(f"{key} {value}" for key, value in values if value not in (None, "softmax"))  # what every plain model has
 
 
 def _curves(console: Console, summary: RunSummary) -> None:

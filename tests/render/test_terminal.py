@@ -119,3 +119,11 @@ def test_piped_tables_end_with_their_text(capsys: pytest.CaptureFixture[str]) ->
     everything()
     lines = [line for line in capsys.readouterr().out.splitlines() if not {"│", "┤"} & set(line)]  # plots are drawings
     assert len(lines) > 30 and all(line == line.rstrip() for line in lines)
+
+
+def test_the_recipe_in_a_line_names_another_kind_of_attention_only() -> None:
+    recipe = summary().recipe
+    kinds = {kind: {**recipe, "model": {**recipe["model"], "attention": kind}} for kind in ("softmax", "multi-token")}
+    lines = {kind: show.highlights(summary(recipe=changed)) for kind, changed in kinds.items()}
+    assert "attention" not in lines["softmax"]
+    assert "model.attention multi-token" in lines["multi-token"]
