@@ -252,7 +252,7 @@ def _line_of(names: Sequence[str], text: str) -> int | None:
     for number, line in enumerate(text.splitlines(), start=1):
         if header := re.match(r"\s*\[([^\]]+)\]", line):
             table = header[1].strip()
-            if names == [table]:
+            if ".".join(names) == table:
                 return number
         if assignment := re.match(r"\s*([\w.-]+)\s*=", line):
             path = [*(table.split(".") if table else []), *assignment[1].split(".")]

@@ -19,15 +19,23 @@ class Fault(NamedTuple):
 
 
 def faults(values: Mapping[str, Any]) -> list[Fault]:
-    """The rules that flat values (`{"model.width": 256, …}`, defaults filled in) break; one whose keys are missing is left out."""
+    """The rules that flat values (`{"model.width": 256, …}`, defaults filled in) break; one whose keys are missing is left out. A rule may
+    name a table within a table: its settings."""
     found = []
     for keys, rule in RULES:
         try:
-            message = rule(*(values[key] for key in keys))
+            message = rule(*(values[key] if key in values else _table(values, key) for key in keys))
         except (KeyError, TypeError, ValueError, ZeroDivisionError):
             continue
         if message:
             found.append(Fault(keys, message))
+    return found
+
+
+def _table(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    found = {key: value for key, value in values.items() if key.startswith(f"{name}.")}
+    if not found:
+        raise KeyError(name)
     return found
 
 
@@ -96,8 +104,10 @@ def _depth(depth: int | None, layers: int) -> str | None:
     return f"latent.depth = {depth} must be less than model.layers = {layers}" if depth is not None and depth >= layers else None
 
 
-def _options(kind: str, kq: str) -> str | None:
-    return None if kind == "multi-token" else f"[model.multi_token] belongs to model.attention = 'multi-token', not '{kind}'"
+def _options(kind: str, options: Mapping[str, Any] | None) -> str | None:
+    if options is None or kind == "multi-token":
+        return None
+    return f"[model.multi_token] belongs to model.attention = 'multi-token', not '{kind}'"
 
 
 def _attention_layers(numbers: Sequence[int] | None, kind: str, layers: int) -> str | None:
@@ -168,7 +178,7 @@ RULES: tuple[tuple[tuple[str, ...], Callable[..., str | None]], ...] = (
     (("model.heads", "model.width"), _heads),
     (("model.kv_heads", "model.heads"), _key_heads),
     (("model.heads", "model.width"), _rotary),
-    (("model.attention", "model.multi_token.kq"), _options),
+    (("model.attention", "model.multi_token"), _options),
     (("model.attention_layers", "model.attention", "model.layers"), _attention_layers),
     (("model.multi_token.kq_layers", "model.attention_layers", "model.layers"), _kq_layers),
     (("model.multi_token.c_h", "model.heads"), _group),

@@ -349,6 +349,13 @@ def test_blocks_that_convolve_where_none_are_named(settings, blocks):
     assert [block for block in range(recipe.model.layers) if recipe.model.convolves(block)] == blocks
 
 
+@pytest.mark.parametrize("setting", ["model.multi_token.c_q=2", "model.multi_token={c_q=2}"])
+def test_options_of_another_kind_are_blamed_on_what_set_them(setting):
+    with pytest.raises(InputErrors) as caught:
+        load_recipe("letters-baseline", overrides=["train.lr=1e-4", setting])
+    assert caught.value.lines() == [f"[model.multi_token] belongs to model.attention = 'multi-token', not 'softmax', --set {setting}"]
+
+
 def test_a_block_that_is_not_there_is_one_fault():
     with pytest.raises(InputErrors) as caught:
         load_recipe("letters-baseline", overrides=["model.attention=multi-token", "model.attention_layers=[9]"])
