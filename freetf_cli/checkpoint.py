@@ -157,7 +157,10 @@ def load_weights(model: Decoder, path: Path, device: torch.device, *, partial: b
     if faults:
         more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
         raise InputError(f"the weights do not fit the model: {faults[0]}{more}", str(path))
-    model.load_state_dict(_load(path, device), strict=False, assign=True)
+    tensors = _load(path, device)
+    if device.type == "cpu":  # in the file's pages a tensor begins anywhere: products would be summed in another order than in training
+        tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    model.load_state_dict(tensors, strict=False, assign=True)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     return missing
@@ -185,11 +188,9 @@ def _check_header_size(path: Path) -> None:
 
 
 def _load(path: Path, device: torch.device) -> dict[str, torch.Tensor]:
-    """Copies, on a CPU: in the file's pages a tensor begins anywhere, and a product of it is summed in another order than in training."""
     _check_header_size(path)
     try:
-        tensors = load_file(path, device=str(device))
-        return {name: tensor.clone() for name, tensor in tensors.items()} if device.type == "cpu" else tensors
+        return load_file(path, device=str(device))
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"not a readable safetensors file: {error}", str(path)) from None
 

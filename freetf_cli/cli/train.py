@@ -27,7 +27,7 @@ ResumeOption = Annotated[
 ]
 InitOption = Annotated[
     Path | None,
-    typer.Option("--init-from", metavar="CHECKPOINT", help="Start from these weights; a Free model may start from its baseline."),
+    typer.Option("--init-from", metavar="CHECKPOINT", help="Start from these weights; of a baseline: a Free model, other attention."),
 ]
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Only tell sizes, FLOPs, memory, steps and tokens; needs neither data nor GPU.")

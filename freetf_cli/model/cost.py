@@ -16,7 +16,6 @@ from freetf_cli.model.free_transformer import FreeTransformer, build_model
 from freetf_cli.model.latent import CHUNK_ELEMENTS, WIDEST_FUSED
 from freetf_cli.model.layers import Block
 from freetf_cli.model.maps import MapAttention, recomputes
-from freetf_cli.model.multi_token import MultiToken
 from freetf_cli.recipe import ModelConfig, Recipe
 from freetf_cli.results import PartCost, Plan
 
@@ -91,7 +90,7 @@ def _own_flops(attention: Attention, config: ModelConfig, context: int) -> float
     """Of a decoder block's kind of attention. Maps that are mixed are made in full, and each number of a kernel or a mix is a multiply-add
     in every cell of one. Where no map is made, what is mixed has the heads of a group side by side; differential attention reads values of
     twice the width."""
-    if isinstance(attention, MultiToken) and attention.fuses:
+    if isinstance(attention, MapAttention) and attention.fuses:
         return _attention_flops(config, context / 2) * attention.spread
     if isinstance(attention, MapAttention):
         return _attention_flops(config, context) + 2.0 * context * sum(operator.numel() for operator in _operators(attention))
@@ -165,13 +164,14 @@ def _map_bytes(recipe: Recipe, number: int) -> float:
     with torch.device("meta"):
         kinds = [make_attention(config, index) for index in range(config.layers)]
     numbers = recipe.rows_at_once * config.heads * (config.context or 1) ** 2
-    makers = [kind for kind in kinds if isinstance(kind, MapAttention) and not kind.fuses]
+    mapping = [kind for kind in kinds if isinstance(kind, MapAttention)]
+    makers = [kind for kind in mapping if not kind.fuses]
     each = [_maps_kept(kind, recipe, number) for kind in makers]
     kept = max(each, default=0) if recomputes(recipe.train.recompute_maps, len(makers) * numbers) else sum(each)
     if number == 4:  # CPUs have no kernel for values wider than keys; softmax itself is kept
         kept += number * sum(isinstance(kind, Differential) for kind in kinds)
     heads = number * recipe.rows_at_once * (config.context or 1) * config.heads * config.head_width
-    wide = heads * sum(4 * kind.spread for kind in kinds if isinstance(kind, MultiToken) and kind.fuses and kind.spread > 1)
+    wide = heads * sum(4 * kind.spread for kind in mapping if kind.fuses and kind.spread > 1)
     return float(numbers * kept + wide)
 
 

@@ -70,11 +70,20 @@ class MapAttention(Attention):
     """Attention by products alone. A kind has its own `weights`, and `finish` where it norms the heads."""
 
     softmax = False
-    fuses = False  # whether it trains without maps
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         self.blocks, self.recompute_maps = config.layers, "auto"  # blocks of the model that make maps, until it is known: all
+
+    @property
+    def fuses(self) -> bool:
+        """Whether it trains without maps."""
+        return False
+
+    @property
+    def spread(self) -> int:
+        """How many heads lie side by side where it does."""
+        return 1
 
     def attend(self, q_BMTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, sight: Sight, cache: LayerCache | None) -> Tensor:
         """As `Attention.attend`."""

@@ -135,7 +135,7 @@ class MultiToken(MapAttention):
         self.norm = None if mode == "none" else HeadNorm(self.head_width, config.norm_eps, mode, index)
 
     @property
-    def fuses(self) -> bool:  # type: ignore[override]
+    def fuses(self) -> bool:
         """As `MapAttention.fuses`. Mixes on both sides or on none: fused kernels want keys and values of one width."""
         mixed = [side.mix is not None for side in (self.pre, self.post)]
         return (
@@ -147,7 +147,7 @@ class MultiToken(MapAttention):
 
     @property
     def spread(self) -> int:
-        """How many heads are mixed."""
+        """As `MapAttention.spread`: as many as are mixed."""
         return 1 if self.pre.mix is None else self.pre.mix.shape[1]
 
     def attend(self, q_BMTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, sight: Sight, cache: LayerCache | None) -> Tensor:

@@ -207,6 +207,22 @@ def test_maps_made_once_more_in_the_backward_are_the_maps_kept(kind: str) -> Non
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(*found, strict=True))
 
 
+def test_maps_are_kept_while_those_of_all_blocks_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`auto` counts the blocks that make maps, and a block's maps of all sequences and heads."""
+    model = make("talking-heads", None)
+    maps.set_recompute_maps(model, "auto")
+    made = sum(isinstance(block.attention, maps.MapAttention) for block in model.blocks)
+    numbers = made * model.config.heads * tokens().numel() * tokens().shape[1]
+    kept = []
+    for limit in (numbers, numbers + 1):
+        monkeypatch.setattr(maps, "RECOMPUTED", limit)
+        seen: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, seen=seen: seen.append(x.numel()) or x, lambda x: x):
+            model(tokens())
+        kept.append(sum(seen))
+    assert kept[0] < kept[1] - numbers
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["talking-heads", "differential", "multi-token"])
 def test_a_compiler_takes_a_model_whole(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
