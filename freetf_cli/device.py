@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from freetf_cli.errors import InputError
-from freetf_cli.results import Finding
+from freetf_cli.records import Finding
 
 if TYPE_CHECKING:
     import torch
@@ -146,7 +146,7 @@ def _attention() -> Finding:
     import torch
     from torch.nn.attention import SDPBackend
 
-    from freetf_cli.model.kernels import runs_kernels
+    from freetf_cli.kernels.support import runs_kernels
 
     kind = available()[0]
     dtype = torch.bfloat16 if kind == "cuda" else torch.float32
@@ -181,7 +181,7 @@ def _terminal() -> list[Finding]:
 
 
 def _recipes() -> Finding:
-    from freetf_cli.recipe_file import shipped_recipes
+    from freetf_cli.config.files import shipped_recipes
 
     count = len(shipped_recipes())
     return Finding("recipes", f"{count} shipped", count > 0, "pip install --force-reinstall freetf")

@@ -11,9 +11,13 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "freetf_cli"
 LAYERS = (
-    {"errors", "durable", "results", "recipe", "recipe_file", "recipe_rules", "recipe_schema"},
-    {"checkpoint", "data", "model", "device", "run_folder", "run_lock"},
-    {"training", "sampling", "continuation", "analysis", "render"},
+    {"errors", "durable", "records"},
+    {"config"},
+    {"tasks", "kernels", "device"},
+    {"data", "model", "latent"},
+    {"runs"},
+    {"generation", "report"},
+    {"evaluation", "training"},
     {"bench"},
     {"cli"},
 )
@@ -23,7 +27,7 @@ MODULES = {name.removesuffix(".__init__"): path for name, path in FILES.items()}
 
 
 def part(module: str) -> str:
-    """`freetf_cli.data.tasks.coins` is of the part `data`."""
+    """`freetf_cli.tasks.coins` is of the part `tasks`."""
     return [*module.split("."), ""][1]
 
 
@@ -68,25 +72,25 @@ def test_imports_run_one_way(module):
     assert above == []
 
 
-@pytest.mark.parametrize("module", [name for name in PARTS if part(name) == "render"])
-def test_render_sees_only_results(module):
-    assert {part(name) for name in own(imports(MODULES[module]))} <= {"results", "errors", "render"}
+@pytest.mark.parametrize("module", [name for name in PARTS if part(name) == "report"])
+def test_report_sees_only_records(module):
+    assert {part(name) for name in own(imports(MODULES[module]))} <= {"records", "errors", "report"}
 
 
 @pytest.mark.parametrize("module", [name for name in PARTS if part(name) == "model"])
-def test_model_sees_only_the_recipe(module):
-    assert {part(name) for name in own(imports(MODULES[module]))} <= {"model", "recipe", "results", "errors"}
+def test_model_sees_only_its_parts_and_the_recipe(module):
+    assert {part(name) for name in own(imports(MODULES[module]))} <= {"model", "latent", "kernels", "config", "records", "errors"}
 
 
 def light(module: str) -> bool:
-    return part(module) in {"recipe", "recipe_file", "recipe_schema", "results", "errors", "render", "cli", "device"} or module.startswith(
-        "freetf_cli.data.tasks"
+    return part(module) in {"recipe", "recipe_file", "recipe_schema", "records", "errors", "report", "cli", "device"} or module.startswith(
+        "freetf_cli.tasks"
     )
 
 
 @pytest.mark.parametrize("module", [name for name in PARTS if light(name)])
 def test_importing_a_light_module_imports_nothing_heavy(module):
-    allowed = {"numpy"} if module.startswith("freetf_cli.data.tasks") else set()
+    allowed = {"numpy"} if module.startswith("freetf_cli.tasks") else set()
     assert {name.split(".")[0] for name in imports(MODULES[module], on_import=True)} & HEAVY <= allowed
 
 

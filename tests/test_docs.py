@@ -30,8 +30,8 @@ import typer
 
 from freetf_cli.cli import recipe_reference
 from freetf_cli.cli.app import COMMANDS, build_app
-from freetf_cli.data.tasks import make_task
-from freetf_cli.recipe_file import load_recipe
+from freetf_cli.config.files import load_recipe
+from freetf_cli.tasks import make_task
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -247,7 +247,7 @@ def test_the_demos_picture_and_text_show_the_same_samples(tmp_path: Path, monkey
     script = runpy.run_path(str(figures / "figure4.py"))
     script["main"](str(source), str(tmp_path / "again.svg"))
     drawn = picture.read_text(encoding="utf-8")
-    assert (tmp_path / "again.svg").read_text(encoding="utf-8") == drawn, "make it again with docs/figures/figure4.py"
+    assert (tmp_path / "again.svg").read_text(encoding="utf-8") == drawn, "make it again with scripts/figure4.py"
     assert not re.search(r"<script|href|@import|url\(", drawn)
     shown = re.findall(r"^│ (.+) │$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert shown == [text for line in source.read_text(encoding="utf-8").splitlines() for text in json.loads(line)["texts"]]
@@ -258,14 +258,14 @@ def test_the_picture_of_growth_is_that_of_its_figures(tmp_path: Path) -> None:
     script = runpy.run_path(str(figures / "growth.py"))
     script["main"](str(ROOT / "docs" / "results" / "growth-h200.json"), str(tmp_path / "again.svg"))
     drawn = (figures / "growth.svg").read_text(encoding="utf-8")
-    assert (tmp_path / "again.svg").read_text(encoding="utf-8") == drawn, "make it again with docs/figures/growth.py"
+    assert (tmp_path / "again.svg").read_text(encoding="utf-8") == drawn, "make it again with scripts/growth.py"
 
 
 def test_the_sweeps_picture_is_that_of_its_figures(tmp_path: Path) -> None:
     source, picture = ROOT / "docs" / "results" / "letters-sweep-h200.json", ROOT / "docs" / "figures" / "letters-sweep.svg"
     runpy.run_path(str(ROOT / "docs" / "figures" / "sweep.py"))["main"](str(source), str(tmp_path / "again.svg"))
     drawn = picture.read_text(encoding="utf-8")
-    assert (tmp_path / "again.svg").read_text(encoding="utf-8") == drawn, "make it again with docs/figures/sweep.py"
+    assert (tmp_path / "again.svg").read_text(encoding="utf-8") == drawn, "make it again with scripts/sweep.py"
     table = (ROOT / "docs" / "probing.md").read_text(encoding="utf-8")
     for run in json.loads(source.read_text(encoding="utf-8"))["runs"]:
         for factor in run["intervention"]["factors"][1:]:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from freetf_cli.checkpoint import FORMAT_VERSION, Checkpoint
-from freetf_cli.recipe_file import check_recipe
+from freetf_cli.config.files import check_recipe
+from freetf_cli.runs.checkpoint import FORMAT_VERSION, Checkpoint
 from freetf_cli.training.run import train
 
 GOLDEN = Path(__file__).parent / "golden"

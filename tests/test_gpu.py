@@ -10,22 +10,22 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from freetf_cli import continuation
-from freetf_cli.checkpoint import Checkpoint, checkpoint_folders
+from freetf_cli.config.files import check_recipe
+from freetf_cli.config.recipe import LatentConfig, ModelConfig, Recipe
 from freetf_cli.data.batches import IGNORE
 from freetf_cli.data.tokenizer import characters
 from freetf_cli.errors import FreetfError
-from freetf_cli.model import latent
-from freetf_cli.model.attention import LayerCache, rotary_tables, rotate, short_attention
-from freetf_cli.model.cross_entropy import readout_cross_entropy
+from freetf_cli.generation import decode_loop as continuation
+from freetf_cli.generation.sampling import SampleSpec, generate
+from freetf_cli.kernels.linear_cross_entropy import readout_cross_entropy
+from freetf_cli.latent import binary as latent
+from freetf_cli.latent.binary import PostSampler, logit_gradient, sample_codes
+from freetf_cli.model.attention.materialised import map_convolution, map_mix
+from freetf_cli.model.attention.softmax import LayerCache, rotary_tables, rotate, short_attention
 from freetf_cli.model.free_transformer import FreeTransformer, build_model, initialise_model
-from freetf_cli.model.latent import PostSampler, logit_gradient, sample_codes
 from freetf_cli.model.layers import Block, Embedding
-from freetf_cli.model.maps import map_convolution, map_mix
-from freetf_cli.recipe import LatentConfig, ModelConfig, Recipe
-from freetf_cli.recipe_file import check_recipe
-from freetf_cli.run_folder import RunFolder
-from freetf_cli.sampling import SampleSpec, generate
+from freetf_cli.runs.checkpoint import Checkpoint, checkpoint_folders
+from freetf_cli.runs.folder import RunFolder
 from freetf_cli.training.loop import Hooks, Loop
 from freetf_cli.training.run import train
 from freetf_cli.training.schedule import LatentWeights, latent_weights
@@ -78,7 +78,7 @@ def test_fused_mapper_gradient(tokens: int, width: int, bits: int, monkeypatch: 
 @pytest.mark.parametrize(("tokens", "width", "bits"), [(1000, 256, 16), (700, 1536, 16), (333, 208, 10)])
 def test_mapper_gradient_in_8_bits(tokens: int, width: int, bits: int) -> None:
     """Within 5 % of float64, in the norm, also where rows differ by orders of magnitude; no token's error spreads to another."""
-    from freetf_cli.model.mapper_kernel import in_8_bits
+    from freetf_cli.kernels.mapper import in_8_bits
 
     if torch.cuda.get_device_capability()[0] != 9:
         pytest.skip("the kernels are cut for compute capability 9")
@@ -284,7 +284,7 @@ def test_attention_of_short_sequences(length: int, heads: int, width: int, causa
 
 
 def test_table_is_centred_as_pytorch_does_it() -> None:
-    from freetf_cli.model.mapper_kernel import centred
+    from freetf_cli.kernels.mapper import centred
 
     torch.manual_seed(0)
     table, common = torch.randn(1000, 200, device=CUDA), torch.randn(200, device=CUDA)
@@ -394,7 +394,7 @@ def moved(running: Loop, steps: int) -> tuple[torch.Tensor, list[list[float]]]:
     return torch.cat([(now - then).flatten() for now, then in zip(running.model.parameters(), before, strict=True)]).detach(), records
 
 
-@pytest.mark.parametrize("settings", [{}, {"accumulate": 4}, {"compile": "off"}, {"deterministic": False}])
+@pytest.mark.parametrize("settings", [{}, {"grad_accum_steps": 4}, {"compile": "off"}, {"deterministic": False}])
 def test_a_replayed_step_is_the_one_launched(tmp_path: Path, settings: dict[str, Any]) -> None:
     """Another learning rate, κ, batch and noise at every step: none of them may be frozen in the graph."""
     found = [moved(loop(tmp_path / name, small(cuda_graph=name, warmup=3, **settings)), 5) for name in ("on", "off")]
@@ -458,10 +458,10 @@ def test_deterministic_runs_and_exact_resume(tmp_path: Path, graph: str) -> None
 
 def test_likelihood_and_budget_agree_with_the_cpu() -> None:
     """The same rows and noise, so the same costs: float32 on both, up to a bit that rounding turns over."""
-    from freetf_cli.analysis.budget import read_posterior
-    from freetf_cli.analysis.likelihood import row_costs
+    from freetf_cli.config.recipe import DataConfig
     from freetf_cli.data.batches import open_data
-    from freetf_cli.recipe import DataConfig
+    from freetf_cli.evaluation.likelihood import row_costs
+    from freetf_cli.evaluation.probe.rate import read_posterior
 
     source = open_data(DataConfig(task="letters"), context=None, seed=0)
     model = build_model(ModelConfig(layers=4, width=64, heads=4, vocab=29, context=65), LatentConfig(kappa=1.0, bits=16)).eval()

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from freetf_cli import __version__
-from freetf_cli.recipe_file import shipped_recipes
+from freetf_cli.config.files import shipped_recipes
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.slow

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-STACK = Path(__file__).parent.parent / "docs" / "research" / "stack.py"
+STACK = Path(__file__).parent.parent / "scripts" / "stack.py"
 
 
 @pytest.mark.slow

@@ -9,10 +9,10 @@ import torch
 from freetf_cli.bench.timing import Effort, machine, timed
 from freetf_cli.bench.train_step import Variant, release
 from freetf_cli.device import autocast_dtype
+from freetf_cli.generation.sampling import SampleSpec, continue_tokens
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.model.free_transformer import build_model, initialise_model
-from freetf_cli.results.bench import SampleBench, SampleRow, Timing
-from freetf_cli.sampling import SampleSpec, continue_tokens
+from freetf_cli.records.bench import SampleBench, SampleRow, Timing
 
 
 def bench_sample(

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from freetf_cli.bench.timing import Effort, machine, replayed, timed
-from freetf_cli.model.kernels import runs_kernels
-from freetf_cli.model.latent import logit_gradient, logit_gradient_in_chunks
-from freetf_cli.results.bench import MapperBench, MapperRow, Timing
+from freetf_cli.kernels.support import runs_kernels
+from freetf_cli.latent.binary import logit_gradient, logit_gradient_in_chunks
+from freetf_cli.records.bench import MapperBench, MapperRow, Timing
 
 CHECKED = 64  # tokens whose gradient is made in float64 too
 

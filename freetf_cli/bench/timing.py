@@ -10,7 +10,7 @@ import torch
 from torch.utils.benchmark import Timer
 
 from freetf_cli.device import autocast_dtype, describe
-from freetf_cli.results.bench import Machine, Timing
+from freetf_cli.records.bench import Machine, Timing
 
 WARM_UP = 3
 PRODUCT = {"cuda": 8192, "cpu": 1024}  # side of the square matrices whose product is the ceiling

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from freetf_cli.bench.products import products_of, seconds_of
 from freetf_cli.bench.timing import WARM_UP, Effort, machine, replayed, timed
+from freetf_cli.config.recipe import Recipe
 from freetf_cli.device import autocast_dtype
+from freetf_cli.latent.binary import logit_gradient
+from freetf_cli.model.attention.materialised import set_attention_checkpointing
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.model.free_transformer import FreeTransformer, build_model, initialise_model
-from freetf_cli.model.latent import logit_gradient
-from freetf_cli.model.maps import set_recompute_maps
-from freetf_cli.recipe import Recipe
-from freetf_cli.results.bench import PartRow, StepRow, Timing, TrainBench
+from freetf_cli.records.bench import PartRow, StepRow, Timing, TrainBench
 from freetf_cli.training.distributed import World
 from freetf_cli.training.float8 import check_float8, use_float8
 from freetf_cli.training.memory import plan_on
@@ -146,7 +146,7 @@ def _parts(recipe: Recipe, device: torch.device, effort: Effort) -> Iterator[tup
         ("mapper: gradient of the table", table),
         ("AdamW of the table", optimizer.step),
     ]
-    times = recipe.train.accumulate
+    times = recipe.train.grad_accum_steps
     for name, work in parts:
         took = timed(replayed(work, device), effort)
         factor = 1 if name.startswith("AdamW") else times
@@ -160,7 +160,7 @@ def _model(recipe: Recipe, device: torch.device) -> Decoder:
     if recipe.train.float8:
         check_float8(recipe, device)
         use_float8(model)
-    set_recompute_maps(model, recipe.train.recompute_maps)
+    set_attention_checkpointing(model, recipe.train.attention_checkpointing)
     return model.to(device).train()
 
 

@@ -158,7 +158,7 @@ def with_globals(function: Callable[..., Any]) -> Callable[..., Any]:
 def _set_verbosity(quiet: bool, verbose: bool) -> None:
     if quiet and verbose:
         raise InputError("--quiet and --verbose contradict each other", hint="give one of them")
-    from freetf_cli.render import console
+    from freetf_cli.report import console
 
     console.set_verbosity(quiet, verbose)
 

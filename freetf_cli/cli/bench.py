@@ -45,14 +45,14 @@ def train(
     Encoder and mapper of a Free model are also measured by themselves.
 
     $ freetf bench train letters-free
-    $ freetf bench train paper-1.5b-free --set train.batch=4 --set train.accumulate=1 --set model.context=2048
+    $ freetf bench train paper-1.5b-free --set train.batch=4 --set train.grad_accum_steps=1 --set model.context=2048
     """
     from freetf_cli.bench.timing import Effort
     from freetf_cli.bench.train_step import bench_train, with_baselines
     from freetf_cli.device import resolve_device
-    from freetf_cli.render import bench as show
-    from freetf_cli.render.progress import counter
-    from freetf_cli.results import to_json
+    from freetf_cli.records import to_json
+    from freetf_cli.report import bench as show
+    from freetf_cli.report.progress import counter
 
     variants = with_baselines(_variants(recipes, smoke, set_))
     with counter("recipes", total=len(variants), quiet=quiet or json) as advance:
@@ -81,9 +81,9 @@ def sample(
     from freetf_cli.bench.timing import Effort
     from freetf_cli.bench.train_step import with_baselines
     from freetf_cli.device import resolve_device
-    from freetf_cli.render import bench as show
-    from freetf_cli.render.progress import counter
-    from freetf_cli.results import to_json
+    from freetf_cli.records import to_json
+    from freetf_cli.report import bench as show
+    from freetf_cli.report.progress import counter
 
     variants, batches = with_baselines(_variants(recipes, smoke, set_)), batch or [1, 64]
     room = min(variant.recipe.model.context or 1 for variant in variants) + 1 - prompt
@@ -112,10 +112,10 @@ def mapper(
     from freetf_cli.bench.mapper import bench_mapper
     from freetf_cli.bench.timing import Effort
     from freetf_cli.device import resolve_device
-    from freetf_cli.model.kernels import runs_kernels
-    from freetf_cli.render import bench as show
-    from freetf_cli.render.progress import counter
-    from freetf_cli.results import to_json
+    from freetf_cli.kernels.support import runs_kernels
+    from freetf_cli.records import to_json
+    from freetf_cli.report import bench as show
+    from freetf_cli.report.progress import counter
 
     where = resolve_device(device)
     with counter("ways", total=3 + runs_kernels(where), quiet=quiet or json) as advance:
@@ -126,7 +126,7 @@ def mapper(
 def _variants(names: list[str], smoke: bool, settings: list[str] | None) -> list[Variant]:
     """Recipes whose vocabulary and context are known, from their data where they do not say them."""
     from freetf_cli.bench.train_step import Variant
-    from freetf_cli.recipe_file import load_recipe
+    from freetf_cli.config.files import load_recipe
     from freetf_cli.training.start import resolve
 
     variants = []

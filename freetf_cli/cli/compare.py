@@ -22,7 +22,7 @@ from freetf_cli.cli.options import (
 from freetf_cli.errors import InputError
 
 if TYPE_CHECKING:
-    from freetf_cli.results.compare import Comparison
+    from freetf_cli.records.compare import Comparison
 
 AArgument = Annotated[
     Path, typer.Argument(metavar="A", help="A run's or one checkpoint's folder: what B is measured against.", autocompletion=complete_run)
@@ -67,19 +67,19 @@ def compare(
     $ freetf compare runs/a runs/b --fail-if 'nll>+0.5%'
     $ freetf compare runs/baseline runs/free --report comparison.html
     """
-    from freetf_cli.analysis.checks import parse_checks
+    from freetf_cli.evaluation.checks import parse_checks
 
     checks = parse_checks(fail_if or [])
     check_report(report)
     if data is not None and not data.is_dir():
         raise InputError("no such data folder", str(data), "make one with `freetf prepare` or `freetf gen-synthetic`")
 
-    from freetf_cli.analysis.checks import raise_if_failed
-    from freetf_cli.analysis.compare import Candidate, Settings, compare
-    from freetf_cli.checkpoint import open_checkpoint
     from freetf_cli.device import resolve_device, set_threads
-    from freetf_cli.render.console import warn
-    from freetf_cli.render.progress import counter
+    from freetf_cli.evaluation.checks import raise_if_failed
+    from freetf_cli.evaluation.compare import Candidate, Settings, compare
+    from freetf_cli.report.console import warn
+    from freetf_cli.report.progress import counter
+    from freetf_cli.runs.checkpoint import open_checkpoint
 
     where = resolve_device(device)
     one = Candidate(str(a), open_checkpoint(a, warn))
@@ -92,15 +92,15 @@ def compare(
 
 
 def _show(result: Comparison, report: Path | None, *, json: bool) -> None:
-    from freetf_cli.results import to_json
+    from freetf_cli.records import to_json
 
     if json:
         typer.echo(to_json(result))
     else:
-        from freetf_cli.render.compare import comparison
+        from freetf_cli.report.compare import comparison
 
         comparison(result)
     if report:
-        from freetf_cli.render.compare_report import comparison_html
+        from freetf_cli.report.compare_report import comparison_html
 
         write_report_file(report, comparison_html(result))

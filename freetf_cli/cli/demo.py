@@ -12,7 +12,7 @@ import typer
 from freetf_cli.cli.options import DeviceOption, JsonOption, QuietOption, SeedOption, SmokeOption
 
 if TYPE_CHECKING:
-    from freetf_cli.results import Agreement, Sample, TrainResult
+    from freetf_cli.records import Agreement, Sample, TrainResult
 
 OutOption = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for data and runs; one that exists is gone on with.")]
 
@@ -37,8 +37,8 @@ def demo(
     $ freetf demo
     $ freetf demo -o /tmp/demo --smoke
     """
-    from freetf_cli.render import story
-    from freetf_cli.results import DemoResult, to_json
+    from freetf_cli.records import DemoResult, to_json
+    from freetf_cli.report import story
 
     started = time.perf_counter()
     told = not json
@@ -67,9 +67,9 @@ def demo(
 
 def _make_data(folder: Path, *, quiet: bool) -> None:
     from freetf_cli.data.prepare import DEFAULT_SPLIT, write_task
-    from freetf_cli.data.tasks import make_task
-    from freetf_cli.render import story, terminal
-    from freetf_cli.render.progress import counter
+    from freetf_cli.report import story, terminal
+    from freetf_cli.report.progress import counter
+    from freetf_cli.tasks import make_task
 
     if (folder / "manifest.json").is_file():
         return
@@ -84,8 +84,8 @@ def _make_data(folder: Path, *, quiet: bool) -> None:
 
 def _train(recipe: str, data: Path, run: Path, device: str, seed: int, *, smoke: bool, quiet: bool) -> TrainResult:
     from freetf_cli.cli.train import resume_from, run_training
-    from freetf_cli.recipe_file import load_recipe
-    from freetf_cli.render import story
+    from freetf_cli.config.files import load_recipe
+    from freetf_cli.report import story
     from freetf_cli.training.signals import stop_on_signals
 
     loaded = load_recipe(recipe, smoke=smoke, overrides=[f"data.dir={json_text.dumps(str(data))}", f"train.seed={seed}"])
@@ -100,13 +100,13 @@ def _figure4(run: Path, device: str, *, told: bool) -> list[Agreement]:
     """Draw groups with independent and with shared Z, and measure how far the latter agree."""
     from dataclasses import replace
 
-    from freetf_cli.analysis.agreement import letters_agreement
-    from freetf_cli.checkpoint import open_checkpoint
     from freetf_cli.device import resolve_device
-    from freetf_cli.render import story
-    from freetf_cli.render.console import warn
-    from freetf_cli.results import DataFacts
-    from freetf_cli.sampling import SampleSpec, generate
+    from freetf_cli.evaluation.probe.agreement import letters_agreement
+    from freetf_cli.generation.sampling import SampleSpec, generate
+    from freetf_cli.records import DataFacts
+    from freetf_cli.report import story
+    from freetf_cli.report.console import warn
+    from freetf_cli.runs.checkpoint import open_checkpoint
 
     checkpoint = open_checkpoint(run, warn)
     model, tokenizer = checkpoint.model(resolve_device(device)), checkpoint.tokenizer()

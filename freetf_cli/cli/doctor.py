@@ -7,7 +7,7 @@ import dataclasses
 import typer
 
 from freetf_cli.cli.options import JsonOption
-from freetf_cli.results import to_json
+from freetf_cli.records import to_json
 
 
 def doctor(json: JsonOption = False) -> None:
@@ -23,6 +23,6 @@ def doctor(json: JsonOption = False) -> None:
     if json:
         typer.echo(to_json({"findings": [dataclasses.asdict(finding) for finding in found]}))
         return
-    from freetf_cli.render import terminal
+    from freetf_cli.report import terminal
 
     terminal.findings(found)

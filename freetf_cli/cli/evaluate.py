@@ -37,16 +37,16 @@ def evaluate(
     $ freetf evaluate runs/letters-free --task likelihood --sequences 1024 --json
     $ freetf evaluate runs/blocks-softmax --task answers --sequences 1000
     """
-    from freetf_cli.analysis.answers import evaluate_answers
-    from freetf_cli.analysis.likelihood import SAMPLES, evaluate_likelihood
-    from freetf_cli.analysis.run_data import check_split, open_run_data
-    from freetf_cli.checkpoint import open_model
     from freetf_cli.device import resolve_device, set_threads
-    from freetf_cli.render.answers import answers as show_answers
-    from freetf_cli.render.console import warn
-    from freetf_cli.render.likelihood import likelihood as show_likelihood
-    from freetf_cli.render.progress import counter
-    from freetf_cli.results import to_json
+    from freetf_cli.evaluation.answers import evaluate_answers
+    from freetf_cli.evaluation.likelihood import SAMPLES, evaluate_likelihood
+    from freetf_cli.evaluation.run_data import check_split, open_run_data
+    from freetf_cli.records import to_json
+    from freetf_cli.report.answers import answers as show_answers
+    from freetf_cli.report.console import warn
+    from freetf_cli.report.likelihood import likelihood as show_likelihood
+    from freetf_cli.report.progress import counter
+    from freetf_cli.runs.checkpoint import open_model
 
     checkpoint, model = open_model(run, resolve_device(device), warn)
     set_threads(checkpoint.recipe.parallel.threads)

@@ -17,7 +17,7 @@ from typing import Any
 import typer
 
 from freetf_cli.errors import ExitCode, FreetfError, InputError, InputErrors, Interrupted, is_out_of_memory, nearest
-from freetf_cli.results import SCHEMA_VERSION
+from freetf_cli.records import SCHEMA_VERSION
 
 
 class PipeClosed(FreetfError):
@@ -82,7 +82,9 @@ def as_failure(error: BaseException, words: Sequence[str]) -> FreetfError:
     if isinstance(error, OSError):
         return _system_failure(error, words)
     if is_out_of_memory(error):
-        return FreetfError("out of memory", hint="less at a time: a smaller train.batch, a larger train.accumulate, or a smaller --count")
+        return FreetfError(
+            "out of memory", hint="less at a time: a smaller train.batch, a larger train.grad_accum_steps, or a smaller --count"
+        )
     summary = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     return FreetfError(f"internal error: {summary}", hint="run again with --debug for the traceback")
 

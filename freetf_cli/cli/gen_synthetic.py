@@ -12,7 +12,7 @@ from freetf_cli.cli.options import JsonOption, QuietOption, SeedOption
 from freetf_cli.errors import InputError
 
 if TYPE_CHECKING:
-    from freetf_cli.data.tasks.base import Task
+    from freetf_cli.tasks.base import Task
 
 CHUNK = 1024  # rows made at a time
 
@@ -49,7 +49,7 @@ def gen_synthetic(
     $ freetf gen-synthetic letters -o data/letters --count 10000
     $ freetf gen-synthetic coins -o - --count 5 --param flip=1/8
     """
-    from freetf_cli.data.tasks import make_task
+    from freetf_cli.tasks import make_task
 
     chosen = make_task(task, parse_params(param or []))
     if out == "-":
@@ -84,9 +84,9 @@ def _write(task: Task, out: str, count: int, seed: int, split: str | None, json:
     from pathlib import Path
 
     from freetf_cli.data.prepare import DEFAULT_SPLIT, parse_split, write_task
-    from freetf_cli.render import terminal
-    from freetf_cli.render.progress import counter
-    from freetf_cli.results import to_json
+    from freetf_cli.records import to_json
+    from freetf_cli.report import terminal
+    from freetf_cli.report.progress import counter
 
     shares = DEFAULT_SPLIT if split is None else parse_split(split, count)
     with counter("rows", total=count, quiet=quiet or json) as advance:

@@ -20,7 +20,7 @@ from freetf_cli.errors import InputError
 
 def complete_recipe(incomplete: str) -> list[str]:
     """Shipped recipe names and TOML files that begin with what is typed."""
-    from freetf_cli.recipe_file import shipped_recipes
+    from freetf_cli.config.files import shipped_recipes
 
     files = (str(path) for path in _beside(incomplete) if path.suffix == ".toml")
     return _starting(incomplete, [*shipped_recipes(), *files])
@@ -134,7 +134,7 @@ def write_figure_file(figure: Path, svg: str) -> None:
 
 def _write_file(file: Path, text: str, what: str) -> None:
     from freetf_cli.durable import write_durably
-    from freetf_cli.render.console import note
+    from freetf_cli.report.console import note
 
     write_durably(file, text)
     note(f"{what}: {file}")

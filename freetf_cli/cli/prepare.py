@@ -40,9 +40,9 @@ def prepare(
     $ freetf prepare books.jsonl.gz -o data/books --field text --tokenizer bpe:8192
     """
     from freetf_cli.data.prepare import parse_split, prepare_text
-    from freetf_cli.render import terminal
-    from freetf_cli.render.progress import counter
-    from freetf_cli.results import to_json
+    from freetf_cli.records import to_json
+    from freetf_cli.report import terminal
+    from freetf_cli.report.progress import counter
 
     with counter("documents", quiet=quiet or json) as advance:
         summary = prepare_text(

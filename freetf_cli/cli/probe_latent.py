@@ -23,8 +23,8 @@ from freetf_cli.cli.options import (
 from freetf_cli.errors import InputError
 
 if TYPE_CHECKING:
-    from freetf_cli.checkpoint import Checkpoint
-    from freetf_cli.results.probe import ProbeResult
+    from freetf_cli.records.probe import ProbeResult
+    from freetf_cli.runs.checkpoint import Checkpoint
 
 SequencesOption = Annotated[int, typer.Option("--sequences", min=1, max=1_000_000, help="Held-out sequences that the encoder reads.")]
 GroupsOption = Annotated[
@@ -60,11 +60,11 @@ def probe_latent(
     $ freetf probe-latent runs/kappa-* --sweep --report sweep.html --figure figure4.svg
     """
     from freetf_cli.cli.options import check_figure, check_report, write_figure_file, write_report_file
-    from freetf_cli.render import figure4_svg, panels
-    from freetf_cli.render import probe as show
-    from freetf_cli.render.probe_report import probe_report_html
-    from freetf_cli.results import to_json
-    from freetf_cli.results.probe import Sweep
+    from freetf_cli.records import to_json
+    from freetf_cli.records.probe import Sweep
+    from freetf_cli.report import figure4_svg, panels
+    from freetf_cli.report import probe as show
+    from freetf_cli.report.probe_report import probe_report_html
 
     check_report(report)
     check_figure(figure, report)
@@ -90,8 +90,8 @@ def probe_latent(
 
 def _open(runs: Sequence[Path]) -> list[Checkpoint]:
     """All checkpoints before any work; a baseline is refused."""
-    from freetf_cli.checkpoint import open_checkpoint
-    from freetf_cli.render.console import warn
+    from freetf_cli.report.console import warn
+    from freetf_cli.runs.checkpoint import open_checkpoint
 
     checkpoints = [open_checkpoint(run, warn) for run in runs]
     for run, checkpoint in zip(runs, checkpoints, strict=True):
@@ -112,8 +112,8 @@ def _check_same_data(runs: Sequence[Path], checkpoints: Sequence[Checkpoint]) ->
 
 def _check_factors(runs: Sequence[Path], checkpoints: Sequence[Checkpoint], data: Path | None) -> None:
     """A figure is of samples, and those are made only where they can be read."""
-    from freetf_cli.analysis.factors import has_factors
-    from freetf_cli.analysis.run_data import open_run_data
+    from freetf_cli.evaluation.probe.factors import has_factors
+    from freetf_cli.evaluation.run_data import open_run_data
 
     for run, checkpoint in zip(runs, checkpoints, strict=True):
         if not has_factors(open_run_data(checkpoint, data)):
@@ -132,11 +132,11 @@ def _probe(
     *,
     quiet: bool,
 ) -> ProbeResult:
-    from freetf_cli.analysis.probe import ProbeSpec, probe_latent
-    from freetf_cli.analysis.run_data import check_split, open_run_data
     from freetf_cli.device import resolve_device, set_threads
+    from freetf_cli.evaluation.probe.measure import ProbeSpec, probe_latent
+    from freetf_cli.evaluation.run_data import check_split, open_run_data
     from freetf_cli.model.free_transformer import FreeTransformer
-    from freetf_cli.render.progress import counter
+    from freetf_cli.report.progress import counter
 
     def stage(name: str, total: int) -> AbstractContextManager[Callable[..., None]]:
         return counter(name, total=total, quiet=quiet)

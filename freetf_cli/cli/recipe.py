@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from freetf_cli.cli.options import JsonOption, RecipeArgument, SetOption, SmokeOption, complete_recipe, complete_run
-from freetf_cli.results import to_json
+from freetf_cli.records import to_json
 
 if TYPE_CHECKING:
-    from freetf_cli.recipe import Recipe
+    from freetf_cli.config.recipe import Recipe
 
 
 def list_recipes(json: JsonOption = False) -> None:
@@ -20,14 +20,14 @@ def list_recipes(json: JsonOption = False) -> None:
 
     $ freetf recipe list
     """
-    from freetf_cli.recipe_file import load_recipe, shipped_recipes
+    from freetf_cli.config.files import load_recipe, shipped_recipes
 
     recipes = {name: load_recipe(name) for name in shipped_recipes()}
     if json:
         rows = [{"name": name, **_facts(recipe)} for name, recipe in recipes.items()]
         typer.echo(to_json({"recipes": rows}))
         return
-    from freetf_cli.render import terminal
+    from freetf_cli.report import terminal
 
     terminal.recipes([(name, recipe.kind, recipe.description, _size(recipe)) for name, recipe in recipes.items()])
 
@@ -39,7 +39,7 @@ def show_recipe(recipe: RecipeArgument, smoke: SmokeOption = False, set: SetOpti
 
     $ freetf recipe show letters-free --set latent.kappa=0.25
     """
-    from freetf_cli.recipe_file import load_recipe, to_toml
+    from freetf_cli.config.files import load_recipe, to_toml
 
     resolved = load_recipe(recipe, smoke=smoke, overrides=set or [])
     typer.echo(to_json(resolved.model_dump()) if json else to_toml(resolved), nl=json)
@@ -50,7 +50,7 @@ def schema(json: JsonOption = False) -> None:
 
     $ freetf recipe schema > recipe.schema.json
     """
-    from freetf_cli.recipe_schema import recipe_schema
+    from freetf_cli.config.schema import recipe_schema
 
     tree = recipe_schema()
     typer.echo(to_json(tree) if json else json_text.dumps(tree, indent=2, ensure_ascii=False))
@@ -68,19 +68,19 @@ def diff(a: EitherArgument, b: EitherArgument, json: JsonOption = False) -> None
 
     $ freetf recipe diff letters-baseline letters-free
     """
-    from freetf_cli.recipe_file import differences
+    from freetf_cli.config.files import differences
 
     rows = differences(_load(a), _load(b))
     if json:
         typer.echo(to_json({"a": a, "b": b, "differences": [dict(zip(("key", "a", "b"), row, strict=True)) for row in rows]}))
         return
-    from freetf_cli.render import terminal
+    from freetf_cli.report import terminal
 
     terminal.recipe_diff(a, b, rows)
 
 
 def _load(name: str) -> Recipe:
-    from freetf_cli.recipe_file import load_recipe
+    from freetf_cli.config.files import load_recipe
 
     inside = Path(name) / "recipe.toml"
     return load_recipe(str(inside) if inside.is_file() else name)

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from freetf_cli.recipe import Recipe, part_types
-from freetf_cli.recipe_file import load_recipe, shipped_recipes
+from freetf_cli.config.files import load_recipe, shipped_recipes
+from freetf_cli.config.recipe import Recipe, part_types
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "recipes.md"
 MARKED = r"(<!-- {name}: generated -->\n)(.*?)(<!-- end of {name} -->)"

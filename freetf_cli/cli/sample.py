@@ -16,8 +16,8 @@ from freetf_cli.cli.options import DeviceOption, JsonOption, RunArgument, SeedOp
 from freetf_cli.errors import InputError
 
 if TYPE_CHECKING:
-    from freetf_cli.checkpoint import Checkpoint
-    from freetf_cli.results import Sample
+    from freetf_cli.records import Sample
+    from freetf_cli.runs.checkpoint import Checkpoint
 
 PromptOption = Annotated[
     list[str] | None, typer.Option("--prompt", metavar="TEXT|-", help="What to go on from; -: a prompt a line of stdin. May be repeated.")
@@ -70,11 +70,11 @@ def sample(
     $ freetf sample runs/letters-free --count 4 --z z.jsonl
     $ freetf sample runs/books-free --prompt 'Once upon a time' --max-tokens 500 --precision bf16
     """
-    from freetf_cli.checkpoint import open_model
     from freetf_cli.device import resolve_device
+    from freetf_cli.generation.sampling import SampleSpec, check_prompts, generate
     from freetf_cli.model.free_transformer import FreeTransformer
-    from freetf_cli.render.console import hint, warn
-    from freetf_cli.sampling import SampleSpec, check_prompts, generate
+    from freetf_cli.report.console import hint, warn
+    from freetf_cli.runs.checkpoint import open_model
 
     for name, value in (("--temperature", temperature), ("--top-p", top_p)):
         if not math.isfinite(value):
@@ -114,7 +114,7 @@ def sample(
 
 def read_prompts(given: list[str] | None, checkpoint: Checkpoint, seed: int) -> Iterable[str]:
     """Prompts from the command line and, for `-`, a line each from stdin as they come; without any, the task's own (nothing for text)."""
-    from freetf_cli.data.tasks import make_task
+    from freetf_cli.tasks import make_task
 
     if given is None:
         facts = checkpoint.state["data"]
@@ -177,8 +177,8 @@ def _lines(file: BinaryIO, where: str) -> Iterator[tuple[int, str]]:
 
 def show_samples(records: Iterator[Sample], checkpoint: Checkpoint, *, shared: bool, json: bool) -> None:
     """JSON lines; plain lines in a pipe; on a terminal the boxes of Figure 4 for letters, else running text."""
-    from freetf_cli.render import terminal
-    from freetf_cli.results import to_json
+    from freetf_cli.records import to_json
+    from freetf_cli.report import terminal
 
     if json:
         for record in records:
@@ -191,10 +191,10 @@ def show_samples(records: Iterator[Sample], checkpoint: Checkpoint, *, shared: b
 
 
 def _show_boxes(records: list[Sample], checkpoint: Checkpoint, *, shared: bool) -> None:
-    from freetf_cli.analysis.agreement import letters_agreement
-    from freetf_cli.render.console import out
-    from freetf_cli.render.figure4 import agreement_table, figure4
-    from freetf_cli.results import DataFacts, SampleGroups
+    from freetf_cli.evaluation.probe.agreement import letters_agreement
+    from freetf_cli.records import DataFacts, SampleGroups
+    from freetf_cli.report.console import out
+    from freetf_cli.report.figure4 import agreement_table, figure4
 
     for prompt, rows in groupby(records, key=lambda record: record.prompt):
         groups = [[row.text for row in group] for _, group in groupby(rows, key=lambda row: row.group)]

@@ -12,11 +12,11 @@ def show(run: RunArgument, json: JsonOption = False) -> None:
 
     $ freetf show runs/letters-free
     """
-    from freetf_cli.analysis.summary import summarise
-    from freetf_cli.checkpoint import open_checkpoint
-    from freetf_cli.render.console import warn
-    from freetf_cli.render.show import run_summary
-    from freetf_cli.results import to_json
+    from freetf_cli.evaluation.summary import summarise
+    from freetf_cli.records import to_json
+    from freetf_cli.report.console import warn
+    from freetf_cli.report.show import run_summary
+    from freetf_cli.runs.checkpoint import open_checkpoint
 
     place = run.resolve()
     named = place.parent.name == "checkpoints"

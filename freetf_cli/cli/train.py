@@ -13,10 +13,10 @@ from freetf_cli.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from freetf_cli.checkpoint import Checkpoint
-    from freetf_cli.recipe import Recipe
-    from freetf_cli.results import TrainResult
-    from freetf_cli.run_folder import RunFolder
+    from freetf_cli.config.recipe import Recipe
+    from freetf_cli.records import TrainResult
+    from freetf_cli.runs.checkpoint import Checkpoint
+    from freetf_cli.runs.folder import RunFolder
     from freetf_cli.training.distributed import World
     from freetf_cli.training.signals import StopRequest
 
@@ -58,7 +58,7 @@ def train(
     $ freetf train letters-free -o runs/two --set parallel.processes=2
     $ freetf train paper-1.5b-free --dry-run
     """
-    from freetf_cli.recipe_file import load_recipe
+    from freetf_cli.config.files import load_recipe
     from freetf_cli.training.launch import launch, started_processes, stop_when_orphaned
 
     started = started_processes()
@@ -85,8 +85,8 @@ def _dry_run(recipe: Recipe, name: str, device: str, json: bool) -> None:
 
     from freetf_cli.device import resolve_device
     from freetf_cli.model.cost import plan_run
-    from freetf_cli.render import terminal
-    from freetf_cli.results import to_json
+    from freetf_cli.records import to_json
+    from freetf_cli.report import terminal
     from freetf_cli.training.start import resolve
 
     if recipe.model.vocab is None or recipe.model.context is None:
@@ -105,11 +105,11 @@ def _dry_run(recipe: Recipe, name: str, device: str, json: bool) -> None:
 def _train(
     recipe: Recipe, out: Path, device: str, resume: str, init_from: Path | None, stop: StopRequest, *, json: bool, quiet: bool
 ) -> None:
-    from freetf_cli.checkpoint import open_checkpoint
     from freetf_cli.device import resolve_device
-    from freetf_cli.render import terminal
-    from freetf_cli.render.console import warn
-    from freetf_cli.results import to_json
+    from freetf_cli.records import to_json
+    from freetf_cli.report import terminal
+    from freetf_cli.report.console import warn
+    from freetf_cli.runs.checkpoint import open_checkpoint
     from freetf_cli.training.distributed import joined
 
     with joined(resolve_device(device), stop) as world:
@@ -130,7 +130,7 @@ def _train(
 
 def _led(world: World, choose: Callable[[], Checkpoint | None]) -> Checkpoint | None:
     """The checkpoint that process 0 chooses, who may put a folder right for it; then the others open it."""
-    from freetf_cli.checkpoint import Checkpoint
+    from freetf_cli.runs.checkpoint import Checkpoint
 
     chosen = choose() if world.leads else None
     folder = world.told(str(chosen.folder) if chosen else "")
@@ -139,8 +139,8 @@ def _led(world: World, choose: Callable[[], Checkpoint | None]) -> Checkpoint | 
 
 def resume_from(out: Path, resume: str) -> Checkpoint | None:
     """The checkpoint that --resume means: none (never, or auto with none yet), the run's newest intact one, or the one named."""
-    from freetf_cli.checkpoint import Checkpoint, checkpoint_folders, open_checkpoint
-    from freetf_cli.render.console import warn
+    from freetf_cli.report.console import warn
+    from freetf_cli.runs.checkpoint import Checkpoint, checkpoint_folders, open_checkpoint
 
     if resume == "never" or (resume == "auto" and not checkpoint_folders(out)):
         return None
@@ -170,9 +170,9 @@ def run_training(
 ) -> TrainResult:
     """Train with a live display, stop cleanly when asked, and keep the run's report.html current."""
     from freetf_cli.device import resolve_device, set_threads
-    from freetf_cli.render.console import warn
-    from freetf_cli.render.progress import TrainingProgress
-    from freetf_cli.run_folder import current_argv
+    from freetf_cli.report.console import warn
+    from freetf_cli.report.progress import TrainingProgress
+    from freetf_cli.runs.folder import current_argv
     from freetf_cli.training.distributed import own_device
     from freetf_cli.training.loop import Hooks
     from freetf_cli.training.run import train as train_recipe
@@ -197,8 +197,8 @@ def run_training(
 
 def write_report(run: RunFolder) -> None:
     """RUN/report.html as the run stands."""
-    from freetf_cli.analysis.summary import summarise
     from freetf_cli.durable import write_durably
-    from freetf_cli.render.report import report_html
+    from freetf_cli.evaluation.summary import summarise
+    from freetf_cli.report.report import report_html
 
     write_durably(run.report, report_html(summarise(run.path)))

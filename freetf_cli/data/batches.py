@@ -15,15 +15,15 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from freetf_cli.config.recipe import DataConfig
 from freetf_cli.data.dataset import Dataset
 from freetf_cli.data.prepare import task_tokenizer
 from freetf_cli.data.rows import TRAIN, DocumentRows, Factors, PackedRows, RowSource, TaskRows
-from freetf_cli.data.tasks import make_task
-from freetf_cli.data.tasks.base import PAD, Task, Tokens
 from freetf_cli.data.tokenizer import Tokenizer
 from freetf_cli.errors import InputError
-from freetf_cli.recipe import DataConfig
-from freetf_cli.results import DataFacts
+from freetf_cli.records import DataFacts
+from freetf_cli.tasks import make_task
+from freetf_cli.tasks.base import PAD, Task, Tokens
 
 IGNORE = -100  # a target that does not count, as in PyTorch's cross-entropy
 

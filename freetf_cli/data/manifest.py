@@ -10,8 +10,8 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, ValidationError
 
+from freetf_cli.config.recipe import NotNegative, Part
 from freetf_cli.errors import InputError
-from freetf_cli.recipe import NotNegative, Part
 
 FORMAT, VERSION = "freetf-data", 1
 MANIFEST, OFFSETS, DOCUMENTS = "manifest.json", "offsets.bin", "documents.jsonl"

@@ -22,12 +22,12 @@ from pathlib import Path
 
 from freetf_cli.data import tokenizer as tokenizers
 from freetf_cli.data.manifest import SPLIT_NAME, Manifest, Origin
-from freetf_cli.data.tasks.base import BLOCK, Task, generator
 from freetf_cli.data.text import STDIN, Document, read_documents
 from freetf_cli.data.tokenizer import Tokenizer
 from freetf_cli.data.writer import DatasetWriter, refuse_existing
 from freetf_cli.errors import InputError
-from freetf_cli.results import DatasetSummary
+from freetf_cli.records import DatasetSummary
+from freetf_cli.tasks.base import BLOCK, Task, generator
 
 DEFAULT_SPLIT = {"train": 0.9, "val": 0.1}
 LONGEST_RUN = 1_000_000  # documents over which a split's proportions are made exact

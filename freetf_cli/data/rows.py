@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freetf_cli.data.dataset import Dataset, Split
-from freetf_cli.data.tasks.base import PAD, Task, Tokens, generator, stream_seed
+from freetf_cli.tasks.base import PAD, Task, Tokens, generator, stream_seed
 
 TRAIN = "train"
 

@@ -32,7 +32,7 @@ from freetf_cli.data.manifest import (
 )
 from freetf_cli.data.tokenizer import Ids, Tokenizer
 from freetf_cli.errors import FreetfError, InputError
-from freetf_cli.results import SCHEMA_VERSION
+from freetf_cli.records import SCHEMA_VERSION
 
 SHARD = 1 << 27  # tokens a shard
 HELD = 1 << 20  # tokens, or bytes of lines, kept before they are written

@@ -8,16 +8,16 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from freetf_cli.model.attention import Attention
-from freetf_cli.model.attention_kinds import make_attention
-from freetf_cli.model.cross_entropy import FEW_LOGITS, most_logits
-from freetf_cli.model.differential import Differential
+from freetf_cli.config.recipe import ModelConfig, Recipe
+from freetf_cli.kernels.linear_cross_entropy import FEW_LOGITS, most_logits
+from freetf_cli.latent.binary import CHUNK_ELEMENTS, WIDEST_FUSED
+from freetf_cli.model.attention.differential import Differential
+from freetf_cli.model.attention.materialised import MapAttention, recomputes
+from freetf_cli.model.attention.registry import make_attention
+from freetf_cli.model.attention.softmax import Attention
 from freetf_cli.model.free_transformer import FreeTransformer, build_model
-from freetf_cli.model.latent import CHUNK_ELEMENTS, WIDEST_FUSED
 from freetf_cli.model.layers import Block
-from freetf_cli.model.maps import MapAttention, recomputes
-from freetf_cli.recipe import ModelConfig, Recipe
-from freetf_cli.results import PartCost, Plan
+from freetf_cli.records import PartCost, Plan
 
 MAPS = "attention maps (estimated)"  # a plan's memory, where a kind of attention makes them
 
@@ -59,7 +59,7 @@ def part_costs(config: ModelConfig, recipe: Recipe) -> list[PartCost]:
     attentions = [block.attention for block in model.blocks if isinstance(block, Block)]
     blocks = _linear_flops(model.blocks) + sum(_own_flops(attention, config, context) for attention in attentions)
     parts = [
-        PartCost("embedding" + (" (tied with the read-out)" if config.tied else ""), model.embedding.weight.numel(), 0.0),
+        PartCost("embedding" + (" (tied with the read-out)" if config.tie_embeddings else ""), model.embedding.weight.numel(), 0.0),
         PartCost(f"blocks × {config.layers}", _count(model.blocks), blocks),
     ]
     if isinstance(model, FreeTransformer):
@@ -115,7 +115,7 @@ def _memory(recipe: Recipe, parameters: int, bf16: bool, device_type: str) -> di
     states = 16.0 * parameters
     gradients = 4.0 * parameters
     maps = _map_bytes(recipe, 2 if bf16 else 4)
-    forward = _activations(recipe, bf16, device_type) + maps + (gradients if recipe.train.accumulate > 1 else 0.0)
+    forward = _activations(recipe, bf16, device_type) + maps + (gradients if recipe.train.grad_accum_steps > 1 else 0.0)
     beyond = max(forward - gradients, _mapper_bytes(recipe, bf16, device_type))
     maps = min(maps, beyond)
     parts = {
@@ -167,7 +167,7 @@ def _map_bytes(recipe: Recipe, number: int) -> float:
     mapping = [kind for kind in kinds if isinstance(kind, MapAttention)]
     makers = [kind for kind in mapping if not kind.fuses]
     each = [_maps_kept(kind, recipe, number) for kind in makers]
-    kept = max(each, default=0) if recomputes(recipe.train.recompute_maps, len(makers) * numbers) else sum(each)
+    kept = max(each, default=0) if recomputes(recipe.train.attention_checkpointing, len(makers) * numbers) else sum(each)
     if number == 4:  # CPUs have no kernel for values wider than keys; softmax itself is kept
         kept += number * sum(isinstance(kind, Differential) for kind in kinds)
     heads = number * recipe.rows_at_once * (config.context or 1) * config.heads * config.head_width
@@ -179,7 +179,7 @@ def _maps_kept(attention: MapAttention, recipe: Recipe, number: int) -> int:
     """Bytes a cell: softmax's, what reads the values, and what each kernel and mix reads; a kernel that is applied a row at a time, as with
     `exact` and between documents, reads a copy for each row."""
     packed = recipe.model.separator is not None or (recipe.data.dir is not None and recipe.data.rows != "documents")  # as far as is known
-    apart = recipe.model.keeps_apart and packed
+    apart = recipe.model.masks_documents and packed
     copies = 0
     for name, operator in attention.named_parameters():
         if operator.dim() > 2:

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from freetf_cli.model.attention import LayerCache, Rotary, rotary_tables
+from freetf_cli.config.recipe import ModelConfig
+from freetf_cli.model.attention.softmax import LayerCache, Rotary, rotary_tables
 from freetf_cli.model.layers import Block, Embedding
-from freetf_cli.recipe import ModelConfig
 
 
 class Cache:
@@ -49,7 +49,7 @@ class Decoder(nn.Module):
         self.embedding = Embedding(config.vocab, config.width)
         self.blocks = nn.ModuleList(Block(config, index) for index in range(config.layers))
         self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
-        self.readout = None if config.tied else nn.Linear(config.width, config.vocab, bias=False)
+        self.readout = None if config.tie_embeddings else nn.Linear(config.width, config.vocab, bias=False)
 
     def forward(self, tokens_BT: Tensor, cache: Cache | None = None) -> Tensor:
         """Logits of the next token at every position, [B, T, V]."""
@@ -115,13 +115,13 @@ class Decoder(nn.Module):
             cos_SE, sin_SE = cache.angles
             return cos_SE.index_select(0, start[None]), sin_SE.index_select(0, start[None])
         positions = torch.arange(start, start + x_BTD.shape[1], device=x_BTD.device)
-        return rotary_tables(positions, self.config.head_width, self.config.rope_base)
+        return rotary_tables(positions, self.config.head_width, self.config.rope_theta)
 
     def on_device(self, cache: Cache) -> None:
         """From here on the cache's position is a tensor, so that one more position can be read without the host knowing which."""
         device = self.embedding.weight.device
         every_S = torch.arange(cache.layers[0].k.shape[2], device=device)
-        cache.angles = rotary_tables(every_S, self.config.head_width, self.config.rope_base)
+        cache.angles = rotary_tables(every_S, self.config.head_width, self.config.rope_theta)
         cache.position = torch.tensor(cache.position, device=device)
 
     def new_cache(self, sequences: int, length: int, dtype: torch.dtype | None = None) -> Cache:

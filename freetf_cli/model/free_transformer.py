@@ -19,12 +19,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from freetf_cli.model.attention import Rotary
-from freetf_cli.model.attention_kinds import initialise_kinds
+from freetf_cli.config.recipe import LatentConfig, ModelConfig
+from freetf_cli.latent.binary import PostSampler, sample_codes
+from freetf_cli.model.attention.registry import initialise_kinds
+from freetf_cli.model.attention.softmax import Rotary
 from freetf_cli.model.decoder import Cache, Decoder, initialise
-from freetf_cli.model.latent import PostSampler, sample_codes
 from freetf_cli.model.layers import Block
-from freetf_cli.recipe import LatentConfig, ModelConfig
 
 
 @dataclass(frozen=True)

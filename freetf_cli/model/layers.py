@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from freetf_cli.model.attention import LayerCache, Rotary, project
-from freetf_cli.model.attention_kinds import make_attention
-from freetf_cli.model.kernels import runs_kernels
-from freetf_cli.recipe import ModelConfig
+from freetf_cli.config.recipe import ModelConfig
+from freetf_cli.kernels.support import runs_kernels
+from freetf_cli.model.attention.registry import make_attention
+from freetf_cli.model.attention.softmax import LayerCache, Rotary, project
 
 FEW_ROWS = 512  # up to here the gradient of an embedding table is a product,
 ONE_HOT = 1 << 26  # if the one-hot tokens have no more numbers than this
@@ -83,7 +83,7 @@ class Block(nn.Module):
     ) -> Tensor:
         """Queries and residual from x; keys and values from `keys_from` (default x), through the same norm."""
         if cache is not None and isinstance(position, Tensor) and documents_BS is None and self._is_one_row(x_BTD):
-            from freetf_cli.model.one_row import run_block
+            from freetf_cli.kernels.decode_block import run_block
 
             return run_block(self, x_BTD, keys_from, rotary, cache, position)
         q_BTD = self.attention_norm(x_BTD)

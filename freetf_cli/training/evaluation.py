@@ -8,8 +8,8 @@ from signal import Signals
 import torch
 from torch import Tensor, nn
 
+from freetf_cli.config.recipe import Recipe
 from freetf_cli.data.batches import DataSource
-from freetf_cli.recipe import Recipe
 from freetf_cli.training.distributed import World
 from freetf_cli.training.objective import LossFunction, LossSums
 from freetf_cli.training.prefetch import host_batch

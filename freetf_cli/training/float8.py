@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from freetf_cli.config.recipe import Recipe
 from freetf_cli.errors import FreetfError, InputError
-from freetf_cli.recipe import Recipe
 
 NARROWEST = 512  # a narrower product saves less than its casts take
 

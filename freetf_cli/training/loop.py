@@ -20,14 +20,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from freetf_cli.checkpoint import Checkpoint, checkpoint_folders, folder_step, save_checkpoint
+from freetf_cli.config.recipe import Recipe
 from freetf_cli.data.batches import Batch, DataSource
 from freetf_cli.errors import FreetfError, InputError, Interrupted, Stopped
+from freetf_cli.generation.sampling import SampleSpec, figure4_samples, prompt_tokens
 from freetf_cli.model.decoder import Decoder
-from freetf_cli.recipe import Recipe
-from freetf_cli.results import Metrics, Progress, TrainResult
-from freetf_cli.run_folder import RunFolder, now
-from freetf_cli.sampling import SampleSpec, figure4_samples, prompt_tokens
+from freetf_cli.records import Metrics, Progress, TrainResult
+from freetf_cli.runs.checkpoint import Checkpoint, checkpoint_folders, folder_step, save_checkpoint
+from freetf_cli.runs.folder import RunFolder, now
 from freetf_cli.training.distributed import World
 from freetf_cli.training.evaluation import CutShort, held_out_sums
 from freetf_cli.training.float8 import use_float8

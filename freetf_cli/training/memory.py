@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
+from freetf_cli.config.recipe import Recipe
 from freetf_cli.device import autocast_dtype
 from freetf_cli.errors import FreetfError
 from freetf_cli.model.cost import MAPS, plan_run
-from freetf_cli.recipe import Recipe
-from freetf_cli.results import Plan
+from freetf_cli.records import Plan
 
 STATES = ("parameters", "gradients", "optimizer")  # of a plan's memory: what no batch size makes less
 
@@ -31,15 +31,15 @@ def out_of_memory(recipe: Recipe, device: torch.device) -> FreetfError:
     what += f", {_gib(states)} of it the model's states; {device.type} has {_gib(free_memory(device))} free of {_gib(has)}"
     if states > has:
         return FreetfError(what, hint="a smaller model: model.layers, model.width, latent.bits")
-    less = f"lower train.batch, or raise train.accumulate (now {config.accumulate})"
+    less = f"lower train.batch, or raise train.grad_accum_steps (now {config.grad_accum_steps})"
     if 0 < _maps_once_more(recipe, device) < plan.get(MAPS, 0):
-        less = f"train.recompute_maps = 'on', or {less}"
+        less = f"train.attention_checkpointing = 'on', or {less}"
     return FreetfError(what, hint=less)
 
 
 def _maps_once_more(recipe: Recipe, device: torch.device) -> float:
     """Bytes of attention's maps where they are made once more in the backward."""
-    settings = recipe.train.model_copy(update={"recompute_maps": "on"})
+    settings = recipe.train.model_copy(update={"attention_checkpointing": "on"})
     return plan_on(recipe.model_copy(update={"train": settings}), device).memory.get(MAPS, 0)
 
 

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from freetf_cli.config.recipe import LatentConfig
 from freetf_cli.data.batches import IGNORE
-from freetf_cli.model.cross_entropy import readout_cross_entropy
+from freetf_cli.kernels.linear_cross_entropy import readout_cross_entropy
+from freetf_cli.latent.binary import aggregate_mismatch, free_bits_penalty, kl_per_token
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.model.free_transformer import FreeTransformer
-from freetf_cli.model.latent import aggregate_mismatch, free_bits_penalty, kl_per_token
-from freetf_cli.recipe import LatentConfig
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from freetf_cli.recipe import TrainConfig
+from freetf_cli.config.recipe import TrainConfig
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig, device: torch.device) -> torch.optim.AdamW:

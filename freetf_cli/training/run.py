@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 
-from freetf_cli.checkpoint import Checkpoint
+from freetf_cli.config.recipe import Recipe
 from freetf_cli.errors import Interrupted, Stopped, is_out_of_memory
-from freetf_cli.recipe import Recipe
-from freetf_cli.results import TrainResult
-from freetf_cli.run_folder import RunFolder, WatchedRun, describe_process, now
-from freetf_cli.run_lock import hold
+from freetf_cli.records import TrainResult
+from freetf_cli.runs.checkpoint import Checkpoint
+from freetf_cli.runs.folder import RunFolder, WatchedRun, describe_process, now
+from freetf_cli.runs.lock import hold
 from freetf_cli.training.distributed import World
 from freetf_cli.training.float8 import check_float8
 from freetf_cli.training.loop import Hooks, Loop

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
-from freetf_cli.recipe import LatentConfig, TrainConfig
+from freetf_cli.config.recipe import LatentConfig, TrainConfig
 
 LN2 = math.log(2.0)
 
@@ -21,11 +21,11 @@ class LatentWeights(NamedTuple):
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
-    """Linear warm-up, then a cosine from lr to lr_final · lr at the last step. step counts from 0."""
+    """Linear warm-up, then a cosine from lr to min_lr_ratio · lr at the last step. step counts from 0."""
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup
     done = (step - config.warmup) / max(1, config.steps - 1 - config.warmup)
-    return config.lr * (config.lr_final + (1 - config.lr_final) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+    return config.lr * (config.min_lr_ratio + (1 - config.min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
 
 
 def latent_weights(step: int, config: LatentConfig | None, steps: int) -> LatentWeights:

@@ -9,17 +9,17 @@ from typing import Any
 
 import torch
 
-from freetf_cli.checkpoint import Checkpoint, load_weights
+from freetf_cli.config.recipe import ModelConfig, Recipe, flat
+from freetf_cli.config.rules import faults
 from freetf_cli.data.batches import DataSource, open_data
 from freetf_cli.data.rows import TRAIN, PackedRows
 from freetf_cli.device import describe
 from freetf_cli.errors import InputError, InputErrors
+from freetf_cli.model.attention.materialised import set_attention_checkpointing
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.model.free_transformer import build_model, initialise_model
-from freetf_cli.model.maps import set_recompute_maps
-from freetf_cli.recipe import ModelConfig, Recipe, flat
-from freetf_cli.recipe_rules import faults
-from freetf_cli.run_folder import RunFolder, now
+from freetf_cli.runs.checkpoint import Checkpoint, load_weights
+from freetf_cli.runs.folder import RunFolder, now
 
 
 def resolve(recipe: Recipe) -> tuple[Recipe, DataSource]:
@@ -31,10 +31,10 @@ def resolve(recipe: Recipe) -> tuple[Recipe, DataSource]:
     for split in (TRAIN, recipe.eval.split):
         source.rows.size(split)  # InputError where the data lacks it: now, not after hours of training
     separator = recipe.model.separator
-    if separator is None and recipe.model.keeps_apart and isinstance(source.rows, PackedRows):
+    if separator is None and recipe.model.masks_documents and isinstance(source.rows, PackedRows):
         separator = source.separator
         if separator is None:
-            raise InputError("packed documents cannot be kept apart: the data has no separator", hint="model.documents = 'joined'")
+            raise InputError("packed documents cannot be masked: the data has no separator", hint="model.document_mask = false")
     known = {"vocab": recipe.model.vocab or vocabulary, "context": source.context, "separator": separator}
     resolved = recipe.model_copy(update={"model": recipe.model.model_copy(update=known)})
     if broken := faults(flat(resolved)):  # of a context that the recipe did not say
@@ -52,7 +52,7 @@ def check_same_run(recipe: Recipe, source: DataSource, checkpoint: Checkpoint) -
         raise InputError("the checkpoint's tokenizer is not the data's (its hash differs)", str(checkpoint.folder / "tokenizer.json"))
     ours, theirs = flat(recipe), flat(checkpoint.recipe)
     free: tuple[str, ...] = ("data.dir", "eval.every", "eval.samples", "parallel.")
-    free += tuple(f"train.{name}" for name in ("keep_", "log_every", "save_every", "recompute_maps"))
+    free += tuple(f"train.{name}" for name in ("keep_", "log_every", "save_every", "attention_checkpointing"))
     changed = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key) and not key.startswith(free))
     if changed:
         first = f"{changed[0]} is {ours.get(changed[0])!r}, was {theirs.get(changed[0])!r}"
@@ -70,7 +70,7 @@ def make_model(recipe: Recipe, device: torch.device, init_from: Checkpoint | Non
         if init_from is not None:
             missing = load_weights(model, init_from.folder / "model.safetensors", torch.device("cpu"), partial=True)
             _check_only_additions(missing, init_from)
-    set_recompute_maps(model, recipe.train.recompute_maps)
+    set_attention_checkpointing(model, recipe.train.attention_checkpointing)
     return model.to(device).train()
 
 
@@ -93,11 +93,11 @@ def unlike_its_start(config: ModelConfig, start: ModelConfig) -> str | None:
         why.append(f"model.multi_token.norm = '{norms[0]}' norms heads in another way ('{norms[1]}' would not)")
     if len(set(masks)) > 1:
         why.append(f"model.multi_token.mask was '{theirs.mask if theirs is not None else ''}'")
-    if config.rope_base != start.rope_base:
-        why.append(f"model.rope_base was {start.rope_base:g}")
-    apart = [model.keeps_apart and model.separator is not None for model in (config, start)]
+    if config.rope_theta != start.rope_theta:
+        why.append(f"model.rope_theta was {start.rope_theta:g}")
+    apart = [model.masks_documents and model.separator is not None for model in (config, start)]
     if apart[0] != apart[1]:
-        why.append(f"documents packed in a row were {'apart' if apart[1] else 'joined'} (model.documents)")
+        why.append(f"model.document_mask was {'true' if apart[1] else 'false'}")
     return f"the model does not begin as the one that --init-from names: {'; '.join(why)}" if why else None
 
 

@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from freetf_cli.config.recipe import TrainConfig
 from freetf_cli.device import autocast_dtype
 from freetf_cli.errors import InputError
-from freetf_cli.recipe import TrainConfig
 from freetf_cli.training.distributed import World
 from freetf_cli.training.objective import LossFunction, LossSums
 from freetf_cli.training.prefetch import HostBatch
@@ -86,7 +86,7 @@ class TrainStep:
         if self._skips:
             optimizer.found_inf = self._idle  # type: ignore[attr-defined]  # as GradScaler tells a fused optimizer to do nothing
         self._excess: torch.Tensor | None = None
-        if self._skips and config.clip and device.type == "cuda":  # and by what to divide the gradient, which it reads anyway
+        if self._skips and config.grad_clip and device.type == "cuda":  # and by what to divide the gradient, which it reads anyway
             self._excess = torch.ones((), device=device)
             optimizer.grad_scale = self._excess  # type: ignore[attr-defined]
 
@@ -136,7 +136,7 @@ class TrainStep:
     def _update(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         self.sums.zero_()
-        size = len(self.inputs) // self.config.accumulate
+        size = len(self.inputs) // self.config.grad_accum_steps
         for start in range(0, len(self.inputs), size):
             part = slice(start, start + size)
             with autocast(self.config, self.device):
@@ -153,10 +153,10 @@ class TrainStep:
         """The gradient's norm, and its clipping; on CUDA that is left to the optimizer, and no pass of its own over the gradient."""
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         if self._excess is None:
-            self.grad_norm.copy_(nn.utils.clip_grad_norm_(parameters, self.config.clip or math.inf))
+            self.grad_norm.copy_(nn.utils.clip_grad_norm_(parameters, self.config.grad_clip or math.inf))
         else:
             self.grad_norm.copy_(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
-            self._excess.copy_(((self.grad_norm + NORM_EPS) / self.config.clip).clamp(min=1.0))
+            self._excess.copy_(((self.grad_norm + NORM_EPS) / self.config.grad_clip).clamp(min=1.0))
 
     def _note_fault(self) -> None:
         """Before the update: one Inf in the gradient would make every weight NaN through the clipping."""

@@ -7,19 +7,19 @@ import math
 
 import pytest
 import torch
+from tests.test_sampling import CONFIG, letters  # noqa: F401 (a fixture)
 
 from freetf_cli.bench.generation import bench_sample
 from freetf_cli.bench.mapper import bench_mapper
 from freetf_cli.bench.products import products_of, seconds_of
 from freetf_cli.bench.timing import Effort, machine, timed
 from freetf_cli.bench.train_step import Variant, bench_train, made_step, with_baselines
+from freetf_cli.config.recipe import LatentConfig, ModelConfig, Recipe, TrainConfig
+from freetf_cli.generation.sampling import SampleSpec, continue_tokens, generate
 from freetf_cli.model.cost import plan_run
 from freetf_cli.model.free_transformer import build_model, initialise_model
-from freetf_cli.recipe import LatentConfig, ModelConfig, Recipe, TrainConfig
-from freetf_cli.results import to_json
-from freetf_cli.results.bench import SampleBench, Timing
-from freetf_cli.sampling import SampleSpec, continue_tokens, generate
-from tests.test_sampling import CONFIG, letters  # noqa: F401 (a fixture)
+from freetf_cli.records import to_json
+from freetf_cli.records.bench import SampleBench, Timing
 
 CPU = torch.device("cpu")
 ONCE = Effort(steps=1, repeats=2)
@@ -27,7 +27,7 @@ FREE = Recipe(
     data={"task": "letters"},  # type: ignore[arg-type]
     model=ModelConfig(layers=2, width=16, heads=2, vocab=11, context=9),
     latent=LatentConfig(kappa=0.5, bits=4),
-    train=TrainConfig(steps=10, batch=4, lr=1e-2, accumulate=2),
+    train=TrainConfig(steps=10, batch=4, lr=1e-2, grad_accum_steps=2),
 )
 
 
@@ -122,7 +122,7 @@ def test_generation_reads_its_weights_once_a_token() -> None:
     assert [(row.kind, row.batch) for row in result.rows] == [("baseline", 1), ("baseline", 3), ("free", 1), ("free", 3)]
     assert [row.ratio == 1.0 for row in result.rows] == [True, True, False, False]
     weights = sum(weight.numel() * 4 for weight in build_model(FREE.model, None).parameters())
-    weights -= 0 if FREE.model.tied else 11 * 16 * 4  # the embedding gives one row
+    weights -= 0 if FREE.model.tie_embeddings else 11 * 16 * 4  # the embedding gives one row
     for row in result.rows:
         assert row.weight_bytes == weights
         assert row.tokens_per_second == pytest.approx(5 * row.batch / row.time.median)
@@ -145,7 +145,7 @@ def test_a_machine_has_a_ceiling() -> None:
 
 
 def test_times_are_told_with_their_range() -> None:
-    from freetf_cli.render.bench import milliseconds, spread
+    from freetf_cli.report.bench import milliseconds, spread
 
     took = Timing(0.0123, 0.0120, 0.0130, 10, 5)
     assert (milliseconds(took), spread(took)) == ("12.30", "-2.4 +5.7 %")

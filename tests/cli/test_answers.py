@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from freetf_cli.analysis.answers import evaluate_answers, share_of
-from freetf_cli.analysis.run_data import open_run_data
-from freetf_cli.checkpoint import open_model
 from freetf_cli.cli.app import main
+from freetf_cli.evaluation.answers import evaluate_answers, share_of
+from freetf_cli.evaluation.run_data import open_run_data
+from freetf_cli.runs.checkpoint import open_model
 
 
 @pytest.mark.parametrize(("count", "low", "high"), [(0, 0.0, 0.0370), (50, 0.4038, 0.5962), (100, 0.9630, 1.0)])

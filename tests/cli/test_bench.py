@@ -30,7 +30,7 @@ def test_json_has_rows_and_parts(run_cli):
 
 def test_a_recipe_without_data_can_be_timed(run_cli):
     small = ["model.layers=2", "model.width=16", "model.heads=2", "model.kv_heads=1", "model.ffn=16", "model.vocab=32", "model.context=8"]
-    settings = [word for setting in [*small, "train.batch=2", "train.accumulate=1", "latent.bits=4"] for word in ("--set", setting)]
+    settings = [word for setting in [*small, "train.batch=2", "train.grad_accum_steps=1", "latent.bits=4"] for word in ("--set", setting)]
     code, stdout, _ = run_cli("bench", "train", "paper-1.5b-free", *settings, *TRAIN[4:], "--json")
     assert code == 0 and json.loads(stdout)["rows"][1]["tokens"] == 16
 

@@ -70,17 +70,17 @@ def compared(run_cli) -> Callable[..., dict]:
 @pytest.fixture
 def no_forward(monkeypatch):
     """Building a model or measuring one fails the test."""
-    import freetf_cli.analysis.compare
-    import freetf_cli.checkpoint
+    import freetf_cli.evaluation.compare
+    import freetf_cli.runs.checkpoint
 
     def fail(*args, **settings):
         raise AssertionError("a model was built or run")
 
-    monkeypatch.setattr(freetf_cli.checkpoint.Checkpoint, "model", fail)
-    monkeypatch.setattr(freetf_cli.checkpoint, "build_model", fail)
-    monkeypatch.setattr(freetf_cli.analysis.compare, "row_costs", fail)
-    monkeypatch.setattr(freetf_cli.analysis.compare, "compare_weights", fail)
-    monkeypatch.setattr(freetf_cli.analysis.compare, "plan_run", fail)
+    monkeypatch.setattr(freetf_cli.runs.checkpoint.Checkpoint, "model", fail)
+    monkeypatch.setattr(freetf_cli.runs.checkpoint, "build_model", fail)
+    monkeypatch.setattr(freetf_cli.evaluation.compare, "row_costs", fail)
+    monkeypatch.setattr(freetf_cli.evaluation.compare, "compare_weights", fail)
+    monkeypatch.setattr(freetf_cli.evaluation.compare, "plan_run", fail)
 
 
 def test_two_free_models(run_cli, free_run, other_run):
@@ -260,7 +260,7 @@ def test_equal_weights_tell_what_differs_in_their_recipes(run_cli, free_run, cop
 
 def test_the_same_weights_in_another_model_are_not_equal(compared, free_run, copied):
     other = copied(free_run)
-    change_state(other, lambda state: state["recipe"]["model"].update(rope_base=500.0))
+    change_state(other, lambda state: state["recipe"]["model"].update(rope_theta=500.0))
     found = compared(free_run, other)
     assert not found["equal"] and found["weights"]["all"]["relative"] == 0
     assert found["metrics"]["nll"]["difference"]["nats_per_token"] != 0

@@ -12,7 +12,7 @@ import pytest
 
 from freetf_cli.cli.gen_synthetic import gen_synthetic
 from freetf_cli.data.dataset import Dataset
-from freetf_cli.data.tasks import TASKS, make_task
+from freetf_cli.tasks import TASKS, make_task
 
 Cli = Callable[..., Any]
 

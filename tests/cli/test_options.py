@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from freetf_cli.cli.options import complete_recipe, complete_run
-from freetf_cli.recipe_file import shipped_recipes
+from freetf_cli.config.files import shipped_recipes
 
 
 @pytest.fixture

@@ -102,7 +102,7 @@ def test_a_figure_of_one_run_or_of_several_without_a_sweep(run_cli: Callable, fr
 def test_no_figure_of_text_without_factors(
     run_cli: Callable, free_run: Path, text_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("freetf_cli.analysis.probe.probe_latent", lambda *args, **options: pytest.fail("work was done"))
+    monkeypatch.setattr("freetf_cli.evaluation.probe.measure.probe_latent", lambda *args, **options: pytest.fail("work was done"))
     done = run_cli("probe-latent", free_run, text_run, *QUICK, "--figure", tmp_path / "f.svg", "--report", tmp_path / "r.html")
     assert (done.code, done.stdout) == (2, "") and list(tmp_path.iterdir()) == []
     assert f"no factor of the run's data is known: there are no samples for a figure, {text_run}; leave --figure out" in done.stderr

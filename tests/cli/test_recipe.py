@@ -7,7 +7,7 @@ import tomllib
 
 import pytest
 
-from freetf_cli.recipe_file import load_recipe, shipped_recipes
+from freetf_cli.config.files import load_recipe, shipped_recipes
 
 
 def test_list_json(run_cli):

@@ -19,8 +19,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from freetf_cli.recipe_file import load_recipe
-from freetf_cli.run_folder import RunFolder
+from freetf_cli.config.files import load_recipe
+from freetf_cli.runs.folder import RunFolder
 
 KEYS = ["step", "tokens", "split", "loss", "ce", "kl", "penalty", "above_kappa", "kappa", "lr", "grad_norm"]
 CHECKPOINT = {"model.safetensors", "optimizer.safetensors", "state.json", "tokenizer.json", "MANIFEST.sha256"}
@@ -243,7 +243,7 @@ def test_init_from_a_baseline(run_cli, workshop, baseline_run, tmp_path):
     [
         (["attention=differential"], "differential attention reads the same weights in another way"),
         (["attention=multi-token"], "model.multi_token.norm = 'gate' norms heads in another way ('none' would not)"),
-        (["attention=multi-token", "multi_token.norm=none", "rope_base=100.0"], "model.rope_base was 10000"),
+        (["attention=multi-token", "multi_token.norm=none", "rope_theta=100.0"], "model.rope_theta was 10000"),
         (["attention=multi-token", "multi_token.norm=none"], ""),
         (["attention=talking-heads"], ""),
     ],
@@ -256,7 +256,7 @@ def test_a_model_that_does_not_begin_as_its_start_says_so(run_cli, workshop, bas
     assert ("begin" in done.stderr) == bool(warning)
 
 
-@pytest.mark.parametrize("settings", [["model.width=32"], ["model.layers=4"], ["model.tied=false"]])
+@pytest.mark.parametrize("settings", [["model.width=32"], ["model.layers=4"], ["model.tie_embeddings=false"]])
 def test_init_from_a_model_that_does_not_fit(refused, workshop, baseline_run, tmp_path, settings):
     words = [word for setting in settings for word in ("--set", setting)]
     assert "do not fit" in refused("train", workshop / "free.toml", "-o", tmp_path / "run", "--init-from", baseline_run, *words)
@@ -473,7 +473,7 @@ sys.exit(main(["train", sys.argv[1], "-o", sys.argv[2]]))
 
 
 def test_a_loss_that_is_not_finite_fails_with_exit_1(run_cli, workshop, tmp_path):
-    words = ["--set", "train.lr=1e30", "--set", "train.clip=0.0", "--set", "train.steps=50", "-q"]
+    words = ["--set", "train.lr=1e30", "--set", "train.grad_clip=0.0", "--set", "train.steps=50", "-q"]
     code, stdout, stderr = run_cli("train", workshop / "free.toml", "-o", tmp_path / "run", *words)
     assert (code, stdout) == (1, "")
     *warnings, error = stderr.splitlines()

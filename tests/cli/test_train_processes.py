@@ -95,7 +95,7 @@ def test_what_is_wrong_is_said_once(workshop, pair, run_process):
 
 def test_a_batch_is_divided_evenly(refused, workshop, tmp_path):
     line = refused("train", workshop / "free.toml", "-o", tmp_path / "run", "--set", "parallel.processes=3")
-    assert "parallel.processes = 3 times train.accumulate = 1 does not divide train.batch" in line
+    assert "parallel.processes = 3 times train.grad_accum_steps = 1 does not divide train.batch" in line
 
 
 @pytest.mark.parametrize(

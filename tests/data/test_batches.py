@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from freetf_cli.config.recipe import DataConfig
 from freetf_cli.data.batches import IGNORE, DataSource, open_data
 from freetf_cli.data.dataset import Dataset
 from freetf_cli.data.manifest import Origin
 from freetf_cli.data.prepare import prepare_text, write_task
-from freetf_cli.data.tasks import make_task
 from freetf_cli.data.tokenizer import characters
 from freetf_cli.data.writer import DatasetWriter
 from freetf_cli.errors import InputError
-from freetf_cli.recipe import DataConfig
+from freetf_cli.tasks import make_task
 
 EXCERPTS = Path(__file__).resolve().parent.parent / "excerpts"
 

@@ -13,10 +13,10 @@ from freetf_cli.data import writer as writing
 from freetf_cli.data.dataset import Dataset
 from freetf_cli.data.manifest import Origin, token_type
 from freetf_cli.data.prepare import write_task
-from freetf_cli.data.tasks import make_task
 from freetf_cli.data.tokenizer import Tokenizer, byte_level, characters
 from freetf_cli.data.writer import DatasetWriter
 from freetf_cli.errors import FreetfError, InputError
+from freetf_cli.tasks import make_task
 
 WORDS = ["alpha", "", "be", "gamma rays"]
 

@@ -13,8 +13,8 @@ import pytest
 
 from freetf_cli.data.dataset import Dataset
 from freetf_cli.data.prepare import Dealer, parse_split, prepare_text, write_task
-from freetf_cli.data.tasks import TASKS, make_task
 from freetf_cli.errors import InputError
+from freetf_cli.tasks import TASKS, make_task
 
 EXCERPTS = Path(__file__).resolve().parent.parent / "excerpts"
 

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from freetf_cli.model.attention import Attention, Rotary, rotary_tables, rotate
+from freetf_cli.model.attention.softmax import Attention, Rotary, rotary_tables, rotate
 
 Array = NDArray[np.float64]
 

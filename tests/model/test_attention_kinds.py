@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from freetf_cli.model import maps
+from freetf_cli.config.recipe import LatentConfig, ModelConfig, TrainConfig
+from freetf_cli.model.attention import materialised as maps
+from freetf_cli.model.attention.head_norm import HeadNorm
+from freetf_cli.model.attention.multi_token import QueryCache, RowCache
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.model.free_transformer import FreeTransformer, build_model, initialise_model
-from freetf_cli.model.head_norm import HeadNorm
-from freetf_cli.model.multi_token import QueryCache, RowCache
-from freetf_cli.recipe import LatentConfig, ModelConfig, TrainConfig
 from freetf_cli.training.optimizer import make_optimizer
 
 LATENT = LatentConfig(kappa=0.5, bits=5, table_std=5.0)
@@ -35,7 +35,7 @@ SEPARATOR = 0
 
 def config(kind: str, **settings: Any) -> ModelConfig:
     sizes: dict[str, Any] = {"layers": 4, "width": 32, "heads": 4, "kv_heads": 2, "vocab": 11, "context": 16}
-    apart = {"documents": "apart"} if settings.get("separator") is not None else {}
+    apart = {"document_mask": True} if settings.get("separator") is not None else {}
     return ModelConfig.model_validate(sizes | KINDS[kind] | apart | settings)
 
 
@@ -199,7 +199,7 @@ def test_maps_made_once_more_in_the_backward_are_the_maps_kept(kind: str) -> Non
     found = []
     for setting in ("on", "off"):
         model = make(kind, LATENT)
-        maps.set_recompute_maps(model, setting)
+        maps.set_attention_checkpointing(model, setting)
         y = model(tokens(), codes())
         y.cos().sum().backward()
         found.append([y.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
@@ -210,7 +210,7 @@ def test_maps_made_once_more_in_the_backward_are_the_maps_kept(kind: str) -> Non
 def test_maps_are_kept_while_those_of_all_blocks_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
     """`auto` counts the blocks that make maps, and a block's maps of all sequences and heads."""
     model = make("talking-heads", None)
-    maps.set_recompute_maps(model, "auto")
+    maps.set_attention_checkpointing(model, "auto")
     made = sum(isinstance(block.attention, maps.MapAttention) for block in model.blocks)
     numbers = made * model.config.heads * tokens().numel() * tokens().shape[1]
     kept = []

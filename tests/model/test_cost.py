@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from freetf_cli.config.files import check_recipe, load_recipe
 from freetf_cli.model.cost import MAPS, plan_run
 from freetf_cli.model.free_transformer import build_model
-from freetf_cli.recipe_file import check_recipe, load_recipe
 
 
 def test_the_papers_small_model_by_hand() -> None:
@@ -61,7 +61,7 @@ def test_memory_is_foretold_within_a_tenth_of_what_was_measured() -> None:
 
 def test_where_the_step_runs_counts() -> None:
     """The logits' gradient takes their place on CUDA in bfloat16 alone; a CPU has fewer of them at once."""
-    recipe = load_recipe("paper-1.5b-baseline", overrides=["train.batch=4", "train.accumulate=1", "model.context=2048"])
+    recipe = load_recipe("paper-1.5b-baseline", overrides=["train.batch=4", "train.grad_accum_steps=1", "model.context=2048"])
     found = {(bf16, kind): plan_run(recipe, "", bf16, kind).memory["total"] for bf16 in (True, False) for kind in ("cuda", "cpu")}
     logits = 8192 * 131_072
     assert logits == 2**30
@@ -73,7 +73,7 @@ def test_where_the_step_runs_counts() -> None:
 
 def test_a_batch_in_parts_keeps_gradients_beside_activations() -> None:
     whole, parts = (
-        plan_run(load_recipe("paper-1.5b-free", overrides=[f"train.batch={n}", f"train.accumulate={n // 4}"]), "", bf16=True)
+        plan_run(load_recipe("paper-1.5b-free", overrides=[f"train.batch={n}", f"train.grad_accum_steps={n // 4}"]), "", bf16=True)
         for n in (4, 8)
     )
     assert parts.memory["total"] - whole.memory["total"] == pytest.approx(4 * whole.parameters)
@@ -142,26 +142,28 @@ def test_fewer_sequences_never_take_more_for_maps_than_is_kept_by_default() -> N
     """Maps are kept while those of all blocks are few: 2²⁸ numbers, with at most 4 + 2 · 5 bytes each in bfloat16."""
     plans = []
     for batch, context in [(1, 256), (2, 256), (4, 256), (8, 256), (1, 2048), (2, 2048), (4, 2048)]:
-        words = ["train.accumulate=1", f"train.batch={batch}", f"model.context={context}"]
+        words = ["train.grad_accum_steps=1", f"train.batch={batch}", f"model.context={context}"]
         plans.append(plan_run(load_recipe("paper-880m-multi-token", overrides=words), "", bf16=True).memory)
     assert max(plan.get(MAPS, 0) for plan in plans) <= 14 * 2**28  # of one block, at the largest
     for few, many in pairwise(plans):
         assert many["total"] > few["total"] - 14 * 2**28
 
 
-def test_recompute_maps_says_whether_they_are_kept() -> None:
+def test_attention_checkpointing_says_whether_they_are_kept() -> None:
     found = {}
     for setting in ("on", "off", "auto"):
-        words = ["model.vocab=29", "model.context=65", "model.attention='talking-heads'", f"train.recompute_maps='{setting}'"]
+        words = ["model.vocab=29", "model.context=65", "model.attention='talking-heads'", f"train.attention_checkpointing='{setting}'"]
         found[setting] = plan_run(load_recipe("letters-baseline", overrides=words), "", bf16=True).memory[MAPS]
     assert found["off"] == found["auto"] == 8 * found["on"]
 
 
 def test_blocks_without_maps_do_not_count() -> None:
     """Six of 24 blocks make maps, the others have groups of two heads and fused attention: 6 · 2²⁴ numbers in all are few."""
-    words = ["train.accumulate=1", "train.batch=4", "model.context=512", "model.multi_token.c_h=2"]
+    words = ["train.grad_accum_steps=1", "train.batch=4", "model.context=512", "model.multi_token.c_h=2"]
     found = {
-        setting: plan_run(load_recipe("paper-880m-multi-token", overrides=[*words, f"train.recompute_maps={setting}"]), "", bf16=True)
+        setting: plan_run(
+            load_recipe("paper-880m-multi-token", overrides=[*words, f"train.attention_checkpointing={setting}"]), "", bf16=True
+        )
         for setting in ("on", "off", "auto")
     }
     assert found["auto"].memory["total"] == found["off"].memory["total"] > found["on"].memory["total"]
@@ -170,7 +172,7 @@ def test_blocks_without_maps_do_not_count() -> None:
 def test_differential_attention_has_nothing_to_make_once_more() -> None:
     words = ["model.vocab=29", "model.context=65", "model.attention=differential"]
     on, off = (
-        plan_run(load_recipe("letters-baseline", overrides=[*words, f"train.recompute_maps={setting}"]), "", bf16=False).memory
+        plan_run(load_recipe("letters-baseline", overrides=[*words, f"train.attention_checkpointing={setting}"]), "", bf16=False).memory
         for setting in ("on", "off")
     )
     assert on == off
@@ -180,7 +182,7 @@ def test_differential_attention_has_nothing_to_make_once_more() -> None:
 def test_text_is_foretold_packed_where_the_data_is_not_open() -> None:
     """Documents kept apart take a copy of the maps for each row of a kernel."""
     apart, joined = (
-        plan_run(load_recipe("paper-880m-multi-token", overrides=[f"model.documents='{word}'"]), "", bf16=True).memory[MAPS]
-        for word in ("apart", "joined")
+        plan_run(load_recipe("paper-880m-multi-token", overrides=[f"model.document_mask={word}"]), "", bf16=True).memory[MAPS]
+        for word in ("true", "false")
     )
     assert apart > 2 * joined

@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
-from freetf_cli.model.attention import Attention, rotary_tables, rotate
+from freetf_cli.config.recipe import ModelConfig
+from freetf_cli.model.attention.softmax import Attention, rotary_tables, rotate
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.model.free_transformer import initialise_model
 from freetf_cli.model.layers import SwiGLU, rows_of_few
-from freetf_cli.recipe import ModelConfig
 
 
 def test_rotary_is_a_complex_rotation() -> None:
@@ -63,7 +63,9 @@ def test_swiglu_formula() -> None:
 @pytest.mark.parametrize(("tied", "kv_heads"), [(True, 2), (False, 4)])
 def test_baseline_logits_equal_transformers_llama(tied: bool, kv_heads: int) -> None:
     transformers = pytest.importorskip("transformers")
-    config = ModelConfig(layers=3, width=32, heads=4, kv_heads=kv_heads, ffn=48, vocab=50, tied=tied, rope_base=5000.0, norm_eps=1e-6)
+    config = ModelConfig(
+        layers=3, width=32, heads=4, kv_heads=kv_heads, ffn=48, vocab=50, tie_embeddings=tied, rope_theta=5000.0, norm_eps=1e-6
+    )
     ours = Decoder(config)
     initialise_model(ours, 0)
     for parameter in ours.parameters():  # norms too: ones would hide a missing weight
@@ -112,7 +114,7 @@ def llama_names(model: Decoder) -> dict[str, torch.Tensor]:
         else:
             name_there = names[name]
         out[name_there] = value
-    if model.config.tied:
+    if model.config.tie_embeddings:
         out["lm_head.weight"] = model.embedding.weight
     return out
 

@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 
-from freetf_cli.model.attention import Attention
-from freetf_cli.model.differential import Differential
+from freetf_cli.config.recipe import ModelConfig
+from freetf_cli.model.attention.differential import Differential
+from freetf_cli.model.attention.head_norm import lambda_init
+from freetf_cli.model.attention.softmax import Attention
 from freetf_cli.model.free_transformer import build_model, initialise_model
-from freetf_cli.model.head_norm import lambda_init
-from freetf_cli.recipe import ModelConfig
 from tests.model import attention_loops as loops
 
 

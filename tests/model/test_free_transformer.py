@@ -5,10 +5,10 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from freetf_cli.config.recipe import LatentConfig, ModelConfig
+from freetf_cli.latent.binary import kl_per_token
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.model.free_transformer import FreeTransformer, PosteriorPass, build_model, initialise_model
-from freetf_cli.model.latent import kl_per_token
-from freetf_cli.recipe import LatentConfig, ModelConfig
 
 CONFIG = ModelConfig(layers=4, width=32, heads=4, kv_heads=2, vocab=11, context=16)
 LATENT = LatentConfig(kappa=0.5, bits=5)

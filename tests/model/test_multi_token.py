@@ -9,11 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from freetf_cli.model import multi_token
-from freetf_cli.model.attention import Attention
+from freetf_cli.config.recipe import ModelConfig, MultiTokenConfig
+from freetf_cli.model.attention import multi_token
+from freetf_cli.model.attention.multi_token import MultiToken
+from freetf_cli.model.attention.softmax import Attention
 from freetf_cli.model.free_transformer import build_model
-from freetf_cli.model.multi_token import MultiToken
-from freetf_cli.recipe import ModelConfig, MultiTokenConfig
 from tests.model import attention_loops as loops
 
 LENGTH = 7

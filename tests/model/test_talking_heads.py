@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from freetf_cli.model import multi_token
-from freetf_cli.model.attention import Attention
-from freetf_cli.model.multi_token import MultiToken
-from freetf_cli.model.talking_heads import TalkingHeads
-from freetf_cli.recipe import ModelConfig, MultiTokenConfig
+from freetf_cli.config.recipe import ModelConfig, MultiTokenConfig
+from freetf_cli.model.attention import multi_token
+from freetf_cli.model.attention.multi_token import MultiToken
+from freetf_cli.model.attention.softmax import Attention
+from freetf_cli.model.attention.talking_heads import TalkingHeads
 from tests.model import attention_loops as loops
 
 

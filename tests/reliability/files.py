@@ -15,10 +15,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from freetf_cli import checkpoint as checkpoint_module
-from freetf_cli.checkpoint import checkpoint_folders
 from freetf_cli.cli.app import main as freetf
-from freetf_cli.recipe_file import load_recipe
+from freetf_cli.config.files import load_recipe
+from freetf_cli.runs import checkpoint as checkpoint_module
+from freetf_cli.runs.checkpoint import checkpoint_folders
 from tests.reliability.world import (
     STEPS,
     Tally,

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from freetf_cli import durable
-from freetf_cli.checkpoint import checkpoint_folders
 from freetf_cli.cli.app import main as freetf
-from freetf_cli.recipe import Recipe
-from freetf_cli.recipe_file import load_recipe
+from freetf_cli.config.files import load_recipe
+from freetf_cli.config.recipe import Recipe
+from freetf_cli.runs.checkpoint import checkpoint_folders
 from freetf_cli.training.loop import Loop
 from freetf_cli.training.step import TrainStep
 from tests.reliability.world import (

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from freetf_cli import durable
-from freetf_cli.checkpoint import Checkpoint, checkpoint_folders
 from freetf_cli.cli.app import main as freetf
-from freetf_cli.recipe_file import load_recipe
+from freetf_cli.config.files import load_recipe
+from freetf_cli.runs.checkpoint import Checkpoint, checkpoint_folders
 from freetf_cli.training.loop import Loop
 from freetf_cli.training.step import TrainStep
 from tests.reliability.world import (

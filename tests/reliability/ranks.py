@@ -23,10 +23,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from freetf_cli.checkpoint import Checkpoint, checkpoint_folders, open_checkpoint
+from freetf_cli.config.files import load_recipe
+from freetf_cli.config.recipe import Recipe
 from freetf_cli.errors import FreetfError
-from freetf_cli.recipe import Recipe
-from freetf_cli.recipe_file import load_recipe
+from freetf_cli.runs.checkpoint import Checkpoint, checkpoint_folders, open_checkpoint
 from freetf_cli.training.distributed import World, joined, own_device
 from freetf_cli.training.loop import Loop
 from freetf_cli.training.prefetch import HostBatch

@@ -13,15 +13,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from freetf_cli.checkpoint import Checkpoint, checkpoint_folders, open_checkpoint
+from freetf_cli.config.files import load_recipe
 from freetf_cli.data.dataset import Dataset
 from freetf_cli.data.prepare import write_task
-from freetf_cli.data.tasks import make_task
 from freetf_cli.errors import InputError, Stopped
-from freetf_cli.recipe_file import load_recipe
-from freetf_cli.results import Progress
-from freetf_cli.run_folder import RunFolder
-from freetf_cli.sampling import SampleSpec, generate
+from freetf_cli.generation.sampling import SampleSpec, generate
+from freetf_cli.records import Progress
+from freetf_cli.runs.checkpoint import Checkpoint, checkpoint_folders, open_checkpoint
+from freetf_cli.runs.folder import RunFolder
+from freetf_cli.tasks import make_task
 from freetf_cli.training.loop import Hooks
 from freetf_cli.training.run import train
 from freetf_cli.training.signals import StopRequest

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 
 from freetf_cli import durable
-from freetf_cli.checkpoint import Checkpoint, checkpoint_folders, open_checkpoint
 from freetf_cli.cli.app import main as freetf
+from freetf_cli.config.recipe import Recipe
 from freetf_cli.errors import FreetfError
-from freetf_cli.recipe import Recipe
+from freetf_cli.runs.checkpoint import Checkpoint, checkpoint_folders, open_checkpoint
 from freetf_cli.training.run import train
 
 CPU = torch.device("cpu")
@@ -28,7 +28,7 @@ TINY = """\
 data = {{ {data} }}
 model = {{ layers = 2, width = 16, heads = 2{model} }}
 latent = {{ kappa = 0.5, bits = 4 }}
-train = {{ steps = 12, batch = {batch}, lr = 1e-2, warmup = 2, log_every = 1, save_every = 3, keep_last = 3, accumulate = {parts} }}
+train = {{ steps = 12, batch = {batch}, lr = 1e-2, warmup = 2, log_every = 1, save_every = 3, keep_last = 3, grad_accum_steps = {parts} }}
 eval = {{ every = 6, sequences = 10, samples = 1 }}
 """
 LETTERS = 'task = "letters", params = { length = 12, target = 3, letters = 4 }'

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from freetf_cli.config.files import load_recipe
+from freetf_cli.config.recipe import LatentConfig, ModelConfig, Recipe
 from freetf_cli.errors import FreetfError, InputError
 from freetf_cli.model.free_transformer import FreeTransformer, build_model, initialise_model
-from freetf_cli.recipe import LatentConfig, ModelConfig, Recipe
-from freetf_cli.recipe_file import load_recipe
 from freetf_cli.training.float8 import check_float8, use_float8
 from freetf_cli.training.run import train
 
@@ -48,7 +48,7 @@ def test_a_device_without_such_products_is_refused_before_anything_is_written(tm
 def test_batches_that_such_products_cannot_take_are_refused(hopper: torch.device) -> None:
     check_float8(recipe(float8="true", batch=32), hopper)
     with pytest.raises(InputError, match=r"train\.float8 with 1950 tokens at a time: 8-bit products need a multiple of 16"):
-        check_float8(recipe(float8="true", batch=60, accumulate=2), hopper)
+        check_float8(recipe(float8="true", batch=60, grad_accum_steps=2), hopper)
 
 
 def test_without_torchao_the_error_says_what_to_install(hopper: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,15 +16,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from freetf_cli.checkpoint import Checkpoint, checkpoint_folders, save_checkpoint
+from freetf_cli.config.files import check_recipe, load_recipe
+from freetf_cli.config.recipe import Recipe
 from freetf_cli.data.batches import Batch, DataSource
 from freetf_cli.errors import FreetfError, InputError, Interrupted, Stopped
 from freetf_cli.model.free_transformer import build_model, initialise_model
-from freetf_cli.recipe import Recipe
-from freetf_cli.recipe_file import check_recipe, load_recipe
-from freetf_cli.results import Progress, TrainResult
-from freetf_cli.run_folder import RunFolder
-from freetf_cli.run_lock import hold
+from freetf_cli.records import Progress, TrainResult
+from freetf_cli.runs.checkpoint import Checkpoint, checkpoint_folders, save_checkpoint
+from freetf_cli.runs.folder import RunFolder
+from freetf_cli.runs.lock import hold
 from freetf_cli.training import loop as loop_module
 from freetf_cli.training import memory as memory_module
 from freetf_cli.training import run as run_module
@@ -168,7 +168,7 @@ def test_best_and_last_are_kept(tmp_path: Path) -> None:
 
 def test_accumulation_gives_the_same_update(tmp_path: Path) -> None:
     for parts in (1, 2, 4):
-        train(recipe(accumulate=parts), tmp_path / str(parts), device=CPU)
+        train(recipe(grad_accum_steps=parts), tmp_path / str(parts), device=CPU)
     one, *others = (load_file(tmp_path / str(parts) / "checkpoints/step-000006/model.safetensors") for parts in (1, 2, 4))
     for other in others:
         for name, value in one.items():
@@ -234,7 +234,7 @@ def test_signals_save_and_stop(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_not_finite_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FreetfError, match=r"not finite at step \d"):
-        train(recipe(steps=50, lr=1e30, clip=0.0), tmp_path / "run", device=CPU)
+        train(recipe(steps=50, lr=1e30, grad_clip=0.0), tmp_path / "run", device=CPU)
 
 
 def test_result_counts_tokens_and_steps(tmp_path: Path) -> None:
@@ -270,7 +270,7 @@ def test_the_schedule_and_the_clipping_reach_the_weights(tmp_path: Path) -> None
 
     assert largest_change("full", warmup=0) == pytest.approx(1e-2, rel=1e-2)
     assert largest_change("warm", warmup=10) == pytest.approx(1e-3, rel=1e-2)
-    assert largest_change("clipped", warmup=0, clip=1e-12) < 1e-4
+    assert largest_change("clipped", warmup=0, grad_clip=1e-12) < 1e-4
 
 
 def test_parts_of_unequal_weight_add_up(tmp_path: Path) -> None:
@@ -280,7 +280,7 @@ def test_parts_of_unequal_weight_add_up(tmp_path: Path) -> None:
     tree["model"]["context"] = 80
     gradients = []
     for parts in (1, 4):
-        tree["train"]["accumulate"] = parts
+        tree["train"]["grad_accum_steps"] = parts
         running = loop(tmp_path / str(parts), check_recipe(tree, where="test"))
         running.optimizer.step = lambda *_: None  # type: ignore[assignment, method-assign]
         running.train_step()
@@ -459,17 +459,17 @@ def test_a_model_that_cannot_fit_is_refused_before_it_is_made(tmp_path: Path, mo
 def test_out_of_memory_names_the_batch_and_what_to_lower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     monkeypatch.setattr(Loop, "train_step", lambda self: (_ for _ in ()).throw(error))
     with pytest.raises(
-        FreetfError, match=r"batches of 4 × 13 tokens .* free of .*; lower train\.batch, or raise train\.accumulate \(now 1\)"
+        FreetfError, match=r"batches of 4 × 13 tokens .* free of .*; lower train\.batch, or raise train\.grad_accum_steps \(now 1\)"
     ):
         train(recipe(), tmp_path / "run", device=CPU)
 
 
 @pytest.mark.parametrize(("setting", "named"), [("auto", True), ("on", False)])
 def test_out_of_memory_names_maps_that_are_kept(setting: str, named: bool) -> None:
-    words = ["model.vocab=29", "model.context=65", "model.attention=talking-heads", f"train.recompute_maps={setting}"]
+    words = ["model.vocab=29", "model.context=65", "model.attention=talking-heads", f"train.attention_checkpointing={setting}"]
     hint = memory_module.out_of_memory(load_recipe("letters-baseline", overrides=words), CPU).hint
     assert "lower train.batch" in str(hint)
-    assert ("train.recompute_maps = 'on'" in str(hint)) == named
+    assert ("train.attention_checkpointing = 'on'" in str(hint)) == named
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:

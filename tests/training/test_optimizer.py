@@ -3,15 +3,15 @@
 import pytest
 import torch
 
+from freetf_cli.config.recipe import LatentConfig, ModelConfig, TrainConfig
 from freetf_cli.model.free_transformer import build_model
-from freetf_cli.recipe import LatentConfig, ModelConfig, TrainConfig
 from freetf_cli.training.optimizer import load_named_state, make_optimizer, named_state
 
-TRAIN = TrainConfig(steps=110, batch=4, lr=1.0, lr_final=0.1, warmup=10)
+TRAIN = TrainConfig(steps=110, batch=4, lr=1.0, min_lr_ratio=0.1, warmup=10)
 
 
 def test_only_matrices_decay() -> None:
-    model = build_model(ModelConfig(layers=2, width=16, heads=2, vocab=7, tied=False), LatentConfig(kappa=0.5, bits=3))
+    model = build_model(ModelConfig(layers=2, width=16, heads=2, vocab=7, tie_embeddings=False), LatentConfig(kappa=0.5, bits=3))
     optimizer = make_optimizer(model, TRAIN, torch.device("cpu"))
     names = {id(p): name for name, p in model.named_parameters()}
     decayed, kept = ({names[id(p)] for p in group["params"]} for group in optimizer.param_groups)

@@ -4,10 +4,10 @@ import math
 
 import pytest
 
-from freetf_cli.recipe import LatentConfig, TrainConfig
+from freetf_cli.config.recipe import LatentConfig, TrainConfig
 from freetf_cli.training.schedule import LN2, latent_weights, learning_rate, scheduled
 
-TRAIN = TrainConfig(steps=110, batch=4, lr=1.0, lr_final=0.1, warmup=10)
+TRAIN = TrainConfig(steps=110, batch=4, lr=1.0, min_lr_ratio=0.1, warmup=10)
 
 
 def test_learning_rate_warms_up_and_follows_one_cosine_to_the_end() -> None:

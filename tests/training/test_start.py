@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from freetf_cli.checkpoint import Checkpoint, save_checkpoint
+from freetf_cli.config.files import check_recipe
+from freetf_cli.config.recipe import ModelConfig
 from freetf_cli.data.manifest import Origin
 from freetf_cli.data.tokenizer import characters
 from freetf_cli.data.writer import DatasetWriter
 from freetf_cli.errors import InputError
-from freetf_cli.recipe import ModelConfig
-from freetf_cli.recipe_file import check_recipe
+from freetf_cli.runs.checkpoint import Checkpoint, save_checkpoint
 from freetf_cli.training.start import make_model, resolve, unlike_its_start
 
 
@@ -41,8 +41,8 @@ def test_packed_documents_are_kept_apart_by_every_kind_but_softmax(kind: str, tm
     data, options = folder(tmp_path / "d", separator=True), {"multi_token": {"c_k": 3, "c_q": 3}} if kind == "multi-token" else {}
     sizes = {"context": 4, "attention": kind, **options}
     assert resolved(data, **sizes).separator == (None if kind == "softmax" else 2)
-    assert resolved(data, documents="apart", **sizes).separator == 2
-    assert resolved(data, documents="joined", **sizes).separator is None
+    assert resolved(data, document_mask=True, **sizes).separator == 2
+    assert resolved(data, document_mask=False, **sizes).separator is None
     assert resolved({**data, "rows": "documents"}, **sizes).separator is None  # a document a row: nothing to keep apart
 
 
@@ -88,8 +88,8 @@ ALIKE: dict[str, Any] = {**PLAIN, "attention": "multi-token", "multi_token": {"n
         (ALIKE, ALIKE, ""),
         ({**PLAIN, "attention": "talking-heads"}, PLAIN, ""),
         ({**PLAIN, "attention": "talking-heads", "separator": 0}, PLAIN, "documents packed in a row were joined"),
-        ({**ALIKE, "documents": "joined"}, PLAIN, ""),
-        (PLAIN, {**PLAIN, "documents": "apart", "separator": 0}, "documents packed in a row were apart"),
+        ({**ALIKE, "document_mask": False}, PLAIN, ""),
+        (PLAIN, {**PLAIN, "document_mask": True, "separator": 0}, "model.document_mask was true"),
         ({**ALIKE, "multi_token": {"norm": "plain"}}, ALIKE, "norm = 'plain' norms heads in another way ('none' would not)"),
         ({**ALIKE, "multi_token": {"norm": "none", "mask": "exact"}}, ALIKE, "mask was 'double'"),
         ({**ALIKE, "multi_token": {"norm": "none", "mask": "exact"}}, PLAIN, ""),

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from freetf_cli.config.recipe import LatentConfig, ModelConfig, TrainConfig
 from freetf_cli.errors import InputError
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.model.free_transformer import build_model, initialise_model
-from freetf_cli.recipe import LatentConfig, ModelConfig, TrainConfig
 from freetf_cli.training.distributed import World
 from freetf_cli.training.objective import LossSums, loss_function
 from freetf_cli.training.optimizer import make_optimizer
@@ -73,17 +73,17 @@ def spelt_out(model: Decoder, config: TrainConfig) -> list[tuple[torch.Tensor, t
             group["lr"] = RATES[step]
         optimizer.zero_grad()
         total = torch.zeros(5)
-        for part in torch.arange(4).chunk(config.accumulate):
+        for part in torch.arange(4).chunk(config.grad_accum_steps):
             terms = LossSums(*loss(rows.inputs[part], rows.targets[part], noise[part], *torch.tensor([KAPPAS[step], 0.2, 0.5])))
             ((terms.ce + terms.penalty) / rows.count).backward()
             total += torch.stack([terms.ce, terms.kl, terms.penalty, terms.above, terms.carriers]).detach()
-        records.append((total, torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip or math.inf)))
+        records.append((total, torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or math.inf)))
         optimizer.step()
     return records
 
 
 @pytest.mark.parametrize("latent", [True, False])
-@pytest.mark.parametrize("changed", [{}, {"accumulate": 2}, {"clip": 0.0}, {"clip": 0.1}])
+@pytest.mark.parametrize("changed", [{}, {"grad_accum_steps": 2}, {"grad_clip": 0.0}, {"grad_clip": 0.1}])
 def test_a_step_is_the_loop_spelt_out(latent: bool, changed: dict[str, Any]) -> None:
     """Bit for bit on a CPU."""
     plain, update = fresh(latent), updater(fresh(latent), settings(**changed))

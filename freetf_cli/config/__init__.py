@@ -1,0 +1,1 @@
+"""Typed recipes: their tables, files and schema."""

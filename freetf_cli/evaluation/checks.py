@@ -1,0 +1,96 @@
+"""Checks on a comparison: `nll>+0.5%` fails when B's nll is more than 0.5 % above A's.
+
+The condition describes the failure. With % it is on 100 (B − A) / |A|, without on B − A in bits per token.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from freetf_cli.errors import CheckFailed, InputError, InputErrors, nearest
+from freetf_cli.records.compare import LATENT_METRICS, METRICS, CheckResult, MetricPair
+
+EXAMPLE = "for example --fail-if 'nll>+0.5%'"
+OPERATORS: Mapping[str, Callable[[float, float], bool]] = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
+_NUMBER = r"(?P<sign>[+-]?)\s*(?P<number>(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)"
+_SHAPE = re.compile(rf"\s*(?P<metric>[\w-]+)\s*(?P<operator>[<>]=?)\s*{_NUMBER}\s*(?P<percent>%?)\s*")
+
+
+@dataclass(frozen=True)
+class Check:
+    """A condition that B must not meet. limit: in per cent, or in bits per token."""
+
+    expression: str
+    metric: str
+    operator: str
+    limit: float
+    percent: bool
+
+    def decide(self, pair: MetricPair | None) -> CheckResult:
+        """Against what was measured; None: A and B are the same model. A number that is not known (NaN) fails."""
+        found = 0.0 if pair is None else self._found(pair)
+        holds = not math.isnan(found) and not OPERATORS[self.operator](found, self.limit)
+        return CheckResult(self.expression, self.metric, "%" if self.percent else "bits/token", found, holds)
+
+    def _found(self, pair: MetricPair) -> float:
+        difference = pair.difference.bits_per_token if pair.difference else None
+        value = pair.relative_percent if self.percent else difference
+        return math.nan if value is None else value
+
+
+def parse_checks(expressions: Sequence[str]) -> list[Check]:
+    """Read what --fail-if was given; raises one InputError for each that cannot be read."""
+    checks, faults = [], []
+    for expression in expressions:
+        try:
+            checks.append(parse_check(expression))
+        except InputError as error:
+            faults.append(error)
+    if faults:
+        raise InputErrors(faults) if len(faults) > 1 else faults[0]
+    return checks
+
+
+def parse_check(expression: str) -> Check:
+    """One condition: METRIC, > >= < or <=, a number, and % where it is a share."""
+    where = f"--fail-if {expression!r}"
+    found = _SHAPE.fullmatch(expression)
+    if not found:
+        name = re.match(r"\s*([\w-]+)", expression)
+        near = nearest(name[1].lower(), METRICS) + "; " if name and name[1] not in METRICS else ""
+        raise InputError("not METRIC, one of > >= < <=, and a number", where, f"{near}{EXAMPLE}, in quotes, since the shell reads > and <")
+    if found["metric"] not in METRICS:
+        raise InputError(f"no metric named '{found['metric']}'", where, f"{nearest(found['metric'].lower(), METRICS)}; {EXAMPLE}")
+    limit = float(found["sign"] + found["number"])
+    if not math.isfinite(limit):
+        raise InputError("the number is too large", where, EXAMPLE)
+    return Check(expression.strip(), found["metric"], found["operator"], limit, bool(found["percent"]))
+
+
+def check_kinds(checks: Sequence[Check], kind_a: str, kind_b: str) -> None:
+    """Refuse a check of a metric that a baseline lacks: its CE is not comparable with CE given a Z that has read the sequence."""
+    baselines = [name for name, kind in (("A", kind_a), ("B", kind_b)) if kind == "baseline"]
+    wrong = next((check for check in checks if check.metric in LATENT_METRICS), None)
+    if not baselines or wrong is None:
+        return
+    which = "both are baselines" if len(baselines) == 2 else f"{baselines[0]} is a baseline"
+    reasons = {"ce_posterior": "a posterior CE against a baseline's CE is no comparison", "ce_prior": "a baseline has no prior of Z"}
+    reason = reasons.get(wrong.metric, "a baseline has no Z") if len(baselines) == 1 else "a baseline has no Z"
+    raise InputError(f"{reason}: {which}", f"--fail-if {wrong.expression!r}", "use nll or elbo")
+
+
+def raise_if_failed(results: Sequence[CheckResult]) -> None:
+    """CheckFailed, with every check that does not hold and what was found."""
+    failed = [f"'{one.expression}' (found {found_text(one)})" for one in results if not one.holds]
+    if failed:
+        count = "a check does not hold" if len(failed) == 1 else f"{len(failed)} checks do not hold"
+        raise CheckFailed(f"{count}: {', '.join(failed)}")
+
+
+def found_text(result: CheckResult) -> str:
+    """`+0.7312 %`: as many digits as tell the value from a limit near it."""
+    return "no number" if math.isnan(result.found) else f"{result.found:+.4g} {result.unit}"

@@ -1,0 +1,1 @@
+"""What Z encodes."""

@@ -1,0 +1,108 @@
+"""`probe-latent`: everything that is measured of one run's Z, in order (docs/probing.md)."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass
+
+from freetf_cli.data.batches import DataSource
+from freetf_cli.errors import InputError
+from freetf_cli.evaluation.probe.decoding import HiddenFeatures, decode
+from freetf_cli.evaluation.probe.factors import FactorReader, factor_reader
+from freetf_cli.evaluation.probe.intervention import Stage, intervene, transplant
+from freetf_cli.evaluation.probe.rate import budget, read_posterior, reliance
+from freetf_cli.evaluation.probe.verdict import verdict
+from freetf_cli.evaluation.statistics import check_enough
+from freetf_cli.generation.sampling import SampleSpec, prompt_tokens
+from freetf_cli.model.free_transformer import FreeTransformer
+from freetf_cli.records.probe import Intervention, ProbeResult
+from freetf_cli.runs.checkpoint import Checkpoint
+
+LONGEST = 256  # tokens of a generated sequence, where the data's rows are longer
+TRANSPLANTED = {"cpu": 256, "cuda": 1024}
+GROUPS, COUNT = {"cpu": 128, "cuda": 1024}, {"cpu": 64, "cuda": 128}  # Zs, and sequences under each
+
+
+@dataclass(frozen=True)
+class ProbeSpec:
+    """How much to measure. None: GROUPS and COUNT of the device; the task's own prompt; the recipe's held-out split."""
+
+    split: str
+    sequences: int = 2048
+    groups: int | None = None
+    count: int | None = None
+    prompt: str | None = None
+    seed: int = 0
+
+
+def probe_latent(
+    checkpoint: Checkpoint, model: FreeTransformer, source: DataSource, spec: ProbeSpec, *, run: str, stage: Stage
+) -> ProbeResult:
+    """Budget, reliance, intervention, transplant, decoding, verdict. stage(name, total): progress of a part.
+
+    InputError where an interval would need more sequences or groups than there are.
+    """
+    started, seed, kind = time.perf_counter(), spec.seed, model.embedding.weight.device.type
+    groups, count = spec.groups or GROUPS.get(kind, 128), spec.count or COUNT.get(kind, 64)
+    check_enough(groups, "groups", "raise --groups")
+    prompt = _prompt(source, spec)
+    total = min(spec.sequences, source.rows.size(spec.split) or spec.sequences)
+    with stage("reading held-out sequences", 2 * total) as advance:
+        posterior = read_posterior(model, source, spec.split, spec.sequences, seed, advance, HiddenFeatures())
+    rows = source.held_out_factors(spec.split, spec.sequences)
+    reader = factor_reader(source, spec.split, spec.sequences)
+    kappa = model.latent.kappa
+    found = budget(posterior, kappa, source.facts.floor_bits, seed)
+    relied = reliance(posterior, source.bytes_per_token.get(spec.split), seed)
+    notes = _notes(reader, sum(1 for row in rows if row), len(rows))
+    intervention, taken, decoded = None, [], []
+    if reader is not None:
+        task, tokenizer = source.facts.task, source.tokenizer
+        sampling = SampleSpec(total=min(source.row_tokens, LONGEST), groups=groups, count=count, seed=seed)
+        intervention = intervene(model, tokenizer, reader, prompt, sampling, task, stage)
+        carried = SampleSpec(total=sampling.total, count=TRANSPLANTED.get(kind, 256), seed=seed)
+        taken = transplant(model, tokenizer, reader, posterior, rows, carried, stage)
+        decoded = decode(posterior, reader, rows, model.latent.bits, seed, stage)
+        notes += _doubts(intervention)
+    return ProbeResult(
+        run=run,
+        step=checkpoint.step,
+        facts=source.facts,
+        bits=model.latent.bits,
+        kappa=kappa,
+        split=spec.split,
+        seed=seed,
+        budget=found,
+        reliance=relied,
+        intervention=intervention,
+        transplant=taken,
+        decoding=decoded,
+        verdict=verdict(found, relied, intervention, decoded),
+        notes=notes,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _prompt(source: DataSource, spec: ProbeSpec) -> str:
+    """The prompt of every sequence of the intervention; InputError if the tokenizer cannot write it or it leaves no room."""
+    prompt = source.prompts(1, 0)[0] if spec.prompt is None else spec.prompt
+    if source.facts.task == "letters" and not re.match("[A-Z]>", prompt):
+        raise InputError("a row of letters begins with a letter and '>'", f"prompt {prompt[:40]!r}", "for example --prompt 'K>'")
+    if len(prompt_tokens(source.tokenizer, prompt)) >= min(source.row_tokens, LONGEST):
+        raise InputError("the prompt is as long as a sequence", f"prompt {prompt[:40]!r}")
+    return prompt
+
+
+def _notes(reader: FactorReader | None, known: int, rows: int) -> list[str]:
+    if reader is None:
+        return ["no factor of this data is known, so there is nothing to intervene on: budget and reliance only"]
+    if known < rows:
+        return [f"{rows - known} of {rows} held-out sequences hold parts of several documents: they have no label"]
+    return []
+
+
+def _doubts(found: Intervention) -> list[str]:
+    """What to say where a control does not come out at zero."""
+    bad = [one.factor for one in found.factors if not one.shuffled.low - 0.01 <= 0 <= one.shuffled.high + 0.01]
+    return [f"the shuffled control of {name} is not zero: do not trust its row; more --groups and --count help" for name in bad]

@@ -1,0 +1,206 @@
+"""What flows through Z on held-out sequences, and what the decoder does with it.
+
+Averaged over sequences the KL splits exactly in two (Hoffman and Johnson, "ELBO surgery", 2016):
+
+    E_S KL(Q(Z|S) ‖ P) = I(S; Z) + KL(Q(Z) ‖ P),    Q(Z) = E_S Q(Z|S)
+
+the information that Z has about its sequence, and the mismatch of the aggregate posterior with the prior: bits that tell nothing, and that
+a Z drawn from the prior in generation does not know of. Neither can be computed, but N sequences give bounds (Poole et al., arXiv
+1905.06922) on the first and so on the second:
+
+    lower  E log Q(Z_i|S_i) / mean_j Q(Z_i|S_j)              all j: never more than log2 N
+    upper  E log Q(Z_i|S_i) / mean_{j ≠ i} Q(Z_i|S_j)        nor more than the KL
+
+Shapes: N sequences, B at a time, T positions, H bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from freetf_cli.data.batches import DataSource
+from freetf_cli.evaluation.likelihood import Floats, at_least_float32, cost, given_z_nats, row_stream, tensors
+from freetf_cli.evaluation.statistics import bootstrap, check_enough
+from freetf_cli.latent.binary import LN2, code_bits, kl_per_token, sample_codes
+from freetf_cli.model.free_transformer import FreeTransformer
+from freetf_cli.records.likelihood import Cost
+from freetf_cli.records.probe import Budget, Reliance
+from freetf_cli.training.objective import carriers
+
+LEAST_KL = 0.5  # bits a sequence: below, a ratio to the KL is noise
+ACTIVE = 0.01  # variance of a bit's probability over sequences, as for the active units of Burda et al., arXiv 1509.00519
+MOST_PAIRED, _BLOCK = 4096, 256  # sequences of the bracket, each held against all others; rows of these pairs at a time
+_BATCH_TOKENS = {"cpu": 1 << 14, "cuda": 1 << 17}
+
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Posterior:
+    """The encoder's view of N held-out sequences, on the CPU.
+
+    bit_logits [N, T, H] and carriers [N, T]: at positions whose Z reaches no target the logits are 0, as under the prior. z [N, T]: a
+    draw. other [N]: for each sequence another one. ce, ce_other, ce_prior [N]: nats a sequence with Z from the posterior, from the other
+    sequence's, and from the prior. targets [N]: how many count. documents [N]: which document a sequence begins in. hidden: what `keep`
+    made of each stream below the injection, [N, F].
+    """
+
+    bit_logits: Tensor
+    carriers: Tensor
+    z: Tensor
+    other: NDArray[np.int64]
+    ce: Floats
+    ce_other: Floats
+    ce_prior: Floats
+    targets: Floats
+    documents: NDArray[np.int64]
+    hidden: Tensor | None
+
+
+Keep = Callable[[Tensor], Tensor]
+
+
+@torch.inference_mode()
+def read_posterior(
+    model: FreeTransformer, source: DataSource, split: str, sequences: int, seed: int, advance: Advance, keep: Keep | None = None
+) -> Posterior:
+    """Held-out sequences through the encoder, then through the upper half with Z of their own, of another sequence and from the prior.
+
+    keep: from the stream x [B, T, D] to features [B, F] for the probes. advance is told of sequences, twice each. InputError below 20
+    sequences.
+    """
+    device = model.embedding.weight.device
+    rows = max(2, _BATCH_TOKENS.get(device.type, 1 << 16) // source.context)
+    parts: list[tuple[Tensor, ...]] = []
+    row = 0
+    for batch in source.held_out(split, sequences, rows):
+        inputs_BT, targets_BT = tensors(model, batch)
+        carriers_BT = carriers(targets_BT)
+        x_BTD = model.lower(inputs_BT)
+        logits_BTH = at_least_float32(model.infer_latent(x_BTD, inputs_BT)) * carriers_BT[..., None]
+        streams = [row_stream(seed, "posterior", row + i) for i in range(len(inputs_BT))]
+        noise = np.stack([stream.random(logits_BTH.shape[1:], dtype=np.float32) for stream in streams])
+        z_BT = sample_codes(logits_BTH, torch.from_numpy(noise).to(device))
+        kept = () if keep is None else (keep(x_BTD),)
+        parts.append(tuple(one.cpu() for one in (logits_BTH, carriers_BT, z_BT, (targets_BT >= 0).sum(1).double(), *kept)))
+        row += len(inputs_BT)
+        advance(len(inputs_BT))
+    check_enough(row, "sequences", f"--sequences, or more data in split '{split}'")
+    logits, carried, z, targets, *hidden = (torch.cat(column) for column in zip(*parts, strict=True))
+    documents = source.held_out_documents(split, sequences)
+    other = others(documents, seed)
+    prior = np.stack([row_stream(seed, "prior", i).integers(0, 2**model.latent.bits, z.shape[1]) for i in range(row)])
+    costs = _costs(model, source, split, (z, z[other], torch.from_numpy(prior)), rows, advance)
+    return Posterior(logits, carried, z, other, *costs, targets.numpy(), documents, hidden[0] if hidden else None)
+
+
+def others(documents: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+    """For each sequence the number of another one, drawn at random, from another document where that is likely to be had."""
+    rng, own = np.random.default_rng(seed), np.arange(len(documents))
+    found = np.roll(own, 1)
+    for _ in range(8):  # draws; what still meets its own document then keeps the last one that was not itself
+        drawn = rng.permutation(len(own))
+        better = (documents[drawn] != documents) & ((documents[found] == documents) | (found == np.roll(own, 1)))
+        found = np.where(better, drawn, found)
+    return found
+
+
+def _costs(
+    model: FreeTransformer, source: DataSource, split: str, codes: Sequence[Tensor], rows: int, advance: Advance
+) -> tuple[Floats, Floats, Floats]:
+    """Nats a sequence [N] with each of three sets of codes [N, T]."""
+    device, start = model.embedding.weight.device, 0
+    parts: list[list[Tensor]] = [[], [], []]
+    for batch in source.held_out(split, len(codes[0]), rows):
+        inputs_BT, targets_BT = tensors(model, batch)
+        x_BTD = model.lower(inputs_BT)
+        stop = start + len(inputs_BT)
+        for part, z_NT in zip(parts, codes, strict=True):
+            nats_BT = given_z_nats(model, x_BTD, z_NT[start:stop].to(device), targets_BT, model.documents(inputs_BT))
+            part.append(nats_BT.double().sum(1).cpu())
+        start = stop
+        advance(len(inputs_BT))
+    own, other, prior = (torch.cat(part).numpy() for part in parts)
+    return own, other, prior
+
+
+def budget(posterior: Posterior, kappa: float, floor: float | None, seed: int = 0) -> Budget:
+    """What flows. kappa in bits per token, floor in bits per sequence."""
+    kl_NT = (kl_per_token(posterior.bit_logits) * posterior.carriers).double().numpy() / LN2
+    count, ce_N, kl_N = len(kl_NT), posterior.ce / LN2, kl_NT.sum(1)
+    carried = posterior.carriers.double().numpy()
+    p_NTH = torch.sigmoid(posterior.bit_logits.double()).numpy()
+    variance_TH = p_NTH.var(0, ddof=1)
+    documents = posterior.documents
+    kl = bootstrap(kl_N, clusters=documents, seed=seed)
+    low, high = (min(max(bound, 0.0), kl.value) for bound in information_bounds(posterior.bit_logits, posterior.z))
+    return Budget(
+        kl=kl,
+        ce=bootstrap(ce_N, clusters=documents, seed=seed),
+        length=bootstrap(ce_N + kl_N, clusters=documents, seed=seed),
+        by_position=(kl_NT.sum(0) / np.maximum(carried.sum(0), 1)).tolist(),
+        by_bit=_by_bit(posterior).tolist(),
+        kappa=kappa,
+        above_kappa=float((kl_NT > kappa).sum() / carried.sum()),
+        active_bits=int((variance_TH > ACTIVE).sum()),
+        all_bits=variance_TH.size,
+        information_low=low,
+        information_high=high,
+        mismatch_low=kl.value - high,
+        mismatch_high=kl.value - low,
+        imbalance=min(_imbalance(p_NTH.mean(0), variance_TH / count), kl.value - low),
+        efficiency=None if floor is None or kl.value < LEAST_KL else bootstrap(floor - ce_N, kl_N, clusters=documents, seed=seed),
+        floor=floor,
+        sequences=count,
+        paired=min(count, MOST_PAIRED),
+        targets=float(posterior.targets.mean()),
+    )
+
+
+def _by_bit(posterior: Posterior) -> Floats:
+    """Mean KL of each of a token's H bits, summed over positions, bits."""
+    logits_NTH1 = posterior.bit_logits[..., None]
+    kl_NTH = kl_per_token(logits_NTH1) * posterior.carriers[..., None]
+    return np.asarray(kl_NTH.double().sum(1).mean(0).numpy() / LN2, np.float64)
+
+
+def _imbalance(mean_TH: Floats, error_TH: Floats) -> float:
+    """Σ KL(mean of a bit ‖ 1/2) in bits, less what chance adds to it: 2 · variance of the mean / ln 2 a bit."""
+    p = np.clip(mean_TH, 1e-12, 1 - 1e-12)
+    total = (1 + p * np.log2(p) + (1 - p) * np.log2(1 - p)).sum() - (2 * error_TH / LN2).sum()
+    return max(0.0, float(total))
+
+
+def information_bounds(bit_logits_NTH: Tensor, z_NT: Tensor) -> tuple[float, float]:
+    """Lower and upper bound of I(S; Z), bits per sequence, from at most MOST_PAIRED sequences; in blocks of rows, N × N being large."""
+    kept = np.random.default_rng(0).permutation(len(z_NT))[:MOST_PAIRED]
+    logits_NF = bit_logits_NTH[kept].flatten(1).double()
+    count, bits = len(logits_NF), bit_logits_NTH.shape[-1]
+    normaliser_N = torch.nn.functional.softplus(logits_NF).sum(1)
+    low, high = 0.0, 0.0
+    for start in range(0, count, _BLOCK):
+        chosen_BF = code_bits(z_NT[kept][start : start + _BLOCK], bits).flatten(1).double()
+        log_q_BN = chosen_BF @ logits_NF.T - normaliser_N  # [i, j]: log Q(Z_i | S_j)
+        own = torch.arange(len(chosen_BF)), torch.arange(start, start + len(chosen_BF))
+        own_B = log_q_BN[own]
+        low += float((own_B - torch.logsumexp(log_q_BN, dim=1)).sum())
+        log_q_BN[own] = -torch.inf
+        high += float((own_B - torch.logsumexp(log_q_BN, dim=1)).sum())
+    return (low / count + math.log(count)) / LN2, (high / count + math.log(count - 1)) / LN2
+
+
+def reliance(posterior: Posterior, bytes_per_token: float | None, seed: int = 0) -> Reliance:
+    """CE by where Z comes from."""
+    wrong = bootstrap(posterior.ce_other - posterior.ce, posterior.targets, clusters=posterior.documents, seed=seed)
+
+    def told(nats: Floats) -> Cost:
+        return cost(nats, posterior.targets, bytes_per_token, seed, posterior.documents)
+
+    return Reliance(told(posterior.ce), told(posterior.ce_other), told(posterior.ce_prior), wrong)

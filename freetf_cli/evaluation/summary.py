@@ -1,0 +1,59 @@
+"""A run at a glance, for `freetf show` and the HTML report: everything is read from the run's folder."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from freetf_cli.errors import InputError
+from freetf_cli.evaluation.probe.agreement import letters_agreement
+from freetf_cli.model.cost import plan_run
+from freetf_cli.records import DataFacts, RunSummary, SampleGroups
+from freetf_cli.runs.folder import RunFolder
+
+
+def summarise(path: Path) -> RunSummary:
+    """Read a run folder; raises InputError when it is none."""
+    run = RunFolder.open(path)
+    recipe, manifest = run.recipe(), run.manifest()
+    where = str((manifest.get("device") or {}).get("device") or "cpu")
+    precision = recipe.train.precision
+    facts = _facts(manifest, run)
+    samples = sample_groups(run.last_samples())
+    shared = [group for groups in samples if groups.shared for group in groups.groups]
+    return RunSummary(
+        run=str(path),
+        kind=recipe.kind,
+        status=str(manifest.get("status", "unknown")),
+        recipe=recipe.model_dump(exclude_none=True),
+        facts=facts,
+        plan=plan_run(recipe, path.name, precision == "bf16" or (precision == "auto" and where == "cuda"), where),
+        metrics=run.metrics(),
+        checkpoints=run.checkpoint_infos(),
+        samples=samples,
+        agreement=letters_agreement(shared, facts),
+        manifest=manifest,
+    )
+
+
+def sample_groups(samples: Mapping[str, Sequence[dict[str, Any]]]) -> list[SampleGroups]:
+    """The kept samples by group, as Figure 4 shows them: independent Z first."""
+    found = []
+    for name in ("independent", "shared"):
+        records = samples.get(name, [])
+        groups: dict[int, list[str]] = {}
+        for record in records:
+            groups.setdefault(int(record["group"]), []).append(str(record["text"]))
+        if groups:
+            found.append(SampleGroups("", name == "shared", list(groups.values()), prompt=str(records[0]["prompt"])))
+    return found
+
+
+def _facts(manifest: dict[str, Any], run: RunFolder) -> DataFacts:
+    known = {field.name for field in dataclasses.fields(DataFacts)}
+    try:
+        return DataFacts(**{key: value for key, value in manifest["data"].items() if key in known})
+    except (KeyError, TypeError, AttributeError):
+        raise InputError("the run's manifest does not say what data it had", str(run.path / "manifest.json")) from None

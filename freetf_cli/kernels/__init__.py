@@ -1,0 +1,1 @@
+"""Triton kernels and custom operators, each beside a plain reference."""

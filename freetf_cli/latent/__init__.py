@@ -1,0 +1,1 @@
+"""The latent variable Z of a Free Transformer."""

@@ -1,0 +1,152 @@
+"""Attention whose maps are made in full: what the kinds have in common that mix them across heads or positions.
+
+Shapes: B sequences, T positions, S cached and new positions, D width, M query heads, K key/value heads, E head width, C heads of a group.
+
+A map is B · M · T · S numbers, and memory moves more slowly than the products come: what counts is how often one is written and read. With
+no mix: scores written; the mask and the softmax, compiled one pass; read by the product with the values. A mix of heads is one batched
+product: one more read and one more write. On a GPU whose kernels are ours it is one of them (kernels/) where maps are `whole`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from freetf_cli.config.recipe import ModelConfig
+from freetf_cli.kernels.support import runs_kernels_compiled
+from freetf_cli.model.attention.softmax import Attention, LayerCache, Sight
+
+RECOMPUTED = 1 << 28  # `auto`: numbers of all maps of a model from which they are made once more in the backward
+MOST_MIXED = 64  # heads of a group that kernels/ has tiles for
+
+
+def _operator(name: str, forward: str, gradients: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """A kernel of kernels/ with that of its gradients, as an operator of maps and weights that torch.compile does not look into."""
+
+    def run(function: str, *given: Tensor) -> Any:
+        from freetf_cli.kernels import attention_weights as map_kernel
+
+        with torch.cuda.device(given[0].device):  # Triton launches on the current device
+            return getattr(map_kernel, function)(*given)
+
+    @torch.library.custom_op(f"freetf::{name}", mutates_args=())
+    def operator(x: Tensor, weights: Tensor) -> Tensor:
+        y: Tensor = run(forward, x, weights)
+        return y
+
+    @torch.library.custom_op(f"freetf::{name}_backward", mutates_args=())
+    def backward(dy: Tensor, x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        dx, dweights = run(gradients, dy, x, weights)
+        return dx, dweights
+
+    def keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(*inputs)
+
+    operator.register_fake(lambda x, weights: x.new_empty(x.shape))
+    backward.register_fake(lambda dy, x, weights: (x.new_empty(x.shape), weights.new_empty(weights.shape, dtype=torch.float32)))
+    operator.register_autograd(lambda ctx, dy: backward(dy, *ctx.saved_tensors), setup_context=keep)
+    return operator
+
+
+map_convolution = _operator("map_convolution", "convolve", "gradients")  # tril(conv(tril(x))) of maps [N, T, S], kernels [M, Q, W]
+map_mix = _operator("map_mix", "mix", "mix_gradients")  # tril(mix(tril(x))) of maps [B, M, T, S], mixes [G, C, C]
+
+
+class Rows(NamedTuple):
+    """Rows of the maps: the positions of their queries, [T]; true where a row may not see a key, [T, S] or [B, 1, T, S]; the documents;
+    whether query t is at position t, as many as there are keys, and sees none after it."""
+
+    at_T: Tensor
+    hidden: Tensor
+    documents_BS: Tensor | None
+    whole: bool
+
+
+class MapAttention(Attention):
+    """Attention by products alone. A kind has its own `weights`, and `finish` where it norms the heads."""
+
+    softmax = False
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.blocks, self.attention_checkpointing = config.layers, "auto"  # blocks of the model that make maps, until it is known: all
+
+    @property
+    def fuses(self) -> bool:
+        """Whether it trains without maps."""
+        return False
+
+    @property
+    def spread(self) -> int:
+        """How many heads lie side by side where it does."""
+        return 1
+
+    def attend(self, q_BMTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, sight: Sight, cache: LayerCache | None) -> Tensor:
+        """As `Attention.attend`."""
+        length = q_BMTE.shape[2]
+        if cache is not None:
+            q_BMTE = self.queries(q_BMTE, cache)
+        at_T = sight.places(length, q_BMTE.device, before=q_BMTE.shape[2] - length)
+        begins = not isinstance(sight.position, Tensor) and sight.position == 0
+        whole = sight.causal and begins and q_BMTE.shape[2] == k_BKSE.shape[2]
+        rows = Rows(at_T, ~sight.of(at_T, k_BKSE.shape[2]), sight.documents_BS, whole)
+
+        def read(q_BMTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor) -> Tensor:
+            weights_BMTS = self.weights(by_group(q_BMTE * self.head_width**-0.5, k_BKSE.mT), rows, cache)
+            return by_group(weights_BMTS[:, :, -length:], v_BKSE)
+
+        numbers = self.blocks * q_BMTE.shape[:3].numel() * k_BKSE.shape[2]
+        if cache is None and torch.is_grad_enabled() and recomputes(self.attention_checkpointing, numbers):
+            y_BMTE: Tensor = checkpoint(read, q_BMTE, k_BKSE, v_BKSE, use_reentrant=False, preserve_rng_state=False)
+        else:
+            y_BMTE = read(q_BMTE, k_BKSE, v_BKSE)
+        return self.finish(y_BMTE)
+
+    def queries(self, q_BMTE: Tensor, cache: LayerCache) -> Tensor:
+        """The queries whose rows of the maps are made: these, and before them those of earlier positions that `weights` mixes with them."""
+        return q_BMTE
+
+    def weights(self, scores_BMTS: Tensor, rows: Rows, cache: LayerCache | None) -> Tensor:
+        """What the values are weighted with, [B, M, T, S]."""
+        raise NotImplementedError
+
+    def finish(self, y_BMTE: Tensor) -> Tensor:
+        """What each head returns, before the output product."""
+        return y_BMTE
+
+
+def recomputes(setting: str, numbers: int) -> bool:
+    """Whether maps are made once more in the backward. numbers: of all maps of the model."""
+    return setting == "on" or (setting == "auto" and numbers >= RECOMPUTED)
+
+
+def set_attention_checkpointing(model: nn.Module, setting: str) -> None:
+    """`train.attention_checkpointing`, for a model that is to be trained."""
+    makers = [module for module in model.modules() if isinstance(module, MapAttention) and not module.fuses]
+    for module in makers:
+        module.blocks, module.attention_checkpointing = len(makers), setting
+
+
+def by_group(a_BMTX: Tensor, b_BKXY: Tensor) -> Tensor:
+    """a @ b where M/K heads in turn share a b: their rows stand under each other, so that none is copied."""
+    heads, groups = a_BMTX.shape[1], b_BKXY.shape[1]
+    rows_BKNX = a_BMTX.reshape(len(a_BMTX), groups, heads // groups * a_BMTX.shape[2], -1)
+    return (rows_BKNX @ b_BKXY).view(*a_BMTX.shape[:3], -1)
+
+
+def identity_mix(heads: int, group: int) -> nn.Parameter:
+    """One identity [C, C] for each of the groups of C heads. Three dimensions: no initialisation draws it, no weight decay shrinks it."""
+    return nn.Parameter(torch.eye(group).repeat(heads // group, 1, 1))
+
+
+def mix_heads(x_BMTS: Tensor, mix_GCC: Tensor, rows: Rows) -> Tensor:
+    """X_new^o = Σ_h w[g, o, h] X^h within each group g of C heads. What `whole` rows have after their queries is masked later, or is 0:
+    there the kernel leaves zeros."""
+    groups, size, _ = mix_GCC.shape
+    if rows.whole and size <= MOST_MIXED and x_BMTS.dtype != torch.float64 and runs_kernels_compiled(x_BMTS.device):
+        return map_mix(x_BMTS, mix_GCC)
+    return (mix_GCC @ x_BMTS.reshape(len(x_BMTS), groups, size, -1)).view_as(x_BMTS)

@@ -1,0 +1,281 @@
+"""Checkpoints: safetensors, a state, a tokenizer, and a SHA-256 manifest; written whole or not at all.
+
+    step-000500/
+      model.safetensors      every parameter, once
+      optimizer.safetensors  AdamW's moments and steps, `parameter.moment`
+      state.json             format, step, the resolved recipe, what the data was
+      tokenizer.json
+      MANIFEST.sha256        as sha256sum writes it; checked on every load
+
+safetensors notices a file cut short but loads flipped data bytes, so the manifest is checked before anything is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from freetf_cli import durable
+from freetf_cli.config.files import check_recipe
+from freetf_cli.config.recipe import Recipe
+from freetf_cli.data import tokenizer as tokenizers
+from freetf_cli.data.tokenizer import Tokenizer
+from freetf_cli.errors import InputError, InputErrors
+from freetf_cli.model.decoder import Decoder
+from freetf_cli.model.free_transformer import build_model
+
+FORMAT = "freetf-checkpoint"
+FORMAT_VERSION = 1
+MANIFEST = "MANIFEST.sha256"
+TRIES = 5  # at a checkpoint of a run that is being trained
+_FILES = ("model.safetensors", "optimizer.safetensors", "state.json", "tokenizer.json")
+_REQUIRED = ("model.safetensors", "state.json", "tokenizer.json")
+
+
+def save_checkpoint(
+    folder: Path, model: Decoder, optimizer: Mapping[str, torch.Tensor] | None, state: Mapping[str, Any], tokenizer: Tokenizer
+) -> None:
+    """Write a checkpoint folder: everything into a temporary folder, flushed, then one rename."""
+    recover(folder.parent)
+    temporary, old = folder.with_name(f".{folder.name}.tmp"), _set_aside(folder)
+    temporary.mkdir(parents=True)
+    try:
+        tensors = {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
+        save_file(tensors, temporary / "model.safetensors")
+        if optimizer is not None:
+            save_file({name: value.contiguous() for name, value in optimizer.items()}, temporary / "optimizer.safetensors")
+        header = {"format": FORMAT, "format_version": FORMAT_VERSION}
+        (temporary / "state.json").write_text(json.dumps({**header, **state}, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        (temporary / "tokenizer.json").write_text(tokenizer.json, encoding="utf-8")
+        names = [name for name in _FILES if (temporary / name).exists()]
+        manifest = "".join(f"{_sha256(temporary / name)}  {name}\n" for name in names)
+        (temporary / MANIFEST).write_text(manifest, encoding="utf-8")
+        for name in [*names, MANIFEST]:
+            (temporary / name).chmod(0o644)  # safetensors writes 0600
+            durable.flush_file(temporary / name)
+        durable.flush_folder(temporary)
+        if folder.exists():
+            durable.move(folder, old)
+        durable.move(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _set_aside(folder: Path) -> Path:
+    """The name of a checkpoint while another takes its place."""
+    return folder.with_name(f".{folder.name}.old")
+
+
+def recover(checkpoints: Path) -> None:
+    """Put right what a killed save left in a folder of checkpoints: its parts go, and one that was set aside for it comes back."""
+    durable.sweep(checkpoints)
+    for old in checkpoints.glob(".step-*.old"):
+        folder = old.with_name(old.name[1:-4])
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            durable.move(old, folder)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose files agree with their manifest."""
+
+    folder: Path
+    state: Mapping[str, Any]
+    recipe: Recipe
+
+    @classmethod
+    def open(cls, folder: Path) -> Checkpoint:
+        """Verify a checkpoint folder; raises InputError naming the damaged file."""
+        _verify(folder)
+        state = _read_state(folder / "state.json")
+        try:
+            if not isinstance(state.get("recipe"), dict):
+                raise InputErrors([InputError("it is no table")])
+            recipe = check_recipe(state["recipe"], where=folder / "state.json")
+        except InputErrors as error:
+            raise InputError(f"the checkpoint's recipe is not valid: {error}", str(folder / "state.json")) from None
+        return cls(folder, state, recipe)
+
+    @property
+    def step(self) -> int:
+        return int(self.state["step"])
+
+    def tokenizer(self) -> Tokenizer:
+        return tokenizers.load(self.folder / "tokenizer.json")
+
+    def model(self, device: torch.device) -> Decoder:
+        """The model with its weights on `device`, ready for inference."""
+        with torch.device("meta"):
+            model = build_model(self.recipe.model, self.recipe.latent)
+        load_weights(model, self.folder / "model.safetensors", device)
+        return model.eval()
+
+    def optimizer(self) -> dict[str, torch.Tensor]:
+        """The optimizer's tensors, on the CPU."""
+        path = self.folder / "optimizer.safetensors"
+        if not path.is_file():
+            raise InputError("the checkpoint holds no optimizer state, it cannot be resumed", str(self.folder))
+        return _load(path, torch.device("cpu"))
+
+
+def load_weights(model: Decoder, path: Path, device: torch.device, *, partial: bool = False) -> list[str]:
+    """Give a model (on the meta device, or built) the tensors of a file; names and shapes must match.
+
+    Shapes are compared in the header, before anything is allocated. partial: parameters that the file lacks keep their values, and their
+    names are returned (a Free model started from its baseline); tensors that the model lacks are an error either way.
+    """
+    wanted = dict(model.named_parameters())
+    found = _header(path)
+    faults = [f"{name} {found[name]} is not in the model" for name in found if name not in wanted]
+    faults += [
+        f"{name} is {found[name]}, not {tuple(p.shape)}" for name, p in wanted.items() if name in found and found[name] != tuple(p.shape)
+    ]
+    missing = [name for name in wanted if name not in found]
+    if missing and not partial:
+        faults += [f"{name} is missing" for name in missing]
+    if faults:
+        more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
+        raise InputError(f"the weights do not fit the model: {faults[0]}{more}", str(path))
+    tensors = _load(path, device)
+    if device.type == "cpu":  # in the file's pages a tensor begins anywhere: products would be summed in another order than in training
+        tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    model.load_state_dict(tensors, strict=False, assign=True)
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    return missing
+
+
+def _header(path: Path) -> dict[str, tuple[int, ...]]:
+    _check_header_size(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            types = {part.get_dtype() for part in slices.values()}
+            if types - {"F32"}:
+                raise InputError(f"weights are kept in float32, not {', '.join(sorted(types))}", str(path))
+            return {name: tuple(part.get_shape()) for name, part in slices.items()}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"not a readable safetensors file: {error}", str(path)) from None
+
+
+def _check_header_size(path: Path) -> None:
+    """Before the library reads it: a header of 100 MB is no fault to safetensors."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+    if size > durable.SMALL:
+        raise InputError(f"not a readable safetensors file: its header claims {size:,} bytes", str(path))
+
+
+def _load(path: Path, device: torch.device) -> dict[str, torch.Tensor]:
+    _check_header_size(path)
+    try:
+        return load_file(path, device=str(device))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"not a readable safetensors file: {error}", str(path)) from None
+
+
+def open_model(path: Path, device: torch.device, warn: Callable[[str], None]) -> tuple[Checkpoint, Decoder]:
+    """`open_checkpoint` and its model. A run in training may delete the checkpoint in between: then the newest is looked for again."""
+    for _ in range(TRIES - 1):
+        checkpoint = open_checkpoint(path, warn)
+        try:
+            return checkpoint, checkpoint.model(device)
+        except InputError:
+            if checkpoint.folder.exists():
+                raise
+    checkpoint = open_checkpoint(path, warn)
+    return checkpoint, checkpoint.model(device)
+
+
+def _verify(folder: Path) -> None:
+    """Compare every file of a checkpoint with its manifest."""
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        raise InputError(f"not a checkpoint: it has no {MANIFEST}", str(folder))
+    for path in (manifest, folder / "state.json"):
+        if path.is_file() and path.stat().st_size > durable.SMALL:
+            raise InputError(f"the file has {path.stat().st_size:,} bytes, far more than a checkpoint's", str(path))
+    try:
+        lines = [line.split("  ", 1) for line in manifest.read_text(encoding="utf-8").splitlines()]
+        entries = {name: digest for digest, name in lines}
+    except (ValueError, UnicodeDecodeError):
+        raise InputError("the checkpoint's manifest is damaged", str(manifest)) from None
+    for name in _REQUIRED:
+        if name not in entries:
+            raise InputError(f"the checkpoint's manifest does not list {name}", str(manifest))
+    for name, digest in entries.items():
+        path = folder / name
+        if name not in _FILES or path.is_symlink():
+            raise InputError("the checkpoint lists a file that does not belong to it", str(path))
+        if not path.is_file():
+            raise InputError("a file of the checkpoint is missing", str(path))
+        if _sha256(path) != digest:
+            raise InputError("the file is damaged or cut short: its SHA-256 is not the one in the manifest", str(path))
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        raise InputError("the checkpoint's state is not valid JSON", str(path)) from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise InputError("not the state of a freetf checkpoint", str(path))
+    if state.get("format_version") != FORMAT_VERSION:
+        hint = "install a newer freetf" if str(state.get("format_version")) > str(FORMAT_VERSION) else ""
+        raise InputError(f"checkpoint format {state.get('format_version')} is not supported", str(path), hint)
+    if type(state.get("step")) is not int or not 0 <= state["step"] < 2**53:
+        raise InputError("the checkpoint's state has no step", str(path))
+    if not isinstance(state.get("data"), dict) or not isinstance(state["data"].get("sha256"), str):
+        raise InputError("the checkpoint's state does not say what data it had", str(path))
+    return state
+
+
+def checkpoint_folders(run: Path) -> list[Path]:
+    """A run's checkpoints, oldest first; a copy under another name is none of them."""
+    folders = (path for path in (run / "checkpoints").glob("step-*") if re.fullmatch(r"step-\d+", path.name) and path.is_dir())
+    return sorted(folders, key=folder_step)
+
+
+def folder_step(folder: Path) -> int:
+    """500 for step-000500."""
+    return int(folder.name.removeprefix("step-"))
+
+
+def open_checkpoint(path: Path, warn: Callable[[str], None]) -> Checkpoint:
+    """The checkpoint that RUN means: a checkpoint folder itself, or a run folder's newest intact one (each damaged one is warned of)."""
+    if not path.is_dir():
+        raise InputError("no such run or checkpoint", str(path), "`freetf train RECIPE -o RUN` makes one")
+    if (path / MANIFEST).is_file() or (path.name.startswith("step-") and not (path / "recipe.toml").is_file()):
+        return Checkpoint.open(path)
+    folders = checkpoint_folders(path)
+    if not folders:
+        if (path / "recipe.toml").is_file():
+            raise InputError("the run has no checkpoint yet", str(path))
+        raise InputError("the folder is not a run: it has no checkpoints", str(path), "a run is made by `freetf train RECIPE -o RUN`")
+    for folder in reversed(folders):
+        try:
+            return Checkpoint.open(folder)
+        except InputError as error:
+            warn(f"{error}: trying the checkpoint before it")
+    raise InputError("every checkpoint of the run is damaged", str(path))

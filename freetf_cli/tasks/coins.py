@@ -1,0 +1,79 @@
+"""coins: noisy copies of one hidden coin, the example of the paper's section 2.
+
+    {"text": "0111111111111111", "factors": {"z": 1}}
+
+Z is a fair coin; each of `length` symbols (64) is Z, flipped with probability `flip` (0.1). There is no separator and no
+prompt: the first symbol is given, the others are predicted.
+
+The paper's two formulas are misprinted. By its own words P(X = 1 | Z = z) = (1 − ε) z + ε (1 − z), where it prints
+ε and 1 − ε exchanged; and what it prints as its equation (2) is the probability of a **0**: after one 1 it gives
+2ε(1 − ε), while a second 1 has probability ε² + (1 − ε)². What follows, after k ones in t symbols:
+
+    P(Z = 1 | x) = 1 / (1 + (ε / (1 − ε))^(2k − t)),    P(X_{t+1} = 1 | x) = (1 − ε) P(Z = 1 | x) + ε P(Z = 0 | x)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+
+from freetf_cli.tasks.base import BLOCK, Example, Param, Rows, Task, letters_to_text
+
+
+class Coins(Task):
+    """Section 2's sequences, with the hidden coin as their factor."""
+
+    name = "coins"
+    label = "z"
+    alphabet = "01"
+    PARAMS: ClassVar[Mapping[str, Param]] = {
+        "length": Param(64, "symbols in a row", 2, 4096),
+        "flip": Param(0.1, "probability that a symbol is not Z", 0, 1),
+    }
+
+    def __init__(self, params: Mapping[str, Any]) -> None:
+        super().__init__(params)
+        self.row_tokens, self.flip = params["length"], params["flip"]
+        self.floor_bits = self.entropy()["given_first"]
+
+    def draw(self, rng: np.random.Generator) -> Rows:
+        z = rng.integers(2, size=BLOCK)
+        flipped = rng.random((BLOCK, self.row_tokens)) < self.flip
+        tokens = np.asarray(z[:, None] ^ flipped, np.int64)
+        text = letters_to_text("01")
+        return Rows(tokens, lambda i: Example(text(tokens[i]), {"z": int(z[i])}))
+
+    def prompt(self, seed: int, index: int) -> str:
+        """One symbol; 0 and 1 take turns."""
+        return str((seed + index) % 2)
+
+    def next_is_one(self, ones: int, seen: int) -> float:
+        """P(X_{t+1} = 1 | x_1 … x_t) with `ones` ones among the t = `seen` symbols; with none seen it is 1/2."""
+        kept, flipped = 1 - self.flip, self.flip
+        heads = kept**ones * flipped ** (seen - ones)
+        tails = kept ** (seen - ones) * flipped**ones
+        return float((kept * heads + flipped * tails) / (heads + tails))
+
+    def entropy(self) -> dict[str, float]:
+        """Bits per sequence, exact: all sequences with as many ones have the same probability."""
+        length = self.row_tokens
+        logs = [(math.comb(length, ones), self._log2(ones)) for ones in range(length + 1)]
+        sequence = -sum(2 ** (math.log2(ways) + log2) * log2 for ways, log2 in logs if log2 > -math.inf)
+        return {"sequence": sequence, "given_first": sequence - 1}
+
+    def _log2(self, ones: int) -> float:
+        """log2 of the probability of one sequence with so many ones: the mean over Z."""
+        zeros = self.row_tokens - ones
+        heads = _log2_power(1 - self.flip, ones) + _log2_power(self.flip, zeros)
+        tails = _log2_power(1 - self.flip, zeros) + _log2_power(self.flip, ones)
+        return float(np.logaddexp2(heads, tails)) - 1
+
+
+def _log2_power(p: float, count: int) -> float:
+    """log2 of p to the power of count, with 0 to the power of 0 being 1."""
+    if p > 0:
+        return count * math.log2(p)
+    return 0.0 if count == 0 else -math.inf

@@ -1,0 +1,162 @@
+"""The shipped recipes: each loads, says what it is for, and runs: smoke overlays to the end, the paper's sizes as a plan."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from freetf_cli.config.files import check_recipe, load_recipe, shipped_recipes, to_toml
+from freetf_cli.config.recipe import Recipe, flat
+
+NAMES = shipped_recipes()
+PAPER = [name for name in NAMES if name.startswith("paper-")]
+RUNNABLE = [name for name in NAMES if name not in PAPER]
+PAIRS = [name.removesuffix("-free") for name in NAMES if name.endswith("-free")]
+BOUND = 240  # seconds on a busy machine; about 15 are promised on two idle cores
+
+
+def test_there_are_recipes():
+    assert {"letters-baseline", "letters-free", "reviews-free", "demo-free", "paper-1.5b-free", "paper-8b-free"} <= {*NAMES}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_loads_and_says_what_it_is_for(name):
+    recipe = load_recipe(name)
+    assert 20 < len(recipe.description) < 140
+    assert "\n" not in recipe.description
+    assert (recipe.kind == "baseline") == name.endswith(("baseline", "-softmax", "-multi-token"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_resolved_recipe_reads_back(name, tmp_path):
+    recipe = load_recipe(name)
+    (tmp_path / "copy.toml").write_text(to_toml(recipe), encoding="utf-8")
+    assert load_recipe(str(tmp_path / "copy.toml")) == recipe
+
+
+def test_descriptions_are_their_own():
+    descriptions = [load_recipe(name).description for name in NAMES]
+    assert len(set(descriptions)) == len(descriptions)
+
+
+@pytest.mark.parametrize("stem", PAIRS)
+def test_a_free_recipe_has_its_baselines_model_and_data(stem):
+    """Compared pairs differ in Z and in nothing else but, in the demo, how long they run."""
+    free, baseline = flat(load_recipe(f"{stem}-free")), flat(load_recipe(f"{stem}-baseline"))
+    differing = {key for key in baseline if free[key] != baseline[key]}
+    assert differing <= ({"train.steps", "eval.every"} if stem == "demo" else set())
+
+
+def test_figure_4_is_the_papers_objective_but_where_it_says_otherwise():
+    """Where a recipe names a variation, the same κ by the paper's objective to the letter is a recipe of its own."""
+    pooled: dict[str, Any] = {"window": 2, "free_bits": "sequence", "mismatch": 1.0, "schedule": {"mismatch": [[0.1, 0.03], [0.25]]}}
+    path = {"mismatch": [[0.08, 0.03], [0.25, 1.0], [0.6, 1.0], [0.85]]}
+    plain = {"mismatch_over": "sequence", "slope": 0.0, "gradient": "paper"}
+    literal = {"window": None, "free_bits": "token", "mismatch": 0.0, "schedule": {}, **plain}
+    kappas = {"figure4": {"64th": 1 / 64, "8th": 1 / 8, "1": 1.0, "8": 8.0, "literal": 1 / 8, "1-literal": 1.0}}
+    varied = {"figure4-8th": {**pooled, "mismatch": 2.0, "schedule": path}, "figure4-mini-4th": pooled}
+    longer = {"figure4-8th": (100.0, 8000), "figure4-1": (100.0, 6000)}
+    kappas["figure4-mini"] = {"16th": 1 / 16, "4th": 1 / 4, "1": 1.0, "8": 8.0, "literal": 1 / 4}
+    found = {name for name in NAMES if name.startswith("figure4")}
+    assert found == {f"{sweep}-{kind}" for sweep, kinds in kappas.items() for kind in kinds}
+    for sweep, kinds in kappas.items():
+        for kind, kappa in kinds.items():
+            name = f"{sweep}-{kind}"
+            ours, theirs = load_recipe(name), load_recipe(f"{sweep}-literal")
+            assert ours.latent is not None
+            settings = ours.latent.model_dump()
+            assert {key: settings[key] for key in literal} == literal | varied.get(name, {})
+            assert (ours.latent.kappa, ours.latent.bits) == (kappa, 16 if sweep == "figure4" else 8)
+            base, steps = longer.get(name, (theirs.model.rope_theta, theirs.train.steps))
+            assert ours.model == theirs.model.model_copy(update={"rope_theta": base})
+            assert ours.train == theirs.train.model_copy(update={"steps": steps})
+
+
+def test_the_papers_settings():
+    for size, layers, width, kappa in (("1.5b", 28, 1536, 0.5), ("8b", 32, 4096, 0.5)):
+        recipe = load_recipe(f"paper-{size}-free")
+        assert recipe.latent is not None
+        assert (recipe.model.layers, recipe.model.width, recipe.latent.bits, recipe.latent.kappa) == (layers, width, 16, kappa)
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_smoke_is_small(name):
+    recipe, full = load_recipe(name, smoke=True), load_recipe(name)
+    assert recipe.train.steps <= 100
+    assert recipe.train.steps * recipe.train.batch < full.train.steps * full.train.batch / 10
+    assert recipe.kind == full.kind
+    assert recipe.eval.every < recipe.train.steps
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_smoke_runs_to_the_end(name, run_cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a smoke run needs no file
+    want = load_recipe(name, smoke=True)
+    start = time.perf_counter()
+    code, stdout, stderr = run_cli("train", name, "--smoke", "-o", "run", "--json", "--device", "cpu")
+    seconds = time.perf_counter() - start
+    print(f"{name} --smoke: {seconds:.1f} s")
+    assert (code, stderr) == (0, "")
+    result = json.loads(stdout)
+    assert (result["kind"], result["steps"]) == (want.kind, want.train.steps)
+    metrics = [json.loads(line) for line in Path("run/metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert metrics[-1]["split"] == "val"
+    assert metrics[-1]["ce"] < metrics[0]["ce"]  # it learns
+    assert Path("run/report.html").is_file()
+    assert list(Path("run/samples").iterdir())
+    assert seconds < BOUND
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_a_paper_recipe_is_planned_without_data(name, run_cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, stdout, stderr = run_cli("train", name, "--dry-run", "--json")
+    assert (code, stderr) == (0, "")
+    found, recipe = json.loads(stdout), load_recipe(name)
+    assert found["tokens"] == recipe.train.steps * recipe.train.batch * recipe.model.context
+    assert found["parameters"] > 8e8
+    assert (found["kind"], found["precision"]) == (recipe.kind, "bf16")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_a_paper_recipe_says_what_data_it_wants(name, run_cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, stderr = run_cli("train", name, "-o", "run")
+    assert code == 2
+    assert "data/corpus" in stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_is_valid_as_plain_data(name):
+    recipe = load_recipe(name)
+    assert isinstance(check_recipe(recipe.model_dump(exclude_none=True), where=name), Recipe)
+
+
+@pytest.mark.slow
+def test_make_figure4_mini_trains_probes_and_draws_and_goes_on(tmp_path):
+    """With smoke overlays; called again, it finds every run at its end."""
+    words = ["make", "figure4-mini", "--old-file=setup", f"BIN={Path(sys.executable).parent}", f"RUNS={tmp_path}", "TRAIN=--smoke"]
+    words += ["PROBE=--groups 64 --count 4 --sequences 64"]
+    for _ in range(2):
+        done = subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=600)
+        assert done.returncode == 0, done.stderr + done.stdout
+        assert all(f"κ = {kappa}" in done.stdout for kappa in ("1/16", "1/4", "1 bit", "8"))
+        assert (tmp_path / "figure4-mini.svg").read_text(encoding="utf-8").count('class="heading"') >= 5
+        assert "</html>" in (tmp_path / "figure4-mini.html").read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in (tmp_path / "figure4-mini-4th" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    steps = [row["step"] for row in rows if row["split"] == "train"]
+    assert steps == sorted(set(steps))
+    failed = subprocess.run(
+        [*words, "TRAIN=--smoke --set train.batch=0"], capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=600
+    )
+    assert failed.returncode != 0
+    assert "train.batch" in failed.stderr

@@ -1,0 +1,158 @@
+"""Mutual information where it is known: latents that decide all, nothing, or something in between."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from freetf_cli.errors import InputError
+from freetf_cli.evaluation.probe.information import UNREAD, group_counts, mutual_information, shuffled
+from freetf_cli.evaluation.statistics import bootstrap, check_enough
+
+PLACES = 57
+
+
+def bits(p: np.ndarray) -> np.ndarray:
+    return -(p * np.log2(np.where(p > 0, p, 1))).sum(-1)
+
+
+def drawn(p_MA: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """count samples from each row's distribution, [M, count]."""
+    return np.stack([rng.choice(len(p), size=count, p=p) for p in p_MA])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_latent_that_is_the_position_gives_all_of_it(seed: int) -> None:
+    starts = np.random.default_rng(seed).integers(PLACES, size=(128, 1))
+    found = mutual_information(np.repeat(starts, 64, axis=1), PLACES)
+    assert found.information.low <= math.log2(PLACES) <= found.information.high + 1e-9
+    assert found.information.value == pytest.approx(math.log2(PLACES), abs=0.2)
+    assert found.entropy <= math.log2(PLACES) + 1e-9
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_latent_that_is_ignored_gives_none(seed: int) -> None:
+    values = np.random.default_rng(seed).integers(PLACES, size=(128, 64))
+    for each in (values, shuffled(values, seed)):
+        found = mutual_information(each, PLACES).information
+        assert found.low <= 0 <= found.high
+        assert abs(found.value) < 0.03
+
+
+def test_shuffling_takes_the_information_away() -> None:
+    starts = np.repeat(np.random.default_rng(0).integers(PLACES, size=(128, 1)), 64, axis=1)
+    dealt = shuffled(starts, 1)
+    assert sorted(dealt.flatten()) == sorted(starts.flatten()) and not (dealt == starts).all()
+    control = mutual_information(dealt, PLACES).information
+    assert control.low <= 0 <= control.high and control.value < 0.03
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.2, 1.0])
+def test_something_in_between(alpha: float) -> None:
+    """Each latent has a distribution of its own, uniform only on the whole: counting would give 0.7 too much."""
+    rng = np.random.default_rng(1)
+    p_MA = rng.dirichlet(np.full(PLACES, alpha), size=256)
+    truth = math.log2(PLACES) - bits(rng.dirichlet(np.full(PLACES, alpha), size=20_000)).mean()
+    found = mutual_information(drawn(p_MA, 64, rng), PLACES)
+    assert found.information.value == pytest.approx(truth, abs=0.1)
+    assert found.information.high - found.information.low < 0.35
+
+
+@pytest.mark.parametrize(("low", "high", "share"), [(0.04, 0.5, 0.05), (0.0, 0.125, 0.5), (0.01, 0.115, 0.5), (1 / 16, 1 / 16, 0.0)])
+def test_noise_that_few_latents_place(low: float, high: float, share: float) -> None:
+    """Most latents leave a place at its base rate and a few mark it: groups must not be pulled to the mean."""
+    rng = np.random.default_rng(0)
+    p = np.where(rng.random((128, 64)) < share, high, low)
+    values = (rng.random((128, 64, 64)) < p[:, None]).astype(np.int64)
+    whole = np.array([share * high + (1 - share) * low])
+    truth = 64 * float((_binary(whole) - share * _binary(np.array([high])) - (1 - share) * _binary(np.array([low])))[0])
+    found = mutual_information(values, 2).information
+    assert found.value == pytest.approx(truth, abs=0.4)
+    assert found.low - 0.05 < truth < found.high + 0.05
+
+
+def _binary(p: np.ndarray) -> np.ndarray:
+    return bits(np.stack([p, 1 - p], axis=-1))
+
+
+@pytest.mark.parametrize(("groups", "count"), [(24, 4), (20, 2), (24, 16), (128, 8)])
+def test_few_samples_read_no_information_into_chance(groups: int, count: int) -> None:
+    found = mutual_information(np.random.default_rng(0).integers(PLACES, size=(groups, count)), PLACES).information
+    assert found.low <= 0 <= found.high and found.value < 0.1
+
+
+def test_groups_weigh_as_much_as_they_were_read() -> None:
+    """Half of the groups always say 1, the others toss a coin and are seldom read: I is that of what was read."""
+    values = np.full((128, 64), UNREAD)
+    values[:64] = 1
+    values[64:, :8] = np.random.default_rng(0).integers(2, size=(64, 8))
+    weight = 8 / 72
+    truth = float(_binary(np.array([1 - weight / 2]))[0]) - weight
+    found = mutual_information(values, 2).information
+    assert found.value == pytest.approx(truth, abs=0.03) and found.low < truth < found.high
+
+
+def test_half_of_the_latents_decide() -> None:
+    rng = np.random.default_rng(2)
+    values = rng.integers(PLACES, size=(512, 64))
+    decided = np.arange(512) % 2 == 0
+    values[decided] = rng.integers(PLACES, size=(256, 1))
+    assert mutual_information(values, PLACES).information.value == pytest.approx(math.log2(PLACES) / 2, abs=0.1)
+
+
+def test_noise_is_summed_over_its_sites() -> None:
+    rng = np.random.default_rng(0)
+    told = np.repeat(rng.random((256, 1, 64)) < 1 / 16, 64, axis=1)
+    free = rng.random((256, 64, 64)) < 1 / 16
+    each = -(math.log2(1 / 16) + 15 * math.log2(15 / 16)) / 16
+    all_told = mutual_information(told.astype(np.int64), 2)
+    assert all_told.information.value == pytest.approx(64 * each, rel=0.08)
+    assert all_told.information.low < 64 * each < all_told.information.high
+    half = np.concatenate([told[..., :32], free[..., 32:]], axis=-1).astype(np.int64)
+    assert mutual_information(half, 2).information.value == pytest.approx(32 * each, rel=0.08)
+    nothing = mutual_information(free.astype(np.int64), 2).information
+    assert nothing.low <= 0 <= nothing.high and abs(nothing.value) < 0.03
+
+
+def test_the_interval_covers_the_truth_nineteen_times_in_twenty() -> None:
+    rng, hits, trials = np.random.default_rng(4), 0, 60
+    truth = math.log2(8) - bits(np.random.default_rng(5).dirichlet(np.ones(8), size=50_000)).mean()
+    for _ in range(trials):
+        found = mutual_information(drawn(rng.dirichlet(np.ones(8), size=64), 32, rng), 8).information
+        hits += found.low <= truth <= found.high
+    assert hits / trials > 0.85
+
+
+def test_unread_samples_are_left_out() -> None:
+    values = np.repeat(np.random.default_rng(0).integers(4, size=(64, 1)), 20, axis=1)
+    full = mutual_information(values, 4)
+    values[:, ::2] = UNREAD
+    assert mutual_information(values, 4).information.value == pytest.approx(full.information.value, abs=1e-3)
+    values[:50] = UNREAD
+    with pytest.raises(InputError, match=r"14 groups in which the factor could be read are too few.*at least 20"):
+        mutual_information(values, 4)
+
+
+def test_counting() -> None:
+    values = np.array([[0, 1, 1], [2, UNREAD, 2]])
+    assert group_counts(values).tolist() == [[[1, 2, 0], [0, 0, 2]]]
+    marks = np.array([[[0, 1], [1, 1]]])
+    assert group_counts(marks).tolist() == [[[1, 1]], [[0, 2]]]
+
+
+def test_a_bootstrap_interval_is_that_of_the_mean() -> None:
+    values = np.random.default_rng(0).normal(3, 2, size=400)
+    found = bootstrap(values)
+    assert found.value == pytest.approx(values.mean())
+    assert (found.high - found.low) / 2 == pytest.approx(1.96 * 2 / 20, rel=0.1)
+    assert bootstrap(values) == found
+    ratio = bootstrap(values * np.arange(1, 401), np.arange(1, 401))
+    assert ratio.value == pytest.approx(np.average(values, weights=np.arange(1, 401)))
+
+
+def test_too_few_say_how_many() -> None:
+    check_enough(20, "sequences", "")
+    with pytest.raises(InputError, match="19 sequences are too few for an interval: at least 20 are needed; --sequences"):
+        check_enough(19, "sequences", "--sequences")

@@ -1,0 +1,175 @@
+"""KL, information and mismatch where they can be counted by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from freetf_cli.errors import InputError
+from freetf_cli.evaluation.likelihood import row_costs
+from freetf_cli.evaluation.probe.rate import Posterior, budget, information_bounds, others, read_posterior, reliance
+from freetf_cli.evaluation.statistics import bootstrap
+from freetf_cli.latent.binary import sample_codes
+from tests.evaluation.probe.planted import small_free
+from tests.evaluation.test_likelihood import random_rows
+
+LN2 = math.log(2)
+SURE = 30.0
+
+
+def posterior(logits: torch.Tensor, carriers: torch.Tensor | None = None, seed: int = 0, **given: np.ndarray) -> Posterior:
+    """A posterior with these bit logits [N, T, H]; costs of 10 bits a sequence unless given."""
+    count = len(logits)
+    noise = torch.rand(logits.shape, generator=torch.Generator().manual_seed(seed))
+    carried = torch.ones(logits.shape[:2]) if carriers is None else carriers
+    costs = {name: np.full(count, 10 * LN2) for name in ("ce", "ce_other", "ce_prior")}
+    rows = {"other": np.roll(np.arange(count), 1), "documents": np.arange(count), "targets": np.full(count, 5.0)}
+    return Posterior(logits, carried, sample_codes(logits, noise), **{**costs, **given}, **rows, hidden=None)
+
+
+def codes_as_logits(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """An encoder that is sure of these codes [N, T]."""
+    return SURE * (2.0 * ((codes[..., None] >> torch.arange(bits)) & 1) - 1)
+
+
+def test_information_of_a_z_that_tells_one_of_sixteen() -> None:
+    """Sixteen kinds of sequences, each with a code of its own: 4 bits of information, no mismatch in a code of 4 bits."""
+    kinds = torch.arange(16).repeat(32)
+    found = budget(posterior(codes_as_logits(kinds[:, None], 4)), kappa=1.0, floor=None)
+    assert found.kl.value == pytest.approx(4.0, abs=1e-3)
+    assert found.information_low == pytest.approx(4.0, abs=0.01) and found.information_high == pytest.approx(4.0, abs=0.05)
+    assert found.mismatch_high == pytest.approx(0, abs=0.05)
+    assert found.imbalance == pytest.approx(0, abs=1e-6)
+    assert (found.active_bits, found.all_bits) == (4, 4)
+    assert found.by_bit == pytest.approx([1, 1, 1, 1], abs=1e-3)
+
+
+def test_mismatch_of_a_z_that_is_always_the_same() -> None:
+    """Every sequence has the same code: all of the KL is mismatch, and single bits show it."""
+    found = budget(posterior(codes_as_logits(torch.full((256, 2), 5), 3)), kappa=1.0, floor=None)
+    assert found.kl.value == pytest.approx(6.0, abs=1e-3)
+    assert (found.information_low, found.information_high) == pytest.approx((0, 0), abs=1e-6)
+    assert (found.mismatch_low, found.mismatch_high) == pytest.approx((6, 6), abs=1e-3)
+    assert found.imbalance == pytest.approx(6, abs=1e-3)
+    assert found.active_bits == 0
+
+
+def test_mismatch_that_single_bits_do_not_show() -> None:
+    """Two bits that always agree: each is balanced, together they have one bit of mismatch and one of information."""
+    codes = torch.tensor([0, 3]).repeat(256)
+    found = budget(posterior(codes_as_logits(codes[:, None], 2)), kappa=1.0, floor=None)
+    assert found.kl.value == pytest.approx(2.0, abs=1e-3)
+    assert found.imbalance == pytest.approx(0, abs=1e-6)
+    assert found.information_low == pytest.approx(1.0, abs=0.01) and found.mismatch_low == pytest.approx(1.0, abs=0.02)
+
+
+def test_the_bounds_bracket_a_noisy_channel() -> None:
+    """One bit that is right with probability p: I = 1 − H(p), and the bracket cannot pass log2 N."""
+    p = 0.9
+    logits = torch.where(torch.rand(600, 1, 1, generator=torch.Generator().manual_seed(1)) < 0.5, -1.0, 1.0) * math.log(p / (1 - p))
+    truth = 1 + p * math.log2(p) + (1 - p) * math.log2(1 - p)
+    lows, highs = zip(*(information_bounds(logits, posterior(logits, seed=seed).z) for seed in range(5)), strict=True)
+    assert np.mean(lows) == pytest.approx(truth, abs=0.06) and np.mean(highs) == pytest.approx(truth, abs=0.06)
+    many = torch.randn(32, 8, 8, generator=torch.Generator().manual_seed(2)) * SURE
+    low, high = information_bounds(many, posterior(many).z)
+    assert low <= 5 + 1e-6 < high
+
+
+def test_the_bounds_are_their_formulas() -> None:
+    logits = torch.randn(7, 3, 2, generator=torch.Generator().manual_seed(0)).double()
+    z = posterior(logits).z
+    p, bits = torch.sigmoid(logits), (z[..., None] >> torch.arange(2)) & 1
+    q = torch.stack([torch.stack([torch.where(bits[i] == 1, p[j], 1 - p[j]).prod() for j in range(7)]) for i in range(7)])
+    low = np.mean([math.log2(q[i, i] / q[i].mean()) for i in range(7)])
+    high = np.mean([math.log2(q[i, i] / (q[i].sum() - q[i, i]) * 6) for i in range(7)])
+    assert information_bounds(logits, z) == pytest.approx((low, high), abs=1e-9)
+
+
+def test_kappa_efficiency_and_profile() -> None:
+    logits = torch.zeros(64, 4, 3)
+    logits[:, 1] = SURE  # all of the KL, three bits, at the second position
+    carriers = torch.ones(64, 4)
+    carriers[:32, 3] = 0
+    found = budget(posterior(logits, carriers, ce=np.full(64, 7 * LN2)), kappa=2.5, floor=10.0)
+    assert found.by_position == pytest.approx([0, 3, 0, 0], abs=1e-3)
+    assert found.above_kappa == pytest.approx(64 / (64 * 4 - 32))
+    assert found.efficiency is not None and found.efficiency.value == pytest.approx(1.0, abs=1e-3)
+    assert budget(posterior(torch.zeros(64, 4, 3)), 1.0, 10.0).efficiency is None  # no KL, nothing to divide by
+
+
+def test_a_pass_over_held_out_rows_agrees_with_the_likelihood() -> None:
+    model, rows = small_free(), random_rows(40, 3, 5)
+    rows.targets[:, 2] = -100
+    seen: list[int] = []
+    found = read_posterior(model, rows, "val", 40, 0, seen.append, lambda x: x.mean(1))  # type: ignore[arg-type]
+    costs = row_costs(model, rows, split="val", sequences=40, samples=(1,))  # type: ignore[arg-type]
+    assert costs.kl is not None and costs.ce_posterior is not None
+    assert sum(seen) == 80
+    assert budget(found, 1.0, None).kl.value == pytest.approx(costs.kl.mean() / LN2)
+    assert found.ce == pytest.approx(costs.ce_posterior)  # the same draws, by row
+    assert found.hidden is not None and found.hidden.shape == (40, 16)
+    assert found.targets.tolist() == [2.0] * 40
+    assert not (found.bit_logits[:, 2] != 0).any() and (found.bit_logits[:, 1] != 0).all()
+
+
+def test_another_sequences_z() -> None:
+    model, rows = small_free(), random_rows(24, 3, 5)
+    found = read_posterior(model, rows, "val", 24, 0, lambda n: None)  # type: ignore[arg-type]
+    tokens, targets = torch.from_numpy(rows.inputs), torch.from_numpy(rows.targets)
+    with torch.no_grad():
+        for z, costs in ((found.z, found.ce), (found.z[found.other], found.ce_other)):
+            nats = torch.nn.functional.cross_entropy(model(tokens, z).transpose(1, 2), targets, reduction="none").sum(1)
+            assert costs == pytest.approx(nats.numpy(), abs=1e-9)
+    assert (found.other != np.arange(24)).all()
+    told = reliance(found, None)
+    assert told.other_less_posterior.value == pytest.approx(told.other.nats_per_token - told.posterior.nats_per_token)
+
+
+def test_too_few_sequences() -> None:
+    with pytest.raises(InputError, match="at least 20"):
+        read_posterior(small_free(), random_rows(12, 3, 5), "val", 12, 0, lambda n: None)  # type: ignore[arg-type]
+
+
+def test_others_are_of_another_document() -> None:
+    documents = np.repeat(np.arange(10), 30)
+    found = others(documents, 0)
+    assert (documents[found] != documents).all()
+    assert len(np.unique(found)) > 150 and (others(documents, 1) != found).any()
+    assert (others(np.zeros(5, np.int64), 0) != np.arange(5)).all()  # a single document: at least another row
+
+
+def test_a_batch_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, rows = small_free(), random_rows(24, 3, 5)
+    whole = read_posterior(model, rows, "val", 24, 0, lambda n: None)  # type: ignore[arg-type]
+    monkeypatch.setattr("freetf_cli.evaluation.probe.rate._BATCH_TOKENS", {"cpu": 15})
+    pieces = read_posterior(model, rows, "val", 24, 0, lambda n: None)  # type: ignore[arg-type]
+    for name in ("ce", "ce_other", "ce_prior"):
+        assert getattr(pieces, name) == pytest.approx(getattr(whole, name), abs=1e-9)
+
+
+def test_single_bits_are_told_less_what_chance_adds() -> None:
+    """Balanced bits that are sure: their means over 64 sequences are off 1/2 by chance alone, which would read as mismatch."""
+    codes = torch.from_numpy(np.random.default_rng(0).integers(0, 65536, (64, 8)))
+    found = budget(posterior(codes_as_logits(codes, 16)), kappa=1.0, floor=None)
+    assert found.imbalance < 0.4  # uncorrected it is 128 · 1/(2 · 64 ln 2) = 1.4
+    assert found.active_bits == 128
+
+
+def test_windows_of_one_document_are_not_independent() -> None:
+    """Ten equal windows a document: the interval is that of the documents, three times as wide."""
+    values = np.repeat(np.random.default_rng(0).normal(size=60), 10)
+    alone, together = bootstrap(values), bootstrap(values, clusters=np.repeat(np.arange(60), 10))
+    assert together.value == pytest.approx(alone.value)
+    assert (together.high - together.low) / (alone.high - alone.low) == pytest.approx(10**0.5, rel=0.15)
+    assert bootstrap(values, clusters=np.repeat(np.arange(6), 100)) == alone  # too few documents to resample
+
+
+def test_the_bracket_does_not_depend_on_its_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = torch.randn(50, 3, 2, generator=torch.Generator().manual_seed(0)).double()
+    z = posterior(logits).z
+    whole = information_bounds(logits, z)
+    monkeypatch.setattr("freetf_cli.evaluation.probe.rate._BLOCK", 7)
+    assert information_bounds(logits, z) == pytest.approx(whole, abs=1e-9)

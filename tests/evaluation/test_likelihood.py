@@ -1,0 +1,209 @@
+"""Bounds on −log P(S) against exact sums over every Z, and against a data's entropy."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from freetf_cli.config.recipe import DataConfig
+from freetf_cli.data.batches import IGNORE, Batch, open_data
+from freetf_cli.errors import InputError
+from freetf_cli.evaluation.likelihood import (
+    PRIOR_DRAWS,
+    RowCosts,
+    _repeated,
+    cost,
+    importance_bounds,
+    log_posterior,
+    row_costs,
+    target_nats,
+)
+from freetf_cli.model.free_transformer import FreeTransformer, build_model, initialise_model
+from freetf_cli.tasks import make_task
+from tests.evaluation.probe.planted import PlantedCoins, small_free
+
+LN2 = math.log(2)
+
+
+class Rows:
+    """Held-out rows that a test chose, in batches of whatever size is asked."""
+
+    def __init__(self, inputs: np.ndarray, targets: np.ndarray) -> None:
+        self.inputs, self.targets, self.context = inputs, targets, inputs.shape[1]
+
+    def held_out(self, split: str, sequences: int, size: int):  # type: ignore[no-untyped-def]
+        for start in range(0, min(sequences, len(self.inputs)), size):
+            stop = min(start + size, sequences)
+            yield Batch(self.inputs[start:stop], self.targets[start:stop])
+
+    def held_out_documents(self, split: str, sequences: int) -> np.ndarray:
+        return np.arange(min(sequences, len(self.inputs)))
+
+
+def random_rows(count: int, context: int, vocab: int, seed: int = 0) -> Rows:
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(vocab, size=(count, context + 1))
+    return Rows(tokens[:, :-1], tokens[:, 1:].copy())
+
+
+def literal(model: FreeTransformer, inputs: np.ndarray, targets: np.ndarray) -> dict[str, np.ndarray]:
+    """Every quantity by its definition: loops over all Z, rows and positions, in float64."""
+    bits, context = model.latent.bits, inputs.shape[1]
+    every = [torch.tensor(z)[None] for z in itertools.product(range(2**bits), repeat=context)]
+    out: dict[str, list[float]] = {"nll": [], "ce_posterior": [], "kl": [], "ce_prior": []}
+    for tokens, wanted in zip(torch.from_numpy(inputs), torch.from_numpy(targets), strict=True):
+        with torch.no_grad():
+            logits_TH = model.infer_latent(model.lower(tokens[None]), tokens[None])[0]
+            likelihoods, posteriors = [], []
+            for z in every:
+                log_p = torch.log_softmax(model(tokens[None], z)[0], -1)
+                likelihoods.append(sum(float(log_p[t, wanted[t]]) for t in range(context) if wanted[t] != IGNORE))
+                q = 1.0
+                for t in range(context):
+                    for h in range(bits):
+                        p = float(torch.sigmoid(logits_TH[t, h]))
+                        q *= p if (int(z[0, t]) >> h) & 1 else 1 - p
+                posteriors.append(q)
+        prior = 1 / len(every)
+        out["nll"].append(-math.log(sum(prior * math.exp(one) for one in likelihoods)))
+        out["ce_posterior"].append(-sum(q * one for q, one in zip(posteriors, likelihoods, strict=True)))
+        out["ce_prior"].append(-sum(prior * one for one in likelihoods))
+        out["kl"].append(sum(q * math.log(q / prior) for q in posteriors if q > 0))
+    return {name: np.array(values) for name, values in out.items()}
+
+
+def _near(bound: np.ndarray, exact: np.ndarray) -> None:
+    """As near as 4,096 draws come: some 0.05 nats a row, and no bias between them. Without its weights it would be off by 0.5."""
+    assert np.abs(bound - exact).max() < 0.2
+    assert bound.mean() == pytest.approx(exact.mean(), abs=0.03)
+
+
+@pytest.fixture(scope="module")
+def enumerated() -> tuple[RowCosts, dict[str, np.ndarray]]:
+    model, rows = small_free(), random_rows(24, 3, 5)
+    costs = row_costs(model, rows, split="val", sequences=24, samples=(1, 8, 64, 4096))  # type: ignore[arg-type]
+    return costs, literal(model, rows.inputs, rows.targets)
+
+
+def test_every_cost_agrees_with_the_sum_over_all_z(enumerated: tuple[RowCosts, dict[str, np.ndarray]]) -> None:
+    costs, exact = enumerated
+    assert costs.kl is not None and costs.ce_posterior is not None and costs.ce_prior is not None
+    assert np.allclose(costs.kl, exact["kl"], atol=1e-9)
+    assert np.allclose(costs.ce_posterior, exact["ce_posterior"], atol=0.1)  # 4,096 draws of a sum of three
+    assert np.allclose(costs.ce_prior.mean(), exact["ce_prior"].mean(), atol=0.15)
+    assert np.allclose(costs.elbo, costs.ce_posterior + costs.kl)
+    _near(costs.posterior_bound[4096], exact["nll"])
+    assert exact["kl"].mean() > 0.5 and np.ptp(exact["nll"]) > 1  # the model has an opinion, or all this shows nothing
+
+
+def test_bounds_fall_with_more_draws_and_stay_above_the_truth(enumerated: tuple[RowCosts, dict[str, np.ndarray]]) -> None:
+    costs, exact = enumerated
+    for bound in (costs.posterior_bound, costs.prior_bound):
+        means = [bound[count].mean() for count in sorted(bound)]
+        assert means == sorted(means, reverse=True) and means[0] > means[-1] + 0.01
+        assert means[-1] > exact["nll"].mean() - 0.05
+    assert sorted(costs.prior_bound) == [1, 8, PRIOR_DRAWS]
+    assert costs.posterior_bound[1].mean() == pytest.approx(costs.elbo.mean(), abs=0.05)
+    assert costs.prior_bound[1] == pytest.approx(costs.ce_prior)
+    assert costs.nll is costs.posterior_bound[4096] and costs.proposal == "posterior"
+
+
+def test_documents_stay_apart_for_every_z() -> None:
+    """Tokens 0 begin documents: each row has its own, however often it is repeated."""
+    model, rows = small_free(context=6), random_rows(8, 6, 5)
+    model.config = model.config.model_copy(update={"separator": 0})
+    inputs, targets = torch.from_numpy(rows.inputs), torch.from_numpy(rows.targets)
+    z = torch.randint(0, 4, (8, 3, 6), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found = _repeated(model, inputs, model.lower(inputs), z, targets)
+        want = torch.stack([target_nats(model, model.hidden(inputs, z[:, k]), targets) for k in range(3)], dim=1)
+        joined = small_free(context=6).hidden(inputs, z[:, 0])
+    assert torch.allclose(found, want, rtol=1e-12)
+    assert (target_nats(model, joined, targets) - want[:, 0]).abs().max() > 0.1
+
+
+def test_z_behind_the_last_target_counts_nothing() -> None:
+    """At padded positions Z reaches no target: neither KL nor weights may count it."""
+    model, rows = small_free(), random_rows(24, 3, 5)
+    rows.targets[:, 1:] = IGNORE
+    costs = row_costs(model, rows, split="val", sequences=24, samples=(64,))  # type: ignore[arg-type]
+    with torch.no_grad():
+        tokens = torch.from_numpy(rows.inputs)
+        logits = model.infer_latent(model.lower(tokens), tokens)[:, 0]
+    p = torch.sigmoid(logits)
+    first = (p * torch.log(2 * p) + (1 - p) * torch.log(2 * (1 - p))).sum(-1)
+    assert costs.kl == pytest.approx(first.numpy(), abs=1e-9)
+    assert costs.tokens.tolist() == [1] * 24
+
+
+def test_an_earlier_z_counts_though_its_own_target_does_not() -> None:
+    model, rows = small_free(), random_rows(24, 3, 5)
+    rows.targets[:, :2] = IGNORE
+    exact = literal(model, rows.inputs, rows.targets)
+    costs = row_costs(model, rows, split="val", sequences=24, samples=(4096,))  # type: ignore[arg-type]
+    assert costs.kl == pytest.approx(exact["kl"], abs=1e-9)
+    _near(costs.posterior_bound[4096], exact["nll"])
+
+
+def test_a_row_does_not_depend_on_its_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, rows = small_free(), random_rows(24, 3, 5)
+    whole = row_costs(model, rows, split="val", sequences=24, samples=(8,))  # type: ignore[arg-type]
+    monkeypatch.setattr("freetf_cli.evaluation.likelihood._TOKENS_AT_ONCE", {"cpu": 9})  # three rows' worth
+    pieces = row_costs(model, rows, split="val", sequences=24, samples=(8,))  # type: ignore[arg-type]
+    assert pieces.nll == pytest.approx(whole.nll, abs=1e-12)
+    assert pieces.ce_prior == pytest.approx(whole.ce_prior, abs=1e-12)
+
+
+def test_the_log_of_q_is_the_product_over_bits() -> None:
+    logits, codes = torch.randn(4, 7, 3, dtype=torch.float64), torch.randint(8, (4, 7))
+    p, bits = torch.sigmoid(logits), torch.stack([(codes >> h) & 1 for h in range(3)], -1)
+    assert torch.allclose(log_posterior(logits, codes), torch.log(torch.where(bits == 1, p, 1 - p)).sum(-1))
+
+
+def test_bounds_are_means_over_disjoint_groups_of_draws() -> None:
+    weights = np.log(np.array([[1.0, 2.0, 3.0, 6.0, 7.0]]))
+    assert importance_bounds(weights, (1, 2))[2] == pytest.approx([-(math.log(1.5) + math.log(4.5)) / 2])
+    assert importance_bounds(weights - 1e4, (5,))[5] == pytest.approx([1e4 - math.log(19 / 5)])  # no underflow
+
+
+def test_on_coins_the_bound_meets_the_entropy() -> None:
+    """A model that is exactly the task: its ELBO cannot reach the entropy, the bound does."""
+    source = open_data(DataConfig(task="coins", params={"flip": 0.125, "length": 32}), context=None, seed=0)
+    entropy = make_task("coins", {"flip": 0.125, "length": 32}).entropy()["given_first"]
+    costs = row_costs(PlantedCoins(), source, split="val", sequences=2000)
+    bound = cost(costs.nll, costs.tokens, None)
+    assert source.facts.floor_bits == pytest.approx(entropy)
+    assert bound.low <= entropy * LN2 / 31 <= bound.high
+    assert (bound.high - bound.low) / bound.nats_per_token < 0.05  # and the interval is no wide excuse
+    assert costs.elbo.mean() > costs.nll.mean() + 0.02
+
+
+def test_a_baseline_has_its_ce_and_nothing_else() -> None:
+    from freetf_cli.config.recipe import ModelConfig
+
+    model = build_model(ModelConfig(layers=2, width=16, heads=2, vocab=5, context=3), None)
+    initialise_model(model, 0)
+    rows = random_rows(24, 3, 5)
+    costs = row_costs(model.eval(), rows, split="val", sequences=24)  # type: ignore[arg-type]
+    with torch.no_grad():
+        logits: Tensor = model(torch.from_numpy(rows.inputs))
+    ce = torch.nn.functional.cross_entropy(logits.transpose(1, 2), torch.from_numpy(rows.targets), reduction="none").sum(1)
+    assert costs.nll == pytest.approx(ce.numpy(), abs=1e-5)
+    assert (costs.kl, costs.ce_posterior, costs.ce_prior, costs.proposal) == (None, None, None, "none")
+
+
+def test_too_few_sequences_for_an_interval() -> None:
+    with pytest.raises(InputError, match="at least 20 are needed"):
+        row_costs(small_free(), random_rows(19, 3, 5), split="val", sequences=19, samples=(1,))  # type: ignore[arg-type]
+
+
+def test_units() -> None:
+    found = cost(np.full(30, 4 * LN2), np.full(30, 2), bytes_per_token=4.0)
+    assert (found.bits_per_token, found.bits_per_byte, found.bits_per_sequence) == pytest.approx((2.0, 0.5, 4.0))
+    assert found.nats_per_token == pytest.approx(found.low) == pytest.approx(found.high)
+    assert cost(np.arange(30.0), np.arange(1, 31), None).bits_per_sequence is None  # rows of several lengths

@@ -1,0 +1,80 @@
+"""The steps after the prompt: as a device takes them, and one by one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from freetf_cli.config.recipe import LatentConfig, ModelConfig
+from freetf_cli.generation.decode_loop import Continuation
+from freetf_cli.generation.sampling import SampleSpec, choose_tokens
+from freetf_cli.model.decoder import Decoder
+from freetf_cli.model.free_transformer import FreeTransformer, build_model, initialise_model
+
+CONFIG = ModelConfig(layers=4, width=32, heads=4, kv_heads=2, vocab=6, context=12)
+PROMPT, TOTAL = 3, 13
+
+
+def model_of(kind: str) -> Decoder:
+    model = build_model(CONFIG, LatentConfig(kappa=1.0, bits=4, table_std=3.0) if kind == "free" else None)
+    initialise_model(model, 0)
+    torch.nn.init.normal_(model.embedding.weight, std=0.3, generator=torch.Generator().manual_seed(0))
+    return model.double().eval()
+
+
+def begun(model: Decoder, separator: int | None = None) -> Continuation:
+    """Five rows whose prompt is read."""
+    random = torch.Generator().manual_seed(1)
+    tokens = torch.cat([torch.randint(6, (5, PROMPT), generator=random), torch.zeros(5, TOTAL - PROMPT, dtype=torch.int64)], dim=1)
+    z, quantiles = torch.randint(16, (5, TOTAL - 1), generator=random), torch.rand(5, TOTAL - PROMPT, generator=random)
+    cache, prompt = model.new_cache(5, TOTAL - 1), tokens[:, :PROMPT]
+    logits = model(prompt, z[:, :PROMPT], cache) if isinstance(model, FreeTransformer) else model(prompt, cache)
+    spec = SampleSpec(total=TOTAL)
+    return Continuation(model, cache, tokens, z, quantiles, logits[:, -1], lambda *given: choose_tokens(*given, spec), separator)
+
+
+@pytest.mark.parametrize("kind", ["free", "baseline"])
+@torch.inference_mode()
+def test_a_step_whose_place_only_the_device_knows_is_the_step(kind: str) -> None:
+    model = model_of(kind)
+    plain, device = begun(model), begun(model)
+    plain.run()
+    device.model.on_device(device.cache)
+    device.logits_BV = device.logits_BV.clone()
+    for step in range(TOTAL - PROMPT - 1):
+        device.step()
+        assert int(device.cache.position) == PROMPT + step + 1
+    assert torch.equal(device.tokens_BT[:, :-1], plain.tokens_BT[:, :-1])
+    torch.testing.assert_close(device.logits_BV, plain.logits_BV, rtol=1e-12, atol=1e-12)
+    for ours, theirs in zip(device.cache.layers, plain.cache.layers, strict=True):
+        torch.testing.assert_close(ours.k, theirs.k, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(ours.v, theirs.v, rtol=1e-12, atol=1e-12)
+
+
+@torch.inference_mode()
+def test_what_the_cache_holds_beyond_the_place_counts_for_nothing() -> None:
+    model = model_of("free")
+    found = []
+    for rest in (0.0, 7.0):
+        at = begun(model)
+        for layer in at.cache.layers:
+            layer.k[:, :, PROMPT + 1 :], layer.v[:, :, PROMPT + 1 :] = rest, rest
+        model.on_device(at.cache)
+        at.logits_BV = at.logits_BV.clone()
+        at.step()
+        found.append(at.logits_BV)
+    assert torch.equal(*found)
+
+
+@torch.inference_mode()
+def test_the_steps_end_where_all_sequences_have() -> None:
+    model = model_of("free")
+    whole = begun(model)
+    whole.run()
+    ends = [next((t for t in range(PROMPT, TOTAL) if row[t] == 2), None) for row in whole.tokens_BT.tolist()]
+    assert any(end is not None and end < TOTAL - 1 for end in ends)
+    ending = begun(model, separator=2)
+    ending.tokens_BT[:], ending.logits_BV = 0, torch.eye(6, dtype=torch.float64)[[2] * 5] * 1e6
+    ending.run()
+    assert (ending.tokens_BT[:, PROMPT] == 2).all() and (ending.tokens_BT[:, PROMPT + 1 :] == 0).all()
+    assert ending.cache.position == PROMPT

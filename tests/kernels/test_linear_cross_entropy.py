@@ -1,0 +1,114 @@
+"""Cross-entropy in chunks against PyTorch's, values and gradients, in float64 and in bfloat16."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from freetf_cli.kernels import linear_cross_entropy as cross_entropy
+from freetf_cli.kernels.linear_cross_entropy import chunks, readout_cross_entropy
+
+IGNORE = -100
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of at most three tokens of a vocabulary of 11."""
+    for limit in ("MOST_LOGITS", "FEW_LOGITS"):
+        monkeypatch.setattr(cross_entropy, limit, {"cpu": 33})
+
+
+def numbers(dtype: torch.dtype = torch.float64, tokens: int = 10, ignored: tuple[int, ...] = (0, 4)) -> tuple[Tensor, Tensor, Tensor]:
+    random = torch.Generator().manual_seed(0)
+    hidden = torch.randn(tokens, 6, generator=random, dtype=torch.float64).to(dtype).requires_grad_()
+    weight = torch.randn(11, 6, generator=random, dtype=torch.float64).to(dtype).requires_grad_()
+    targets = torch.randint(11, (tokens,), generator=random)
+    targets[list(ignored)] = IGNORE
+    return hidden, weight, targets
+
+
+def literal(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Token by token, by the definition."""
+    logits = hidden @ weight.T
+    parts = [
+        torch.log(torch.exp(row - row[target]).sum()) for row, target in zip(logits, targets.tolist(), strict=True) if target != IGNORE
+    ]
+    return torch.stack(parts).sum()
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.25])
+def test_values_and_gradients_are_those_of_the_definition(small: None, scale: float) -> None:
+    hidden, weight, targets = numbers()
+    cost = readout_cross_entropy(hidden, weight, targets, IGNORE)
+    wanted = literal(hidden, weight, targets)
+    torch.testing.assert_close(cost, wanted, rtol=1e-12, atol=0)
+    ours = torch.autograd.grad(scale * cost, (hidden, weight))
+    theirs = torch.autograd.grad(scale * wanted, (hidden, weight))
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+def test_targets_that_do_not_count_have_no_part(small: None) -> None:
+    hidden, weight, targets = numbers(ignored=(0, 3, 4, 5))
+    dh, _ = torch.autograd.grad(readout_cross_entropy(hidden, weight, targets, IGNORE), (hidden, weight))
+    assert (dh.abs().sum(-1) == 0).tolist() == [number in (0, 3, 4, 5) for number in range(10)]
+    none = torch.full_like(targets, IGNORE)
+    assert float(readout_cross_entropy(hidden, weight, none, IGNORE).detach()) == 0.0
+
+
+def test_products_are_in_autocasts_type(small: None) -> None:
+    hidden, weight, targets = numbers(torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cost = readout_cross_entropy(hidden, weight, targets, IGNORE)
+        wanted = F.cross_entropy(F.linear(hidden, weight).float(), targets, ignore_index=IGNORE, reduction="sum")
+    assert cost.dtype == torch.float32
+    torch.testing.assert_close(cost, wanted, rtol=1e-6, atol=0)
+    for one, other in zip(*(torch.autograd.grad(each, (hidden, weight)) for each in (cost, wanted)), strict=True):
+        assert one.dtype == torch.float32
+        assert (one - other).norm() < 0.01 * other.norm()
+
+
+def test_no_more_logits_at_once_than_allowed(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    plain = Tensor.__matmul__
+
+    def product(left: Tensor, right: Tensor) -> Tensor:
+        made = plain(left, right)
+        seen.append(made.numel() if made.shape[-1] == 11 else 0)
+        return made
+
+    monkeypatch.setattr(Tensor, "__matmul__", product)
+    readout_cross_entropy(*numbers(), IGNORE)
+    assert 0 < max(seen) <= 33
+
+
+def test_without_a_gradient_the_parts_are_as_small(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    plain = F.linear
+    monkeypatch.setattr(F, "linear", lambda *words: (sizes.append(len(words[0])), plain(*words))[1])
+    hidden, weight, targets = numbers()
+    with torch.no_grad():
+        cost = readout_cross_entropy(hidden, weight, targets, IGNORE)
+    torch.testing.assert_close(cost, literal(hidden, weight, targets), rtol=1e-12, atol=0)
+    assert len(sizes) == 4 and max(sizes) <= 3
+
+
+@pytest.mark.parametrize(("tokens", "count"), [(10, 4), (3, 1), (1, 1), (0, 0), (100, 34)])
+def test_chunks_cover_all_tokens_once(small: None, tokens: int, count: int) -> None:
+    parts = chunks(tokens, 11, most=33)
+    assert [row for part in parts for row in range(tokens)[part]] == list(range(tokens))
+    assert len(parts) == count
+    assert max([len(range(tokens)[part]) for part in parts], default=0) <= 3
+
+
+def test_a_compiler_takes_it_whole(small: None) -> None:
+    arguments: Any = numbers(torch.float32)
+    compiled = torch.compile(readout_cross_entropy, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*arguments, IGNORE), readout_cross_entropy(*arguments, IGNORE))
+    ours = torch.autograd.grad(compiled(*arguments, IGNORE), arguments[:2])
+    theirs = torch.autograd.grad(readout_cross_entropy(*arguments, IGNORE), arguments[:2])
+    torch.testing.assert_close(ours, theirs)

@@ -1,0 +1,237 @@
+"""Checkpoints come back as they were saved, or not at all."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from freetf_cli import durable
+from freetf_cli.config.files import check_recipe
+from freetf_cli.config.recipe import Recipe
+from freetf_cli.data.tokenizer import characters
+from freetf_cli.durable import SMALL
+from freetf_cli.errors import InputError
+from freetf_cli.model.free_transformer import build_model, initialise_model
+from freetf_cli.runs.checkpoint import MANIFEST, Checkpoint, open_checkpoint, save_checkpoint
+
+RECIPE: Recipe = check_recipe(
+    {
+        "data": {"task": "letters"},
+        "model": {"layers": 2, "width": 16, "heads": 2, "vocab": 5, "context": 8},
+        "latent": {"kappa": 0.5, "bits": 3},
+        "train": {"steps": 1, "batch": 1, "lr": 1.0},
+    },
+    where="test",
+)
+
+
+def save(folder: Path, step: int = 7) -> torch.nn.Module:
+    model = build_model(RECIPE.model, RECIPE.latent)
+    initialise_model(model, step)
+    state = {"step": step, "recipe": RECIPE.model_dump(exclude_none=True), "data": {"sha256": ""}}
+    save_checkpoint(folder, model, {"x.step": torch.tensor(3.0)}, state, characters("ab!>_", separator=False))
+    return model
+
+
+def remake_manifest(folder: Path) -> None:
+    import hashlib
+
+    names = [path.name for path in folder.iterdir() if path.name != MANIFEST]
+    (folder / MANIFEST).write_text("".join(f"{hashlib.sha256((folder / n).read_bytes()).hexdigest()}  {n}\n" for n in names))
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    model = save(tmp_path / "step-000007")
+    loaded = Checkpoint.open(tmp_path / "step-000007")
+    assert (loaded.step, loaded.recipe) == (7, RECIPE)
+    for (name, ours), theirs in zip(model.named_parameters(), loaded.model(torch.device("cpu")).parameters(), strict=True):
+        assert torch.equal(ours, theirs), name
+    assert loaded.tokenizer().encode("ab_") == [0, 1, 4]
+    assert loaded.optimizer()["x.step"] == 3.0
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000007"]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json", "tokenizer.json"])
+@pytest.mark.parametrize("damage", ["cut", "flip", "gone", "empty"])
+def test_damage_is_noticed_and_the_file_named(tmp_path: Path, name: str, damage: str) -> None:
+    save(tmp_path / "step-000007")
+    file = tmp_path / "step-000007" / name
+    content = bytearray(file.read_bytes())
+    if damage == "gone":
+        file.unlink()
+    else:
+        content[-3] ^= 4
+        file.write_bytes({"cut": bytes(content[:-5]), "flip": bytes(content), "empty": b""}[damage])
+    with pytest.raises(InputError, match=name):
+        Checkpoint.open(tmp_path / "step-000007")
+
+
+def test_newer_formats_are_refused(tmp_path: Path) -> None:
+    save(tmp_path / "step-000007")
+    state = tmp_path / "step-000007" / "state.json"
+    state.write_text(json.dumps({**json.loads(state.read_text()), "format_version": 2}))
+    remake_manifest(state.parent)
+    with pytest.raises(InputError, match=r"format 2 is not supported.*newer freetf"):
+        Checkpoint.open(state.parent)
+
+
+def test_weights_of_another_shape_are_refused_before_they_are_read(tmp_path: Path) -> None:
+    save(tmp_path / "step-000007")
+    state = tmp_path / "step-000007" / "state.json"
+    tree = json.loads(state.read_text())
+    tree["recipe"]["model"]["width"] = 32
+    state.write_text(json.dumps(tree))
+    remake_manifest(state.parent)
+    with pytest.raises(InputError, match=r"do not fit the model: .* is \(.*\), not \("):
+        Checkpoint.open(state.parent).model(torch.device("cpu"))
+
+
+def test_a_manifest_may_not_reach_outside(tmp_path: Path) -> None:
+    save(tmp_path / "step-000007")
+    manifest = tmp_path / "step-000007" / MANIFEST
+    manifest.write_text(manifest.read_text() + f"{'0' * 64}  ../secret\n")
+    with pytest.raises(InputError, match="does not belong"):
+        Checkpoint.open(manifest.parent)
+
+
+def test_a_run_falls_back_to_its_newest_intact_checkpoint(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        save(tmp_path / "checkpoints" / f"step-{step:06d}", step)
+    for step in (3, 2):
+        (tmp_path / "checkpoints" / f"step-{step:06d}" / "model.safetensors").write_bytes(b"x")
+    warnings: list[str] = []
+    assert open_checkpoint(tmp_path, warnings.append).step == 1
+    assert len(warnings) == 2
+    assert "step-000003" in warnings[0]
+    with pytest.raises(InputError, match="damaged"):  # one that was named is not replaced
+        open_checkpoint(tmp_path / "checkpoints" / "step-000003", warnings.append)
+    (tmp_path / "checkpoints" / "step-000001" / "state.json").unlink()
+    with pytest.raises(InputError, match="every checkpoint of the run is damaged"):
+        open_checkpoint(tmp_path, warnings.append)
+
+
+def test_a_failed_save_leaves_the_old_one_and_no_rubbish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path / "step-000007")
+    before = (tmp_path / "step-000007" / MANIFEST).read_text()
+    monkeypatch.setattr(durable, "flush_folder", lambda folder: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space"):
+        save(tmp_path / "step-000007", step=9)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000007"]
+    assert (tmp_path / "step-000007" / MANIFEST).read_text() == before
+
+
+@pytest.mark.parametrize(("make", "what"), [("nothing", "no such run"), ("empty", "not a run"), ("young", "no checkpoint yet")])
+def test_what_is_not_a_run_is_said_so(tmp_path: Path, make: str, what: str) -> None:
+    path = tmp_path / "x"
+    if make != "nothing":
+        path.mkdir()
+    if make == "young":
+        (path / "recipe.toml").write_text("")
+    with pytest.raises(InputError, match=what):
+        open_checkpoint(path, print)
+
+
+def test_files_are_flushed_before_the_rename_and_the_folder_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    happened: list[str] = []
+    fsync, rename = os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: (happened.append(Path(f"/proc/self/fd/{handle}").readlink().name), fsync(handle))[1])
+    monkeypatch.setattr(Path, "replace", lambda self, target: (happened.append("rename"), rename(self, target))[1])
+    save(tmp_path / "step-000007")
+    at = happened.index("rename")
+    assert set(happened[:at]) >= {"model.safetensors", "optimizer.safetensors", "state.json", "tokenizer.json", MANIFEST}
+    assert happened[at + 1 :] == [tmp_path.name]
+
+
+def test_a_link_in_a_checkpoint_is_not_followed(tmp_path: Path) -> None:
+    save(tmp_path / "step-000007")
+    file = tmp_path / "step-000007" / "tokenizer.json"
+    file.rename(tmp_path / "elsewhere.json")
+    file.symlink_to(tmp_path / "elsewhere.json")
+    with pytest.raises(InputError, match="does not belong"):
+        Checkpoint.open(file.parent)
+
+
+def test_weights_of_another_type_are_refused(tmp_path: Path) -> None:
+    save(tmp_path / "step-000007")
+    weights = tmp_path / "step-000007" / "model.safetensors"
+    save_file({name: value.to(torch.int8) for name, value in load_file(weights).items()}, weights)
+    remake_manifest(weights.parent)
+    with pytest.raises(InputError, match=r"kept in float32, not I8, .*model\.safetensors"):
+        Checkpoint.open(weights.parent).model(torch.device("cpu"))
+
+
+def test_a_replacement_that_fails_half_way_puts_the_old_one_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path / "step-000007")
+    before = (tmp_path / "step-000007" / MANIFEST).read_text()
+    rename = Path.replace
+
+    def failing(self: Path, target: Path) -> Path:
+        if self.name.endswith(".tmp"):
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "replace", failing)
+    with pytest.raises(OSError, match="Input/output"):
+        save(tmp_path / "step-000007", step=9)
+    assert (tmp_path / "step-000007" / MANIFEST).read_text() == before
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from freetf_cli import durable
+from freetf_cli.runs.checkpoint import Checkpoint, recover
+from tests.test_checkpoint import save
+
+for at in range(1, int(sys.argv[2]) + 1):
+    folder = Path(sys.argv[1]) / str(at)
+    save(folder / "step-000007")
+    if (child := os.fork()) == 0:
+        plain, made = (durable._flush, Path.replace), iter(range(1, 100))
+        def killed(): next(made) == at and os._exit(9)
+        durable._flush = lambda path: (killed(), plain[0](path))
+        Path.replace = lambda self, target: (killed(), plain[1](self, target))
+        save(folder / "step-000007", step=9)
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    left = sum(1 for _ in folder.iterdir())
+    recover(folder)
+    print(code, left, *[path.name for path in folder.iterdir()], Checkpoint.open(folder / "step-000007").step)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="POSIX")
+def test_a_kill_within_a_save_loses_nothing(tmp_path: Path) -> None:
+    """At each flush and rename in turn, with no chance to clean up: the old checkpoint or the new one is there, after the next start."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    command = [sys.executable, "-c", KILLED, str(tmp_path), "11"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert [row[0] for row in rows] == ["9"] * 10 + ["0"]  # six flushes, two moves with a flush each; nothing after them
+    assert max(int(row[1]) for row in rows) == 2
+    assert {tuple(row[2:-1]) for row in rows} == {("step-000007",)}
+    assert [row[-1] for row in rows] == ["7"] * 9 + ["9", "9"]
+
+
+def test_a_header_that_claims_too_much_is_not_read(tmp_path: Path) -> None:
+    save(tmp_path / "step-000007")
+    weights = tmp_path / "step-000007" / "model.safetensors"
+    weights.write_bytes((SMALL + 1).to_bytes(8, "little") + weights.read_bytes()[8:])
+    remake_manifest(weights.parent)
+    with pytest.raises(InputError, match=r"header claims 10,000,001 bytes, .*model\.safetensors"):
+        Checkpoint.open(weights.parent).model(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("name", ["state.json", MANIFEST])
+def test_a_state_of_many_megabytes_is_not_read(tmp_path: Path, name: str) -> None:
+    save(tmp_path / "step-000007")
+    with (tmp_path / "step-000007" / name).open("ab") as file:
+        file.truncate(SMALL + 1)
+    with pytest.raises(InputError, match="far more than a checkpoint's"):
+        Checkpoint.open(tmp_path / "step-000007")
