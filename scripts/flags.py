@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from freetf_cli.model.free_transformer import FreeTransformer
 from torch import Tensor
 
 from freetf_cli.data.tokenizer import Tokenizer
@@ -25,7 +26,6 @@ from freetf_cli.device import resolve_device
 from freetf_cli.evaluation.probe.factors import letters_reader
 from freetf_cli.evaluation.probe.information import UNREAD, mutual_information
 from freetf_cli.generation.sampling import SampleSpec, generate
-from freetf_cli.model.free_transformer import FreeTransformer
 from freetf_cli.runs.checkpoint import open_checkpoint
 from freetf_cli.tasks import make_task
 from freetf_cli.tasks.letters import Letters

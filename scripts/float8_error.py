@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from freetf_cli.training.objective import loss_function
 from torch import Tensor
 
 from freetf_cli.config.files import load_recipe
 from freetf_cli.latent import binary as latent
-from freetf_cli.model.free_transformer import build_model, initialise_model
-from freetf_cli.training.objective import loss_function
+from freetf_cli.latent.build import build_model, initialise_model
 from freetf_cli.training.optimizer import make_optimizer
 from freetf_cli.training.prefetch import host_batch
 from freetf_cli.training.start import resolve

@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from freetf_cli.model.free_transformer import FreeTransformer
 from torch import Tensor
 
 from freetf_cli.latent.binary import sample_codes
-from freetf_cli.model.free_transformer import FreeTransformer
 from freetf_cli.runs.checkpoint import open_model
 from freetf_cli.tasks import make_task
 

@@ -28,6 +28,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from freetf_cli.model.free_transformer import FreeTransformer, build_model, initialise_model
+from freetf_cli.training.objective import LossSums, loss_function
 from torch import Tensor, nn
 
 from freetf_cli.config.recipe import LatentConfig, ModelConfig, TrainConfig
@@ -37,9 +39,7 @@ from freetf_cli.evaluation.probe.information import UNREAD, mutual_information
 from freetf_cli.generation.sampling import SampleSpec, generate
 from freetf_cli.latent.binary import kl_per_token, logit_gradient, sample_codes, twice_drawn
 from freetf_cli.model.attention.softmax import rotary_tables, rotate
-from freetf_cli.model.free_transformer import FreeTransformer, build_model, initialise_model
 from freetf_cli.tasks.letters import Letters
-from freetf_cli.training.objective import LossSums, loss_function
 from freetf_cli.training.schedule import latent_weights, learning_rate
 
 LN2 = math.log(2)

@@ -24,7 +24,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from freetf_cli.config.files import load_recipe
 from freetf_cli.device import resolve_device
-from freetf_cli.model.free_transformer import build_model, initialise_model
+from freetf_cli.latent.build import build_model, initialise_model
 from freetf_cli.runs.folder import RunFolder
 from freetf_cli.training.loop import Hooks, Loop
 from freetf_cli.training.signals import StopRequest

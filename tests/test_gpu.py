@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from freetf_cli.model.free_transformer import FreeTransformer, build_model, initialise_model
 
 from freetf_cli.config.files import check_recipe
 from freetf_cli.config.recipe import LatentConfig, ModelConfig, Recipe
@@ -22,8 +23,7 @@ from freetf_cli.latent import binary as latent
 from freetf_cli.latent.binary import PostSampler, logit_gradient, sample_codes
 from freetf_cli.model.attention.materialised import map_convolution, map_mix
 from freetf_cli.model.attention.softmax import LayerCache, rotary_tables, rotate, short_attention
-from freetf_cli.model.free_transformer import FreeTransformer, build_model, initialise_model
-from freetf_cli.model.layers import Block, Embedding
+from freetf_cli.model.block import Block, Embedding
 from freetf_cli.runs.checkpoint import Checkpoint, checkpoint_folders
 from freetf_cli.runs.folder import RunFolder
 from freetf_cli.training.loop import Hooks, Loop

@@ -10,8 +10,8 @@ from freetf_cli.bench.timing import Effort, machine, timed
 from freetf_cli.bench.train_step import Variant, release
 from freetf_cli.device import autocast_dtype
 from freetf_cli.generation.sampling import SampleSpec, continue_tokens
+from freetf_cli.latent.build import build_model, initialise_model
 from freetf_cli.model.decoder import Decoder
-from freetf_cli.model.free_transformer import build_model, initialise_model
 from freetf_cli.records.bench import SampleBench, SampleRow, Timing
 
 
@@ -57,5 +57,5 @@ def _measured(model: Decoder, batch: int, prompt: int, new_tokens: int, effort: 
 
 def _read_bytes(model: Decoder) -> int:
     """Bytes of the weights that a token must read: not the encoder's, and of a table that only gives rows one, which is nothing."""
-    left_out = ("encoder.", "post_sampler.", *(("embedding.",) if model.readout is not None else ()))
+    left_out = ("latent.", *(("embedding.",) if model.lm_head is not None else ()))
     return sum(w.numel() * w.element_size() for name, w in model.named_parameters() if not name.startswith(left_out))

@@ -15,19 +15,18 @@ from freetf_cli.bench.products import products_of, seconds_of
 from freetf_cli.bench.timing import WARM_UP, Effort, machine, replayed, timed
 from freetf_cli.config.recipe import Recipe
 from freetf_cli.device import autocast_dtype
-from freetf_cli.latent.binary import logit_gradient
+from freetf_cli.latent.binary import BinaryDistribution, BinaryLatent, logit_gradient
+from freetf_cli.latent.build import build_model, initialise_model
 from freetf_cli.model.attention.materialised import set_attention_checkpointing
 from freetf_cli.model.decoder import Decoder
-from freetf_cli.model.free_transformer import FreeTransformer, build_model, initialise_model
 from freetf_cli.records.bench import PartRow, StepRow, Timing, TrainBench
 from freetf_cli.training.distributed import World
 from freetf_cli.training.float8 import check_float8, use_float8
 from freetf_cli.training.memory import plan_on
-from freetf_cli.training.objective import loss_function
 from freetf_cli.training.optimizer import make_optimizer
 from freetf_cli.training.prefetch import HostBatch
-from freetf_cli.training.schedule import LatentWeights, latent_weights
-from freetf_cli.training.step import TrainStep, autocast, compiled
+from freetf_cli.training.schedule import objective_weights
+from freetf_cli.training.step import TrainStep, autocast, compiled, loss_function
 
 
 class Variant(NamedTuple):
@@ -98,15 +97,15 @@ def made_step(recipe: Recipe, device: torch.device) -> Callable[[], None]:
     """A training step that can be called again and again, on the same random tokens."""
     config, context = recipe.train, recipe.model.context or 1
     model = _model(recipe, device)
-    loss = compiled(loss_function(model, recipe.latent), config, device)
-    shape = (config.batch, context, recipe.latent.bits if recipe.latent else 1)
-    update = TrainStep(model, loss, make_optimizer(model, config, device), config, device, shape, len(LatentWeights._fields), World())
+    loss = compiled(loss_function(model), config, device)
+    noise_shape = () if model.latent is None else model.latent.noise_shape(context)
+    update = TrainStep(model, loss, make_optimizer(model, config, device), config, device, (config.batch, context), noise_shape, World())
     random = torch.Generator().manual_seed(config.seed)
     rows = torch.randint(recipe.model.vocab or 2, (config.batch, context + 1), generator=random)
     inputs, targets = (_pinned(part.contiguous(), device) for part in (rows[:, :-1], rows[:, 1:]))
     batch = HostBatch(inputs, targets, config.batch * context)
     update.noise.uniform_()
-    weights = latent_weights(config.steps, recipe.latent, config.steps)
+    weights = objective_weights(config.steps, recipe.latent, config.steps)
     return lambda: update(0, batch, config.lr, weights)
 
 
@@ -114,7 +113,8 @@ def _parts(recipe: Recipe, device: torch.device, effort: Effort) -> Iterator[tup
     """Encoder and mapper of a Free model, each by itself, with the shapes of a whole step: the parts of a batch one after another."""
     assert recipe.latent is not None
     model = _model(recipe, device)
-    assert isinstance(model, FreeTransformer)
+    latent = model.latent
+    assert isinstance(latent, BinaryLatent)
     dtype = autocast_dtype(recipe.train.precision, device) or torch.float32
     float8 = recipe.latent.float8
     rows, context, width = recipe.rows_at_once, recipe.model.context or 1, recipe.model.width
@@ -123,18 +123,18 @@ def _parts(recipe: Recipe, device: torch.device, effort: Effort) -> Iterator[tup
     codes_N = torch.randint(2**recipe.latent.bits, (rows * context,), device=device)
     dl_BTH = torch.randn(rows, context, recipe.latent.bits, device=device, dtype=dtype)
     dr_ND, logits_NH = x_BTD.detach().flatten(0, 1).to(dtype), dl_BTH.flatten(0, 1)
-    table_CD = model.post_sampler.weight
-    infer = compiled(lambda x_BTD: (model.infer_latent(x_BTD, tokens_BT),), recipe.train, device)
+    table_CD = latent.post_sampler.weight
+    infer = compiled(lambda x_BTD: (_bit_logits(model, x_BTD, tokens_BT),), recipe.train, device)
 
     def encoder() -> None:
         with autocast(recipe.train, device):
             (bit_logits_BTH,) = infer(x_BTD)
-        torch.autograd.grad(bit_logits_BTH, [x_BTD, *model.encoder.parameters()], dl_BTH.to(bit_logits_BTH.dtype))
+        torch.autograd.grad(bit_logits_BTH, [x_BTD, *latent.encoder.parameters()], dl_BTH.to(bit_logits_BTH.dtype))
 
     def table() -> None:
         torch.autograd.grad(F.embedding(codes_N, table_CD), table_CD, dr_ND.to(table_CD.dtype))
 
-    optimizer = make_optimizer(model.post_sampler, recipe.train, device)
+    optimizer = make_optimizer(latent.post_sampler, recipe.train, device)
     table_CD.grad = torch.zeros_like(table_CD)
     for group in optimizer.param_groups:
         group["capturable"] = device.type == "cuda"
@@ -152,6 +152,12 @@ def _parts(recipe: Recipe, device: torch.device, effort: Effort) -> Iterator[tup
         factor = 1 if name.startswith("AdamW") else times
         yield name, Timing(took.median * factor, took.least * factor, took.most * factor, took.steps, took.repeats)
     release(device)
+
+
+def _bit_logits(model: Decoder, x_BTD: Tensor, tokens_BT: Tensor) -> Tensor:
+    posterior = model.infer_latent(x_BTD, tokens_BT, model.context(tokens_BT))
+    assert isinstance(posterior, BinaryDistribution)
+    return posterior.bit_logits
 
 
 def _model(recipe: Recipe, device: torch.device) -> Decoder:

@@ -135,7 +135,6 @@ def _probe(
     from freetf_cli.device import resolve_device, set_threads
     from freetf_cli.evaluation.probe.measure import ProbeSpec, probe_latent
     from freetf_cli.evaluation.run_data import check_split, open_run_data
-    from freetf_cli.model.free_transformer import FreeTransformer
     from freetf_cli.report.progress import counter
 
     def stage(name: str, total: int) -> AbstractContextManager[Callable[..., None]]:
@@ -144,7 +143,6 @@ def _probe(
     set_threads(checkpoint.recipe.parallel.threads)
     source = open_run_data(checkpoint, data)
     model = checkpoint.model(resolve_device(device))
-    assert isinstance(model, FreeTransformer)
     sequences, groups, count = sizes
     chosen = split or checkpoint.recipe.eval.split
     check_split(source, chosen, checkpoint)

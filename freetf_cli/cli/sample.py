@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json as json_text
 import math
 import sys
 from collections.abc import Iterable, Iterator
 from itertools import groupby
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal
 
 import typer
@@ -71,8 +69,8 @@ def sample(
     $ freetf sample runs/books-free --prompt 'Once upon a time' --max-tokens 500 --precision bf16
     """
     from freetf_cli.device import resolve_device
+    from freetf_cli.generation.replay import read_z_file
     from freetf_cli.generation.sampling import SampleSpec, check_prompts, generate
-    from freetf_cli.model.free_transformer import FreeTransformer
     from freetf_cli.report.console import hint, warn
     from freetf_cli.runs.checkpoint import open_model
 
@@ -81,15 +79,15 @@ def sample(
             raise InputError(f"{name} {value}: not a finite number")
     checkpoint, model = open_model(run, resolve_device(device), warn)
     shared, given = z == "shared", None
-    if not isinstance(model, FreeTransformer):
+    if model.latent is None:
         if z != "independent":
             raise InputError(f"--z {z}: this run is a baseline, it has no Z", str(run))
     elif z not in ("independent", "shared"):
         if z == "-" and "-" in (prompt or []):
             raise InputError("--prompt - and --z - cannot both read stdin")
-        given = read_codes(z, model.latent.bits)
-    elif model.latent.window is not None and prompt_z == "posterior":
-        hint(f"Z of the first {model.latent.window} positions decides the rest, and a prompt brings its own; --prompt-z prior draws it")
+        given = read_z_file(z, model.latent)
+    elif (window := model.latent.window) is not None and prompt_z == "posterior":
+        hint(f"Z of the first {window} positions decides the rest, and a prompt brings its own; --prompt-z prior draws it")
     spec = SampleSpec(
         total=(checkpoint.recipe.model.context or 1) + 1,
         new_tokens=max_tokens,
@@ -125,54 +123,9 @@ def read_prompts(given: list[str] | None, checkpoint: Checkpoint, seed: int) -> 
 
 
 def _texts(file: BinaryIO) -> Iterator[str]:
-    return (line for _, line in _lines(file, "stdin"))
+    from freetf_cli.generation.replay import text_lines
 
-
-def read_codes(source: str, bits: int) -> list[list[int]]:
-    """Z records of a JSONL file as `sample --json` writes it: each line an object with `z`, or a bare list of codes."""
-    path = Path(source)
-    if source == "-":
-        found = _all_codes(sys.stdin.buffer, bits, "stdin")
-    else:
-        try:
-            with path.open("rb") as file:
-                found = _all_codes(file, bits, source)
-        except OSError as error:
-            raise InputError(
-                f"--z: the file cannot be read: {error.strerror}", source, "independent and shared are the other choices"
-            ) from None
-    if not found:
-        raise InputError("--z: the file holds no record", source)
-    return found
-
-
-def _all_codes(file: BinaryIO, bits: int, where: str) -> list[list[int]]:
-    return [_codes(line, bits, f"{where}, line {number}") for number, line in _lines(file, where)]
-
-
-def _codes(line: str, bits: int, where: str) -> list[int]:
-    try:
-        record = json_text.loads(line)
-    except (ValueError, RecursionError):
-        raise InputError("--z: not a line of JSON", where) from None
-    codes = record.get("z") if isinstance(record, dict) else record
-    if not isinstance(codes, list) or not codes or any(type(code) is not int for code in codes):
-        raise InputError("--z: a record needs a list of whole numbers named 'z'", where)
-    wrong = next((code for code in codes if not 0 <= code < 2**bits), None)
-    if wrong is not None:
-        raise InputError(f"--z: code {str(wrong)[:30]} is outside 0 … {2**bits - 1}", where, f"this model has {bits} bits of Z a token")
-    return codes
-
-
-def _lines(file: BinaryIO, where: str) -> Iterator[tuple[int, str]]:
-    """Numbered lines of UTF-8 text without their ends; a byte order mark and empty lines are skipped."""
-    for number, raw in enumerate(file, start=1):
-        try:
-            line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-        except UnicodeDecodeError:
-            raise InputError("not UTF-8 text", f"{where}, line {number}") from None
-        if line:
-            yield number, line
+    return (line for _, line in text_lines(file, "stdin"))
 
 
 def show_samples(records: Iterator[Sample], checkpoint: Checkpoint, *, shared: bool, json: bool) -> None:

@@ -141,6 +141,7 @@ class LatentConfig(Part):
 
     TABLE: ClassVar[str] = "latent"
 
+    kind: str = Field("binary", description="the kind of latent: a module of freetf_cli.latent")
     kappa: Annotated[float, Field(ge=0)] = Field(description="free bits per token, κ")
     bits: Annotated[int, Field(ge=1, le=24)] = Field(16, description="bits of Z per token, H")
     depth: Positive | None = Field(None, description="blocks before Z is injected; default: layers / 2")

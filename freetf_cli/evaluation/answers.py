@@ -9,19 +9,17 @@ import math
 import time
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from freetf_cli.data.batches import IGNORE, DataSource
 from freetf_cli.errors import InputError
-from freetf_cli.evaluation.likelihood import prior_codes, row_stream, rows_at_once, tensors
-from freetf_cli.latent.binary import sample_codes
+from freetf_cli.evaluation.posterior import draw, posterior_pass, prior_draws, rows_at_once, tensors
 from freetf_cli.model.decoder import Decoder
-from freetf_cli.model.free_transformer import FreeTransformer
 from freetf_cli.records.answers import Answers, Errors
 from freetf_cli.records.likelihood import Estimate
 from freetf_cli.runs.checkpoint import Checkpoint
+from freetf_cli.streams import keyed
 
 
 @torch.inference_mode()
@@ -39,16 +37,18 @@ def evaluate_answers(
     """The share of `sequences` held-out rows, always the same, with a wrong token. InputError where every token counts: nothing asks."""
     started = time.perf_counter()
     rows = wrong = wrong_posterior = 0
-    free = isinstance(model, FreeTransformer)
+    free = model.latent is not None
     for batch in source.held_out(split, sequences, rows_at_once(model, source.context)):
         if (batch.targets[:, 0] != IGNORE).any():
             raise InputError("no question is asked in this data: every token of a row counts", hint="--task likelihood")
         inputs_BT, targets_BT = tensors(model, batch)
-        z_BT = None
-        if isinstance(model, FreeTransformer):
-            z_BT = prior_codes(model, range(rows, rows + len(inputs_BT)), inputs_BT.shape[1:], seed)
-            wrong_posterior += _wrong(model, inputs_BT, targets_BT, _posterior(model, rows, seed, inputs_BT))
-        wrong += _wrong(model, inputs_BT, targets_BT, z_BT)
+        z = None
+        if model.latent is not None:
+            z = prior_draws(model, range(rows, rows + len(inputs_BT)), source.context, seed)
+            streams = [keyed(seed, "posterior", rows + row) for row in range(len(inputs_BT))]
+            inferred = draw(model.latent, posterior_pass(model, batch).posterior, streams, source.context)
+            wrong_posterior += _wrong(model, inputs_BT, targets_BT, inferred)
+        wrong += _wrong(model, inputs_BT, targets_BT, z)
         rows += len(inputs_BT)
         advance(len(inputs_BT))
     return Answers(
@@ -74,14 +74,7 @@ def share_of(count: int, total: int) -> Estimate:
     return Estimate(share, max(0.0, middle - half), min(1.0, middle + half))
 
 
-def _wrong(model: Decoder, inputs_BT: Tensor, targets_BT: Tensor, z_BT: Tensor | None) -> int:
-    logits_BTV = model(inputs_BT) if z_BT is None else model(inputs_BT, z_BT)
+def _wrong(model: Decoder, inputs_BT: Tensor, targets_BT: Tensor, z: Tensor | None) -> int:
+    logits_BTV = model(inputs_BT, z).logits
     missed_BT = (logits_BTV.argmax(-1) != targets_BT) & (targets_BT != IGNORE)
     return int(missed_BT.any(1).sum())
-
-
-def _posterior(model: FreeTransformer, first: int, seed: int, inputs_BT: Tensor) -> Tensor:
-    bit_logits_BTH = model.infer_latent(model.lower(inputs_BT), inputs_BT)
-    shape = tuple(bit_logits_BTH.shape[1:])
-    noise = np.stack([row_stream(seed, "posterior", first + row).random(shape, dtype=np.float32) for row in range(len(inputs_BT))])
-    return sample_codes(bit_logits_BTH, torch.from_numpy(noise).to(inputs_BT.device))

@@ -22,16 +22,17 @@ from freetf_cli.errors import InputError
 from freetf_cli.evaluation.checks import Check, check_kinds
 from freetf_cli.evaluation.likelihood import RowCosts, cost, row_costs
 from freetf_cli.evaluation.paired import pairs, positions
+from freetf_cli.evaluation.posterior import latent_of
 from freetf_cli.evaluation.run_data import check_split, open_run_data
 from freetf_cli.evaluation.statistics import bootstrap, check_enough
 from freetf_cli.evaluation.weights import compare_weights
 from freetf_cli.generation.sampling import SampleSpec, check_prompts, generate, prompt_tokens
-from freetf_cli.model.cost import plan_run
-from freetf_cli.model.free_transformer import FreeTransformer
+from freetf_cli.model.decoder import Decoder
 from freetf_cli.records import LN2
 from freetf_cli.records.compare import Comparison, LatentUse, SamplePair, Setting, Side
 from freetf_cli.runs.checkpoint import MANIFEST, Checkpoint
 from freetf_cli.runs.folder import RunFolder
+from freetf_cli.training.plan import plan_run
 
 MOST_NEW_TOKENS = 256  # of a sample: what fits beside another one
 
@@ -149,7 +150,7 @@ def _measure(one: Candidate, source: DataSource, settings: Settings, device: tor
         seed=settings.seed,
         advance=advance,
     )
-    latent = _latent_use(model, costs, source, settings) if isinstance(model, FreeTransformer) else None
+    latent = _latent_use(model, costs, source, settings) if model.latent is not None else None
     if not settings.count:
         return _Measured(costs, latent, [])
     spec = _sample_spec(source, settings)
@@ -179,12 +180,12 @@ def _sequences(source: DataSource, settings: Settings) -> int:
     return count
 
 
-def _latent_use(model: FreeTransformer, costs: RowCosts, source: DataSource, settings: Settings) -> LatentUse:
+def _latent_use(model: Decoder, costs: RowCosts, source: DataSource, settings: Settings) -> LatentUse:
     kl, prior, posterior, above = costs.kl, costs.ce_prior, costs.ce_posterior, costs.above_kappa
     assert kl is not None and prior is not None and posterior is not None and above is not None
     saved = bootstrap((prior - posterior) / LN2, costs.tokens, clusters=costs.documents, seed=settings.seed)
     ratio = source.bytes_per_token.get(settings.split)
-    return LatentUse(cost(kl, costs.tokens, ratio, settings.seed, costs.documents), above, model.latent.kappa, saved)
+    return LatentUse(cost(kl, costs.tokens, ratio, settings.seed, costs.documents), above, latent_of(model).kappa, saved)
 
 
 def _weights(one: Candidate) -> Path:

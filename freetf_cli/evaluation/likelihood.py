@@ -23,25 +23,29 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from freetf_cli.data.batches import IGNORE, Batch, DataSource
+from freetf_cli.evaluation.posterior import (
+    draw,
+    given_z_nats,
+    latent_of,
+    posterior_pass,
+    prior_draws,
+    rows_at_once,
+    target_nats,
+    tensors,
+)
 from freetf_cli.evaluation.statistics import bootstrap, check_enough
-from freetf_cli.latent.binary import LN2, code_bits, kl_per_token, sample_codes
-from freetf_cli.model.attention.registry import map_numbers
 from freetf_cli.model.decoder import Decoder
-from freetf_cli.model.free_transformer import FreeTransformer
+from freetf_cli.records import LN2
 from freetf_cli.records.likelihood import BoundPoint, Cost, Likelihood
 from freetf_cli.runs.checkpoint import Checkpoint
-from freetf_cli.training.objective import carriers
+from freetf_cli.streams import keyed
 
 SAMPLES = (1, 8, 64, 512)
 PRIOR_DRAWS = 64  # at most, of Zs from the prior: their bound is worth having where a few draws reach it
-_TOKENS_AT_ONCE = {"cpu": 1 << 14, "cuda": 1 << 18}  # through the upper half
-_LOGITS_AT_ONCE = {"cpu": 1 << 24, "cuda": 1 << 30}  # elements of [tokens, V]
-
 Floats = NDArray[np.float64]
 Advance = Callable[[int], None]
 
@@ -112,15 +116,15 @@ def row_costs(
     """
     started = time.perf_counter()
     draws = max(samples)
-    at_once = max(1, rows_at_once(model, source.context) // (draws if isinstance(model, FreeTransformer) else 1))
+    at_once = max(1, rows_at_once(model, source.context) // (draws if model.latent is not None else 1))
     parts: list[dict[str, NDArray[np.float64]]] = []
     for batch in source.held_out(split, sequences, min(at_once, 256)):
         row = sum(len(part["tokens"]) for part in parts)
-        parts.append(_free(model, batch, row, samples, seed) if isinstance(model, FreeTransformer) else _baseline(model, batch))
+        parts.append(_free(model, batch, row, samples, seed) if model.latent is not None else _baseline(model, batch))
         advance(len(batch.inputs))
     check_enough(sum(len(part["tokens"]) for part in parts), "sequences", f"--sequences, or more data in split '{split}'")
     found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    free = isinstance(model, FreeTransformer)
+    free = model.latent is not None
     return RowCosts(
         tokens=found["tokens"].astype(np.int64),
         documents=source.held_out_documents(split, sequences),
@@ -130,7 +134,7 @@ def row_costs(
         ce_posterior=found["ce"] if free else None,
         kl=found["kl"] if free else None,
         ce_prior=found["ce_prior"] if free else None,
-        above_kappa=float(found["above"].sum() / found["carriers"].sum()) if free else None,
+        above_kappa=float(found["above"].sum() / found["latents"].sum()) if free else None,
         by_position=(found["positions"].sum(0), found["counted"].sum(0)),
         seconds=time.perf_counter() - started,
     )
@@ -152,112 +156,47 @@ def importance_bounds(log_weights_NK: Floats, samples: Sequence[int]) -> dict[in
     return found
 
 
-def target_nats(model: Decoder, hidden_BTD: Tensor, targets_BT: Tensor) -> Tensor:
-    """−log P of each target, [B, T] nats, 0 where none counts."""
-    logits_BTV = at_least_float32(model.read_out(hidden_BTD))
-    return F.cross_entropy(logits_BTV.transpose(1, 2), targets_BT, ignore_index=IGNORE, reduction="none")
-
-
-def given_z_nats(model: FreeTransformer, x_BTD: Tensor, z_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
-    """−log P(target | Z) [B, T] from the stream below the injection, in pieces that bound the memory. documents_BT: `model.documents`."""
-    rows = rows_at_once(model, x_BTD.shape[1])
-    parts = []
-    for start in range(0, len(x_BTD), rows):
-        part = slice(start, start + rows)
-        documents = None if documents_BT is None else documents_BT[part]
-        hidden_BTD = model.upper(x_BTD[part], model.post_sampler(z_BT[part]), documents_BS=documents)
-        parts.append(target_nats(model, hidden_BTD, targets_BT[part]))
-    return torch.cat(parts)
-
-
-def log_posterior(bit_logits: Tensor, codes: Tensor) -> Tensor:
-    """log Q(Z_t | S) of codes [...] from bit logits [..., H], nats."""
-    bits = code_bits(codes, bit_logits.shape[-1])
-    return (bits * bit_logits - F.softplus(bit_logits)).sum(-1)
-
-
-def at_least_float32(values: Tensor) -> Tensor:
-    """bfloat16 would round away what a sum over positions tells."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
-
-
-def tensors(model: Decoder, batch: Batch) -> tuple[Tensor, Tensor]:
-    """inputs and targets on the model's device."""
-    device = model.embedding.weight.device
-    return torch.from_numpy(batch.inputs).to(device), torch.from_numpy(batch.targets).to(device)
-
-
-def row_stream(seed: int, purpose: str, row: int) -> np.random.Generator:
-    """The random stream of one held-out row: the same for every model and batch size."""
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, *purpose.encode(), row])))
-
-
-def prior_codes(model: FreeTransformer, rows: range, shape: tuple[int, ...], seed: int) -> Tensor:
-    """Codes from the prior for held-out rows by their numbers, [rows, *shape], each from its own stream."""
-    drawn = [row_stream(seed, "prior", row).integers(0, 2**model.latent.bits, shape) for row in rows]
-    return torch.from_numpy(np.stack(drawn)).to(model.embedding.weight.device)
-
-
-def rows_at_once(model: Decoder, context: int) -> int:
-    """Rows of T positions that go through the upper half together."""
-    device = model.embedding.weight.device.type
-    numbers = _LOGITS_AT_ONCE.get(device, 1 << 26)
-    tokens = min(_TOKENS_AT_ONCE.get(device, 1 << 16), numbers // max(model.readout_weight.shape[0], map_numbers(model.config, context)))
-    return max(1, tokens // context)
-
-
 def _baseline(model: Decoder, batch: Batch) -> dict[str, Floats]:
-    inputs_BT, targets_BT = tensors(model, batch)
-    nats_BT = _array(target_nats(model, model.hidden(inputs_BT), targets_BT))
+    tokens_BT, targets_BT = tensors(model, batch)
+    ctx = model.context(tokens_BT)
+    nats_BT = _array(target_nats(model, model.upper(model.lower(tokens_BT, ctx), None, ctx), targets_BT))
     counted_BT = (batch.targets != IGNORE).astype(np.float64)
     return {"tokens": counted_BT.sum(1), "ce": nats_BT.sum(1), "positions": nats_BT, "counted": counted_BT}
 
 
-def _free(model: FreeTransformer, batch: Batch, row: int, samples: Sequence[int], seed: int) -> dict[str, Floats]:
-    """row: the number of the batch's first row."""
-    draws = max(samples)
-    inputs_BT, targets_BT = tensors(model, batch)
+def _free(model: Decoder, batch: Batch, row: int, samples: Sequence[int], seed: int) -> dict[str, Floats]:
+    """Costs of a batch whose first row has number `row`."""
+    draws, latent = max(samples), latent_of(model)
     rows, context = batch.inputs.shape
-    x_BTD = model.lower(inputs_BT)
-    bit_logits_BTH = at_least_float32(model.infer_latent(x_BTD, inputs_BT))
-    carriers_BT = carriers(targets_BT)
-    kl_BT = kl_per_token(bit_logits_BTH) * carriers_BT
-    streams = [row_stream(seed, "posterior", row + i) for i in range(rows)]
-    log_weights, nats_BT = [], torch.zeros_like(carriers_BT, dtype=torch.float64)
+    passed = posterior_pass(model, batch)
+    kl_BT = passed.posterior.kl() * passed.mask
+    streams = [keyed(seed, "posterior", row + i) for i in range(rows)]
+    log_weights, nats_BT = [], torch.zeros_like(kl_BT, dtype=torch.float64)
     at_once = max(1, rows_at_once(model, context) // rows)
     for start in range(0, draws, at_once):
         count = min(at_once, draws - start)
-        noise = np.stack([stream.random((count, *bit_logits_BTH.shape[1:]), dtype=np.float32) for stream in streams])
-        logits_BKTH = bit_logits_BTH[:, None].expand(-1, count, -1, -1)
-        z_BKT = sample_codes(logits_BKTH, torch.from_numpy(noise).to(x_BTD.device))
-        ce_BKT = _repeated(model, inputs_BT, x_BTD, z_BKT, targets_BT)
-        log_ratio_BKT = (-model.latent.bits * LN2 - log_posterior(logits_BKTH, z_BKT)) * carriers_BT[:, None]
+        z = draw(latent, passed.posterior, streams, context, count)
+        ce_BKT = given_z_nats(model, passed, z).view(rows, count, context)
+        repeated = passed.posterior.rows(torch.arange(rows).repeat_interleave(count))
+        log_ratio_BKT = (latent.prior_log_prob(z) - repeated.log_prob(z)).view(rows, count, context) * passed.mask[:, None]
         log_weights.append(log_ratio_BKT.double().sum(-1) - ce_BKT.double().sum(-1))
         nats_BT += ce_BKT.double().sum(1)
     nats_BT /= draws
-    prior = prior_codes(model, range(row, row + rows), (min(draws, PRIOR_DRAWS), context), seed)
-    prior_BKT = _repeated(model, inputs_BT, x_BTD, prior, targets_BT)
+    prior = prior_draws(model, range(row, row + rows), context, seed, min(draws, PRIOR_DRAWS))
+    prior_BKT = given_z_nats(model, passed, prior).view(rows, -1, context)
     counted_BT = (batch.targets != IGNORE).astype(np.float64)
     return {
         "tokens": counted_BT.sum(1),
         "ce": _array(nats_BT.sum(1)),
         "kl": _array(kl_BT.double().sum(1)),
-        "above": _array((kl_BT > model.latent.kappa * LN2).sum(1)),
-        "carriers": _array(carriers_BT.sum(1)),
+        "above": _array((kl_BT > latent.kappa * LN2).sum(1)),
+        "latents": _array(passed.mask.sum(1)),
         "ce_prior": _array(prior_BKT.double().sum(-1).mean(1)),
         **{f"posterior {count}": nats for count, nats in importance_bounds(_array(torch.cat(log_weights, dim=1)), samples).items()},
         **{f"prior {k}": nats for k, nats in importance_bounds(_array(-prior_BKT.double().sum(-1)), _prior_samples(samples)).items()},
         "positions": _array(nats_BT + kl_BT),
         "counted": counted_BT,
     }
-
-
-def _repeated(model: FreeTransformer, inputs_BT: Tensor, x_BTD: Tensor, z_BKT: Tensor, targets_BT: Tensor) -> Tensor:
-    """−log P(target | Z) [B, K, T] of several Zs a row."""
-    rows, count, context = z_BKT.shape
-    x, inputs, targets = (of_row.repeat_interleave(count, dim=0) for of_row in (x_BTD, inputs_BT, targets_BT))
-    nats = given_z_nats(model, x, z_BKT.reshape(rows * count, context), targets, model.documents(inputs))
-    return nats.view(rows, count, context)
 
 
 def _array(tensor: Tensor) -> Floats:

@@ -9,9 +9,9 @@ from typing import Any
 
 from freetf_cli.errors import InputError
 from freetf_cli.evaluation.probe.agreement import letters_agreement
-from freetf_cli.model.cost import plan_run
 from freetf_cli.records import DataFacts, RunSummary, SampleGroups
 from freetf_cli.runs.folder import RunFolder
+from freetf_cli.training.plan import plan_run
 
 
 def summarise(path: Path) -> RunSummary:

@@ -92,7 +92,7 @@ def _shapes(file: Any) -> Shapes:
 
 
 def _order(name: str) -> tuple[int, list[tuple[int, str]]]:
-    first = ("embedding", "blocks", "norm", "readout", "encoder", "post_sampler")
+    first = ("embedding", "blocks", "norm", "lm_head", "latent")
     group = name.split(".")[0]
     words = [(int(word), "") if word.isdecimal() else (-1, word) for word in name.split(".")]
     return first.index(group) if group in first else len(first), words

@@ -1,10 +1,10 @@
-"""Generation. Z is an explicit argument: drawn from the prior, from the posterior of the prompt, shared by a group, or given.
+"""Sampling of sequences. Z is explicit: from the prior, from the posterior of the prompt, shared by a group, or given.
 
-The encoder runs once, when the prompt is read; after that every position takes its own Z_t and the cache holds the rest.
-Each sequence has random streams of its own, keyed by (seed, prompt, group, index), so it does not depend on the batch it is in, and
-replaying its Z with the same seed gives the same text.
+The encoder runs once, when the prompt is read; after that every position takes its own Z_t and the cache holds the rest. Each
+sequence has random streams of its own, keyed by (seed, prompt, group, index): it does not depend on the batch that it is in, and
+replaying its Z with the same seed gives the same text. Prompts of different lengths share a batch by left padding.
 
-Shapes: B sequences, P prompt positions, T input positions (prompt and continuation, without the last token), H bits, V vocabulary.
+Shapes: B sequences, P prompt positions, T positions of a row, V vocabulary.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import lru_cache
-from itertools import chain, groupby, product
-from typing import Literal
+from itertools import chain, product
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,26 +22,28 @@ from torch import Tensor
 
 from freetf_cli.data.tokenizer import Tokenizer
 from freetf_cli.errors import InputError
-from freetf_cli.generation.decode_loop import Continuation
-from freetf_cli.latent.binary import sample_codes
-from freetf_cli.model.attention.registry import map_numbers
-from freetf_cli.model.decoder import Cache, Decoder
-from freetf_cli.model.free_transformer import FreeTransformer
+from freetf_cli.generation.choose import choose_tokens
+from freetf_cli.generation.decode_loop import DecodeLoop
+from freetf_cli.model.attention.registry import attention_weights_per_token
+from freetf_cli.model.context import Cache
+from freetf_cli.model.decoder import Decoder
+from freetf_cli.model.latent import Latent
 from freetf_cli.records import Sample
+from freetf_cli.streams import keyed
 
-MOST_ROWS = {"cpu": 1024, "cuda": 4096}  # generated together, as far as their caches fit
+MOST_ROWS = {"cpu": 1024, "cuda": 4096}  # sequences in a batch, as far as their caches fit
 _CACHE_BYTES = {"cpu": 256 << 20, "cuda": 8 << 30}
-ALIGNED = 64
-LEAST_TEMPERATURE = 1e-30  # but for 0: less is no number in float32
+ALIGNED = 64  # positions; matrix products over an odd number of keys are slow on a GPU
+MOST_PADDING = 64  # prompts of a batch differ by at most this many tokens, or by a factor of 2
 
 
 @dataclass(frozen=True)
 class SampleSpec:
-    """How to sample. rows per prompt = groups × count, group by group.
+    """How to sample. Rows per prompt = groups × count, group by group.
 
-    z: "independent" (a Z a sequence) or "shared" (a Z a group). given_z overrides it: record i for row i, or groups × count
-    records for every prompt, or one for all. prompt_z: where the prompt's Z comes from. temperature 0 takes the likeliest token.
-    total: tokens of a row, prompt and continuation; new_tokens overrides it with so many after the prompt.
+    total: tokens of a row, prompt and continuation; new_tokens, if given, is the length of the continuation instead.
+    z: "independent" (one Z a sequence) or "shared" (one Z a group). given_z overrides it: record i for row i, or groups × count
+    records for every prompt, or one record for all rows. prompt_z: where the prompt's Z comes from. temperature 0: the most likely token.
     """
 
     total: int
@@ -49,7 +51,7 @@ class SampleSpec:
     count: int = 1
     groups: int = 1
     z: Literal["independent", "shared"] = "independent"
-    given_z: Sequence[Sequence[int]] | None = None
+    given_z: Sequence[Sequence[Any]] | None = None
     prompt_z: Literal["posterior", "prior"] = "posterior"
     temperature: float = 1.0
     top_k: int = 0
@@ -57,7 +59,7 @@ class SampleSpec:
     seed: int = 0
 
 
-class _Stream(IntEnum):
+class _Purpose(IntEnum):
     """What a random stream is for; part of its key."""
 
     PRIOR = 0
@@ -67,60 +69,63 @@ class _Stream(IntEnum):
 
 @dataclass(frozen=True)
 class _Row:
-    """One sequence to generate: its prompt's tokens, its place, and all of its randomness."""
+    """One sequence to generate: its prompt's tokens, its place, and all of its randomness.
+
+    z [T, …]: from the prior, or given; None of a baseline. noise: for the posterior of the prompt; None where its Z is not inferred.
+    """
 
     prompt: str
     tokens: list[int]
     total: int
     group: int
     index: int
-    codes: np.ndarray  # [T] int64, from the prior or given
-    posterior_noise: np.ndarray | None  # [P, H] uniform, when the prompt's codes come from the encoder
-    token_noise: np.ndarray  # [T - P + 1] uniform
+    z: np.ndarray | None
+    noise: np.ndarray | None
+    quantiles: np.ndarray
 
 
 def generate(model: Decoder, tokenizer: Tokenizer, prompts: Iterable[str], spec: SampleSpec, *, together: bool = True) -> Iterator[Sample]:
     """Sequences for every prompt, in order, as they are made.
 
-    together: rows of several prompts may share a batch; False answers each prompt before the next is read.
-    Raises InputError for a prompt that the tokenizer cannot write, that leaves no room for a token, or a given Z that does not fit.
+    together: rows of several prompts may share a batch; False answers each prompt before the next one is read.
+    Raises InputError for a prompt that the tokenizer cannot encode or that leaves no room for a token, and for a given Z that does not fit.
     """
-    each = (_rows(model, tokenizer, prompt, place, spec) for place, prompt in enumerate(prompts))
+    each = (_rows_of_prompt(model, tokenizer, prompt, place, spec) for place, prompt in enumerate(prompts))
     for rows in [chain.from_iterable(each)] if together else each:
-        for (_, total), same_shape in groupby(rows, key=lambda row: (len(row.tokens), row.total)):
-            while chunk := _take(same_shape, rows_at_once(model, total)):
-                for row, (tokens, z) in zip(chunk, _generate_rows(model, chunk, spec, tokenizer.separator), strict=True):
-                    yield Sample(row.prompt, tokenizer.decode(tokens), row.group, row.index, spec.seed, z)
+        for batch in _batches(model, rows):
+            for row, (tokens, z) in zip(batch, _generate_batch(model, batch, spec, tokenizer.separator), strict=True):
+                yield Sample(row.prompt, tokenizer.decode(tokens), row.group, row.index, spec.seed, z)
 
 
-def continue_tokens(model: Decoder, prompts: Sequence[Sequence[int]], spec: SampleSpec) -> list[tuple[list[int], list[int] | None]]:
-    """One sequence for each of equally long prompts of tokens, all in one batch: its tokens, and its codes (None of a baseline)."""
-    bits = model.latent.bits if isinstance(model, FreeTransformer) else 0
-    total = spec.total if spec.new_tokens is None else len(prompts[0]) + spec.new_tokens
-    rows = [_row("", list(tokens), total, (place, 0, 0), spec, bits, None) for place, tokens in enumerate(prompts)]
-    return _generate_rows(model, rows, spec, separator=None)
+def continue_tokens(model: Decoder, prompts: Sequence[Sequence[int]], spec: SampleSpec) -> list[tuple[list[int], list[Any] | None]]:
+    """One sequence for each prompt of tokens, all in one batch: its tokens and its Z (None of a baseline)."""
+    rows = []
+    for place, tokens in enumerate(prompts):
+        total = spec.total if spec.new_tokens is None else len(tokens) + spec.new_tokens
+        rows.append(_row(model.latent, "", list(tokens), total, (place, 0, 0), spec, None))
+    return _generate_batch(model, rows, spec, separator=None)
 
 
 def rows_at_once(model: Decoder, total: int) -> int:
     """How many rows of `total` tokens are generated together."""
     weight, config = model.embedding.weight, model.config
-    numbers = 2 * config.layers * config.key_heads * config.head_width  # keys and values, and of the prompt the maps
-    numbers += map_numbers(config, total)
+    numbers = 2 * config.layers * config.key_heads * config.head_width  # keys and values, and the prompt's attention weights
+    numbers += attention_weights_per_token(config, total)
     row_bytes = numbers * total * weight.element_size()
     kind = weight.device.type
     return max(1, min(MOST_ROWS.get(kind, 256), _CACHE_BYTES.get(kind, 1 << 30) // row_bytes))
 
 
 def check_prompts(tokenizer: Tokenizer, prompts: Sequence[str], spec: SampleSpec) -> None:
-    """Raise what `generate` would raise for a later prompt, or for want of given Z, after the rows of earlier ones."""
+    """Raise now what `generate` would raise for a later prompt, or for too few records of given Z."""
     for prompt in prompts:
-        _read(tokenizer, prompt, spec)
+        _encode(tokenizer, prompt, spec)
     if prompts:
-        _given(spec, spec.groups * spec.count * len(prompts) - 1)
+        _given_z(spec, spec.groups * spec.count * len(prompts) - 1)
 
 
 def prompt_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """A prompt as the model reads it: after the separator where the tokenizer has one."""
+    """A prompt's tokens as the model reads them: after the separator where the tokenizer has one."""
     ids = tokenizer.encode(prompt, where=f"prompt {prompt[:40]!r}")
     start = [] if tokenizer.separator is None else [tokenizer.separator]
     if not start and not ids:
@@ -128,45 +133,65 @@ def prompt_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
     return start + ids
 
 
-def _take(rows: Iterator[_Row], count: int) -> list[_Row]:
-    return [row for _, row in zip(range(count), rows, strict=False)]
+def figure4_samples(model: Decoder, tokenizer: Tokenizer, prompt: str, spec: SampleSpec, groups: int) -> dict[str, list[Sample]]:
+    """The paper's Figure 4 for one prompt: one group with independent Z and, of a Free model, `groups` groups that share one Z each."""
+    samples = {"independent": list(generate(model, tokenizer, [prompt], replace(spec, z="independent", groups=1)))}
+    if model.latent is not None:
+        # Another seed: with the same one the shared groups would repeat the token draws of the independent group.
+        shared = replace(spec, z="shared", groups=groups, seed=spec.seed + 1)
+        samples["shared"] = list(generate(model, tokenizer, [prompt], shared))
+    return samples
 
 
-def _rows(model: Decoder, tokenizer: Tokenizer, prompt: str, place: int, spec: SampleSpec) -> Iterator[_Row]:
+def _batches(model: Decoder, rows: Iterator[_Row]) -> Iterator[list[_Row]]:
+    """Rows in their order, in batches whose caches fit and whose prompts have similar lengths."""
+    batch: list[_Row] = []
+    for row in rows:
+        if batch:
+            lengths = [len(batch[0].tokens), len(row.tokens)]
+            similar = max(lengths) <= max(2 * min(lengths), min(lengths) + MOST_PADDING)
+            if not similar or len(batch) >= rows_at_once(model, max(batch[0].total, row.total)):
+                yield batch
+                batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+def _rows_of_prompt(model: Decoder, tokenizer: Tokenizer, prompt: str, place: int, spec: SampleSpec) -> Iterator[_Row]:
     """Every row of a prompt, group by group."""
-    bits = model.latent.bits if isinstance(model, FreeTransformer) else 0
-    tokens, total = _read(tokenizer, prompt, spec)
+    tokens, total = _encode(tokenizer, prompt, spec)
     for group, index in product(range(spec.groups), range(spec.count)):
-        given = _given(spec, (place * spec.groups + group) * spec.count + index)
-        length = total if given is None else _fitting(total, len(tokens), given, tokenizer)
-        yield _row(prompt, tokens, length, (place, group, index), spec, bits, given)
+        given = _given_z(spec, (place * spec.groups + group) * spec.count + index)
+        length = total if given is None else _replay_length(total, len(tokens), given, tokenizer)
+        yield _row(model.latent, prompt, tokens, length, (place, group, index), spec, given)
 
 
-def _read(tokenizer: Tokenizer, prompt: str, spec: SampleSpec) -> tuple[list[int], int]:
-    """A prompt's tokens, and how many there will be with its continuation."""
+def _encode(tokenizer: Tokenizer, prompt: str, spec: SampleSpec) -> tuple[list[int], int]:
+    """A prompt's tokens, and the number of tokens with its continuation."""
     tokens = prompt_tokens(tokenizer, prompt)
     total = spec.total if spec.new_tokens is None else len(tokens) + spec.new_tokens
     if len(tokens) >= total:
         what = f"the prompt has {len(tokens)} tokens, and a row of the data only {total}"
-        raise InputError(what, f"prompt {prompt[:40]!r}", "say with --max-tokens how many to add")
+        raise InputError(what, f"prompt {prompt[:40]!r}", "give --max-tokens, the number of tokens to add")
     return tokens, total
 
 
-def _given(spec: SampleSpec, number: int) -> Sequence[int] | None:
-    """The codes given for row `number`, counted over all prompts."""
+def _given_z(spec: SampleSpec, number: int) -> Sequence[Any] | None:
+    """The Z given for row `number`, counted over all prompts."""
     if spec.given_z is None:
         return None
     records, rows = len(spec.given_z), spec.groups * spec.count
     if records == 1 or records == rows:
         return spec.given_z[number % records]
-    if records < rows or number >= records:  # told at the first row where it can be known
+    if records < rows or number >= records:  # reported at the first row where it can be known
         need = f"{rows} rows a prompt need as many records, or one for all"
         raise InputError(f"--z has {records} records, too few for row {records + 1}", hint=need)
     return spec.given_z[number]
 
 
-def _fitting(total: int, prompt: int, given: Sequence[int], tokenizer: Tokenizer) -> int:
-    """The length of a row that replays given codes: a text that ended early has fewer of them than a full row."""
+def _replay_length(total: int, prompt: int, given: Sequence[Any], tokenizer: Tokenizer) -> int:
+    """The length of a row that replays a given Z: a text that ended early has fewer codes than a full row."""
     if len(given) >= total - 1:
         return total
     if tokenizer.separator is None or len(given) < prompt:
@@ -175,91 +200,87 @@ def _fitting(total: int, prompt: int, given: Sequence[int], tokenizer: Tokenizer
 
 
 def _row(
-    prompt: str, tokens: list[int], total: int, place: tuple[int, int, int], spec: SampleSpec, bits: int, given: Sequence[int] | None
+    latent: Latent | None,
+    prompt: str,
+    tokens: list[int],
+    total: int,
+    place: tuple[int, int, int],
+    spec: SampleSpec,
+    given: Sequence[Any] | None,
 ) -> _Row:
-    _, group, index = place
-    latent_key = place[:2] if spec.z == "shared" else place  # a group that shares Z shares its prompt's draw too
-    if given is None:
-        codes = _prior_codes(spec.seed, latent_key, bits, total - 1)
-    else:
-        codes = np.asarray(given[: total - 1], dtype=np.int64)
-    noise = None
-    if bits and given is None and spec.prompt_z == "posterior":
-        noise = _stream(spec.seed, _Stream.POSTERIOR, latent_key).random((len(tokens), bits), dtype=np.float32)
-    token_noise = _stream(spec.seed, _Stream.TOKENS, place).random(total - len(tokens))
-    return _Row(prompt, tokens, total, group, index, codes, noise, token_noise)
+    key = place[:2] if spec.z == "shared" else place  # a group that shares Z shares the draw of its prompt's Z too
+    z = noise = None
+    if latent is not None and given is not None:
+        z = np.asarray(given[: total - 1])
+    elif latent is not None:
+        z = _prior(latent, spec.seed, key, total - 1)
+        if spec.prompt_z == "posterior":
+            noise = keyed(spec.seed, _Purpose.POSTERIOR, *key).random(latent.noise_shape(len(tokens)), dtype=np.float32)
+    quantiles = keyed(spec.seed, _Purpose.TOKENS, *place).random(total - len(tokens))
+    return _Row(prompt, tokens, total, place[1], place[2], z, noise, quantiles)
 
 
 @lru_cache(maxsize=8)
-def _prior_codes(seed: int, key: tuple[int, ...], bits: int, count: int) -> np.ndarray:
-    """Codes of the prior; a group that shares them draws them once."""
-    codes = _stream(seed, _Stream.PRIOR, key).integers(0, 2**bits, count)
-    codes.flags.writeable = False
-    return codes
-
-
-def _stream(seed: int, purpose: _Stream, place: tuple[int, ...]) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, purpose, *place])))
+def _prior(latent: Latent, seed: int, key: tuple[int, ...], length: int) -> np.ndarray:
+    """Z of the prior. Cached: a group that shares Z draws it once."""
+    z = latent.prior(keyed(seed, _Purpose.PRIOR, *key), length)
+    z.flags.writeable = False
+    return z
 
 
 @torch.inference_mode()
-def _generate_rows(
+def _generate_batch(
     model: Decoder, rows: Sequence[_Row], spec: SampleSpec, separator: int | None
-) -> list[tuple[list[int], list[int] | None]]:
-    """Tokens and codes of rows with equally long prompts; both end where the row's text does."""
+) -> list[tuple[list[int], list[Any] | None]]:
+    """Tokens and Z of rows, each up to the end of its text."""
     device = model.embedding.weight.device
-    tokens_BP = torch.tensor([row.tokens for row in rows], device=device)
-    z_BT = torch.from_numpy(np.stack([row.codes for row in rows])).to(device)
-    noise_BN = torch.from_numpy(np.stack([row.token_noise for row in rows])).to(device)
-    prompt, total = tokens_BP.shape[1], rows[0].total
-    room = -(-(total - 1) // ALIGNED) * ALIGNED  # products over an odd number of keys are slow
-    cache = model.new_cache(len(rows), room if device.type == "cuda" else total - 1)
-    logits_BV = _read_prompt(model, tokens_BP, z_BT, rows, cache)
-    out_BT = torch.cat([tokens_BP, tokens_BP.new_zeros(len(rows), total - prompt)], dim=1)
+    prompt = max(len(row.tokens) for row in rows)
+    padding = [prompt - len(row.tokens) for row in rows]
+    total = max(pad + row.total for pad, row in zip(padding, rows, strict=True))
+    tokens_BT = torch.from_numpy(_aligned([np.asarray(row.tokens) for row in rows], padding, total)).to(device)
+    quantiles_BN = torch.from_numpy(_aligned([row.quantiles for row in rows], [0] * len(rows), total - prompt)).to(device)
+    z = None
+    if model.latent is not None:
+        z = model.latent.batch([row.z for row in rows if row.z is not None], padding, total - 1).to(device)
+    room = -(-(total - 1) // ALIGNED) * ALIGNED if device.type == "cuda" else total - 1
+    padding_B = torch.tensor(padding, device=device) if any(padding) else None
+    cache = model.new_cache(len(rows), room, padding=padding_B)
+    logits_BV, z = _read_prompt(model, tokens_BT[:, :prompt], z, rows, padding, cache)
 
     def choose(logits_BV: Tensor, quantiles_B: Tensor) -> Tensor:
-        return choose_tokens(logits_BV, quantiles_B, spec)
+        return choose_tokens(logits_BV, quantiles_B, spec.temperature, spec.top_k, spec.top_p)
 
-    Continuation(model, cache, out_BT, z_BT, noise_BN, logits_BV, choose, separator).run()
-    texts = [_until(separator, row, prompt) for row in out_BT.tolist()]
-    if not isinstance(model, FreeTransformer):
-        return [(text, None) for text in texts]
-    return [(text, z[: len(text) - 1]) for z, text in zip(z_BT.tolist(), texts, strict=True)]
-
-
-def _read_prompt(model: Decoder, tokens_BP: Tensor, z_BT: Tensor, rows: Sequence[_Row], cache: Cache) -> Tensor:
-    """Fill the cache with the prompt; the logits after it, [B, V]. Codes drawn by the encoder are written into z_BT."""
-    if not isinstance(model, FreeTransformer):
-        return model.read_out(model.hidden(tokens_BP, cache)[:, -1])
-    prompt = tokens_BP.shape[1]
-    x_BPD = model.lower(tokens_BP, cache)
-    if rows[0].posterior_noise is not None:
-        noise_BPH = torch.from_numpy(np.stack([row.posterior_noise for row in rows if row.posterior_noise is not None])).to(x_BPD.device)
-        z_BT[:, :prompt] = sample_codes(model.infer_latent(x_BPD, tokens_BP), noise_BPH)
-    hidden_BPD = model.upper(x_BPD, model.post_sampler(z_BT[:, :prompt]), cache)
-    return model.read_out(hidden_BPD[:, -1])
+    DecodeLoop(model, cache, tokens_BT, z, quantiles_BN, logits_BV, choose, separator).run()
+    results: list[tuple[list[int], list[Any] | None]] = []
+    for b, (row, pad, tokens) in enumerate(zip(rows, padding, tokens_BT.tolist(), strict=True)):
+        text = _until(separator, tokens[pad : pad + row.total], len(row.tokens))
+        of_row = None if model.latent is None or z is None else model.latent.span(z[b : b + 1], pad, len(text) - 1)[0].tolist()
+        results.append((text, of_row))
+    return results
 
 
-def choose_tokens(logits_BV: Tensor, noise_B: Tensor, spec: SampleSpec) -> Tensor:
-    """The token at quantile noise of each row's distribution after temperature, top-k and top-p (in this order), [B]."""
-    if spec.temperature == 0:
-        return logits_BV.argmax(-1)
-    logits_BV = logits_BV.to(torch.float32)
-    logits_BV = (logits_BV - logits_BV.amax(-1, keepdim=True)) / max(spec.temperature, LEAST_TEMPERATURE)
-    if 0 < spec.top_k < logits_BV.shape[-1]:
-        best_BK = logits_BV.topk(spec.top_k).indices
-        logits_BV = torch.full_like(logits_BV, -torch.inf).scatter(-1, best_BK, logits_BV.gather(-1, best_BK))
-    p_BV = torch.softmax(logits_BV, dim=-1)
-    if spec.top_p < 1:
-        sorted_BV, order_BV = p_BV.sort(dim=-1, descending=True)
-        beyond_BV = sorted_BV.cumsum(-1) - sorted_BV >= spec.top_p  # the token that reaches top_p is kept
-        beyond_BV[:, 0] = False  # and the likeliest one always
-        p_BV = p_BV.masked_fill(torch.zeros_like(beyond_BV).scatter(-1, order_BV, beyond_BV), 0.0)
-    cumulative_BV = p_BV.cumsum(-1)
-    target_B1 = noise_B[:, None].to(cumulative_BV.dtype) * cumulative_BV[:, -1:]
-    below_B = (cumulative_BV <= target_B1).sum(-1)
-    last_B = p_BV.shape[-1] - 1 - (p_BV > 0).flip(-1).to(torch.uint8).argmax(-1)  # rounding must not choose an impossible token
-    return torch.minimum(below_B, last_B)
+def _read_prompt(
+    model: Decoder, tokens_BP: Tensor, z: Tensor | None, rows: Sequence[_Row], padding: Sequence[int], cache: Cache
+) -> tuple[Tensor, Tensor | None]:
+    """Fill the cache with the prompt: the logits after it, [B, V], and Z with the prompt's part where the encoder inferred it."""
+    latent, noise = model.latent, [row.noise for row in rows if row.noise is not None]
+    if latent is None or z is None:
+        out = model(tokens_BP, cache=cache, last_only=True)
+    elif noise:
+        aligned = torch.from_numpy(_aligned(noise, padding, tokens_BP.shape[1])).to(tokens_BP.device)
+        out = model(tokens_BP, noise=aligned, cache=cache, last_only=True)
+        z = latent.with_prefix(z, out.z)
+    else:
+        out = model(tokens_BP, latent.span(z, 0, tokens_BP.shape[1]), cache=cache, last_only=True)
+    return out.logits[:, -1], z
+
+
+def _aligned(parts: Sequence[np.ndarray], offsets: Sequence[int], length: int) -> np.ndarray:
+    """Arrays [n, …] side by side in one of zeros [B, length, …], each from its offset on."""
+    whole = np.zeros((len(parts), length, *parts[0].shape[1:]), parts[0].dtype)
+    for row, part, offset in zip(whole, parts, offsets, strict=True):
+        row[offset : offset + len(part)] = part
+    return whole
 
 
 def _until(separator: int | None, tokens: list[int], prompt: int) -> list[int]:
@@ -267,13 +288,3 @@ def _until(separator: int | None, tokens: list[int], prompt: int) -> list[int]:
     if separator is None or separator not in tokens[prompt:]:
         return tokens
     return tokens[: tokens.index(separator, prompt) + 1]
-
-
-def figure4_samples(model: Decoder, tokenizer: Tokenizer, prompt: str, spec: SampleSpec, groups: int) -> dict[str, list[Sample]]:
-    """The paper's Figure 4 for one prompt: one group with independent Z, and for a Free model `groups` groups that share one each."""
-    out = {"independent": list(generate(model, tokenizer, [prompt], replace(spec, z="independent", groups=1)))}
-    if isinstance(model, FreeTransformer):
-        # A seed of its own, or the draws of the tokens would repeat those of the independent group.
-        other = replace(spec, z="shared", groups=groups, seed=spec.seed + 1)
-        out["shared"] = list(generate(model, tokenizer, [prompt], other))
-    return out

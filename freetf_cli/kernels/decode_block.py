@@ -23,7 +23,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from freetf_cli.model.attention.softmax import LayerCache, Rotary
-    from freetf_cli.model.layers import Block
+    from freetf_cli.model.block import Block
 
 _PIECE = 4096  # numbers of a weight that a program has on the way at once
 _ROWS = {"projected": 2, "gated": 8, "added": 2}  # outputs of a program: several programs for every multiprocessor

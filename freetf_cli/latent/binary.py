@@ -1,42 +1,190 @@
-"""The latent Z: binary mapper with its exact gradient, post-sampler, KL divergence and free bits (paper §3.3–3.4).
+"""The paper's latent: H independent bits a token (§3.3, §3.4 and Algorithm 2 of Fleuret, arXiv 2510.17558).
 
-Z_t has H independent bits with P(B_h = 1) = sigmoid(L_h) (eq. 6); its code is the number whose bit h is B_h, and the mapper's
-output Y is the one-hot vector of the code (eq. 7). The paper passes gradients by Y + G − detach(G) with G_d = P(code = d)
-(eq. 8): forward the one-hot, backward the gradient of all C = 2^H probabilities. Here neither Y nor G is ever made, since
-[tokens, C] tensors are gigabytes at H = 16; the same numbers come from
+    y = block(q = ζ repeated T times, kv = x), non-causal        line 7
+    L = to_bit_logits(norm(y))                                   line 8: logits of the bits, P(B_h = 1) = σ(L_h) (equation 6)
+    Y = one-hot of the code Σ_h 2^h B_h                          line 9: the binary mapper (equation 7)
+    r = post_sampler(Y), a row of a table W [C, D], C = 2^H      line 13
+    keys and values of block L/2 + 1 from x + r                  line 14
 
-    forward    r = W[code]                                          one row of the post-sampler's table W [C, D]
-    backward   s = W · dr                                           in chunks of tokens
-               dL_h = Σ_d G_d (U_h(d) − p_h) s_d = Cov_G(U_h, s)    U_h(d): bit h of d
+The paper passes gradients by Y + G − detach(G), G_d = P(code = d) (equation 8): forward the one-hot, backward the gradient of all
+C probabilities. Neither Y nor G is built here, since [tokens, C] tensors take gigabytes at H = 16. The same numbers come from
 
-and G factorises over the low and the high half of the bits, so that the covariance of a token costs two products of s,
-seen as a [2^(H − H/2), 2^(H/2)] matrix, with a vector.
+    forward    r = W[code]                                       a gather
+    backward   s = W · dr                                        in chunks of tokens
+               dL_h = Σ_d G_d (U_h(d) − p_h) s_d = Cov_G(U_h, s) U_h(d): bit h of d
 
-That is exact for eq. 8, and eq. 8 is an estimate: it takes the loss for a straight line from the code drawn to every other one. A bit
-that the decoder relies on lies where the loss is flat already, so that what the bit is worth is told much too low, and the more so the
-surer the bit. `gradient = "heun"` divides dL_h by 2 P(B_h as drawn): in the mean over draws, the slope at the bit drawn becomes the
-mean of the slopes at both its values, the trapezoid rule for the difference that the true gradient has (Liu et al., arXiv 2304.08612).
-It is not the paper's.
+This gradient is exact for equation 8, and equation 8 is an estimate: it extrapolates the loss linearly from the code drawn to every
+other code. A bit that the decoder relies on lies where the loss is already flat, so its value is underestimated, the more so the
+surer the bit. `gradient = "heun"` divides dL_h by 2 P(B_h as drawn): averaged over draws, the slope at the bit drawn becomes the mean
+of the slopes at both its values, a trapezoid rule for the true difference (Liu et al., arXiv 2304.08612). It is not the paper's.
 
 Shapes: N tokens, B sequences, T positions, H bits, C codes, D width. KL is in nats.
 """
 
-import math
-from typing import Literal
+from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from freetf_cli.config.recipe import LatentConfig, ModelConfig
+from freetf_cli.errors import InputError
 from freetf_cli.kernels.support import runs_kernels
+from freetf_cli.latent.objective import LN2, aggregate_mismatch, free_bits_penalty
+from freetf_cli.model.block import Block
+from freetf_cli.model.context import Context
+from freetf_cli.model.decoder import initialise
+from freetf_cli.model.latent import Distribution, Injection, Latent, ObjectiveWeights
 
-LN2 = math.log(2.0)
 CHUNK_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 28}  # of s at a time: 16 MB in float32 on a CPU, 0.5 GB in bfloat16 on a GPU
 WIDEST_FUSED = 768  # beyond, a library's product that writes s to memory and a kernel that reads it are faster
+ZETA_STD = 0.02
+
+
+class BinaryLatent(Latent):
+    """H uniform bits a token, inferred by one non-causal block, injected into the keys and values of block `depth`."""
+
+    no_weight_decay = ("post_sampler.weight",)
+
+    def __init__(self, model: ModelConfig, config: LatentConfig) -> None:
+        super().__init__()
+        self.config, self.bits, self.kappa = config, config.bits, config.kappa
+        self.depth, self.window = config.depth or model.layers // 2, config.window
+        self.reads_embeddings = config.encoder == "full"
+        self.encoder = Encoder(model, config.bits, own_blocks=self.depth if self.reads_embeddings else 0)
+        self.post_sampler = PostSampler(config.bits, model.width, config.gradient, config.float8)
+
+    def posterior(self, x_BTD: Tensor, embedded_BTD: Tensor, ctx: Context) -> BinaryDistribution:
+        """Bernoulli bits from the encoder; from `latent.window` on their logits are 0, the prior's."""
+        bit_logits_BTH = self.encoder(embedded_BTD if self.reads_embeddings else x_BTD, ctx)
+        if self.window is not None:
+            bit_logits_BTH = bit_logits_BTH * (ctx.token_positions < self.window)[..., None]
+        return BinaryDistribution(bit_logits_BTH)
+
+    def inject(self, z: Tensor, posterior: Distribution | None = None) -> Injection:
+        """r = W[z]; with the posterior, the gradient of equation 8 flows to the bit logits."""
+        bit_logits_BTH = posterior.bit_logits if isinstance(posterior, BinaryDistribution) else None
+        return ResidualInjection(self.post_sampler(z, bit_logits_BTH), self.depth)
+
+    def prior(self, stream: np.random.Generator, length: int) -> np.ndarray:
+        """Uniform codes [T] int64."""
+        return stream.integers(0, 2**self.bits, length)
+
+    def prior_log_prob(self, z: Tensor) -> Tensor:
+        """−H ln 2 for every token."""
+        return torch.full(z.shape, -self.bits * LN2, device=z.device)
+
+    def check_record(self, values: list[Any]) -> None:
+        """Codes are whole numbers in [0, 2^H)."""
+        if any(type(code) is not int for code in values):
+            raise ValueError("a record needs a list of whole numbers named 'z'")
+        wrong = next((code for code in values if not 0 <= code < 2**self.bits), None)
+        if wrong is not None:
+            raise ValueError(f"code {str(wrong)[:30]} is outside 0 … {2**self.bits - 1}: this model has {self.bits} bits of Z a token")
+
+    def noise_shape(self, length: int) -> tuple[int, ...]:
+        """[T, H]: a uniform number for every bit."""
+        return length, self.bits
+
+    def penalty(self, posterior: Distribution, kl_BT: Tensor, latent_mask_BT: Tensor, weights: ObjectiveWeights) -> Tensor:
+        """The KL above the free bits (equation 5), and what `latent.objective` adds to it."""
+        assert isinstance(posterior, BinaryDistribution)
+        config = self.config
+        penalty = free_bits_penalty(kl_BT, latent_mask_BT, weights.kappa, config.free_bits, weights.slope)
+        if config.mismatch > 0 or "mismatch" in config.schedule:
+            inferred = slice(self.window)
+            logits_BTH = posterior.bit_logits[:, inferred].float()
+            divergence = aggregate_mismatch(logits_BTH, latent_mask_BT[:, inferred], config.mismatch_over)
+            penalty = penalty + weights.mismatch * len(logits_BTH) * divergence
+        return penalty
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """Encoder as the decoder's blocks, ζ small, the table by `latent.table_init`."""
+        initialise(self.encoder, self.encoder.layers, generator)
+        with torch.no_grad():
+            self.encoder.zeta.copy_(torch.randn(len(self.encoder.zeta), generator=generator) * ZETA_STD)
+        self.post_sampler.initialise(self.config.table_init, self.config.table_std, generator)
+
+    def parts(self) -> dict[str, nn.Module]:
+        return {"encoder (training only)": self.encoder, f"post-sampler table, 2^{self.bits} rows": self.post_sampler}
+
+
+@dataclass(frozen=True)
+class BinaryDistribution(Distribution):
+    """Independent bits with P(B_h = 1) = σ(L_h) at every position; Z is their code, [B, T] int64. bit_logits: L, [B, T, H]."""
+
+    bit_logits: Tensor
+
+    @property
+    def device(self) -> torch.device:
+        return self.bit_logits.device
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """Codes [B, T] from uniform noise [B, T, H]: bit h is set where noise < σ(L_h)."""
+        return sample_codes(self.bit_logits.detach(), noise)
+
+    def kl(self) -> Tensor:
+        """KL from the uniform prior, nats per token [B, T], in float32 or wider."""
+        return kl_per_token(at_least_float32(self.bit_logits))
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """log Q(Z_t | S), nats per token [..., T]."""
+        logits_BTH = at_least_float32(self.bit_logits)
+        return (code_bits(z, logits_BTH.shape[-1]) * logits_BTH - F.softplus(logits_BTH)).sum(-1)
+
+    def rows(self, index: Tensor) -> BinaryDistribution:
+        return BinaryDistribution(self.bit_logits[index])
+
+
+@dataclass(frozen=True)
+class ResidualInjection(Injection):
+    """Keys and values of block `depth` come from x + r; queries and the residual stream from x (line 14)."""
+
+    r_BTD: Tensor
+    depth: int
+
+    def kv(self, index: int, x_BTD: Tensor) -> Tensor | None:
+        return x_BTD + self.r_BTD if index == self.depth else None
+
+
+class Encoder(nn.Module):
+    """One non-causal block whose query and residual stream start at the learned vector ζ, then RMSNorm and H logits (lines 7–8).
+
+    ζ is the same at every position; the rotary embedding tells positions apart. Its attention is softmax attention whatever the
+    decoder's: where all rows share one query, mixing attention weights across rows says little. With `own_blocks` it is the
+    classic conditional VAE's encoder (Figure 1b): a non-causal stack of its own over the token embeddings.
+    """
+
+    def __init__(self, config: ModelConfig, bits: int, own_blocks: int = 0) -> None:
+        super().__init__()
+        self.layers = config.layers
+        self.zeta = nn.Parameter(torch.empty(config.width))
+        self.block = Block(config)
+        self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.to_bit_logits = nn.Linear(config.width, bits, bias=False)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(own_blocks))
+
+    def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
+        """Bit logits [B, T, H] from a stream [B, T, D]."""
+        for block in self.blocks:
+            x_BTD = block(x_BTD, ctx)
+        y_BTD = self.block(self.zeta[None, None], ctx, x_BTD)
+        return self.to_bit_logits(self.norm(y_BTD))
+
+
+def bit_logits(posterior: Distribution) -> Tensor:
+    """Logits of the bits [B, T, H]; InputError for a latent that has no bits."""
+    if not isinstance(posterior, BinaryDistribution):
+        raise InputError("this measurement needs a latent of bits", hint="latent.kind = 'binary'")
+    return posterior.bit_logits
 
 
 def sample_codes(bit_logits_BTH: Tensor, noise_BTH: Tensor) -> Tensor:
-    """Codes [B, T] (int64) of Z ~ Q(Z | S), from uniform noise in [0, 1): bit h is set where noise < sigmoid(logit)."""
+    """Codes [B, T] (int64) whose bit h is set where noise < σ(L_h); noise is uniform in [0, 1)."""
     bits_BTH = noise_BTH < torch.sigmoid(bit_logits_BTH.to(noise_BTH.dtype))
     weights_H = 2 ** torch.arange(bits_BTH.shape[-1], device=bits_BTH.device)
     return (bits_BTH * weights_H).sum(-1)
@@ -48,50 +196,14 @@ def code_bits(codes: Tensor, bits: int) -> Tensor:
 
 
 def kl_per_token(bit_logits_BTH: Tensor) -> Tensor:
-    """KL(Q(Z_t | S) ‖ uniform) in nats, [B, T]: H ln 2 − Σ_h entropy(sigmoid(L_h)), eq. 4 in closed form."""
+    """KL(Q(Z_t | S) ‖ uniform) in nats, [B, T]: H ln 2 − Σ_h entropy(σ(L_h)), equation 4 in closed form."""
     entropy_BTH = F.softplus(bit_logits_BTH) - bit_logits_BTH * torch.sigmoid(bit_logits_BTH)
     return (LN2 - entropy_BTH).sum(-1)
 
 
-def free_bits_penalty(
-    kl_BT: Tensor, counted_BT: Tensor, kappa: float | Tensor, pool: Literal["token", "sequence"], slope: float | Tensor = 0.0
-) -> Tensor:
-    """The part of the KL above the threshold, and `slope` times the part below it, summed over the batch, in nats.
-
-    kappa: nats per token. "token" is the paper's eq. 5, Σ_t max(0, KL_t − κ); "sequence" pools the same allowance over a
-    sequence, max(0, Σ_t KL_t − κ·n), so that a rare event may pay for itself at one token. A slope above 0 is not the paper's: it
-    presses out what costs KL and saves little.
-    """
-    kl_BT = kl_BT * counted_BT
-    used, allowed = (kl_BT, kappa * counted_BT) if pool == "token" else (kl_BT.sum(-1), kappa * counted_BT.sum(-1))
-    return (F.relu(used - allowed) + slope * torch.minimum(used, allowed)).sum()
-
-
-def aggregate_mismatch(bit_logits_BTH: Tensor, counted_BT: Tensor, over: Literal["sequence", "token"] = "sequence") -> Tensor:
-    """D₂(aggregate posterior ‖ uniform), in nats per sequence, estimated from a batch (0 of a single sequence).
-
-    over: all bits of a sequence together, or those of each token by themselves and the sum over tokens, which asks nothing of how the
-    codes of two tokens go together. Each token's estimate is held at 0 before the sum, so that chance adds to it: 65 tokens of k sure,
-    even and independent bits, whose divergence is 0, come to 0.3, 0.5 and 1.5 nats for k = 1, 2 and 4 in a batch of 128.
-
-    Over sequences, KL(Q(Z|S) ‖ P) = I(S; Z) + KL(Q(Z) ‖ P) with Q(Z) the mean of Q(Z|S): the second part tells nothing, and
-    generation from the prior does not know it. Rényi's divergence of order 2, ln 2ⁿ Σ_z Q(z)², is no less than that KL, 0 where it is 0,
-    and needs no sum over the 2ⁿ values of the n = T·H bits: with s_i = 2 p_i − 1, two sequences a and b have
-    2ⁿ Σ_z Q(z|a) Q(z|b) = Π_i (1 + s_i^a s_i^b), and D₂ is the logarithm of its mean over pairs. So it sees single bits that are not
-    balanced, bits that tell the same, and every dependence of more of them, at one token or across tokens.
-
-    Pairs are of a sequence of the batch's first half and one of its second, never of a sequence with itself. Where Z tells more than
-    ln(B²/4) nats, alike pairs are too rare to be seen and the estimate comes out below 0: then it is 0, and presses on nothing.
-    Memory: some tensors of B²/4 · T · H numbers.
-    """
-    half = len(bit_logits_BTH) // 2
-    if half == 0:
-        return bit_logits_BTH.new_zeros(())  # one sequence says nothing: a rest of held-out rows
-    signs_BTH = torch.tanh(bit_logits_BTH / 2) * counted_BT[..., None]
-    products_bbTH = signs_BTH[:half, None] * signs_BTH[None, half : 2 * half]
-    alike_bbT = torch.log1p(products_bbTH.clamp(min=-1 + 1e-6)).sum(-1)
-    alike_bbK = alike_bbT if over == "token" else alike_bbT.sum(-1, keepdim=True)
-    return F.relu(torch.logsumexp(alike_bbK.flatten(0, 1), 0) - 2 * math.log(half)).sum()
+def at_least_float32(values: Tensor) -> Tensor:
+    """Widen bfloat16, which would lose what a sum over positions adds up."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 class PostSampler(nn.Module):
@@ -244,3 +356,6 @@ def _centred(weighted_Nj: Tensor, p_Nh: Tensor) -> Tensor:
     count = p_Nh.shape[1]
     bits_jh = code_bits(torch.arange(2**count, device=p_Nh.device), count).to(weighted_Nj.dtype)
     return weighted_Nj @ bits_jh - weighted_Nj.sum(1, keepdim=True) * p_Nh
+
+
+Kind = BinaryLatent

@@ -1,47 +1,54 @@
-"""The baseline: a decoder-only Transformer (Llama's shape), and the cache of its generation.
+"""The decoder: a Llama-style Transformer, with or without a latent Z in its middle.
+
+Without a latent it is the baseline. With one it is the Free Transformer, Algorithm 2 of Fleuret (arXiv 2510.17558):
+
+    x = embedding(tokens), blocks 1 … L/2          lines 2–5    `lower`
+    Q(Z | S) from the encoder                      lines 7–8    `latent.posterior`
+    Z sampled from Q, drawn from the prior, given  lines 9, 11
+    r = post_sampler(Z)                            line 13      `latent.inject`
+    block L/2 + 1 with keys and values from x + r, lines 14–18  `upper`
+    blocks L/2 + 2 … L, norm
+    logits = lm_head(x)                            line 19
+
+Z is always an argument or sampled from noise that the caller brings: nothing here draws random numbers.
 
 Shapes: B sequences, T positions, S cached and new positions, D width, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from freetf_cli.config.recipe import ModelConfig
-from freetf_cli.model.attention.softmax import LayerCache, Rotary, rotary_tables
-from freetf_cli.model.layers import Block, Embedding
+from freetf_cli.kernels.linear_cross_entropy import readout_cross_entropy
+from freetf_cli.model.attention.softmax import Attention
+from freetf_cli.model.block import Block, Embedding
+from freetf_cli.model.context import PADDING, Cache, Context, make_context
+from freetf_cli.model.latent import Distribution, Injection, Latent, ObjectiveWeights
+from freetf_cli.model.loss import IGNORE, LossTerms, latent_mask
+
+EMBEDDING_STD = 0.02
 
 
-class Cache:
-    """Keys and values of every block, and how many positions they hold: a number, or for a step that is replayed on a device a tensor
-    there, [] int64, with the angles of all positions beside it. documents_BS: the number of each position's document, where those are
-    kept apart."""
+@dataclass(frozen=True)
+class Output:
+    """What a forward returns: logits [B, T, V], or with targets the terms of the loss; Q(Z | S) and Z where there are any."""
 
-    def __init__(self, layers: list[LayerCache], documents_BS: Tensor | None = None) -> None:
-        self.layers = layers
-        self.position: int | Tensor = 0
-        self.angles: Rotary | None = None
-        self.documents_BS = documents_BS
-
-    def advance(self, length: int) -> None:
-        """Count `length` positions as read; the model calls this once both of its halves have written them."""
-        self.position += length  # a tensor keeps its place
-
-    def documents(self, length: int) -> Tensor | None:
-        """Those of all positions up to `length` new ones, [B, S]; of a position on the device all that there is room for."""
-        if self.documents_BS is None or isinstance(self.position, Tensor):
-            return self.documents_BS
-        return self.documents_BS[:, : self.position + length]
+    logits: Tensor | None = None
+    losses: LossTerms | None = None
+    posterior: Distribution | None = None
+    z: Tensor | None = None
 
 
 class Decoder(nn.Module):
-    """Embedding, L blocks, RMSNorm, read-out."""
+    """Embedding, L blocks, RMSNorm, lm_head; `latent` makes it a Free Transformer."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, latent: Latent | None = None) -> None:
         super().__init__()
         if config.vocab is None:
             raise ValueError("model.vocab must be known to build a model")
@@ -49,100 +56,136 @@ class Decoder(nn.Module):
         self.embedding = Embedding(config.vocab, config.width)
         self.blocks = nn.ModuleList(Block(config, index) for index in range(config.layers))
         self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
-        self.readout = None if config.tie_embeddings else nn.Linear(config.width, config.vocab, bias=False)
+        self.lm_head = None if config.tie_embeddings else nn.Linear(config.width, config.vocab, bias=False)
+        self.latent = latent
+        self.depth = config.layers if latent is None else latent.depth
 
-    def forward(self, tokens_BT: Tensor, cache: Cache | None = None) -> Tensor:
-        """Logits of the next token at every position, [B, T, V]."""
-        return self.read_out(self.hidden(tokens_BT, cache))
+    def forward(
+        self,
+        tokens_BT: Tensor,
+        z: Tensor | None = None,
+        *,
+        noise: Tensor | None = None,
+        targets_BT: Tensor | None = None,
+        weights: ObjectiveWeights | None = None,
+        cache: Cache | None = None,
+        last_only: bool = False,
+    ) -> Output:
+        """One pass. Of a Free model give either z, or noise to sample Z from the posterior; a baseline ignores both.
 
-    def hidden(self, tokens_BT: Tensor, cache: Cache | None = None) -> Tensor:
-        """The normed stream before the read-out, [B, T, D]."""
-        documents_BS = self.documents(tokens_BT, cache)
-        x_BTD = self.run_blocks(range(self.config.layers), self.embedding(tokens_BT), cache, documents_BS)
+        targets_BT: return the loss's terms instead of logits; positions with -100 do not count. weights: of the objective, needed
+        with targets and noise. last_only: logits of the last position only, [B, 1, V]. Raises ValueError without z and noise.
+        """
+        ctx = self.context(tokens_BT, cache)
+        x_BTD = self.lower(tokens_BT, ctx)
+        posterior = None
+        if self.latent is not None and z is None:
+            if noise is None:
+                raise ValueError("a Free model needs z, or noise to sample z from its posterior")
+            posterior = self.infer_latent(x_BTD, tokens_BT, ctx)
+            z = posterior.sample(noise)
+        hidden_BTD = self.upper(x_BTD, z, ctx, posterior)
         if cache is not None:
             cache.advance(tokens_BT.shape[1])
-        return self.norm(x_BTD)
+        if targets_BT is not None:
+            return Output(losses=self.losses(hidden_BTD, targets_BT, posterior, weights), posterior=posterior, z=z)
+        return Output(logits=self.logits(hidden_BTD[:, -1:] if last_only else hidden_BTD), posterior=posterior, z=z)
 
-    def read_out(self, x_BTD: Tensor) -> Tensor:
-        """Logits [B, T, V] of a normed stream."""
-        return F.linear(x_BTD, self.readout_weight)
-
-    @property
-    def readout_weight(self) -> Tensor:
-        """[V, D]: the embedding table when tied."""
-        return self.embedding.weight if self.readout is None else self.readout.weight
-
-    def run_blocks(self, indices: Iterable[int], x_BTD: Tensor, cache: Cache | None, documents_BS: Tensor | None = None) -> Tensor:
-        """Causal blocks in turn, each from its own stream."""
-        rotary = self.rotary(x_BTD, cache)
-        for index in indices:
-            x_BTD = self.run_block(index, x_BTD, rotary, cache, documents_BS=documents_BS)
+    def lower(self, tokens_BT: Tensor, ctx: Context) -> Tensor:
+        """Lines 2–5: embedding and the blocks below the latent (a baseline: all blocks), [B, T, D]."""
+        x_BTD = self.embedding(tokens_BT)
+        for index in range(self.depth):
+            x_BTD = self.blocks[index](x_BTD, ctx)
         return x_BTD
 
-    def run_block(
-        self,
-        index: int,
-        x_BTD: Tensor,
-        rotary: Rotary,
-        cache: Cache | None,
-        keys_from: Tensor | None = None,
-        documents_BS: Tensor | None = None,
-    ) -> Tensor:
-        """One causal block, writing to its cache if there is one."""
-        layer, position = (None, 0) if cache is None else (cache.layers[index], cache.position)
-        return self.blocks[index](x_BTD, rotary, keys_from=keys_from, cache=layer, position=position, documents_BS=documents_BS)
+    def infer_latent(self, x_BTD: Tensor, tokens_BT: Tensor, ctx: Context) -> Distribution:
+        """Lines 7–8: Q(Z | S) from the whole sequence. Of a Free model only."""
+        assert self.latent is not None
+        embedded_BTD = self.embedding(tokens_BT) if self.latent.reads_embeddings else x_BTD
+        return self.latent.posterior(x_BTD, embedded_BTD, ctx.non_causal())
 
-    def documents(self, tokens_BT: Tensor, cache: Cache | None = None) -> Tensor | None:
-        """The number of the document that each position is in, [B, S], those in the cache first; None where all see each other.
+    def upper(self, x_BTD: Tensor, z: Tensor | None, ctx: Context, posterior: Distribution | None = None) -> Tensor:
+        """Lines 13–18: Z's injection, the blocks above it, and the norm, [B, T, D]. posterior: what Z was sampled from, if it was."""
+        injection = Injection() if self.latent is None or z is None else self.latent.inject(z, posterior)
+        for index in range(self.depth, self.config.layers):
+            x_BTD = self.blocks[index](x_BTD, ctx, injection.kv(index, x_BTD))
+        return self.norm(x_BTD)
 
-        A separator begins a document: packed rows are cut out of `SEP d1 SEP d2 SEP …`.
+    def logits(self, hidden_BTD: Tensor) -> Tensor:
+        """Line 19: logits [B, T, V] of the normed stream."""
+        return F.linear(hidden_BTD, self.lm_head_weight)
+
+    @property
+    def lm_head_weight(self) -> Tensor:
+        """[V, D]: the embedding table where they are tied."""
+        return self.embedding.weight if self.lm_head is None else self.lm_head.weight
+
+    def losses(self, hidden_BTD: Tensor, targets_BT: Tensor, posterior: Distribution | None, weights: ObjectiveWeights | None) -> LossTerms:
+        """The terms of the objective, summed over the batch. Without a posterior (a baseline, or Z given) all latent terms are 0."""
+        ce = readout_cross_entropy(hidden_BTD.flatten(0, 1), self.lm_head_weight, targets_BT.flatten(), IGNORE)
+        mask_BT = latent_mask(targets_BT)
+        if self.latent is None or posterior is None:
+            zero = torch.zeros_like(ce)
+            return LossTerms(ce, zero, zero, zero, mask_BT.sum())
+        assert weights is not None
+        kl_BT = posterior.kl() * mask_BT
+        penalty = self.latent.penalty(posterior, kl_BT, mask_BT, weights)
+        return LossTerms(ce, kl_BT.sum(), penalty, (kl_BT > weights.kappa).float().sum(), mask_BT.sum())
+
+    @property
+    def no_weight_decay(self) -> set[str]:
+        """Names of the matrices that are tables of rows: AdamW must not decay rows that a batch did not read."""
+        of_latent = () if self.latent is None else self.latent.no_weight_decay
+        return {"embedding.weight", *(f"latent.{name}" for name in of_latent)}
+
+    def context(self, tokens_BT: Tensor, cache: Cache | None = None) -> Context:
+        """What all blocks of this forward share. Writes the new positions' documents into the cache."""
+        ids_BS = self._document_ids(tokens_BT, cache)
+        config = self.config
+        return make_context(tokens_BT.shape[1], config.head_width, config.rope_theta, tokens_BT.device, ids_BS, cache)
+
+    def _document_ids(self, tokens_BT: Tensor, cache: Cache | None) -> Tensor | None:
+        """The document of each position, cached ones first, [B, S]; None where all positions see each other.
+
+        A separator begins a document: packed rows are cut out of `SEP d1 SEP d2 SEP …`. Left padding is a document of its own.
         """
-        if self.config.separator is None:
+        separator = self.config.separator
+        if cache is None:
+            return None if separator is None else (tokens_BT == separator).cumsum(-1)
+        if cache.document_ids_BS is None:
             return None
-        begun_BT = (tokens_BT == self.config.separator).cumsum(-1)
-        if cache is None or cache.documents_BS is None:
-            return begun_BT
-        at_T = cache.position + torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
-        before_B1 = cache.documents_BS[:, (at_T[:1] - 1).clamp(min=0)]
-        cache.documents_BS.index_copy_(1, at_T, before_B1 + begun_BT)
-        return cache.documents(tokens_BT.shape[1])
+        new_T = cache.length + torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
+        begun_BT = torch.zeros_like(tokens_BT) if separator is None else (tokens_BT == separator).cumsum(-1)
+        before_B1 = cache.document_ids_BS[:, (new_T[:1] - 1).clamp(min=0)].clamp(min=0)
+        ids_BT = before_B1 + begun_BT
+        if cache.padding_B is not None:
+            ids_BT = ids_BT.masked_fill(new_T < cache.padding_B[:, None], PADDING)
+        cache.document_ids_BS.index_copy_(1, new_T, ids_BT)
+        return cache.document_ids_BS
 
-    def rotary(self, x_BTD: Tensor, cache: Cache | None = None) -> Rotary:
-        """Angles of the positions that x_BTD stands at."""
-        start = 0 if cache is None else cache.position
-        if isinstance(start, Tensor):
-            assert cache is not None and cache.angles is not None
-            cos_SE, sin_SE = cache.angles
-            return cos_SE.index_select(0, start[None]), sin_SE.index_select(0, start[None])
-        positions = torch.arange(start, start + x_BTD.shape[1], device=x_BTD.device)
-        return rotary_tables(positions, self.config.head_width, self.config.rope_theta)
-
-    def on_device(self, cache: Cache) -> None:
-        """From here on the cache's position is a tensor, so that one more position can be read without the host knowing which."""
-        device = self.embedding.weight.device
-        every_S = torch.arange(cache.layers[0].k.shape[2], device=device)
-        cache.angles = rotary_tables(every_S, self.config.head_width, self.config.rope_theta)
-        cache.position = torch.tensor(cache.position, device=device)
-
-    def new_cache(self, sequences: int, length: int, dtype: torch.dtype | None = None) -> Cache:
-        """An empty cache for `length` positions of `sequences` sequences."""
+    def new_cache(self, sequences: int, length: int, dtype: torch.dtype | None = None, padding: Tensor | None = None) -> Cache:
+        """An empty cache for `length` positions of `sequences` sequences. padding [B]: left padding of each."""
         weight = self.embedding.weight
-        attentions = (block.attention for block in self.blocks if isinstance(block, Block))
-        layers = [attention.new_cache(sequences, length, dtype or weight.dtype) for attention in attentions]
-        apart = self.config.separator is not None
-        return Cache(layers, torch.zeros(sequences, length, dtype=torch.long, device=weight.device) if apart else None)
+        layers = [attention.new_cache(sequences, length, dtype or weight.dtype) for attention in self.attentions()]
+        masked = self.config.separator is not None or padding is not None
+        return Cache(layers, padding, torch.zeros(sequences, length, dtype=torch.long, device=weight.device) if masked else None)
+
+    def attentions(self) -> Iterator[Attention]:
+        """The attention of every block of the decoder, in order."""
+        return (block.attention for block in self.blocks)  # type: ignore[misc]
 
 
 @torch.no_grad()
-def initialise(model: nn.Module, layers: int, generator: torch.Generator) -> None:
-    """Normal weights of deviation fan_in^-1/2, output projections of residual branches by (2 L)^-1/2 less, embeddings 0.02.
+def initialise(module: nn.Module, layers: int, generator: torch.Generator) -> None:
+    """Set weights: normal with deviation fan_in^-1/2, output projections of residual branches (2 L)^-1/2 of that, embeddings 0.02.
 
-    Draws on the CPU in a fixed order, so that a seed gives the same weights on every device.
+    Draws on the CPU in a fixed order, so that a seed gives the same weights on every device. Vectors and the kernels of a kind of
+    attention keep the values that they were built with.
     """
-    for name, parameter in model.named_parameters():
+    for name, parameter in module.named_parameters():
         if parameter.dim() != 2:
-            continue  # norms keep their ones, a kind of attention what it begins with; the latent's own are set by FreeTransformer
-        std = 0.02 if "embedding" in name else parameter.shape[-1] ** -0.5
+            continue
+        std = EMBEDDING_STD if "embedding" in name else parameter.shape[-1] ** -0.5
         if name.endswith(("attention.out.weight", "ffn.down.weight")):
             std *= (2 * layers) ** -0.5
         parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float32) * std)

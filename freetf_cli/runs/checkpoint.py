@@ -31,8 +31,8 @@ from freetf_cli.config.recipe import Recipe
 from freetf_cli.data import tokenizer as tokenizers
 from freetf_cli.data.tokenizer import Tokenizer
 from freetf_cli.errors import InputError, InputErrors
+from freetf_cli.latent.build import build_model
 from freetf_cli.model.decoder import Decoder
-from freetf_cli.model.free_transformer import build_model
 
 FORMAT = "freetf-checkpoint"
 FORMAT_VERSION = 1

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from freetf_cli.config.recipe import Recipe
 from freetf_cli.data.batches import DataSource
+from freetf_cli.model.loss import LossTerms
 from freetf_cli.training.distributed import World
-from freetf_cli.training.objective import LossFunction, LossSums
 from freetf_cli.training.prefetch import host_batch
-from freetf_cli.training.schedule import latent_weights
-from freetf_cli.training.step import autocast
+from freetf_cli.training.schedule import objective_weights
+from freetf_cli.training.step import LossFunction, autocast
 
 
 class CutShort(Exception):
@@ -34,13 +34,13 @@ def held_out_sums(
     world: World,
     asked: Callable[[], Signals | None],
 ) -> tuple[Tensor, int]:
-    """Sums of LossSums [5] over the held-out rows, and how many targets count; at the final κ and weights, Z from the posterior.
+    """Sums of the LossTerms [5] over the held-out rows, and how many targets count; at the final κ and weights, Z from the posterior.
 
     noise_NTH: of each of the N rows, whatever the batches. Of several processes each takes every `size`-th batch, and all have the sums.
     Raises CutShort when `asked` gives a signal.
     """
     config, device = recipe.eval, noise_NTH.device
-    weights = torch.tensor(latent_weights(recipe.train.steps, recipe.latent, recipe.train.steps), device=device).unbind()
+    weights = torch.tensor(objective_weights(recipe.train.steps, recipe.latent, recipe.train.steps), device=device).unbind()
     total, count, row = torch.zeros(5, device=device), 0, 0
     model.eval()
     try:
@@ -54,7 +54,7 @@ def held_out_sums(
             if number % world.size == world.rank:
                 with autocast(recipe.train, device):
                     terms = loss(rows.inputs.to(device), rows.targets.to(device), noise_BTH, *weights)
-                total += LossSums(*terms).stack()
+                total += LossTerms(*terms).stack()
         world.sum_([total])
     finally:
         model.train()

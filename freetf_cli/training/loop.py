@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass
 from signal import Signals
 from typing import NoReturn
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,15 +27,15 @@ from freetf_cli.model.decoder import Decoder
 from freetf_cli.records import Metrics, Progress, TrainResult
 from freetf_cli.runs.checkpoint import Checkpoint, checkpoint_folders, folder_step, save_checkpoint
 from freetf_cli.runs.folder import RunFolder, now
+from freetf_cli.streams import torch_seed
 from freetf_cli.training.distributed import World
 from freetf_cli.training.evaluation import CutShort, held_out_sums
 from freetf_cli.training.float8 import use_float8
-from freetf_cli.training.objective import loss_function
 from freetf_cli.training.optimizer import load_named_state, make_optimizer, named_state
 from freetf_cli.training.prefetch import HostBatch, Prefetch, host_batch
-from freetf_cli.training.schedule import LatentWeights, latent_weights, learning_rate
+from freetf_cli.training.schedule import learning_rate, objective_weights
 from freetf_cli.training.signals import StopRequest
-from freetf_cli.training.step import TrainStep, compiled
+from freetf_cli.training.step import TrainStep, compiled, loss_function
 from freetf_cli.training.stopwatch import Stopwatch
 
 SAMPLE_TOKENS = 256  # of the samples kept with a run, where the data's rows are longer
@@ -73,15 +72,15 @@ class Loop:
             use_float8(model)
         self.optimizer = make_optimizer(model, self.config, device)
         self.noise_generator = torch.Generator(device=device)
-        self.bits = recipe.latent.bits if recipe.latent else 1
-        self.plain_loss = loss_function(model, recipe.latent)
+        self.noise_shape = () if model.latent is None else model.latent.noise_shape(source.context)
+        self.plain_loss = loss_function(model)
         if self.config.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
         self._mine = self.world.rows(self.config.batch)
-        shape = (self.config.batch // self.world.size, source.context, self.bits)
-        loss, scalars = compiled(self.plain_loss, self.config, device), len(LatentWeights._fields)
-        self.update = TrainStep(model, loss, self.optimizer, self.config, device, shape, scalars, self.world)
+        shape, noise_shape = (self.config.batch // self.world.size, source.context), self.noise_shape
+        loss = compiled(self.plain_loss, self.config, device)
+        self.update = TrainStep(model, loss, self.optimizer, self.config, device, shape, noise_shape, self.world)
         self.batches = Prefetch(self._batch, self.config.steps)
         self.skipped: list[int] = []  # steps without an update, counted from 1
         self.saved = -1  # the step of the last checkpoint
@@ -142,8 +141,8 @@ class Loop:
         The tensors are those of every step: read them before the next one.
         """
         batch = self.batches.take(self.step)
-        weights = latent_weights(self.step, self.recipe.latent, self.config.steps)
-        self.update.noise.copy_(self._noise(self.step, (self.config.batch, self.source.context))[self._mine])
+        weights = objective_weights(self.step, self.recipe.latent, self.config.steps)
+        self.update.noise.copy_(self._noise(self.step, self.config.batch)[self._mine])
         self.update(self.step, batch, learning_rate(self.step, self.config), weights)
         if self.device.type != "cuda":  # where asking costs nothing
             self._note_faults()
@@ -165,11 +164,11 @@ class Loop:
     def evaluate(self) -> Metrics:
         """The held-out split, with noise that is the same every time."""
         config = self.recipe.eval
-        noise_NTH = self._noise(-1, (config.sequences, self.source.context))
+        noise_NTH = self._noise(-1, config.sequences)
         total, count = held_out_sums(self.recipe, self.source, self.model, self.plain_loss, noise_NTH, self.world, self._asked)
         if not torch.isfinite(total).all():
             raise FreetfError(f"the held-out loss is not finite after step {self.step}", str(self.run.path), self._kept())
-        kappa = latent_weights(self.config.steps, self.recipe.latent, self.config.steps).kappa
+        kappa = objective_weights(self.config.steps, self.recipe.latent, self.config.steps).kappa
         return self._metrics(total, count, config.split, kappa, lr=None, grad_norm=None)
 
     def save(self, held_out: Metrics | None, *, owes_evaluation: bool = False) -> None:
@@ -242,11 +241,10 @@ class Loop:
         self.run.save_samples(self.step, figure4_samples(self.model, self.source.tokenizer, prompt, spec, groups=2))
         self.model.train()
 
-    def _noise(self, key: int, shape: tuple[int, int]) -> Tensor:
-        """Uniform noise [B, T, H] of a training step (key ≥ 0) or of the held-out rows (key < 0): a function of (seed, key)."""
-        words = [self.config.seed, abs(key), int(key < 0)]
-        self.noise_generator.manual_seed(int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1))
-        return torch.rand(*shape, self.bits, generator=self.noise_generator, device=self.device)
+    def _noise(self, key: int, rows: int) -> Tensor:
+        """Uniform noise [rows, *noise_shape] of a training step (key ≥ 0) or of the held-out rows (key < 0): a function of (seed, key)."""
+        self.noise_generator.manual_seed(torch_seed(self.config.seed, abs(key), int(key < 0)))
+        return torch.rand(rows, *self.noise_shape, generator=self.noise_generator, device=self.device)
 
     def _batch(self, step: int) -> HostBatch:
         return host_batch(self._rows(step), self._mine, pinned=self.device.type == "cuda")
@@ -258,7 +256,7 @@ class Loop:
         return self.step * self.config.batch * self.source.context
 
     def _train_metrics(self, sums: Tensor, grad_norm: Tensor, count: int) -> Metrics:
-        weights, rate = latent_weights(self.step - 1, self.recipe.latent, self.config.steps), learning_rate(self.step - 1, self.config)
+        weights, rate = objective_weights(self.step - 1, self.recipe.latent, self.config.steps), learning_rate(self.step - 1, self.config)
         return self._metrics(sums, count, "train", weights.kappa, rate, float(grad_norm))
 
     def _note_faults(self) -> None:
@@ -281,8 +279,8 @@ class Loop:
         return "the last checkpoint is untouched" if checkpoint_folders(self.run.path) else "there is no checkpoint yet"
 
     def _metrics(self, sums: Tensor, count: int, split: str, kappa: float, lr: float | None, grad_norm: float | None) -> Metrics:
-        ce, kl, penalty, above, carriers = sums.tolist()
-        share = above / carriers if carriers else 0.0
+        ce, kl, penalty, above, latents = sums.tolist()
+        share = above / latents if latents else 0.0
         return Metrics(
             self.step, self._tokens(), split, (ce + penalty) / count, ce / count, kl / count, penalty / count, share, kappa, lr, grad_norm
         )

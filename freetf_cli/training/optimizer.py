@@ -9,14 +9,17 @@ from freetf_cli.config.recipe import TrainConfig
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig, device: torch.device) -> torch.optim.AdamW:
-    """AdamW. Weight decay pulls matrices only: not norms, not ζ, not tables of rows (token embeddings, the post-sampler), where it
-    would shrink the rows that a batch did not visit, and not the kernels and mixes of attention maps, which it would pull away from the
-    identity (arXiv 2504.00927 starts there; they have three or four dimensions)."""
+    """AdamW with weight decay on matrices only.
+
+    Norms and ζ are not decayed; nor are tables (token embeddings, the post-sampler), whose rows would shrink in batches that do not
+    read them; nor the kernels and head mixes of Multi-Token Attention, which decay would pull away from the identity that they start
+    as (arXiv 2504.00927; they have three or four dimensions).
+    """
+    tables = getattr(model, "no_weight_decay", ())
     decayed: list[nn.Parameter] = []
     kept: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        table = name in ("embedding.weight", "post_sampler.weight")
-        (kept if parameter.dim() != 2 or table else decayed).append(parameter)
+        (kept if parameter.dim() != 2 or name in tables else decayed).append(parameter)
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": kept, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=device.type in ("cuda", "cpu"))
 

@@ -5,19 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from freetf_cli.config.recipe import LatentConfig, TrainConfig
+from freetf_cli.model.latent import ObjectiveWeights
 
 LN2 = math.log(2.0)
-
-
-class LatentWeights(NamedTuple):
-    """The scalars of the objective at a step. kappa: nats per token; slope: of the KL below κ; mismatch: of the aggregate mismatch."""
-
-    kappa: float
-    slope: float
-    mismatch: float
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
@@ -28,15 +21,15 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     return config.lr * (config.min_lr_ratio + (1 - config.min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
 
 
-def latent_weights(step: int, config: LatentConfig | None, steps: int) -> LatentWeights:
-    """At a step of a run of `steps`; at `steps` itself, what holds in the end. All zero for a baseline."""
+def objective_weights(step: int, config: LatentConfig | None, steps: int) -> ObjectiveWeights:
+    """The objective's weights at a step of a run of `steps` steps; at `steps` itself the final ones. All 0 for a baseline."""
     if config is None:
-        return LatentWeights(0.0, 0.0, 0.0)
+        return ObjectiveWeights(0.0, 0.0, 0.0)
 
     def now(name: Literal["kappa", "slope", "mismatch"]) -> float:
         return scheduled(config.schedule.get(name, ()), getattr(config, name), step / steps)
 
-    return LatentWeights(now("kappa") * LN2, now("slope"), now("mismatch"))
+    return ObjectiveWeights(now("kappa") * LN2, now("slope"), now("mismatch"))
 
 
 def scheduled(points: Sequence[Sequence[float]], final: float, share: float) -> float:

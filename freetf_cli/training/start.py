@@ -15,9 +15,9 @@ from freetf_cli.data.batches import DataSource, open_data
 from freetf_cli.data.rows import TRAIN, PackedRows
 from freetf_cli.device import describe
 from freetf_cli.errors import InputError, InputErrors
+from freetf_cli.latent.build import build_model, initialise_model
 from freetf_cli.model.attention.materialised import set_attention_checkpointing
 from freetf_cli.model.decoder import Decoder
-from freetf_cli.model.free_transformer import build_model, initialise_model
 from freetf_cli.runs.checkpoint import Checkpoint, load_weights
 from freetf_cli.runs.folder import RunFolder, now
 
@@ -76,7 +76,7 @@ def make_model(recipe: Recipe, device: torch.device, init_from: Checkpoint | Non
 
 def _check_only_additions(missing: Sequence[str], start: Checkpoint) -> None:
     """What a Free model or a kind of attention adds may be missing, and nothing else: a deeper model would silently start half random."""
-    other = [name for name in missing if not re.match(r"encoder\.|post_sampler\.|blocks\.\d+\.attention\.(pre|post|norm|lambdas)\b", name)]
+    other = [name for name in missing if not re.match(r"latent\.|blocks\.\d+\.attention\.(pre|post|norm|lambdas)\b", name)]
     if other:
         raise InputError(f"the weights do not fit the model: {other[0]} is missing", str(start.folder))
 

@@ -13,18 +13,20 @@ Shapes: B sequences, T positions, H latent bits.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from freetf_cli.config.recipe import TrainConfig
 from freetf_cli.device import autocast_dtype
 from freetf_cli.errors import InputError
+from freetf_cli.model.decoder import Decoder
+from freetf_cli.model.latent import ObjectiveWeights
+from freetf_cli.model.loss import LossTerms
 from freetf_cli.training.distributed import World
-from freetf_cli.training.objective import LossFunction, LossSums
 from freetf_cli.training.prefetch import HostBatch
 
 REMEMBERED = 64  # faults that wait for the host
@@ -51,9 +53,9 @@ class TrainStep:
     """The update of a step: `step(number, batch, rate, scalars)`, after the noise was written into `step.noise`; of several processes
     each has its rows of the batch, and all make the same update.
 
-    sums [5] (of LossSums over the batch) and grad_norm [] (before clipping) are written by every call. Weights, moments and all
+    sums [5] (of LossTerms over the batch) and grad_norm [] (before clipping) are written by every call. Weights, moments and all
     of these keep their tensors from the first call on: a graph knows them by address.
-    scalars: how many numbers the loss takes after inputs, targets and noise.
+    shape: sequences and positions of this process's part of a batch. noise_shape: of the noise of one sequence.
     """
 
     def __init__(
@@ -63,16 +65,16 @@ class TrainStep:
         optimizer: torch.optim.Optimizer,
         config: TrainConfig,
         device: torch.device,
-        shape: tuple[int, int, int],
-        scalars: int,
+        shape: tuple[int, int],
+        noise_shape: tuple[int, ...],
         world: World,
     ) -> None:
         self.model, self.loss, self.optimizer, self.config, self.device = model, loss, optimizer, config, device
         self.world = world
-        self.inputs, self.targets = (torch.zeros(shape[:2], dtype=torch.int64, device=device) for _ in range(2))
-        self.noise = torch.zeros(shape, device=device)
+        self.inputs, self.targets = (torch.zeros(shape, dtype=torch.int64, device=device) for _ in range(2))
+        self.noise = torch.zeros(shape[0], *noise_shape, device=device)
         self.number, self.count, self.rate = (torch.zeros((), device=device) for _ in range(3))
-        self.scalars = [torch.zeros((), device=device) for _ in range(scalars)]
+        self.scalars = [torch.zeros((), device=device) for _ in ObjectiveWeights._fields]
         self.sums, self.grad_norm = torch.zeros(5, device=device), torch.zeros((), device=device)
         self._idle = torch.zeros((), device=device)  # 1.0: this step makes no update
         self._ended = torch.zeros((), device=device)  # 1.0: nor does any later one
@@ -140,7 +142,7 @@ class TrainStep:
         for start in range(0, len(self.inputs), size):
             part = slice(start, start + size)
             with autocast(self.config, self.device):
-                terms = LossSums(*self.loss(self.inputs[part], self.targets[part], self.noise[part], *self.scalars))
+                terms = LossTerms(*self.loss(self.inputs[part], self.targets[part], self.noise[part], *self.scalars))
             (terms.objective / self.count).backward()  # type: ignore[no-untyped-call]
             self.sums += terms.stack()
         self.world.sum_([*(p.grad for p in self.model.parameters() if p.grad is not None), self.sums])
@@ -190,6 +192,19 @@ class TrainStep:
         self._ended.zero_()
         self._row.copy_(row)
         return graph
+
+
+LossFunction = Callable[..., tuple[Tensor, ...]]  # inputs, targets, noise, then ObjectiveWeights as tensors, to LossTerms
+
+
+def loss_function(model: Decoder) -> LossFunction:
+    """A function (inputs [B, T], targets [B, T], noise, *ObjectiveWeights) → the fields of LossTerms, for torch.compile to take whole."""
+
+    def loss(inputs_BT: Tensor, targets_BT: Tensor, noise: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+        terms = model(inputs_BT, noise=noise, targets_BT=targets_BT, weights=ObjectiveWeights(*weights)).losses
+        return tuple(terms)
+
+    return loss
 
 
 def compiled(loss: LossFunction, config: TrainConfig, device: torch.device) -> LossFunction:

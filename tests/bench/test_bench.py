@@ -16,10 +16,10 @@ from freetf_cli.bench.timing import Effort, machine, timed
 from freetf_cli.bench.train_step import Variant, bench_train, made_step, with_baselines
 from freetf_cli.config.recipe import LatentConfig, ModelConfig, Recipe, TrainConfig
 from freetf_cli.generation.sampling import SampleSpec, continue_tokens, generate
-from freetf_cli.model.cost import plan_run
-from freetf_cli.model.free_transformer import build_model, initialise_model
+from freetf_cli.latent.build import build_model, initialise_model
 from freetf_cli.records import to_json
 from freetf_cli.records.bench import SampleBench, Timing
+from freetf_cli.training.plan import plan_run
 
 CPU = torch.device("cpu")
 ONCE = Effort(steps=1, repeats=2)

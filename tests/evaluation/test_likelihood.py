@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from freetf_cli.model.free_transformer import FreeTransformer, build_model, initialise_model
 from torch import Tensor
 
 from freetf_cli.config.recipe import DataConfig
@@ -23,7 +24,6 @@ from freetf_cli.evaluation.likelihood import (
     row_costs,
     target_nats,
 )
-from freetf_cli.model.free_transformer import FreeTransformer, build_model, initialise_model
 from freetf_cli.tasks import make_task
 from tests.evaluation.probe.planted import PlantedCoins, small_free
 

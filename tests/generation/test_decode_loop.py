@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from freetf_cli.model.free_transformer import FreeTransformer, build_model, initialise_model
 
 from freetf_cli.config.recipe import LatentConfig, ModelConfig
 from freetf_cli.generation.decode_loop import Continuation
 from freetf_cli.generation.sampling import SampleSpec, choose_tokens
 from freetf_cli.model.decoder import Decoder
-from freetf_cli.model.free_transformer import FreeTransformer, build_model, initialise_model
 
 CONFIG = ModelConfig(layers=4, width=32, heads=4, kv_heads=2, vocab=6, context=12)
 PROMPT, TOTAL = 3, 13

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from freetf_cli.model.free_transformer import FreeTransformer, build_model, initialise_model
 
 from freetf_cli.config.recipe import LatentConfig, ModelConfig
 from freetf_cli.data.tokenizer import Tokenizer, characters
 from freetf_cli.errors import InputError
 from freetf_cli.generation.sampling import SampleSpec, _Stream, _stream, choose_tokens, figure4_samples, generate
 from freetf_cli.latent.binary import sample_codes
-from freetf_cli.model.free_transformer import FreeTransformer, build_model, initialise_model
 from freetf_cli.records import Sample
 
 CONFIG = ModelConfig(layers=4, width=32, heads=4, kv_heads=2, vocab=6, context=12)

@@ -19,7 +19,7 @@ CASES = {
 CHECK = """
 import json, sys, torch
 from freetf_cli.model.attention.softmax import LayerCache, rotary_tables
-from freetf_cli.model.layers import Block
+from freetf_cli.model.block import Block
 from freetf_cli.kernels.decode_block import run_block
 from freetf_cli.config.recipe import ModelConfig
 

@@ -11,13 +11,12 @@ import torch.nn.functional as F
 from freetf_cli.latent import binary as latent
 from freetf_cli.latent.binary import (
     PostSampler,
-    aggregate_mismatch,
     code_bits,
-    free_bits_penalty,
     kl_per_token,
     logit_gradient,
     sample_codes,
 )
+from freetf_cli.latent.objective import aggregate_mismatch, free_bits_penalty
 
 
 def literal_mapper(logits: torch.Tensor, codes: torch.Tensor, table: torch.Tensor) -> torch.Tensor:

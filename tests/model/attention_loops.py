@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from freetf_cli.model.attention.softmax import Attention, Rotary, rotary_tables, rotate
+from freetf_cli.model.context import Context
 
 Array = NDArray[np.float64]
 
@@ -33,6 +35,13 @@ def streams(length: int, width: int, rows: int = 2, seed: int = 0) -> tuple[Tens
     """What queries are made from, and what keys and values are."""
     drawn = torch.randn(2, rows, length, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return drawn[0], drawn[1]
+
+
+def context(rotary: Rotary, causal: bool = True, document_ids: Tensor | None = None) -> Context:
+    """The context of a whole row with these tables."""
+    length = rotary[0].shape[0]
+    ctx = Context(rotary, torch.arange(length), length, causal=causal, document_ids_BS=document_ids)
+    return ctx if document_ids is None else replace(ctx, mask=ctx.visible(ctx.positions_T))
 
 
 def projected(layer: torch.nn.Linear, x_TD: Tensor, head: int, width: int, rotary: Rotary | None = None) -> Array:

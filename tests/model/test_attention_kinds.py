@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from freetf_cli.config.recipe import LatentConfig, ModelConfig, TrainConfig
+from freetf_cli.latent.binary import bit_logits
+from freetf_cli.latent.build import build_model, initialise_model
 from freetf_cli.model.attention import materialised as maps
 from freetf_cli.model.attention.head_norm import HeadNorm
 from freetf_cli.model.attention.multi_token import QueryCache, RowCache
+from freetf_cli.model.context import Cache
 from freetf_cli.model.decoder import Decoder
-from freetf_cli.model.free_transformer import FreeTransformer, build_model, initialise_model
 from freetf_cli.training.optimizer import make_optimizer
 
 LATENT = LatentConfig(kappa=0.5, bits=5, table_std=5.0)
@@ -54,6 +56,18 @@ def make(kind: str, latent: LatentConfig | None = None, **settings: Any) -> Any:
     return randomised(model)
 
 
+def logits(model: Decoder, *args: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:
+    out = model(*args, cache=cache).logits
+    assert out is not None
+    return out
+
+
+def inferred(model: Decoder, tokens: torch.Tensor) -> torch.Tensor:
+    """Logits of the bits that the encoder infers."""
+    ctx = model.context(tokens)
+    return bit_logits(model.infer_latent(model.lower(tokens, ctx), tokens, ctx))
+
+
 def tokens(rows: int = 2, length: int = 9) -> torch.Tensor:
     return torch.randint(1, 11, (rows, length), generator=torch.Generator().manual_seed(0))
 
@@ -67,7 +81,7 @@ def codes(rows: int = 2, length: int = 9) -> torch.Tensor:
 def test_a_later_token_changes_earlier_outputs_by_nothing(kind: str, position: int) -> None:
     model, changed = make(kind), tokens()
     changed[:, position] = changed[:, position] % 10 + 1
-    before, after = model(tokens()), model(changed)
+    before, after = logits(model, tokens()), logits(model, changed)
     assert torch.equal(before[:, :position], after[:, :position])
     assert (before[:, position:] - after[:, position:]).abs().amax(-1).min() > 1e-6
 
@@ -76,7 +90,7 @@ def test_a_later_token_changes_earlier_outputs_by_nothing(kind: str, position: i
 def test_a_later_code_changes_earlier_outputs_by_nothing(kind: str) -> None:
     model, changed = make(kind, LATENT), codes()
     changed[:, 4] = (changed[:, 4] + 1) % 32
-    before, after = model(tokens(), codes()), model(tokens(), changed)
+    before, after = logits(model, tokens(), codes()), logits(model, tokens(), changed)
     assert torch.equal(before[:, :4], after[:, :4])
     assert (before[:, 4:] - after[:, 4:]).abs().amax(-1).min() > 1e-6
 
@@ -91,9 +105,9 @@ def test_cache_equals_full_forward(kind: str, separator: int | None, steps: list
     cache, start, parts = model.new_cache(2, 12), 0, []
     for step in steps:
         part = slice(start, start + step)
-        parts.append(model(row[:, part], codes()[:, part], cache))
+        parts.append(logits(model, row[:, part], codes()[:, part], cache=cache))
         start += step
-    assert (torch.cat(parts, 1) - model(row, codes())).abs().max() < 1e-12
+    assert (torch.cat(parts, 1) - logits(model, row, codes())).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -104,10 +118,10 @@ def test_cache_of_a_position_on_the_device_equals_full_forward(kind: str, separa
     model, row = make(kind, LATENT, separator=separator), tokens()
     row[0, 5] = row[1, 2] = row[1, 7] = SEPARATOR
     cache = model.new_cache(2, 12)
-    parts = [model(row[:, :prompt], codes()[:, :prompt], cache)]
-    model.on_device(cache)
-    parts += [model(row[:, t : t + 1], codes()[:, t : t + 1], cache) for t in range(prompt, 9)]
-    assert (torch.cat(parts, 1) - model(row, codes())).abs().max() < 1e-12
+    parts = [logits(model, row[:, :prompt], codes()[:, :prompt], cache=cache)]
+    cache.make_static(model.config.head_width, model.config.rope_theta)
+    parts += [logits(model, row[:, t : t + 1], codes()[:, t : t + 1], cache=cache) for t in range(prompt, 9)]
+    assert (torch.cat(parts, 1) - logits(model, row, codes())).abs().max() < 1e-12
 
 
 def test_both_ways_to_decode_are_taken() -> None:
@@ -120,10 +134,10 @@ def test_a_packed_document_is_what_it_is_alone(kind: str) -> None:
     """Rotary tables are float32: a document further on in a row has its distances to 1e-6."""
     model, row = make(kind, LATENT, separator=SEPARATOR), tokens()
     row[:, 5] = SEPARATOR
-    packed, alone = model(row, codes()), [model(row[:, part], codes()[:, part]) for part in (slice(0, 5), slice(5, 9))]
+    packed, alone = logits(model, row, codes()), [logits(model, row[:, part], codes()[:, part]) for part in (slice(0, 5), slice(5, 9))]
     assert (packed - torch.cat(alone, 1)).abs().max() < 1e-4 * packed.abs().max()
-    inferred, apart = (model.infer_latent(model.lower(part), part) for part in (row, row[:, 5:]))
-    assert (inferred[:, 5:] - apart).abs().max() < 1e-4 * inferred.abs().max()
+    whole, apart = (inferred(model, part) for part in (row, row[:, 5:]))
+    assert (whole[:, 5:] - apart).abs().max() < 1e-4 * whole.abs().max()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -132,16 +146,10 @@ def test_an_earlier_document_changes_a_later_one_by_nothing(kind: str) -> None:
     row[:, 5] = SEPARATOR
     changed = row.clone()
     changed[:, :5] = changed[:, :5] % 10 + 1
-    outputs = [(model(one, codes()), model.infer_latent(model.lower(one), one)) for one in (row, changed)]
+    outputs = [(logits(model, one, codes()), inferred(model, one)) for one in (row, changed)]
     for before, after in zip(*outputs, strict=True):
         assert torch.equal(before[:, 5:], after[:, 5:])
         assert (before[:, :5] - after[:, :5]).abs().amax(-1).min() > 1e-6
-
-
-def test_an_upper_half_without_its_documents_is_refused() -> None:
-    model = make("multi-token", LATENT, separator=SEPARATOR)
-    with pytest.raises(ValueError, match="keeps documents apart"):
-        model.upper(model.lower(tokens()), model.post_sampler(codes()))
 
 
 @pytest.mark.parametrize("kind", ["talking-heads", "multi-token, rows", "multi-token, exact"])
@@ -153,7 +161,7 @@ def test_the_model_begins_as_the_plain_one_with_the_same_weights(kind: str) -> N
     other = dict(ours.named_parameters())
     assert all(torch.equal(parameter, other[name]) for name, parameter in plain.named_parameters())
     ours.double(), plain.double()
-    assert (ours(tokens(), codes()) - plain(tokens(), codes())).abs().max() < 1e-12  # type: ignore[arg-type]
+    assert (logits(ours, tokens(), codes()) - logits(plain, tokens(), codes())).abs().max() < 1e-12  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -169,9 +177,8 @@ def test_a_free_model_and_its_baseline_begin_alike(kind: str) -> None:
 def test_gradient_reaches_every_parameter(kind: str) -> None:
     model = build_model(config(kind), LATENT)
     initialise_model(model, 0)
-    assert isinstance(model, FreeTransformer)
-    out = model.forward_posterior(tokens(), torch.rand(2, 9, 5, generator=torch.Generator().manual_seed(2)))
-    model.read_out(out.hidden).square().sum().backward()
+    noise = torch.rand(2, 9, 5, generator=torch.Generator().manual_seed(2))
+    model(tokens(), noise=noise).logits.square().sum().backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or p.grad.abs().sum() == 0] == []
 
 
@@ -180,9 +187,9 @@ def test_gradient_reaches_every_parameter(kind: str) -> None:
 def test_in_bfloat16_it_is_the_same_but_for_rounding(kind: str) -> None:
     model = make(kind).float()
     with torch.no_grad():
-        want = model(tokens())
+        want = logits(model, tokens())
         with torch.autocast("cpu", torch.bfloat16):
-            rounded = model(tokens())
+            rounded = logits(model, tokens())
     assert (rounded - want).norm() < 0.1 * want.norm()
 
 
@@ -200,7 +207,7 @@ def test_maps_made_once_more_in_the_backward_are_the_maps_kept(kind: str) -> Non
     for setting in ("on", "off"):
         model = make(kind, LATENT)
         maps.set_attention_checkpointing(model, setting)
-        y = model(tokens(), codes())
+        y = logits(model, tokens(), codes())
         y.cos().sum().backward()
         found.append([y.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
     assert len(found[0]) > 10
@@ -218,7 +225,7 @@ def test_maps_are_kept_while_those_of_all_blocks_are_few(monkeypatch: pytest.Mon
         monkeypatch.setattr(maps, "RECOMPUTED", limit)
         seen: list[int] = []
         with torch.autograd.graph.saved_tensors_hooks(lambda x, seen=seen: seen.append(x.numel()) or x, lambda x: x):
-            model(tokens())
+            logits(model, tokens())
         kept.append(sum(seen))
     assert kept[0] < kept[1] - numbers
 
@@ -230,8 +237,8 @@ def test_a_compiler_takes_a_model_whole(kind: str, monkeypatch: pytest.MonkeyPat
     torch.compiler.reset()  # one code, compiled for many models, would be refused
     model = make(kind, LATENT)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    assert (compiled(tokens(), codes()) - model(tokens(), codes())).abs().max() < 1e-12
-    compiled(tokens(), codes()).cos().sum().backward()
+    assert (compiled(tokens(), codes()).logits - logits(model, tokens(), codes())).abs().max() < 1e-12
+    compiled(tokens(), codes()).logits.cos().sum().backward()
 
 
 def test_gates_begin_as_the_norm_says() -> None:

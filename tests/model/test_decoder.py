@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from freetf_cli.config.recipe import ModelConfig
+from freetf_cli.latent.build import initialise_model
 from freetf_cli.model.attention.softmax import Attention, rotary_tables, rotate
+from freetf_cli.model.block import SwiGLU, rows_of_few
+from freetf_cli.model.context import Context
 from freetf_cli.model.decoder import Decoder
-from freetf_cli.model.free_transformer import initialise_model
-from freetf_cli.model.layers import SwiGLU, rows_of_few
 
 
 def test_rotary_is_a_complex_rotation() -> None:
@@ -40,7 +41,8 @@ def test_grouped_query_attention_against_a_loop(kv_heads: int) -> None:
     attention = Attention(ModelConfig(layers=2, width=16, heads=4, kv_heads=kv_heads, vocab=5)).double()
     q_in, kv_in = torch.randn(2, 6, 16).double(), torch.randn(2, 6, 16).double()
     tables = tuple(t.double() for t in rotary_tables(torch.arange(6), 4, 10_000.0))
-    got = attention(q_in, kv_in, tables, causal=True)
+    ctx = Context((tables[0], tables[1]), torch.arange(6), 6)
+    got = attention(q_in, kv_in, ctx)
     for b in range(2):
         heads = []
         for m in range(4):
@@ -89,12 +91,12 @@ def test_baseline_logits_equal_transformers_llama(tied: bool, kv_heads: int) -> 
     with torch.no_grad():
         want = theirs(tokens).logits
         assert want.std() > 0.1
-        assert (ours(tokens) - want).abs().max() < 1e-5 * want.abs().max()  # rotary angles are float32 on both sides
+        assert (ours(tokens).logits - want).abs().max() < 1e-5 * want.abs().max()  # rotary angles are float32 on both sides
 
 
 def llama_names(model: Decoder) -> dict[str, torch.Tensor]:
     """Our parameters under the names of a Llama."""
-    names = {"embedding.weight": "model.embed_tokens.weight", "norm.weight": "model.norm.weight", "readout.weight": "lm_head.weight"}
+    names = {"embedding.weight": "model.embed_tokens.weight", "norm.weight": "model.norm.weight", "lm_head.weight": "lm_head.weight"}
     parts = {
         "attention_norm": "input_layernorm",
         "ffn_norm": "post_attention_layernorm",

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from freetf_cli.config.recipe import ModelConfig
+from freetf_cli.latent.build import build_model, initialise_model
 from freetf_cli.model.attention.differential import Differential
 from freetf_cli.model.attention.head_norm import lambda_init
 from freetf_cli.model.attention.softmax import Attention
-from freetf_cli.model.free_transformer import build_model, initialise_model
 from tests.model import attention_loops as loops
 
 
@@ -25,7 +25,7 @@ def test_it_is_the_difference_of_two_maps(kv_heads: int, index: int) -> None:
     """Pairs of queries in turn share a pair of keys: with one pair of keys both maps still have keys of their own."""
     attention = loops.randomised(Differential(config(kv_heads), index), kv_heads)
     (q, kv), tables = loops.streams(7, 32), loops.tables(7, 4)
-    got = attention(q, kv, tables, causal=True)
+    got = attention(q, kv, loops.context(tables))
     for b in range(2):
         want = torch.from_numpy(loops.differential(attention, q[b], kv[b], tables, index))
         assert (got[b] - want).abs().max() < 1e-12 * want.abs().max()
@@ -43,10 +43,10 @@ def test_its_map_is_two_plain_maps_mixed_after_the_softmax() -> None:
         values = plain.v.weight.view(4, 2, 4, 32)[:, [half, half]].reshape(32, 32)
         plain_half = Attention(config()).double()
         plain_half.load_state_dict({**plain.state_dict(), "v.weight": values})
-        read[half] = plain_half(q, kv, tables, causal=True).view(2, 7, 4, 2, 4)
+        read[half] = plain_half(q, kv, loops.context(tables)).view(2, 7, 4, 2, 4)
     pairs = torch.cat([read[half][:, :, :, 0] - part * read[half][:, :, :, 1] for half in range(2)], dim=-1)
     want = attention.norm(pairs).flatten(2) @ attention.out.weight.T  # type: ignore[operator]
-    got = attention(q, kv, tables, causal=True)
+    got = attention(q, kv, loops.context(tables))
     assert (got - want).abs().max() < 1e-12 * want.abs().max()
 
 

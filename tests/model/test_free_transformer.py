@@ -6,19 +6,19 @@ import pytest
 import torch
 
 from freetf_cli.config.recipe import LatentConfig, ModelConfig
-from freetf_cli.latent.binary import kl_per_token
-from freetf_cli.model.decoder import Decoder
-from freetf_cli.model.free_transformer import FreeTransformer, PosteriorPass, build_model, initialise_model
+from freetf_cli.latent.binary import BinaryLatent, bit_logits, kl_per_token
+from freetf_cli.latent.build import build_model, initialise_model
+from freetf_cli.model.context import Cache, make_context
+from freetf_cli.model.decoder import Decoder, Output
 
 CONFIG = ModelConfig(layers=4, width=32, heads=4, kv_heads=2, vocab=11, context=16)
 LATENT = LatentConfig(kappa=0.5, bits=5)
 
 
 @pytest.fixture
-def free() -> FreeTransformer:
+def free() -> Decoder:
     model = build_model(CONFIG, LATENT).double()
     initialise_model(model, 3)
-    assert isinstance(model, FreeTransformer)
     return model.eval()
 
 
@@ -30,20 +30,36 @@ def codes(rows: int = 2, length: int = 9, seed: int = 1) -> torch.Tensor:
     return torch.randint(0, 32, (rows, length), generator=torch.Generator().manual_seed(seed))
 
 
+def logits(model: Decoder, *args: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:
+    out = model(*args, cache=cache).logits
+    assert out is not None
+    return out
+
+
+def binary(model: Decoder) -> BinaryLatent:
+    assert isinstance(model.latent, BinaryLatent)
+    return model.latent
+
+
+def inferred(model: Decoder, tokens: torch.Tensor) -> torch.Tensor:
+    """Logits of the bits that the encoder infers."""
+    ctx = model.context(tokens)
+    return bit_logits(model.infer_latent(model.lower(tokens, ctx), tokens, ctx))
+
+
 def noise(rows: int = 2, length: int = 9) -> torch.Tensor:
     return torch.rand(rows, length, 5, generator=torch.Generator().manual_seed(2))
 
 
-def test_zero_table_equals_the_baseline_twin(free: FreeTransformer) -> None:
+def test_zero_table_equals_the_baseline_twin(free: Decoder) -> None:
     baseline = build_model(CONFIG, None).double()
     initialise_model(baseline, 3)
-    torch.nn.init.zeros_(free.post_sampler.weight)
-    assert torch.equal(free(tokens(), codes()), baseline(tokens()))
-    out = free.forward_posterior(tokens(), noise())
-    assert torch.equal(free.read_out(out.hidden), baseline(tokens()))
+    torch.nn.init.zeros_(binary(free).post_sampler.weight)
+    assert torch.equal(logits(free, tokens(), codes()), logits(baseline, tokens()))
+    assert torch.equal(free(tokens(), noise=noise()).logits, logits(baseline, tokens()))
 
 
-def test_same_seed_gives_the_twins_the_same_shared_weights(free: FreeTransformer) -> None:
+def test_same_seed_gives_the_twins_the_same_shared_weights(free: Decoder) -> None:
     baseline = build_model(CONFIG, None).double()
     initialise_model(baseline, 3)
     ours = dict(free.named_parameters())
@@ -52,29 +68,29 @@ def test_same_seed_gives_the_twins_the_same_shared_weights(free: FreeTransformer
 
 
 @pytest.mark.parametrize("position", [0, 4, 8])
-def test_decoder_is_causal_in_tokens_for_given_z(free: FreeTransformer, position: int) -> None:
+def test_decoder_is_causal_in_tokens_for_given_z(free: Decoder, position: int) -> None:
     changed = tokens()
     changed[:, position] = (changed[:, position] + 1) % 11
-    before, after = free(tokens(), codes()), free(changed, codes())
+    before, after = logits(free, tokens(), codes()), logits(free, changed, codes())
     assert torch.equal(before[:, :position], after[:, :position])
     assert not torch.allclose(before[:, position:], after[:, position:])
 
 
 @pytest.mark.parametrize("position", [0, 4, 8])
-def test_decoder_is_causal_in_z(free: FreeTransformer, position: int) -> None:
+def test_decoder_is_causal_in_z(free: Decoder, position: int) -> None:
     changed = codes()
     changed[:, position] = (changed[:, position] + 1) % 32
-    before, after = free(tokens(), codes()), free(tokens(), changed)
+    before, after = logits(free, tokens(), codes()), logits(free, tokens(), changed)
     assert torch.equal(before[:, :position], after[:, :position])
     for later in range(position, 9):
         assert not torch.allclose(before[:, later], after[:, later])
 
 
-def test_encoder_is_not_causal_and_tells_positions_apart(free: FreeTransformer) -> None:
+def test_encoder_is_not_causal_and_tells_positions_apart(free: Decoder) -> None:
     changed = tokens()
     changed[:, -1] = (changed[:, -1] + 1) % 11
-    before = free.infer_latent(free.lower(tokens()), tokens())
-    after = free.infer_latent(free.lower(changed), changed)
+    before = inferred(free, tokens())
+    after = inferred(free, changed)
     assert (before[:, 0] - after[:, 0]).abs().min() > 1e-9
     assert (before[:, 0] - before[:, 1]).abs().max() > 1e-3  # a constant query without positions would give equal logits
 
@@ -82,138 +98,137 @@ def test_encoder_is_not_causal_and_tells_positions_apart(free: FreeTransformer) 
 def test_a_full_encoder_is_not_causal_in_its_own_stack() -> None:
     model = build_model(CONFIG, LATENT.model_copy(update={"encoder": "full"})).double()
     initialise_model(model, 3)
-    assert isinstance(model, FreeTransformer)
-    rotary, x = model.rotary(model.embedding(tokens())), model.embedding(tokens())
+    x, ctx = model.embedding(tokens()), model.context(tokens()).non_causal()
     changed = x.clone()
     changed[:, -1] += 1.0
-    assert (model.encoder.read(x, rotary)[:, 0] - model.encoder.read(changed, rotary)[:, 0]).abs().min() > 1e-9
+    before, after = (bit_logits(binary(model).posterior(stream, stream, ctx)) for stream in (x, changed))
+    assert (before[:, 0] - after[:, 0]).abs().min() > 1e-9
 
 
-def test_only_keys_and_values_of_one_block_see_r(free: FreeTransformer) -> None:
+def test_only_keys_and_values_of_one_block_see_r(free: Decoder) -> None:
     """Queries and residual come from x: with the injection block's attention switched off, Z cannot matter."""
     torch.nn.init.zeros_(free.blocks[2].attention.out.weight)
-    assert torch.equal(free(tokens(), codes()), free(tokens(), codes(seed=5)))
+    assert torch.equal(logits(free, tokens(), codes()), logits(free, tokens(), codes(seed=5)))
 
 
-def test_injection_block_matches_its_equations(free: FreeTransformer) -> None:
+def test_injection_block_matches_its_equations(free: Decoder) -> None:
     x, r = torch.randn(1, 5, 32).double(), torch.randn(1, 5, 32).double()
-    block, rotary = free.blocks[2], free.rotary(x)
+    block, ctx = free.blocks[2], make_context(5, 8, 10_000.0, x.device)
     q_in, kv_in = block.attention_norm(x), block.attention_norm(x + r)
-    y = x + block.attention(q_in, kv_in, rotary, causal=True)
+    y = x + block.attention(q_in, kv_in, ctx)
     want = y + block.ffn(block.ffn_norm(y))
-    assert torch.allclose(block(x, rotary, keys_from=x + r), want, atol=1e-12)
+    assert torch.allclose(block(x, ctx, x + r), want, atol=1e-12)
 
 
 @pytest.mark.parametrize("encoder", ["shared", "full"])
 def test_gradient_reaches_every_parameter(encoder: str) -> None:
     model = build_model(CONFIG, LATENT.model_copy(update={"encoder": encoder}))
     initialise_model(model, 0)
-    assert isinstance(model, FreeTransformer)
-    out = model.forward_posterior(tokens(), noise().float())
-    model.read_out(out.hidden).square().sum().backward()
+    model(tokens(), noise=noise().float()).logits.square().sum().backward()
     missing = [name for name, p in model.named_parameters() if p.grad is None or p.grad.abs().sum() == 0]
     assert missing == []
 
 
-def test_posterior_pass_equals_given_z(free: FreeTransformer) -> None:
-    out = free.forward_posterior(tokens(), noise())
-    assert torch.equal(free.read_out(out.hidden), free(tokens(), out.z))
+def test_posterior_pass_equals_given_z(free: Decoder) -> None:
+    out = free(tokens(), noise=noise())
+    assert torch.equal(out.logits, logits(free, tokens(), out.z))
 
 
 @pytest.mark.parametrize("steps", [[9], [4, 5], [3, 1, 1, 1, 1, 1, 1], [1] * 9])
-def test_cache_equals_full_forward(free: FreeTransformer, steps: list[int]) -> None:
+def test_cache_equals_full_forward(free: Decoder, steps: list[int]) -> None:
     cache, start, parts = free.new_cache(2, 9), 0, []
     for step in steps:
         part = slice(start, start + step)
-        parts.append(free(tokens()[:, part], codes()[:, part], cache))
+        parts.append(logits(free, tokens()[:, part], codes()[:, part], cache=cache))
         start += step
-    assert (torch.cat(parts, 1) - free(tokens(), codes())).abs().max() < 1e-12
+    assert (torch.cat(parts, 1) - logits(free, tokens(), codes())).abs().max() < 1e-12
 
 
 def test_cache_equals_full_forward_for_the_baseline() -> None:
     model = Decoder(CONFIG).double()
     initialise_model(model, 1)
     cache = model.new_cache(2, 9)
-    parts = [model(tokens()[:, :4], cache), *(model(tokens()[:, t : t + 1], cache) for t in range(4, 9))]
-    assert (torch.cat(parts, 1) - model(tokens())).abs().max() < 1e-12
+    parts = [logits(model, tokens()[:, :4], cache=cache), *(logits(model, tokens()[:, t : t + 1], cache=cache) for t in range(4, 9))]
+    assert (torch.cat(parts, 1) - logits(model, tokens())).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("gradient", ["paper", "heun"])
 def test_compiled_gradients_equal_eager_ones(gradient: str) -> None:
     model = build_model(CONFIG, LATENT.model_copy(update={"gradient": gradient}))
     initialise_model(model, 0)
-    assert isinstance(model, FreeTransformer)
 
     def loss(run) -> list[torch.Tensor]:  # type: ignore[no-untyped-def]
         model.zero_grad()
-        model.read_out(run(tokens(), noise().float()).hidden).square().mean().backward()
+        run(tokens(), noise=noise().float()).logits.square().mean().backward()
         return [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
-    eager = loss(model.forward_posterior)
-    compiled = loss(torch.compile(model.forward_posterior, backend="aot_eager", fullgraph=True))
+    eager = loss(model.forward)
+    compiled = loss(torch.compile(model.forward, backend="aot_eager", fullgraph=True))
     assert len(eager) == len(compiled) > 20
     for a, b in zip(eager, compiled, strict=True):
         assert torch.allclose(a, b, atol=1e-5)
 
 
-def test_the_kl_trains_the_shared_lower_half_too(free: FreeTransformer) -> None:
-    kl_per_token(free.infer_latent(free.lower(tokens()), tokens())).sum().backward()
+def test_the_kl_trains_the_shared_lower_half_too(free: Decoder) -> None:
+    kl_per_token(inferred(free, tokens())).sum().backward()
     assert free.blocks[0].ffn.up.weight.grad is not None
     assert free.blocks[0].ffn.up.weight.grad.abs().sum() > 0
 
 
-def test_beyond_the_window_z_is_the_priors(free: FreeTransformer) -> None:
-    whole = free.forward_posterior(tokens(), noise())
-    free.latent = LATENT.model_copy(update={"window": 3})
-    part = free.forward_posterior(tokens(), noise())
-    assert torch.equal(part.bit_logits[:, :3], whole.bit_logits[:, :3])
-    assert part.bit_logits[:, 3:].abs().max() == 0 < whole.bit_logits[:, 3:].abs().min()
+def test_beyond_the_window_z_is_the_priors(free: Decoder) -> None:
+    whole = free(tokens(), noise=noise())
+    binary(free).window = 3
+    part = free(tokens(), noise=noise())
+    assert torch.equal(bit_logits(part.posterior)[:, :3], bit_logits(whole.posterior)[:, :3])
+    assert bit_logits(part.posterior)[:, 3:].abs().max() == 0 < bit_logits(whole.posterior)[:, 3:].abs().min()
     assert torch.equal(part.z[:, 3:], ((noise()[:, 3:] < 0.5) * 2 ** torch.arange(5)).sum(-1))
-    assert torch.equal(free.infer_latent(free.lower(tokens()[:, :2]), tokens()[:, :2])[:, 2:], whole.bit_logits[:, :0])
+    assert torch.equal(inferred(free, tokens()[:, :2])[:, 2:], bit_logits(whole.posterior)[:, :0])
 
 
 def test_initial_scales() -> None:
     model = build_model(ModelConfig(layers=8, width=256, heads=4, vocab=500), LatentConfig(kappa=0.5, bits=8, table_std=0.3))
     initialise_model(model, 0)
-    assert isinstance(model, FreeTransformer)
     deviations = {
         "embedding": (model.embedding.weight, 0.02),
         "input": (model.blocks[3].attention.q.weight, 256**-0.5),
         "residual": (model.blocks[3].attention.out.weight, 256**-0.5 / 4),  # (2 L)^-1/2
         "down": (model.blocks[3].ffn.down.weight, model.config.hidden**-0.5 / 4),
-        "zeta": (model.encoder.zeta, 0.02),
-        "table": (model.post_sampler.weight, 0.3),
+        "zeta": (binary(model).encoder.zeta, 0.02),
+        "table": (binary(model).post_sampler.weight, 0.3),
     }
     for name, (weight, std) in deviations.items():
         assert weight.std().item() == pytest.approx(std, rel=0.12), name
     assert model.norm.weight.eq(1).all()
 
 
-def test_a_compiled_pass_is_the_same(free: FreeTransformer) -> None:
+def test_a_compiled_pass_is_the_same(free: Decoder) -> None:
     """Compiled, rotary tables are an operator of their own, and projections of one stream are one product: equal up to rounding."""
 
-    def results(run: Callable[..., PosteriorPass]) -> list[torch.Tensor]:
+    def results(run: Callable[..., Output]) -> list[torch.Tensor]:
         free.zero_grad()
-        out = run(tokens(), noise())
-        (free.read_out(out.hidden).square().sum() + kl_per_token(out.bit_logits).sum()).backward()
-        return [out.hidden, out.bit_logits, *(p.grad.clone() for p in free.parameters() if p.grad is not None)]
+        out = run(tokens(), noise=noise())
+        assert out.logits is not None and out.posterior is not None
+        (out.logits.square().sum() + out.posterior.kl().sum()).backward()
+        return [out.logits, bit_logits(out.posterior), *(p.grad.clone() for p in free.parameters() if p.grad is not None)]
 
-    plain = results(free.forward_posterior)
-    compiled = results(torch.compile(free.forward_posterior, backend="eager", fullgraph=True))
+    plain = results(free.forward)
+    compiled = results(torch.compile(free.forward, backend="eager", fullgraph=True))
     assert len(plain) == len(compiled) == 2 + len(list(free.parameters()))
     for ours, theirs in zip(compiled, plain, strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
-def test_compiled_projections_of_one_stream_are_one_product(free: FreeTransformer) -> None:
+def test_compiled_projections_of_one_stream_are_one_product(free: Decoder) -> None:
     calls: list[str] = []
 
     def backend(module: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., object]:
         calls.extend(str(node.target) for node in module.graph.nodes)
         return module.forward
 
-    torch.compile(free.forward_posterior, backend=backend, fullgraph=True)(tokens(), noise())
+    torch.compile(free.forward, backend=backend, fullgraph=True)(tokens(), noise=noise())
     assert sum("rotary_tables" in call for call in calls) > 0
     assert not any("cos" in call for call in calls)
     products = sum("linear" in call for call in calls)
-    assert products == 4 * 4 + 4 + 2 + 1  # a block: qkv, out, gate and up, down; q apart in the encoder and the injection; its logits
+    assert (
+        products == 4 * 4 + 4 + 2 + 1 + 1
+    )  # a block: qkv, out, gate and up, down; q apart in the encoder and the injection; its logits; lm_head

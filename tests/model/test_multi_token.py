@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from freetf_cli.config.recipe import ModelConfig, MultiTokenConfig
+from freetf_cli.latent.build import build_model
 from freetf_cli.model.attention import multi_token
 from freetf_cli.model.attention.multi_token import MultiToken
 from freetf_cli.model.attention.softmax import Attention
-from freetf_cli.model.free_transformer import build_model
 from tests.model import attention_loops as loops
 
 LENGTH = 7
@@ -31,7 +31,7 @@ def errors(attention: MultiToken, seed: int = 0, documents: list[int] | None = N
     q, kv = loops.streams(LENGTH, 16, seed=seed)
     cos, sin = loops.tables(LENGTH, 4)
     numbers = None if documents is None else torch.tensor([documents, documents])
-    got, worst = attention(q, kv, (cos, sin), causal=True, documents_BS=numbers).detach(), 0.0
+    got, worst = attention(q, kv, loops.context((cos, sin), document_ids=numbers)).detach(), 0.0
     for b in range(2):
         for document in set(documents or [0]):
             part = [t for t in range(LENGTH) if documents is None or documents[t] == document]
@@ -99,8 +99,8 @@ def test_it_begins_as_plain_attention_and_every_number_of_it_has_a_gradient(form
     attention, plain = MultiToken(chosen, 1).double(), Attention(chosen).double()
     attention.load_state_dict(plain.state_dict(), strict=False)
     q, kv = loops.streams(LENGTH, 16)
-    got = attention(q, kv, loops.tables(LENGTH, 4), causal=True)
-    assert (got - plain(q, kv, loops.tables(LENGTH, 4), causal=True)).abs().max() < 1e-14
+    got = attention(q, kv, loops.context(loops.tables(LENGTH, 4)))
+    assert (got - plain(q, kv, loops.context(loops.tables(LENGTH, 4)))).abs().max() < 1e-14
     got.square().sum().backward()
     extra = {name: p for name, p in attention.named_parameters() if name.startswith(("pre.", "post."))}
     assert len(extra) == (2 if form == "full" else 4)
@@ -118,7 +118,7 @@ def test_factorised_is_a_full_kernel_of_rank_one() -> None:
         heads = torch.arange(4)[:, None] // 2 * 2 + torch.arange(2)  # θ[o, h] = w[o, h] θ_h
         theirs.kernel.data = ours.mix.flatten(0, 1)[:, :, None, None] * ours.kernel[heads, 0]
     q, kv = loops.streams(LENGTH, 16)
-    both = [a(q, kv, loops.tables(LENGTH, 4), causal=True) for a in (factors, full)]
+    both = [a(q, kv, loops.context(loops.tables(LENGTH, 4))) for a in (factors, full)]
     assert (both[0] - both[1]).abs().max() < 1e-12 * both[0].abs().max()
 
 

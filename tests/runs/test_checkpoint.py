@@ -16,7 +16,7 @@ from freetf_cli.config.recipe import Recipe
 from freetf_cli.data.tokenizer import characters
 from freetf_cli.durable import SMALL
 from freetf_cli.errors import InputError
-from freetf_cli.model.free_transformer import build_model, initialise_model
+from freetf_cli.latent.build import build_model, initialise_model
 from freetf_cli.runs.checkpoint import MANIFEST, Checkpoint, open_checkpoint, save_checkpoint
 
 RECIPE: Recipe = check_recipe(

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from freetf_cli.model.free_transformer import FreeTransformer, build_model, initialise_model
 
 from freetf_cli.config.files import load_recipe
 from freetf_cli.config.recipe import LatentConfig, ModelConfig, Recipe
 from freetf_cli.errors import FreetfError, InputError
-from freetf_cli.model.free_transformer import FreeTransformer, build_model, initialise_model
 from freetf_cli.training.float8 import check_float8, use_float8
 from freetf_cli.training.run import train
 

@@ -20,7 +20,7 @@ from freetf_cli.config.files import check_recipe, load_recipe
 from freetf_cli.config.recipe import Recipe
 from freetf_cli.data.batches import Batch, DataSource
 from freetf_cli.errors import FreetfError, InputError, Interrupted, Stopped
-from freetf_cli.model.free_transformer import build_model, initialise_model
+from freetf_cli.latent.build import build_model, initialise_model
 from freetf_cli.records import Progress, TrainResult
 from freetf_cli.runs.checkpoint import Checkpoint, checkpoint_folders, save_checkpoint
 from freetf_cli.runs.folder import RunFolder

@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
+from freetf_cli.model.free_transformer import FreeTransformer, build_model, initialise_model
+from freetf_cli.training.objective import LossSums, carriers, loss_function
 
 from freetf_cli.config.recipe import LatentConfig, ModelConfig
 from freetf_cli.data.batches import IGNORE
 from freetf_cli.latent.binary import aggregate_mismatch
-from freetf_cli.model.free_transformer import FreeTransformer, build_model, initialise_model
-from freetf_cli.training.objective import LossSums, carriers, loss_function
 
 CONFIG = ModelConfig(layers=2, width=16, heads=2, vocab=7, context=6)
 LATENT = LatentConfig(kappa=0.25, bits=3)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from freetf_cli.config.recipe import LatentConfig, ModelConfig, TrainConfig
-from freetf_cli.model.free_transformer import build_model
+from freetf_cli.latent.build import build_model
 from freetf_cli.training.optimizer import load_named_state, make_optimizer, named_state
 
 TRAIN = TrainConfig(steps=110, batch=4, lr=1.0, min_lr_ratio=0.1, warmup=10)

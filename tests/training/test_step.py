@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from freetf_cli.training.objective import LossSums, loss_function
 
 from freetf_cli.config.recipe import LatentConfig, ModelConfig, TrainConfig
 from freetf_cli.errors import InputError
+from freetf_cli.latent.build import build_model, initialise_model
 from freetf_cli.model.decoder import Decoder
-from freetf_cli.model.free_transformer import build_model, initialise_model
 from freetf_cli.training.distributed import World
-from freetf_cli.training.objective import LossSums, loss_function
 from freetf_cli.training.optimizer import make_optimizer
 from freetf_cli.training.prefetch import HostBatch
 from freetf_cli.training.step import REMEMBERED, Fault, TrainStep, uses_graph

@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from freetf_cli.evaluation.statistics import bootstrap, check_enough
-from freetf_cli.latent.binary import LN2
+from freetf_cli.records import LN2
 from freetf_cli.records.likelihood import Estimate
 
 UNREAD = -1  # the factor could not be read from this sample

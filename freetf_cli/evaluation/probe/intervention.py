@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from freetf_cli.data.rows import Factors
 from freetf_cli.data.tokenizer import Tokenizer
+from freetf_cli.evaluation.posterior import latent_of
 from freetf_cli.evaluation.probe.agreement import agreement
 from freetf_cli.evaluation.probe.factors import Factor, FactorReader
 from freetf_cli.evaluation.probe.information import UNREAD, mutual_information, shuffled
@@ -23,7 +24,7 @@ from freetf_cli.evaluation.probe.letters import PROMPT
 from freetf_cli.evaluation.probe.rate import Posterior
 from freetf_cli.evaluation.statistics import LEAST, bootstrap
 from freetf_cli.generation.sampling import SampleSpec, generate
-from freetf_cli.model.free_transformer import FreeTransformer
+from freetf_cli.model.decoder import Decoder
 from freetf_cli.records import SampleGroups
 from freetf_cli.records.likelihood import Estimate
 from freetf_cli.records.probe import FactorInformation, HeatMap, Intervention, Transplant
@@ -37,7 +38,7 @@ PROMPTED_GROUPS, PROMPTED_COUNT = 64, 32  # of the second, smaller intervention 
 
 
 def intervene(
-    model: FreeTransformer, tokenizer: Tokenizer, reader: FactorReader, prompt: str, spec: SampleSpec, task: str | None, stage: Stage
+    model: Decoder, tokenizer: Tokenizer, reader: FactorReader, prompt: str, spec: SampleSpec, task: str | None, stage: Stage
 ) -> Intervention:
     """M = spec.groups Zs × N = spec.count sequences from one prompt. InputError with too few groups for an interval."""
     spec = replace(spec, z="shared", prompt_z="prior")
@@ -66,9 +67,7 @@ def intervene(
     )
 
 
-def _texts(
-    model: FreeTransformer, tokenizer: Tokenizer, prompts: Sequence[str], spec: SampleSpec, advance: Callable[[int], None]
-) -> Iterator[str]:
+def _texts(model: Decoder, tokenizer: Tokenizer, prompts: Sequence[str], spec: SampleSpec, advance: Callable[[int], None]) -> Iterator[str]:
     for sample in generate(model, tokenizer, prompts, spec):
         advance(1)
         yield sample.text
@@ -93,12 +92,13 @@ def _information(factor: Factor, values: Ints, seed: int) -> FactorInformation:
     )
 
 
-def _by_prompt(model: FreeTransformer, tokenizer: Tokenizer, reader: FactorReader, factor: Factor, spec: SampleSpec, stage: Stage) -> Ints:
+def _by_prompt(model: Decoder, tokenizer: Tokenizer, reader: FactorReader, factor: Factor, spec: SampleSpec, stage: Stage) -> Ints:
     """Values written [M, N] of a factor that the prompt gives: each Z under prompts drawn at random. Does Z override the prompt?"""
     rng = np.random.default_rng(spec.seed)
     shape = min(spec.groups, PROMPTED_GROUPS), min(spec.count, PROMPTED_COUNT)
     prompts = [reader.prompts[number] for number in rng.integers(len(reader.prompts), size=shape).flatten()]
-    codes = rng.integers(0, 2**model.latent.bits, (shape[0], spec.total - 1)).repeat(shape[1], axis=0).tolist()
+    latent = latent_of(model)
+    codes = [z for _ in range(shape[0]) for z in [latent.prior(rng, spec.total - 1).tolist()] * shape[1]]
     given = replace(spec, z="independent", groups=1, count=1, given_z=codes)
     with stage("sampling, other prompts", len(prompts)) as advance:
         texts = list(_texts(model, tokenizer, prompts, given, advance))
@@ -123,9 +123,7 @@ def _heat_maps(groups: Sequence[Sequence[str]]) -> list[HeatMap]:
     return [HeatMap("the letter", letters[order].round(4).tolist()), HeatMap("noise", noise[order].round(4).tolist())]
 
 
-def _shown(
-    model: FreeTransformer, tokenizer: Tokenizer, prompt: str, spec: SampleSpec, groups: Sequence[Sequence[str]]
-) -> list[SampleGroups]:
+def _shown(model: Decoder, tokenizer: Tokenizer, prompt: str, spec: SampleSpec, groups: Sequence[Sequence[str]]) -> list[SampleGroups]:
     """A blue box of independent Zs, and the first green ones."""
     blue = replace(spec, z="independent", groups=1, count=min(SHOWN_COUNT, spec.count), seed=spec.seed + 1)
     independent = [sample.text for sample in generate(model, tokenizer, [prompt], blue)]
@@ -134,7 +132,7 @@ def _shown(
 
 
 def transplant(
-    model: FreeTransformer,
+    model: Decoder,
     tokenizer: Tokenizer,
     reader: FactorReader,
     posterior: Posterior,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from freetf_cli.data.batches import DataSource
 from freetf_cli.errors import InputError
+from freetf_cli.evaluation.posterior import latent_of
 from freetf_cli.evaluation.probe.decoding import HiddenFeatures, decode
 from freetf_cli.evaluation.probe.factors import FactorReader, factor_reader
 from freetf_cli.evaluation.probe.intervention import Stage, intervene, transplant
@@ -15,7 +16,7 @@ from freetf_cli.evaluation.probe.rate import budget, read_posterior, reliance
 from freetf_cli.evaluation.probe.verdict import verdict
 from freetf_cli.evaluation.statistics import check_enough
 from freetf_cli.generation.sampling import SampleSpec, prompt_tokens
-from freetf_cli.model.free_transformer import FreeTransformer
+from freetf_cli.model.decoder import Decoder
 from freetf_cli.records.probe import Intervention, ProbeResult
 from freetf_cli.runs.checkpoint import Checkpoint
 
@@ -36,9 +37,7 @@ class ProbeSpec:
     seed: int = 0
 
 
-def probe_latent(
-    checkpoint: Checkpoint, model: FreeTransformer, source: DataSource, spec: ProbeSpec, *, run: str, stage: Stage
-) -> ProbeResult:
+def probe_latent(checkpoint: Checkpoint, model: Decoder, source: DataSource, spec: ProbeSpec, *, run: str, stage: Stage) -> ProbeResult:
     """Budget, reliance, intervention, transplant, decoding, verdict. stage(name, total): progress of a part.
 
     InputError where an interval would need more sequences or groups than there are.
@@ -52,7 +51,7 @@ def probe_latent(
         posterior = read_posterior(model, source, spec.split, spec.sequences, seed, advance, HiddenFeatures())
     rows = source.held_out_factors(spec.split, spec.sequences)
     reader = factor_reader(source, spec.split, spec.sequences)
-    kappa = model.latent.kappa
+    kappa = latent_of(model).kappa
     found = budget(posterior, kappa, source.facts.floor_bits, seed)
     relied = reliance(posterior, source.bytes_per_token.get(spec.split), seed)
     notes = _notes(reader, sum(1 for row in rows if row), len(rows))
@@ -63,13 +62,13 @@ def probe_latent(
         intervention = intervene(model, tokenizer, reader, prompt, sampling, task, stage)
         carried = SampleSpec(total=sampling.total, count=TRANSPLANTED.get(kind, 256), seed=seed)
         taken = transplant(model, tokenizer, reader, posterior, rows, carried, stage)
-        decoded = decode(posterior, reader, rows, model.latent.bits, seed, stage)
+        decoded = decode(posterior, reader, rows, checkpoint.recipe.latent.bits if checkpoint.recipe.latent else 0, seed, stage)
         notes += _doubts(intervention)
     return ProbeResult(
         run=run,
         step=checkpoint.step,
         facts=source.facts,
-        bits=model.latent.bits,
+        bits=checkpoint.recipe.latent.bits if checkpoint.recipe.latent else 0,
         kappa=kappa,
         split=spec.split,
         seed=seed,

@@ -26,13 +26,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from freetf_cli.data.batches import DataSource
-from freetf_cli.evaluation.likelihood import Floats, at_least_float32, cost, given_z_nats, row_stream, tensors
+from freetf_cli.evaluation.likelihood import Floats, cost
+from freetf_cli.evaluation.posterior import draw, given_z_nats, latent_of, posterior_pass, prior_draws
 from freetf_cli.evaluation.statistics import bootstrap, check_enough
-from freetf_cli.latent.binary import LN2, code_bits, kl_per_token, sample_codes
-from freetf_cli.model.free_transformer import FreeTransformer
+from freetf_cli.latent.binary import BinaryDistribution, at_least_float32, bit_logits, code_bits, kl_per_token
+from freetf_cli.latent.objective import LN2
+from freetf_cli.model.decoder import Decoder
 from freetf_cli.records.likelihood import Cost
 from freetf_cli.records.probe import Budget, Reliance
-from freetf_cli.training.objective import carriers
+from freetf_cli.streams import keyed
 
 LEAST_KL = 0.5  # bits a sequence: below, a ratio to the KL is noise
 ACTIVE = 0.01  # variance of a bit's probability over sequences, as for the active units of Burda et al., arXiv 1509.00519
@@ -46,14 +48,14 @@ Advance = Callable[[int], None]
 class Posterior:
     """The encoder's view of N held-out sequences, on the CPU.
 
-    bit_logits [N, T, H] and carriers [N, T]: at positions whose Z reaches no target the logits are 0, as under the prior. z [N, T]: a
+    bit_logits [N, T, H] and mask [N, T]: at positions whose Z reaches no target the logits are 0, as under the prior. z [N, T]: a
     draw. other [N]: for each sequence another one. ce, ce_other, ce_prior [N]: nats a sequence with Z from the posterior, from the other
     sequence's, and from the prior. targets [N]: how many count. documents [N]: which document a sequence begins in. hidden: what `keep`
     made of each stream below the injection, [N, F].
     """
 
     bit_logits: Tensor
-    carriers: Tensor
+    mask: Tensor
     z: Tensor
     other: NDArray[np.int64]
     ce: Floats
@@ -69,36 +71,32 @@ Keep = Callable[[Tensor], Tensor]
 
 @torch.inference_mode()
 def read_posterior(
-    model: FreeTransformer, source: DataSource, split: str, sequences: int, seed: int, advance: Advance, keep: Keep | None = None
+    model: Decoder, source: DataSource, split: str, sequences: int, seed: int, advance: Advance, keep: Keep | None = None
 ) -> Posterior:
-    """Held-out sequences through the encoder, then through the upper half with Z of their own, of another sequence and from the prior.
+    """Run held-out sequences through the encoder, then through the upper half with Z of their own, of another sequence, and of the prior.
 
-    keep: from the stream x [B, T, D] to features [B, F] for the probes. advance is told of sequences, twice each. InputError below 20
-    sequences.
+    keep: from the stream x [B, T, D] to features [B, F] for the probes. advance is given sequences done, twice each. Raises
+    InputError below 20 sequences, and for a latent that is not made of bits.
     """
-    device = model.embedding.weight.device
-    rows = max(2, _BATCH_TOKENS.get(device.type, 1 << 16) // source.context)
+    rows = max(2, _BATCH_TOKENS.get(model.embedding.weight.device.type, 1 << 16) // source.context)
     parts: list[tuple[Tensor, ...]] = []
     row = 0
     for batch in source.held_out(split, sequences, rows):
-        inputs_BT, targets_BT = tensors(model, batch)
-        carriers_BT = carriers(targets_BT)
-        x_BTD = model.lower(inputs_BT)
-        logits_BTH = at_least_float32(model.infer_latent(x_BTD, inputs_BT)) * carriers_BT[..., None]
-        streams = [row_stream(seed, "posterior", row + i) for i in range(len(inputs_BT))]
-        noise = np.stack([stream.random(logits_BTH.shape[1:], dtype=np.float32) for stream in streams])
-        z_BT = sample_codes(logits_BTH, torch.from_numpy(noise).to(device))
-        kept = () if keep is None else (keep(x_BTD),)
-        parts.append(tuple(one.cpu() for one in (logits_BTH, carriers_BT, z_BT, (targets_BT >= 0).sum(1).double(), *kept)))
-        row += len(inputs_BT)
-        advance(len(inputs_BT))
+        passed = posterior_pass(model, batch)
+        logits_BTH = at_least_float32(bit_logits(passed.posterior)) * passed.mask[..., None]
+        streams = [keyed(seed, "posterior", row + i) for i in range(len(logits_BTH))]
+        z = draw(latent_of(model), BinaryDistribution(logits_BTH), streams, source.context)
+        kept = () if keep is None else (keep(passed.x),)
+        parts.append(tuple(one.cpu() for one in (logits_BTH, passed.mask, z, (passed.targets >= 0).sum(1).double(), *kept)))
+        row += len(logits_BTH)
+        advance(len(logits_BTH))
     check_enough(row, "sequences", f"--sequences, or more data in split '{split}'")
-    logits, carried, z, targets, *hidden = (torch.cat(column) for column in zip(*parts, strict=True))
+    logits, mask, z, targets, *hidden = (torch.cat(column) for column in zip(*parts, strict=True))
     documents = source.held_out_documents(split, sequences)
     other = others(documents, seed)
-    prior = np.stack([row_stream(seed, "prior", i).integers(0, 2**model.latent.bits, z.shape[1]) for i in range(row)])
-    costs = _costs(model, source, split, (z, z[other], torch.from_numpy(prior)), rows, advance)
-    return Posterior(logits, carried, z, other, *costs, targets.numpy(), documents, hidden[0] if hidden else None)
+    prior = prior_draws(model, range(row), source.context, seed).cpu()
+    costs = _costs(model, source, split, (z, z[other], prior), rows, advance)
+    return Posterior(logits, mask, z, other, *costs, targets.numpy(), documents, hidden[0] if hidden else None)
 
 
 def others(documents: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
@@ -113,29 +111,27 @@ def others(documents: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
 
 
 def _costs(
-    model: FreeTransformer, source: DataSource, split: str, codes: Sequence[Tensor], rows: int, advance: Advance
+    model: Decoder, source: DataSource, split: str, zs: Sequence[Tensor], rows: int, advance: Advance
 ) -> tuple[Floats, Floats, Floats]:
-    """Nats a sequence [N] with each of three sets of codes [N, T]."""
+    """Nats a sequence [N] with each of three sets of Z [N, T]."""
     device, start = model.embedding.weight.device, 0
     parts: list[list[Tensor]] = [[], [], []]
-    for batch in source.held_out(split, len(codes[0]), rows):
-        inputs_BT, targets_BT = tensors(model, batch)
-        x_BTD = model.lower(inputs_BT)
-        stop = start + len(inputs_BT)
-        for part, z_NT in zip(parts, codes, strict=True):
-            nats_BT = given_z_nats(model, x_BTD, z_NT[start:stop].to(device), targets_BT, model.documents(inputs_BT))
-            part.append(nats_BT.double().sum(1).cpu())
+    for batch in source.held_out(split, len(zs[0]), rows):
+        passed = posterior_pass(model, batch)
+        stop = start + len(passed.tokens)
+        for part, z_NT in zip(parts, zs, strict=True):
+            part.append(given_z_nats(model, passed, z_NT[start:stop].to(device)).double().sum(1).cpu())
         start = stop
-        advance(len(inputs_BT))
+        advance(len(passed.tokens))
     own, other, prior = (torch.cat(part).numpy() for part in parts)
     return own, other, prior
 
 
 def budget(posterior: Posterior, kappa: float, floor: float | None, seed: int = 0) -> Budget:
     """What flows. kappa in bits per token, floor in bits per sequence."""
-    kl_NT = (kl_per_token(posterior.bit_logits) * posterior.carriers).double().numpy() / LN2
+    kl_NT = (kl_per_token(posterior.bit_logits) * posterior.mask).double().numpy() / LN2
     count, ce_N, kl_N = len(kl_NT), posterior.ce / LN2, kl_NT.sum(1)
-    carried = posterior.carriers.double().numpy()
+    carried = posterior.mask.double().numpy()
     p_NTH = torch.sigmoid(posterior.bit_logits.double()).numpy()
     variance_TH = p_NTH.var(0, ddof=1)
     documents = posterior.documents
@@ -167,7 +163,7 @@ def budget(posterior: Posterior, kappa: float, floor: float | None, seed: int = 
 def _by_bit(posterior: Posterior) -> Floats:
     """Mean KL of each of a token's H bits, summed over positions, bits."""
     logits_NTH1 = posterior.bit_logits[..., None]
-    kl_NTH = kl_per_token(logits_NTH1) * posterior.carriers[..., None]
+    kl_NTH = kl_per_token(logits_NTH1) * posterior.mask[..., None]
     return np.asarray(kl_NTH.double().sum(1).mean(0).numpy() / LN2, np.float64)
 
 

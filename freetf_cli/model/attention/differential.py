@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from freetf_cli.config.recipe import ModelConfig
 from freetf_cli.model.attention.head_norm import HeadNorm, lambda_init
-from freetf_cli.model.attention.softmax import Attention, LayerCache, Sight
+from freetf_cli.model.attention.softmax import Attention
+from freetf_cli.model.context import Context, LayerCache
 
 
 class Differential(Attention):
@@ -26,18 +27,17 @@ class Differential(Attention):
     softmax = False
 
     def __init__(self, config: ModelConfig, index: int) -> None:
-        super().__init__(config)
+        super().__init__(config, index)
         self.lambda_init = lambda_init(index)
         self.lambdas = nn.Parameter(torch.zeros(2, 2, self.head_width))  # map, query and key; shared by the heads
         self.norm = HeadNorm(2 * self.head_width, config.norm_eps, "depth", index)
 
-    def attend(self, q_BMTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, sight: Sight, cache: LayerCache | None) -> Tensor:
+    def attend(self, q_BMTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, ctx: Context, cache: LayerCache | None) -> Tensor:
         """As `Attention.attend`; its heads are of width F, half as many."""
         k_BMSE = by_map(k_BKSE).repeat_interleave(self.heads // self.key_heads, dim=1)
         v_BMSF = pairs(v_BKSE).transpose(2, 3).flatten(3).repeat_interleave(self.heads // self.key_heads, dim=1).repeat(1, 2, 1, 1)
-        whole = sight.documents_BS is None and q_BMTE.shape[2] == k_BKSE.shape[2]
-        mask = None if whole else sight.of(sight.places(q_BMTE.shape[2], q_BMTE.device), k_BKSE.shape[2])
-        y_BMTF = F.scaled_dot_product_attention(by_map(q_BMTE), k_BMSE, v_BMSF, attn_mask=mask, is_causal=sight.causal and whole)
+        causal = ctx.causal and ctx.mask is None and q_BMTE.shape[2] == k_BKSE.shape[2]
+        y_BMTF = F.scaled_dot_product_attention(by_map(q_BMTE), k_BMSE, v_BMSF, attn_mask=ctx.mask, is_causal=causal)
         first_BNTF, second_BNTF = y_BMTF.chunk(2, dim=1)
         return self.norm(first_BNTF - self.subtracted().to(y_BMTF.dtype) * second_BNTF)
 

@@ -18,7 +18,8 @@ from torch.utils.checkpoint import checkpoint
 
 from freetf_cli.config.recipe import ModelConfig
 from freetf_cli.kernels.support import runs_kernels_compiled
-from freetf_cli.model.attention.softmax import Attention, LayerCache, Sight
+from freetf_cli.model.attention.softmax import Attention
+from freetf_cli.model.context import Context, LayerCache
 
 RECOMPUTED = 1 << 28  # `auto`: numbers of all maps of a model from which they are made once more in the backward
 MOST_MIXED = 64  # heads of a group that kernels/ has tiles for
@@ -62,7 +63,7 @@ class Rows(NamedTuple):
 
     at_T: Tensor
     hidden: Tensor
-    documents_BS: Tensor | None
+    document_ids_BS: Tensor | None
     whole: bool
 
 
@@ -71,8 +72,8 @@ class MapAttention(Attention):
 
     softmax = False
 
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: ModelConfig, index: int | None) -> None:
+        super().__init__(config, index)
         self.blocks, self.attention_checkpointing = config.layers, "auto"  # blocks of the model that make maps, until it is known: all
 
     @property
@@ -85,15 +86,18 @@ class MapAttention(Attention):
         """How many heads lie side by side where it does."""
         return 1
 
-    def attend(self, q_BMTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, sight: Sight, cache: LayerCache | None) -> Tensor:
+    def attend(self, q_BMTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, ctx: Context, cache: LayerCache | None) -> Tensor:
         """As `Attention.attend`."""
         length = q_BMTE.shape[2]
         if cache is not None:
             q_BMTE = self.queries(q_BMTE, cache)
-        at_T = sight.places(length, q_BMTE.device, before=q_BMTE.shape[2] - length)
-        begins = not isinstance(sight.position, Tensor) and sight.position == 0
-        whole = sight.causal and begins and q_BMTE.shape[2] == k_BKSE.shape[2]
-        rows = Rows(at_T, ~sight.of(at_T, k_BKSE.shape[2]), sight.documents_BS, whole)
+        before = q_BMTE.shape[2] - length
+        at_T = ctx.positions_T
+        if before:
+            at_T = torch.cat((at_T[:1] - torch.arange(before, 0, -1, device=at_T.device), at_T))
+        visible = ctx.mask if ctx.mask is not None and not before else ctx.visible(at_T)
+        starts = isinstance(ctx.start, int) and ctx.start == 0
+        rows = Rows(at_T, ~visible, ctx.document_ids_BS, ctx.causal and starts and q_BMTE.shape[2] == k_BKSE.shape[2])
 
         def read(q_BMTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor) -> Tensor:
             weights_BMTS = self.weights(by_group(q_BMTE * self.head_width**-0.5, k_BKSE.mT), rows, cache)

@@ -29,7 +29,8 @@ from freetf_cli.config.recipe import ModelConfig, MultiTokenConfig
 from freetf_cli.kernels.support import runs_kernels_compiled
 from freetf_cli.model.attention.head_norm import HeadNorm
 from freetf_cli.model.attention.materialised import MapAttention, Rows, identity_mix, map_convolution, mix_heads
-from freetf_cli.model.attention.softmax import Attention, LayerCache, Sight
+from freetf_cli.model.attention.softmax import Attention
+from freetf_cli.model.context import Context, LayerCache
 
 WIDEST = 33  # kernel that kernels/ has tiles for, and as many rows unrolled
 WIDEST_HEAD = 256  # that fused kernels of attention take
@@ -88,7 +89,7 @@ class MapConvolution(nn.Module):
     def _convolve(self, x_BMRS: Tensor, kernel_MCQW: Tensor, rows: Rows, missing: int, late: bool) -> Tensor:
         width, groups = kernel_MCQW.shape[3], len(kernel_MCQW) // kernel_MCQW.shape[1]
         margin = (width - 1) // 2, width // 2
-        if rows.documents_BS is None and not late:
+        if rows.document_ids_BS is None and not late:
             whole = rows.whole and missing == self.above  # no rows above from a cache
             if whole and kernel_MCQW.shape[1] == 1 and max(kernel_MCQW.shape[2:]) <= WIDEST and self._fits(x_BMRS):
                 return map_convolution(x_BMRS.flatten(0, 1), kernel_MCQW[:, 0]).view_as(x_BMRS)
@@ -99,8 +100,8 @@ class MapConvolution(nn.Module):
             part_BMTS = x_BMRS[:, :, row : row + len(rows.at_T)]
             if late:
                 part_BMTS = part_BMTS.masked_fill(rows.hidden, 0)
-            if rows.documents_BS is not None:  # no row of another document, whatever it scored there
-                part_BMTS = part_BMTS.masked_fill(_another(rows.documents_BS, rows.at_T, self.above - row), 0)
+            if rows.document_ids_BS is not None:  # no row of another document, whatever it scored there
+                part_BMTS = part_BMTS.masked_fill(_another(rows.document_ids_BS, rows.at_T, self.above - row), 0)
             return F.conv2d(F.pad(part_BMTS, margin), kernel_MCQW[:, :, row : row + 1], groups=groups)
 
         return reduce(torch.add, map(of_row, range(self.above + 1)))
@@ -111,9 +112,9 @@ class MapConvolution(nn.Module):
         return x_BMRS.dtype != torch.float64 and x_BMRS.shape[:2].numel() < 1 << 16 and runs_kernels_compiled(x_BMRS.device)
 
 
-def _another(documents_BS: Tensor, at_T: Tensor, back: int) -> Tensor:
+def _another(document_ids_BS: Tensor, at_T: Tensor, back: int) -> Tensor:
     """Whether the position so many back is in another document, [B, 1, T, 1]. Of those before the first nothing is read: zeros."""
-    own_BT, earlier_BT = (documents_BS[:, (at_T - steps).clamp(min=0)] for steps in (0, back))
+    own_BT, earlier_BT = (document_ids_BS[:, (at_T - steps).clamp(min=0)] for steps in (0, back))
     return (own_BT != earlier_BT)[:, None, :, None]
 
 
@@ -128,7 +129,7 @@ class MultiToken(MapAttention):
     """With the decoder's options; the key-query convolution only in the blocks that they name."""
 
     def __init__(self, config: ModelConfig, index: int) -> None:
-        super().__init__(config)
+        super().__init__(config, index)
         self.options = config.multi_token or MultiTokenConfig()
         self.pre, self.post = (MapConvolution(config, self.options, side, index) for side in ("pre", "post"))
         mode = self.options.norm
@@ -150,15 +151,15 @@ class MultiToken(MapAttention):
         """As `MapAttention.spread`: as many as are mixed."""
         return 1 if self.pre.mix is None else self.pre.mix.shape[1]
 
-    def attend(self, q_BMTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, sight: Sight, cache: LayerCache | None) -> Tensor:
+    def attend(self, q_BMTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, ctx: Context, cache: LayerCache | None) -> Tensor:
         """As `Attention.attend`. Of one query the maps are small, and wider keys would be written for each token."""
         if cache is not None or not self.fuses:
-            return super().attend(q_BMTE, k_BKSE, v_BKSE, sight, cache)
+            return super().attend(q_BMTE, k_BKSE, v_BKSE, ctx, cache)
         if self.pre.mix is None or self.post.mix is None:
-            return self.finish(Attention.attend(self, q_BMTE, k_BKSE, v_BKSE, sight, cache))
+            return self.finish(Attention.attend(self, q_BMTE, k_BKSE, v_BKSE, ctx, cache))
         k_BMSF, v_BMSF = (side_by_side(x.repeat_interleave(self.heads // self.key_heads, dim=1), self.spread) for x in (k_BKSE, v_BKSE))
         q_BMTF = wide_queries(q_BMTE, self.pre.mix * self.spread**0.5)  # Σ_h w[o, h] q^h · k^h, and √E of what is C times as wide
-        return self.finish(gathered(Attention.attend(self, q_BMTF, k_BMSF, v_BMSF, sight, cache), self.post.mix))
+        return self.finish(gathered(Attention.attend(self, q_BMTF, k_BMSF, v_BMSF, ctx, cache), self.post.mix))
 
     def weights(self, scores_BMTS: Tensor, rows: Rows, cache: LayerCache | None) -> Tensor:
         """A' of the equations above: its rows need not sum to 1."""

@@ -6,8 +6,7 @@ The other kinds of attention: attention_kinds.py.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from freetf_cli.config.recipe import ModelConfig
 from freetf_cli.kernels.support import runs_kernels_compiled
+from freetf_cli.model.context import Context, LayerCache
 
 Rotary = tuple[Tensor, Tensor]
 
@@ -167,106 +167,53 @@ def rotate(x_BTME: Tensor, rotary: Rotary) -> Tensor:
     Written as one product of both halves and one of both exchanged: of two results that are joined torch.compile makes branches. Before
     heads and positions change places, so that it reads and writes in the order of memory.
     """
-    cos_T1F, sin_T1F = (table.to(x_BTME.dtype)[:, None] for table in rotary)
+    cos_T1F, sin_T1F = (table.to(x_BTME.dtype)[..., None, :] for table in rotary)
     x_BTM2F = x_BTME.view(*x_BTME.shape[:-1], 2, -1)
-    turned_BTM2F = x_BTM2F * cos_T1F[:, None] + x_BTM2F.flip(-2) * torch.stack((-sin_T1F, sin_T1F), dim=-2)
+    turned_BTM2F = x_BTM2F * cos_T1F[..., None, :] + x_BTM2F.flip(-2) * torch.stack((-sin_T1F, sin_T1F), dim=-2)
     return turned_BTM2F.flatten(-2)
 
 
-@dataclass
-class LayerCache:
-    """Keys and values of one block, [B, K, length, E]; the part before the model's position is filled."""
-
-    k: Tensor
-    v: Tensor
-
-    def extend(self, k_BKTE: Tensor, v_BKTE: Tensor, position: int | Tensor) -> tuple[Tensor, Tensor]:
-        """Write T new positions at `position`; return everything up to them, [B, K, position + T, E]. Of a position that only the device
-        knows T is 1, and all of the cache is returned."""
-        if isinstance(position, Tensor):
-            self.k.index_copy_(2, position[None], k_BKTE.to(self.k.dtype))
-            self.v.index_copy_(2, position[None], v_BKTE.to(self.v.dtype))
-            return self.k, self.v
-        end = position + k_BKTE.shape[2]
-        self.k[:, :, position:end] = k_BKTE
-        self.v[:, :, position:end] = v_BKTE
-        return self.k[:, :, :end], self.v[:, :, :end]
-
-
-class Sight(NamedTuple):
-    """What queries may see. position: of the first of them, as `Attention.forward` has it, and documents_BS too."""
-
-    causal: bool
-    position: int | Tensor
-    documents_BS: Tensor | None
-
-    @property
-    def hides(self) -> bool:
-        """Whether there may be a key that a query must not see."""
-        return self.causal or self.documents_BS is not None
-
-    def places(self, queries: int, device: torch.device, before: int = 0) -> Tensor:
-        """Positions of the queries, and of so many before them, [T]."""
-        return self.position + torch.arange(-before, queries, device=device)
-
-    def of(self, at_T: Tensor, keys: int) -> Tensor:
-        """Which of the S keys queries at these positions may see, [T, S], or [B, 1, T, S] with documents."""
-        key_S = torch.arange(keys, device=at_T.device)
-        seen_TS = key_S <= at_T[:, None] if self.causal else torch.ones(len(at_T), keys, dtype=torch.bool, device=at_T.device)
-        if self.documents_BS is None:
-            return seen_TS
-        return seen_TS & (self.documents_BS[:, None, at_T.clamp(min=0), None] == self.documents_BS[:, None, None])
-
-
 class Attention(nn.Module):
-    """Softmax attention whose queries and keys/values may come from different streams."""
+    """Softmax attention with rotary embedding and grouped queries: softmax(Q Kᵀ / √E) V, then the output projection.
 
-    softmax: ClassVar[bool] = True  # kernels of whole blocks and of short sequences know no other
+    Queries and keys/values may come from different streams. index: the block's place in the decoder; None in an encoder, which has
+    no cache. Subclasses are the other kinds of attention: they override `attend`.
+    """
 
-    def __init__(self, config: ModelConfig) -> None:
+    softmax: ClassVar[bool] = True  # whether the kernels of softmax attention compute it
+
+    def __init__(self, config: ModelConfig, index: int | None = None) -> None:
         super().__init__()
+        self.index = index
         self.heads, self.key_heads, self.head_width = config.heads, config.key_heads, config.head_width
         self.q = nn.Linear(config.width, self.heads * self.head_width, bias=False)
         self.k = nn.Linear(config.width, self.key_heads * self.head_width, bias=False)
         self.v = nn.Linear(config.width, self.key_heads * self.head_width, bias=False)
         self.out = nn.Linear(self.heads * self.head_width, config.width, bias=False)
 
-    def forward(
-        self,
-        q_BTD: Tensor,
-        kv_BTD: Tensor,
-        rotary: Rotary,
-        *,
-        causal: bool,
-        cache: LayerCache | None = None,
-        position: int | Tensor = 0,
-        documents_BS: Tensor | None = None,
-    ) -> Tensor:
-        """Attend from q_BTD to kv_BTD (and to what `cache` holds before `position`, [] int64 where only the device knows it); returns
-        [B, T, D].
+    def forward(self, q_BTD: Tensor, kv_BTD: Tensor, ctx: Context) -> Tensor:
+        """Attend from q_BTD to kv_BTD and to cached positions; returns [B, T, D].
 
-        A query [1, 1, D] is the same for all sequences and positions: it is projected once, and turned for each position.
-        documents_BS: the number of the document that each position is in, where documents in one row must not see each other.
+        A query [1, 1, D] is the same for all sequences and positions: it is projected once and rotated for each position.
         """
-        if cache is None and not position and documents_BS is None and self._is_short(q_BTD, kv_BTD):
-            return self.out(self._short(q_BTD, kv_BTD, rotary, causal))
-        q_BMTE, k_BKSE, v_BKSE = (part.transpose(1, 2) for part in self._project(q_BTD, kv_BTD, rotary))
+        if ctx.cache is None and ctx.mask is None and self._is_short(q_BTD, kv_BTD):
+            return self.out(self._short(q_BTD, kv_BTD, ctx.rotary, ctx.causal))
+        q_BMTE, k_BKSE, v_BKSE = (part.transpose(1, 2) for part in self._project(q_BTD, kv_BTD, ctx.rotary))
         q_BMTE = q_BMTE.expand(len(kv_BTD), -1, -1, -1)
+        cache = ctx.layer(self.index)
         if cache is not None:
-            k_BKSE, v_BKSE = cache.extend(k_BKSE, v_BKSE, position)
-        y_BMTE = self.attend(q_BMTE, k_BKSE, v_BKSE, Sight(causal, position, documents_BS), cache)
+            k_BKSE, v_BKSE = cache.extend(k_BKSE, v_BKSE, ctx.start)
+        y_BMTE = self.attend(q_BMTE, k_BKSE, v_BKSE, ctx, cache)
         return self.out(y_BMTE.transpose(1, 2).flatten(2))
 
-    def attend(self, q_BMTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, sight: Sight, cache: LayerCache | None) -> Tensor:
-        """What each head returns for its queries, before the output product; the kinds differ here. Keys and values are all that there are,
-        cached ones too."""
-        if sight.documents_BS is None and isinstance(sight.position, Tensor):
-            return _attend_up_to(sight.position, q_BMTE, k_BKSE, v_BKSE)
-        whole = sight.documents_BS is None and q_BMTE.shape[2] == k_BKSE.shape[2]
-        last = sight.documents_BS is None and q_BMTE.shape[2] == 1  # it sees all keys
-        mask = None if whole or last or not sight.hides else sight.of(sight.places(q_BMTE.shape[2], q_BMTE.device), k_BKSE.shape[2])
+    def attend(self, q_BMTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, ctx: Context, cache: LayerCache | None) -> Tensor:
+        """What each head returns, [B, M, T, E]. Keys and values are the cached ones and the new ones."""
+        if ctx.is_static:
+            assert ctx.mask is not None
+            return attend_from_one(q_BMTE, k_BKSE, v_BKSE, ctx.mask)
+        causal = ctx.causal and ctx.mask is None and q_BMTE.shape[2] == k_BKSE.shape[2]
         return F.scaled_dot_product_attention(
-            q_BMTE, k_BKSE, v_BKSE, attn_mask=mask, is_causal=whole and sight.causal, enable_gqa=q_BMTE.shape[1] != k_BKSE.shape[1]
+            q_BMTE, k_BKSE, v_BKSE, attn_mask=ctx.mask, is_causal=causal, enable_gqa=q_BMTE.shape[1] != k_BKSE.shape[1]
         )
 
     def new_cache(self, sequences: int, length: int, dtype: torch.dtype) -> LayerCache:
@@ -309,12 +256,14 @@ class Attention(nn.Module):
         return x_BTF.view(*x_BTF.shape[:2], -1, self.head_width)
 
 
-def _attend_up_to(position: Tensor, q_BM1E: Tensor, k_BKSE: Tensor, v_BKSE: Tensor) -> Tensor:
-    """One query a sequence attends to the keys up to its own position, [B, M, 1, E]; what the cache holds beyond counts for nothing."""
-    batch, heads, length, width = k_BKSE.shape
+def attend_from_one(q_BM1E: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, mask: Tensor) -> Tensor:
+    """Softmax attention of one query a sequence to the keys that `mask` [1, S] or [B, 1, 1, S] allows, [B, M, 1, E].
+
+    Two matrix products; SDPA with a mask has no fast kernel for one query with grouped keys.
+    """
+    batch, heads, _, width = k_BKSE.shape
     q_BKGE = q_BM1E.reshape(batch, heads, -1, width)
     wide = torch.promote_types(q_BKGE.dtype, torch.float32)
-    later_S = torch.arange(length, device=k_BKSE.device) > position
     scores_BKGS = (q_BKGE @ k_BKSE.mT).to(wide) * width**-0.5
-    shares_BKGS = torch.softmax(scores_BKGS.masked_fill(later_S, -torch.inf), dim=-1)
-    return (shares_BKGS.to(v_BKSE.dtype) @ v_BKSE).reshape(*q_BM1E.shape[:3], -1)
+    weights_BKGS = torch.softmax(scores_BKGS.masked_fill(~mask, -torch.inf), dim=-1)
+    return (weights_BKGS.to(v_BKSE.dtype) @ v_BKSE).reshape(*q_BM1E.shape[:3], -1)

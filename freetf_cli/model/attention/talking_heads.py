@@ -7,14 +7,14 @@ from torch import Tensor
 
 from freetf_cli.config.recipe import ModelConfig
 from freetf_cli.model.attention.materialised import MapAttention, Rows, identity_mix, mix_heads
-from freetf_cli.model.attention.softmax import LayerCache
+from freetf_cli.model.context import LayerCache
 
 
 class TalkingHeads(MapAttention):
     """w_post softmax(w_pre L), both [M, M] over the heads and the identity at first. Each of the two is one more pass over the maps."""
 
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: ModelConfig, index: int | None) -> None:
+        super().__init__(config, index)
         self.pre, self.post = (identity_mix(config.heads, config.heads) for _ in range(2))
 
     def weights(self, scores_BMTS: Tensor, rows: Rows, cache: LayerCache | None) -> Tensor:

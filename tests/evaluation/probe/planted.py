@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
+from freetf_cli.model.free_transformer import FreeTransformer, build_model, initialise_model
 from torch import Tensor, nn
 
 from freetf_cli.config.recipe import LatentConfig, ModelConfig
 from freetf_cli.model.decoder import Cache
-from freetf_cli.model.free_transformer import FreeTransformer, build_model, initialise_model
 from freetf_cli.tasks import make_task
 from freetf_cli.tasks.letters import Letters
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from freetf_cli.config.recipe import ModelConfig
 from freetf_cli.kernels.support import runs_kernels
 from freetf_cli.model.attention.registry import make_attention
-from freetf_cli.model.attention.softmax import LayerCache, Rotary, project
+from freetf_cli.model.attention.softmax import project
+from freetf_cli.model.context import Context
 
 FEW_ROWS = 512  # up to here the gradient of an embedding table is a product,
 ONE_HOT = 1 << 26  # if the one-hot tokens have no more numbers than this
@@ -61,7 +62,7 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + ffn(norm(x)). index: the block's place in the decoder; None for a block of the encoder."""
+    """x + attention(norm(x)), then x + ffn(norm(x)). index: the block's place in the decoder; None in an encoder."""
 
     def __init__(self, config: ModelConfig, index: int | None = None) -> None:
         super().__init__()
@@ -70,30 +71,23 @@ class Block(nn.Module):
         self.ffn_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
         self.ffn = SwiGLU(config.width, config.hidden)
 
-    def forward(
-        self,
-        x_BTD: Tensor,
-        rotary: Rotary,
-        *,
-        keys_from: Tensor | None = None,
-        causal: bool = True,
-        cache: LayerCache | None = None,
-        position: int | Tensor = 0,
-        documents_BS: Tensor | None = None,
-    ) -> Tensor:
-        """Queries and residual from x; keys and values from `keys_from` (default x), through the same norm."""
-        if cache is not None and isinstance(position, Tensor) and documents_BS is None and self._is_one_row(x_BTD):
-            from freetf_cli.kernels.decode_block import run_block
-
-            return run_block(self, x_BTD, keys_from, rotary, cache, position)
+    def forward(self, x_BTD: Tensor, ctx: Context, kv_BTD: Tensor | None = None) -> Tensor:
+        """Queries and the residual stream come from x; keys and values from kv (default x), through the same norm."""
+        if ctx.is_static and self._decodes_one_row(x_BTD, ctx):
+            return self._decode_one_row(x_BTD, ctx, kv_BTD)
         q_BTD = self.attention_norm(x_BTD)
-        kv_BTD = q_BTD if keys_from is None else self.attention_norm(keys_from)
-        y_BTD = self.attention(q_BTD, kv_BTD, rotary, causal=causal, cache=cache, position=position, documents_BS=documents_BS)
-        x_BTD = x_BTD + y_BTD
+        x_BTD = x_BTD + self.attention(q_BTD, q_BTD if kv_BTD is None else self.attention_norm(kv_BTD), ctx)
         return x_BTD + self.ffn(self.ffn_norm(x_BTD))
 
-    def _is_one_row(self, x_BTD: Tensor) -> bool:
-        """Whether kernels for one position of one sequence do it."""
-        width, fits = self.attention.head_width, x_BTD.shape[:2] == (1, 1) and x_BTD.dtype == torch.bfloat16 == self.ffn.down.weight.dtype
+    def _decodes_one_row(self, x_BTD: Tensor, ctx: Context) -> bool:
+        """Whether the kernel for one position of one sequence computes the block: bfloat16, softmax attention, no masked documents."""
+        fits = x_BTD.shape[:2] == (1, 1) and x_BTD.dtype == torch.bfloat16 == self.ffn.down.weight.dtype and ctx.document_ids_BS is None
         fits = fits and self.attention.softmax and all(weight.is_contiguous() for weight in self.parameters())
-        return fits and width in (32, 64, 128) and not torch.is_grad_enabled() and runs_kernels(x_BTD.device)
+        return fits and self.attention.head_width in (32, 64, 128) and not torch.is_grad_enabled() and runs_kernels(x_BTD.device)
+
+    def _decode_one_row(self, x_11D: Tensor, ctx: Context, kv_11D: Tensor | None) -> Tensor:
+        from freetf_cli.kernels.decode_block import run_block
+
+        cache = ctx.layer(self.attention.index)
+        assert cache is not None and isinstance(ctx.start, Tensor)
+        return run_block(self, x_11D, kv_11D, ctx.rotary, cache, ctx.start)

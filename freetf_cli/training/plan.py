@@ -11,12 +11,11 @@ from torch import nn
 from freetf_cli.config.recipe import ModelConfig, Recipe
 from freetf_cli.kernels.linear_cross_entropy import FEW_LOGITS, most_logits
 from freetf_cli.latent.binary import CHUNK_ELEMENTS, WIDEST_FUSED
+from freetf_cli.latent.build import build_model
 from freetf_cli.model.attention.differential import Differential
 from freetf_cli.model.attention.materialised import MapAttention, recomputes
 from freetf_cli.model.attention.registry import make_attention
 from freetf_cli.model.attention.softmax import Attention
-from freetf_cli.model.free_transformer import FreeTransformer, build_model
-from freetf_cli.model.layers import Block
 from freetf_cli.records import PartCost, Plan
 
 MAPS = "attention maps (estimated)"  # a plan's memory, where a kind of attention makes them
@@ -56,18 +55,16 @@ def part_costs(config: ModelConfig, recipe: Recipe) -> list[PartCost]:
     with torch.device("meta"):
         model = build_model(config, recipe.latent)
     context = config.context or 1
-    attentions = [block.attention for block in model.blocks if isinstance(block, Block)]
-    blocks = _linear_flops(model.blocks) + sum(_own_flops(attention, config, context) for attention in attentions)
+    blocks = _linear_flops(model.blocks) + sum(_own_flops(attention, config, context) for attention in model.attentions())
     parts = [
-        PartCost("embedding" + (" (tied with the read-out)" if config.tie_embeddings else ""), model.embedding.weight.numel(), 0.0),
+        PartCost("embedding" + (" (tied with lm_head)" if config.tie_embeddings else ""), model.embedding.weight.numel(), 0.0),
         PartCost(f"blocks × {config.layers}", _count(model.blocks), blocks),
     ]
-    if isinstance(model, FreeTransformer):
-        encoder = _linear_flops(model.encoder) + (1 + len(model.encoder.blocks)) * _attention_flops(config, context)
-        parts.append(PartCost("encoder (training only)", _count(model.encoder), encoder))
-        parts.append(PartCost(f"post-sampler table, 2^{model.latent.bits} rows", _count(model.post_sampler), 0.0))
-    readout = 0 if model.readout is None else model.readout.weight.numel()
-    parts.append(PartCost("norm and read-out", readout + _count(model.norm), 2.0 * model.readout_weight.numel()))
+    for name, module in ({} if model.latent is None else model.latent.parts()).items():
+        attentions_within = sum(isinstance(child, Attention) for child in module.modules())
+        parts.append(PartCost(name, _count(module), _linear_flops(module) + attentions_within * _attention_flops(config, context)))
+    head = 0 if model.lm_head is None else model.lm_head.weight.numel()
+    parts.append(PartCost("norm and lm_head", head + _count(model.norm), 2.0 * model.lm_head_weight.numel()))
     return parts
 
 

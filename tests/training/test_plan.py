@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from freetf_cli.config.files import check_recipe, load_recipe
-from freetf_cli.model.cost import MAPS, plan_run
-from freetf_cli.model.free_transformer import build_model
+from freetf_cli.latent.build import build_model
+from freetf_cli.training.plan import MAPS, plan_run
 
 
 def test_the_papers_small_model_by_hand() -> None:

@@ -1,0 +1,46 @@
+"""Building a model from its configuration."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
+
+import torch
+from torch import nn
+
+from freetf_cli.config.recipe import LatentConfig, ModelConfig
+from freetf_cli.errors import InputError
+from freetf_cli.model.attention.registry import initialise_kinds
+from freetf_cli.model.decoder import Decoder, initialise
+from freetf_cli.model.latent import Latent
+
+
+def build_model(config: ModelConfig, latent: LatentConfig | None) -> Decoder:
+    """A Free Transformer, or its baseline when `latent` is None. Parameters are not set yet."""
+    return Decoder(config, None if latent is None else make_latent(config, latent))
+
+
+def make_latent(config: ModelConfig, latent: LatentConfig) -> Latent:
+    """The latent of kind `latent.kind`: the module of that name in this package, whose `Kind` is the class.
+
+    Raises InputError for a kind that there is no module for.
+    """
+    name = f"{__package__}.{latent.kind}"
+    if find_spec(name) is None or not isinstance(kind := getattr(import_module(name), "Kind", None), type):
+        raise InputError(f"latent.kind = {latent.kind!r}: there is no such latent")
+    made: Latent = kind(config, latent)
+    return made
+
+
+@torch.no_grad()
+def initialise_model(model: Decoder, seed: int) -> None:
+    """Set all parameters from a seed. A Free model and its baseline get the same weights where they share them.
+
+    Decoder, latent and kinds of attention draw from streams of their own, so that none shifts the numbers of another.
+    """
+    of_decoder, of_latent = (torch.Generator().manual_seed(2 * seed + part) for part in (0, 1))
+    decoder = nn.ModuleDict({name: child for name, child in model.named_children() if name != "latent"})
+    initialise(decoder, model.config.layers, of_decoder)
+    initialise_kinds(model.blocks, torch.Generator().manual_seed(-seed - 1))
+    if model.latent is not None:
+        model.latent.initialise(of_latent)

@@ -1,0 +1,162 @@
+"""The context of a forward pass: what every block needs beside its stream.
+
+Shapes: B sequences, T positions, S cached and new positions, K key/value heads, E head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from freetf_cli.kernels.rotary import Rotary, rotary_tables
+
+PADDING = -1  # document id of left padding
+
+
+@dataclass
+class LayerCache:
+    """Keys and values of one block, [B, K, S, E]; the first `Cache.length` positions are filled."""
+
+    k: Tensor
+    v: Tensor
+
+    def extend(self, k_BKTE: Tensor, v_BKTE: Tensor, start: int | Tensor) -> tuple[Tensor, Tensor]:
+        """Write T new positions at `start` and return all keys and values up to them.
+
+        With a static cache (`start` is a tensor) T is 1 and the whole cache is returned; `Context.mask` hides what is not filled.
+        """
+        if isinstance(start, Tensor):
+            self.k.index_copy_(2, start[None], k_BKTE.to(self.k.dtype))
+            self.v.index_copy_(2, start[None], v_BKTE.to(self.v.dtype))
+            return self.k, self.v
+        end = start + k_BKTE.shape[2]
+        self.k[:, :, start:end] = k_BKTE
+        self.v[:, :, start:end] = v_BKTE
+        return self.k[:, :, :end], self.v[:, :, :end]
+
+
+class Cache:
+    """Keys and values of every block, for generation.
+
+    length: positions filled so far. `make_static` turns it into a tensor on the device, so that a step can be captured as a CUDA graph.
+    padding_B: left padding of each sequence where prompts of several lengths share a batch; None without padding.
+    document_ids_BS: document of each position; None where the model does not mask documents and no sequence is padded.
+    rotary: tables of all positions, of a static cache only.
+    """
+
+    def __init__(self, layers: Sequence[LayerCache], padding_B: Tensor | None = None, document_ids_BS: Tensor | None = None) -> None:
+        self.layers = list(layers)
+        self.length: int | Tensor = 0
+        self.padding_B = padding_B
+        self.document_ids_BS = document_ids_BS
+        self.rotary: Rotary | None = None
+
+    def advance(self, count: int) -> None:
+        """Count `count` more positions as filled, in place for a static cache."""
+        self.length += count
+
+    def make_static(self, head_width: int, rope_theta: float) -> None:
+        """Keep the length as a tensor [] int64 on the device; from now on a step reads one position."""
+        room_S = torch.arange(self.layers[0].k.shape[2], device=self.layers[0].k.device)
+        positions = room_S if self.padding_B is None else _without_padding(room_S, self.padding_B)
+        self.rotary = rotary_tables(positions, head_width, rope_theta)
+        self.length = torch.tensor(self.length, device=room_S.device)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the blocks of one forward share; built once by `Decoder.context`.
+
+    rotary: cosines and sines of the T positions, [T, E/2], or [B, T, E/2] where sequences are padded.
+    positions_T: index of each position within the row, [T]; padding counts.
+    keys: number of keys S, cached and new.
+    causal: a query sees no later key. The encoder of a latent is not causal.
+    document_ids_BS: document of each position; a query sees its own document only. None: all positions see each other.
+    mask: keys that each query sees, bool [T, S] or [B, 1, T, S]; None where `causal` alone says it.
+    padding_B: left padding of each sequence; None without padding.
+    cache: keys and values of earlier positions; None in training.
+    """
+
+    rotary: Rotary
+    positions_T: Tensor
+    keys: int
+    causal: bool = True
+    document_ids_BS: Tensor | None = None
+    mask: Tensor | None = None
+    padding_B: Tensor | None = None
+    cache: Cache | None = None
+
+    @property
+    def token_positions(self) -> Tensor:
+        """Positions counted from each sequence's first token: [T], or [B, T] with padding."""
+        return self.positions_T if self.padding_B is None else _without_padding(self.positions_T, self.padding_B)
+
+    @property
+    def start(self) -> int | Tensor:
+        """Positions that the cache held before this forward."""
+        return 0 if self.cache is None else self.cache.length
+
+    @property
+    def is_static(self) -> bool:
+        """Whether the cache's length is known to the device only."""
+        return isinstance(self.start, Tensor)
+
+    @property
+    def is_square(self) -> bool:
+        """Whether query t stands at position t and only causality hides keys: no cached positions, documents or padding."""
+        return self.mask is None and isinstance(self.start, int) and self.start == 0
+
+    def layer(self, index: int | None) -> LayerCache | None:
+        """The cache of block `index`; None without a cache, and for blocks of an encoder (index None)."""
+        return None if self.cache is None or index is None else self.cache.layers[index]
+
+    def visible(self, positions_T: Tensor) -> Tensor:
+        """Which of the S keys queries at these positions see: bool [T, S], or [B, 1, T, S] with documents.
+
+        Positions before the first, which a convolution over attention weights reads, see no key.
+        """
+        key_S = torch.arange(self.keys, device=positions_T.device)
+        seen_TS = key_S <= positions_T[:, None] if self.causal else torch.ones_like(key_S, dtype=torch.bool).expand(len(positions_T), -1)
+        if self.document_ids_BS is None:
+            return seen_TS
+        own_B1T1 = self.document_ids_BS[:, None, positions_T.clamp(min=0), None]
+        return seen_TS & (own_B1T1 == self.document_ids_BS[:, None, None])
+
+    def non_causal(self) -> Context:
+        """The context of an encoder: the same positions and documents, no cache, every key visible."""
+        whole = replace(self, causal=False, cache=None, mask=None)
+        return whole if self.document_ids_BS is None else replace(whole, mask=whole.visible(self.positions_T))
+
+
+def make_context(
+    length: int,
+    head_width: int,
+    rope_theta: float,
+    device: torch.device,
+    document_ids_BS: Tensor | None = None,
+    cache: Cache | None = None,
+) -> Context:
+    """The context of `length` new positions. document_ids_BS: of cached and new positions, [B, S]."""
+    start = 0 if cache is None else cache.length
+    new_T = start + torch.arange(length, device=device)
+    if cache is not None and isinstance(start, Tensor):
+        assert cache.rotary is not None
+        cos, sin = cache.rotary
+        rotary: Rotary = cos.index_select(-2, new_T), sin.index_select(-2, new_T)
+        keys = cache.layers[0].k.shape[2]
+    else:
+        positions = new_T if cache is None or cache.padding_B is None else _without_padding(new_T, cache.padding_B)
+        rotary, keys = rotary_tables(positions, head_width, rope_theta), int(start) + length
+    ids_BS = None if document_ids_BS is None else document_ids_BS[:, :keys]
+    padding_B = None if cache is None else cache.padding_B
+    context = Context(rotary, new_T, keys, document_ids_BS=ids_BS, padding_B=padding_B, cache=cache)
+    sees_all = ids_BS is None and (not isinstance(start, Tensor)) and (start == 0 or length == 1)
+    return context if sees_all else replace(context, mask=context.visible(new_T))
+
+
+def _without_padding(positions_T: Tensor, padding_B: Tensor) -> Tensor:
+    """Positions counted from each sequence's first token, [B, T]; 0 within the padding."""
+    return (positions_T - padding_B[:, None]).clamp(min=0)

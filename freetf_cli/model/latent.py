@@ -1,0 +1,140 @@
+"""The interface between the decoder and its latent Z. The kinds of latent are in the package `freetf_cli.latent`, one file each.
+
+Z is a tensor whose first dimension is the sequence; what else it holds is the kind's own business: codes [B, T] (int64) for the
+paper's binary latent, vectors for a Gaussian one.
+
+Shapes: B sequences, T positions, D width. Everything is in nats.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from freetf_cli.model.context import Context
+
+
+class ObjectiveWeights(NamedTuple):
+    """Scalars of the objective at a training step, numbers or tensors [].
+
+    kappa: free bits, nats per token. slope: weight of the KL below κ. mismatch: weight of the aggregate posterior's divergence
+    from the prior.
+    """
+
+    kappa: Any
+    slope: Any
+    mismatch: Any
+
+
+class Distribution(ABC):
+    """A distribution of Z for a batch of sequences."""
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where its parameters are."""
+
+    @abstractmethod
+    def sample(self, noise: Tensor) -> Tensor:
+        """Z from uniform noise in [0, 1) of shape [B, *Latent.noise_shape(T)]."""
+
+    @abstractmethod
+    def kl(self) -> Tensor:
+        """KL divergence from the prior, nats per token [B, T]. A latent of a whole sequence puts its KL at the first position."""
+
+    @abstractmethod
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log-probability of Z, nats per token [B, T]."""
+
+    @abstractmethod
+    def rows(self, index: Tensor) -> Distribution:
+        """The distribution of the sequences with these indices, which may repeat."""
+
+
+@dataclass(frozen=True)
+class Injection:
+    """What the blocks above read of Z: nothing, unless a kind overrides `kv`."""
+
+    def kv(self, index: int, x_BTD: Tensor) -> Tensor | None:
+        """The stream [B, T, D] that the keys and values of block `index` come from; None: the block's own stream."""
+        return None
+
+
+class Latent(nn.Module, ABC):
+    """A kind of latent: its encoder, its prior, and how the decoder reads it.
+
+    depth: number of blocks below the encoder and the injection. Nothing here draws random numbers; callers bring the noise.
+    """
+
+    depth: int
+    kappa: float  # free bits per token of the configuration, bits
+    window: int | None = None  # positions, from the first, whose Z is inferred; None: all
+    reads_embeddings: bool = False  # whether `posterior` needs the embedded tokens
+    no_weight_decay: tuple[str, ...] = ()  # names of matrices that AdamW must not decay
+
+    @abstractmethod
+    def posterior(self, x_BTD: Tensor, embedded_BTD: Tensor, ctx: Context) -> Distribution:
+        """Q(Z | S) from the stream after `depth` blocks, or from the embedded tokens (Algorithm 2, lines 7 and 8).
+
+        ctx: not causal, without a cache. embedded_BTD is the stream itself unless `reads_embeddings`.
+        """
+
+    @abstractmethod
+    def inject(self, z: Tensor, posterior: Distribution | None = None) -> Injection:
+        """What the upper blocks read. With the posterior that Z was sampled from, gradients flow to the encoder too."""
+
+    @abstractmethod
+    def prior(self, stream: np.random.Generator, length: int) -> np.ndarray:
+        """Z of one sequence of `length` positions, drawn from the prior."""
+
+    def priors(self, stream: np.random.Generator, length: int, count: int) -> list[np.ndarray]:
+        """`count` Zs of one sequence, drawn from the prior one after the other."""
+        return [self.prior(stream, length) for _ in range(count)]
+
+    @abstractmethod
+    def prior_log_prob(self, z: Tensor) -> Tensor:
+        """Log-probability of Z under the prior, nats per token [B, T]."""
+
+    @abstractmethod
+    def check_record(self, values: list[Any]) -> None:
+        """Raise ValueError unless `values`, a list read from JSON, can be the Z of one sequence."""
+
+    @abstractmethod
+    def noise_shape(self, length: int) -> tuple[int, ...]:
+        """Shape of the uniform noise that `Distribution.sample` needs for one sequence of `length` positions."""
+
+    @abstractmethod
+    def penalty(self, posterior: Distribution, kl_BT: Tensor, latent_mask_BT: Tensor, weights: ObjectiveWeights) -> Tensor:
+        """What the objective adds to the cross-entropy, summed over the batch, nats []. kl_BT: `posterior.kl()`, masked."""
+
+    @abstractmethod
+    def initialise(self, generator: torch.Generator) -> None:
+        """Set all parameters from a generator on the CPU."""
+
+    @abstractmethod
+    def parts(self) -> dict[str, nn.Module]:
+        """The latent's modules by the name that `--dry-run` shows, in the order of Algorithm 2."""
+
+    def span(self, z: Tensor, start: int | Tensor, count: int) -> Tensor:
+        """Z at positions start … start + count − 1. A latent of a whole sequence returns Z itself."""
+        if isinstance(start, Tensor):
+            return z.index_select(1, start + torch.arange(count, device=z.device))
+        return z[:, start : start + count]
+
+    def batch(self, zs: Sequence[np.ndarray], offsets: Sequence[int], length: int) -> Tensor:
+        """Z of several sequences as one tensor [B, length, …], each from its offset on. Of whole sequences: stacked."""
+        whole = np.zeros((len(zs), length, *zs[0].shape[1:]), zs[0].dtype)
+        for row, z, offset in zip(whole, zs, offsets, strict=True):
+            row[offset : offset + len(z)] = z
+        return torch.from_numpy(whole)
+
+    def with_prefix(self, z: Tensor, prefix: Tensor) -> Tensor:
+        """Z whose first positions are those of `prefix`, in place where Z is a latent per token."""
+        z[:, : prefix.shape[1]] = prefix
+        return z
