@@ -163,7 +163,7 @@ def test_a_baseline_against_a_free_model(run_cli, compared, baseline_run, free_r
     for name in ("ce_posterior", "ce_prior", "kl"):
         assert pairs[name]["a"] is None and pairs[name]["b"] and pairs[name]["difference"] is None
     assert found["a"]["latent"] is None and found["b"]["latent"]
-    assert {one["name"].split(".")[0] for one in found["weights"]["only_b"]} == {"encoder", "post_sampler"}
+    assert {one["name"].split(".")[0] for one in found["weights"]["only_b"]} == {"latent"}
     stdout = run_cli("compare", baseline_run, free_run, *SMALL).stdout
     assert "A: no Z" in stdout and "upper bound" in stdout and "not compared" in stdout
     assert "only in B" in stdout
@@ -386,7 +386,7 @@ def test_nothing_is_cut_or_coloured_in_a_pipe(run_cli, monkeypatch, free_run, ot
 def test_the_use_of_z_is_in_bits_and_against_kappa(compared, run_cli, free_run, copied):
     """CE prior − CE posterior agrees with the metrics of the same rows, the share above κ with what probe-latent finds on them."""
     other = copied(free_run)
-    perturb(other, lambda tensors: tensors["encoder.readout.weight"].mul_(1.7))  # some tokens above κ, not all
+    perturb(other, lambda tensors: tensors["latent.encoder.to_bit_logits.weight"].mul_(1.7))  # some tokens above κ, not all
     found = compared(free_run, other)
     use, metrics = found["b"]["latent"], found["metrics"]
     difference = metrics["ce_prior"]["b"]["bits_per_token"] - metrics["ce_posterior"]["b"]["bits_per_token"]

@@ -8,7 +8,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from freetf_cli.model.free_transformer import FreeTransformer, build_model, initialise_model
 from torch import Tensor
 
 from freetf_cli.config.recipe import DataConfig
@@ -17,13 +16,14 @@ from freetf_cli.errors import InputError
 from freetf_cli.evaluation.likelihood import (
     PRIOR_DRAWS,
     RowCosts,
-    _repeated,
     cost,
     importance_bounds,
-    log_posterior,
     row_costs,
-    target_nats,
 )
+from freetf_cli.evaluation.posterior import given_z_nats, posterior_pass, target_nats
+from freetf_cli.latent.binary import BinaryDistribution, bit_logits
+from freetf_cli.latent.build import build_model, initialise_model
+from freetf_cli.model.decoder import Decoder
 from freetf_cli.tasks import make_task
 from tests.evaluation.probe.planted import PlantedCoins, small_free
 
@@ -51,17 +51,28 @@ def random_rows(count: int, context: int, vocab: int, seed: int = 0) -> Rows:
     return Rows(tokens[:, :-1], tokens[:, 1:].copy())
 
 
-def literal(model: FreeTransformer, inputs: np.ndarray, targets: np.ndarray) -> dict[str, np.ndarray]:
+def inferred(model: Decoder, tokens: torch.Tensor) -> torch.Tensor:
+    """Logits of the bits that the encoder infers."""
+    ctx = model.context(tokens)
+    return bit_logits(model.infer_latent(model.lower(tokens, ctx), tokens, ctx))
+
+
+def hidden(model: Decoder, tokens: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+    ctx = model.context(tokens)
+    return model.upper(model.lower(tokens, ctx), z, ctx)
+
+
+def literal(model: Decoder, inputs: np.ndarray, targets: np.ndarray) -> dict[str, np.ndarray]:
     """Every quantity by its definition: loops over all Z, rows and positions, in float64."""
-    bits, context = model.latent.bits, inputs.shape[1]
+    bits, context = 2, inputs.shape[1]
     every = [torch.tensor(z)[None] for z in itertools.product(range(2**bits), repeat=context)]
     out: dict[str, list[float]] = {"nll": [], "ce_posterior": [], "kl": [], "ce_prior": []}
     for tokens, wanted in zip(torch.from_numpy(inputs), torch.from_numpy(targets), strict=True):
         with torch.no_grad():
-            logits_TH = model.infer_latent(model.lower(tokens[None]), tokens[None])[0]
+            logits_TH = inferred(model, tokens[None])[0]
             likelihoods, posteriors = [], []
             for z in every:
-                log_p = torch.log_softmax(model(tokens[None], z)[0], -1)
+                log_p = torch.log_softmax(model(tokens[None], z).logits[0], -1)
                 likelihoods.append(sum(float(log_p[t, wanted[t]]) for t in range(context) if wanted[t] != IGNORE))
                 q = 1.0
                 for t in range(context):
@@ -120,9 +131,10 @@ def test_documents_stay_apart_for_every_z() -> None:
     inputs, targets = torch.from_numpy(rows.inputs), torch.from_numpy(rows.targets)
     z = torch.randint(0, 4, (8, 3, 6), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        found = _repeated(model, inputs, model.lower(inputs), z, targets)
-        want = torch.stack([target_nats(model, model.hidden(inputs, z[:, k]), targets) for k in range(3)], dim=1)
-        joined = small_free(context=6).hidden(inputs, z[:, 0])
+        passed = posterior_pass(model, Batch(rows.inputs, rows.targets))
+        found = given_z_nats(model, passed, z.flatten(0, 1)).view(8, 3, 6)
+        want = torch.stack([target_nats(model, hidden(model, inputs, z[:, k]), targets) for k in range(3)], dim=1)
+        joined = hidden(small_free(context=6), inputs, z[:, 0])
     assert torch.allclose(found, want, rtol=1e-12)
     assert (target_nats(model, joined, targets) - want[:, 0]).abs().max() > 0.1
 
@@ -134,7 +146,7 @@ def test_z_behind_the_last_target_counts_nothing() -> None:
     costs = row_costs(model, rows, split="val", sequences=24, samples=(64,))  # type: ignore[arg-type]
     with torch.no_grad():
         tokens = torch.from_numpy(rows.inputs)
-        logits = model.infer_latent(model.lower(tokens), tokens)[:, 0]
+        logits = inferred(model, tokens)[:, 0]
     p = torch.sigmoid(logits)
     first = (p * torch.log(2 * p) + (1 - p) * torch.log(2 * (1 - p))).sum(-1)
     assert costs.kl == pytest.approx(first.numpy(), abs=1e-9)
@@ -162,7 +174,7 @@ def test_a_row_does_not_depend_on_its_batch(monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_log_of_q_is_the_product_over_bits() -> None:
     logits, codes = torch.randn(4, 7, 3, dtype=torch.float64), torch.randint(8, (4, 7))
     p, bits = torch.sigmoid(logits), torch.stack([(codes >> h) & 1 for h in range(3)], -1)
-    assert torch.allclose(log_posterior(logits, codes), torch.log(torch.where(bits == 1, p, 1 - p)).sum(-1))
+    assert torch.allclose(BinaryDistribution(logits).log_prob(codes), torch.log(torch.where(bits == 1, p, 1 - p)).sum(-1))
 
 
 def test_bounds_are_means_over_disjoint_groups_of_draws() -> None:

@@ -92,10 +92,10 @@ def test_blocks_are_lined_up_in_order_and_their_parts_kept_apart(tmp_path):
     [
         ("blocks.3.attention_norm.weight", ("blocks.3", "attention")),
         ("blocks.12.ffn.gate.weight", ("blocks.12", "ffn")),
-        ("encoder.block.attention.q.weight", ("encoder", "attention")),
-        ("encoder.blocks.1.ffn_norm.weight", ("encoder", "ffn")),
-        ("encoder.zeta", ("encoder", "")),
-        ("post_sampler.weight", ("post_sampler", "")),
+        ("latent.encoder.block.attention.q.weight", ("latent", "attention")),
+        ("latent.encoder.blocks.1.ffn_norm.weight", ("latent", "ffn")),
+        ("latent.encoder.zeta", ("latent", "")),
+        ("latent.post_sampler.weight", ("latent", "")),
     ],
 )
 def test_places(name, want):

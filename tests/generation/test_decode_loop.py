@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from freetf_cli.model.free_transformer import FreeTransformer, build_model, initialise_model
 
 from freetf_cli.config.recipe import LatentConfig, ModelConfig
-from freetf_cli.generation.decode_loop import Continuation
-from freetf_cli.generation.sampling import SampleSpec, choose_tokens
+from freetf_cli.generation.choose import choose_tokens
+from freetf_cli.generation.decode_loop import DecodeLoop
+from freetf_cli.latent.build import build_model, initialise_model
 from freetf_cli.model.decoder import Decoder
 
 CONFIG = ModelConfig(layers=4, width=32, heads=4, kv_heads=2, vocab=6, context=12)
@@ -22,15 +22,14 @@ def model_of(kind: str) -> Decoder:
     return model.double().eval()
 
 
-def begun(model: Decoder, separator: int | None = None) -> Continuation:
+def begun(model: Decoder, separator: int | None = None) -> DecodeLoop:
     """Five rows whose prompt is read."""
     random = torch.Generator().manual_seed(1)
     tokens = torch.cat([torch.randint(6, (5, PROMPT), generator=random), torch.zeros(5, TOTAL - PROMPT, dtype=torch.int64)], dim=1)
     z, quantiles = torch.randint(16, (5, TOTAL - 1), generator=random), torch.rand(5, TOTAL - PROMPT, generator=random)
     cache, prompt = model.new_cache(5, TOTAL - 1), tokens[:, :PROMPT]
-    logits = model(prompt, z[:, :PROMPT], cache) if isinstance(model, FreeTransformer) else model(prompt, cache)
-    spec = SampleSpec(total=TOTAL)
-    return Continuation(model, cache, tokens, z, quantiles, logits[:, -1], lambda *given: choose_tokens(*given, spec), separator)
+    logits = model(prompt, z[:, :PROMPT], cache=cache).logits
+    return DecodeLoop(model, cache, tokens, z, quantiles, logits[:, -1], choose_tokens, separator)
 
 
 @pytest.mark.parametrize("kind", ["free", "baseline"])
@@ -39,11 +38,11 @@ def test_a_step_whose_place_only_the_device_knows_is_the_step(kind: str) -> None
     model = model_of(kind)
     plain, device = begun(model), begun(model)
     plain.run()
-    device.model.on_device(device.cache)
+    device.cache.make_static(model.config.head_width, model.config.rope_theta)
     device.logits_BV = device.logits_BV.clone()
     for step in range(TOTAL - PROMPT - 1):
         device.step()
-        assert int(device.cache.position) == PROMPT + step + 1
+        assert int(device.cache.length) == PROMPT + step + 1
     assert torch.equal(device.tokens_BT[:, :-1], plain.tokens_BT[:, :-1])
     torch.testing.assert_close(device.logits_BV, plain.logits_BV, rtol=1e-12, atol=1e-12)
     for ours, theirs in zip(device.cache.layers, plain.cache.layers, strict=True):
@@ -59,7 +58,7 @@ def test_what_the_cache_holds_beyond_the_place_counts_for_nothing() -> None:
         at = begun(model)
         for layer in at.cache.layers:
             layer.k[:, :, PROMPT + 1 :], layer.v[:, :, PROMPT + 1 :] = rest, rest
-        model.on_device(at.cache)
+        at.cache.make_static(model.config.head_width, model.config.rope_theta)
         at.logits_BV = at.logits_BV.clone()
         at.step()
         found.append(at.logits_BV)

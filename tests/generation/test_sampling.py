@@ -6,14 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from freetf_cli.model.free_transformer import FreeTransformer, build_model, initialise_model
 
 from freetf_cli.config.recipe import LatentConfig, ModelConfig
 from freetf_cli.data.tokenizer import Tokenizer, characters
 from freetf_cli.errors import InputError
-from freetf_cli.generation.sampling import SampleSpec, _Stream, _stream, choose_tokens, figure4_samples, generate
-from freetf_cli.latent.binary import sample_codes
+from freetf_cli.generation.choose import choose_tokens
+from freetf_cli.generation.sampling import SampleSpec, _Purpose, figure4_samples, generate
+from freetf_cli.latent.binary import BinaryLatent, Encoder, bit_logits, sample_codes
+from freetf_cli.latent.build import build_model, initialise_model
+from freetf_cli.model.decoder import Decoder
 from freetf_cli.records import Sample
+from freetf_cli.streams import keyed
 
 CONFIG = ModelConfig(layers=4, width=32, heads=4, kv_heads=2, vocab=6, context=12)
 SPEC = SampleSpec(total=13, count=3, groups=2, seed=5)
@@ -25,19 +28,23 @@ def letters() -> Tokenizer:
 
 
 @pytest.fixture
-def free() -> FreeTransformer:
+def free() -> Decoder:
     model = build_model(CONFIG, LatentConfig(kappa=1.0, bits=4, table_std=10.0))
     initialise_model(model, 0)
     torch.nn.init.normal_(model.embedding.weight, std=0.3, generator=torch.Generator().manual_seed(0))
-    assert isinstance(model, FreeTransformer)
     return model.eval()
+
+
+def encoder_of(model: Decoder) -> Encoder:
+    assert isinstance(model.latent, BinaryLatent)
+    return model.latent.encoder
 
 
 def run(model: Any, tokenizer: Tokenizer, spec: SampleSpec = SPEC, prompts: tuple[str, ...] = ("ab",)) -> list[Sample]:
     return list(generate(model, tokenizer, prompts, spec))
 
 
-def test_rows_come_group_by_group_with_a_code_an_input_position(free: FreeTransformer, letters: Tokenizer) -> None:
+def test_rows_come_group_by_group_with_a_code_an_input_position(free: Decoder, letters: Tokenizer) -> None:
     rows = run(free, letters, prompts=("ab", "c"))
     assert [(row.prompt, row.group, row.index) for row in rows] == [(p, g, i) for p in ("ab", "c") for g in (0, 1) for i in (0, 1, 2)]
     for row in rows:
@@ -48,7 +55,7 @@ def test_rows_come_group_by_group_with_a_code_an_input_position(free: FreeTransf
         assert all(0 <= code < 16 for code in row.z)
 
 
-def test_greedy_generation_is_the_argmax_of_the_full_forward(free: FreeTransformer, letters: Tokenizer) -> None:
+def test_greedy_generation_is_the_argmax_of_the_full_forward(free: Decoder, letters: Tokenizer) -> None:
     for row in run(free, letters, replace(SPEC, temperature=0)):
         tokens, z = torch.tensor([letters.encode(row.text)]), torch.tensor([row.z])
         with torch.no_grad():
@@ -65,9 +72,9 @@ def test_greedy_generation_is_that_of_the_full_forward_with_any_attention(kind: 
     test_greedy_generation_is_the_argmax_of_the_full_forward(model.eval(), letters)  # type: ignore[arg-type]
 
 
-def test_the_encoder_reads_the_prompt_once_and_no_block_runs_twice(free: FreeTransformer, letters: Tokenizer) -> None:
+def test_the_encoder_reads_the_prompt_once_and_no_block_runs_twice(free: Decoder, letters: Tokenizer) -> None:
     calls: list[str] = []
-    free.encoder.register_forward_hook(lambda *_: calls.append("encoder"))
+    encoder_of(free).register_forward_hook(lambda *_: calls.append("encoder"))
     for index, block in enumerate(free.blocks):
         block.register_forward_hook(lambda *_, index=index: calls.append(f"block {index}"))
     run(free, letters, replace(SPEC, prompt_z="posterior"))
@@ -78,7 +85,7 @@ def test_the_encoder_reads_the_prompt_once_and_no_block_runs_twice(free: FreeTra
     assert calls.count("encoder") == 0
 
 
-def test_shared_z_is_shared_by_a_group_and_independent_is_not(free: FreeTransformer, letters: Tokenizer) -> None:
+def test_shared_z_is_shared_by_a_group_and_independent_is_not(free: Decoder, letters: Tokenizer) -> None:
     for prompt_z in ("posterior", "prior"):
         shared = run(free, letters, replace(SPEC, z="shared", prompt_z=prompt_z))  # type: ignore[arg-type]
         assert shared[0].z == shared[1].z == shared[2].z != shared[3].z == shared[4].z
@@ -87,11 +94,12 @@ def test_shared_z_is_shared_by_a_group_and_independent_is_not(free: FreeTransfor
         assert len({tuple(row.z or ()) for row in independent}) == 6
 
 
-def test_the_prompts_z_comes_from_the_encoder(free: FreeTransformer, letters: Tokenizer) -> None:
+def test_the_prompts_z_comes_from_the_encoder(free: Decoder, letters: Tokenizer) -> None:
     with torch.no_grad():
         tokens = torch.tensor([letters.encode("ab")])
-        logits = free.infer_latent(free.lower(tokens), tokens)
-    free.encoder.readout.weight.data *= 100  # a posterior that is nearly certain
+        ctx = free.context(tokens)
+        logits = bit_logits(free.infer_latent(free.lower(tokens, ctx), tokens, ctx))
+    encoder_of(free).to_bit_logits.weight.data *= 100  # a posterior that is nearly certain
     certain = sample_codes(100 * logits, torch.full((1, 2, 4), 0.5))[0].tolist()
     rows = run(free, letters, replace(SPEC, count=8))
     assert sum(row.z is not None and row.z[:2] == certain for row in rows) > 12
@@ -99,7 +107,7 @@ def test_the_prompts_z_comes_from_the_encoder(free: FreeTransformer, letters: To
     assert sum(row.z is not None and row.z[:2] == certain for row in rows) < 4
 
 
-def test_a_row_does_not_depend_on_its_batch(free: FreeTransformer, letters: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_does_not_depend_on_its_batch(free: Decoder, letters: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     together = run(free, letters, prompts=("ab", "cd", "e"))
     monkeypatch.setattr("freetf_cli.generation.sampling.MOST_ROWS", {"cpu": 1})
     assert run(free, letters, prompts=("ab", "cd", "e")) == together
@@ -107,7 +115,7 @@ def test_a_row_does_not_depend_on_its_batch(free: FreeTransformer, letters: Toke
     assert [row for row in together if row.prompt == "ab" and row.index < 2] == fewer
 
 
-def test_replaying_z_gives_the_same_texts(free: FreeTransformer, letters: Tokenizer) -> None:
+def test_replaying_z_gives_the_same_texts(free: Decoder, letters: Tokenizer) -> None:
     rows = run(free, letters, prompts=("ab", "c"))
     again = run(free, letters, replace(SPEC, given_z=[row.z or [] for row in rows]), prompts=("ab", "c"))
     assert again == rows
@@ -115,7 +123,7 @@ def test_replaying_z_gives_the_same_texts(free: FreeTransformer, letters: Tokeni
     assert {tuple(row.z or ()) for row in one} == {tuple(rows[3].z or ())}
 
 
-def test_given_z_decides_the_text(free: FreeTransformer, letters: Tokenizer) -> None:
+def test_given_z_decides_the_text(free: Decoder, letters: Tokenizer) -> None:
     texts = {run(free, letters, replace(SPEC, temperature=0, count=1, groups=1, given_z=[[code] * 12]))[0].text for code in range(16)}
     assert len(texts) > 1
 
@@ -123,12 +131,12 @@ def test_given_z_decides_the_text(free: FreeTransformer, letters: Tokenizer) -> 
 @pytest.mark.parametrize(
     ("given", "what"), [([[0] * 12] * 5, "too few for row 6"), ([[0] * 11], "11 codes, and 12 input positions"), ([[]] * 6, "0 codes")]
 )
-def test_a_given_z_that_does_not_fit_is_refused(free: FreeTransformer, letters: Tokenizer, given: list[list[int]], what: str) -> None:
+def test_a_given_z_that_does_not_fit_is_refused(free: Decoder, letters: Tokenizer, given: list[list[int]], what: str) -> None:
     with pytest.raises(InputError, match=what):
         run(free, letters, replace(SPEC, given_z=given))
 
 
-def test_records_for_one_prompt_serve_every_prompt(free: FreeTransformer, letters: Tokenizer) -> None:
+def test_records_for_one_prompt_serve_every_prompt(free: Decoder, letters: Tokenizer) -> None:
     given = [[code] * 12 for code in range(6)]
     rows = run(free, letters, replace(SPEC, given_z=given), prompts=("ab", "c"))
     assert [row.z for row in rows] == given * 2
@@ -142,18 +150,18 @@ def test_a_baseline_has_no_z(letters: Tokenizer) -> None:
     assert len({row.text for row in rows}) > 1
 
 
-def test_max_tokens_counts_after_the_prompt(free: FreeTransformer, letters: Tokenizer) -> None:
+def test_max_tokens_counts_after_the_prompt(free: Decoder, letters: Tokenizer) -> None:
     rows = run(free, letters, replace(SPEC, new_tokens=20), prompts=("ab", "c"))
     assert {(row.prompt, len(row.text), len(row.z or ())) for row in rows} == {("ab", 22, 21), ("c", 21, 20)}
 
 
 @pytest.mark.parametrize(("prompt", "what"), [("abcdefabcdefa", "13 tokens"), ("abX", "'X'"), ("", "empty")])
-def test_prompts_that_cannot_be_read_are_named(free: FreeTransformer, letters: Tokenizer, prompt: str, what: str) -> None:
+def test_prompts_that_cannot_be_read_are_named(free: Decoder, letters: Tokenizer, prompt: str, what: str) -> None:
     with pytest.raises(InputError, match=what):
         run(free, letters, prompts=(prompt,))
 
 
-def test_text_ends_at_the_separator_and_replays(free: FreeTransformer) -> None:
+def test_text_ends_at_the_separator_and_replays(free: Decoder) -> None:
     tokenizer = characters("abcde", separator=True)
     rows = run(free, tokenizer, replace(SPEC, count=20), prompts=("",))
     assert {len(row.text) for row in rows} != {12}
@@ -194,7 +202,7 @@ def test_an_impossible_token_is_never_drawn() -> None:
     assert choose_tokens(logits, torch.tensor([1 - 1e-9], dtype=torch.float64), SPEC).item() == 1
 
 
-def test_figure4_has_one_blue_group_and_green_ones(free: FreeTransformer, letters: Tokenizer) -> None:
+def test_figure4_has_one_blue_group_and_green_ones(free: Decoder, letters: Tokenizer) -> None:
     found = figure4_samples(free, letters, "ab", SampleSpec(total=13, count=3), groups=2)
     assert {name: len(rows) for name, rows in found.items()} == {"independent": 3, "shared": 6}
     assert len({tuple(row.z or ()) for row in found["shared"]}) == 2
@@ -204,12 +212,12 @@ def test_figure4_has_one_blue_group_and_green_ones(free: FreeTransformer, letter
 def test_streams_are_apart() -> None:
     """Z, the prompt's Z and the tokens of a row, its neighbours, other prompts and seeds: all draw for themselves."""
     keys = [
-        (seed, purpose, place) for seed in (0, 1) for purpose in _Stream for place in ((0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0), (0, 0))
+        (seed, purpose, place) for seed in (0, 1) for purpose in _Purpose for place in ((0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0), (0, 0))
     ]
-    assert len({float(_stream(*key).random()) for key in keys}) == len(keys)
+    assert len({float(keyed(seed, purpose, *place).random()) for seed, purpose, place in keys}) == len(keys)
 
 
-def test_one_prompt_is_answered_before_the_next_is_read(free: FreeTransformer, letters: Tokenizer) -> None:
+def test_one_prompt_is_answered_before_the_next_is_read(free: Decoder, letters: Tokenizer) -> None:
     asked: list[str] = []
 
     def prompts() -> Iterator[str]:

@@ -21,6 +21,7 @@ from freetf_cli.config.recipe import Recipe
 from freetf_cli.data.batches import Batch, DataSource
 from freetf_cli.errors import FreetfError, InputError, Interrupted, Stopped
 from freetf_cli.latent.build import build_model, initialise_model
+from freetf_cli.model.latent import ObjectiveWeights
 from freetf_cli.records import Progress, TrainResult
 from freetf_cli.runs.checkpoint import Checkpoint, checkpoint_folders, save_checkpoint
 from freetf_cli.runs.folder import RunFolder
@@ -30,7 +31,6 @@ from freetf_cli.training import memory as memory_module
 from freetf_cli.training import run as run_module
 from freetf_cli.training.loop import Hooks, Loop
 from freetf_cli.training.run import train
-from freetf_cli.training.schedule import LatentWeights
 from freetf_cli.training.signals import StopRequest
 from freetf_cli.training.start import resolve
 
@@ -337,7 +337,9 @@ def test_no_update_is_made_from_a_gradient_that_is_not_finite(tmp_path: Path) ->
 
 
 def test_a_cpu_says_at_once_which_step_was_not_finite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("freetf_cli.training.loop.latent_weights", lambda step, *_: LatentWeights(math.nan if step == 2 else 0.1, 0.0, 0.0))
+    monkeypatch.setattr(
+        "freetf_cli.training.loop.objective_weights", lambda step, *_: ObjectiveWeights(math.nan if step == 2 else 0.1, 0.0, 0.0)
+    )
     running = loop(tmp_path / "run", recipe(log_every=100, skip_limit=0))
     with pytest.raises(FreetfError, match="not finite at step 3"):
         running.run_to_end()
@@ -357,9 +359,9 @@ def test_nothing_is_saved_after_too_many_steps_that_were_not_finite(tmp_path: Pa
 
 def planted(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
     """NaN in the loss of these steps, counted from 1."""
-    plain = loop_module.latent_weights
-    weights = LatentWeights(math.nan, 0.0, 0.0)
-    monkeypatch.setattr(loop_module, "latent_weights", lambda step, *rest: weights if step + 1 in steps else plain(step, *rest))
+    plain = loop_module.objective_weights
+    weights = ObjectiveWeights(math.nan, 0.0, 0.0)
+    monkeypatch.setattr(loop_module, "objective_weights", lambda step, *rest: weights if step + 1 in steps else plain(step, *rest))
 
 
 def test_a_skipped_step_is_recorded_and_the_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

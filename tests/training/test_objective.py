@@ -4,12 +4,13 @@ import math
 
 import pytest
 import torch
-from freetf_cli.model.free_transformer import FreeTransformer, build_model, initialise_model
-from freetf_cli.training.objective import LossSums, carriers, loss_function
 
 from freetf_cli.config.recipe import LatentConfig, ModelConfig
 from freetf_cli.data.batches import IGNORE
-from freetf_cli.latent.binary import aggregate_mismatch
+from freetf_cli.latent.build import build_model, initialise_model
+from freetf_cli.latent.objective import aggregate_mismatch
+from freetf_cli.model.loss import LossTerms, latent_mask
+from freetf_cli.training.step import loss_function
 
 CONFIG = ModelConfig(layers=2, width=16, heads=2, vocab=7, context=6)
 LATENT = LatentConfig(kappa=0.25, bits=3)
@@ -32,15 +33,14 @@ def test_free_terms_are_the_formula(pool: str, slope: float, mismatch: float, ov
     latent = LATENT.model_copy(update={"free_bits": pool, "mismatch": mismatch, "mismatch_over": over, "window": window})
     model = build_model(CONFIG, latent)
     initialise_model(model, 0)
-    assert isinstance(model, FreeTransformer)
     inputs, targets, noise = batch()
     kappa = 0.25 * math.log(2)
     weights = torch.tensor([kappa, slope, mismatch])
-    terms = LossSums(*loss_function(model, latent)(inputs, targets, noise, *weights))
+    terms = LossTerms(*loss_function(model)(inputs, targets, noise, *weights))
 
-    out = model.forward_posterior(inputs, noise)
-    logp = torch.log_softmax(model.read_out(out.hidden), -1)
-    p = torch.sigmoid(out.bit_logits)
+    out = model(inputs, noise=noise)
+    logp = torch.log_softmax(out.logits, -1)
+    p = torch.sigmoid(out.posterior.bit_logits)
     kl = (p * (2 * p).log() + (1 - p) * (2 * (1 - p)).log()).sum(-1)
     last = [6, 4, 6]  # Z after a row's last counted target cannot matter
     ce = -sum(logp[b, t, targets[b, t]] for b in range(3) for t in range(6) if targets[b, t] != IGNORE)
@@ -51,26 +51,26 @@ def test_free_terms_are_the_formula(pool: str, slope: float, mismatch: float, ov
         sums = [(sum(k.item() for k in row), kappa * len(row)) for row in kls]
         penalty = sum(max(0.0, used - allowed) + slope * min(used, allowed) for used, allowed in sums)
     counted = torch.tensor([[float(t < last[b]) for t in range(6)] for b in range(3)])
-    divergence = aggregate_mismatch(out.bit_logits, counted, over).item()  # type: ignore[arg-type]
+    divergence = aggregate_mismatch(out.posterior.bit_logits, counted, over).item()  # type: ignore[arg-type]
     assert divergence > 0.1  # at 0 the next line would ask nothing
     penalty += mismatch * 3 * divergence
     assert terms.ce.item() == pytest.approx(ce.item(), rel=1e-5)
     assert terms.kl.item() == pytest.approx(sum(k.item() for row in kls for k in row), rel=1e-5)
     assert terms.penalty.item() == pytest.approx(float(penalty), rel=1e-4)
-    assert terms.carriers.item() == 16
+    assert terms.latents.item() == 16
     assert terms.above.item() == sum(k.item() > kappa for row in kls for k in row)
     assert terms.objective.item() == pytest.approx(ce.item() + float(penalty), rel=1e-5)
 
 
-def test_carriers_end_with_the_last_counted_target() -> None:
+def test_the_latent_mask_ends_with_the_last_counted_target() -> None:
     targets = torch.tensor([[IGNORE, 3, IGNORE, 2, IGNORE, IGNORE], [IGNORE] * 6])
-    assert carriers(targets).tolist() == [[1, 1, 1, 1, 0, 0], [0] * 6]
+    assert latent_mask(targets).tolist() == [[1, 1, 1, 1, 0, 0], [0] * 6]
 
 
 def test_a_baseline_has_cross_entropy_only() -> None:
     model = build_model(CONFIG, None)
     initialise_model(model, 0)
     inputs, targets, noise = batch()
-    terms = LossSums(*loss_function(model, None)(inputs, targets, noise, *torch.zeros(3)))
+    terms = LossTerms(*loss_function(model)(inputs, targets, noise, *torch.zeros(3)))
     assert terms.objective.item() == terms.ce.item() > 0
     assert terms.kl.item() == terms.penalty.item() == terms.above.item() == 0

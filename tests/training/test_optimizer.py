@@ -17,8 +17,8 @@ def test_only_matrices_decay() -> None:
     decayed, kept = ({names[id(p)] for p in group["params"]} for group in optimizer.param_groups)
     assert optimizer.param_groups[0]["weight_decay"] == 0.1
     assert optimizer.param_groups[1]["weight_decay"] == 0.0
-    assert {"embedding.weight", "post_sampler.weight", "encoder.zeta", "norm.weight"} <= kept
-    assert {"readout.weight", "encoder.readout.weight", "blocks.0.ffn.up.weight"} <= decayed
+    assert {"embedding.weight", "latent.post_sampler.weight", "latent.encoder.zeta", "norm.weight"} <= kept
+    assert {"lm_head.weight", "latent.encoder.to_bit_logits.weight", "blocks.0.ffn.up.weight"} <= decayed
     assert not any("norm" in name for name in decayed)
     assert decayed | kept == set(names.values())
 

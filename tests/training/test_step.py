@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from freetf_cli.training.objective import LossSums, loss_function
 
 from freetf_cli.config.recipe import LatentConfig, ModelConfig, TrainConfig
 from freetf_cli.errors import InputError
 from freetf_cli.latent.build import build_model, initialise_model
 from freetf_cli.model.decoder import Decoder
+from freetf_cli.model.loss import LossTerms
 from freetf_cli.training.distributed import World
 from freetf_cli.training.optimizer import make_optimizer
 from freetf_cli.training.prefetch import HostBatch
-from freetf_cli.training.step import REMEMBERED, Fault, TrainStep, uses_graph
+from freetf_cli.training.step import REMEMBERED, Fault, TrainStep, loss_function, uses_graph
 
 CPU = torch.device("cpu")
 CONFIG = ModelConfig(layers=2, width=16, heads=2, vocab=7, context=6)
@@ -45,7 +45,7 @@ def batch(step: int) -> tuple[HostBatch, torch.Tensor]:
 
 
 def updater(model: Decoder, config: TrainConfig) -> TrainStep:
-    return TrainStep(model, loss_function(model, LATENT), make_optimizer(model, config, CPU), config, CPU, SHAPE, 3, World())
+    return TrainStep(model, loss_function(model), make_optimizer(model, config, CPU), config, CPU, SHAPE[:2], SHAPE[2:], World())
 
 
 def advance(update: TrainStep, step: int, kappa: float | None = None) -> None:
@@ -66,7 +66,7 @@ def same(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> bool:
 
 def spelt_out(model: Decoder, config: TrainConfig) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """The same steps as a textbook writes them; sums and gradient norm of each."""
-    loss, optimizer, records = loss_function(model, LATENT), make_optimizer(model, config, CPU), []
+    loss, optimizer, records = loss_function(model), make_optimizer(model, config, CPU), []
     for step in range(3):
         rows, noise = batch(step)
         for group in optimizer.param_groups:
@@ -74,9 +74,9 @@ def spelt_out(model: Decoder, config: TrainConfig) -> list[tuple[torch.Tensor, t
         optimizer.zero_grad()
         total = torch.zeros(5)
         for part in torch.arange(4).chunk(config.grad_accum_steps):
-            terms = LossSums(*loss(rows.inputs[part], rows.targets[part], noise[part], *torch.tensor([KAPPAS[step], 0.2, 0.5])))
+            terms = LossTerms(*loss(rows.inputs[part], rows.targets[part], noise[part], *torch.tensor([KAPPAS[step], 0.2, 0.5])))
             ((terms.ce + terms.penalty) / rows.count).backward()
-            total += torch.stack([terms.ce, terms.kl, terms.penalty, terms.above, terms.carriers]).detach()
+            total += torch.stack([terms.ce, terms.kl, terms.penalty, terms.above, terms.latents]).detach()
         records.append((total, torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or math.inf)))
         optimizer.step()
     return records
@@ -154,7 +154,7 @@ def test_an_optimizer_that_cannot_be_told_is_not_called() -> None:
     """As on MPS: AdamW is not fused there."""
     model, config = fresh(True), settings()
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, fused=False)
-    update = TrainStep(model, loss_function(model, LATENT), optimizer, config, CPU, SHAPE, 3, World())
+    update = TrainStep(model, loss_function(model), optimizer, config, CPU, SHAPE[:2], SHAPE[2:], World())
     advance(update, 0)
     good = everything(update)
     advance(update, 1, kappa=math.nan)

@@ -3,58 +3,48 @@
 from __future__ import annotations
 
 import torch
-from freetf_cli.model.free_transformer import FreeTransformer, build_model, initialise_model
-from torch import Tensor, nn
+from torch import Tensor
 
 from freetf_cli.config.recipe import LatentConfig, ModelConfig
-from freetf_cli.model.decoder import Cache
+from freetf_cli.latent.binary import BinaryDistribution, BinaryLatent
+from freetf_cli.latent.build import build_model, initialise_model
+from freetf_cli.model.context import Context
+from freetf_cli.model.decoder import Decoder
+from freetf_cli.model.latent import Distribution
 from freetf_cli.tasks import make_task
 from freetf_cli.tasks.letters import Letters
 
 LOUD = 50.0  # a logit that leaves no other choice
 
 
-class Codes(nn.Module):
-    """In place of the post-sampler: the code itself as the first channel of R."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.width = width
-
-    def forward(self, codes_BT: Tensor, bit_logits_BTH: Tensor | None = None) -> Tensor:
-        r_BTD = torch.zeros(*codes_BT.shape, self.width, dtype=torch.float64)
-        r_BTD[..., 0] = codes_BT.double()
-        return r_BTD
-
-
-class Planted(FreeTransformer):
+class Planted(Decoder):
     """A model whose upper half sees the tokens and codes themselves. `write` says what it predicts."""
 
     def __init__(self, vocab: int, bits: int) -> None:
-        super().__init__(ModelConfig(layers=2, width=8, heads=2, vocab=vocab, context=8), LatentConfig(kappa=1.0, bits=bits))
-        self.post_sampler = Codes(8)  # type: ignore[assignment]
+        config = ModelConfig(layers=2, width=8, heads=2, vocab=vocab, context=8)
+        super().__init__(config, BinaryLatent(config, LatentConfig(kappa=1.0, bits=bits)))
         self.calls = {"lower": 0, "upper": 0}
 
-    def lower(self, tokens_BT: Tensor, cache: Cache | None = None) -> Tensor:
+    def lower(self, tokens_BT: Tensor, ctx: Context) -> Tensor:
         self.calls["lower"] += 1
         x_BTD = torch.zeros(*tokens_BT.shape, 8, dtype=torch.float64)
         x_BTD[..., 1] = tokens_BT.double()
         return x_BTD
 
-    def upper(self, x_BTD: Tensor, r_BTD: Tensor, cache: Cache | None = None, documents_BS: Tensor | None = None) -> Tensor:
+    def upper(self, x_BTD: Tensor, z: Tensor | None, ctx: Context, posterior: Distribution | None = None) -> Tensor:
         self.calls["upper"] += 1
-        tokens, codes = x_BTD[..., 1].long(), r_BTD[..., 0].long()
-        if cache is not None:  # all that was read before, kept beside the cache
-            seen = getattr(cache, "seen", None)
+        assert z is not None
+        tokens, codes = x_BTD[..., 1].long(), z
+        if ctx.cache is not None:  # everything read before is kept beside the cache
+            seen = getattr(ctx.cache, "seen", None)
             tokens = tokens if seen is None else torch.cat([seen[0], tokens], dim=1)
             codes = codes if seen is None else torch.cat([seen[1], codes], dim=1)
-            cache.seen = (tokens, codes)  # type: ignore[attr-defined]
-            cache.advance(x_BTD.shape[1])
+            ctx.cache.seen = (tokens, codes)  # type: ignore[attr-defined]
         read = tokens.shape[1]
         return torch.stack([self.write(tokens[:, : t + 1], codes[:, : t + 1]) for t in range(read - x_BTD.shape[1], read)], dim=1)
 
-    def read_out(self, x_BTD: Tensor) -> Tensor:
-        return x_BTD
+    def logits(self, hidden_BTD: Tensor) -> Tensor:
+        return hidden_BTD
 
     def write(self, tokens_BT: Tensor, codes_BT: Tensor) -> Tensor:
         """Logits [B, V] of the next token, from everything read so far."""
@@ -105,14 +95,14 @@ class PlantedCoins(Planted):
     def __init__(self) -> None:
         super().__init__(vocab=2, bits=3)
 
-    def infer_latent(self, x_BTD: Tensor, tokens_BT: Tensor) -> Tensor:
+    def infer_latent(self, x_BTD: Tensor, tokens_BT: Tensor, ctx: Context) -> BinaryDistribution:
         ones = tokens_BT.double().sum(1)
         zeros = tokens_BT.shape[1] - ones
         heads = 1 / (1 + (1 / 7) ** (ones - zeros))  # P(Z = 1 | the row), as the task's docstring has it
         flipped = torch.where(tokens_BT[:, 0] == 1, 1 - heads, heads).clamp(1e-6, 1 - 1e-6)
         logits = torch.zeros(*tokens_BT.shape, 3, dtype=torch.float64)
         logits[:, 0] = torch.logit((1 - flipped) * 4 / 7)[:, None]
-        return logits
+        return BinaryDistribution(logits)
 
     def write(self, tokens_BT: Tensor, codes_BT: Tensor) -> Tensor:
         coin_B = tokens_BT[:, 0] ^ (codes_BT[:, 0] == 0).long()
@@ -120,14 +110,14 @@ class PlantedCoins(Planted):
         return torch.stack([1 - p_one_B, p_one_B], dim=-1).log()
 
 
-def small_free(bits: int = 2, context: int = 3, vocab: int = 5, seed: int = 0) -> FreeTransformer:
+def small_free(bits: int = 2, context: int = 3, vocab: int = 5, seed: int = 0) -> Decoder:
     """A real Free model in float64, small enough to sum over every Z; its table is large, so that Z matters."""
     config = ModelConfig(layers=2, width=16, heads=2, vocab=vocab, context=context)
     model = build_model(config, LatentConfig(kappa=1.0, bits=bits, table_std=3.0))
-    assert isinstance(model, FreeTransformer)
+    assert isinstance(model.latent, BinaryLatent)
     initialise_model(model, seed)
     with torch.no_grad():
-        model.encoder.readout.weight.mul_(0.7)  # a posterior that has an opinion, but forbids nothing
+        model.latent.encoder.to_bit_logits.weight.mul_(0.7)  # a posterior that has an opinion, but forbids nothing
         model.blocks[1].attention.out.weight.mul_(8)  # and a decoder that listens
-        model.readout_weight.mul_(8)
+        model.lm_head_weight.mul_(8)
     return model.double().eval()
