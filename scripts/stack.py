@@ -35,8 +35,8 @@ from freetf_cli.data.prepare import task_tokenizer
 from freetf_cli.evaluation.probe.factors import letters_reader
 from freetf_cli.evaluation.probe.information import UNREAD, mutual_information
 from freetf_cli.generation.sampling import SampleSpec, generate
-from freetf_cli.latent.binary import kl_per_token, logit_gradient, sample_codes, twice_drawn
-from freetf_cli.model.attention.softmax import rotary_tables, rotate
+from freetf_cli.kernels import logit_gradient, rotary_tables, rotate
+from freetf_cli.latent.binary import kl_per_token, sample_codes, twice_drawn
 from freetf_cli.model.free_transformer import FreeTransformer, build_model, initialise_model
 from freetf_cli.tasks.letters import Letters
 from freetf_cli.training.objective import LossSums, loss_function

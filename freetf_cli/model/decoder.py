@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from freetf_cli.config.recipe import ModelConfig
-from freetf_cli.model.attention.softmax import LayerCache, Rotary, rotary_tables
-from freetf_cli.model.layers import Block, Embedding
+from freetf_cli.kernels import Embedding, Rotary, rotary_tables
+from freetf_cli.model.attention.softmax import LayerCache
+from freetf_cli.model.layers import Block
 
 
 class Cache:

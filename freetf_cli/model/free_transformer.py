@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from freetf_cli.config.recipe import LatentConfig, ModelConfig
+from freetf_cli.kernels import Rotary
 from freetf_cli.latent.binary import PostSampler, sample_codes
 from freetf_cli.model.attention.registry import initialise_kinds
-from freetf_cli.model.attention.softmax import Rotary
 from freetf_cli.model.decoder import Cache, Decoder, initialise
 from freetf_cli.model.layers import Block
 

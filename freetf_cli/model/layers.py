@@ -2,48 +2,14 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from freetf_cli import kernels
 from freetf_cli.config.recipe import ModelConfig
-from freetf_cli.kernels.support import runs_kernels
+from freetf_cli.kernels import Rotary
 from freetf_cli.model.attention.registry import make_attention
-from freetf_cli.model.attention.softmax import LayerCache, Rotary, project
-
-FEW_ROWS = 512  # up to here the gradient of an embedding table is a product,
-ONE_HOT = 1 << 26  # if the one-hot tokens have no more numbers than this
-
-
-class Embedding(nn.Embedding):
-    """Rows of a table. On a GPU the gradient of a small one is a product with the one-hot tokens: thousands of tokens that add to each
-    of a few rows wait for each other, and add in any order."""
-
-    def forward(self, tokens_BT: Tensor) -> Tensor:
-        if tokens_BT.is_cuda and self.num_embeddings <= FEW_ROWS and tokens_BT.numel() * self.num_embeddings <= ONE_HOT:
-            return rows_of_few(self.weight, tokens_BT)
-        return super().forward(tokens_BT)
-
-
-def rows_of_few(table_VD: Tensor, tokens_BT: Tensor) -> Tensor:
-    """F.embedding, [B, T, D], with that gradient."""
-    rows_BTD: Tensor = _RowsOfFew.apply(table_VD, tokens_BT)  # type: ignore[no-untyped-call]
-    return rows_BTD
-
-
-class _RowsOfFew(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, table_VD: Tensor, tokens_BT: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-        ctx.save_for_backward(tokens_BT)
-        ctx.rows = len(table_VD)
-        return F.embedding(tokens_BT, table_VD)
-
-    @staticmethod
-    def backward(ctx, dx_BTD: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
-        (tokens_BT,) = ctx.saved_tensors
-        with torch.autocast(dx_BTD.device.type, enabled=False):
-            chosen_NV = F.one_hot(tokens_BT.flatten(), ctx.rows).to(dx_BTD.dtype)
-            return chosen_NV.T @ dx_BTD.flatten(0, -2), None
+from freetf_cli.model.attention.softmax import LayerCache
 
 
 class SwiGLU(nn.Module):
@@ -56,7 +22,7 @@ class SwiGLU(nn.Module):
         self.down = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        gate_BTF, up_BTF = project(x_BTD, self.gate, self.up)
+        gate_BTF, up_BTF = kernels.project(x_BTD, self.gate, self.up)
         return self.down(F.silu(gate_BTF) * up_BTF)
 
 
@@ -82,18 +48,18 @@ class Block(nn.Module):
         documents_BS: Tensor | None = None,
     ) -> Tensor:
         """Queries and residual from x; keys and values from `keys_from` (default x), through the same norm."""
-        if cache is not None and isinstance(position, Tensor) and documents_BS is None and self._is_one_row(x_BTD):
-            from freetf_cli.kernels.decode_block import run_block
-
-            return run_block(self, x_BTD, keys_from, rotary, cache, position)
+        if cache is not None and isinstance(position, Tensor) and documents_BS is None and self.attention.softmax:
+            weights = self._weights()
+            if kernels.takes_decode_block(x_BTD, weights, self.attention.head_width):
+                kv_BTD = x_BTD if keys_from is None else keys_from
+                return kernels.decode_block(x_BTD, kv_BTD, rotary, cache.k, cache.v, position, weights)
         q_BTD = self.attention_norm(x_BTD)
         kv_BTD = q_BTD if keys_from is None else self.attention_norm(keys_from)
         y_BTD = self.attention(q_BTD, kv_BTD, rotary, causal=causal, cache=cache, position=position, documents_BS=documents_BS)
         x_BTD = x_BTD + y_BTD
         return x_BTD + self.ffn(self.ffn_norm(x_BTD))
 
-    def _is_one_row(self, x_BTD: Tensor) -> bool:
-        """Whether kernels for one position of one sequence do it."""
-        width, fits = self.attention.head_width, x_BTD.shape[:2] == (1, 1) and x_BTD.dtype == torch.bfloat16 == self.ffn.down.weight.dtype
-        fits = fits and self.attention.softmax and all(weight.is_contiguous() for weight in self.parameters())
-        return fits and width in (32, 64, 128) and not torch.is_grad_enabled() and runs_kernels(x_BTD.device)
+    def _weights(self) -> kernels.BlockWeights:
+        a, f, eps = self.attention, self.ffn, self.attention_norm.eps or 0.0
+        attention = self.attention_norm.weight, a.q.weight, a.k.weight, a.v.weight, a.out.weight
+        return kernels.BlockWeights(*attention, self.ffn_norm.weight, f.gate.weight, f.up.weight, f.down.weight, eps)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from freetf_cli.config.recipe import LatentConfig
 from freetf_cli.data.batches import IGNORE
-from freetf_cli.kernels.linear_cross_entropy import readout_cross_entropy
+from freetf_cli.kernels import linear_cross_entropy
 from freetf_cli.latent.binary import aggregate_mismatch, free_bits_penalty, kl_per_token
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.model.free_transformer import FreeTransformer
@@ -87,4 +87,4 @@ def loss_function(model: Decoder, latent: LatentConfig | None) -> LossFunction:
 
 def _cross_entropy(model: Decoder, hidden_BTD: Tensor, targets_BT: Tensor) -> Tensor:
     """Sum over the counted targets, in nats."""
-    return readout_cross_entropy(hidden_BTD.flatten(0, 1), model.readout_weight, targets_BT.flatten(), IGNORE)
+    return linear_cross_entropy(hidden_BTD.flatten(0, 1), model.readout_weight, targets_BT.flatten(), IGNORE)
