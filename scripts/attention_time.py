@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from freetf_cli.kernels.short_attention import attend, attend_backward
-from freetf_cli.model.attention.softmax import rotary_tables, rotate
+from freetf_cli.kernels import rotary_tables, rotate
+from freetf_cli.kernels.attention_triton import attend, attend_backward
 
 # sequences, positions, heads, head width
 SHAPES = ((256, 65, 8, 32), (256, 65, 4, 64), (128, 65, 4, 32), (256, 64, 8, 32), (128, 128, 8, 32), (128, 128, 4, 64))

@@ -14,19 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from freetf_cli.training.objective import loss_function
 from torch import Tensor
 
 from freetf_cli.config.files import load_recipe
-from freetf_cli.latent import binary as latent
+from freetf_cli.kernels import mapper
 from freetf_cli.latent.build import build_model, initialise_model
+from freetf_cli.latent.objective import LN2
 from freetf_cli.training.optimizer import make_optimizer
 from freetf_cli.training.prefetch import host_batch
 from freetf_cli.training.start import resolve
+from freetf_cli.training.step import loss_function
 
 LOOKS = (1, 10, 30, 60, 100, 200, 300)
 GIVEN: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
-in_chunks = latent.logit_gradient_in_chunks
+in_chunks = mapper.logit_gradient_in_chunks
 
 
 def remembered(dr_ND: Tensor, bit_logits_NH: Tensor, table_CD: Tensor, product_type: torch.dtype) -> Tensor:
@@ -42,7 +43,7 @@ def in_8_bits(x_ND: Tensor) -> Tensor:
 def errors() -> dict[str, float]:
     """Relative, in the norm: of all tokens' gradients, of a middling token's, and of their sum."""
     dr_ND, logits_NH, table_CD = GIVEN["last"]
-    centred_CD = table_CD - latent._common(table_CD)
+    centred_CD = table_CD - mapper.common_row(table_CD)
     want, got = (
         in_chunks(dr, logits_NH.double(), table, torch.float64)
         for dr, table in ((dr_ND.double(), table_CD.double()), (in_8_bits(dr_ND), in_8_bits(centred_CD)))
@@ -59,11 +60,11 @@ def main(out: Path, name: str, overrides: list[str]) -> None:
     recipe, source = resolve(load_recipe(name, overrides=overrides))
     if recipe.latent is None:
         sys.exit(f"{name} is a baseline")
-    latent.logit_gradient_in_chunks = remembered
+    mapper.logit_gradient_in_chunks = remembered
     model = build_model(recipe.model, recipe.latent)
     initialise_model(model, recipe.train.seed)
-    optimizer, loss = make_optimizer(model, recipe.train, torch.device("cpu")), loss_function(model, recipe.latent)
-    random, weights = torch.Generator().manual_seed(recipe.train.seed), torch.tensor([recipe.latent.kappa * latent.LN2, 0.0, 0.0])
+    optimizer, loss = make_optimizer(model, recipe.train, torch.device("cpu")), loss_function(model)
+    random, weights = torch.Generator().manual_seed(recipe.train.seed), torch.tensor([recipe.latent.kappa * LN2, 0.0, 0.0])
     found: list[dict[str, Any]] = []
     for step in range(1, LOOKS[-1] + 1):
         batch = host_batch(source.train_batch(step - 1, recipe.train.batch))

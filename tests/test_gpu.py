@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from freetf_cli.model.free_transformer import FreeTransformer, build_model, initialise_model
 
 from freetf_cli.config.files import check_recipe
 from freetf_cli.config.recipe import LatentConfig, ModelConfig, Recipe
@@ -18,17 +17,20 @@ from freetf_cli.data.tokenizer import characters
 from freetf_cli.errors import FreetfError
 from freetf_cli.generation import decode_loop as continuation
 from freetf_cli.generation.sampling import SampleSpec, generate
-from freetf_cli.kernels.linear_cross_entropy import readout_cross_entropy
-from freetf_cli.latent import binary as latent
-from freetf_cli.latent.binary import PostSampler, logit_gradient, sample_codes
-from freetf_cli.model.attention.materialised import map_convolution, map_mix
-from freetf_cli.model.attention.softmax import LayerCache, rotary_tables, rotate, short_attention
-from freetf_cli.model.block import Block, Embedding
+from freetf_cli.kernels import Embedding, linear_cross_entropy, logit_gradient, mapper, rotary_tables, short_attention
+from freetf_cli.kernels.attention import reference_short_attention
+from freetf_cli.kernels.convolution import causal_convolution, reference_convolution
+from freetf_cli.kernels.head_mix import causal_mix, reference_mix
+from freetf_cli.latent.binary import PostSampler, sample_codes
+from freetf_cli.latent.build import build_model, initialise_model
+from freetf_cli.model.block import Block
+from freetf_cli.model.context import LayerCache
+from freetf_cli.model.latent import ObjectiveWeights
 from freetf_cli.runs.checkpoint import Checkpoint, checkpoint_folders
 from freetf_cli.runs.folder import RunFolder
 from freetf_cli.training.loop import Hooks, Loop
 from freetf_cli.training.run import train
-from freetf_cli.training.schedule import LatentWeights, latent_weights
+from freetf_cli.training.schedule import objective_weights
 from freetf_cli.training.signals import StopRequest
 from freetf_cli.training.start import resolve
 
@@ -61,7 +63,7 @@ def test_fused_mapper_gradient(tokens: int, width: int, bits: int, monkeypatch: 
     want = logit_gradient(dr.double(), logits.double(), table.double())
     with monkeypatch.context() as patch:
         if torch.cuda.get_device_capability()[0] == 9:  # no way but the kernel
-            patch.setattr(latent, "_covariance", None)
+            patch.setattr(mapper, "_covariance", None)
         got = logit_gradient(dr, logits, table)
         assert relative(got, want) < 1e-2
         graph = torch.cuda.CUDAGraph()
@@ -78,7 +80,7 @@ def test_fused_mapper_gradient(tokens: int, width: int, bits: int, monkeypatch: 
 @pytest.mark.parametrize(("tokens", "width", "bits"), [(1000, 256, 16), (700, 1536, 16), (333, 208, 10)])
 def test_mapper_gradient_in_8_bits(tokens: int, width: int, bits: int) -> None:
     """Within 5 % of float64, in the norm, also where rows differ by orders of magnitude; no token's error spreads to another."""
-    from freetf_cli.kernels.mapper import in_8_bits
+    from freetf_cli.kernels.mapper_triton import in_8_bits
 
     if torch.cuda.get_device_capability()[0] != 9:
         pytest.skip("the kernels are cut for compute capability 9")
@@ -110,7 +112,7 @@ def test_cross_entropy_in_place(tokens: int, vocabulary: int) -> None:
 
     def ours() -> torch.Tensor:
         with torch.autocast("cuda", dtype=torch.bfloat16):
-            return readout_cross_entropy(hidden, weight, targets, IGNORE)
+            return linear_cross_entropy(hidden, weight, targets, IGNORE)
 
     exact = F.cross_entropy(hidden.double() @ weight.double().T, targets, ignore_index=IGNORE, reduction="sum")
     want = torch.autograd.grad(exact, (hidden, weight))
@@ -202,11 +204,11 @@ def test_convolution_of_maps(kind: torch.dtype, length: int, heads: int, shape: 
     x, dy = (torch.randn(2 * heads, length, length, device=CUDA).to(kind) for _ in range(2))
     kernel = torch.randn(heads, *shape, device=CUDA)
     given = x.clone().requires_grad_(), kernel.clone().requires_grad_()
-    y = torch.compile(map_convolution, fullgraph=True)(*given)
+    y = torch.compile(causal_convolution, fullgraph=True)(*given)
     got = y.detach(), *torch.autograd.grad(y, given, dy)
     wide = x.double().requires_grad_(), kernel.to(kind).double().requires_grad_()
-    padded = F.pad(wide[0].tril().view(2, heads, length, length), ((shape[1] - 1) // 2, shape[1] // 2, shape[0] - 1, 0))
-    want = F.conv2d(padded, wide[1][:, None], groups=heads).flatten(0, 1).tril()
+    maps = wide[0].tril().view(2, heads, length, length)
+    want = reference_convolution(maps, wide[1][:, None], shape[0] - 1).flatten(0, 1).tril()
     for ours, theirs in zip(got, (want.detach(), *torch.autograd.grad(want, wide, dy.double())), strict=True):
         assert relative(ours, theirs) < (2**-9 if kind == torch.bfloat16 else 1e-5)
 
@@ -221,11 +223,10 @@ def test_mix_of_maps(kind: torch.dtype, heads: int, length: int) -> None:
     x, dy = (torch.randn(2, 16, length, length, device=CUDA).to(kind) for _ in range(2))
     mix = torch.randn(16 // heads, heads, heads, device=CUDA).to(kind).float()
     given = x.clone().requires_grad_(), mix.clone().requires_grad_()
-    y = torch.compile(map_mix, fullgraph=True)(*given)
+    y = torch.compile(causal_mix, fullgraph=True)(*given)
     got = y.detach(), *torch.autograd.grad(y, given, dy)
     wide = x.double().requires_grad_(), mix.double().requires_grad_()
-    of_head = wide[0].tril().view(2, 16 // heads, heads, length, length)
-    want = torch.einsum("goh,bghts->bgots", wide[1], of_head).flatten(1, 2).tril()
+    want = reference_mix(wide[0].tril(), wide[1]).tril()
     for ours, theirs in zip(got, (want.detach(), *torch.autograd.grad(want, wide, dy.double())), strict=True):
         assert relative(ours, theirs) < (2**-9 if kind == torch.bfloat16 else 1e-5)
     assert not got[0].triu(1).any() and not got[1].triu(1).any()
@@ -266,25 +267,23 @@ def test_attention_of_short_sequences(length: int, heads: int, width: int, causa
     dy = torch.randn(16, length, full, device=CUDA, dtype=torch.bfloat16)
     cos, sin = rotary_tables(torch.arange(length, device=CUDA), width, 10_000.0)
 
-    def plain(x: torch.Tensor, q: torch.Tensor | None) -> torch.Tensor:
-        flat = x if q is None else torch.cat((q, x), -1)
-        parts = [part.view(16, length, heads, width) for part in flat.chunk(3, -1)]
-        turned = (rotate(part, (cos, sin)).transpose(1, 2) for part in parts[:2])
-        return F.scaled_dot_product_attention(*turned, parts[2].transpose(1, 2), is_causal=causal).transpose(1, 2).flatten(2)
-
     def outcome(function: Callable[..., torch.Tensor], wide: bool) -> list[torch.Tensor]:
         given = [x if x is None else (x.double() if wide else x.clone()).requires_grad_() for x in (packed, query)]
-        y = function(given[0], None if given[1] is None else given[1].expand(16, length, full))
+        y = function(given[0], None if given[1] is None else given[1].expand(16, length, full), (cos, sin), heads, causal)
         y.backward(dy.to(y.dtype))
         return [y.detach(), *(x.grad for x in given if x is not None)]  # type: ignore[misc]
 
-    fused = outcome(lambda x, q: short_attention(x, q, cos, sin, heads, causal), False)
-    for ours, theirs, want in zip(fused, outcome(plain, False), outcome(plain, True), strict=True):
+    fused, plain, exact = (
+        outcome(short_attention, False),
+        outcome(reference_short_attention, False),
+        outcome(reference_short_attention, True),
+    )
+    for ours, theirs, want in zip(fused, plain, exact, strict=True):
         assert relative(ours, want) < 1.2 * relative(theirs, want) < 0.05
 
 
 def test_table_is_centred_as_pytorch_does_it() -> None:
-    from freetf_cli.kernels.mapper import centred
+    from freetf_cli.kernels.mapper_triton import centred
 
     torch.manual_seed(0)
     table, common = torch.randn(1000, 200, device=CUDA), torch.randn(200, device=CUDA)
@@ -303,23 +302,26 @@ def test_gradient_of_a_small_embedding_table() -> None:
 def test_compiled_bf16_step_follows_the_float32_one() -> None:
     model = build_model(ModelConfig(layers=4, width=128, heads=4, vocab=29, context=65), LatentConfig(kappa=1.0, bits=16))
     initialise_model(model, 0)
-    assert isinstance(model, FreeTransformer)
     torch.manual_seed(0)
     tokens = torch.randint(0, 29, (8, 65))
     noise = torch.randint(0, 2, (8, 65, 16)).float()  # 0 sets a bit and 1 clears it, whatever the rounding of its logit
 
     def gradients(device: torch.device, compiled: bool) -> dict[str, torch.Tensor]:
         model.to(device).zero_grad()
-        run: Callable[..., Any] = torch.compile(model.forward_posterior, fullgraph=True) if compiled else model.forward_posterior
+        run: Callable[..., Any] = torch.compile(model, fullgraph=True) if compiled else model
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=compiled):
-            out = run(tokens.to(device), noise.to(device))
-            loss = torch.nn.functional.cross_entropy(model.read_out(out.hidden).float().flatten(0, 1), tokens.to(device).flatten())
+            logits = run(tokens.to(device), noise=noise.to(device)).logits
+            loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), tokens.to(device).flatten())
         loss.backward()
         return {name: p.grad.detach().cpu().clone() for name, p in model.named_parameters() if p.grad is not None}
 
     plain, fast = gradients(torch.device("cpu"), False), gradients(CUDA, True)
     assert plain.keys() == fast.keys()
-    large = [name for name in plain if name != "post_sampler.weight" and name != "encoder.readout.weight" and plain[name].dim() == 2]
+    large = [
+        name
+        for name in plain
+        if name not in ("latent.post_sampler.weight", "latent.encoder.to_bit_logits.weight") and plain[name].dim() == 2
+    ]
     assert max(relative(fast[name], plain[name]) for name in large) < 0.1
 
 
@@ -422,14 +424,14 @@ def test_capturing_leaves_no_trace(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_stops_the_updates_at_once_and_the_run_at_the_next_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, graph: str
 ) -> None:
-    def poisoned(step: int, *args: Any) -> LatentWeights:
-        weights = latent_weights(step, *args)
+    def poisoned(step: int, *args: Any) -> ObjectiveWeights:
+        weights = objective_weights(step, *args)
         return weights._replace(kappa=math.nan) if step == 3 else weights
 
     recipe = small(cuda_graph=graph, steps=20, log_every=8, skip_limit=0)
     good = loop(tmp_path / "good", recipe)
     moved(good, 3)
-    monkeypatch.setattr("freetf_cli.training.loop.latent_weights", poisoned)
+    monkeypatch.setattr("freetf_cli.training.loop.objective_weights", poisoned)
     running = loop(tmp_path / "run", recipe)
     with pytest.raises(FreetfError, match="not finite at step 4"):
         running.run_to_end()
@@ -466,7 +468,6 @@ def test_likelihood_and_budget_agree_with_the_cpu() -> None:
     source = open_data(DataConfig(task="letters"), context=None, seed=0)
     model = build_model(ModelConfig(layers=4, width=64, heads=4, vocab=29, context=65), LatentConfig(kappa=1.0, bits=16)).eval()
     initialise_model(model, 0)
-    assert isinstance(model, FreeTransformer)
     found = []
     for device in (torch.device("cpu"), CUDA):
         model.to(device)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from freetf_cli.bench.timing import Effort, machine, replayed, timed
-from freetf_cli.kernels.support import runs_kernels
-from freetf_cli.latent.binary import logit_gradient, logit_gradient_in_chunks
+from freetf_cli.kernels import logit_gradient, runs_kernels
+from freetf_cli.kernels.mapper import logit_gradient_in_chunks
 from freetf_cli.records.bench import MapperBench, MapperRow, Timing
 
 CHECKED = 64  # tokens whose gradient is made in float64 too
@@ -25,7 +25,7 @@ def bench_mapper(
     dr_ND = torch.randn(tokens, width, device=device, dtype=dtype)
     logits_NH = torch.randn(tokens, bits, device=device, dtype=dtype)
     table_CD = torch.randn(2**bits, width, device=device)
-    exact_KH = logit_gradient(*(each[:CHECKED].double() for each in (dr_ND, logits_NH)), table_CD.double())
+    exact_KH = logit_gradient(dr_ND[:CHECKED].double(), logits_NH[:CHECKED].double(), table_CD.double())
     work_flops = 2.0 * tokens * 2**bits * width
     rows: list[MapperRow] = []
     product: Timing | None = None

@@ -15,7 +15,8 @@ from freetf_cli.bench.products import products_of, seconds_of
 from freetf_cli.bench.timing import WARM_UP, Effort, machine, replayed, timed
 from freetf_cli.config.recipe import Recipe
 from freetf_cli.device import autocast_dtype
-from freetf_cli.latent.binary import BinaryDistribution, BinaryLatent, logit_gradient
+from freetf_cli.kernels import logit_gradient
+from freetf_cli.latent.binary import BinaryDistribution, BinaryLatent
 from freetf_cli.latent.build import build_model, initialise_model
 from freetf_cli.model.attention.materialised import set_attention_checkpointing
 from freetf_cli.model.decoder import Decoder

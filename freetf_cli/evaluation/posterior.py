@@ -83,7 +83,7 @@ def given_z_nats(model: Decoder, batch: PosteriorPass, z: Tensor) -> Tensor:
     owner = torch.arange(len(batch.tokens), device=batch.tokens.device).repeat_interleave(draws)
     at_once = rows_at_once(model, batch.tokens.shape[1])
     parts = []
-    for part, of_row in zip(z.split(at_once), owner.split(at_once), strict=True):
+    for part, of_row in zip(torch.split(z, at_once), torch.split(owner, at_once), strict=True):
         hidden_BTD = model.upper(batch.x[of_row], part, model.context(batch.tokens[of_row]))
         parts.append(target_nats(model, hidden_BTD, batch.targets[of_row]))
     return torch.cat(parts)

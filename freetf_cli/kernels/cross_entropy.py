@@ -1,46 +1,107 @@
-"""Cross-entropy of rows of logits and its gradient, in place, in one Triton kernel.
+"""Cross-entropy of a linear layer's logits, which are never all in memory.
 
-torch.compile reads all logits for the sums, and all of them again for the gradient: three times through memory with the writing. A
-program here does one row after the other, and the second reading of a row finds it in the cache.
+    Σ_i −log softmax(W h_i)[target_i]
 
-Shapes: n tokens, V vocabulary; a program takes a row, BV logits at a time.
+32,768 tokens of a vocabulary of 131,072 have 17 GB of logits in float32, and their gradient as many. Here the logits of some tokens at a
+time are computed, the loss and its gradient taken, and both products of the gradient done before the next. What is kept for the backward
+has the size of the stream and of the weight. They are the three products of any output layer, none of them twice.
+
+PyTorch has `F.linear_cross_entropy` in chunks from 2.13 on: 2.11 lacks it, and torch.compile leaves it out of its graph.
+
+Shapes: N tokens, n of them at a time, D width, V vocabulary.
 """
 
+from itertools import pairwise
+from typing import Any
+
 import torch
-import triton
-import triton.language as tl
+import torch.nn.functional as F
 from torch import Tensor
 
+from freetf_cli.kernels.support import operator, product_dtype, runs_kernels
 
+# In memory together. Every chunk of tokens reads and writes the whole gradient of the weight, 1 ms a chunk for 131,072 × 1536 on an
+# H200: few chunks where there is memory for them.
+MOST_LOGITS = {"cpu": 1 << 28, "cuda": 1 << 30}
+FEW_LOGITS = {"cpu": 1 << 28, "cuda": 1 << 24}  # up to so many PyTorch's own functions compute together
+
+
+def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, ignore: int) -> Tensor:
+    """The sum over the targets that are not `ignore`, in nats; products in autocast's dtype where it is on."""
+    kind = hidden_ND.device.type
+    few = hidden_ND.shape[0] * weight_VD.shape[0] <= FEW_LOGITS.get(kind, FEW_LOGITS["cpu"])
+    if few or not torch.is_grad_enabled():
+        return reference_cross_entropy(hidden_ND, weight_VD, targets_N, ignore)
+    cost: Tensor = _InChunks.apply(hidden_ND, weight_VD, targets_N, ignore, product_dtype(hidden_ND))  # type: ignore[no-untyped-call]
+    return cost
+
+
+def reference_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, ignore: int) -> Tensor:
+    """The same by PyTorch's functions, whose backward needs all logits; without a backward those of a chunk are in memory."""
+    cost = hidden_ND.new_zeros((), dtype=torch.promote_types(hidden_ND.dtype, torch.float32))
+    for part in chunks(hidden_ND.shape[0], weight_VD.shape[0], most_logits(hidden_ND.device.type)):
+        logits_nV = F.linear(hidden_ND[part], weight_VD).to(cost.dtype)
+        cost = cost + F.cross_entropy(logits_nV, targets_N[part], ignore_index=ignore, reduction="sum")
+    return cost
+
+
+def most_logits(device_type: str) -> int:
+    """How many logits are in memory together."""
+    return MOST_LOGITS.get(device_type, MOST_LOGITS["cpu"])
+
+
+def chunks(tokens: int, vocabulary: int, most: int) -> list[slice]:
+    """Chunks of the tokens, as equal as can be, that have at most `most` logits (or those of one token)."""
+    count = min(tokens, max(1, -(-tokens * vocabulary // most)))
+    ends = [tokens * part // count for part in range(count + 1)] if count else []
+    return [slice(*pair) for pair in pairwise(ends)]
+
+
+def reference_with_gradient(logits_nV: Tensor, targets_n: Tensor, ignore: int) -> tuple[Tensor, Tensor]:
+    """Σ −log softmax(logits)[target] in nats, at least in float32, and its gradient [n, V] in the logits' dtype."""
+    wide = torch.promote_types(logits_nV.dtype, torch.float32)
+    counted_n1 = (targets_n != ignore)[:, None]
+    x_nV = logits_nV.to(wide)
+    lse_n1 = x_nV.logsumexp(-1, keepdim=True)
+    chosen_n1 = x_nV.gather(-1, torch.where(counted_n1, targets_n[:, None], 0))
+    cost = torch.where(counted_n1, lse_n1 - chosen_n1, 0.0).sum()
+    codes_V = torch.arange(x_nV.shape[1], device=x_nV.device)
+    d_nV = torch.exp(x_nV - lse_n1) - (codes_V == targets_n[:, None]).to(wide)
+    return cost, torch.where(counted_n1, d_nV, 0.0).to(logits_nV.dtype)
+
+
+@operator(lambda logits, targets, ignore: logits.new_empty(logits.shape[0], dtype=torch.float32), mutates=("logits_nV",))
 def cross_entropy_in_place(logits_nV: Tensor, targets_n: Tensor, ignore: int) -> Tensor:
-    """−log softmax(logits)[target] of every row, [n] float32, 0 where the target is `ignore`; the logits become its gradient."""
-    rows, vocabulary = logits_nV.shape
-    cost_n = logits_nV.new_empty(rows, dtype=torch.float32)
-    block = min(8192, triton.next_power_of_2(vocabulary))
-    if rows:
-        _row[(rows,)](logits_nV, targets_n, cost_n, logits_nV.stride(0), ignore, vocabulary, block, num_warps=max(4, block // 512))
-    return cost_n
+    """The costs [n], float32; the gradient takes the place of the logits."""
+    from freetf_cli.kernels import cross_entropy_triton
+
+    return cross_entropy_triton.cross_entropy_in_place(logits_nV, targets_n, ignore)
 
 
-@triton.jit
-def _row(logits_nV, targets_n, cost_n, stride, ignore, V: tl.constexpr, BV: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    x_row = logits_nV + row * stride
-    v = tl.arange(0, BV)
-    most, total = tl.full((), -float("inf"), tl.float32), tl.full((), 0.0, tl.float32)
-    for start in range(0, V, BV):
-        x = tl.load(x_row + start + v, mask=start + v < V, other=-float("inf")).to(tl.float32)
-        higher = tl.maximum(most, tl.max(x, 0))
-        total = total * tl.exp(most - higher) + tl.sum(tl.exp(x - higher), 0)
-        most = higher
-    log_sum = most + tl.log(total)
-    target = tl.load(targets_n + row)
-    counted = target != ignore
-    chosen = tl.load(x_row + tl.where(counted, target, 0)).to(tl.float32)
-    tl.store(cost_n + row, tl.where(counted, log_sum - chosen, 0.0))
-    tl.debug_barrier()  # no logit may be overwritten before every thread has the chosen one
-    for start in range(0, V, BV):
-        at = start + v
-        x = tl.load(x_row + at, mask=at < V, other=0.0).to(tl.float32)
-        gradient = tl.exp(x - log_sum) - tl.where(at == target, 1.0, 0.0)
-        tl.store(x_row + at, tl.where(counted, gradient, 0.0).to(logits_nV.dtype.element_ty), mask=at < V)
+class _InChunks(torch.autograd.Function):
+    """The gradient is computed in the forward, where the logits are; the backward scales it."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, ignore: int, dtype: torch.dtype) -> Tensor:
+        wide = torch.promote_types(dtype, torch.float32)
+        in_place = dtype == torch.bfloat16 and runs_kernels(hidden_ND.device)
+        with torch.autocast(hidden_ND.device.type, enabled=False):
+            w_VD = weight_VD.to(dtype)
+            cost, dw_VD, dh_ND = hidden_ND.new_zeros((), dtype=wide), torch.zeros_like(weight_VD), []
+            for part in chunks(hidden_ND.shape[0], weight_VD.shape[0], most_logits(hidden_ND.device.type)):
+                h_nD = hidden_ND[part].to(dtype)
+                d_nV = h_nD @ w_VD.T
+                if in_place:
+                    part_cost = cross_entropy_in_place(d_nV, targets_N[part], ignore).sum()
+                else:
+                    part_cost, d_nV = reference_with_gradient(d_nV, targets_N[part], ignore)
+                cost = cost + part_cost
+                dh_ND.append(d_nV @ w_VD)
+                dw_VD = dw_VD + (d_nV.T @ h_nD).to(dw_VD.dtype)
+        ctx.save_for_backward(torch.cat(dh_ND).to(hidden_ND.dtype), dw_VD)
+        return cost
+
+    @staticmethod
+    def backward(ctx: Any, d: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        dh_ND, dw_VD = ctx.saved_tensors
+        return dh_ND * d.to(dh_ND.dtype), dw_VD * d.to(dw_VD.dtype), None, None, None

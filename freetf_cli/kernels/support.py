@@ -1,24 +1,91 @@
-"""Whether this project's Triton kernels run on a device."""
+"""What every operation of this package needs: where Triton runs, and how a function becomes an operator."""
 
 import importlib.util
 import os
 import shutil
-from functools import cache
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache, wraps
+from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
+from torch import Tensor
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@torch.compiler.assume_constant_result  # torch.compile would trace into the look-ups, past the cache, and break the graph
+def runs_kernels(device: torch.device) -> bool:
+    """Whether the Triton kernels of this package run on a device."""
+    return _runs_kernels(device)
 
 
 @cache
-def runs_kernels(device: torch.device) -> bool:
-    """Their tiles are cut for the shared memory and the matrix units of compute capability 9, and tried on no other. Triton is not on every
-    system that torch runs on, and builds its launcher with a C compiler."""
-    if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] != 9:
+def _runs_kernels(device: torch.device) -> bool:
+    """Tiles are sized for the shared memory and matrix units of compute capability 9 and are tested on no other. Triton exists for some
+    systems only, and builds its launcher with a C compiler. Triton's interpreter (TRITON_INTERPRET=1) runs kernels anywhere; tests use it.
+    """
+    if importlib.util.find_spec("triton") is None:
         return False
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return True
     compilers = (os.environ.get("CC"), "cc", "gcc", "clang")
-    return importlib.util.find_spec("triton") is not None and any(name and shutil.which(name) for name in compilers)
+    capable = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
+    return capable and any(name and shutil.which(name) for name in compilers)
 
 
-@torch.compiler.assume_constant_result
-def runs_kernels_compiled(device: torch.device) -> bool:
-    """As torch.compile takes it: it would look into the library's, past its cache, and break the graph there."""
-    return runs_kernels(device)
+def product_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of a matrix product of x: autocast's where it is on, else x's own."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def on_device_of(x: Tensor) -> AbstractContextManager[Any]:
+    """Make x's device the current one, on which Triton launches."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
+def operator(
+    fake: Callable[..., Any], backward: Callable[..., Any] | None = None, mutates: tuple[str, ...] = ()
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Decorator: register a function that launches Triton as the custom operator `freetf::<its name>`.
+
+    torch.compile keeps an operator as one opaque call. The operation's plain reference is therefore chosen outside of it: there the
+    compiler can fuse it with its neighbours.
+
+    fake: given the operator's inputs, returns empty tensors of the result's shapes, dtypes and strides.
+    backward: another operator. Given the result's gradient and then the inputs, it returns the gradients of the first inputs, one for
+    each of its results; inputs after those get none. Inputs are tensors first, then numbers.
+    mutates: names of the arguments that are written.
+    """
+
+    def register(function: Callable[P, R]) -> Callable[P, R]:
+        @wraps(function)
+        def run(*inputs: P.args, **named: P.kwargs) -> R:
+            first: Any = inputs[0]
+            with on_device_of(first[0] if isinstance(first, list) else first):
+                return function(*inputs, **named)
+
+        made = torch.library.custom_op(f"freetf::{function.__name__.lstrip('_')}", run, mutates_args=mutates)
+        made.register_fake(fake)
+        if backward is not None:
+            made.register_autograd(_gradients_by(backward), setup_context=_save_inputs)
+        return cast("Callable[P, R]", made)
+
+    return register
+
+
+def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.save_for_backward(*(each for each in inputs if each is None or isinstance(each, Tensor)))
+    ctx.settings = [each for each in inputs if not (each is None or isinstance(each, Tensor))]
+
+
+def _gradients_by(backward: Callable[..., Any]) -> Callable[..., tuple[Tensor | None, ...]]:
+    def gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        found = backward(dy, *saved, *ctx.settings)
+        given = [None if x is None else dx for x, dx in zip(saved, found, strict=False)]
+        return *given, *[None] * (len(saved) + len(ctx.settings) - len(given))
+
+    return gradients

@@ -31,17 +31,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from freetf_cli import kernels
 from freetf_cli.config.recipe import LatentConfig, ModelConfig
 from freetf_cli.errors import InputError
-from freetf_cli.kernels.support import runs_kernels
 from freetf_cli.latent.objective import LN2, aggregate_mismatch, free_bits_penalty
 from freetf_cli.model.block import Block
 from freetf_cli.model.context import Context
 from freetf_cli.model.decoder import initialise
 from freetf_cli.model.latent import Distribution, Injection, Latent, ObjectiveWeights
 
-CHUNK_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 28}  # of s at a time: 16 MB in float32 on a CPU, 0.5 GB in bfloat16 on a GPU
-WIDEST_FUSED = 768  # beyond, a library's product that writes s to memory and a kernel that reads it are faster
 ZETA_STD = 0.02
 
 
@@ -248,7 +246,7 @@ class _MapperGradient(torch.autograd.Function):
     def backward(ctx, dr_BTD: Tensor) -> tuple[Tensor, Tensor, None, None, None]:  # type: ignore[no-untyped-def]
         bit_logits_BTH, table_CD, drawn_BT = ctx.saved_tensors
         dr_ND, logits_NH = dr_BTD.reshape(-1, dr_BTD.shape[-1]), bit_logits_BTH.reshape(-1, bit_logits_BTH.shape[-1])
-        dl_BTH = logit_gradient(dr_ND, logits_NH, table_CD, ctx.float8).view_as(bit_logits_BTH)
+        dl_BTH = kernels.logit_gradient(dr_ND, logits_NH, table_CD, ctx.float8).view_as(bit_logits_BTH)
         if drawn_BT is not None:
             dl_BTH = dl_BTH / twice_drawn(drawn_BT, bit_logits_BTH).to(dl_BTH.dtype)
         return dr_BTD, dl_BTH, None, None, None
@@ -259,103 +257,6 @@ def twice_drawn(codes_BT: Tensor, bit_logits_BTH: Tensor) -> Tensor:
     signs_BTH = 2.0 * code_bits(codes_BT, bit_logits_BTH.shape[-1]) - 1.0
     wide = torch.promote_types(bit_logits_BTH.dtype, torch.float32)
     return 2.0 * torch.sigmoid(signs_BTH * bit_logits_BTH.to(wide)).clamp(min=1e-3)
-
-
-@torch.library.custom_op("freetf::logit_gradient", mutates_args=())
-def logit_gradient(dr_ND: Tensor, bit_logits_NH: Tensor, table_CD: Tensor, float8: bool = False) -> Tensor:
-    """dL [N, H] of the module's formula, for the gradient dr [N, D] of R.
-
-    An operator of its own, so that torch.compile keeps the loop over chunks out of its graph. The product W · dr runs in bfloat16
-    where the logits are bfloat16 (autocast), else in the table's type. What all rows of W have in common changes no covariance, and in
-    bfloat16 would drown the differences: it is taken out first, as the mean of a thousand rows. On CUDA the bfloat16 product and what
-    follows are one kernel, or of a wide model the product and a kernel (kernels/); the other way is its reference, and that of
-    all else. float8: the product in 8-bit numbers, where those kernels run; it is off by some 4 %, in the norm.
-    """
-    bits = bit_logits_NH.shape[1]
-    product_type = torch.bfloat16 if bit_logits_NH.dtype == torch.bfloat16 else table_CD.dtype
-    if product_type == torch.bfloat16 and _fusible(dr_ND, bits):
-        return _by_kernels(dr_ND, bit_logits_NH, table_CD, float8)
-    return logit_gradient_in_chunks(dr_ND, bit_logits_NH, table_CD, product_type)
-
-
-def logit_gradient_in_chunks(dr_ND: Tensor, bit_logits_NH: Tensor, table_CD: Tensor, product_type: torch.dtype) -> Tensor:
-    """`logit_gradient` by way of s = W · dr in memory, for some tokens at a time."""
-    bits = bit_logits_NH.shape[1]
-    table_DC = (table_CD - _common(table_CD)).to(product_type).T
-    out_NH = torch.empty_like(bit_logits_NH)
-    for part in _chunks(dr_ND, table_CD):
-        s_NC = dr_ND[part].to(product_type) @ table_DC
-        out_NH[part] = _covariance(s_NC, bit_logits_NH[part], bits)
-    return out_NH
-
-
-@logit_gradient.register_fake
-def _(dr_ND: Tensor, bit_logits_NH: Tensor, table_CD: Tensor, float8: bool = False) -> Tensor:
-    return torch.empty_like(bit_logits_NH)
-
-
-def _chunks(dr_ND: Tensor, table_CD: Tensor) -> list[slice]:
-    """Tokens whose s are in memory together."""
-    step = max(1, CHUNK_ELEMENTS.get(dr_ND.device.type, 1 << 26) // table_CD.shape[0])
-    return [slice(start, start + step) for start in range(0, dr_ND.shape[0], step)]
-
-
-def _common(table_CD: Tensor) -> Tensor:
-    """About what all rows have in common, [D]: the mean of 1,024 of them, one of each run of neighbours in a place of its own."""
-    stride = max(1, table_CD.shape[0] // 1024)
-    rows = torch.arange(0, table_CD.shape[0], stride, device=table_CD.device)
-    return table_CD[rows + rows // stride % stride].mean(0)
-
-
-def _fusible(dr_ND: Tensor, bits: int) -> bool:
-    """Whether the fused kernel does it. Below 8 bits there is little to save; its loads want rows of whole 16 bytes; its tiles are
-    cut for the shared memory and the matrix units of compute capability 9, and tried on no other."""
-    return dr_ND.shape[0] > 0 and bits >= 8 and dr_ND.shape[1] % 8 == 0 and runs_kernels(dr_ND.device)
-
-
-def _by_kernels(dr_ND: Tensor, bit_logits_NH: Tensor, table_CD: Tensor, float8: bool) -> Tensor:
-    from freetf_cli.kernels import mapper as kernel
-
-    p_NH, common_D = torch.sigmoid(bit_logits_NH.float()), _common(table_CD)
-    with torch.cuda.device(dr_ND.device):  # Triton launches on the current device
-        if float8 and dr_ND.shape[1] % 16 == 0:
-            dl_NH = kernel.logit_gradient_in_8_bits(dr_ND, p_NH, table_CD, common_D)
-        else:
-            dr_ND, table_CD = dr_ND.bfloat16(), kernel.centred(table_CD, common_D)
-            if dr_ND.shape[1] <= WIDEST_FUSED:
-                dl_NH = kernel.fused_logit_gradient(dr_ND, p_NH, table_CD)
-            else:
-                dl_NH = torch.cat([kernel.covariance(dr_ND[part] @ table_CD.T, p_NH[part]) for part in _chunks(dr_ND, table_CD)])
-    return dl_NH.to(bit_logits_NH.dtype)
-
-
-def _covariance(s_NC: Tensor, bit_logits_NH: Tensor, bits: int) -> Tensor:
-    """Cov_{d~G}(U_h(d), s_d) of every token and bit, [N, H]."""
-    wide = torch.promote_types(bit_logits_NH.dtype, torch.float32)
-    p_NH = torch.sigmoid(bit_logits_NH.to(wide))
-    low = bits // 2
-    g_low, g_high = _factor(p_NH[:, :low]), _factor(p_NH[:, low:])
-    s_NIJ = s_NC.view(-1, g_high.shape[1], g_low.shape[1])
-    m_high = torch.bmm(s_NIJ, g_low.to(s_NC.dtype)[:, :, None])[:, :, 0].to(wide)
-    m_low = torch.bmm(g_high.to(s_NC.dtype)[:, None, :], s_NIJ)[:, 0].to(wide)
-    halves = ((g_low * m_low, p_NH[:, :low]), (g_high * m_high, p_NH[:, low:]))
-    return torch.cat([_centred(weighted, p) for weighted, p in halves], dim=1)
-
-
-def _factor(p_Nh: Tensor) -> Tensor:
-    """Probabilities of all 2^h values of some bits, [N, 2^h]."""
-    g = p_Nh.new_ones(p_Nh.shape[0], 1)
-    for h in range(p_Nh.shape[1]):
-        p = p_Nh[:, h : h + 1]
-        g = torch.cat((g * (1 - p), g * p), dim=1)
-    return g
-
-
-def _centred(weighted_Nj: Tensor, p_Nh: Tensor) -> Tensor:
-    """Σ_j weighted_j (U_h(j) − p_h), [N, h]."""
-    count = p_Nh.shape[1]
-    bits_jh = code_bits(torch.arange(2**count, device=p_Nh.device), count).to(weighted_Nj.dtype)
-    return weighted_Nj @ bits_jh - weighted_Nj.sum(1, keepdim=True) * p_Nh
 
 
 Kind = BinaryLatent

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from freetf_cli.kernels.rotary import Rotary, rotary_tables
+from freetf_cli.kernels import Rotary, rotary_tables
 
 PADDING = -1  # document id of left padding
 

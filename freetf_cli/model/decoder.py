@@ -25,9 +25,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from freetf_cli.config.recipe import ModelConfig
-from freetf_cli.kernels.linear_cross_entropy import readout_cross_entropy
+from freetf_cli.kernels import Embedding, linear_cross_entropy
 from freetf_cli.model.attention.softmax import Attention
-from freetf_cli.model.block import Block, Embedding
+from freetf_cli.model.block import Block
 from freetf_cli.model.context import PADDING, Cache, Context, make_context
 from freetf_cli.model.latent import Distribution, Injection, Latent, ObjectiveWeights
 from freetf_cli.model.loss import IGNORE, LossTerms, latent_mask
@@ -122,7 +122,7 @@ class Decoder(nn.Module):
 
     def losses(self, hidden_BTD: Tensor, targets_BT: Tensor, posterior: Distribution | None, weights: ObjectiveWeights | None) -> LossTerms:
         """The terms of the objective, summed over the batch. Without a posterior (a baseline, or Z given) all latent terms are 0."""
-        ce = readout_cross_entropy(hidden_BTD.flatten(0, 1), self.lm_head_weight, targets_BT.flatten(), IGNORE)
+        ce = linear_cross_entropy(hidden_BTD.flatten(0, 1), self.lm_head_weight, targets_BT.flatten(), IGNORE)
         mask_BT = latent_mask(targets_BT)
         if self.latent is None or posterior is None:
             zero = torch.zeros_like(ce)

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from freetf_cli.config.recipe import ModelConfig, Recipe
-from freetf_cli.kernels.linear_cross_entropy import FEW_LOGITS, most_logits
-from freetf_cli.latent.binary import CHUNK_ELEMENTS, WIDEST_FUSED
+from freetf_cli.kernels.cross_entropy import FEW_LOGITS, most_logits
+from freetf_cli.kernels.mapper import CHUNK_ELEMENTS, WIDEST_FUSED
 from freetf_cli.latent.build import build_model
 from freetf_cli.model.attention.differential import Differential
 from freetf_cli.model.attention.materialised import MapAttention, recomputes

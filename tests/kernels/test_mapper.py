@@ -1,11 +1,13 @@
-"""The fused kernel against the mapper's reference in float64, run by Triton's interpreter. That has no product of bfloat16 or 8-bit
-numbers; tests/test_gpu.py has the compiled kernel with them."""
+"""The mapper's kernels against their reference in float64. The interpreter has no product of bfloat16 or 8-bit numbers; tests/test_gpu.py
+has the compiled kernels with them."""
 
 import pytest
+import torch
+from torch import Tensor
 
-from tests.kernels.interpreter import MARKS, interpreted
-
-pytestmark = MARKS
+from freetf_cli.kernels import logit_gradient
+from freetf_cli.kernels.mapper import reference_logit_gradient
+from tests.kernels.interpreter import interpreted, interprets
 
 # name: tokens, bits, width, tiles, splits. None: as chosen by shape.
 CASES = {
@@ -17,53 +19,71 @@ CASES = {
     "more than 16 bits": (5, 17, 16, (16, 10, 16, 4, 2, True), None),
     "one token": (1, 9, 24, None, None),
 }
-CHECK = """
-import json, sys, torch
-from freetf_cli.latent.binary import logit_gradient
-from freetf_cli.kernels.mapper import IN_8_BITS, Tiles, _launched, covariance, fused_logit_gradient
 
-def errors(tokens, bits, width, tiles, splits):
+
+def drawn(tokens: int, bits: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
     torch.manual_seed(bits)
     dr, logits, table = (torch.randn(*shape, dtype=torch.float64) for shape in ((tokens, width), (tokens, bits), (2**bits, width)))
-    logits *= 2
-    want = logit_gradient(dr, logits, table)
-    def fused(dr):
-        centred = (table - table.mean(0)).float()
-        return fused_logit_gradient(dr.float(), torch.sigmoid(logits).float(), centred, tiles and Tiles(*tiles), splits)
-    p = torch.sigmoid(logits).float()
-    s = (dr @ table.T).float()
-    scale = torch.rand(2**bits) + 0.5
-    scaled = _launched(dr.float(), ((table - table.mean(0)) / scale[:, None]).float(), p, IN_8_BITS._replace(columns=16), None, scale)
+    return dr, 2 * logits, table
+
+
+def compared(tokens: int, bits: int, width: int, tiles: list[int] | None, splits: int | None) -> dict[str, float]:
+    from freetf_cli.kernels.mapper_triton import IN_8_BITS, Tiles, covariance, fused_logit_gradient, launch
+
+    dr, logits, table = drawn(tokens, bits, width)
+    want, p = reference_logit_gradient(dr, logits, table), torch.sigmoid(logits).float()
+    centred, scale = table - table.mean(0), torch.rand(2**bits) + 0.5
+
+    def fused(dr: Tensor) -> Tensor:
+        return fused_logit_gradient(dr.float(), p, centred.float(), tiles and Tiles(*tiles), splits)
+
+    def error(got: Tensor) -> float:
+        return float((got - want).abs().max() / want.abs().max())
+
     broken = fused(torch.where(torch.arange(tokens)[:, None] == tokens - 1, float("nan"), dr))
     return {
-        "relative": float((fused(dr) - want).abs().max() / want.abs().max()),
+        "relative": error(fused(dr)),
         "size": float(want.norm()),
-        "given": float((covariance(s, p) - want).abs().max() / want.abs().max()),
-        "scaled": float((scaled - want).abs().max() / want.abs().max()),
+        "given": error(covariance((dr @ table.T).float(), p)),
+        "scaled": error(launch(dr.float(), (centred / scale[:, None]).float(), p, IN_8_BITS._replace(columns=16), None, scale)),
         "nan": bool(broken[-1].isnan().all() and broken[:-1].isfinite().all()),
     }
-
-print(json.dumps({name: errors(*case) for name, case in json.loads(sys.argv[1]).items()}))
-"""
 
 
 @pytest.fixture(scope="module")
 def outcomes() -> dict[str, dict[str, float]]:
-    return interpreted(CHECK, CASES)
+    return interpreted(compared, CASES)
 
 
+@interprets
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_fused_kernel_equals_the_reference(name: str, outcomes: dict[str, dict[str, float]]) -> None:
     assert outcomes[name]["size"] > 1e-2
     assert outcomes[name]["relative"] < 1e-5
 
 
+@interprets
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
-def test_from_s_in_memory_and_with_a_scale_for_every_code_it_is_the_same(name: str, outcomes: dict[str, dict[str, float]]) -> None:
+def test_with_s_from_memory_or_a_scale_for_every_code_it_is_the_same(name: str, outcomes: dict[str, dict[str, float]]) -> None:
     assert outcomes[name]["given"] < 1e-5
     assert outcomes[name]["scaled"] < 1e-5
 
 
+@interprets
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
-def test_a_token_that_is_not_a_number_stays_one(name: str, outcomes: dict[str, dict[str, float]]) -> None:
+def test_the_gradient_of_a_token_that_is_nan_is_nan(name: str, outcomes: dict[str, dict[str, float]]) -> None:
     assert outcomes[name]["nan"]
+
+
+@pytest.mark.parametrize("bits", [1, 3, 8, 16])
+def test_in_chunks_it_equals_the_reference(bits: int) -> None:
+    dr, logits, table = drawn(3, bits, 4)
+    want = reference_logit_gradient(dr, logits, table)
+    assert (logit_gradient(dr, logits, table) - want).abs().max() <= 1e-12 * max(1.0, float(want.abs().max()))
+
+
+def test_operator_is_well_formed_for_the_compiler() -> None:
+    torch.library.opcheck(logit_gradient, (torch.randn(6, 4), torch.randn(6, 3), torch.randn(8, 4)))

@@ -8,12 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from freetf_cli.latent import binary as latent
+from freetf_cli.kernels import mapper
 from freetf_cli.latent.binary import (
     PostSampler,
     code_bits,
     kl_per_token,
-    logit_gradient,
     sample_codes,
 )
 from freetf_cli.latent.objective import aggregate_mismatch, free_bits_penalty
@@ -34,7 +33,7 @@ def literal_mapper(logits: torch.Tensor, codes: torch.Tensor, table: torch.Tenso
 @pytest.mark.parametrize("bits", [1, 2, 3, 7, 8])
 @pytest.mark.parametrize("chunk", [1, 5, 10_000])
 def test_mapper_equals_the_literal_straight_through(bits: int, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(latent.CHUNK_ELEMENTS, "cpu", chunk * 2**bits)
+    monkeypatch.setitem(mapper.CHUNK_ELEMENTS, "cpu", chunk * 2**bits)
     torch.manual_seed(bits)
     tokens, width = (3, 4), 6
     sampler = PostSampler(bits, width).double()
@@ -90,20 +89,6 @@ def test_forward_is_exactly_the_table_row() -> None:
     torch.nn.init.normal_(sampler.weight)
     codes = torch.tensor([[3, 15, 0]])
     assert torch.equal(sampler(codes, torch.randn(1, 3, 4)), sampler.weight[codes])
-
-
-def test_sixteen_bits_agree_with_direct_covariance() -> None:
-    torch.manual_seed(0)
-    dr, logits, table = torch.randn(3, 4).double(), torch.randn(3, 16).double(), torch.randn(2**16, 4).double()
-    p, u = torch.sigmoid(logits), code_bits(torch.arange(2**16), 16).double()
-    g = torch.exp(torch.log(p) @ u.T + torch.log1p(-p) @ (1 - u).T)
-    s = dr @ table.T
-    want = torch.stack([(g * s * (u[:, h] - p[:, h : h + 1])).sum(1) for h in range(16)], dim=1)
-    assert (logit_gradient(dr, logits, table) - want).abs().max() <= 1e-12
-
-
-def test_operator_is_well_formed_for_the_compiler() -> None:
-    torch.library.opcheck(logit_gradient, (torch.randn(6, 4), torch.randn(6, 3), torch.randn(8, 4)))
 
 
 def test_codes_follow_the_bits() -> None:

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from freetf_cli.model.attention.softmax import Attention, Rotary, rotary_tables, rotate
+from freetf_cli.kernels import Rotary, rotary_tables, rotate
+from freetf_cli.model.attention.softmax import Attention
 from freetf_cli.model.context import Context
 
 Array = NDArray[np.float64]

@@ -9,52 +9,17 @@ product: one more read and one more write. On a GPU whose kernels are ours it is
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from freetf_cli.config.recipe import ModelConfig
-from freetf_cli.kernels.support import runs_kernels_compiled
 from freetf_cli.model.attention.softmax import Attention
 from freetf_cli.model.context import Context, LayerCache
 
 RECOMPUTED = 1 << 28  # `auto`: numbers of all maps of a model from which they are made once more in the backward
-MOST_MIXED = 64  # heads of a group that kernels/ has tiles for
-
-
-def _operator(name: str, forward: str, gradients: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """A kernel of kernels/ with that of its gradients, as an operator of maps and weights that torch.compile does not look into."""
-
-    def run(function: str, *given: Tensor) -> Any:
-        from freetf_cli.kernels import attention_weights as map_kernel
-
-        with torch.cuda.device(given[0].device):  # Triton launches on the current device
-            return getattr(map_kernel, function)(*given)
-
-    @torch.library.custom_op(f"freetf::{name}", mutates_args=())
-    def operator(x: Tensor, weights: Tensor) -> Tensor:
-        y: Tensor = run(forward, x, weights)
-        return y
-
-    @torch.library.custom_op(f"freetf::{name}_backward", mutates_args=())
-    def backward(dy: Tensor, x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        dx, dweights = run(gradients, dy, x, weights)
-        return dx, dweights
-
-    def keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-        ctx.save_for_backward(*inputs)
-
-    operator.register_fake(lambda x, weights: x.new_empty(x.shape))
-    backward.register_fake(lambda dy, x, weights: (x.new_empty(x.shape), weights.new_empty(weights.shape, dtype=torch.float32)))
-    operator.register_autograd(lambda ctx, dy: backward(dy, *ctx.saved_tensors), setup_context=keep)
-    return operator
-
-
-map_convolution = _operator("map_convolution", "convolve", "gradients")  # tril(conv(tril(x))) of maps [N, T, S], kernels [M, Q, W]
-map_mix = _operator("map_mix", "mix", "mix_gradients")  # tril(mix(tril(x))) of maps [B, M, T, S], mixes [G, C, C]
 
 
 class Rows(NamedTuple):
@@ -145,12 +110,3 @@ def by_group(a_BMTX: Tensor, b_BKXY: Tensor) -> Tensor:
 def identity_mix(heads: int, group: int) -> nn.Parameter:
     """One identity [C, C] for each of the groups of C heads. Three dimensions: no initialisation draws it, no weight decay shrinks it."""
     return nn.Parameter(torch.eye(group).repeat(heads // group, 1, 1))
-
-
-def mix_heads(x_BMTS: Tensor, mix_GCC: Tensor, rows: Rows) -> Tensor:
-    """X_new^o = Σ_h w[g, o, h] X^h within each group g of C heads. What `whole` rows have after their queries is masked later, or is 0:
-    there the kernel leaves zeros."""
-    groups, size, _ = mix_GCC.shape
-    if rows.whole and size <= MOST_MIXED and x_BMTS.dtype != torch.float64 and runs_kernels_compiled(x_BMTS.device):
-        return map_mix(x_BMTS, mix_GCC)
-    return (mix_GCC @ x_BMTS.reshape(len(x_BMTS), groups, size, -1)).view_as(x_BMTS)

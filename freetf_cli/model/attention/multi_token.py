@@ -25,14 +25,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from freetf_cli import kernels
 from freetf_cli.config.recipe import ModelConfig, MultiTokenConfig
-from freetf_cli.kernels.support import runs_kernels_compiled
 from freetf_cli.model.attention.head_norm import HeadNorm
-from freetf_cli.model.attention.materialised import MapAttention, Rows, identity_mix, map_convolution, mix_heads
+from freetf_cli.model.attention.materialised import MapAttention, Rows, identity_mix
 from freetf_cli.model.attention.softmax import Attention
 from freetf_cli.model.context import Context, LayerCache
 
-WIDEST = 33  # kernel that kernels/ has tiles for, and as many rows unrolled
 WIDEST_HEAD = 256  # that fused kernels of attention take
 
 
@@ -84,16 +83,11 @@ class MapConvolution(nn.Module):
         """
         if self.kernel is not None:
             x_BMRS = self._convolve(x_BMRS, self.kernel, rows, missing, late)
-        return x_BMRS if self.mix is None else mix_heads(x_BMRS, self.mix, rows)
+        return x_BMRS if self.mix is None else kernels.mix_heads(x_BMRS, self.mix, rows.whole)
 
     def _convolve(self, x_BMRS: Tensor, kernel_MCQW: Tensor, rows: Rows, missing: int, late: bool) -> Tensor:
-        width, groups = kernel_MCQW.shape[3], len(kernel_MCQW) // kernel_MCQW.shape[1]
-        margin = (width - 1) // 2, width // 2
         if rows.document_ids_BS is None and not late:
-            whole = rows.whole and missing == self.above  # no rows above from a cache
-            if whole and kernel_MCQW.shape[1] == 1 and max(kernel_MCQW.shape[2:]) <= WIDEST and self._fits(x_BMRS):
-                return map_convolution(x_BMRS.flatten(0, 1), kernel_MCQW[:, 0]).view_as(x_BMRS)
-            return F.conv2d(F.pad(x_BMRS, (*margin, missing, 0)), kernel_MCQW, groups=groups)
+            return kernels.convolve_weights(x_BMRS, kernel_MCQW, missing, causal=rows.whole and missing == self.above)
         x_BMRS = F.pad(x_BMRS, (0, 0, missing, 0))
 
         def of_row(row: int) -> Tensor:
@@ -102,14 +96,9 @@ class MapConvolution(nn.Module):
                 part_BMTS = part_BMTS.masked_fill(rows.hidden, 0)
             if rows.document_ids_BS is not None:  # no row of another document, whatever it scored there
                 part_BMTS = part_BMTS.masked_fill(_another(rows.document_ids_BS, rows.at_T, self.above - row), 0)
-            return F.conv2d(F.pad(part_BMTS, margin), kernel_MCQW[:, :, row : row + 1], groups=groups)
+            return kernels.convolve_weights(part_BMTS, kernel_MCQW[:, :, row : row + 1], missing=0, causal=False)
 
         return reduce(torch.add, map(of_row, range(self.above + 1)))
-
-    @staticmethod
-    def _fits(x_BMRS: Tensor) -> bool:
-        """The kernel counts in float32, and its grid has room for so many maps."""
-        return x_BMRS.dtype != torch.float64 and x_BMRS.shape[:2].numel() < 1 << 16 and runs_kernels_compiled(x_BMRS.device)
 
 
 def _another(document_ids_BS: Tensor, at_T: Tensor, back: int) -> Tensor:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from freetf_cli import kernels
 from freetf_cli.config.recipe import ModelConfig
-from freetf_cli.model.attention.materialised import MapAttention, Rows, identity_mix, mix_heads
+from freetf_cli.model.attention.materialised import MapAttention, Rows, identity_mix
 from freetf_cli.model.context import LayerCache
 
 
@@ -19,6 +20,6 @@ class TalkingHeads(MapAttention):
 
     def weights(self, scores_BMTS: Tensor, rows: Rows, cache: LayerCache | None) -> Tensor:
         """No cell of a map meets another position's: the mask before the softmax is all that causality takes."""
-        mixed_BMTS = mix_heads(scores_BMTS, self.pre, rows)
+        mixed_BMTS = kernels.mix_heads(scores_BMTS, self.pre, rows.whole)
         weights_BMTS = torch.softmax(mixed_BMTS.masked_fill(rows.hidden, -torch.inf), dim=-1)
-        return mix_heads(weights_BMTS.to(mixed_BMTS.dtype), self.post, rows)
+        return kernels.mix_heads(weights_BMTS.to(mixed_BMTS.dtype), self.post, rows.whole)

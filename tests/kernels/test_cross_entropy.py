@@ -1,4 +1,7 @@
-"""Cross-entropy in chunks against PyTorch's, values and gradients, in float64 and in bfloat16."""
+"""Cross-entropy in chunks against the definition, in float64 and in bfloat16; and the kernel for a chunk, in Triton's interpreter.
+
+tests/test_gpu.py has the compiled kernel in bfloat16.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from freetf_cli.kernels import linear_cross_entropy as cross_entropy
-from freetf_cli.kernels.linear_cross_entropy import chunks, readout_cross_entropy
+from freetf_cli.kernels import cross_entropy, linear_cross_entropy
+from freetf_cli.kernels.cross_entropy import chunks, cross_entropy_in_place
+from tests.kernels.interpreter import interpreted, interprets
 
 IGNORE = -100
 
@@ -43,7 +47,7 @@ def literal(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 @pytest.mark.parametrize("scale", [1.0, 0.25])
 def test_values_and_gradients_are_those_of_the_definition(small: None, scale: float) -> None:
     hidden, weight, targets = numbers()
-    cost = readout_cross_entropy(hidden, weight, targets, IGNORE)
+    cost = linear_cross_entropy(hidden, weight, targets, IGNORE)
     wanted = literal(hidden, weight, targets)
     torch.testing.assert_close(cost, wanted, rtol=1e-12, atol=0)
     ours = torch.autograd.grad(scale * cost, (hidden, weight))
@@ -54,16 +58,16 @@ def test_values_and_gradients_are_those_of_the_definition(small: None, scale: fl
 
 def test_targets_that_do_not_count_have_no_part(small: None) -> None:
     hidden, weight, targets = numbers(ignored=(0, 3, 4, 5))
-    dh, _ = torch.autograd.grad(readout_cross_entropy(hidden, weight, targets, IGNORE), (hidden, weight))
+    dh, _ = torch.autograd.grad(linear_cross_entropy(hidden, weight, targets, IGNORE), (hidden, weight))
     assert (dh.abs().sum(-1) == 0).tolist() == [number in (0, 3, 4, 5) for number in range(10)]
     none = torch.full_like(targets, IGNORE)
-    assert float(readout_cross_entropy(hidden, weight, none, IGNORE).detach()) == 0.0
+    assert float(linear_cross_entropy(hidden, weight, none, IGNORE).detach()) == 0.0
 
 
 def test_products_are_in_autocasts_type(small: None) -> None:
     hidden, weight, targets = numbers(torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        cost = readout_cross_entropy(hidden, weight, targets, IGNORE)
+        cost = linear_cross_entropy(hidden, weight, targets, IGNORE)
         wanted = F.cross_entropy(F.linear(hidden, weight).float(), targets, ignore_index=IGNORE, reduction="sum")
     assert cost.dtype == torch.float32
     torch.testing.assert_close(cost, wanted, rtol=1e-6, atol=0)
@@ -82,7 +86,7 @@ def test_no_more_logits_at_once_than_allowed(small: None, monkeypatch: pytest.Mo
         return made
 
     monkeypatch.setattr(Tensor, "__matmul__", product)
-    readout_cross_entropy(*numbers(), IGNORE)
+    linear_cross_entropy(*numbers(), IGNORE)
     assert 0 < max(seen) <= 33
 
 
@@ -92,7 +96,7 @@ def test_without_a_gradient_the_parts_are_as_small(small: None, monkeypatch: pyt
     monkeypatch.setattr(F, "linear", lambda *words: (sizes.append(len(words[0])), plain(*words))[1])
     hidden, weight, targets = numbers()
     with torch.no_grad():
-        cost = readout_cross_entropy(hidden, weight, targets, IGNORE)
+        cost = linear_cross_entropy(hidden, weight, targets, IGNORE)
     torch.testing.assert_close(cost, literal(hidden, weight, targets), rtol=1e-12, atol=0)
     assert len(sizes) == 4 and max(sizes) <= 3
 
@@ -107,8 +111,62 @@ def test_chunks_cover_all_tokens_once(small: None, tokens: int, count: int) -> N
 
 def test_a_compiler_takes_it_whole(small: None) -> None:
     arguments: Any = numbers(torch.float32)
-    compiled = torch.compile(readout_cross_entropy, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(*arguments, IGNORE), readout_cross_entropy(*arguments, IGNORE))
+    compiled = torch.compile(linear_cross_entropy, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*arguments, IGNORE), linear_cross_entropy(*arguments, IGNORE))
     ours = torch.autograd.grad(compiled(*arguments, IGNORE), arguments[:2])
-    theirs = torch.autograd.grad(readout_cross_entropy(*arguments, IGNORE), arguments[:2])
+    theirs = torch.autograd.grad(linear_cross_entropy(*arguments, IGNORE), arguments[:2])
     torch.testing.assert_close(ours, theirs)
+
+
+# name: rows, vocabulary, spread of the logits.
+CASES = {
+    "one block": (3, 29, 1.0),
+    "whole blocks": (2, 16_384, 1.0),
+    "a block and a bit": (2, 8193, 30.0),
+    "far apart": (4, 100, 300.0),
+    "one word": (2, 1, 1.0),
+}
+
+
+def compared(rows: int, vocabulary: int, spread: float) -> dict[str, float]:
+    """The kernel, whose first target is ignored, against the definition."""
+    torch.manual_seed(rows)
+    logits = (torch.randn(rows, vocabulary, dtype=torch.float64) * spread).float()
+    targets = torch.randint(vocabulary, (rows,))
+    targets[0] = IGNORE
+    exact, kept = logits.double(), torch.arange(1, rows)
+    shares = torch.exp(exact - exact.amax(-1, keepdim=True))
+    gradient = shares / shares.sum(-1, keepdim=True)
+    gradient[kept, targets[1:]] -= 1
+    gradient[0] = 0
+    want = torch.zeros(rows, dtype=torch.float64)
+    want[1:] = -(exact - exact.logsumexp(-1, keepdim=True))[kept, targets[1:]]
+    broken = logits.clone()
+    broken[1, 0] = float("nan")
+    torch.library.opcheck(cross_entropy_in_place, (logits.clone(), targets, IGNORE), test_utils=("test_schema", "test_faketensor"))
+    cost, nan = (cross_entropy_in_place(each, targets, IGNORE) for each in (logits, broken))
+    return {
+        "cost": float((cost - want).abs().max() / want.abs().max().clamp(min=1e-9)) if vocabulary > 1 else float(cost.abs().max()),
+        "gradient": float((logits - gradient).abs().max()),
+        "nan": bool(nan[1].isnan() and broken[1].isnan().all() and nan[0] == 0),
+    }
+
+
+@pytest.fixture(scope="module")
+def outcomes() -> dict[str, dict[str, float]]:
+    return interpreted(compared, CASES)
+
+
+@interprets
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_the_kernels_cost_and_gradient_are_the_definition(name: str, outcomes: dict[str, dict[str, float]]) -> None:
+    assert outcomes[name]["cost"] < 1e-6
+    assert outcomes[name]["gradient"] < 1e-6
+
+
+@interprets
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_a_logit_that_is_nan_makes_cost_and_gradient_nan(name: str, outcomes: dict[str, dict[str, float]]) -> None:
+    assert outcomes[name]["nan"]

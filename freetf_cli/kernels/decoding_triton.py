@@ -11,19 +11,13 @@ Shapes: D width, I inputs, O outputs, F hidden width, M query heads, K key/value
 BO outputs and BI inputs at a time, BS positions, N parts of the cache.
 """
 
-from __future__ import annotations
-
-from contextlib import nullcontext
-from typing import TYPE_CHECKING
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from freetf_cli.model.attention.softmax import LayerCache, Rotary
-    from freetf_cli.model.block import Block
+from freetf_cli.kernels.decoding import BlockWeights
+from freetf_cli.kernels.rotary import Rotary
 
 _PIECE = 4096  # numbers of a weight that a program has on the way at once
 _ROWS = {"projected": 2, "gated": 8, "added": 2}  # outputs of a program: several programs for every multiprocessor
@@ -31,21 +25,16 @@ _WARPS = 4
 _PART = 256  # positions of the cache that one program reads, at least
 
 
-def run_block(block: Block, x_11D: Tensor, keys_from: Tensor | None, rotary: Rotary, cache: LayerCache, position: Tensor) -> Tensor:
-    """`Block.forward` for one position, [1, 1, D]; its key and value are written into the cache at `position`, [] int64."""
-    with torch.cuda.device(x_11D.device) if x_11D.is_cuda else nullcontext():  # Triton launches on the current device
-        return _run(block, x_11D, keys_from, rotary, cache, position)
-
-
-def _run(block: Block, x_11D: Tensor, keys_from: Tensor | None, rotary: Rotary, cache: LayerCache, position: Tensor) -> Tensor:
-    attention, ffn = block.attention, block.ffn
-    kv_D = (x_11D if keys_from is None else keys_from).view(-1)
-    weights = attention.q.weight, attention.k.weight, attention.v.weight
-    qkv_P = projected(x_11D.view(-1), kv_D, block.attention_norm.weight, block.attention_norm.eps or 0.0, weights)
-    y_F = attended(qkv_P, rotary, cache.k, cache.v, position, attention.heads)
-    x_D = added(x_11D.view(-1), attention.out.weight, y_F)
-    h_F = gated(x_D, block.ffn_norm.weight, block.ffn_norm.eps or 0.0, ffn.gate.weight, ffn.up.weight)
-    return added(x_D, ffn.down.weight, h_F).view(1, 1, -1)
+def run_block(
+    x_11D: Tensor, kv_11D: Tensor, rotary: Rotary, k_1KSE: Tensor, v_1KSE: Tensor, position: Tensor, weights: BlockWeights
+) -> Tensor:
+    """`decoding.decode_block`."""
+    w, x_D = weights, x_11D.view(-1)
+    qkv_P = projected(x_D, kv_11D.view(-1), w.attention_norm, w.eps, (w.q, w.k, w.v))
+    y_F = attended(qkv_P, rotary, k_1KSE, v_1KSE, position, len(w.q) // k_1KSE.shape[3])
+    x_D = added(x_D, w.out, y_F)
+    h_F = gated(x_D, w.ffn_norm, w.eps, w.gate, w.up)
+    return added(x_D, w.down, h_F).view(1, 1, -1)
 
 
 def projected(x_D: Tensor, kv_D: Tensor, norm_D: Tensor, eps: float, weights: tuple[Tensor, Tensor, Tensor]) -> Tensor:

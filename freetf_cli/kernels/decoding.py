@@ -1,0 +1,72 @@
+"""A Transformer block for one position of one sequence: the step of generation on a GPU.
+
+    q = rotate(Wq n(x)), k = rotate(Wk n(kv)), v = Wv n(kv)        n(x) = x / rms(x) · norm
+    x ← x + Wout attention(q, cached keys, k; cached values, v)
+    x ← x + Wdown (silu(Wgate n(x)) · Wup n(x))
+
+Shapes: D width, F hidden width, M query heads, K key/value heads, E head width, S positions that the cache has room for.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from freetf_cli.kernels.rotary import Rotary, rotate
+from freetf_cli.kernels.support import on_device_of, runs_kernels
+
+
+class BlockWeights(NamedTuple):
+    """The weights of a block, with their outputs first; the norms' [D]. eps: of both norms."""
+
+    attention_norm: Tensor
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    out: Tensor
+    ffn_norm: Tensor
+    gate: Tensor
+    up: Tensor
+    down: Tensor
+    eps: float
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self[:-1]
+
+
+def takes_decode_block(x_BTD: Tensor, weights: BlockWeights, head_width: int) -> bool:
+    """Whether the kernels compute it: one position of one sequence in bfloat16, without gradients."""
+    one = x_BTD.shape[:2] == (1, 1) and head_width in (32, 64, 128) and not torch.is_grad_enabled()
+    fits = all(each.dtype == torch.bfloat16 for each in (x_BTD, weights.down)) and all(each.is_contiguous() for each in weights.tensors)
+    return one and fits and runs_kernels(x_BTD.device)
+
+
+def decode_block(
+    x_11D: Tensor, kv_11D: Tensor, rotary: Rotary, k_1KSE: Tensor, v_1KSE: Tensor, position: Tensor, weights: BlockWeights
+) -> Tensor:
+    """The block's output, [1, 1, D], by the kernels: `takes_decode_block` says where they run.
+
+    kv_11D: the stream of keys and values. rotary: cos and sin of the position, [1, E/2]. position: [] int64; the new key and value are
+    written there in the cache, and positions before it are attended to. No operator: generation is not compiled, but captured as a graph.
+    """
+    from freetf_cli.kernels import decoding_triton
+
+    with on_device_of(x_11D):
+        return decoding_triton.run_block(x_11D, kv_11D, rotary, k_1KSE, v_1KSE, position, weights)
+
+
+def reference_decode_block(
+    x_11D: Tensor, kv_11D: Tensor, rotary: Rotary, k_1KSE: Tensor, v_1KSE: Tensor, position: Tensor, weights: BlockWeights
+) -> Tensor:
+    w, width = weights, k_1KSE.shape[3]
+    q_D, kv_D = (F.rms_norm(each, each.shape[-1:], w.attention_norm, w.eps) for each in (x_11D, kv_11D))
+    q, k, v = (F.linear(each, weight).view(1, 1, -1, width) for each, weight in ((q_D, w.q), (kv_D, w.k), (kv_D, w.v)))
+    k_1KSE.index_copy_(2, position[None], rotate(k, rotary).transpose(1, 2))
+    v_1KSE.index_copy_(2, position[None], v.transpose(1, 2))
+    seen_S = torch.arange(k_1KSE.shape[2], device=position.device) <= position
+    y_1M1E = F.scaled_dot_product_attention(rotate(q, rotary).transpose(1, 2), k_1KSE, v_1KSE, attn_mask=seen_S[None], enable_gqa=True)
+    x_11D = x_11D + F.linear(y_1M1E.flatten()[None, None], w.out)
+    n_11D = F.rms_norm(x_11D, x_11D.shape[-1:], w.ffn_norm, w.eps)
+    return x_11D + F.linear(F.silu(F.linear(n_11D, w.gate)) * F.linear(n_11D, w.up), w.down)

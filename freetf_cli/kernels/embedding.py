@@ -1,0 +1,51 @@
+"""Rows of an embedding table, with a gradient that is fast and deterministic where the table is small.
+
+PyTorch adds the gradient of every token to its row. On a GPU thousands of tokens that add to each of a few rows wait for each other, and
+add in any order. Here the gradient of such a table is a product with the one-hot tokens.
+
+Shapes: B sequences, T positions, N = B · T tokens, V vocabulary, D width.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+FEW_ROWS = 512  # the one-hot product is used for tables of up to this many rows,
+ONE_HOT = 1 << 26  # if the one-hot tokens are no more numbers than this
+
+
+class Embedding(nn.Embedding):
+    """nn.Embedding by way of `embed`."""
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        return embed(self.weight, tokens_BT)
+
+
+def embed(table_VD: Tensor, tokens_BT: Tensor) -> Tensor:
+    """The tokens' rows of the table, [B, T, D]."""
+    if tokens_BT.is_cuda and len(table_VD) <= FEW_ROWS and tokens_BT.numel() * len(table_VD) <= ONE_HOT:
+        return embed_one_hot(table_VD, tokens_BT)
+    return F.embedding(tokens_BT, table_VD)
+
+
+def embed_one_hot(table_VD: Tensor, tokens_BT: Tensor) -> Tensor:
+    """`F.embedding` whose gradient is one_hot(tokens)ᵀ · dx, a product in dx's dtype."""
+    rows_BTD: Tensor = _OneHotGradient.apply(table_VD, tokens_BT)  # type: ignore[no-untyped-call]
+    return rows_BTD
+
+
+class _OneHotGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, table_VD: Tensor, tokens_BT: Tensor) -> Tensor:
+        ctx.save_for_backward(tokens_BT)
+        ctx.rows = len(table_VD)
+        return F.embedding(tokens_BT, table_VD)
+
+    @staticmethod
+    def backward(ctx: Any, dx_BTD: Tensor) -> tuple[Tensor, None]:
+        (tokens_BT,) = ctx.saved_tensors
+        with torch.autocast(dx_BTD.device.type, enabled=False):
+            chosen_NV = F.one_hot(tokens_BT.flatten(), ctx.rows).to(dx_BTD.dtype)
+            return chosen_NV.T @ dx_BTD.flatten(0, -2), None
