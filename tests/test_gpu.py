@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from freetf_cli.kernels.head_mix import causal_mix, reference_mix
 from freetf_cli.latent.binary import PostSampler, sample_codes
 from freetf_cli.latent.build import build_model, initialise_model
 from freetf_cli.model.block import Block
-from freetf_cli.model.context import LayerCache
+from freetf_cli.model.context import Cache, LayerCache, make_context
 from freetf_cli.model.latent import ObjectiveWeights
 from freetf_cli.runs.checkpoint import Checkpoint, checkpoint_folders
 from freetf_cli.runs.folder import RunFolder
@@ -140,7 +141,7 @@ def test_long_attention_compiled_follows_float32(kind: str) -> None:
     def gradients(bf16: bool) -> list[torch.Tensor]:
         model.zero_grad()
         with torch.autocast("cuda", dtype=torch.bfloat16, enabled=bf16):
-            y = (torch.compile(model.hidden, fullgraph=True) if bf16 else model.hidden)(*given)
+            y = (torch.compile(model, fullgraph=True) if bf16 else model)(*given).logits
         y.float().cos().sum().backward()
         return [p.grad.clone() for name, p in model.named_parameters() if p.grad is not None and "attention." in name]
 
@@ -152,7 +153,7 @@ def test_long_attention_compiled_follows_float32(kind: str) -> None:
 def test_a_block_for_one_row(place: int, length: int, apart: bool) -> None:
     """In bfloat16 at least as near to float64 as the block of library products, or nearly so; and from a captured graph."""
     torch.manual_seed(place)
-    block = Block(ModelConfig(layers=2, width=1536, heads=12, kv_heads=2, ffn=8960, vocab=5)).cuda()
+    block = Block(ModelConfig(layers=2, width=1536, heads=12, kv_heads=2, ffn=8960, vocab=5), 0).cuda()
     shape = (1, 2, length, 128)
     k, v, x, other = (torch.randn(shape, device=CUDA) for shape in (shape, shape, (1, 1, 1536), (1, 1, 1536)))
     rotary = rotary_tables(torch.arange(place, place + 1, device=CUDA), 128, 10_000.0)
@@ -160,13 +161,13 @@ def test_a_block_for_one_row(place: int, length: int, apart: bool) -> None:
 
     def outcome(dtype: torch.dtype, where: int | torch.Tensor) -> list[torch.Tensor]:
         cache, kv = LayerCache(k.bfloat16().to(dtype), v.bfloat16().to(dtype)), other.bfloat16().to(dtype) if apart else None
-        y = block.to(dtype)(
-            x.bfloat16().to(dtype),
-            tuple(t.double() if dtype == torch.float64 else t for t in rotary),
-            keys_from=kv,
-            cache=cache,
-            position=where,
-        )
+        context = Cache([cache])
+        context.length = where
+        if isinstance(where, torch.Tensor):
+            context.rotary = rotary_tables(torch.arange(length, device=CUDA), 128, 10_000.0)
+        ctx = make_context(1, 128, 10_000.0, x.device, cache=context)
+        cos, sin = (t.double() if dtype == torch.float64 else t for t in rotary)
+        y = block.to(dtype)(x.bfloat16().to(dtype), replace(ctx, rotary=(cos, sin)), kv)
         return [y, cache.k, cache.v]
 
     with torch.no_grad():
@@ -333,7 +334,7 @@ def test_cached_generation_equals_the_full_forward() -> None:
     for row in generate(model, characters("abcdef", separator=False), ["ab"], SampleSpec(total=33, count=4, temperature=0)):
         tokens = torch.tensor([["abcdef".index(c) for c in row.text]], device=CUDA)
         with torch.no_grad():
-            logits = model(tokens[:, :-1], torch.tensor([row.z], device=CUDA))
+            logits = model(tokens[:, :-1], torch.tensor([row.z], device=CUDA)).logits
         taken = logits.gather(-1, tokens[:, 1:, None])[0, 1:, 0]
         assert (logits[0, 1:].max(-1).values - taken).max() < 1e-4  # up to ties
 

@@ -165,7 +165,7 @@ def test_an_earlier_z_counts_though_its_own_target_does_not() -> None:
 def test_a_row_does_not_depend_on_its_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     model, rows = small_free(), random_rows(24, 3, 5)
     whole = row_costs(model, rows, split="val", sequences=24, samples=(8,))  # type: ignore[arg-type]
-    monkeypatch.setattr("freetf_cli.evaluation.likelihood._TOKENS_AT_ONCE", {"cpu": 9})  # three rows' worth
+    monkeypatch.setattr("freetf_cli.evaluation.posterior._TOKENS_AT_ONCE", {"cpu": 9})  # three rows' worth
     pieces = row_costs(model, rows, split="val", sequences=24, samples=(8,))  # type: ignore[arg-type]
     assert pieces.nll == pytest.approx(whole.nll, abs=1e-12)
     assert pieces.ce_prior == pytest.approx(whole.ce_prior, abs=1e-12)
@@ -203,7 +203,7 @@ def test_a_baseline_has_its_ce_and_nothing_else() -> None:
     rows = random_rows(24, 3, 5)
     costs = row_costs(model.eval(), rows, split="val", sequences=24)  # type: ignore[arg-type]
     with torch.no_grad():
-        logits: Tensor = model(torch.from_numpy(rows.inputs))
+        logits: Tensor = model(torch.from_numpy(rows.inputs)).logits
     ce = torch.nn.functional.cross_entropy(logits.transpose(1, 2), torch.from_numpy(rows.targets), reduction="none").sum(1)
     assert costs.nll == pytest.approx(ce.numpy(), abs=1e-5)
     assert (costs.kl, costs.ce_posterior, costs.ce_prior, costs.proposal) == (None, None, None, "none")

@@ -76,4 +76,4 @@ def test_the_steps_end_where_all_sequences_have() -> None:
     ending.tokens_BT[:], ending.logits_BV = 0, torch.eye(6, dtype=torch.float64)[[2] * 5] * 1e6
     ending.run()
     assert (ending.tokens_BT[:, PROMPT] == 2).all() and (ending.tokens_BT[:, PROMPT + 1 :] == 0).all()
-    assert ending.cache.position == PROMPT
+    assert ending.cache.length == PROMPT

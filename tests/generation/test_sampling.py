@@ -59,7 +59,7 @@ def test_greedy_generation_is_the_argmax_of_the_full_forward(free: Decoder, lett
     for row in run(free, letters, replace(SPEC, temperature=0)):
         tokens, z = torch.tensor([letters.encode(row.text)]), torch.tensor([row.z])
         with torch.no_grad():
-            logits = free(tokens[:, :-1], z)
+            logits = free(tokens[:, :-1], z).logits
         assert torch.equal(logits.argmax(-1)[:, 1:], tokens[:, 2:])
 
 
@@ -176,7 +176,7 @@ def test_tokens_follow_the_distribution() -> None:
     logits = torch.tensor([0.5, -1.0, 2.0, 0.0]).expand(4001, 4)
     noise = torch.linspace(0, 1 - 1e-6, 4001)
     for temperature in (1.0, 0.5):
-        drawn = choose_tokens(logits, noise, replace(SPEC, temperature=temperature))
+        drawn = choose_tokens(logits, noise, temperature)
         want = torch.softmax(logits[0] / temperature, 0)
         assert torch.allclose(torch.bincount(drawn, minlength=4) / 4001, want, atol=1e-3)
 
@@ -186,7 +186,7 @@ def test_top_k_top_p_and_zero_temperature() -> None:
     noise = torch.linspace(0, 1 - 1e-6, 1001)
 
     def drawn(**settings: Any) -> set[int]:
-        return set(choose_tokens(logits, noise, replace(SPEC, **settings)).tolist())
+        return set(choose_tokens(logits, noise, **settings).tolist())
 
     assert drawn(top_k=2) == {0, 1}
     assert drawn(top_k=9) == {0, 1, 2, 3}
@@ -199,7 +199,7 @@ def test_top_k_top_p_and_zero_temperature() -> None:
 
 def test_an_impossible_token_is_never_drawn() -> None:
     logits = torch.tensor([[0.0, 0.0, -torch.inf]])
-    assert choose_tokens(logits, torch.tensor([1 - 1e-9], dtype=torch.float64), SPEC).item() == 1
+    assert choose_tokens(logits, torch.tensor([1 - 1e-9], dtype=torch.float64)).item() == 1
 
 
 def test_figure4_has_one_blue_group_and_green_ones(free: Decoder, letters: Tokenizer) -> None:

@@ -9,6 +9,7 @@ from freetf_cli.kernels import convolution, head_mix, rotary_tables
 from freetf_cli.model.attention import multi_token
 from freetf_cli.model.attention.registry import make_attention
 from tests.kernels.interpreter import interpreted, interprets, relative
+from tests.model import attention_loops as loops
 
 # name: kind, causal, documents, options of multi-token attention.
 CASES = {
@@ -38,7 +39,8 @@ def error(kind: str, causal: bool, documents: bool, options: dict) -> float:
 
     def outcome(kernels: bool) -> list[Tensor]:
         convolution.runs_kernels = head_mix.runs_kernels = lambda _: kernels
-        y = attention(x, x, rotary_tables(torch.arange(20), 8, 10_000.0), causal=causal, documents_BS=number)
+        ctx = loops.context(rotary_tables(torch.arange(20), 8, 10_000.0), causal, number)
+        y = attention(x, x, ctx)
         return [y.detach(), *torch.autograd.grad(y.square().sum(), list(attention.parameters()))]
 
     return max(relative(a, b) for a, b in zip(outcome(True), outcome(False), strict=True))

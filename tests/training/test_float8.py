@@ -66,7 +66,7 @@ def test_wide_layers_of_blocks_are_converted_and_near_the_plain_ones() -> None:
     use_float8(rough, emulate=True)
     changed = {name for name, module in rough.named_modules() if type(module).__name__ == "Float8Linear"}
     parts = ("attention.q", "attention.out", "ffn.gate", "ffn.up", "ffn.down")  # k and v are 128 wide
-    assert changed == {f"{block}.{part}" for block in ("blocks.0", "blocks.1", "encoder.block") for part in parts}
+    assert changed == {f"{block}.{part}" for block in ("blocks.0", "blocks.1", "latent.encoder.block") for part in parts}
     assert [name for name, _ in rough.named_parameters()] == names
     assert all(parameter is weights[name] for name, parameter in rough.named_parameters())
     torch.manual_seed(0)

@@ -20,7 +20,7 @@ from freetf_cli.training.step import REMEMBERED, Fault, TrainStep, loss_function
 CPU = torch.device("cpu")
 CONFIG = ModelConfig(layers=2, width=16, heads=2, vocab=7, context=6)
 LATENT = LatentConfig(kappa=0.25, bits=3)
-SHAPE = (4, 6, 3)
+SHAPE, NOISE = (4, 6), (6, 3)
 RATES, KAPPAS = (1e-2, 3e-3, 2e-3), (0.5, 0.25, 0.125)
 
 
@@ -41,11 +41,11 @@ def batch(step: int) -> tuple[HostBatch, torch.Tensor]:
     targets = rows[:, 1:].clone()
     targets[step % 4, 2:] = -100
     targets[3, : step + 1] = -100
-    return HostBatch(rows[:, :-1], targets, int((targets != -100).sum())), torch.rand(SHAPE, generator=generator)
+    return HostBatch(rows[:, :-1], targets, int((targets != -100).sum())), torch.rand(4, *NOISE, generator=generator)
 
 
 def updater(model: Decoder, config: TrainConfig) -> TrainStep:
-    return TrainStep(model, loss_function(model), make_optimizer(model, config, CPU), config, CPU, SHAPE[:2], SHAPE[2:], World())
+    return TrainStep(model, loss_function(model), make_optimizer(model, config, CPU), config, CPU, SHAPE, NOISE, World())
 
 
 def advance(update: TrainStep, step: int, kappa: float | None = None) -> None:
@@ -154,7 +154,7 @@ def test_an_optimizer_that_cannot_be_told_is_not_called() -> None:
     """As on MPS: AdamW is not fused there."""
     model, config = fresh(True), settings()
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, fused=False)
-    update = TrainStep(model, loss_function(model), optimizer, config, CPU, SHAPE[:2], SHAPE[2:], World())
+    update = TrainStep(model, loss_function(model), optimizer, config, CPU, SHAPE, NOISE, World())
     advance(update, 0)
     good = everything(update)
     advance(update, 1, kappa=math.nan)

@@ -121,7 +121,7 @@ def test_another_sequences_z() -> None:
     tokens, targets = torch.from_numpy(rows.inputs), torch.from_numpy(rows.targets)
     with torch.no_grad():
         for z, costs in ((found.z, found.ce), (found.z[found.other], found.ce_other)):
-            nats = torch.nn.functional.cross_entropy(model(tokens, z).transpose(1, 2), targets, reduction="none").sum(1)
+            nats = torch.nn.functional.cross_entropy(model(tokens, z).logits.transpose(1, 2), targets, reduction="none").sum(1)
             assert costs == pytest.approx(nats.numpy(), abs=1e-9)
     assert (found.other != np.arange(24)).all()
     told = reliance(found, None)

@@ -1,0 +1,81 @@
+"""Prompts of different lengths in one batch, by left padding: every row is what it is alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from freetf_cli.config.recipe import LatentConfig
+from freetf_cli.data.tokenizer import characters
+from freetf_cli.generation import sampling
+from freetf_cli.generation.sampling import SampleSpec, generate
+from freetf_cli.latent.binary import bit_logits
+from freetf_cli.model.decoder import Decoder
+from tests.model.test_attention_kinds import KINDS, LATENT, SEPARATOR, make
+
+PADDING = torch.tensor([0, 2, 5])
+LENGTH, PROMPT = 12, 7
+
+
+def rows(separator: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens and codes [3, LENGTH]; what stands in the padding must not matter."""
+    generator = torch.Generator().manual_seed(4)
+    tokens, codes = torch.randint(1, 11, (3, LENGTH), generator=generator), torch.randint(0, 32, (3, LENGTH), generator=generator)
+    if separator is not None:
+        tokens[0, 3] = tokens[1, 8] = separator
+    return tokens, codes
+
+
+def padded_logits(model: Decoder, tokens: torch.Tensor, codes: torch.Tensor, static: bool) -> torch.Tensor:
+    """Prompt at once, then position by position, [3, LENGTH, V]."""
+    cache = model.new_cache(3, LENGTH + 2, padding=PADDING)
+    parts = [model(tokens[:, :PROMPT], codes[:, :PROMPT], cache=cache).logits]
+    if static:
+        cache.make_static(model.config.head_width, model.config.rope_theta)
+    parts += [model(tokens[:, t : t + 1], codes[:, t : t + 1], cache=cache).logits for t in range(PROMPT, LENGTH)]
+    return torch.cat(parts, 1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("separator", [None, SEPARATOR])
+@pytest.mark.parametrize("static", [False, True])
+@torch.no_grad()
+def test_a_padded_row_is_the_row_alone(kind: str, separator: int | None, static: bool) -> None:
+    model = make(kind, LATENT, separator=separator)
+    tokens, codes = rows(separator)
+    got = padded_logits(model, tokens, codes, static)
+    for row, pad in enumerate(PADDING.tolist()):
+        alone = model(tokens[row : row + 1, pad:], codes[row : row + 1, pad:]).logits
+        assert (got[row, pad:] - alone[0]).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@torch.no_grad()
+def test_the_posterior_of_a_padded_prompt_is_that_of_the_prompt_alone(window: int | None) -> None:
+    """The encoder is not causal: it must not see the padding; and a window counts from the first token."""
+    model = make("softmax", LatentConfig(kappa=0.5, bits=5, window=window))
+    tokens, _ = rows(None)
+    ctx = model.context(tokens, model.new_cache(3, LENGTH, padding=PADDING))
+    got = bit_logits(model.infer_latent(model.lower(tokens, ctx), tokens, ctx))
+    for row, pad in enumerate(PADDING.tolist()):
+        alone, one = model.context(tokens[row : row + 1, pad:]), tokens[row : row + 1, pad:]
+        want = bit_logits(model.infer_latent(model.lower(one, alone), one, alone))
+        assert (got[row, pad:] - want[0]).abs().max() < 1e-12
+        assert want.abs().max() > 0.1
+
+
+@pytest.mark.parametrize("prompt_z", ["prior", "posterior"])
+@pytest.mark.parametrize("separator", [False, True])
+def test_sampled_rows_do_not_depend_on_their_neighbours(prompt_z: str, separator: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = characters("abcdefghij", separator=separator)
+    model = make("softmax", LATENT, **({"separator": tokenizer.separator} if separator else {}), vocab=tokenizer.vocab_size)
+    spec = SampleSpec(total=16, count=2, groups=2, prompt_z=prompt_z, seed=3)  # type: ignore[arg-type]
+    prompts = ["a", "abcab", "cd", "bcdefghi"]
+    batches: list[int] = []
+    plain = sampling._generate_batch
+    monkeypatch.setattr(sampling, "_generate_batch", lambda model, rows, *rest: batches.append(len(rows)) or plain(model, rows, *rest))
+    together = list(generate(model, tokenizer, prompts, spec))
+    assert batches == [16]
+    monkeypatch.setattr(sampling, "MOST_ROWS", {"cpu": 1})
+    assert list(generate(model, tokenizer, prompts, spec)) == together
+    assert batches[1:] == [1] * 16
