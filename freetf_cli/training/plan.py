@@ -13,7 +13,7 @@ from freetf_cli.kernels.cross_entropy import FEW_LOGITS, most_logits
 from freetf_cli.kernels.mapper import CHUNK_ELEMENTS, WIDEST_FUSED
 from freetf_cli.latent.build import build_model
 from freetf_cli.model.attention.differential import Differential
-from freetf_cli.model.attention.materialised import MapAttention, recomputes
+from freetf_cli.model.attention.materialised import MaterialisedAttention, recomputes
 from freetf_cli.model.attention.registry import make_attention
 from freetf_cli.model.attention.softmax import Attention
 from freetf_cli.records import PartCost, Plan
@@ -87,14 +87,14 @@ def _own_flops(attention: Attention, config: ModelConfig, context: int) -> float
     """Of a decoder block's kind of attention. Maps that are mixed are made in full, and each number of a kernel or a mix is a multiply-add
     in every cell of one. Where no map is made, what is mixed has the heads of a group side by side; differential attention reads values of
     twice the width."""
-    if isinstance(attention, MapAttention) and attention.fuses:
-        return _attention_flops(config, context / 2) * attention.spread
-    if isinstance(attention, MapAttention):
+    if isinstance(attention, MaterialisedAttention) and attention.is_fused:
+        return _attention_flops(config, context / 2) * attention.fused_heads
+    if isinstance(attention, MaterialisedAttention):
         return _attention_flops(config, context) + 2.0 * context * sum(operator.numel() for operator in _operators(attention))
     return _attention_flops(config, context / 2) * (1.5 if isinstance(attention, Differential) else 1)
 
 
-def _operators(attention: MapAttention) -> list[nn.Parameter]:
+def _operators(attention: MaterialisedAttention) -> list[nn.Parameter]:
     """Kernels and mixes: what has more dimensions than a matrix."""
     return [parameter for parameter in attention.parameters() if parameter.dim() > 2]
 
@@ -161,18 +161,18 @@ def _map_bytes(recipe: Recipe, number: int) -> float:
     with torch.device("meta"):
         kinds = [make_attention(config, index) for index in range(config.layers)]
     numbers = recipe.rows_at_once * config.heads * (config.context or 1) ** 2
-    mapping = [kind for kind in kinds if isinstance(kind, MapAttention)]
-    makers = [kind for kind in mapping if not kind.fuses]
+    mapping = [kind for kind in kinds if isinstance(kind, MaterialisedAttention)]
+    makers = [kind for kind in mapping if not kind.is_fused]
     each = [_maps_kept(kind, recipe, number) for kind in makers]
     kept = max(each, default=0) if recomputes(recipe.train.attention_checkpointing, len(makers) * numbers) else sum(each)
     if number == 4:  # CPUs have no kernel for values wider than keys; softmax itself is kept
         kept += number * sum(isinstance(kind, Differential) for kind in kinds)
     heads = number * recipe.rows_at_once * (config.context or 1) * config.heads * config.head_width
-    wide = heads * sum(4 * kind.spread for kind in mapping if kind.fuses and kind.spread > 1)
+    wide = heads * sum(4 * kind.fused_heads for kind in mapping if kind.is_fused and kind.fused_heads > 1)
     return float(numbers * kept + wide)
 
 
-def _maps_kept(attention: MapAttention, recipe: Recipe, number: int) -> int:
+def _maps_kept(attention: MaterialisedAttention, recipe: Recipe, number: int) -> int:
     """Bytes a cell: softmax's, what reads the values, and what each kernel and mix reads; a kernel that is applied a row at a time, as with
     `exact` and between documents, reads a copy for each row."""
     packed = recipe.model.separator is not None or (recipe.data.dir is not None and recipe.data.rows != "documents")  # as far as is known

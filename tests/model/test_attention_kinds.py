@@ -218,11 +218,11 @@ def test_maps_are_kept_while_those_of_all_blocks_are_few(monkeypatch: pytest.Mon
     """`auto` counts the blocks that make maps, and a block's maps of all sequences and heads."""
     model = make("talking-heads", None)
     maps.set_attention_checkpointing(model, "auto")
-    made = sum(isinstance(block.attention, maps.MapAttention) for block in model.blocks)
+    made = sum(isinstance(block.attention, maps.MaterialisedAttention) for block in model.blocks)
     numbers = made * model.config.heads * tokens().numel() * tokens().shape[1]
     kept = []
     for limit in (numbers, numbers + 1):
-        monkeypatch.setattr(maps, "RECOMPUTED", limit)
+        monkeypatch.setattr(maps, "CHECKPOINT_FROM", limit)
         seen: list[int] = []
         with torch.autograd.graph.saved_tensors_hooks(lambda x, seen=seen: seen.append(x.numel()) or x, lambda x: x):
             logits(model, tokens())
@@ -233,7 +233,7 @@ def test_maps_are_kept_while_those_of_all_blocks_are_few(monkeypatch: pytest.Mon
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["talking-heads", "differential", "multi-token"])
 def test_a_compiler_takes_a_model_whole(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(maps, "RECOMPUTED", 0)
+    monkeypatch.setattr(maps, "CHECKPOINT_FROM", 0)
     torch.compiler.reset()  # one code, compiled for many models, would be refused
     model = make(kind, LATENT)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")

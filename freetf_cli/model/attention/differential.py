@@ -1,4 +1,4 @@
-"""DIFF Transformer's attention (Ye et al., arXiv 2410.05258): the difference of two softmax maps reads values of twice the width.
+"""Differential attention (DIFF Transformer, Ye et al., arXiv 2410.05258): the difference of two softmax attentions.
 
     (softmax(Q₁K₁ᵀ/√E) − λ softmax(Q₂K₂ᵀ/√E)) V,  λ = exp(λ_q1·λ_k1) − exp(λ_q2·λ_k2) + λ_init
 
@@ -18,10 +18,10 @@ from freetf_cli.model.context import Context, LayerCache
 
 
 class Differential(Attention):
-    """Heads 2n and 2n + 1 are the two maps of one head of width 2E, and so are key heads; M/K pairs of queries share a pair of keys.
+    """Heads 2n and 2n + 1 form one head with values of width 2E; key heads are paired likewise, and M/K pairs of queries share them.
 
-    The maps never meet before they have read the values, so that none has to be made in full where PyTorch has a fused kernel for values
-    wider than keys; on a CPU it has none. Shared keys are repeated here.
+    The two attentions are subtracted after they have read the values, so the weights need not be materialised where PyTorch has a
+    fused kernel for values wider than keys (CUDA, not CPUs). Shared keys are repeated.
     """
 
     softmax = False
@@ -29,31 +29,31 @@ class Differential(Attention):
     def __init__(self, config: ModelConfig, index: int) -> None:
         super().__init__(config, index)
         self.lambda_init = lambda_init(index)
-        self.lambdas = nn.Parameter(torch.zeros(2, 2, self.head_width))  # map, query and key; shared by the heads
+        self.lambdas = nn.Parameter(torch.zeros(2, 2, self.head_width))  # [first or second attention, query or key, E]; shared by the heads
         self.norm = HeadNorm(2 * self.head_width, config.norm_eps, "depth", index)
 
     def attend(self, q_BMTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, ctx: Context, cache: LayerCache | None) -> Tensor:
-        """As `Attention.attend`; its heads are of width F, half as many."""
-        k_BMSE = by_map(k_BKSE).repeat_interleave(self.heads // self.key_heads, dim=1)
+        """What each pair of heads returns, [B, N, T, F]."""
+        k_BMSE = firsts_then_seconds(k_BKSE).repeat_interleave(self.heads // self.key_heads, dim=1)
         v_BMSF = pairs(v_BKSE).transpose(2, 3).flatten(3).repeat_interleave(self.heads // self.key_heads, dim=1).repeat(1, 2, 1, 1)
         causal = ctx.causal and ctx.mask is None and q_BMTE.shape[2] == k_BKSE.shape[2]
-        y_BMTF = F.scaled_dot_product_attention(by_map(q_BMTE), k_BMSE, v_BMSF, attn_mask=ctx.mask, is_causal=causal)
+        y_BMTF = F.scaled_dot_product_attention(firsts_then_seconds(q_BMTE), k_BMSE, v_BMSF, attn_mask=ctx.mask, is_causal=causal)
         first_BNTF, second_BNTF = y_BMTF.chunk(2, dim=1)
         return self.norm(first_BNTF - self.subtracted().to(y_BMTF.dtype) * second_BNTF)
 
     def subtracted(self) -> Tensor:
-        """λ, the weight of the second map."""
+        """λ, the weight of the second attention."""
         first, second = self.lambdas.prod(dim=1).sum(dim=-1).exp()
         return first - second + self.lambda_init
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:
-        """The paper's N(0, 0.1²)."""
+        """Draw λ_q and λ_k from N(0, 0.1²), as the paper does."""
         self.lambdas.copy_(torch.randn(self.lambdas.shape, generator=generator) * 0.1)
 
 
-def by_map(x_BMTE: Tensor) -> Tensor:
-    """Heads in the order of their map: all the first of a pair, then all the second."""
+def firsts_then_seconds(x_BMTE: Tensor) -> Tensor:
+    """Heads reordered: the first of every pair, then the second of every pair."""
     return pairs(x_BMTE).transpose(1, 2).flatten(1, 2)
 
 

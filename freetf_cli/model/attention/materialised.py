@@ -1,10 +1,10 @@
-"""Attention whose maps are made in full: what the kinds have in common that mix them across heads or positions.
+"""Attention with materialised weights: the base of the kinds that mix scores or weights across heads or positions.
 
-Shapes: B sequences, T positions, S cached and new positions, D width, M query heads, K key/value heads, E head width, C heads of a group.
+The weights of a block are B · M · T · S numbers. Memory moves them more slowly than the matrix products arrive, so what counts is how
+often they are written and read: without a mix the scores are written once, masked and normalised in one compiled pass, and read by
+the product with the values. A mix of heads is one batched product, one more read and one more write.
 
-A map is B · M · T · S numbers, and memory moves more slowly than the products come: what counts is how often one is written and read. With
-no mix: scores written; the mask and the softmax, compiled one pass; read by the product with the values. A mix of heads is one batched
-product: one more read and one more write. On a GPU whose kernels are ours it is one of them (kernels/) where maps are `whole`.
+Shapes: B sequences, T positions, S cached and new positions, M query heads, K key/value heads, E head width, C heads in a group.
 """
 
 from __future__ import annotations
@@ -19,94 +19,99 @@ from freetf_cli.config.recipe import ModelConfig
 from freetf_cli.model.attention.softmax import Attention
 from freetf_cli.model.context import Context, LayerCache
 
-RECOMPUTED = 1 << 28  # `auto`: numbers of all maps of a model from which they are made once more in the backward
+CHECKPOINT_FROM = 1 << 28  # attention weights of all blocks together, in numbers, from which "auto" recomputes them
 
 
 class Rows(NamedTuple):
-    """Rows of the maps: the positions of their queries, [T]; true where a row may not see a key, [T, S] or [B, 1, T, S]; the documents;
-    whether query t is at position t, as many as there are keys, and sees none after it."""
+    """Rows of the attention weights, one a query.
 
-    at_T: Tensor
+    positions_T: of the queries. hidden: True where a row must not see a key, [T, S] or [B, 1, T, S]. document_ids_BS: as in Context.
+    square: query t stands at position t, there are as many keys, and no later key is visible.
+    """
+
+    positions_T: Tensor
     hidden: Tensor
     document_ids_BS: Tensor | None
-    whole: bool
+    square: bool
 
 
-class MapAttention(Attention):
-    """Attention by products alone. A kind has its own `weights`, and `finish` where it norms the heads."""
+class MaterialisedAttention(Attention):
+    """Attention by matrix products. A kind implements `weights`, and `norm_heads` if it normalises what the heads return."""
 
     softmax = False
 
     def __init__(self, config: ModelConfig, index: int | None) -> None:
         super().__init__(config, index)
-        self.blocks, self.attention_checkpointing = config.layers, "auto"  # blocks of the model that make maps, until it is known: all
+        self.blocks, self.checkpointing = config.layers, "auto"  # blocks that materialise weights; until it is known, all of them
 
     @property
-    def fuses(self) -> bool:
-        """Whether it trains without maps."""
+    def is_fused(self) -> bool:
+        """Whether training uses a fused kernel after all, without materialised weights."""
         return False
 
     @property
-    def spread(self) -> int:
-        """How many heads lie side by side where it does."""
+    def fused_heads(self) -> int:
+        """How many heads the fused kernel takes side by side as one."""
         return 1
 
     def attend(self, q_BMTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, ctx: Context, cache: LayerCache | None) -> Tensor:
-        """As `Attention.attend`."""
+        """What each head returns, [B, M, T, E]."""
         length = q_BMTE.shape[2]
         if cache is not None:
             q_BMTE = self.queries(q_BMTE, cache)
-        before = q_BMTE.shape[2] - length
-        at_T = ctx.positions_T
-        if before:
-            at_T = torch.cat((at_T[:1] - torch.arange(before, 0, -1, device=at_T.device), at_T))
-        visible = ctx.mask if ctx.mask is not None and not before else ctx.visible(at_T)
-        starts = isinstance(ctx.start, int) and ctx.start == 0
-        rows = Rows(at_T, ~visible, ctx.document_ids_BS, ctx.causal and starts and q_BMTE.shape[2] == k_BKSE.shape[2])
+        rows = self._rows(q_BMTE.shape[2] - length, k_BKSE.shape[2], ctx)
 
         def read(q_BMTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor) -> Tensor:
-            weights_BMTS = self.weights(by_group(q_BMTE * self.head_width**-0.5, k_BKSE.mT), rows, cache)
-            return by_group(weights_BMTS[:, :, -length:], v_BKSE)
+            weights_BMTS = self.weights(grouped_matmul(q_BMTE * self.head_width**-0.5, k_BKSE.mT), rows, cache)
+            return grouped_matmul(weights_BMTS[:, :, -length:], v_BKSE)
 
         numbers = self.blocks * q_BMTE.shape[:3].numel() * k_BKSE.shape[2]
-        if cache is None and torch.is_grad_enabled() and recomputes(self.attention_checkpointing, numbers):
+        if cache is None and torch.is_grad_enabled() and recomputes(self.checkpointing, numbers):
             y_BMTE: Tensor = checkpoint(read, q_BMTE, k_BKSE, v_BKSE, use_reentrant=False, preserve_rng_state=False)
         else:
             y_BMTE = read(q_BMTE, k_BKSE, v_BKSE)
-        return self.finish(y_BMTE)
+        return self.norm_heads(y_BMTE)
+
+    def _rows(self, earlier: int, keys: int, ctx: Context) -> Rows:
+        """The rows of these queries and of `earlier` cached ones before them."""
+        positions_T, starts = ctx.positions_T, isinstance(ctx.start, int) and ctx.start == 0
+        if earlier:
+            positions_T = torch.cat((positions_T[:1] - torch.arange(earlier, 0, -1, device=positions_T.device), positions_T))
+        visible = ctx.mask if ctx.mask is not None and not earlier else ctx.visible(positions_T)
+        return Rows(positions_T, ~visible, ctx.document_ids_BS, ctx.causal and starts and len(positions_T) == keys)
 
     def queries(self, q_BMTE: Tensor, cache: LayerCache) -> Tensor:
-        """The queries whose rows of the maps are made: these, and before them those of earlier positions that `weights` mixes with them."""
+        """The queries whose rows are computed: the new ones, after those earlier ones whose rows `weights` combines with theirs."""
         return q_BMTE
 
     def weights(self, scores_BMTS: Tensor, rows: Rows, cache: LayerCache | None) -> Tensor:
-        """What the values are weighted with, [B, M, T, S]."""
+        """The weights of the values, [B, M, T, S]."""
         raise NotImplementedError
 
-    def finish(self, y_BMTE: Tensor) -> Tensor:
-        """What each head returns, before the output product."""
+    def norm_heads(self, y_BMTE: Tensor) -> Tensor:
+        """What each head returns, normalised before the output projection."""
         return y_BMTE
 
 
 def recomputes(setting: str, numbers: int) -> bool:
-    """Whether maps are made once more in the backward. numbers: of all maps of the model."""
-    return setting == "on" or (setting == "auto" and numbers >= RECOMPUTED)
+    """Whether the backward recomputes attention weights (`train.attention_checkpointing`). numbers: weights of all blocks together."""
+    return setting == "on" or (setting == "auto" and numbers >= CHECKPOINT_FROM)
 
 
 def set_attention_checkpointing(model: nn.Module, setting: str) -> None:
-    """`train.attention_checkpointing`, for a model that is to be trained."""
-    makers = [module for module in model.modules() if isinstance(module, MapAttention) and not module.fuses]
-    for module in makers:
-        module.blocks, module.attention_checkpointing = len(makers), setting
+    """Apply `train.attention_checkpointing` to a model that is to be trained."""
+    materialised = [module for module in model.modules() if isinstance(module, MaterialisedAttention) and not module.is_fused]
+    for module in materialised:
+        module.blocks, module.checkpointing = len(materialised), setting
 
 
-def by_group(a_BMTX: Tensor, b_BKXY: Tensor) -> Tensor:
-    """a @ b where M/K heads in turn share a b: their rows stand under each other, so that none is copied."""
+def grouped_matmul(a_BMTX: Tensor, b_BKXY: Tensor) -> Tensor:
+    """a @ b where M/K consecutive heads share one b. Their rows are stacked, so that b is not copied."""
     heads, groups = a_BMTX.shape[1], b_BKXY.shape[1]
     rows_BKNX = a_BMTX.reshape(len(a_BMTX), groups, heads // groups * a_BMTX.shape[2], -1)
     return (rows_BKNX @ b_BKXY).view(*a_BMTX.shape[:3], -1)
 
 
 def identity_mix(heads: int, group: int) -> nn.Parameter:
-    """One identity [C, C] for each of the groups of C heads. Three dimensions: no initialisation draws it, no weight decay shrinks it."""
+    """An identity [C, C] for each group of C heads, [G, C, C]. Having three dimensions it is neither initialised nor decayed."""
     return nn.Parameter(torch.eye(group).repeat(heads // group, 1, 1))
