@@ -276,7 +276,7 @@ def _read_prompt(
 
 
 def _aligned(parts: Sequence[np.ndarray], offsets: Sequence[int], length: int) -> np.ndarray:
-    """Arrays [n, …] side by side in one of zeros [B, length, …], each from its offset on."""
+    """Arrays [n, …] as the rows of one array [B, length, …], each starting at its offset; zeros elsewhere."""
     whole = np.zeros((len(parts), length, *parts[0].shape[1:]), parts[0].dtype)
     for row, part, offset in zip(whole, parts, offsets, strict=True):
         row[offset : offset + len(part)] = part

@@ -205,7 +205,7 @@ def at_least_float32(values: Tensor) -> Tensor:
 
 
 class PostSampler(nn.Module):
-    """The linear map of the one-hot Z to R (Algorithm 2, line 13): a table W [C, D], no bias."""
+    """The linear map from the one-hot code to r (line 13): a table W [C, D] without bias."""
 
     def __init__(self, bits: int, width: int, gradient: Literal["paper", "heun"] = "paper", float8: bool = False) -> None:
         super().__init__()
@@ -213,7 +213,7 @@ class PostSampler(nn.Module):
         self.weight = nn.Parameter(torch.empty(2**bits, width))
 
     def forward(self, codes_BT: Tensor, bit_logits_BTH: Tensor | None = None) -> Tensor:
-        """R [B, T, D] for given codes; with the logits that they were drawn from, gradients flow to the logits too."""
+        """r [B, T, D] of codes; with the logits that they were sampled from, the gradient of equation 8 flows to the logits."""
         r_BTD = F.embedding(codes_BT, self.weight)
         if bit_logits_BTH is None:
             return r_BTD
@@ -222,8 +222,10 @@ class PostSampler(nn.Module):
 
     @torch.no_grad()
     def initialise(self, kind: Literal["bits", "independent"], std: float, generator: torch.Generator) -> None:
-        """ "independent": every row by itself. "bits": W_z = Σ_h ±a_h with the sign of bit h of z, so that each bit means the
-        same in every code and one visit to a row teaches all the others. Entries have deviation `std` either way."""
+        """Set W, entries with deviation `std`. "independent": every row is drawn. "bits": W_z = Σ_h ±a_h, the sign being bit h of z.
+
+        With "bits" each bit means the same in every code at the start, so a visit to one row informs the others.
+        """
         codes, width = self.weight.shape
         if kind == "independent":
             self.weight.copy_(torch.randn(codes, width, generator=generator) * std)
@@ -234,7 +236,7 @@ class PostSampler(nn.Module):
 
 
 class _MapperGradient(torch.autograd.Function):
-    """The identity on R; backward also gives the logits the gradient that Y + G − detach(G) would, or with the codes drawn, Heun's."""
+    """The identity on r, whose backward gives the bit logits the gradient of Y + G − detach(G); with `drawn_BT`, Heun's estimate."""
 
     @staticmethod
     def forward(ctx, r_BTD: Tensor, bit_logits_BTH: Tensor, table_CD: Tensor, drawn_BT: Tensor | None, float8: bool) -> Tensor:  # type: ignore[no-untyped-def]
@@ -253,7 +255,7 @@ class _MapperGradient(torch.autograd.Function):
 
 
 def twice_drawn(codes_BT: Tensor, bit_logits_BTH: Tensor) -> Tensor:
-    """2 P(B_h as drawn), [B, T, H]; at least 0.002, since what is left of dL_h's factor p (1 − p) there is rounding."""
+    """2 P(B_h as drawn), [B, T, H], at least 0.002: below that, dL_h's factor p (1 − p) is rounding error."""
     signs_BTH = 2.0 * code_bits(codes_BT, bit_logits_BTH.shape[-1]) - 1.0
     wide = torch.promote_types(bit_logits_BTH.dtype, torch.float32)
     return 2.0 * torch.sigmoid(signs_BTH * bit_logits_BTH.to(wide)).clamp(min=1e-3)

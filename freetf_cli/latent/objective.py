@@ -18,11 +18,11 @@ LN2 = math.log(2.0)
 def free_bits_penalty(
     kl_BT: Tensor, counted_BT: Tensor, kappa: float | Tensor, pool: Literal["token", "sequence"], slope: float | Tensor = 0.0
 ) -> Tensor:
-    """The part of the KL above the threshold, and `slope` times the part below it, summed over the batch, in nats.
+    """The KL above the free bits, plus `slope` times the KL below them, summed over the batch, nats [].
 
-    kappa: nats per token. "token" is the paper's eq. 5, Σ_t max(0, KL_t − κ); "sequence" pools the same allowance over a
-    sequence, max(0, Σ_t KL_t − κ·n), so that a rare event may pay for itself at one token. A slope above 0 is not the paper's: it
-    presses out what costs KL and saves little.
+    kl_BT: nats per token. counted_BT: 1 where Z can reach a target. kappa: nats per token. pool "token" is equation 5 of the paper,
+    Σ_t max(0, KL_t − κ); "sequence" pools the allowance over a sequence, max(0, Σ_t KL_t − κ n), so that one token may spend what
+    the others do not use. A slope above 0 is not the paper's: it removes KL that saves little cross-entropy.
     """
     kl_BT = kl_BT * counted_BT
     used, allowed = (kl_BT, kappa * counted_BT) if pool == "token" else (kl_BT.sum(-1), kappa * counted_BT.sum(-1))
@@ -30,25 +30,25 @@ def free_bits_penalty(
 
 
 def aggregate_mismatch(bit_logits_BTH: Tensor, counted_BT: Tensor, over: Literal["sequence", "token"] = "sequence") -> Tensor:
-    """D₂(aggregate posterior ‖ uniform), in nats per sequence, estimated from a batch (0 of a single sequence).
+    """Rényi divergence D₂ of the aggregate posterior from the uniform prior, estimated from a batch, nats per sequence []. Not the paper's.
 
-    over: all bits of a sequence together, or those of each token by themselves and the sum over tokens, which asks nothing of how the
-    codes of two tokens go together. Each token's estimate is held at 0 before the sum, so that chance adds to it: 65 tokens of k sure,
-    even and independent bits, whose divergence is 0, come to 0.3, 0.5 and 1.5 nats for k = 1, 2 and 4 in a batch of 128.
+    Averaged over sequences, KL(Q(Z|S) ‖ P) = I(S; Z) + KL(Q(Z) ‖ P), where Q(Z) is the mean of Q(Z|S). The second term carries no
+    information about S, and samples from the prior do not reproduce it. D₂ = ln 2ⁿ Σ_z Q(z)² bounds that term from above, is 0 where
+    it is 0, and needs no sum over the 2ⁿ values of the n = T · H bits: with s_i = 2 p_i − 1, two sequences a and b give
+    2ⁿ Σ_z Q(z|a) Q(z|b) = Π_i (1 + s_i^a s_i^b), and D₂ is the logarithm of the mean over pairs. It therefore sees unbalanced bits,
+    redundant bits, and any dependence among more bits, within a token or across tokens.
 
-    Over sequences, KL(Q(Z|S) ‖ P) = I(S; Z) + KL(Q(Z) ‖ P) with Q(Z) the mean of Q(Z|S): the second part tells nothing, and
-    generation from the prior does not know it. Rényi's divergence of order 2, ln 2ⁿ Σ_z Q(z)², is no less than that KL, 0 where it is 0,
-    and needs no sum over the 2ⁿ values of the n = T·H bits: with s_i = 2 p_i − 1, two sequences a and b have
-    2ⁿ Σ_z Q(z|a) Q(z|b) = Π_i (1 + s_i^a s_i^b), and D₂ is the logarithm of its mean over pairs. So it sees single bits that are not
-    balanced, bits that tell the same, and every dependence of more of them, at one token or across tokens.
+    over: "sequence", all bits of a sequence together; "token", each token's bits alone, summed over tokens, which ignores dependence
+    across tokens. Each token's estimate is clamped at 0 before the sum, so chance adds to it: 65 tokens of k certain, balanced and
+    independent bits (divergence 0) give 0.3, 0.5 and 1.5 nats for k = 1, 2 and 4 in a batch of 128.
 
-    Pairs are of a sequence of the batch's first half and one of its second, never of a sequence with itself. Where Z tells more than
-    ln(B²/4) nats, alike pairs are too rare to be seen and the estimate comes out below 0: then it is 0, and presses on nothing.
-    Memory: some tensors of B²/4 · T · H numbers.
+    Pairs join the first half of the batch with the second; a batch of one sequence gives 0. Where Z carries more than ln(B²/4) nats,
+    pairs that agree are too rare to be seen: the estimate is negative, is clamped to 0, and has no effect. Memory: a few tensors of
+    B²/4 · T · H numbers.
     """
     half = len(bit_logits_BTH) // 2
     if half == 0:
-        return bit_logits_BTH.new_zeros(())  # one sequence says nothing: a rest of held-out rows
+        return bit_logits_BTH.new_zeros(())  # the last batch of held-out rows may hold one sequence
     signs_BTH = torch.tanh(bit_logits_BTH / 2) * counted_BT[..., None]
     products_bbTH = signs_BTH[:half, None] * signs_BTH[None, half : 2 * half]
     alike_bbT = torch.log1p(products_bbTH.clamp(min=-1 + 1e-6)).sum(-1)

@@ -1,1 +1,1 @@
-"""The models. `decoder.Decoder` is the baseline, `free_transformer.FreeTransformer` the paper."""
+"""The decoder and its parts: the equations of the model."""
