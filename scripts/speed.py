@@ -1,129 +1,301 @@
-"""Training steps of many settings on random tokens: time, memory measured and foretold, and where the time goes.
+"""Time training steps and sampling of two checkouts of freetf in one run, and report the ratio new / old.
 
-    python scripts/speed.py STEPS.json 'free=paper-1.5b-free,train.batch=4,train.grad_accum_steps=1' 'base=paper-1.5b-baseline,…'
+    python scripts/speed.py OUT.json --old DIR              # on a GPU, 8.5 minutes at most
+    python scripts/speed.py OUT.json --old DIR --smoke      # tiny recipes on a CPU, a minute: a test of this script
 
-A setting is a name, a recipe and overrides. Compiling takes a minute and no GPU: several of these scripts may run at once, and a lock file
-(SPEED_LOCK, default beside the output) lets one measure while the others wait. What is compared lies within one machine.
+DIR is another tree of the repository (`git worktree add DIR COMMIT`); the new tree is the one that this script lies in. Each setting has a
+worker process for each tree, which compiles and captures once. Then the two take turns: old, new, old, new, … While a pair is
+measured, every other worker is stopped (SIGSTOP); it compiles before and after. A setting that is in OUT.json already is skipped, so that
+a second call measures what the first had no time for. Results are in docs/performance.md, raw in docs/results/.
 """
 
 from __future__ import annotations
 
-import fcntl
-import gc
+import argparse
+import contextlib
 import json
+import math
 import os
-import re
+import platform
+import select
+import signal
+import subprocess
 import sys
+import tempfile
 import time
-from collections import defaultdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-import torch
-from torch.profiler import ProfilerActivity, profile
-
-from freetf_cli.bench.timing import Effort, machine, timed
-from freetf_cli.bench.train_step import made_step, release
-from freetf_cli.config.files import load_recipe
-from freetf_cli.config.recipe import Recipe
-from freetf_cli.device import resolve_device
-from freetf_cli.records import to_json
-from freetf_cli.training.memory import plan_on
-
-DEVICE = resolve_device("auto")
-CUDA = DEVICE.type == "cuda"
-EFFORT = Effort(5, 5) if CUDA else Effort(1, 2)
-KINDS = {  # of kernels, by their names; the first that fits
-    "attention": r"cudnn|flash|sdpa|fmha|attention",
-    "convolution of maps": r"^_convolve|^_kernel_gradient",
-    "mix of heads": r"^_mix",
-    "mapper's kernels": r"^_sums|^_centred|^_in_8_bits|^_factors",
-    "matrix products": r"nvjet|cutlass|gemm|splitK",
-    "cross-entropy": r"^_row|log_softmax",
-    "gradient of q, k, v packed": r"^_written",
-    "softmax and masks of maps": r"softmax",
-    "AdamW": r"FusedOptimizer",
-    "gradient norm": r"multi_tensor_apply",
-    "SwiGLU": r"silu",
-    "norms and residuals": r"rms_norm",
-    "casts": r"to_copy",
-}
+HERE = Path(__file__).resolve().parent
+GPU_GIB = 132  # of the 139 GiB of an H200: what the workers that are alive may need together
+QUIET = 1.5  # seconds from stopping the other workers to the first round, for work that they have queued
+ALLOWED = 1.02  # new / old
 
 
-def main(out: Path, settings: list[str]) -> None:
-    with Path(os.environ.get("SPEED_LOCK", out.parent / "speed.lock")).open("w") as lock:
-        measure_all(out, settings, lock)
+@dataclass(frozen=True)
+class Setting:
+    """What a pair of workers measures. gib: GPU memory that one worker needs. work: step, loop or sample (speed_worker.py)."""
+
+    name: str
+    work: str
+    recipe: str
+    gib: float
+    overrides: list[str] = field(default_factory=list)
+    sequences: int = 1
+    new_tokens: int = 64
 
 
-def measure_all(out: Path, settings: list[str], lock: Any) -> None:
-    found: dict[str, Any] = {"machine": None, "rows": []}
-    for setting in settings:
-        label, rest = setting.split("=", 1)
-        name, *overrides = re.split(r",(?=[a-z])", rest)
-        recipe = load_recipe(name, smoke=not CUDA, overrides=overrides)
+def _step(name: str, recipe: str, gib: float, *overrides: str) -> Setting:
+    return Setting(name, "step", recipe, gib, list(overrides))
+
+
+_8K = "train.batch=4", "train.grad_accum_steps=1", "model.context=2048"
+_16K = "train.batch=8", "train.grad_accum_steps=1", "model.context=2048"
+_SHAPE_124M = "model.layers=12", "model.width=768", "model.heads=12", "model.kv_heads=12", "model.ffn=2048", "model.vocab=50304"
+_124M = (*_SHAPE_124M, "model.context=1024", "train.batch=16", "train.grad_accum_steps=1")
+SETTINGS = [  # the most important first; one that does not fit into memory lets smaller ones pass
+    _step("1.5B free, 8,192 tokens", "paper-1.5b-free", 45, *_8K),
+    _step("124M baseline", "paper-1.5b-baseline", 12, *_124M),
+    _step("124M free", "paper-1.5b-free", 13, *_124M),
+    _step("1.5B baseline, 8,192 tokens", "paper-1.5b-baseline", 43, *_8K),
+    _step("letters-free", "letters-free", 5),
+    _step("letters-baseline", "letters-baseline", 5),
+    Setting("sample 1.5B free, 1 sequence", "sample", "paper-1.5b-free", 6, sequences=1, new_tokens=512),
+    Setting("sample 1.5B free, 64 sequences", "sample", "paper-1.5b-free", 9, sequences=64, new_tokens=512),
+    Setting("sample letters-free, 1,000 sequences", "sample", "letters-free", 5, sequences=1000),
+    Setting("letters-free, whole loop", "loop", "letters-free", 5, ["eval.samples=0"]),
+    _step("880M multi-token, 8,192 tokens", "paper-880m-multi-token", 36, *_8K),
+    _step("1.5B free, 16,384 tokens", "paper-1.5b-free", 65, *_16K),  # two workers of 32,768 tokens need more memory than there is
+    _step("1.5B baseline, 16,384 tokens", "paper-1.5b-baseline", 62, *_16K),
+]
+SMOKE = [
+    _step("letters-free", "letters-free", 1),
+    Setting("letters-free, whole loop", "loop", "letters-free", 1, ["eval.samples=0"]),
+    Setting("sample letters-free", "sample", "letters-free", 1, sequences=4, new_tokens=8),
+]
+
+
+@dataclass(frozen=True)
+class Options:
+    """rounds: of each tree. seconds: at least, of a round."""
+
+    trees: dict[str, Path]
+    smoke: bool
+    scratch: Path
+    rounds: int
+    seconds: float
+
+
+class WorkerError(Exception):
+    """A worker ended before it answered; the message is the last line that it wrote to stderr."""
+
+
+class Worker:
+    """A process that measures one setting of one tree, in a process group of its own."""
+
+    def __init__(self, setting: Setting, tree: str, options: Options) -> None:
+        self.log = Path(tempfile.mkstemp(suffix=".log", dir=options.scratch)[1])
+        cache = options.scratch / f"compiled-{tree}"  # each tree compiles for itself
+        environment = os.environ | {"PYTHONPATH": _with_tree(options.trees[tree]), "PYTHONSAFEPATH": "1"}
+        environment |= {"TORCHINDUCTOR_CACHE_DIR": str(cache), "TRITON_CACHE_DIR": str(cache / "triton")}
+        environment |= {"TORCHINDUCTOR_COMPILE_THREADS": "4"}  # six processes compile at once
+        task = json.dumps(asdict(setting) | {"smoke": options.smoke, "scratch": str(options.scratch)})
+        with self.log.open("wb") as log:
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log}
+            command = [sys.executable, str(HERE / "speed_worker.py"), task]
+            self.process = subprocess.Popen(command, env=environment, start_new_session=True, text=True, **pipes)
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.commands, self.answers = self.process.stdin, self.process.stdout
+        self.ready: dict[str, Any] | None = None
+
+    def has_answer(self) -> bool:
+        return bool(select.select([self.answers], [], [], 0)[0])
+
+    def read(self) -> dict[str, Any]:
+        line = self.answers.readline()
+        if not line:
+            written = self.log.read_text(errors="replace").strip().splitlines() or ["no message"]
+            raise WorkerError(next((line for line in reversed(written) if "Error" in line), written[-1])[:300])
+        found: dict[str, Any] = json.loads(line)
+        return found
+
+    def ask(self, command: str) -> dict[str, Any]:
+        with contextlib.suppress(BrokenPipeError):  # then `read` says why
+            print(command, file=self.commands, flush=True)
+        return self.read()
+
+    def signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+
+    def close(self) -> None:
+        self.signal(signal.SIGKILL)
+        self.process.wait()
+
+
+class Pair:
+    """The two workers of a setting."""
+
+    def __init__(self, setting: Setting, options: Options) -> None:
+        self.setting, self.options = setting, options
+        self.workers = {tree: Worker(setting, tree, options) for tree in ("old", "new")}
+
+    def is_ready(self) -> bool:
+        """Whether both have compiled. Raises WorkerError if one has failed."""
+        for worker in self.workers.values():
+            if worker.ready is None and worker.has_answer():
+                worker.ready = worker.read()
+        return all(worker.ready is not None for worker in self.workers.values())
+
+    def measure(self) -> dict[str, Any]:
+        old, new = self.workers["old"], self.workers["new"]
+        readies = {tree: worker.ready or {} for tree, worker in self.workers.items()}
+        calls = self._calls(self._calls(1))
+        turns = [(old.ask(f"run {calls}")["seconds"], new.ask(f"run {calls}")["seconds"]) for _ in range(self.options.rounds)]
+        rounds = dict(zip(("old", "new"), zip(*turns, strict=True), strict=True))
+        ratios = [new / old for old, new in turns]
+        row: dict[str, Any] = asdict(self.setting) | {"calls_per_round": calls}
+        for tree, worker in self.workers.items():
+            ms = [1e3 * seconds for seconds in rounds[tree]]
+            kernels = worker.ask("kernels")["kernels"]
+            timing = {"median_ms": median(ms), "least_ms": min(ms), "most_ms": max(ms), "rounds_ms": ms}
+            row[tree] = timing | {"warm_up_s": readies[tree]["warm_up"], "kernels_ms": kernels} | worker.ask("end")
+        row |= {"ratio": median(ratios), "least_ratio": min(ratios), "most_ratio": max(ratios)}
+        return row
+
+    def _calls(self, tried: int) -> int:
+        """Calls of a round, from rounds of `tried` calls that do not count."""
+        fastest: float = min(worker.ask(f"run {tried}")["seconds"] for worker in self.workers.values())
+        return max(1, math.ceil(self.options.seconds / fastest))
+
+    def signal(self, number: int) -> None:
+        for worker in self.workers.values():
+            worker.signal(number)
+
+    def close(self) -> None:
+        for worker in self.workers.values():
+            worker.close()
+
+
+class Schedule:
+    """Starts pairs while memory and cores last, and measures each when it has compiled."""
+
+    def __init__(self, settings: list[Setting], options: Options) -> None:
+        self.waiting, self.options = list(settings), options
+        self.pairs: list[Pair] = []
+        self.most_pairs = max(1, (os.cpu_count() or 1) // 5)
+
+    def next_row(self, deadline: float) -> dict[str, Any] | None:
+        """The result of the next pair that is ready; None when all are measured or time is up."""
+        while (self.waiting or self.pairs) and time.monotonic() < deadline:
+            self._start()
+            for pair in self.pairs:
+                try:
+                    if pair.is_ready():
+                        return self._finish(pair, self._alone(pair))
+                except WorkerError as error:
+                    return self._finish(pair, asdict(pair.setting) | {"error": str(error)})
+            time.sleep(0.1)
+        return None
+
+    def _start(self) -> None:
+        for setting in list(self.waiting):
+            used = sum(2 * pair.setting.gib for pair in self.pairs)
+            if len(self.pairs) < self.most_pairs and used + 2 * setting.gib <= GPU_GIB:
+                self.waiting.remove(setting)
+                self.pairs.append(Pair(setting, self.options))
+
+    def _alone(self, pair: Pair) -> dict[str, Any]:
+        """Measure a pair while all others are stopped."""
+        others = [other for other in self.pairs if other is not pair]
+        for other in others:
+            other.signal(signal.SIGSTOP)
         try:
-            found["rows"].append({"name": label, "recipe": name, "settings": overrides, **measured(recipe, lock, found)})
-        except torch.cuda.OutOfMemoryError as error:
-            found["rows"].append({"name": label, "recipe": name, "settings": overrides, "error": str(error)[:200]})
-        release(DEVICE)
-        out.write_text(json.dumps(found))
-        print(label, {key: value for key, value in found["rows"][-1].items() if key not in ("kernels", "settings")}, flush=True)
+            if others:
+                time.sleep(QUIET)
+            return pair.measure()
+        finally:
+            for other in others:
+                other.signal(signal.SIGCONT)
+
+    def _finish(self, pair: Pair, row: dict[str, Any]) -> dict[str, Any]:
+        self.pairs.remove(pair)
+        pair.close()
+        return row
+
+    def close(self) -> None:
+        for pair in self.pairs:
+            pair.close()
 
 
-def measured(recipe: Recipe, lock: Any, found: dict[str, Any]) -> dict[str, Any]:
-    """Seconds of a step, bytes, and ms a step of each kind of kernel."""
-    began = time.perf_counter()
-    if CUDA:
-        torch.cuda.reset_peak_memory_stats()
-    step = made_step(recipe, DEVICE)
-    for _ in range(2):
-        step()
-    _wait()
-    warm_up, peak = time.perf_counter() - began, torch.cuda.max_memory_allocated() if CUDA else None
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    try:
-        if found["machine"] is None:
-            found["machine"] = json.loads(to_json(machine(DEVICE, recipe.train.precision, Effort(5, 3))))
-        step()
-        took = timed(step, EFFORT)
-        kernels = kernel_times(step) if CUDA else {}
-    finally:
-        fcntl.flock(lock, fcntl.LOCK_UN)
-    del step
-    gc.collect()
-    tokens, plan = recipe.train.batch * (recipe.model.context or 1), plan_on(recipe, DEVICE)
-    flops = plan.train_flops_per_token * tokens / took.median
-    return {
-        "ms": 1e3 * took.median,
-        "least": 1e3 * took.least,
-        "most": 1e3 * took.most,
-        "warm_up": warm_up,
-        "tokens": tokens,
-        "of_the_ceiling": flops / found["machine"]["ceiling"],
-        "peak": peak,
-        "predicted": plan.memory["total"],
-        "parameters": plan.parameters,
-        "kernels": kernels,
-    }
+def _with_tree(tree: Path) -> str:
+    """PYTHONPATH with the tree first, and what this process has beside its own tree."""
+    rest = [place for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place and not (Path(place) / "freetf_cli").is_dir()]
+    return os.pathsep.join([str(tree), *rest])
 
 
-def kernel_times(step: Any) -> dict[str, float]:
-    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
-        for _ in range(2):
-            step()
-        _wait()
-    found: dict[str, float] = defaultdict(float)
-    for event in profiler.events():
-        if event.device_type == torch.autograd.DeviceType.CUDA:
-            kind = next((kind for kind, pattern in KINDS.items() if re.search(pattern, event.name)), "all the rest")
-            found[kind] += event.device_time_total / 2e3
-    return dict(sorted(found.items(), key=lambda pair: -pair[1]))
+def _commit(tree: Path) -> str:
+    """The tree's commit; "unknown" where it is a plain copy, which may lie in another repository."""
+    if not (tree / ".git").exists():
+        return "unknown"
+    command = ["git", "-C", str(tree), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
 
 
-def _wait() -> None:
-    if CUDA:
-        torch.cuda.synchronize()
+def _about(options: Options) -> dict[str, Any]:
+    import torch
+
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    machine = {"device": name, "torch": torch.__version__, "python": platform.python_version(), "cores": os.cpu_count()}
+    how = f"{options.rounds} rounds of each tree in turn, each of {options.seconds} s or more; ratio: median of new / old of each turn"
+    other = "the workers of other settings compile between measurements and are stopped (SIGSTOP) during them"
+    return {"machine": machine, "trees": {tree: _commit(path) for tree, path in options.trees.items()}, "how": how, "others": other}
+
+
+def _line(row: dict[str, Any]) -> str:
+    if "error" in row:
+        return f"{row['name']:38} {row['error'][:90]}"
+    old, new = row["old"], row["new"]
+    spread = max((each["most_ms"] - each["least_ms"]) / each["median_ms"] for each in (old, new))
+    same = "same" if old["check"] == new["check"] else f"{old['check']} → {new['check']}"
+    slow = "  SLOWER" if row["ratio"] > ALLOWED else ""
+    return f"{row['name']:38} {old['median_ms']:9.3f} {new['median_ms']:9.3f} {row['ratio']:7.4f} {100 * spread:6.1f} %  {same}{slow}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="JSON file; settings that it has are skipped")
+    parser.add_argument("--old", type=Path, required=True, help="tree to compare with")
+    parser.add_argument("--new", type=Path, default=HERE.parent, help="default: the tree of this script")
+    parser.add_argument("--only", default="", help="measure settings whose name contains this")
+    parser.add_argument("--minutes", type=float, default=8.5, help="stop starting and measuring after this time")
+    parser.add_argument("--smoke", action="store_true", help="tiny recipes, few rounds")
+    chosen = parser.parse_args()
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+        trees = {"old": chosen.old.resolve(), "new": chosen.new.resolve()}
+        options = Options(trees, chosen.smoke, Path(scratch), *((2, 0.02) if chosen.smoke else (5, 0.5)))
+        found = json.loads(chosen.out.read_text()) if chosen.out.exists() else _about(options) | {"rows": []}
+        done = {row["name"] for row in found["rows"] if "error" not in row}
+        found["rows"] = [row for row in found["rows"] if row["name"] in done]
+        settings = [each for each in (SMOKE if chosen.smoke else SETTINGS) if each.name not in done and chosen.only in each.name]
+        schedule = Schedule(settings, options)
+        try:
+            while (row := schedule.next_row(begun + 60 * chosen.minutes)) is not None:
+                found["rows"].append(row)
+                chosen.out.write_text(json.dumps(found, indent=1) + "\n")
+                print(f"{time.monotonic() - begun:5.0f} s  {_line(row)}", file=sys.stderr, flush=True)
+        finally:
+            schedule.close()
+    print(f"{'':38} {'old ms':>9} {'new ms':>9} {'ratio':>7} {'spread':>8}  result")
+    for row in found["rows"]:
+        print(_line(row))
+    measured = {row["name"] for row in found["rows"]}
+    if missing := [each.name for each in settings if each.name not in measured]:
+        print("not measured:", "; ".join(missing))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    main()
