@@ -43,7 +43,7 @@ demo: setup ## train a small Free Transformer and show what its latent decides
 # Runs beside each other, which go on where an earlier call was stopped; then what Z encodes in each. $(1): recipes $(1)-$(2), $(3) at a time.
 define sweep
 	@mkdir -p '$(RUNS)'; echo "training $(foreach k,$(2),$(1)-$(k)), $(3) at a time; watch one: $(BIN)/freetf show $(RUNS)/$(1)-$(firstword $(2))"
-	@printf '%s\n' $(2) | xargs -P $(3) -I{} $(BIN)/freetf train $(1)-{} -o '$(RUNS)/$(1)-{}' --resume auto --quiet $(TRAIN)
+	@printf '%s\n' $(2) | xargs -P $(3) -I{} $(BIN)/freetf train $(1)/{} -o '$(RUNS)/$(1)-{}' --resume auto --quiet $(TRAIN)
 	@$(BIN)/freetf probe-latent $(foreach k,$(2),'$(RUNS)/$(1)-$(k)') --sweep --figure '$(RUNS)/$(1).svg' --report '$(RUNS)/$(1).html' $(PROBE)
 endef
 

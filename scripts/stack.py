@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from freetf_cli.config.recipe import LatentConfig, ModelConfig, TrainConfig
+from freetf_cli.config.recipe import LatentConfig, ModelConfig, NumericsConfig, ObjectiveConfig, TrainConfig
 from freetf_cli.data.prepare import task_tokenizer
 from freetf_cli.evaluation.probe.factors import letters_reader
 from freetf_cli.evaluation.probe.information import UNREAD, mutual_information
@@ -163,7 +163,7 @@ class Stack:
         window = path(config["window"], 1.0)
         latent = LatentConfig(
             **{key: config[key] for key in ("kappa", "bits", "depth", "table_init", "table_std")},
-            gradient="heun" if path(config["heun"], 1.0) else "paper",
+            numerics=NumericsConfig(gradient="heun" if path(config["heun"], 1.0) else "paper"),
             window=int(window) if window < self.task.row_tokens - 1 else None,
         )
         model = build_model(self.model, latent)
@@ -395,7 +395,8 @@ def check() -> None:
         ce, kl, extra = stack.loss(tokens, noise, torch.tensor([_paths(config, 0.0) for config in stack.configs]))
         (ce + extra).sum().backward()
         for number, (model, kind) in enumerate(zip(stack.unstacked(), ("token", "sequence"), strict=True)):
-            latent = model.latent.model_copy(update={"free_bits": kind, "slope": 0.3, "mismatch": 0.7, "mismatch_over": over})
+            objective = ObjectiveConfig(free_bits=kind, slope=0.3, mismatch=0.7, mismatch_over=over)
+            latent = model.latent.model_copy(update={"objective": objective})
             inputs, targets, drawn = tokens[number, :, :-1], tokens[number, :, 1:], noise[number].view(6, 11, 5)
             theirs = LossSums(*loss_function(model.double(), latent)(inputs, targets, drawn, *torch.tensor(latent_weights(0, latent, 1))))
             theirs.objective.backward()

@@ -116,7 +116,7 @@ def _parts(recipe: Recipe, device: torch.device, effort: Effort) -> Iterator[tup
     model = _model(recipe, device)
     assert isinstance(model, FreeTransformer)
     dtype = autocast_dtype(recipe.train.precision, device) or torch.float32
-    float8 = recipe.latent.float8
+    float8 = recipe.latent.numerics.float8
     rows, context, width = recipe.rows_at_once, recipe.model.context or 1, recipe.model.width
     x_BTD = torch.randn(rows, context, width, device=device, requires_grad=True)
     tokens_BT = torch.randint(recipe.model.vocab or 2, (rows, context), device=device)

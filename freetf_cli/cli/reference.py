@@ -1,6 +1,6 @@
-"""Writes docs/cli.md, and the tables of docs/recipes.md, out of the program itself: `python -m freetf_cli.cli.reference`.
+"""Generate docs/cli.md and the tables of docs/recipes.md from the program itself: `python -m freetf_cli.cli.reference`.
 
-They are generated so that they cannot lag behind; tests compare the pages with what this module makes.
+Generated pages cannot be out of date: tests compare them with what this module writes.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def page() -> str:
 
 
 def exit_codes() -> dict[ExitCode, str]:
-    """Each exit code with the comment that stands beside it in the source: the meaning is written once."""
+    """Each exit code with the comment beside it in the source, so that its meaning is written once."""
     source, _ = inspect.getsourcelines(ExitCode)
     meanings = {}
     for line in source:

@@ -44,7 +44,7 @@ class FreeTransformer(Decoder):
         self.latent = latent
         self.depth = latent.depth or config.layers // 2
         self.encoder = Encoder(config, latent, own_blocks=self.depth if latent.encoder == "full" else 0)
-        self.post_sampler = PostSampler(latent.bits, config.width, latent.gradient, latent.float8)
+        self.post_sampler = PostSampler(latent.bits, config.width, latent.numerics.gradient, latent.numerics.float8)
 
     def forward(self, tokens_BT: Tensor, z_BT: Tensor, cache: Cache | None = None) -> Tensor:  # type: ignore[override]
         """Logits of the next token, [B, T, V], for given codes z_BT."""

@@ -24,7 +24,7 @@ from freetf_cli.model.free_transformer import FreeTransformer
 class LossSums:
     """Sums over a batch, scalar tensors: nats for ce, kl and penalty; tokens for above (KL over κ) and carriers (tokens whose Z counts).
 
-    penalty: all that is added to CE: the KL above the free bits, and by `latent.slope` and `latent.mismatch` the part below and the
+    penalty: all that is added to CE: the KL above the free bits, and by `latent.objective.slope` and `.mismatch` the part below and the
     aggregate mismatch.
     """
 
@@ -59,7 +59,7 @@ def loss_function(model: Decoder, latent: LatentConfig | None) -> LossFunction:
 
     A baseline ignores noise and weights, and its latent terms are zero.
     """
-    matches = latent is not None and (latent.mismatch > 0 or "mismatch" in latent.schedule)
+    matches = latent is not None and latent.objective.has_mismatch
 
     def free(
         inputs_BT: Tensor, targets_BT: Tensor, noise_BTH: Tensor, kappa: Tensor, slope: Tensor, mismatch: Tensor
@@ -70,10 +70,10 @@ def loss_function(model: Decoder, latent: LatentConfig | None) -> LossFunction:
         carriers_BT = carriers(targets_BT)
         bit_logits_BTH = out.bit_logits.float()
         kl_BT = kl_per_token(bit_logits_BTH) * carriers_BT
-        penalty = free_bits_penalty(kl_BT, carriers_BT, kappa, latent.free_bits, slope)
+        penalty = free_bits_penalty(kl_BT, carriers_BT, kappa, latent.objective.free_bits, slope)
         if matches:
             inferred = slice(latent.window)
-            divergence = aggregate_mismatch(bit_logits_BTH[:, inferred], carriers_BT[:, inferred], latent.mismatch_over)
+            divergence = aggregate_mismatch(bit_logits_BTH[:, inferred], carriers_BT[:, inferred], latent.objective.mismatch_over)
             penalty = penalty + mismatch * len(inputs_BT) * divergence
         return ce, kl_BT.sum(), penalty, (kl_BT > kappa).float().sum(), carriers_BT.sum()
 

@@ -33,10 +33,12 @@ def latent_weights(step: int, config: LatentConfig | None, steps: int) -> Latent
     if config is None:
         return LatentWeights(0.0, 0.0, 0.0)
 
-    def now(name: Literal["kappa", "slope", "mismatch"]) -> float:
-        return scheduled(config.schedule.get(name, ()), getattr(config, name), step / steps)
+    objective = config.objective
 
-    return LatentWeights(now("kappa") * LN2, now("slope"), now("mismatch"))
+    def now(name: Literal["kappa", "slope", "mismatch"], final: float) -> float:
+        return scheduled(objective.schedule.get(name, ()), final, step / steps)
+
+    return LatentWeights(now("kappa", config.kappa) * LN2, now("slope", objective.slope), now("mismatch", objective.mismatch))
 
 
 def scheduled(points: Sequence[Sequence[float]], final: float, share: float) -> float:

@@ -45,25 +45,37 @@ def edited(path, before, after):
         ("lr = 1e-3", "lr = nan", "train.lr: input should be a finite number, not nan, FILE, line 17"),
         ("kappa = 0.25", "kappa = -1", "latent.kappa: input should be greater than or equal to 0, not -1, FILE, line 12"),
         ("kappa = 0.25", "kappa = 17", "latent.kappa = 17 is more than latent.bits = 16"),
-        ("layers = 4", "layers = 3", "model.layers = 3 is odd: a Free model needs an even number of blocks"),
+        ("layers = 4", "layers = 3", "model.layers = 3 is odd: a Free Transformer needs an even number of blocks"),
         ("heads = 4", "heads = 5", "model.heads = 5 does not divide model.width = 64"),
         ("heads = 4", "heads = 4\nkv_heads = 3", "model.kv_heads = 3 does not divide model.heads = 4"),
         ("heads = 4", "heads = 64", "the head width, model.width / model.heads = 1, must be even"),
-        ("batch = 8", "batch = 8\naccumulate = 3", "train.grad_accum_steps = 3 does not divide train.batch = 8"),
+        ("batch = 8", "batch = 8\ngrad_accum_steps = 3", "train.grad_accum_steps = 3 does not divide train.batch = 8"),
         ("kappa = 0.25", "kappa = 0.25\ndepth = 4", "latent.depth = 4 must be less than model.layers = 4"),
         (
             "kappa = 0.25",
-            "kappa = 0.25\nschedule = { kappa = [[0, 2.0]] }",
-            "latent.schedule.kappa takes points [share, value] and ends with",
+            "kappa = 0.25\nobjective.schedule = { kappa = [[0, 2.0]] }",
+            "latent.objective.schedule.kappa takes points [share, value] and ends with",
         ),
-        ("kappa = 0.25", "kappa = 0.25\nschedule = { slope = [[0.5, 0.1], [0.2]] }", "latent.schedule.slope: shares of the run must rise"),
-        ("kappa = 0.25", "kappa = 0.25\nschedule = { slope = [[0, 2], [0.2]] }", "latent.schedule.slope: 2 is not within 0 and 1"),
-        ("kappa = 0.25", "kappa = 0.25\nschedule = { kappa = [[0, 17], [0.2]] }", "latent.schedule.kappa: 17 is not within 0 and 16"),
-        ("kappa = 0.25", "kappa = 0.25\nschedule = { kapa = [[0, 2], [1]] }", "latent.schedule.kapa"),
+        (
+            "kappa = 0.25",
+            "kappa = 0.25\nobjective.schedule = { slope = [[0.5, 0.1], [0.2]] }",
+            "latent.objective.schedule.slope: shares of the run must rise",
+        ),
+        (
+            "kappa = 0.25",
+            "kappa = 0.25\nobjective.schedule = { slope = [[0, 2], [0.2]] }",
+            "latent.objective.schedule.slope: 2 is not between 0 and 1",
+        ),
+        (
+            "kappa = 0.25",
+            "kappa = 0.25\nobjective.schedule = { kappa = [[0, 17], [0.2]] }",
+            "latent.objective.schedule.kappa: 17 is not between 0 and 16",
+        ),
+        ("kappa = 0.25", "kappa = 0.25\nobjective.schedule = { kapa = [[0, 2], [1]] }", "latent.objective.schedule.kapa"),
         ('task = "letters"', "", "[data] needs exactly one of 'task' and 'dir'"),
-        ('task = "letters"', 'task = "leters"', "data.task: input should be 'letters', 'coins', 'reviews' or 'blocks'"),
+        ('task = "letters"', 'task = "leters"', "data.task: there is no task 'leters', FILE, line 4; did you mean 'letters'?"),
         ('task = "letters"', 'dir = "d"\nparams = { a = 1 }', "data.params belongs to data.task"),
-        ("lr = 1e-3", "", "missing key 'train.lr', FILE"),
+        ("lr = 1e-3", "", "missing key 'train.lr', FILE, line 14"),
         ("[model]", "[[model]]", "model: "),
         ("lr = 1e-3", "lr =", "the recipe is not valid TOML: "),
     ],
@@ -87,9 +99,9 @@ def test_each_fault_is_named(recipe_file, before, after, line):
             "model.multi_token.c_q = 9 is more than model.context = 8",
         ),
         ('attention = "multi-token"\nmulti_token.kq_layers = [4]', "kq_layers names block 4, which has no multi-token attention"),
-        ("separator = 3", "model.separator wants model.document_mask = true"),
-        ("document_mask = true\nseparator = 29\nvocab = 29", "model.separator = 29 is no token of model.vocab = 29"),
-        ('attention = "multi-token"\nattention_layers = [2, 4]', "attention_layers names block 4, and model.layers = 4 has 0 to 3"),
+        ("separator = 3", "model.separator needs model.document_mask = true"),
+        ("document_mask = true\nseparator = 29\nvocab = 29", "model.separator = 29 is not a token of model.vocab = 29"),
+        ('attention = "multi-token"\nattention_layers = [2, 4]', "attention_layers names block 4, but model.layers = 4 has 0 to 3"),
         ('attention = "multi-token"\nattention_layers = []', "attention_layers names no block, or one twice"),
         (
             'attention = "multi-token"\nmulti_token = { form = "full", kq = "pre", mix = "post" }',
@@ -98,7 +110,7 @@ def test_each_fault_is_named(recipe_file, before, after, line):
         ('attention = "multi-token"\nmulti_token = { cache = "rows", mask = "exact" }', "cache = 'rows' needs mask = 'double'"),
         ('attention = "multi-token"\nmulti_token.c_p = 3', "unknown key 'model.multi_token.c_p', FILE, line 11; did you mean 'c_"),
         ('attention = "multi-token"\nmulti_token.c_q = 0', "model.multi_token.c_q: input should be greater than 0, not 0, FILE, line 11"),
-        ("attention_layers = [0]", "model.attention_layers belongs to another model.attention than 'softmax'"),
+        ("attention_layers = [0]", "model.attention_layers names the blocks of another model.attention than 'softmax'"),
         ("multi_token = {}", "[model.multi_token] belongs to model.attention = 'multi-token', not 'softmax'"),
         ('attention = "differential"\nkv_heads = 1', "model.kv_heads = 1 is odd: differential attention takes heads in pairs"),
         ('attention = "mta"', "model.attention: input should be 'softmax', 'multi-token', 'differential' or 'talking-heads', not 'mta'"),
@@ -130,8 +142,8 @@ def test_a_kind_of_attention_brings_its_options_and_takes_them_with_it(recipe_fi
 
 
 def test_a_mismatch_needs_two_sequences_at_a_time(recipe_file):
-    edited(recipe_file, "kappa = 0.25", "kappa = 0.25\nmismatch = 1.0")
-    assert "latent.mismatch compares sequences" in faults(edited(recipe_file, "batch = 8", "batch = 8\naccumulate = 8"))[0]
+    edited(recipe_file, "kappa = 0.25", "kappa = 0.25\nobjective.mismatch = 1.0")
+    assert "latent.objective.mismatch compares sequences" in faults(edited(recipe_file, "batch = 8", "batch = 8\ngrad_accum_steps = 8"))[0]
 
 
 def test_all_faults_at_once(recipe_file):
@@ -191,11 +203,11 @@ def test_extends_inherits_the_overlay(recipe_file):
 
 
 def test_a_schedule_is_added_to_and_cleared(recipe_file):
-    edited(recipe_file, "kappa = 0.25", "kappa = 0.25\nschedule = { kappa = [[0, 1.0], [0.5]] }")
-    longer = child_of(recipe_file, "[latent]\nschedule = { slope = [[0, 0.1], [1.0]] }\n")
-    assert sorted(load_recipe(str(longer)).latent.schedule) == ["kappa", "slope"]
-    assert load_recipe(str(longer), overrides=["latent.schedule={}"]).latent.schedule == {}
-    assert load_recipe(str(child_of(recipe_file, "[latent]\n"))).latent.schedule == {"kappa": [[0, 1.0], [0.5]]}
+    edited(recipe_file, "kappa = 0.25", "kappa = 0.25\nobjective.schedule = { kappa = [[0, 1.0], [0.5]] }")
+    longer = child_of(recipe_file, "[latent.objective]\nschedule = { slope = [[0, 0.1], [1.0]] }\n")
+    assert sorted(load_recipe(str(longer)).latent.objective.schedule) == ["kappa", "slope"]
+    assert load_recipe(str(longer), overrides=["latent.objective.schedule={}"]).latent.objective.schedule == {}
+    assert load_recipe(str(child_of(recipe_file, "[latent]\n"))).latent.objective.schedule == {"kappa": [[0, 1.0], [0.5]]}
     with_params = child_of(recipe_file, "[data]\nparams = { noise = 0.1 }\n")
     assert load_recipe(str(with_params)).data.params == {"noise": 0.1}
     assert load_recipe(str(with_params), overrides=["data.params={}"]).data.params == {}

@@ -7,12 +7,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from freetf_cli.config.files import check_recipe, load_recipe, shipped_recipes, to_toml
-from freetf_cli.config.recipe import Recipe, flat
+from freetf_cli.config.recipe import NumericsConfig, ObjectiveConfig, Recipe, flat
 
 NAMES = shipped_recipes()
 PAPER = [name for name in NAMES if name.startswith("paper-")]
@@ -54,24 +53,23 @@ def test_a_free_recipe_has_its_baselines_model_and_data(stem):
 
 
 def test_figure_4_is_the_papers_objective_but_where_it_says_otherwise():
-    """Where a recipe names a variation, the same κ by the paper's objective to the letter is a recipe of its own."""
-    pooled: dict[str, Any] = {"window": 2, "free_bits": "sequence", "mismatch": 1.0, "schedule": {"mismatch": [[0.1, 0.03], [0.25]]}}
+    """Where a variant differs from the paper, the same κ by exactly the paper's objective is a variant of its own."""
+    paper = ObjectiveConfig()
+    weighted = ObjectiveConfig(free_bits="sequence", mismatch=1.0, schedule={"mismatch": [[0.1, 0.03], [0.25]]})
     path = {"mismatch": [[0.08, 0.03], [0.25, 1.0], [0.6, 1.0], [0.85]]}
-    plain = {"mismatch_over": "sequence", "slope": 0.0, "gradient": "paper"}
-    literal = {"window": None, "free_bits": "token", "mismatch": 0.0, "schedule": {}, **plain}
     kappas = {"figure4": {"64th": 1 / 64, "8th": 1 / 8, "1": 1.0, "8": 8.0, "literal": 1 / 8, "1-literal": 1.0}}
-    varied = {"figure4-8th": {**pooled, "mismatch": 2.0, "schedule": path}, "figure4-mini-4th": pooled}
-    longer = {"figure4-8th": (100.0, 8000), "figure4-1": (100.0, 6000)}
     kappas["figure4-mini"] = {"16th": 1 / 16, "4th": 1 / 4, "1": 1.0, "8": 8.0, "literal": 1 / 4}
+    varied = {"figure4/8th": weighted.model_copy(update={"mismatch": 2.0, "schedule": path}), "figure4-mini/4th": weighted}
+    longer = {"figure4/8th": (100.0, 8000), "figure4/1": (100.0, 6000)}
     found = {name for name in NAMES if name.startswith("figure4")}
-    assert found == {f"{sweep}-{kind}" for sweep, kinds in kappas.items() for kind in kinds}
+    assert found == {f"{sweep}/{kind}" for sweep, kinds in kappas.items() for kind in kinds}
     for sweep, kinds in kappas.items():
         for kind, kappa in kinds.items():
-            name = f"{sweep}-{kind}"
-            ours, theirs = load_recipe(name), load_recipe(f"{sweep}-literal")
+            name = f"{sweep}/{kind}"
+            ours, theirs = load_recipe(name), load_recipe(f"{sweep}/literal")
             assert ours.latent is not None
-            settings = ours.latent.model_dump()
-            assert {key: settings[key] for key in literal} == literal | varied.get(name, {})
+            assert (ours.latent.objective, ours.latent.window) == ((varied[name], 2) if name in varied else (paper, None))
+            assert ours.latent.numerics == NumericsConfig()
             assert (ours.latent.kappa, ours.latent.bits) == (kappa, 16 if sweep == "figure4" else 8)
             base, steps = longer.get(name, (theirs.model.rope_theta, theirs.train.steps))
             assert ours.model == theirs.model.model_copy(update={"rope_theta": base})

@@ -1,11 +1,12 @@
 """Algorithm 2: what depends on what, the baseline twin, and the cache."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import pytest
 import torch
 
-from freetf_cli.config.recipe import LatentConfig, ModelConfig
+from freetf_cli.config.recipe import LatentConfig, ModelConfig, NumericsConfig
 from freetf_cli.latent.binary import kl_per_token
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.model.free_transformer import FreeTransformer, PosteriorPass, build_model, initialise_model
@@ -139,8 +140,8 @@ def test_cache_equals_full_forward_for_the_baseline() -> None:
 
 
 @pytest.mark.parametrize("gradient", ["paper", "heun"])
-def test_compiled_gradients_equal_eager_ones(gradient: str) -> None:
-    model = build_model(CONFIG, LATENT.model_copy(update={"gradient": gradient}))
+def test_compiled_gradients_equal_eager_ones(gradient: Literal["paper", "heun"]) -> None:
+    model = build_model(CONFIG, LATENT.model_copy(update={"numerics": NumericsConfig(gradient=gradient)}))
     initialise_model(model, 0)
     assert isinstance(model, FreeTransformer)
 
