@@ -51,7 +51,7 @@ def shipped_recipes() -> list[str]:
 def expand(name: str) -> list[str]:
     """The recipes that a name stands for: every variant of a sweep, else itself."""
     file, variant = find_recipe(name)
-    return [name] if variant else [f"{name}/{one}" for one in _variants(file)] or [name]
+    return [name] if variant else [f"{name.rstrip('/')}/{one}" for one in _variants(file)] or [name]
 
 
 def describe_file(name: str) -> str:
@@ -106,7 +106,12 @@ def check_recipe(tree: Mapping[str, Any], *, where: Path | str) -> Recipe:
 
 def to_toml(recipe: Recipe) -> str:
     """The recipe as TOML that `load_recipe` reads back to the same recipe."""
-    return tomli_w.dumps(recipe.model_dump(exclude_none=True))
+    return tomli_w.dumps(_without_empty(recipe.model_dump(exclude_none=True)))
+
+
+def _without_empty(tree: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {key: _without_empty(value) if isinstance(value, Mapping) else value for key, value in tree.items()}
+    return {key: value for key, value in kept.items() if value != {}}
 
 
 def differences(a: Recipe, b: Recipe) -> list[tuple[str, Any, Any]]:

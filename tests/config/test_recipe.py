@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from freetf_cli.config.files import check_recipe, differences, load_recipe, shipped_recipes, to_toml
-from freetf_cli.config.recipe import Recipe, flat
+from freetf_cli.config.recipe import LatentConfig, ModelConfig, Recipe, flat
 from freetf_cli.errors import InputError, InputErrors
 
 TREE = {
@@ -127,7 +128,7 @@ def test_differential_attention_with_odd_heads(recipe_file):
     assert faults(recipe_file) == [f"model.heads = 3 is odd: differential attention takes heads in pairs, {recipe_file}, line 10"]
 
 
-def test_a_kind_of_attention_brings_its_options_and_takes_them_with_it(recipe_file):
+def test_a_kind_of_attention_brings_its_options_and_another_drops_them(recipe_file):
     edited(recipe_file, "heads = 4", 'heads = 4\nattention = "multi-token"\nattention_layers = [2]\nmulti_token.c_q = 3')
     recipe = load_recipe(str(recipe_file), overrides=["model.multi_token.c_h=2"])
     assert (recipe.model.multi_token.c_q, recipe.model.multi_token.c_k, recipe.model.multi_token.c_h) == (3, 11, 2)
@@ -139,6 +140,71 @@ def test_a_kind_of_attention_brings_its_options_and_takes_them_with_it(recipe_fi
     plain = load_recipe(str(recipe_file), overrides=["model.attention=softmax"]).model
     assert (plain.attention, plain.attention_layers, plain.multi_token) == ("softmax", None, None)
     assert [key for key, *_ in differences(recipe, load_recipe(str(recipe_file)))] == ["model.multi_token.c_h"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "line"),
+    [
+        (
+            "kappa = 0.25",
+            'kappa = 0.25\nkind = "binry"',
+            "latent.kind: there is no kind of latent 'binry', FILE, line 13; did you mean 'binary'?",
+        ),
+        ("kappa = 0.25", "kappa = 0.25\nslope = 0.1", "unknown key 'latent.slope', FILE, line 13; did you mean 'latent.objective.slope'?"),
+        (
+            "kappa = 0.25",
+            "kappa = 0.25\nnumerics = { gradient = 1 }",
+            "latent.numerics.gradient: input should be 'paper' or 'heun', not 1, FILE, line 13",
+        ),
+        (
+            "[train]",
+            "[latent.objective]\nfree_bits = 1\n\n[train]",
+            "latent.objective.free_bits: input should be 'token' or 'sequence', not 1, FILE, line 15",
+        ),
+        ("[data]", "train.sed = 1\n[data]", "unknown key 'train.sed', FILE, line 3; did you mean 'seed'?"),
+    ],
+)
+def test_tables_within_tables(recipe_file, before, after, line):
+    text = recipe_file.read_text(encoding="utf-8")
+    if after.startswith("train."):
+        recipe_file.write_text(text.replace("[train]\nsteps = 100\nbatch = 8\nlr = 1e-3", ""), encoding="utf-8")
+        after = after.replace("[data]", "train.steps = 100\ntrain.batch = 8\ntrain.lr = 1e-3\n[data]")
+    assert faults(edited(recipe_file, before, after)) == [line.replace("FILE", str(recipe_file))]
+
+
+def test_models_that_differ_in_objective_or_numerics_have_the_same_architecture(recipe_file):
+    def architecture(*overrides):
+        return load_recipe(str(recipe_file), overrides=overrides).architecture
+
+    same = [
+        "latent.kappa=0.5",
+        "latent.objective.slope=0.5",
+        "latent.numerics.gradient=heun",
+        "latent.depth=2",
+        "latent.table_std=1",
+        "train.lr=1",
+    ]
+    assert all(architecture(setting) == architecture() for setting in same)
+    others = ["latent.bits=8", "latent.depth=3", "latent.window=2", "latent.encoder=full", "latent.options={a = 1}", "model.width=32"]
+    assert all(architecture(setting) != architecture() for setting in others)
+    assert load_recipe("letters-baseline").architecture["latent"] is None
+
+
+def test_another_kind_of_latent_drops_the_options_of_the_old_one():
+    base = {"kind": "other", "options": {"a": 1}, "bits": 4}
+    assert LatentConfig.merge(base, {"kind": "binary"}) == {"kind": "binary", "bits": 4}
+    assert LatentConfig.merge(base, {"kind": "other", "options": {"b": 2}})["options"] == {"a": 1, "b": 2}
+    assert LatentConfig.merge({"options": {"a": 1}}, {"kind": "binary"})["options"] == {"a": 1}
+
+
+def test_rules_are_checked_where_a_table_is_made_by_itself():
+    with pytest.raises(ValidationError, match="does not divide"):
+        ModelConfig(layers=2, width=10, heads=3)
+    with pytest.raises(ValidationError, match=r"more than latent\.bits"):
+        LatentConfig(kappa=9, bits=8)
+    recipe = Recipe.model_validate(TREE)
+    broken = recipe.model_copy(update={"model": recipe.model.model_copy(update={"layers": 3, "heads": 5})})
+    assert [one.keys for one in broken.broken()] == [("model.heads", "model.width"), ("model.layers", "latent.bits")]
 
 
 def test_a_mismatch_needs_two_sequences_at_a_time(recipe_file):
@@ -289,7 +355,7 @@ def test_bad_set(recipe_file, text, line):
     assert line in faults(recipe_file, text)[0]
 
 
-def test_set_on_a_baseline_tells_so(recipe_file):
+def test_set_on_a_baseline_says_so(recipe_file):
     edited(recipe_file, "[latent]\nkappa = 0.25\n", "")
     assert "this recipe is a baseline" in faults(recipe_file, "latent.kappa=1")[0]
 

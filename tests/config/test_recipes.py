@@ -17,6 +17,14 @@ NAMES = shipped_recipes()
 PAPER = [name for name in NAMES if name.startswith("paper-")]
 RUNNABLE = [name for name in NAMES if name not in PAPER]
 PAIRS = [name.removesuffix("-free") for name in NAMES if name.endswith("-free")]
+REPRESENTATIVE = [
+    "blocks-multi-token",
+    "demo-free",
+    "figure4/8th",
+    "figure4-mini/4th",
+    "letters-free",
+    "reviews-free",
+]  # one of each family
 BOUND = 240  # seconds on a busy machine; about 15 are promised on two idle cores
 
 
@@ -92,24 +100,40 @@ def test_smoke_is_small(name):
     assert recipe.eval.every < recipe.train.steps
 
 
+def trained(run_cli, name, *options):
+    """Train the recipe's smoke overlay into `run`; the result, and the lines of metrics.jsonl."""
+    code, stdout, stderr = run_cli("train", name, "--smoke", "-o", "run", "--json", "--device", "cpu", *options)
+    assert (code, stderr) == (0, "")
+    lines = Path("run/metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return json.loads(stdout), [json.loads(line) for line in lines]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", RUNNABLE)
+@pytest.mark.parametrize("name", REPRESENTATIVE)
 def test_smoke_runs_to_the_end(name, run_cli, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # a smoke run needs no file
-    want = load_recipe(name, smoke=True)
+    recipe = load_recipe(name, smoke=True)
     start = time.perf_counter()
-    code, stdout, stderr = run_cli("train", name, "--smoke", "-o", "run", "--json", "--device", "cpu")
+    result, metrics = trained(run_cli, name)
     seconds = time.perf_counter() - start
     print(f"{name} --smoke: {seconds:.1f} s")
-    assert (code, stderr) == (0, "")
-    result = json.loads(stdout)
-    assert (result["kind"], result["steps"]) == (want.kind, want.train.steps)
-    metrics = [json.loads(line) for line in Path("run/metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert (result["kind"], result["steps"]) == (recipe.kind, recipe.train.steps)
     assert metrics[-1]["split"] == "val"
     assert metrics[-1]["ce"] < metrics[0]["ce"]  # it learns
     assert Path("run/report.html").is_file()
     assert list(Path("run/samples").iterdir())
     assert seconds < BOUND
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in RUNNABLE if name not in REPRESENTATIVE])
+def test_two_steps_of_every_other_recipe(name, run_cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = ("train.steps=2", "train.warmup=1", "train.log_every=1", "eval.every=2", "eval.sequences=8", "eval.samples=1")
+    result, metrics = trained(run_cli, name, *(word for option in options for word in ("--set", option)))
+    assert (result["kind"], result["steps"]) == (load_recipe(name).kind, 2)
+    assert [line["split"] for line in metrics] == ["train", "train", "val"]
+    assert all(0 < line["ce"] < 10 for line in metrics)
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -140,8 +164,8 @@ def test_a_recipe_is_valid_as_plain_data(name):
 
 
 @pytest.mark.slow
-def test_make_figure4_mini_trains_probes_and_draws_and_goes_on(tmp_path):
-    """With smoke overlays; called again, it finds every run at its end."""
+def test_make_figure4_mini_trains_probes_and_draws_and_resumes(tmp_path):
+    """With smoke overlays; a second call finds every run done."""
     words = ["make", "figure4-mini", "--old-file=setup", f"BIN={Path(sys.executable).parent}", f"RUNS={tmp_path}", "TRAIN=--smoke"]
     words += ["PROBE=--groups 64 --count 4 --sequences 64"]
     for _ in range(2):
@@ -150,7 +174,10 @@ def test_make_figure4_mini_trains_probes_and_draws_and_goes_on(tmp_path):
         assert all(f"κ = {kappa}" in done.stdout for kappa in ("1/16", "1/4", "1 bit", "8"))
         assert (tmp_path / "figure4-mini.svg").read_text(encoding="utf-8").count('class="heading"') >= 5
         assert "</html>" in (tmp_path / "figure4-mini.html").read_text(encoding="utf-8")
-    rows = [json.loads(line) for line in (tmp_path / "figure4-mini-4th" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (tmp_path / "figure4-mini" / "figure4-mini-4th" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     steps = [row["step"] for row in rows if row["split"] == "train"]
     assert steps == sorted(set(steps))
     failed = subprocess.run(
