@@ -38,9 +38,9 @@ def list_recipes(json: JsonOption = False) -> None:
 
 
 def show_recipe(recipe: RecipeArgument, smoke: SmokeOption = False, set: SetOption = None, json: JsonOption = False) -> None:
-    """Print a recipe, resolved: with what it extends, its overlay, your settings and every default.
+    """Print a recipe with everything resolved: what it extends, its overlay, your settings, every default.
 
-    The output is a recipe file by itself: redirect it, edit it, train it.
+    The output is itself a recipe: redirect it to a file, edit it, train it.
 
     $ freetf recipe show letters-free --set latent.kappa=0.25
     """

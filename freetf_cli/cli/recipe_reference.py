@@ -70,7 +70,7 @@ def _type(field: dict[str, Any]) -> str:
         return " or ".join(filter(None, (_type(one) for one in field["anyOf"])))
     if "enum" in field or "const" in field:
         return " or ".join(f'`"{value}"`' for value in field.get("enum", [field.get("const")]))
-    limits = " and ".join(f"{sign} {field[name]:g}" for name, sign in LIMITS.items() if name in field)
+    limits = " and ".join(f"{sign} {field[name]}" for name, sign in LIMITS.items() if name in field)
     return f"{TYPES[field['type']]} {limits}".strip()
 
 
