@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ def shipped_table() -> str:
     """Every shipped recipe: kind, size, description."""
     recipes = [(name, load_recipe(name)) for name in shipped_recipes()]
     rows = [(f"`{name}`", r.kind, f"{r.model.layers} × {r.model.width}", f"{r.train.steps:,}", r.description) for name, r in recipes]
-    return _table(("recipe", "kind", "layers × width", "steps", "what it is"), rows)
+    return markdown_table(("recipe", "kind", "layers × width", "steps", "what it is"), rows)
 
 
 def _section(name: str, table: dict[str, Any]) -> str:
@@ -59,7 +59,7 @@ def _section(name: str, table: dict[str, Any]) -> str:
         default = "required" if key in required else f"`{json.dumps(field['default'])}`" if field.get("default") is not None else "–"
         rows.append((f"`{key}`", _type(field), default, field.get("description", "")))
     about = table.get("description", "").split("\n")[0]
-    return f"### `[{name}]`\n\n{about}\n\n{_table(('key', 'type', 'default', 'meaning'), rows)}"
+    return f"### `[{name}]`\n\n{about}\n\n{markdown_table(('key', 'type', 'default', 'meaning'), rows)}"
 
 
 def _type(field: dict[str, Any]) -> str:
@@ -74,10 +74,10 @@ def _type(field: dict[str, Any]) -> str:
     return f"{TYPES[field['type']]} {limits}".strip()
 
 
-def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    return "\n".join(_lines([head, tuple("---" for _ in head), *rows]))
+def markdown_table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    """A Markdown table."""
+    return "\n".join(_row(cells) for cells in [head, tuple("---" for _ in head), *rows])
 
 
-def _lines(rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
-    for row in rows:
-        yield "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in row) + " |"
+def _row(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |"

@@ -80,7 +80,7 @@ def _run(records: Sequence[dict[str, Any]], done: Sequence[bool], at_once: int, 
     out.mkdir(parents=True, exist_ok=True)
     open_ones = [record for record, skipped in zip(records, done, strict=True) if not skipped]
     jobs = [Job(record["command"][1:], out / f"{record['name']}.log") for record in open_ones]
-    failed = []
+    unfinished = []
     for record, skipped in zip(records, done, strict=True):
         if skipped:
             _print({**record, "status": "skipped"}, f"skipped {record['name']}: done before", json)
@@ -90,14 +90,16 @@ def _run(records: Sequence[dict[str, Any]], done: Sequence[bool], at_once: int, 
     def ended(index: int, code: int) -> None:
         name, log = open_ones[index]["name"], jobs[index].log
         status = {0: "done", ExitCode.STOPPED: "stopped", ExitCode.INTERRUPTED: "stopped"}.get(code, "failed")
+        if code:
+            unfinished.append(name)
         if status == "failed":
-            failed.append(name)
             warn(f"{name}: exit code {code}: {jobs[index].last_line().removeprefix('freetf: error: ')}")
         _print({**open_ones[index], "status": status, "exit_code": code, "log": str(log)}, f"{status} {name}", json)
 
     run_jobs(jobs, at_once, ended)
-    if failed:
-        raise FreetfError(f"{len(failed)} of {len(records)} runs failed: {', '.join(failed)}", str(out), "their output is in DIR/NAME.log")
+    if unfinished:
+        what = f"{len(unfinished)} of {len(records)} runs did not finish: {', '.join(unfinished)}"
+        raise FreetfError(what, str(out), "their output is in DIR/NAME.log")
 
 
 def _print(record: dict[str, Any], text: str, json: bool) -> None:

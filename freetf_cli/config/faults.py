@@ -11,7 +11,7 @@ from freetf_cli.config.layers import Layer, place
 from freetf_cli.config.recipe import Recipe, table_types
 from freetf_cli.errors import InputError, InputErrors, nearest
 
-BESIDE_TABLES = ("extends", "smoke", "sweep")  # keys of a recipe file that are no settings
+FILE_KEYS = ("extends", "smoke", "sweep")  # keys of a recipe file that are not settings
 
 
 def as_errors(error: ValidationError, tree: Mapping[str, Any], layers: Sequence[Layer]) -> InputErrors:
@@ -46,4 +46,4 @@ def _nearest_key(table: str, name: str) -> str:
     inner = next((one for one, kind in tables.items() if one.startswith(f"{table}.") and name in kind.model_fields), None)
     if inner:
         return f"did you mean '{inner}.{name}'?"
-    return nearest(name, [*tables.get(table, Recipe).model_fields, *(BESIDE_TABLES if not table else ())])
+    return nearest(name, [*tables.get(table, Recipe).model_fields, *(FILE_KEYS if not table else ())])

@@ -67,7 +67,9 @@ def load_recipe(name: str, *, smoke: bool = False, overrides: Sequence[str] = ()
     """
     address = find_recipe(name)
     if not address.variant and _variants(address.file):
-        raise InputError(f"'{name}' is a sweep: name one of its recipes", hint=f"choose from: {', '.join(expand(name))}")
+        raise InputError(
+            f"'{name}' is a sweep: name one of its recipes", hint=f"choose from: {', '.join(expand(name))}; `freetf sweep` trains them all"
+        )
     layers = list(_layers(address, seen=()))
     overlays = [layer for layer in layers if layer.is_smoke]
     if smoke and not overlays:

@@ -17,7 +17,7 @@ ARCHITECTURE = ("kind", "bits", "depth", "window", "encoder", "options")
 
 
 class ObjectiveConfig(ConfigTable):
-    """Terms of the loss beside the paper's, and how the free bits are counted. Two models may differ here and be equal in shape."""
+    """How free bits are counted, and terms of the loss beside the paper's. Models that differ only here have the same architecture."""
 
     free_bits: Literal["token", "sequence"] = Field(
         "token", description="κ is granted to each token (equation 5 of the paper), or pooled over a sequence"

@@ -63,12 +63,12 @@ class ConfigTable(BaseModel):
 
     @classmethod
     def superseded(cls, base: Mapping[str, Any], over: Mapping[str, Any]) -> set[str]:
-        """Keys of `base` that have no meaning any more once `over` is laid over it."""
+        """Keys of `base` that lose their meaning when `over` is laid over it."""
         return set()
 
     @classmethod
     def merge(cls, base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-        """`over` laid over `base`, key by key, tables too. An empty table changes nothing; an empty dictionary as a value clears it."""
+        """`over` laid over `base`, key by key, tables too. An empty table changes nothing; an empty dictionary clears a value."""
         dropped = cls.superseded(base, over)
         merged = {key: value for key, value in base.items() if key not in dropped}
         for key, value in over.items():
@@ -83,7 +83,7 @@ class ConfigTable(BaseModel):
 
     @classmethod
     def partial(cls, given: Mapping[str, Any], wrong: set[tuple[str, ...]], place: tuple[str, ...] = ()) -> Self:
-        """The table without the keys at the places in `wrong` and those missing, so that its other rules can still be checked."""
+        """The table without missing keys and those at the places in `wrong`, so that its other rules can still be checked."""
         values: dict[str, Any] = {}
         given = cls.completed(given)
         for name, field in cls.model_fields.items():

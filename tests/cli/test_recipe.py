@@ -54,6 +54,17 @@ def test_show_json(run_cli, recipe_file):
     assert record["latent"]["bits"] == 16
 
 
+def test_a_variant_is_a_recipe(run_cli):
+    record = json.loads(run_cli("recipe", "show", "figure4/8th", "--json").stdout)
+    assert (record["latent"]["window"], record["latent"]["objective"]["mismatch"]) == (2, 2.0)
+    found = json.loads(run_cli("recipe", "diff", "figure4/1", "figure4/1-literal", "--json").stdout)["differences"]
+    assert [row["key"] for row in found] == ["model.rope_theta", "train.steps"]
+    code, stdout, stderr = run_cli("train", "figure4", "--dry-run")
+    assert (code, stdout) == (2, "")
+    assert "'figure4' is a sweep: name one of its recipes; choose from: figure4/64th," in stderr
+    assert json.loads(run_cli("train", "figure4/8", "--dry-run", "--json").stdout)["recipe"] == "figure4/8"
+
+
 def test_all_faults_of_a_recipe_are_lines(run_cli, recipe_file):
     recipe_file.write_text(recipe_file.read_text().replace("kappa", "kapa").replace("steps = 100", 'steps = "many"'))
     code, stdout, stderr = run_cli("recipe", "show", recipe_file)

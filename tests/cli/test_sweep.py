@@ -123,4 +123,4 @@ def test_runs_are_made_skipped_and_reported(run_cli, tiny):
     code, stdout, stderr = run_cli(*words)
     assert (code, sorted(stdout.splitlines())) == (1, ["done tiny-b", "failed tiny-a"])
     assert "warning: tiny-a: exit code 2: the recipe is not the run's: train.steps is 3, was 2" in stderr
-    assert "freetf: error: 1 of 2 runs failed: tiny-a, runs; their output is in DIR/NAME.log" in stderr
+    assert "freetf: error: 1 of 2 runs did not finish: tiny-a, runs; their output is in DIR/NAME.log" in stderr

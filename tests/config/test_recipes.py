@@ -1,4 +1,4 @@
-"""The shipped recipes: each loads, says what it is for, and runs: smoke overlays to the end, the paper's sizes as a plan."""
+"""The shipped recipes: each loads and says what it is for. One of a family runs to the end, the others two steps, the paper's none."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_a_paper_recipe_is_planned_without_data(name, run_cli, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_a_paper_recipe_says_what_data_it_wants(name, run_cli, tmp_path, monkeypatch):
+def test_a_paper_recipe_says_what_data_it_needs(name, run_cli, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, _, stderr = run_cli("train", name, "-o", "run")
     assert code == 2

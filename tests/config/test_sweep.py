@@ -53,7 +53,8 @@ def test_a_sweep_stands_for_all_its_variants(sweep_file):
     assert expand(f"{sweep_file}/8th") == [f"{sweep_file}/8th"]
     assert expand("letters-free") == ["letters-free"]
     assert describe_file(str(sweep_file)) == "a small Free model"
-    assert fault(sweep_file) == f"'{sweep_file}' is a sweep: name one of its recipes; choose from: {sweep_file}/wide, {sweep_file}/8th"
+    choices = f"choose from: {sweep_file}/wide, {sweep_file}/8th; `freetf sweep` trains them all"
+    assert fault(sweep_file) == f"'{sweep_file}' is a sweep: name one of its recipes; {choices}"
 
 
 def test_variants_can_be_extended_and_are_not_inherited(sweep_file):
