@@ -4,7 +4,7 @@ TORCH ?= cpu
 # A further package index to find torch's +cpu builds in; empty: only the configured ones.
 TORCH_INDEX ?=
 
-# Where figure4 keeps its runs, and more options for its two commands.
+# figure4: the folder of its runs, and more options for its two commands.
 RUNS ?= runs
 TRAIN ?=
 PROBE ?=
@@ -40,27 +40,26 @@ $(STAMP): pyproject.toml constraints/common.txt constraints/cpu.txt constraints/
 demo: setup ## train a small Free Transformer and show what its latent decides
 	@$(BIN)/freetf demo $(if $(filter cuda,$(TORCH)),--device auto)
 
-# Runs beside each other, which go on where an earlier call was stopped; then what Z encodes in each. $(1): recipes $(1)-$(2), $(3) at a time.
+# Train all recipes of a sweep, $(2) at a time, then measure what Z encodes in each. A second call resumes what a first one left. $(1): the sweep
 define sweep
-	@mkdir -p '$(RUNS)'; echo "training $(foreach k,$(2),$(1)-$(k)), $(3) at a time; watch one: $(BIN)/freetf show $(RUNS)/$(1)-$(firstword $(2))"
-	@printf '%s\n' $(2) | xargs -P $(3) -I{} $(BIN)/freetf train $(1)-{} -o '$(RUNS)/$(1)-{}' --resume auto --quiet $(TRAIN)
-	@$(BIN)/freetf probe-latent $(foreach k,$(2),'$(RUNS)/$(1)-$(k)') --sweep --figure '$(RUNS)/$(1).svg' --report '$(RUNS)/$(1).html' $(PROBE)
+	@$(BIN)/freetf sweep $(1) -o '$(RUNS)/$(1)' --run $(2) $(TRAIN)
+	@$(BIN)/freetf probe-latent '$(RUNS)/$(1)'/*/ --sweep --figure '$(RUNS)/$(1).svg' --report '$(RUNS)/$(1).html' $(PROBE)
 endef
 
 figure4: cuda-only setup ## the paper's Figure 4 with measured bits: train at its four κ, probe, draw (one GPU; TORCH=cuda)
-	$(call sweep,figure4,64th literal 8th 1-literal 1 8,6)
+	$(call sweep,figure4,6)
 
 cuda-only:
-	@test '$(TORCH)' = cuda || { echo 'make figure4 wants a GPU: make figure4 TORCH=cuda (for a CPU: make figure4-mini)' >&2; exit 2; }
+	@test '$(TORCH)' = cuda || { echo 'make figure4 needs a GPU: make figure4 TORCH=cuda (on a CPU: make figure4-mini)' >&2; exit 2; }
 
-figure4-mini: setup ## the same on shorter sequences, in eight minutes on two CPU cores
-	$(call sweep,figure4-mini,16th literal 4th 1 8,2)
+figure4-mini: setup ## the same on shorter lines, in eight minutes on two CPU cores
+	$(call sweep,figure4-mini,2)
 figure4-mini: export OMP_NUM_THREADS = 1
 
 test: lint ## everything that continuous integration checks
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m 'not network'
 
-soak: setup ## the trials of docs/reliability.md with their full numbers; a quarter of an hour
+soak: setup ## the trials of docs/reliability.md in full; 15 minutes
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.reliability.soak
 
 lint: setup ## ruff and mypy
@@ -68,7 +67,7 @@ lint: setup ## ruff and mypy
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-format: setup ## rewrite the sources in the house's layout
+format: setup ## format the sources
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 

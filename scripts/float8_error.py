@@ -3,7 +3,7 @@
     python scripts/float8_error.py ERROR.json demo-free
 
 Trains a Free recipe for 300 steps on a CPU, and at some of them makes the gradient of Z's bits in float64 from what training gave it, and
-again with dr and the centred table rounded to e4m3, a scale a row, as `latent.float8` does on a GPU.
+again with dr and the centred table rounded to e4m3, a scale a row, as `latent.numerics.float8` does on a GPU.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
     python scripts/gradient_bias.py RUN OUT.json
 
-Of a sequence whose Z is drawn from the posterior, a bit is set to 0 and to 1, and the CE and its slope are taken at both. The difference
-of the two CEs is what the bit is worth, in nats: the less likely value less the likelier one. What the encoder is told instead, in the
-mean over the bit's own draw, is with `latent.gradient = "paper"` the slope at 0 and at 1 weighted by their probabilities, with "heun"
-their plain mean. By how sure the bits are of their value, max(p, 1 − p), from 0.6 on; with the standard error of the mean over sequences.
+For a sequence whose Z is drawn from the posterior, one bit is set to 0 and to 1, and the CE and its slope are computed at both. The
+difference of the two CEs (less likely value minus likelier one, in nats) is the bit's worth. Its estimates, averaged over the bit's own
+draw, are the slopes at 0 and at 1 weighted by their probabilities (`latent.numerics.gradient = "paper"`) or their plain mean ("heun").
+Results are grouped by how certain the bits are, max(p, 1 − p) ≥ 0.6, with the standard error of the mean over sequences.
 """
 
 from __future__ import annotations

@@ -84,9 +84,7 @@ def test_model_sees_only_kernels_and_the_recipe(module):
 
 
 def light(module: str) -> bool:
-    return part(module) in {"recipe", "recipe_file", "recipe_schema", "records", "errors", "report", "cli", "device"} or module.startswith(
-        "freetf_cli.tasks"
-    )
+    return part(module) in {"config", "records", "errors", "report", "cli", "device"} or module.startswith("freetf_cli.tasks")
 
 
 @pytest.mark.parametrize("module", [name for name in PARTS if light(name)])

@@ -30,7 +30,7 @@ import typer
 
 from freetf_cli.cli import recipe_reference
 from freetf_cli.cli.app import COMMANDS, build_app
-from freetf_cli.config.files import load_recipe
+from freetf_cli.config.files import expand, load_recipe
 from freetf_cli.tasks import make_task
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -186,7 +186,8 @@ def test_recipes_are_valid(name: str, tmp_path: Path) -> None:
         if block.language == "toml":
             path = tmp_path / "recipe.toml"
             path.write_text(block.text, encoding="utf-8")
-            load_recipe(str(path), smoke="[smoke" in block.text)
+            for recipe in expand(str(path)):
+                load_recipe(recipe, smoke="[smoke" in block.text)
 
 
 def anchors(page: Path) -> set[str]:

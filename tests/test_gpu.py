@@ -364,9 +364,8 @@ def small(**settings: Any) -> Recipe:
         "latent": {
             "kappa": 0.01,
             "bits": 8,
-            "schedule": {"kappa": [[0, 0.1], [1]]},
-            "gradient": "heun",
-            "mismatch": 0.5,
+            "objective": {"schedule": {"kappa": [[0, 0.1], [1]]}, "mismatch": 0.5},
+            "numerics": {"gradient": "heun"},
         },
         "train": {"steps": 6, "batch": 16, "lr": 1e-3, "deterministic": True, "log_every": 1, **settings},
         "eval": {"samples": 0},

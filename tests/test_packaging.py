@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from freetf_cli import __version__
-from freetf_cli.config.files import shipped_recipes
+from freetf_cli.config.files import shipped_files, shipped_recipes
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.slow
@@ -39,7 +39,7 @@ def wheel(tmp_path_factory) -> Path:
 def test_contents(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert wheel.name == f"freetf-{__version__}-py3-none-any.whl"
-    assert {f"freetf_cli/recipes/{name}.toml" for name in shipped_recipes()} <= set(names)
+    assert {f"freetf_cli/recipes/{name}.toml" for name in shipped_files()} <= set(names)
     assert "freetf_cli/py.typed" in names
     assert not [name for name in names if name.startswith(("tests/", "docs/")) or name.endswith(".pyc")]
 

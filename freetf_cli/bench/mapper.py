@@ -51,7 +51,7 @@ def _ways(dr_ND: Tensor, logits_NH: Tensor, table_CD: Tensor) -> Iterator[tuple[
     yield "through memory, in chunks", lambda: logit_gradient_in_chunks(dr_ND, logits_NH, table_CD, dr_ND.dtype)
     yield "as training does it", lambda: logit_gradient(dr_ND, logits_NH, table_CD)
     if runs_kernels(dr_ND.device):
-        yield "with latent.float8", lambda: logit_gradient(dr_ND, logits_NH, table_CD, True)
+        yield "with latent.numerics.float8", lambda: logit_gradient(dr_ND, logits_NH, table_CD, True)
 
 
 def _error(made_NH: Tensor, exact_KH: Tensor) -> float | None:

@@ -117,7 +117,7 @@ def _parts(recipe: Recipe, device: torch.device, effort: Effort) -> Iterator[tup
     latent = model.latent
     assert isinstance(latent, BinaryLatent)
     dtype = autocast_dtype(recipe.train.precision, device) or torch.float32
-    float8 = recipe.latent.float8
+    float8 = recipe.latent.numerics.float8
     rows, context, width = recipe.rows_at_once, recipe.model.context or 1, recipe.model.width
     x_BTD = torch.randn(rows, context, width, device=device, requires_grad=True)
     tokens_BT = torch.randint(recipe.model.vocab or 2, (rows, context), device=device)

@@ -36,6 +36,7 @@ COMMANDS = (
     Entry("gen-synthetic", "gen_synthetic", "gen_synthetic"),
     Entry("prepare", "prepare", "prepare"),
     Entry("train", "train", "train"),
+    Entry("sweep", "sweep", "sweep"),
     Entry("sample", "sample", "sample"),
     Entry("probe-latent", "probe_latent", "probe_latent"),
     Entry("evaluate", "evaluate", "evaluate"),

@@ -19,11 +19,18 @@ from freetf_cli.errors import InputError
 
 
 def complete_recipe(incomplete: str) -> list[str]:
-    """Shipped recipe names and TOML files that begin with what is typed."""
+    """Names of shipped recipes, and TOML files, that begin with what is typed."""
     from freetf_cli.config.files import shipped_recipes
 
     files = (str(path) for path in _beside(incomplete) if path.suffix == ".toml")
     return _starting(incomplete, [*shipped_recipes(), *files])
+
+
+def complete_sweep(incomplete: str) -> list[str]:
+    """As for a recipe, and the sweeps themselves."""
+    from freetf_cli.config.files import shipped_files
+
+    return list(dict.fromkeys([*_starting(incomplete, shipped_files()), *complete_recipe(incomplete)]))
 
 
 def complete_run(incomplete: str) -> list[str]:
@@ -69,7 +76,12 @@ OptionalSeedOption = Annotated[
 ]
 
 RecipeArgument = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A shipped recipe's name, or a TOML file.", autocompletion=complete_recipe)
+    str,
+    typer.Argument(
+        metavar="RECIPE",
+        help="A shipped recipe's name, or a TOML file; /NAME after it: a variant of a sweep.",
+        autocompletion=complete_recipe,
+    ),
 ]
 RunArgument = Annotated[
     Path, typer.Argument(metavar="RUN", help="A run's folder, or one checkpoint's folder.", autocompletion=complete_run)

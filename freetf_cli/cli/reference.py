@@ -1,12 +1,11 @@
-"""Writes docs/cli.md, and the tables of docs/recipes.md, out of the program itself: `python -m freetf_cli.cli.reference`.
+"""Generate docs/cli.md and the tables of docs/recipes.md from the program itself: `python -m freetf_cli.cli.reference`.
 
-They are generated so that they cannot lag behind; tests compare the pages with what this module makes.
+Generated pages cannot be out of date: tests compare them with what this module writes.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import typer
 from freetf_cli.cli import recipe_reference
 from freetf_cli.cli.app import build_app
 from freetf_cli.cli.options import DebugOption, JsonOption, QuietOption, VerboseOption
+from freetf_cli.cli.recipe_reference import markdown_table
 from freetf_cli.errors import ExitCode
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "cli.md"
@@ -27,9 +27,7 @@ HEAD = """# Command line
 `freetf COMMAND`, or `python -m freetf_cli COMMAND`. stdout carries the result and nothing else; progress, warnings and hints
 go to stderr. `-` stands for stdin or stdout where a file is expected.
 
-Every command takes these options, before or after its name:
-
-"""
+Every command takes these options, before or after its name:"""
 ERRORS = """## Errors
 
 One line an error on stderr: `freetf: error: WHAT, WHERE; HINT`. All errors of a recipe are shown at once. With `--json`
@@ -39,11 +37,7 @@ they are one object on one line:
 {"schema_version": 1, "error": {"what": "…", "where": "…", "hint": "…", "exit_code": 2}}
 ```
 
-When there are several, `error` is the first and `errors` lists them all.
-
-| exit code | meaning |
-|---|---|
-"""
+When there are several, `error` is the first and `errors` lists them all."""
 
 
 def commands() -> dict[str, Any]:
@@ -59,15 +53,16 @@ def commands() -> dict[str, Any]:
 def page() -> str:
     """The whole of docs/cli.md."""
     found = commands()
-    shared = [_row(_spelling(option), option.help) for option in _shared_options(next(iter(found.values())))]
+    shared = [(_spelling(option), option.help) for option in _shared_options(next(iter(found.values())))]
     index = [f"- [`freetf {name}`](#freetf-{name.replace(' ', '-')}): {_first_line(command)}" for name, command in found.items()]
-    parts = [HEAD, *_table(("option", "meaning"), shared), *_lines(index), "\n"]
-    parts += [_section(name, command) for name, command in found.items()]
-    return "".join([*parts, ERRORS, *_lines(_row(str(int(code)), meaning) for code, meaning in exit_codes().items())])
+    sections = [_section(name, command) for name, command in found.items()]
+    codes = [(str(int(code)), meaning) for code, meaning in exit_codes().items()]
+    blocks = [HEAD, markdown_table(("option", "meaning"), shared), "\n".join(index), *sections, ERRORS]
+    return "\n\n".join([*blocks, markdown_table(("exit code", "meaning"), codes)]) + "\n"
 
 
 def exit_codes() -> dict[ExitCode, str]:
-    """Each exit code with the comment that stands beside it in the source: the meaning is written once."""
+    """Each exit code with the comment beside it in the source, so that its meaning is written once."""
     source, _ = inspect.getsourcelines(ExitCode)
     meanings = {}
     for line in source:
@@ -78,12 +73,13 @@ def exit_codes() -> dict[ExitCode, str]:
 
 
 def _section(name: str, command: Any) -> str:
-    rows = [_row(f"`{item.metavar or item.name.upper()}`", _meaning(item)) for item in command.params if item.param_type_name == "argument"]
+    arguments = [
+        (f"`{item.metavar or item.name.upper()}`", _meaning(item)) for item in command.params if item.param_type_name == "argument"
+    ]
     own = [item for item in command.params if item.param_type_name == "option" and item.opts[0] not in SHARED]
-    options = [_row(_spelling(item), _meaning(item)) for item in own]
-    text = f"## freetf {name}\n\n{_plain(command.help)}\n\n```console\n{command.examples}\n```\n\n"
-    tables = [*_table(("argument", "meaning"), rows), *_table(("option", "meaning"), options)]
-    return text + "".join(tables)
+    options = [(_spelling(item), _meaning(item)) for item in own]
+    tables = [markdown_table((what, "meaning"), rows) for what, rows in (("argument", arguments), ("option", options)) if rows]
+    return "\n\n".join([f"## freetf {name}", _plain(command.help), f"```console\n{command.examples}\n```", *tables])
 
 
 def _shared_options(command: Any) -> list[Any]:
@@ -109,21 +105,6 @@ def _plain(text: str | None) -> str:
 
 def _first_line(command: Any) -> str:
     return _plain(command.help).split("\n\n")[0].replace("\n", " ")
-
-
-def _table(head: tuple[str, str], rows: list[str]) -> Iterator[str]:
-    if rows:
-        yield from _lines([_row(*head), "|---|---|", *rows])
-        yield "\n"
-
-
-def _row(left: str, right: str) -> str:
-    cells = (" ".join(cell.split()).replace("|", "\\|") for cell in (left, right))
-    return "| " + " | ".join(cells) + " |"
-
-
-def _lines(lines: Any) -> list[str]:
-    return [f"{line}\n" for line in lines]
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Recipes as TOML files: found by name, laid on each other, and checked before anything is computed.
+"""Recipes as TOML files: found by name, merged from what they extend, and checked before anything is computed.
 
-Later wins: defaults < the recipe that `extends` names < the file < its `[smoke]` overlay (with `--smoke`) < `--set`.
-Unknown keys are errors that name the nearest right one, and all errors of a recipe are shown at once.
+Later wins: defaults < the recipe that `extends` names < the file < its variant < their `[smoke]` overlays (with `--smoke`) < `--set`.
+A file with a `[sweep]` table is a family of recipes: `figure4/8th` is the variant `[sweep.8th]` of the shipped figure4.toml, and
+`path/to/mine.toml/8th` that of a file.
 """
 
 from __future__ import annotations
@@ -9,16 +10,26 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import tomli_w
 from pydantic import ValidationError
 
-from freetf_cli.config.recipe import Recipe, flat, part_types, with_options
-from freetf_cli.config.rules import faults
+from freetf_cli.config.faults import as_errors
+from freetf_cli.config.layers import Layer, parse_setting
+from freetf_cli.config.recipe import Recipe, flat
 from freetf_cli.durable import read_small
-from freetf_cli.errors import InputError, InputErrors, nearest
+from freetf_cli.errors import InputError, nearest
+
+
+class Address(NamedTuple):
+    """A recipe's file, and the variant of it that is meant, if one is named."""
+
+    file: Path
+    variant: str | None = None
 
 
 def recipe_folder() -> Path:
@@ -27,107 +38,142 @@ def recipe_folder() -> Path:
     return packaged if packaged.is_dir() else Path(__file__).resolve().parents[2] / "recipes"
 
 
-def shipped_recipes() -> list[str]:
-    """Names of the shipped recipes."""
+def shipped_files() -> list[str]:
+    """Names of the shipped recipe files, sweeps among them."""
     return sorted(path.stem for path in recipe_folder().glob("*.toml"))
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the shipped recipes, each variant of a sweep by its own: `figure4/8th`."""
+    return [recipe for name in shipped_files() for recipe in expand(name)]
+
+
+def expand(name: str) -> list[str]:
+    """The recipes that a name stands for: every variant of a sweep, else itself."""
+    file, variant = find_recipe(name)
+    return [name] if variant else [f"{name.rstrip('/')}/{one}" for one in _variants(file)] or [name]
+
+
+def describe_file(name: str) -> str:
+    """The description in a recipe file itself, above its variants."""
+    return str(_read(find_recipe(name).file)[0].get("description", ""))
 
 
 def load_recipe(name: str, *, smoke: bool = False, overrides: Sequence[str] = ()) -> Recipe:
     """Read, merge and check a recipe.
 
-    name: a path to a TOML file, or the name of a shipped recipe. overrides: `table.key=TOML value`, as `--set` takes them.
+    name: a path to a TOML file, the name of a shipped recipe, or either with `/VARIANT`. overrides: `table.key=TOML value`, as `--set`.
     Raises InputErrors with every fault of the recipe at once.
     """
-    path = find_recipe(name)
-    tree = _read_tree(path, seen=())
-    overlay = tree.pop("smoke", None)
-    if smoke:
-        if overlay is None:
-            raise InputError("the recipe has no [smoke] overlay", str(path))
-        if not isinstance(overlay, Mapping):
-            raise InputError("'smoke' must be a table", str(path))
-        tree = _merge(tree, overlay)
-    for text in overrides:
-        tree = _merge(tree, _parse_override(text, tree))
-    return check_recipe(tree, where=path, overrides=overrides)
+    address = find_recipe(name)
+    if not address.variant and _variants(address.file):
+        raise InputError(
+            f"'{name}' is a sweep: name one of its recipes", hint=f"choose from: {', '.join(expand(name))}; `freetf sweep` trains them all"
+        )
+    layers = list(_layers(address, seen=()))
+    overlays = [layer for layer in layers if layer.is_smoke]
+    if smoke and not overlays:
+        raise InputError("the recipe has no [smoke] overlay", str(address.file))
+    layers = [layer for layer in layers if not layer.is_smoke] + (overlays if smoke else [])
+    changes = [parse_setting(text) for text in overrides]
+    change = next((change for change in changes if "latent" in change.tree), None)
+    if change and not any("latent" in layer.tree for layer in layers):
+        raise InputError("this recipe is a baseline: it has no [latent] table", change.where, "start from a Free recipe")
+    return _checked([*layers, *changes])
 
 
-def find_recipe(name: str) -> Path:
-    """The file of a recipe: a path if there is one, else a shipped name."""
-    path = Path(name)
-    if _is_file(path):
-        return path
-    if _is_special(path):
-        raise InputError("a recipe is a plain file, and this is none", name)
-    if path.suffix == ".toml" or "/" in name:
+def find_recipe(name: str, beside: Path | None = None) -> Address:
+    """The file that a recipe's name stands for: a path or a shipped name, which `/VARIANT` may follow.
+
+    beside: a folder whose recipes may be named without their ending, `.toml`.
+    """
+    if found := _find_file(name, beside):
+        return Address(found)
+    if _is_special(Path(name)):
+        raise InputError("a recipe must be a regular file", name)
+    head, slash, variant = name.rpartition("/")
+    if found := _find_file(head, beside) if slash else None:
+        if variant in (variants := _variants(found)):
+            return Address(found, variant)
+        raise InputError(f"'{head}' has no variant '{variant}'", str(found), nearest(variant, variants) or "it has no [sweep] table")
+    if slash or name.endswith(".toml"):
         raise InputError("no such recipe file", name, "`freetf recipe list` shows the shipped ones")
-    shipped = recipe_folder() / f"{name}.toml"
-    if not _is_file(shipped):
-        raise InputError(f"no recipe named '{name}'", hint=nearest(name, shipped_recipes()))
-    return shipped
+    raise InputError(f"no recipe named '{name}'", hint=nearest(name, shipped_recipes()))
 
 
-def _is_special(path: Path) -> bool:
-    """A pipe or a device."""
-    try:
-        return path.exists() and not path.is_dir()
-    except (OSError, ValueError):
-        return False
-
-
-def _is_file(path: Path) -> bool:
-    """Path.is_file, where a name that no file can have is no file instead of an error."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
-
-
-def check_recipe(tree: Mapping[str, Any], *, where: Path | str, overrides: Sequence[str] = ()) -> Recipe:
-    """A Recipe from plain data; raises InputErrors naming file, key and line of each fault, or the override that made it."""
-    try:
-        return Recipe.model_validate(tree)
-    except ValidationError as error:
-        text = Path(where).read_text(encoding="utf-8") if Path(where).is_file() else ""
-        found: list[InputError] = []
-        wrong: set[str] = set()
-        for item in error.errors():
-            names = [str(name) for name in item["loc"]]
-            if item["type"] != "value_error":  # those are rules, which all are asked below
-                found.append(_fault(dict(item), _place([names], where, text, overrides)))
-                wrong.update(".".join(names[:count]) for count in range(2, len(names) + 1))  # a wrong item makes its list wrong
-        for keys, message in faults({key: value for key, value in _with_defaults(tree).items() if key not in wrong}):
-            found.append(InputError(message, _place([key.split(".") for key in keys], where, text, overrides)))
-        raise InputErrors(found) from None
+def check_recipe(tree: Mapping[str, Any], *, where: Path | str) -> Recipe:
+    """A Recipe from plain data; raises InputErrors with every fault. where: the file that it comes from."""
+    return _checked([Layer(tree, str(where))])
 
 
 def to_toml(recipe: Recipe) -> str:
     """The recipe as TOML that `load_recipe` reads back to the same recipe."""
-    tree = recipe.model_dump(exclude_none=True)
-    lines = [f"description = {_toml_value(tree.pop('description'))}"]
-    for table, values in tree.items():
-        lines += ["", f"[{table}]"]
-        lines += [f"{key} = {_toml_value(value)}" for key, value in values.items() if value != {}]
-    return "\n".join(lines) + "\n"
+    return tomli_w.dumps(_without_empty(recipe.model_dump(exclude_none=True)))
+
+
+def _without_empty(tree: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {key: _without_empty(value) if isinstance(value, Mapping) else value for key, value in tree.items()}
+    return {key: value for key, value in kept.items() if value != {}}
 
 
 def differences(a: Recipe, b: Recipe) -> list[tuple[str, Any, Any]]:
-    """(key, value in a, value in b) where they differ; a missing setting is None, each of the task's parameters is a key of its own."""
-    ours, theirs = _settings(a), _settings(b)
-    keys = list(dict.fromkeys([*ours, *theirs]))
-    return [(key, ours.get(key), theirs.get(key)) for key in keys if ours.get(key) != theirs.get(key)]
+    """(key, value in a, value in b) where they differ; a missing setting is None. Entries of a dictionary count as keys of their own."""
+    ours, theirs = _entries(a), _entries(b)
+    return [(key, ours.get(key), theirs.get(key)) for key in dict.fromkeys([*ours, *theirs]) if ours.get(key) != theirs.get(key)]
 
 
-def _settings(recipe: Recipe) -> dict[str, Any]:
-    settings = flat(recipe)
-    params = settings.pop("data.params")
-    return {**{f"data.params.{key}": value for key, value in params.items()}, **settings}
+def _entries(recipe: Recipe) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in flat(recipe).items():
+        found |= {f"{key}.{name}": item for name, item in value.items()} if isinstance(value, dict) else {key: value}
+    return found
 
 
-def _read_tree(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    """One file's tables, over those of the recipe that it extends."""
+def _checked(layers: Sequence[Layer]) -> Recipe:
+    tree = reduce(Recipe.merge, (layer.tree for layer in layers))
     try:
-        tree = tomllib.loads(read_small(path).decode("utf-8-sig"))
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise as_errors(error, tree, layers) from None
+
+
+def _layers(address: Address, seen: tuple[Address, ...]) -> Iterator[Layer]:
+    """A recipe's keys above those of the recipe that it extends, each followed by its smoke overlay, if it has one."""
+    path = address.file
+    tree, text = _read(path)
+    parent = tree.get("extends")
+    if parent is not None:
+        if not isinstance(parent, str):
+            raise InputError("'extends' must name a recipe", str(path))
+        target, here = find_recipe(parent, beside=path.parent), Address(path.resolve(), address.variant)
+        target = target._replace(file=target.file.resolve())
+        if target in (*seen, here):
+            raise InputError(f"'extends' goes in a circle through '{parent}'", str(path))
+        yield from _layers(target, (*seen, here))
+    yield from _with_overlay({key: value for key, value in tree.items() if key not in ("extends", "sweep")}, path, text)
+    if address.variant:
+        yield from _with_overlay(_table(_table(tree, "sweep", path), address.variant, path), path, text, ("sweep", address.variant))
+
+
+def _with_overlay(tree: Mapping[str, Any], path: Path, text: str, prefix: tuple[str, ...] = ()) -> Iterator[Layer]:
+    yield Layer({key: value for key, value in tree.items() if key != "smoke"}, str(path), text, prefix)
+    if "smoke" in tree:
+        yield Layer(_table(tree, "smoke", path), str(path), text, (*prefix, "smoke"))
+
+
+def _variants(path: Path) -> list[str]:
+    """Names of the variants in a file's `[sweep]` table; none where it has no such table."""
+    names = list(_table(_read(path)[0], "sweep", path))
+    if wrong := next((name for name in names if not re.fullmatch(r"[\w.-]+", name)), None):
+        raise InputError(f"'{wrong}' cannot name a variant", str(path), "use letters, digits, '.', '_' and '-'")
+    return names
+
+
+def _read(path: Path) -> tuple[dict[str, Any], str]:
+    """The tables of one file, and its text."""
+    try:
+        text = read_small(path).decode("utf-8-sig")
+        return tomllib.loads(text), text
     except UnicodeDecodeError:
         raise InputError("the recipe is not UTF-8 text", str(path)) from None
     except tomllib.TOMLDecodeError as error:
@@ -136,143 +182,34 @@ def _read_tree(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise InputError("the recipe is nested too deeply", str(path)) from None
     except OSError as error:
         raise InputError(f"the recipe cannot be read: {error.strerror}", str(path)) from None
-    parent = tree.pop("extends", None)
-    if parent is None:
-        return tree
-    if not isinstance(parent, str):
-        raise InputError("'extends' must name a recipe", str(path))
-    beside = path.parent / f"{parent}.toml"
-    target = (beside if _is_file(beside) else find_recipe(parent)).resolve()
-    if target in (*seen, path.resolve()):
-        raise InputError(f"'extends' goes in a circle through '{parent}'", str(path))
-    return _merge(_read_tree(target, (*seen, path.resolve())), tree)
 
 
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any], values: bool = False) -> dict[str, Any]:
-    """`over` laid on `base`, tables key by key; naming one source of data drops the other, a kind of attention what it has no use for.
-
-    values: inside a part (`[latent]`), where an empty table is a value, in place of what was there; an empty `[latent]` changes nothing.
-    """
-    merged = dict(base)
-    for key, value in over.items():
-        if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping) and (value or not values):
-            kept = dict(merged[key])
-            if key == "data" and "task" in value:
-                kept = {k: v for k, v in kept.items() if k != "dir"}
-                if value["task"] != kept.get("task"):
-                    kept.pop("params", None)
-            if key == "data" and "dir" in value:
-                kept = {k: v for k, v in kept.items() if k not in ("task", "params")}
-            if key == "model" and value.get("attention", "multi-token") != "multi-token":
-                kept.pop("multi_token", None)
-            if key == "model" and value.get("attention") == "softmax":
-                kept.pop("attention_layers", None)
-            merged[key] = _merge(kept, value, values=True)
-        else:
-            merged[key] = value
-    return merged
+def _table(tree: Mapping[str, Any], name: str, path: Path) -> Mapping[str, Any]:
+    """A table whose keys are no settings by themselves; empty if it is not there."""
+    found = tree.get(name, {})
+    if not isinstance(found, Mapping):
+        raise InputError(f"'{name}' must be a table", str(path))
+    return found
 
 
-def _parse_override(text: str, tree: Mapping[str, Any]) -> dict[str, Any]:
-    """`train.lr=3e-4` as a tree; the value is TOML, or a plain word."""
-    key, equals, raw = text.partition("=")
-    names = key.strip().split(".")
-    if not equals or len(names) < 2 or not all(names):
-        raise InputError(f"--set takes table.key=value, not '{text}'", hint="for example --set train.lr=3e-4")
-    if names[0] == "latent" and "latent" not in tree:
-        raise InputError(f"--set {key.strip()}: this recipe is a baseline, it has no [latent] table", hint="start from a Free recipe")
-    value = _override_value(raw)
-    for name in reversed(names):
-        value = {name: value}
-    return dict(value)
+def _find_file(name: str, beside: Path | None) -> Path | None:
+    """A recipe in the folder `beside`, a path, or a shipped recipe."""
+    here = [beside / f"{name}.toml"] if beside else []
+    shipped = [recipe_folder() / f"{name}.toml"] if name and "/" not in name else []
+    return next((path for path in (*here, Path(name), *shipped) if _is_file(path)), None)
 
 
-def _override_value(raw: str) -> Any:
+def _is_file(path: Path) -> bool:
+    """Path.is_file, but False for a name that no file can have."""
     try:
-        parsed = tomllib.loads(f"value = {raw}")
-    except (tomllib.TOMLDecodeError, RecursionError):
-        return raw.strip()
-    return parsed["value"] if len(parsed) == 1 else raw.strip()  # a line break in it must not smuggle in other keys
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
-def _place(keys: Sequence[Sequence[str]], where: Path | str, text: str, overrides: Sequence[str]) -> str:
-    """Where a fault of some keys comes from: the last `--set` of one of them, or the file and its line."""
-    for override in reversed(overrides):
-        given = override.partition("=")[0].strip().split(".")
-        shared = [min(len(given), len(names)) for names in keys]  # a fault may lie within what was given, or be of all that it is in
-        if any(names and given[:count] == [*names[:count]] for names, count in zip(keys, shared, strict=True)):
-            return f"--set {override}"
-    line = next((line for names in keys if (line := _line_of(names, text))), None)
-    return f"{where}" + (f", line {line}" if line else "")
-
-
-def _with_defaults(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Flat values of a tree that may be wrong in any way, defaults filled in."""
-    values = {}
-    tree = {**tree, "model": with_options(tree.get("model"))}
-    for table, part in part_types().items():
-        given: Any = tree
-        for name in table.split("."):
-            given = given.get(name) if isinstance(given, Mapping) else None
-        if given is None and table in Recipe.model_fields and Recipe.model_fields[table].default_factory:
-            given = {}
-        if isinstance(given, Mapping):
-            for name, field in part.model_fields.items():
-                if name in given or not field.is_required():
-                    values[f"{table}.{name}"] = given.get(name, field.get_default(call_default_factory=True))
-    return values
-
-
-def _fault(item: Mapping[str, Any], place: str) -> InputError:
-    """One pydantic error as a line: what, the place, and a hint."""
-    names = [str(name) for name in item["loc"]]
-    key = ".".join(names)
-    kind, message = item["type"], item["msg"]
-    if kind == "extra_forbidden":
-        return InputError(f"unknown key '{key}'", place, nearest(names[-1], _known_keys(names[:-1])))
-    if kind == "missing":
-        return InputError(f"missing key '{key}'", place)
-    shown = repr(item.get("input"))
-    if kind == "model_type":
-        message = "input should be a table"
-    return InputError(f"{key}: {message[:1].lower()}{message[1:]}, not {shown[:60]}", place)
-
-
-def _known_keys(table: Sequence[str]) -> Iterator[str]:
-    """The keys that a table of the recipe may have."""
-    model: Any = part_types().get(".".join(table), Recipe)
-    yield from model.model_fields
-    if model is Recipe:
-        yield from ("extends", "smoke")
-
-
-def _line_of(names: Sequence[str], text: str) -> int | None:
-    """The line of a recipe's text where a key stands, by itself or in a table on one line."""
-    table = ""
-    for number, line in enumerate(text.splitlines(), start=1):
-        if header := re.match(r"\s*\[([^\]]+)\]", line):
-            table = header[1].strip()
-            if ".".join(names) == table:
-                return number
-        if assignment := re.match(r"\s*([\w.-]+)\s*=", line):
-            path = [*(table.split(".") if table else []), *assignment[1].split(".")]
-            if path == list(names[: len(path)]):
-                return number
-    return None
-
-
-def _toml_key(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml_value(key)
-
-
-def _toml_value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        escaped = "".join(
-            f"\\u{ord(c):04x}" if ord(c) < 32 or ord(c) == 127 else c for c in value.replace("\\", "\\\\").replace('"', '\\"')
-        )
-        return f'"{escaped}"'
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_toml_key(key)} = {_toml_value(item)}" for key, item in value.items()) + "}"
-    return repr(value)
+def _is_special(path: Path) -> bool:
+    """Whether it is a pipe or a device."""
+    try:
+        return path.exists() and not path.is_dir()
+    except (OSError, ValueError):
+        return False

@@ -1,6 +1,7 @@
 """The JSON Schema of a recipe file, for editors and other programs.
 
-It describes files, not resolved recipes: a file that `extends` another, and a `[smoke]` overlay, may leave any key out.
+It describes files, not resolved recipes: a file that `extends` another, a `[smoke]` overlay and the variants of a `[sweep]` may leave out
+any key.
 """
 
 from __future__ import annotations
@@ -13,26 +14,36 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
 def recipe_schema() -> dict[str, Any]:
-    """JSON Schema (draft 2020-12) of a recipe file, with `extends` and `[smoke]`."""
+    """JSON Schema (draft 2020-12) of a recipe file, with `extends`, `[smoke]` and `[sweep]`."""
     whole = Recipe.model_json_schema()
-    parts: dict[str, Any] = whole["$defs"]
-    partial = {f"{name}Partial": {key: value for key, value in part.items() if key != "required"} for name, part in parts.items()}
+    tables: dict[str, Any] = whole["$defs"]
     loose = {key: _renamed(value) for key, value in whole["properties"].items()}
     overlay = {"type": "object", "additionalProperties": False, "properties": loose, "description": "laid over the recipe by --smoke"}
+    variant = {"type": "object", "additionalProperties": False, "properties": {**loose, "smoke": overlay}}
+    own = {
+        "extends": {"type": "string", "description": "the recipe that this one changes"},
+        "smoke": overlay,
+        "sweep": {"type": "object", "additionalProperties": variant, "description": "variants of the recipe by name: FILE/NAME"},
+    }
     return {
         "$schema": DIALECT,
         "title": "freetf recipe",
         "type": "object",
         "additionalProperties": False,
-        "properties": {"extends": {"type": "string", "description": "the recipe that this one changes"}, **loose, "smoke": overlay},
-        "if": {"not": {"required": ["extends"]}},
+        "properties": {**own, **loose},
+        "if": {"not": {"anyOf": [{"required": ["extends"]}, {"required": ["sweep"]}]}},
         "then": {"properties": whole["properties"], "required": whole["required"]},
-        "$defs": parts | partial,
+        "$defs": tables | {f"{name}Partial": _partial(table) for name, table in tables.items()},
     }
 
 
+def _partial(table: dict[str, Any]) -> Any:
+    """A table whose every key may be left out, in the tables within it too."""
+    return _renamed({key: value for key, value in table.items() if key != "required"})
+
+
 def _renamed(value: Any) -> Any:
-    """The same property, its references pointing at the parts without required keys."""
+    """The same schema with references to the tables without required keys."""
     if isinstance(value, dict):
         return {key: f"{item}Partial" if key == "$ref" else _renamed(item) for key, item in value.items()}
     return [_renamed(item) for item in value] if isinstance(value, list) else value

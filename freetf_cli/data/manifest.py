@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, ValidationError
 
-from freetf_cli.config.recipe import NotNegative, Part
+from freetf_cli.config.table import ConfigTable, NotNegative
 from freetf_cli.errors import InputError
 
 FORMAT, VERSION = "freetf-data", 1
@@ -19,7 +19,7 @@ SPLIT_NAME = r"[A-Za-z0-9_][A-Za-z0-9_-]*"
 FILE_NAME = r"tokens-\d{5}\.bin|offsets\.bin|documents\.jsonl"
 
 
-class Origin(Part):
+class Origin(ConfigTable):
     """What a data folder is about. Entropies and the floor in bits per sequence; row_tokens is null when rows differ."""
 
     kind: Literal["synthetic", "text"]
@@ -32,14 +32,14 @@ class Origin(Part):
     floor_bits: float | None = None
 
 
-class FileFacts(Part):
+class FileFacts(ConfigTable):
     """One file: its size and hash."""
 
     bytes: NotNegative
     sha256: str
 
 
-class SplitFacts(Part):
+class SplitFacts(ConfigTable):
     """One split: bytes are those of the documents' text in UTF-8, tokens those of the stream, separators included."""
 
     documents: NotNegative
@@ -49,7 +49,7 @@ class SplitFacts(Part):
     files: dict[str, FileFacts]
 
 
-class TokenizerFacts(Part):
+class TokenizerFacts(ConfigTable):
     """The tokenizer that made the tokens."""
 
     name: str

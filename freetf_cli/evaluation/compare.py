@@ -110,7 +110,7 @@ def same_model(a: Checkpoint, b: Checkpoint) -> bool:
     """Equal weights, tokenizer and architecture, by the hashes that opening a checkpoint has verified."""
     ours, theirs = _hashes(a), _hashes(b)
     same = all(ours[name] == theirs[name] for name in ("model.safetensors", "tokenizer.json"))
-    return same and (a.recipe.model, a.recipe.latent) == (b.recipe.model, b.recipe.latent)
+    return same and a.recipe.architecture == b.recipe.architecture
 
 
 def common_data(a: Candidate, b: Candidate, folder: Path | None) -> DataSource:

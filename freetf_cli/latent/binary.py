@@ -54,7 +54,7 @@ class BinaryLatent(Latent):
         self.depth, self.window = config.depth or model.layers // 2, config.window
         self.reads_embeddings = config.encoder == "full"
         self.encoder = Encoder(model, config.bits, own_blocks=self.depth if self.reads_embeddings else 0)
-        self.post_sampler = PostSampler(config.bits, model.width, config.gradient, config.float8)
+        self.post_sampler = PostSampler(config.bits, model.width, config.numerics.gradient, config.numerics.float8)
 
     def posterior(self, x_BTD: Tensor, embedded_BTD: Tensor, ctx: Context) -> BinaryDistribution:
         """Bernoulli bits from the encoder; from `latent.window` on their logits are 0, the prior's."""
@@ -91,9 +91,9 @@ class BinaryLatent(Latent):
     def penalty(self, posterior: Distribution, kl_BT: Tensor, latent_mask_BT: Tensor, weights: ObjectiveWeights) -> Tensor:
         """The KL above the free bits (equation 5), and what `latent.objective` adds to it."""
         assert isinstance(posterior, BinaryDistribution)
-        config = self.config
+        config = self.config.objective
         penalty = free_bits_penalty(kl_BT, latent_mask_BT, weights.kappa, config.free_bits, weights.slope)
-        if config.mismatch > 0 or "mismatch" in config.schedule:
+        if config.has_mismatch:
             inferred = slice(self.window)
             logits_BTH = posterior.bit_logits[:, inferred].float()
             divergence = aggregate_mismatch(logits_BTH, latent_mask_BT[:, inferred], config.mismatch_over)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -19,9 +21,10 @@ from freetf_cli.report.units import MISSING, count, figure, floor_text, latent_u
 # Settings that tell one run from another; the rest is in recipe.toml.
 HIGHLIGHTS = (
     *("data.task", "data.dir", "model.layers", "model.width", "model.heads", "model.context"),
-    *("model.attention", "model.attention_layers", "model.documents"),
-    *("latent.bits", "latent.kappa", "latent.window", "latent.free_bits", "latent.slope", "latent.mismatch", "latent.mismatch_over"),
-    *("latent.schedule", "latent.gradient", "latent.encoder"),
+    *("model.attention", "model.attention_layers", "model.document_mask"),
+    *("latent.bits", "latent.kappa", "latent.window"),
+    *(f"latent.objective.{name}" for name in ("free_bits", "slope", "mismatch", "mismatch_over", "schedule")),
+    *("latent.numerics.gradient", "latent.encoder"),
     *("train.steps", "train.batch", "train.lr", "train.seed", "train.precision"),
 )
 
@@ -63,9 +66,15 @@ def _head(console: Console, summary: RunSummary) -> None:
 
 def highlights(summary: RunSummary) -> str:
     """The recipe in a line: `model.layers 8, model.width 256, …`."""
-    found = ((key, summary.recipe.get(key.split(".")[0])) for key in HIGHLIGHTS)
-    values = [(key, table.get(key.split(".")[1])) for key, table in found if isinstance(table, dict)]
+    values = ((key, _setting(summary.recipe, key.split("."))) for key in HIGHLIGHTS)
     return ", ".join(f"{key} {value}" for key, value in values if value not in (None, "softmax"))  # what every plain model has
+
+
+def _setting(table: Any, names: Sequence[str]) -> Any:
+    """A setting of a recipe; None if its table is not there."""
+    for name in names:
+        table = table.get(name) if isinstance(table, dict) else None
+    return table
 
 
 def _curves(console: Console, summary: RunSummary) -> None:

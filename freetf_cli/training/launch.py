@@ -49,8 +49,8 @@ def launched() -> bool:
     return os.environ.get(LAUNCHED, "").endswith(f":{os.getppid()}")
 
 
-class _Processes:
-    """Those that were started, and the signals that they were handed."""
+class Children:
+    """Processes started here, and the signals passed on to them."""
 
     def __init__(self) -> None:
         self.all: list[subprocess.Popen[bytes]] = []
@@ -60,6 +60,12 @@ class _Processes:
         self.all.append(process)
         for number in self.handed:  # which came while it was being started
             process.send_signal(number)
+
+    def pass_signals(self, stack: ExitStack) -> None:
+        """Pass the signals of this process on to the children until the stack is closed."""
+        for number in heeded():
+            stack.callback(signal.signal, number, signal.signal(number, self.hand_on))
+        stack.callback(signal.signal, signal.SIGTSTP, signal.signal(signal.SIGTSTP, self.pause))
 
     def hand_on(self, number: int, frame: FrameType | None) -> None:
         self.handed.append(signal.Signals(number))
@@ -88,14 +94,12 @@ def launch(words: Sequence[str], count: int) -> int:
     The first process has this one's streams. What another says is shown only if it ended for a reason of its own. They are in sessions of
     their own, so that a terminal's Ctrl-C reaches them once, through here; and stop, having saved, when this process is gone.
     """
-    processes = _Processes()
+    processes = Children()
     with ExitStack() as stack:
         ears = os.pipe()
         for end in ears:
             stack.callback(os.close, end)
-        for number in heeded():
-            stack.callback(signal.signal, number, signal.signal(number, processes.hand_on))
-        stack.callback(signal.signal, signal.SIGTSTP, signal.signal(signal.SIGTSTP, processes.pause))
+        processes.pass_signals(stack)
         said = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(count)]
         shared = {**_surroundings(count), LAUNCHED: f"{ears[0]}:{os.getpid()}"}
         for rank in range(count):
@@ -107,11 +111,17 @@ def launch(words: Sequence[str], count: int) -> int:
 
 
 def _started(words: Sequence[str], environment: dict[str, str], ear: int, said: IO[bytes] | None) -> subprocess.Popen[bytes]:
-    """A process with this one's streams, or, where `said` is given, with none but that for its stderr. It imports from where this does."""
+    """A process with this one's streams; with `said`, its stderr goes there and it has no other streams."""
     nothing = None if said is None else subprocess.DEVNULL
+    return subprocess.Popen(
+        freetf_command(words), stdin=nothing, stdout=nothing, stderr=said, env=environment, start_new_session=True, pass_fds=(ear,)
+    )
+
+
+def freetf_command(words: Sequence[str]) -> list[str]:
+    """The command line of `freetf WORDS` in a process that imports from the same places as this one."""
     code = f"import sys; sys.path[:] = {sys.path!r}; sys.argv[0] = {sys.argv[0]!r}; from freetf_cli.cli.app import main; sys.exit(main())"
-    command = [sys.executable, "-c", code, *words]
-    return subprocess.Popen(command, stdin=nothing, stdout=nothing, stderr=said, env=environment, start_new_session=True, pass_fds=(ear,))
+    return [sys.executable, "-c", code, *words]
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -148,7 +158,7 @@ def _surroundings(count: int) -> dict[str, str]:
     return {**asked, **kept, **fixed}
 
 
-def _wait(processes: _Processes) -> set[int]:
+def _wait(processes: Children) -> set[int]:
     """Until all have ended; those that do not after another has are killed. Their ranks."""
     deadline = None
     while None in (codes := [process.poll() for process in processes.all]):
@@ -166,7 +176,7 @@ def _wait(processes: _Processes) -> set[int]:
     return set()
 
 
-def _outcome(processes: _Processes, said: Sequence[IO[bytes]], stuck: set[int]) -> int:
+def _outcome(processes: Children, said: Sequence[IO[bytes]], stuck: set[int]) -> int:
     """One exit code of several: a process's own comes before that of one which was lost or killed."""
     codes = [process.returncode for process in processes.all]
     own = [rank for rank, code in enumerate(codes) if code > 0 and code != LOST and rank not in stuck]

@@ -188,7 +188,7 @@ def _maps_kept(attention: MaterialisedAttention, recipe: Recipe, number: int) ->
 def _pairs(recipe: Recipe) -> int:
     """Bytes of `latent.aggregate_mismatch`: three float32 tensors over the pairs of sequences, where a recipe has it."""
     latent = recipe.latent
-    if latent is None or not (latent.mismatch or "mismatch" in latent.schedule):
+    if latent is None or not latent.objective.has_mismatch:
         return 0
     half, context = recipe.rows_at_once // 2, recipe.model.context or 1
     return 3 * 4 * half**2 * min(latent.window or context, context) * latent.bits

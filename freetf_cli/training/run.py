@@ -56,7 +56,7 @@ def train(
         check_memory(recipe, device)
         try:
             model = make_model(recipe, device, init_from, resume)
-            if world.leads and init_from is not None and (why := unlike_its_start(recipe.model, init_from.recipe.model)):
+            if world.leads and init_from is not None and (why := unlike_its_start(recipe, init_from.recipe)):
                 hooks.warn(why)
             if not world.leads:
                 run: RunFolder = WatchedRun(path)

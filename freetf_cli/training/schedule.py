@@ -26,10 +26,12 @@ def objective_weights(step: int, config: LatentConfig | None, steps: int) -> Obj
     if config is None:
         return ObjectiveWeights(0.0, 0.0, 0.0)
 
-    def now(name: Literal["kappa", "slope", "mismatch"]) -> float:
-        return scheduled(config.schedule.get(name, ()), getattr(config, name), step / steps)
+    objective = config.objective
 
-    return ObjectiveWeights(now("kappa") * LN2, now("slope"), now("mismatch"))
+    def now(name: Literal["kappa", "slope", "mismatch"], final: float) -> float:
+        return scheduled(objective.schedule.get(name, ()), final, step / steps)
+
+    return ObjectiveWeights(now("kappa", config.kappa) * LN2, now("slope", objective.slope), now("mismatch", objective.mismatch))
 
 
 def scheduled(points: Sequence[Sequence[float]], final: float, share: float) -> float:

@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from freetf_cli.config.recipe import ModelConfig, Recipe, flat
-from freetf_cli.config.rules import faults
+from freetf_cli.config.recipe import Recipe, flat
 from freetf_cli.data.batches import DataSource, open_data
 from freetf_cli.data.rows import TRAIN, PackedRows
 from freetf_cli.device import describe
@@ -37,8 +36,8 @@ def resolve(recipe: Recipe) -> tuple[Recipe, DataSource]:
             raise InputError("packed documents cannot be masked: the data has no separator", hint="model.document_mask = false")
     known = {"vocab": recipe.model.vocab or vocabulary, "context": source.context, "separator": separator}
     resolved = recipe.model_copy(update={"model": recipe.model.model_copy(update=known)})
-    if broken := faults(flat(resolved)):  # of a context that the recipe did not say
-        raise InputErrors([InputError(fault.message, hint="context and vocabulary are those of the data") for fault in broken])
+    if broken := list(resolved.broken()):  # rules about a context that the recipe did not give
+        raise InputErrors([InputError(one.message, hint="context and vocabulary are those of the data") for one in broken])
     return resolved, source
 
 
@@ -81,8 +80,9 @@ def _check_only_additions(missing: Sequence[str], start: Checkpoint) -> None:
         raise InputError(f"the weights do not fit the model: {other[0]} is missing", str(start.folder))
 
 
-def unlike_its_start(config: ModelConfig, start: ModelConfig) -> str | None:
-    """Why a model does not begin as the one whose weights it takes; None where it does. Both resolved."""
+def unlike_its_start(recipe: Recipe, init_from: Recipe) -> str | None:
+    """Why a model computes something else than the one whose weights it starts with; None if it does not. Both recipes are resolved."""
+    config, start = recipe.model, init_from.model
     ours, theirs = config.multi_token, start.multi_token
     norms = [options.norm if options is not None else "none" for options in (ours, theirs)]
     masks = [options.mask for options in (ours, theirs) if options is not None and options.kq in ("pre", "both")]
@@ -98,6 +98,9 @@ def unlike_its_start(config: ModelConfig, start: ModelConfig) -> str | None:
     apart = [model.masks_documents and model.separator is not None for model in (config, start)]
     if apart[0] != apart[1]:
         why.append(f"model.document_mask was {'true' if apart[1] else 'false'}")
+    if recipe.latent is not None and init_from.latent is not None:
+        now, before = recipe.architecture["latent"], init_from.architecture["latent"]
+        why += [f"latent.{name} was {before[name]!r}" for name in now if now[name] != before[name]]
     return f"the model does not begin as the one that --init-from names: {'; '.join(why)}" if why else None
 
 

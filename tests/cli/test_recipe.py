@@ -16,12 +16,21 @@ def test_list_json(run_cli):
     assert (code, record["schema_version"]) == (0, 1)
     assert [row["name"] for row in record["recipes"]] == shipped_recipes()
     assert all(row["kind"] in ("baseline", "free") for row in record["recipes"])
+    assert all(row["name"].startswith(row["family"]) and row["steps"] > 0 for row in record["recipes"])
+    assert [sweep["name"] for sweep in record["sweeps"]] == ["figure4", "figure4-mini"]
+    assert {row["family"] for row in record["recipes"]} == {"blocks", "demo", "figure4", "figure4-mini", "letters", "paper", "reviews"}
 
 
 def test_list_shows_every_recipe_uncut(run_cli):
     code, stdout, stderr = run_cli("recipe", "list")
     assert (code, stderr) == (0, "")
     assert all(name in stdout for name in shipped_recipes())
+    lines = [line.split() for line in stdout.splitlines()]
+    place = lines.index([]) + 1
+    assert lines[place][0] == "demo-baseline"  # families are apart
+    sweep = next(number for number, words in enumerate(lines) if words[:1] == ["figure4"])
+    assert lines[sweep][1] == "sweep"
+    assert [words[0] for words in lines[sweep + 1 : sweep + 3]] == ["figure4/64th", "figure4/literal"]
 
 
 def test_show_is_a_recipe(run_cli, recipe_file, tmp_path):
@@ -45,6 +54,17 @@ def test_show_json(run_cli, recipe_file):
     assert record["latent"]["bits"] == 16
 
 
+def test_a_variant_is_a_recipe(run_cli):
+    record = json.loads(run_cli("recipe", "show", "figure4/8th", "--json").stdout)
+    assert (record["latent"]["window"], record["latent"]["objective"]["mismatch"]) == (2, 2.0)
+    found = json.loads(run_cli("recipe", "diff", "figure4/1", "figure4/1-literal", "--json").stdout)["differences"]
+    assert [row["key"] for row in found] == ["model.rope_theta", "train.steps"]
+    code, stdout, stderr = run_cli("train", "figure4", "--dry-run")
+    assert (code, stdout) == (2, "")
+    assert "'figure4' is a sweep: name one of its recipes; choose from: figure4/64th," in stderr
+    assert json.loads(run_cli("train", "figure4/8", "--dry-run", "--json").stdout)["recipe"] == "figure4/8"
+
+
 def test_all_faults_of_a_recipe_are_lines(run_cli, recipe_file):
     recipe_file.write_text(recipe_file.read_text().replace("kappa", "kapa").replace("steps = 100", 'steps = "many"'))
     code, stdout, stderr = run_cli("recipe", "show", recipe_file)
@@ -63,10 +83,13 @@ def test_show_unknown_recipe(run_cli):
 
 def test_schema(run_cli):
     schema = json.loads(run_cli("recipe", "schema").stdout)
-    assert {"extends", "smoke", "data", "model", "latent", "train", "eval", "parallel"} <= set(schema["properties"])
+    assert {"extends", "smoke", "sweep", "data", "model", "latent", "train", "eval", "parallel"} <= set(schema["properties"])
     assert schema["then"]["required"] == ["data", "model", "train"]
     assert "required" in schema["$defs"]["ModelConfig"]
     assert "required" not in schema["$defs"]["ModelConfigPartial"]
+    assert schema["$defs"]["LatentConfigPartial"]["properties"]["objective"]["$ref"] == "#/$defs/ObjectiveConfigPartial"
+    assert set(schema["properties"]["sweep"]["additionalProperties"]["properties"]) == set(schema["properties"]) - {"extends", "sweep"}
+    assert schema["$defs"]["DataConfig"]["properties"]["task"]["anyOf"][0]["enum"] == ["blocks", "coins", "letters", "reviews"]
     assert json.loads(run_cli("recipe", "schema", "--json").stdout)["schema_version"] == 1
 
 

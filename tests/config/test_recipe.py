@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from freetf_cli.config.files import check_recipe, differences, load_recipe, shipped_recipes, to_toml
-from freetf_cli.config.recipe import Recipe, flat
+from freetf_cli.config.recipe import LatentConfig, ModelConfig, Recipe, flat
 from freetf_cli.errors import InputError, InputErrors
 
 TREE = {
@@ -45,25 +46,37 @@ def edited(path, before, after):
         ("lr = 1e-3", "lr = nan", "train.lr: input should be a finite number, not nan, FILE, line 17"),
         ("kappa = 0.25", "kappa = -1", "latent.kappa: input should be greater than or equal to 0, not -1, FILE, line 12"),
         ("kappa = 0.25", "kappa = 17", "latent.kappa = 17 is more than latent.bits = 16"),
-        ("layers = 4", "layers = 3", "model.layers = 3 is odd: a Free model needs an even number of blocks"),
+        ("layers = 4", "layers = 3", "model.layers = 3 is odd: a Free Transformer needs an even number of blocks"),
         ("heads = 4", "heads = 5", "model.heads = 5 does not divide model.width = 64"),
         ("heads = 4", "heads = 4\nkv_heads = 3", "model.kv_heads = 3 does not divide model.heads = 4"),
         ("heads = 4", "heads = 64", "the head width, model.width / model.heads = 1, must be even"),
-        ("batch = 8", "batch = 8\naccumulate = 3", "train.grad_accum_steps = 3 does not divide train.batch = 8"),
+        ("batch = 8", "batch = 8\ngrad_accum_steps = 3", "train.grad_accum_steps = 3 does not divide train.batch = 8"),
         ("kappa = 0.25", "kappa = 0.25\ndepth = 4", "latent.depth = 4 must be less than model.layers = 4"),
         (
             "kappa = 0.25",
-            "kappa = 0.25\nschedule = { kappa = [[0, 2.0]] }",
-            "latent.schedule.kappa takes points [share, value] and ends with",
+            "kappa = 0.25\nobjective.schedule = { kappa = [[0, 2.0]] }",
+            "latent.objective.schedule.kappa takes points [share, value] and ends with",
         ),
-        ("kappa = 0.25", "kappa = 0.25\nschedule = { slope = [[0.5, 0.1], [0.2]] }", "latent.schedule.slope: shares of the run must rise"),
-        ("kappa = 0.25", "kappa = 0.25\nschedule = { slope = [[0, 2], [0.2]] }", "latent.schedule.slope: 2 is not within 0 and 1"),
-        ("kappa = 0.25", "kappa = 0.25\nschedule = { kappa = [[0, 17], [0.2]] }", "latent.schedule.kappa: 17 is not within 0 and 16"),
-        ("kappa = 0.25", "kappa = 0.25\nschedule = { kapa = [[0, 2], [1]] }", "latent.schedule.kapa"),
+        (
+            "kappa = 0.25",
+            "kappa = 0.25\nobjective.schedule = { slope = [[0.5, 0.1], [0.2]] }",
+            "latent.objective.schedule.slope: shares of the run must rise",
+        ),
+        (
+            "kappa = 0.25",
+            "kappa = 0.25\nobjective.schedule = { slope = [[0, 2], [0.2]] }",
+            "latent.objective.schedule.slope: 2 is not between 0 and 1",
+        ),
+        (
+            "kappa = 0.25",
+            "kappa = 0.25\nobjective.schedule = { kappa = [[0, 17], [0.2]] }",
+            "latent.objective.schedule.kappa: 17 is not between 0 and 16",
+        ),
+        ("kappa = 0.25", "kappa = 0.25\nobjective.schedule = { kapa = [[0, 2], [1]] }", "latent.objective.schedule.kapa"),
         ('task = "letters"', "", "[data] needs exactly one of 'task' and 'dir'"),
-        ('task = "letters"', 'task = "leters"', "data.task: input should be 'letters', 'coins', 'reviews' or 'blocks'"),
+        ('task = "letters"', 'task = "leters"', "data.task: there is no task 'leters', FILE, line 4; did you mean 'letters'?"),
         ('task = "letters"', 'dir = "d"\nparams = { a = 1 }', "data.params belongs to data.task"),
-        ("lr = 1e-3", "", "missing key 'train.lr', FILE"),
+        ("lr = 1e-3", "", "missing key 'train.lr', FILE, line 14"),
         ("[model]", "[[model]]", "model: "),
         ("lr = 1e-3", "lr =", "the recipe is not valid TOML: "),
     ],
@@ -87,9 +100,9 @@ def test_each_fault_is_named(recipe_file, before, after, line):
             "model.multi_token.c_q = 9 is more than model.context = 8",
         ),
         ('attention = "multi-token"\nmulti_token.kq_layers = [4]', "kq_layers names block 4, which has no multi-token attention"),
-        ("separator = 3", "model.separator wants model.document_mask = true"),
-        ("document_mask = true\nseparator = 29\nvocab = 29", "model.separator = 29 is no token of model.vocab = 29"),
-        ('attention = "multi-token"\nattention_layers = [2, 4]', "attention_layers names block 4, and model.layers = 4 has 0 to 3"),
+        ("separator = 3", "model.separator needs model.document_mask = true"),
+        ("document_mask = true\nseparator = 29\nvocab = 29", "model.separator = 29 is not a token of model.vocab = 29"),
+        ('attention = "multi-token"\nattention_layers = [2, 4]', "attention_layers names block 4, but model.layers = 4 has 0 to 3"),
         ('attention = "multi-token"\nattention_layers = []', "attention_layers names no block, or one twice"),
         (
             'attention = "multi-token"\nmulti_token = { form = "full", kq = "pre", mix = "post" }',
@@ -98,7 +111,7 @@ def test_each_fault_is_named(recipe_file, before, after, line):
         ('attention = "multi-token"\nmulti_token = { cache = "rows", mask = "exact" }', "cache = 'rows' needs mask = 'double'"),
         ('attention = "multi-token"\nmulti_token.c_p = 3', "unknown key 'model.multi_token.c_p', FILE, line 11; did you mean 'c_"),
         ('attention = "multi-token"\nmulti_token.c_q = 0', "model.multi_token.c_q: input should be greater than 0, not 0, FILE, line 11"),
-        ("attention_layers = [0]", "model.attention_layers belongs to another model.attention than 'softmax'"),
+        ("attention_layers = [0]", "model.attention_layers names the blocks of another model.attention than 'softmax'"),
         ("multi_token = {}", "[model.multi_token] belongs to model.attention = 'multi-token', not 'softmax'"),
         ('attention = "differential"\nkv_heads = 1', "model.kv_heads = 1 is odd: differential attention takes heads in pairs"),
         ('attention = "mta"', "model.attention: input should be 'softmax', 'multi-token', 'differential' or 'talking-heads', not 'mta'"),
@@ -115,7 +128,7 @@ def test_differential_attention_with_odd_heads(recipe_file):
     assert faults(recipe_file) == [f"model.heads = 3 is odd: differential attention takes heads in pairs, {recipe_file}, line 10"]
 
 
-def test_a_kind_of_attention_brings_its_options_and_takes_them_with_it(recipe_file):
+def test_a_kind_of_attention_brings_its_options_and_another_drops_them(recipe_file):
     edited(recipe_file, "heads = 4", 'heads = 4\nattention = "multi-token"\nattention_layers = [2]\nmulti_token.c_q = 3')
     recipe = load_recipe(str(recipe_file), overrides=["model.multi_token.c_h=2"])
     assert (recipe.model.multi_token.c_q, recipe.model.multi_token.c_k, recipe.model.multi_token.c_h) == (3, 11, 2)
@@ -129,9 +142,74 @@ def test_a_kind_of_attention_brings_its_options_and_takes_them_with_it(recipe_fi
     assert [key for key, *_ in differences(recipe, load_recipe(str(recipe_file)))] == ["model.multi_token.c_h"]
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "line"),
+    [
+        (
+            "kappa = 0.25",
+            'kappa = 0.25\nkind = "binry"',
+            "latent.kind: there is no kind of latent 'binry', FILE, line 13; did you mean 'binary'?",
+        ),
+        ("kappa = 0.25", "kappa = 0.25\nslope = 0.1", "unknown key 'latent.slope', FILE, line 13; did you mean 'latent.objective.slope'?"),
+        (
+            "kappa = 0.25",
+            "kappa = 0.25\nnumerics = { gradient = 1 }",
+            "latent.numerics.gradient: input should be 'paper' or 'heun', not 1, FILE, line 13",
+        ),
+        (
+            "[train]",
+            "[latent.objective]\nfree_bits = 1\n\n[train]",
+            "latent.objective.free_bits: input should be 'token' or 'sequence', not 1, FILE, line 15",
+        ),
+        ("[data]", "train.sed = 1\n[data]", "unknown key 'train.sed', FILE, line 3; did you mean 'seed'?"),
+    ],
+)
+def test_tables_within_tables(recipe_file, before, after, line):
+    text = recipe_file.read_text(encoding="utf-8")
+    if after.startswith("train."):
+        recipe_file.write_text(text.replace("[train]\nsteps = 100\nbatch = 8\nlr = 1e-3", ""), encoding="utf-8")
+        after = after.replace("[data]", "train.steps = 100\ntrain.batch = 8\ntrain.lr = 1e-3\n[data]")
+    assert faults(edited(recipe_file, before, after)) == [line.replace("FILE", str(recipe_file))]
+
+
+def test_models_that_differ_in_objective_or_numerics_have_the_same_architecture(recipe_file):
+    def architecture(*overrides):
+        return load_recipe(str(recipe_file), overrides=overrides).architecture
+
+    same = [
+        "latent.kappa=0.5",
+        "latent.objective.slope=0.5",
+        "latent.numerics.gradient=heun",
+        "latent.depth=2",
+        "latent.table_std=1",
+        "train.lr=1",
+    ]
+    assert all(architecture(setting) == architecture() for setting in same)
+    others = ["latent.bits=8", "latent.depth=3", "latent.window=2", "latent.encoder=full", "latent.options={a = 1}", "model.width=32"]
+    assert all(architecture(setting) != architecture() for setting in others)
+    assert load_recipe("letters-baseline").architecture["latent"] is None
+
+
+def test_another_kind_of_latent_drops_the_options_of_the_old_one():
+    base = {"kind": "other", "options": {"a": 1}, "bits": 4}
+    assert LatentConfig.merge(base, {"kind": "binary"}) == {"kind": "binary", "bits": 4}
+    assert LatentConfig.merge(base, {"kind": "other", "options": {"b": 2}})["options"] == {"a": 1, "b": 2}
+    assert LatentConfig.merge({"options": {"a": 1}}, {"kind": "binary"})["options"] == {"a": 1}
+
+
+def test_rules_are_checked_where_a_table_is_made_by_itself():
+    with pytest.raises(ValidationError, match="does not divide"):
+        ModelConfig(layers=2, width=10, heads=3)
+    with pytest.raises(ValidationError, match=r"more than latent\.bits"):
+        LatentConfig(kappa=9, bits=8)
+    recipe = Recipe.model_validate(TREE)
+    broken = recipe.model_copy(update={"model": recipe.model.model_copy(update={"layers": 3, "heads": 5})})
+    assert [one.keys for one in broken.broken()] == [("model.heads", "model.width"), ("model.layers", "latent.bits")]
+
+
 def test_a_mismatch_needs_two_sequences_at_a_time(recipe_file):
-    edited(recipe_file, "kappa = 0.25", "kappa = 0.25\nmismatch = 1.0")
-    assert "latent.mismatch compares sequences" in faults(edited(recipe_file, "batch = 8", "batch = 8\naccumulate = 8"))[0]
+    edited(recipe_file, "kappa = 0.25", "kappa = 0.25\nobjective.mismatch = 1.0")
+    assert "latent.objective.mismatch compares sequences" in faults(edited(recipe_file, "batch = 8", "batch = 8\ngrad_accum_steps = 8"))[0]
 
 
 def test_all_faults_at_once(recipe_file):
@@ -191,11 +269,11 @@ def test_extends_inherits_the_overlay(recipe_file):
 
 
 def test_a_schedule_is_added_to_and_cleared(recipe_file):
-    edited(recipe_file, "kappa = 0.25", "kappa = 0.25\nschedule = { kappa = [[0, 1.0], [0.5]] }")
-    longer = child_of(recipe_file, "[latent]\nschedule = { slope = [[0, 0.1], [1.0]] }\n")
-    assert sorted(load_recipe(str(longer)).latent.schedule) == ["kappa", "slope"]
-    assert load_recipe(str(longer), overrides=["latent.schedule={}"]).latent.schedule == {}
-    assert load_recipe(str(child_of(recipe_file, "[latent]\n"))).latent.schedule == {"kappa": [[0, 1.0], [0.5]]}
+    edited(recipe_file, "kappa = 0.25", "kappa = 0.25\nobjective.schedule = { kappa = [[0, 1.0], [0.5]] }")
+    longer = child_of(recipe_file, "[latent.objective]\nschedule = { slope = [[0, 0.1], [1.0]] }\n")
+    assert sorted(load_recipe(str(longer)).latent.objective.schedule) == ["kappa", "slope"]
+    assert load_recipe(str(longer), overrides=["latent.objective.schedule={}"]).latent.objective.schedule == {}
+    assert load_recipe(str(child_of(recipe_file, "[latent]\n"))).latent.objective.schedule == {"kappa": [[0, 1.0], [0.5]]}
     with_params = child_of(recipe_file, "[data]\nparams = { noise = 0.1 }\n")
     assert load_recipe(str(with_params)).data.params == {"noise": 0.1}
     assert load_recipe(str(with_params), overrides=["data.params={}"]).data.params == {}
@@ -277,7 +355,7 @@ def test_bad_set(recipe_file, text, line):
     assert line in faults(recipe_file, text)[0]
 
 
-def test_set_on_a_baseline_tells_so(recipe_file):
+def test_set_on_a_baseline_says_so(recipe_file):
     edited(recipe_file, "[latent]\nkappa = 0.25\n", "")
     assert "this recipe is a baseline" in faults(recipe_file, "latent.kappa=1")[0]
 

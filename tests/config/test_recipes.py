@@ -1,4 +1,4 @@
-"""The shipped recipes: each loads, says what it is for, and runs: smoke overlays to the end, the paper's sizes as a plan."""
+"""The shipped recipes: each loads and says what it is for. One of a family runs to the end, the others two steps, the paper's none."""
 
 from __future__ import annotations
 
@@ -7,17 +7,24 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from freetf_cli.config.files import check_recipe, load_recipe, shipped_recipes, to_toml
-from freetf_cli.config.recipe import Recipe, flat
+from freetf_cli.config.recipe import NumericsConfig, ObjectiveConfig, Recipe, flat
 
 NAMES = shipped_recipes()
 PAPER = [name for name in NAMES if name.startswith("paper-")]
 RUNNABLE = [name for name in NAMES if name not in PAPER]
 PAIRS = [name.removesuffix("-free") for name in NAMES if name.endswith("-free")]
+REPRESENTATIVE = [
+    "blocks-multi-token",
+    "demo-free",
+    "figure4/8th",
+    "figure4-mini/4th",
+    "letters-free",
+    "reviews-free",
+]  # one of each family
 BOUND = 240  # seconds on a busy machine; about 15 are promised on two idle cores
 
 
@@ -54,24 +61,23 @@ def test_a_free_recipe_has_its_baselines_model_and_data(stem):
 
 
 def test_figure_4_is_the_papers_objective_but_where_it_says_otherwise():
-    """Where a recipe names a variation, the same κ by the paper's objective to the letter is a recipe of its own."""
-    pooled: dict[str, Any] = {"window": 2, "free_bits": "sequence", "mismatch": 1.0, "schedule": {"mismatch": [[0.1, 0.03], [0.25]]}}
+    """Where a variant differs from the paper, the same κ by exactly the paper's objective is a variant of its own."""
+    paper = ObjectiveConfig()
+    weighted = ObjectiveConfig(free_bits="sequence", mismatch=1.0, schedule={"mismatch": [[0.1, 0.03], [0.25]]})
     path = {"mismatch": [[0.08, 0.03], [0.25, 1.0], [0.6, 1.0], [0.85]]}
-    plain = {"mismatch_over": "sequence", "slope": 0.0, "gradient": "paper"}
-    literal = {"window": None, "free_bits": "token", "mismatch": 0.0, "schedule": {}, **plain}
     kappas = {"figure4": {"64th": 1 / 64, "8th": 1 / 8, "1": 1.0, "8": 8.0, "literal": 1 / 8, "1-literal": 1.0}}
-    varied = {"figure4-8th": {**pooled, "mismatch": 2.0, "schedule": path}, "figure4-mini-4th": pooled}
-    longer = {"figure4-8th": (100.0, 8000), "figure4-1": (100.0, 6000)}
     kappas["figure4-mini"] = {"16th": 1 / 16, "4th": 1 / 4, "1": 1.0, "8": 8.0, "literal": 1 / 4}
+    varied = {"figure4/8th": weighted.model_copy(update={"mismatch": 2.0, "schedule": path}), "figure4-mini/4th": weighted}
+    longer = {"figure4/8th": (100.0, 8000), "figure4/1": (100.0, 6000)}
     found = {name for name in NAMES if name.startswith("figure4")}
-    assert found == {f"{sweep}-{kind}" for sweep, kinds in kappas.items() for kind in kinds}
+    assert found == {f"{sweep}/{kind}" for sweep, kinds in kappas.items() for kind in kinds}
     for sweep, kinds in kappas.items():
         for kind, kappa in kinds.items():
-            name = f"{sweep}-{kind}"
-            ours, theirs = load_recipe(name), load_recipe(f"{sweep}-literal")
+            name = f"{sweep}/{kind}"
+            ours, theirs = load_recipe(name), load_recipe(f"{sweep}/literal")
             assert ours.latent is not None
-            settings = ours.latent.model_dump()
-            assert {key: settings[key] for key in literal} == literal | varied.get(name, {})
+            assert (ours.latent.objective, ours.latent.window) == ((varied[name], 2) if name in varied else (paper, None))
+            assert ours.latent.numerics == NumericsConfig()
             assert (ours.latent.kappa, ours.latent.bits) == (kappa, 16 if sweep == "figure4" else 8)
             base, steps = longer.get(name, (theirs.model.rope_theta, theirs.train.steps))
             assert ours.model == theirs.model.model_copy(update={"rope_theta": base})
@@ -94,24 +100,40 @@ def test_smoke_is_small(name):
     assert recipe.eval.every < recipe.train.steps
 
 
+def trained(run_cli, name, *options):
+    """Train the recipe's smoke overlay into `run`; the result, and the lines of metrics.jsonl."""
+    code, stdout, stderr = run_cli("train", name, "--smoke", "-o", "run", "--json", "--device", "cpu", *options)
+    assert (code, stderr) == (0, "")
+    lines = Path("run/metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return json.loads(stdout), [json.loads(line) for line in lines]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", RUNNABLE)
+@pytest.mark.parametrize("name", REPRESENTATIVE)
 def test_smoke_runs_to_the_end(name, run_cli, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # a smoke run needs no file
-    want = load_recipe(name, smoke=True)
+    recipe = load_recipe(name, smoke=True)
     start = time.perf_counter()
-    code, stdout, stderr = run_cli("train", name, "--smoke", "-o", "run", "--json", "--device", "cpu")
+    result, metrics = trained(run_cli, name)
     seconds = time.perf_counter() - start
     print(f"{name} --smoke: {seconds:.1f} s")
-    assert (code, stderr) == (0, "")
-    result = json.loads(stdout)
-    assert (result["kind"], result["steps"]) == (want.kind, want.train.steps)
-    metrics = [json.loads(line) for line in Path("run/metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert (result["kind"], result["steps"]) == (recipe.kind, recipe.train.steps)
     assert metrics[-1]["split"] == "val"
     assert metrics[-1]["ce"] < metrics[0]["ce"]  # it learns
     assert Path("run/report.html").is_file()
     assert list(Path("run/samples").iterdir())
     assert seconds < BOUND
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in RUNNABLE if name not in REPRESENTATIVE])
+def test_two_steps_of_every_other_recipe(name, run_cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = ("train.steps=2", "train.warmup=1", "train.log_every=1", "eval.every=2", "eval.sequences=8", "eval.samples=1")
+    result, metrics = trained(run_cli, name, *(word for option in options for word in ("--set", option)))
+    assert (result["kind"], result["steps"]) == (load_recipe(name).kind, 2)
+    assert [line["split"] for line in metrics] == ["train", "train", "val"]
+    assert all(0 < line["ce"] < 10 for line in metrics)
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -127,7 +149,7 @@ def test_a_paper_recipe_is_planned_without_data(name, run_cli, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_a_paper_recipe_says_what_data_it_wants(name, run_cli, tmp_path, monkeypatch):
+def test_a_paper_recipe_says_what_data_it_needs(name, run_cli, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, _, stderr = run_cli("train", name, "-o", "run")
     assert code == 2
@@ -142,8 +164,8 @@ def test_a_recipe_is_valid_as_plain_data(name):
 
 
 @pytest.mark.slow
-def test_make_figure4_mini_trains_probes_and_draws_and_goes_on(tmp_path):
-    """With smoke overlays; called again, it finds every run at its end."""
+def test_make_figure4_mini_trains_probes_and_draws_and_resumes(tmp_path):
+    """With smoke overlays; a second call finds every run done."""
     words = ["make", "figure4-mini", "--old-file=setup", f"BIN={Path(sys.executable).parent}", f"RUNS={tmp_path}", "TRAIN=--smoke"]
     words += ["PROBE=--groups 64 --count 4 --sequences 64"]
     for _ in range(2):
@@ -152,7 +174,10 @@ def test_make_figure4_mini_trains_probes_and_draws_and_goes_on(tmp_path):
         assert all(f"κ = {kappa}" in done.stdout for kappa in ("1/16", "1/4", "1 bit", "8"))
         assert (tmp_path / "figure4-mini.svg").read_text(encoding="utf-8").count('class="heading"') >= 5
         assert "</html>" in (tmp_path / "figure4-mini.html").read_text(encoding="utf-8")
-    rows = [json.loads(line) for line in (tmp_path / "figure4-mini-4th" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (tmp_path / "figure4-mini" / "figure4-mini-4th" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     steps = [row["step"] for row in rows if row["split"] == "train"]
     assert steps == sorted(set(steps))
     failed = subprocess.run(

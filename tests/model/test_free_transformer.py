@@ -1,11 +1,12 @@
 """Algorithm 2: what depends on what, the baseline twin, and the cache."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import pytest
 import torch
 
-from freetf_cli.config.recipe import LatentConfig, ModelConfig
+from freetf_cli.config.recipe import LatentConfig, ModelConfig, NumericsConfig
 from freetf_cli.latent.binary import BinaryLatent, bit_logits, kl_per_token
 from freetf_cli.latent.build import build_model, initialise_model
 from freetf_cli.model.context import Cache, make_context
@@ -153,8 +154,8 @@ def test_cache_equals_full_forward_for_the_baseline() -> None:
 
 
 @pytest.mark.parametrize("gradient", ["paper", "heun"])
-def test_compiled_gradients_equal_eager_ones(gradient: str) -> None:
-    model = build_model(CONFIG, LATENT.model_copy(update={"gradient": gradient}))
+def test_compiled_gradients_equal_eager_ones(gradient: Literal["paper", "heun"]) -> None:
+    model = build_model(CONFIG, LATENT.model_copy(update={"numerics": NumericsConfig(gradient=gradient)}))
     initialise_model(model, 0)
 
     def loss(run) -> list[torch.Tensor]:  # type: ignore[no-untyped-def]

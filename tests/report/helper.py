@@ -71,7 +71,7 @@ RECIPE: dict[str, Any] = {
     "description": "letters, as in the paper's Figure 4",
     "data": {"task": "letters", "params": {}, "dir": None},
     "model": {"layers": 8, "width": 256, "heads": 8},
-    "latent": {"bits": 8, "kappa": 0.125, "free_bits": "sequence"},
+    "latent": {"bits": 8, "kappa": 0.125, "objective": {"free_bits": "sequence"}},
     "train": {"steps": 4000, "batch": 256, "lr": 1e-3, "seed": 0},
 }
 MANIFEST: dict[str, Any] = {

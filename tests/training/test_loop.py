@@ -46,7 +46,7 @@ def recipe(latent: bool = True, **train_settings: Any) -> Recipe:
         "eval": {"every": 2, "sequences": 10, "samples": 1},
     }
     if latent:
-        tree["latent"] = {"kappa": 0.5, "bits": 4, "schedule": {"kappa": [[0, 2.0], [4 / 6]]}}
+        tree["latent"] = {"kappa": 0.5, "bits": 4, "objective": {"schedule": {"kappa": [[0, 2.0], [4 / 6]]}}}
     return check_recipe(tree, where="test")
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from freetf_cli.config.recipe import LatentConfig, ModelConfig
+from freetf_cli.config.recipe import LatentConfig, ModelConfig, ObjectiveConfig
 from freetf_cli.data.batches import IGNORE
 from freetf_cli.latent.build import build_model, initialise_model
 from freetf_cli.latent.objective import aggregate_mismatch
@@ -30,7 +30,9 @@ def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("slope", [0.0, 0.3])
 @pytest.mark.parametrize("pool", ["token", "sequence"])
 def test_free_terms_are_the_formula(pool: str, slope: float, mismatch: float, over: str, window: int | None) -> None:
-    latent = LATENT.model_copy(update={"free_bits": pool, "mismatch": mismatch, "mismatch_over": over, "window": window})
+    latent = LATENT.model_copy(
+        update={"objective": ObjectiveConfig(free_bits=pool, mismatch=mismatch, mismatch_over=over), "window": window}  # type: ignore[arg-type]
+    )
     model = build_model(CONFIG, latent)
     initialise_model(model, 0)
     inputs, targets, noise = batch()

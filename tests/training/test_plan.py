@@ -43,9 +43,9 @@ def test_eight_billion(name: str) -> None:
 
 def test_the_pairs_of_a_mismatch_penalty_are_counted() -> None:
     """Three tensors of (128 / 2)² pairs, 2 of the positions, 16 bits."""
-    sizes, plain = ["model.vocab=29", "model.context=65"], ["latent.mismatch=0.0", "latent.schedule={}"]
-    recipes = (load_recipe("figure4-8th", overrides=overrides) for overrides in (sizes, sizes + plain))
-    with_it, without = (plan_run(recipe, "figure4-8th", bf16=True) for recipe in recipes)
+    sizes, plain = ["model.vocab=29", "model.context=65"], ["latent.objective.mismatch=0.0", "latent.objective.schedule={}"]
+    recipes = (load_recipe("figure4/8th", overrides=overrides) for overrides in (sizes, sizes + plain))
+    with_it, without = (plan_run(recipe, "figure4/8th", bf16=True) for recipe in recipes)
     assert with_it.memory["total"] - without.memory["total"] == 3 * 4 * 64**2 * 2 * 16
 
 

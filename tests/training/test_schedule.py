@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from freetf_cli.config.recipe import LatentConfig, TrainConfig
+from freetf_cli.config.recipe import LatentConfig, ObjectiveConfig, TrainConfig
 from freetf_cli.training.schedule import LN2, learning_rate, objective_weights, scheduled
 
 TRAIN = TrainConfig(steps=110, batch=4, lr=1.0, min_lr_ratio=0.1, warmup=10)
@@ -29,7 +29,7 @@ def test_points_are_joined_by_straight_lines() -> None:
 
 
 def test_a_schedule_is_of_shares_of_the_run_and_without_one_a_weight_is_constant() -> None:
-    latent = LatentConfig(kappa=0.5, bits=8, schedule={"kappa": [[0, 4.5], [0.1]]})
+    latent = LatentConfig(kappa=0.5, bits=8, objective=ObjectiveConfig(schedule={"kappa": [[0, 4.5], [0.1]]}))
     assert [objective_weights(step, latent, 1000).kappa / LN2 for step in (0, 50, 100, 500)] == pytest.approx([4.5, 2.5, 0.5, 0.5])
     assert [objective_weights(step, latent, 100).kappa / LN2 for step in (0, 5, 10, 50)] == pytest.approx([4.5, 2.5, 0.5, 0.5])
     assert objective_weights(0, LatentConfig(kappa=2.0), 9) == pytest.approx((2 * LN2, 0.0, 0.0))
@@ -38,7 +38,7 @@ def test_a_schedule_is_of_shares_of_the_run_and_without_one_a_weight_is_constant
 
 def test_each_weight_follows_its_own_schedule() -> None:
     schedule = {"kappa": [[0, 2.0], [1.0]], "slope": [[0, 0.0], [0.5]], "mismatch": [[0.5, 0.0], [1.0]]}
-    latent = LatentConfig(kappa=0.5, bits=8, slope=0.4, mismatch=3.0, schedule=schedule)
+    latent = LatentConfig(kappa=0.5, bits=8, objective=ObjectiveConfig(slope=0.4, mismatch=3.0, schedule=schedule))
     assert objective_weights(50, latent, 100) == pytest.approx((1.25 * LN2, 0.4, 0.0))
     assert objective_weights(75, latent, 100) == pytest.approx((0.875 * LN2, 0.4, 1.5))
     assert objective_weights(100, latent, 100) == pytest.approx((0.5 * LN2, 0.4, 3.0))

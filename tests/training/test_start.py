@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from freetf_cli.config.files import check_recipe
-from freetf_cli.config.recipe import ModelConfig
+from freetf_cli.config.recipe import Recipe
 from freetf_cli.data.manifest import Origin
 from freetf_cli.data.tokenizer import characters
 from freetf_cli.data.writer import DatasetWriter
@@ -97,6 +97,23 @@ ALIKE: dict[str, Any] = {**PLAIN, "attention": "multi-token", "multi_token": {"n
     ],
 )
 def test_why_a_model_does_not_begin_as_its_start(ours: dict[str, Any], start: dict[str, Any], named: str) -> None:
-    why = unlike_its_start(ModelConfig(**ours), ModelConfig(**start))
+    why = unlike_its_start(made_of(ours), made_of(start))
     assert named in str(why)
     assert (why is None) == (not named)
+
+
+def made_of(model: dict[str, Any], latent: dict[str, Any] | None = None) -> Recipe:
+    """A recipe of a model."""
+    data, train = {"task": "letters"}, {"steps": 1, "batch": 2, "lr": 1e-3}
+    return Recipe.model_validate({"data": data, "model": model, "latent": latent, "train": train})
+
+
+def test_a_latent_of_another_architecture_is_named_and_another_kappa_is_not() -> None:
+    model = {"layers": 4, "width": 32, "heads": 4}
+    start = made_of(model, {"kappa": 0.5, "window": 2})
+    assert unlike_its_start(made_of(model, {"kappa": 0.25, "window": 2, "depth": 2, "objective": {"slope": 0.1}}), start) is None
+    assert unlike_its_start(made_of(model), start) is None
+    why = unlike_its_start(made_of(model, {"kappa": 0.5, "depth": 3}), start)
+    assert why is not None
+    assert "latent.depth was 2" in why
+    assert "latent.window was 2" in why

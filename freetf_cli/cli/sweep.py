@@ -1,0 +1,108 @@
+"""`freetf sweep`."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from freetf_cli.cli.options import DeviceOption, JsonOption, SmokeOption, complete_sweep
+from freetf_cli.errors import ExitCode, FreetfError, InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from freetf_cli.config.sweep import PlannedRun
+
+SweepArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A sweep (all its variants), a recipe, or a TOML file.", autocompletion=complete_sweep)
+]
+FolderOption = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The folder of the runs: DIR/NAME each.")]
+GridOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=A,B", help="A setting, table.key=TOML value; a run for each of several values. May be repeated."),
+]
+SeedsOption = Annotated[str | None, typer.Option("--seeds", metavar="0..4|0,1,2", help="A run for each seed; 0..4 includes 4.")]
+RunOption = Annotated[int | None, typer.Option("--run", metavar="N", min=1, max=1024, help="Run the commands, N at a time.")]
+
+
+def sweep(
+    recipe: SweepArgument,
+    out: FolderOption,
+    set_: GridOption = None,
+    seeds: SeedsOption = None,
+    run: RunOption = None,
+    smoke: SmokeOption = False,
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+) -> None:
+    """Print one resumable command per run: every variant of a sweep, every value of a setting, every seed.
+
+    The lines are for xargs, a job array or a launcher of your own. With --run N they are run here, N at a time: the output of a run goes to
+    DIR/NAME.log, runs that are done are skipped, and the exit code is 1 if one has failed.
+
+    $ freetf sweep letters-free --set latent.kappa=0.25,0.5 --seeds 0..4 -o runs/kappa
+    $ freetf sweep letters-free --seeds 0..4 -o runs/seeds | xargs -L 1 -P 2 env
+    $ freetf sweep figure4-mini -o runs/figure4-mini --run 2
+    """
+    from freetf_cli.config.files import load_recipe
+    from freetf_cli.config.sweep import parse_seeds, plan_sweep
+
+    if (out / "recipe.toml").is_file():
+        raise InputError("the folder of a sweep cannot be a run itself", str(out), "choose another -o")
+    planned = plan_sweep(recipe, set_ or [], None if seeds is None else parse_seeds(seeds))
+    recipes = [load_recipe(one.recipe, smoke=smoke, overrides=one.settings) for one in planned]  # all faults before any work
+    extra = [*(["--smoke"] if smoke else []), *([] if device == "auto" else ["--device", device])]
+    records = [_record(one, out, extra) for one in planned]
+    if run is None:
+        for record in records:
+            _print(record, shlex.join(record["command"]), json)
+    else:
+        from freetf_cli.training.pool import is_done
+
+        _run(records, [is_done(out / one.name, resolved) for one, resolved in zip(planned, recipes, strict=True)], run, out, json)
+
+
+def _record(one: PlannedRun, out: Path, extra: Sequence[str]) -> dict[str, Any]:
+    """What `--json` says of a run."""
+    folder = str(out / one.name)
+    settings = [word for setting in one.settings for word in ("--set", setting)]
+    command = ["freetf", "train", one.recipe, *extra, *settings, "-o", folder, "--resume", "auto", "--quiet"]
+    return {"name": one.name, "recipe": one.recipe, "settings": list(one.settings), "run": folder, "command": command}
+
+
+def _run(records: Sequence[dict[str, Any]], done: Sequence[bool], at_once: int, out: Path, json: bool) -> None:
+    from freetf_cli.report.console import note, warn
+    from freetf_cli.training.pool import Job, run_jobs
+
+    out.mkdir(parents=True, exist_ok=True)
+    open_ones = [record for record, skipped in zip(records, done, strict=True) if not skipped]
+    jobs = [Job(record["command"][1:], out / f"{record['name']}.log") for record in open_ones]
+    unfinished = []
+    for record, skipped in zip(records, done, strict=True):
+        if skipped:
+            _print({**record, "status": "skipped"}, f"skipped {record['name']}: done before", json)
+    if jobs:
+        note(f"{len(jobs)} runs, {at_once} at a time; watch one: freetf show {shlex.quote(open_ones[0]['run'])}")
+
+    def ended(index: int, code: int) -> None:
+        name, log = open_ones[index]["name"], jobs[index].log
+        status = {0: "done", ExitCode.STOPPED: "stopped", ExitCode.INTERRUPTED: "stopped"}.get(code, "failed")
+        if code:
+            unfinished.append(name)
+        if status == "failed":
+            warn(f"{name}: exit code {code}: {jobs[index].last_line().removeprefix('freetf: error: ')}")
+        _print({**open_ones[index], "status": status, "exit_code": code, "log": str(log)}, f"{status} {name}", json)
+
+    run_jobs(jobs, at_once, ended)
+    if unfinished:
+        what = f"{len(unfinished)} of {len(records)} runs did not finish: {', '.join(unfinished)}"
+        raise FreetfError(what, str(out), "their output is in DIR/NAME.log")
+
+
+def _print(record: dict[str, Any], text: str, json: bool) -> None:
+    from freetf_cli.records import to_json
+
+    typer.echo(to_json(record) if json else text)

@@ -1,0 +1,40 @@
+"""The table `[data]`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field
+
+from freetf_cli.config.table import ConfigTable, known, module_names, rule
+
+TASKS = module_names("tasks")
+TaskName = Annotated[str, AfterValidator(known("task", TASKS)), Field(json_schema_extra={"enum": list(TASKS)})]
+
+
+class DataConfig(ConfigTable):
+    """The source of the sequences: a synthetic `task`, generated in memory, or a prepared folder `dir`."""
+
+    task: TaskName | None = Field(None, description="synthetic task, generated in memory")
+    params: dict[str, int | float | str] = Field(default_factory=dict, description="parameters of the task")
+    dir: str | None = Field(None, description="folder written by `freetf prepare` or `freetf gen-synthetic`")
+    rows: Literal["auto", "documents", "packed"] = Field(
+        "auto", description="one document per row, or windows over the packed stream; auto: documents for tasks, packed for text"
+    )
+
+    @classmethod
+    def superseded(cls, base: Mapping[str, Any], over: Mapping[str, Any]) -> set[str]:
+        """Naming one source of data drops the other; a new task drops the parameters of the old one."""
+        dropped = {"task", "params"} if "dir" in over else set()
+        if "task" in over:
+            dropped |= {"dir"} if over["task"] == base.get("task") else {"dir", "params"}
+        return dropped
+
+    @rule("task", "dir")
+    def _one_source(self) -> str | None:
+        return "[data] needs exactly one of 'task' and 'dir'" if (self.task is None) == (self.dir is None) else None
+
+    @rule("params", "task")
+    def _params_are_a_tasks(self) -> str | None:
+        return "data.params belongs to data.task; a prepared folder has its own" if self.params and self.task is None else None

@@ -1,0 +1,113 @@
+"""The table `[latent]`: what Z is; within it `[latent.objective]`, what the loss asks of it, and `[latent.numerics]`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field
+
+from freetf_cli.config.table import ConfigTable, Positive, Weight, known, module_names, rule
+
+KINDS = module_names("latent")
+Kind = Annotated[str, AfterValidator(known("kind of latent", KINDS)), Field(json_schema_extra={"enum": list(KINDS)})]
+Share = Annotated[float, Field(ge=0, le=1)]
+ARCHITECTURE = ("kind", "bits", "depth", "window", "encoder", "options")
+
+
+class ObjectiveConfig(ConfigTable):
+    """How free bits are counted, and terms of the loss beside the paper's. Models that differ only here have the same architecture."""
+
+    free_bits: Literal["token", "sequence"] = Field(
+        "token", description="κ is granted to each token (equation 5 of the paper), or pooled over a sequence"
+    )
+    slope: Share = Field(0.0, description="weight of the KL below κ (0: the paper's objective; 1: no free bits, the ELBO)")
+    mismatch: Weight = Field(
+        0.0, description="weight of the divergence of the aggregate posterior from the prior (0: the paper's objective)"
+    )
+    mismatch_over: Literal["sequence", "token"] = Field(
+        "sequence", description="that divergence over all bits of a sequence together, or summed over its tokens"
+    )
+    schedule: dict[Literal["kappa", "slope", "mismatch"], list[list[float]]] = Field(
+        default_factory=dict,
+        description="values of `kappa`, `slope` and `mismatch` during a run: points `[share of it, value]`, then `[share]`, where the"
+        " key's own value is reached",
+    )
+
+    @property
+    def has_mismatch(self) -> bool:
+        """Whether the mismatch term is part of the loss, at any time of the run."""
+        return self.mismatch > 0 or "mismatch" in self.schedule
+
+
+class NumericsConfig(ConfigTable):
+    """How the gradient of Z is computed."""
+
+    gradient: Literal["paper", "heun"] = Field(
+        "paper",
+        description="estimator of the gradient of the bits: equation 8 of the paper, or the mean of the slopes at both values of a bit",
+    )
+    float8: bool = Field(
+        False,
+        description="8-bit floating point for the matrix product in that gradient, on GPUs that have it: faster, with an error of 4 %",
+    )
+
+
+class LatentConfig(ConfigTable):
+    """The latent Z of a Free Transformer. A recipe without this table is a baseline."""
+
+    kappa: Weight = Field(description="free bits per token, κ")
+    kind: Kind = Field("binary", description="kind of latent: a module of `freetf_cli/latent/`; binary is the paper's")
+    bits: Annotated[int, Field(ge=1, le=24)] = Field(16, description="bits of Z per token, H")
+    depth: Positive | None = Field(None, description="number of blocks before Z is injected; default: layers / 2")
+    window: Positive | None = Field(
+        None,
+        description="Z of the first so many positions is inferred, Z of later ones is drawn from the prior, in training too. Default: all",
+    )
+    encoder: Literal["shared", "full"] = Field(
+        "shared", description="the encoder reads the decoder's lower half (as in the paper), or blocks of its own (its Figure 1b)"
+    )
+    table_init: Literal["bits", "independent"] = Field(
+        "bits", description="initial rows of the post-sampler: sums of H bit directions, or drawn independently"
+    )
+    table_std: Weight = Field(1.5, description="initial standard deviation of the post-sampler's entries")
+    options: dict[str, Any] = Field(default_factory=dict, description="settings of a kind other than binary")
+    objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig, description="terms of the loss, below")
+    numerics: NumericsConfig = Field(default_factory=NumericsConfig, description="how the gradient is computed, below")
+
+    @classmethod
+    def superseded(cls, base: Mapping[str, Any], over: Mapping[str, Any]) -> set[str]:
+        """Naming another kind drops the options of the old one."""
+        before = base.get("kind", cls.model_fields["kind"].default)
+        return {"options"} if over.get("kind", before) != before else set()
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """The fields that decide the weights' shapes and the forward pass. Models that differ only elsewhere have the same architecture."""
+        return {name: getattr(self, name) for name in ARCHITECTURE}
+
+    @rule("kappa", "bits")
+    def _kappa_fits_the_bits(self) -> str | None:
+        if self.kappa <= self.bits:
+            return None
+        return f"latent.kappa = {self.kappa:g} is more than latent.bits = {self.bits}: a token holds no more"
+
+    @rule("objective.schedule", "bits")
+    def _schedules_are_paths(self) -> str | None:
+        most = {"kappa": float(self.bits), "slope": 1.0}
+        for name, path in self.objective.schedule.items():
+            if fault := _check_path(path, most.get(name, math.inf)):
+                return f"latent.objective.schedule.{name}{fault}"
+        return None
+
+
+def _check_path(path: list[list[float]], most: float) -> str | None:
+    """What is wrong with the points of a schedule whose values go up to `most`."""
+    if [len(point) for point in path] != [2] * (len(path) - 1) + [1]:
+        return " takes points [share, value] and ends with [share], where the key's own value is reached"
+    shares = [point[0] for point in path]
+    if shares != sorted(set(shares)) or shares[0] < 0 or shares[-1] > 1:
+        return ": shares of the run must rise, from 0 to 1"
+    outside = next((value for _, value in path[:-1] if not 0 <= value <= most), None)
+    return None if outside is None else f": {outside:g} is not between 0 and {most:g}"

@@ -1,0 +1,92 @@
+"""What a recipe is merged from: files, overlays and `--set`, each knowing where its keys stand, so that an error can say so."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from freetf_cli.errors import InputError
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Some keys of a recipe. where: the file or option they come from; text: that of the file; prefix: the table of it that they are in."""
+
+    tree: Mapping[str, Any]
+    where: str
+    text: str = ""
+    prefix: tuple[str, ...] = ()
+
+    @property
+    def is_smoke(self) -> bool:
+        """Whether it is a `[smoke]` overlay."""
+        return self.prefix[-1:] == ("smoke",)
+
+    def has(self, names: Sequence[str]) -> bool:
+        """Whether the key is set here, by itself or in a value that holds it."""
+        value: Any = self.tree
+        for name in names:
+            if not isinstance(value, Mapping):
+                return True
+            if name not in value:
+                return False
+            value = value[name]
+        return True
+
+    def place(self, names: Sequence[str]) -> str:
+        """File and line, or the option."""
+        line = _line_of([*self.prefix, *names], self.text)
+        return f"{self.where}, line {line}" if line else self.where
+
+
+def place(layers: Sequence[Layer], keys: Sequence[Sequence[str]]) -> str:
+    """Where a fault of some keys comes from: the last layer that sets one of them, else the table in a file where the first is missing."""
+    for layer in reversed(layers):
+        if found := next((names for names in keys if layer.has(names)), None):
+            return layer.place(found)
+    files = [layer for layer in reversed(layers) if layer.text] or [*layers]
+    table = next((layer for layer in files if layer.text and keys[0][:-1] and layer.has(keys[0][:-1])), None)
+    return table.place(keys[0][:-1]) if table else files[0].where
+
+
+def parse_setting(text: str) -> Layer:
+    """`--set train.lr=3e-4` as a layer; the value is TOML, or a plain word."""
+    key, equals, raw = text.partition("=")
+    names = key.strip().split(".")
+    if not equals or len(names) < 2 or not all(names):
+        raise InputError(f"--set takes table.key=value, not '{text}'", hint="for example --set train.lr=3e-4")
+    value = _parse_value(raw)
+    for name in reversed(names):
+        value = {name: value}
+    return Layer(value, f"--set {text}")
+
+
+def _parse_value(raw: str) -> Any:
+    try:
+        parsed = tomllib.loads(f"value = {raw}")
+    except (tomllib.TOMLDecodeError, RecursionError):
+        return raw.strip()
+    return parsed["value"] if len(parsed) == 1 else raw.strip()  # a line break in it must not smuggle in other keys
+
+
+def _line_of(names: Sequence[str], text: str) -> int | None:
+    """The line of a TOML text where a key or a table stands; a key in an inline table is on that table's line."""
+    table: list[str] = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if header := re.match(r"\s*\[([^\[\]]+)\]", line):
+            table = _key(header[1])
+            if table == [*names]:
+                return number
+        elif assignment := re.match(r"""\s*([\w."' -]+?)\s*=""", line):
+            path = [*table, *_key(assignment[1])]
+            if path == [*names[: len(path)]]:
+                return number
+    return None
+
+
+def _key(text: str) -> list[str]:
+    """`sweep."8th".train` as its names."""
+    return [name.strip().strip("\"'") for name in text.split(".")]

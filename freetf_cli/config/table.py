@@ -1,0 +1,172 @@
+"""What every table of a recipe has in common: strict types, rules between its keys, and merging of one table over another.
+
+class TrainConfig(ConfigTable):
+    batch: Positive
+    grad_accum_steps: Positive = 1
+
+    @rule("grad_accum_steps", "batch")
+    def _parts_are_equal(self) -> str | None:
+        return None if self.batch % self.grad_accum_steps == 0 else "train.grad_accum_steps does not divide train.batch"
+"""
+
+from __future__ import annotations
+
+import functools
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, Self, TypeVar, cast
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
+
+from freetf_cli.errors import nearest
+
+Positive = Annotated[int, Field(gt=0)]
+NotNegative = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0)]
+
+Check = TypeVar("Check", bound=Callable[[Any], str | None])
+
+
+class Broken(NamedTuple):
+    """A rule that does not hold. keys: those it is about, the one to blame first."""
+
+    keys: tuple[str, ...]
+    message: str
+
+
+def rule(*keys: str) -> Callable[[Check], Check]:
+    """Mark a method of a table as a rule between its keys: the method returns what is wrong, or None.
+
+    keys: those that the message is shown at, the one to blame first; a key of a table within this one is `table.key`.
+    """
+
+    def mark(check: Check) -> Check:
+        check.rule_keys = keys  # type: ignore[attr-defined]
+        return check
+
+    return mark
+
+
+class ConfigTable(BaseModel):
+    """A table of a recipe: immutable, strict about types, no unknown keys, no NaN."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    @classmethod
+    def completed(cls, given: Any) -> Any:
+        """The table as given, with what its keys imply."""
+        return given
+
+    @classmethod
+    def superseded(cls, base: Mapping[str, Any], over: Mapping[str, Any]) -> set[str]:
+        """Keys of `base` that lose their meaning when `over` is laid over it."""
+        return set()
+
+    @classmethod
+    def merge(cls, base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+        """`over` laid over `base`, key by key, tables too. An empty table changes nothing; an empty dictionary clears a value."""
+        dropped = cls.superseded(base, over)
+        merged = {key: value for key, value in base.items() if key not in dropped}
+        for key, value in over.items():
+            before, table = merged.get(key), table_of(cls.model_fields.get(key))
+            if not (isinstance(before, Mapping) and isinstance(value, Mapping)):
+                merged[key] = value
+            elif table is not None:
+                merged[key] = table.merge(before, value)
+            else:
+                merged[key] = {**before, **value} if value else {}
+        return merged
+
+    @classmethod
+    def partial(cls, given: Mapping[str, Any], wrong: set[tuple[str, ...]], place: tuple[str, ...] = ()) -> Self:
+        """The table without missing keys and those at the places in `wrong`, so that its other rules can still be checked."""
+        values: dict[str, Any] = {}
+        given = cls.completed(given)
+        for name, field in cls.model_fields.items():
+            here, table = (*place, name), table_of(field)
+            if here in wrong or (name not in given and field.is_required()):
+                continue
+            value = given.get(name, field.get_default(call_default_factory=True))
+            if table is not None and isinstance(value, Mapping):
+                values[name] = table.partial(value, wrong, here)
+            elif not any(one[: len(here)] == here for one in wrong):
+                values[name] = value
+        made = cast(Self, cls.model_construct(**values))
+        for name in cls.model_fields.keys() - values.keys():  # model_construct has put defaults there
+            made.__dict__.pop(name, None)
+        return made
+
+    def broken(self, *, partial: bool = False, within: str = "") -> Iterator[Broken]:
+        """The rules that do not hold, those of the tables within this one included. partial: skip rules that read a missing key."""
+        for name in type(self).model_fields:
+            table = self.__dict__.get(name)
+            if isinstance(table, ConfigTable):
+                yield from table.broken(partial=partial, within=f"{within}{name}.")
+        yield from self._own_broken(partial, within)
+
+    def _own_broken(self, partial: bool = False, within: str = "") -> Iterator[Broken]:
+        for check in _rules(type(self)):
+            try:
+                message = check(self)
+            except AttributeError:
+                if partial:
+                    continue
+                raise
+            if message:
+                yield Broken(tuple(within + key for key in check.rule_keys), message)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, given: Any) -> Any:
+        return cls.completed(given)
+
+    @model_validator(mode="after")
+    def _rules_hold(self) -> Self:
+        if broken := list(self._own_broken()):
+            raise ValueError("; ".join(one.message for one in broken))
+        return self
+
+
+def settings(table: ConfigTable, within: str = "") -> Iterator[tuple[str, Any]]:
+    """Each key and its value; a key of a table within this one is `table.key`. A table that is not there has no keys."""
+    for name, field in type(table).model_fields.items():
+        value = getattr(table, name)
+        if isinstance(value, ConfigTable):
+            yield from settings(value, f"{within}{name}.")
+        elif table_of(field) is None:
+            yield f"{within}{name}", value
+
+
+def table_of(field: FieldInfo | None) -> type[ConfigTable] | None:
+    """The type of the table that a key holds; None for a key that holds a value."""
+    found = getattr(field, "annotation", None)
+    for one in (found, *getattr(found, "__args__", ())):
+        if isinstance(one, type) and issubclass(one, ConfigTable):
+            return one
+    return None
+
+
+def _rules(table: type[ConfigTable]) -> list[Any]:
+    """In the order in which they are written."""
+    return [member for member in vars(table).values() if hasattr(member, "rule_keys")]
+
+
+def module_names(package: str) -> list[str]:
+    """The public modules of a package of ours, without importing it. `base` is none of them: it holds what the others share."""
+    folder = Path(__file__).resolve().parent.parent / package
+    return sorted(one.name for one in pkgutil.iter_modules([str(folder)]) if not one.name.startswith("_") and one.name != "base")
+
+
+def known(what: str, names: list[str]) -> Callable[[str], str]:
+    """A check that a value is one of the names: an error names the nearest one."""
+    return functools.partial(_check_known, what, names)
+
+
+def _check_known(what: str, names: list[str], name: str) -> str:
+    if name not in names:
+        raise PydanticCustomError("unknown_name", "there is no {what} '{name}'", {"what": what, "name": name, "hint": nearest(name, names)})
+    return name

@@ -1,0 +1,65 @@
+"""The tables `[train]`, `[eval]` and `[parallel]`: how a run goes."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from freetf_cli.config.table import ConfigTable, NotNegative, Positive, Rate, Weight, rule
+
+Choice = Literal["auto", "on", "off"]
+
+
+class TrainConfig(ConfigTable):
+    """Optimisation."""
+
+    steps: Positive = Field(description="optimizer steps")
+    batch: Positive = Field(description="sequences per step")
+    lr: Rate = Field(description="peak learning rate of AdamW")
+    min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = Field(0.1, description="final learning rate as a share of lr (cosine schedule)")
+    warmup: NotNegative = Field(0, description="steps of linear warm-up")
+    grad_accum_steps: Positive = Field(1, description="number of parts that a batch is split into, with one forward pass each")
+    weight_decay: Weight = Field(0.1, description="for matrices only, not for norms, embeddings or the latent table")
+    beta1: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="decay of AdamW's mean gradient")
+    beta2: Annotated[float, Field(ge=0, lt=1)] = Field(0.95, description="decay of AdamW's mean squared gradient")
+    eps: Rate = Field(1e-8, description="epsilon of AdamW")
+    grad_clip: Weight = Field(1.0, description="largest gradient norm; 0: no clipping")
+    seed: NotNegative = Field(0, lt=1 << 32, description="seed of weights, data order and latent noise")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on CUDA, fp32 elsewhere")
+    float8: bool = Field(False, description="8-bit floating point in the blocks' wide linear layers; needs torchao and a recent GPU")
+    compile: Choice = Field("auto", description="torch.compile; auto: on CUDA")
+    cuda_graph: Choice = Field("auto", description="replay a step as one CUDA graph; auto: on CUDA")
+    attention_checkpointing: Choice = Field(
+        "auto",
+        description="recompute the attention weights of multi-token and talking-heads attention in the backward pass: slower, less memory;"
+        " auto: if all of the model's attention weights are 2²⁸ numbers or more",
+    )
+    deterministic: bool = Field(False, description="CUDA: use deterministic kernels only")
+    log_every: Positive = Field(10, description="steps between lines of metrics.jsonl")
+    save_every: NotNegative = Field(0, description="steps between checkpoints; 0: at evaluations")
+    keep_last: Positive = Field(1, description="number of newest checkpoints to keep, beside the best")
+    keep_every: NotNegative = Field(0, description="keep a checkpoint of every so many steps for good; 0: none")
+    skip_limit: NotNegative = Field(2, description="consecutive steps that may be skipped for a loss or gradient that is not finite")
+
+    @rule("grad_accum_steps", "batch")
+    def _parts_divide_the_batch(self) -> str | None:
+        if self.batch % self.grad_accum_steps == 0:
+            return None
+        return f"train.grad_accum_steps = {self.grad_accum_steps} does not divide train.batch = {self.batch}"
+
+
+class EvalConfig(ConfigTable):
+    """Evaluation on the held-out split, and the samples that the report shows."""
+
+    every: NotNegative = Field(0, description="steps between evaluations; 0: at the end only")
+    sequences: Positive = Field(512, description="held-out sequences, the same each time")
+    split: str = Field("val", description="name of the held-out split")
+    samples: NotNegative = Field(4, description="sequences in each group of samples kept with the run")
+
+
+class ParallelConfig(ConfigTable):
+    """How the work is spread over threads and processes."""
+
+    threads: NotNegative = Field(0, description="CPU threads of torch; 0: its own choice")
+    processes: Positive = Field(1, description="processes that train together, each on its part of every batch; on CUDA one per device")
