@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field
 
 from freetf_cli.config.table import ConfigTable, Positive, Weight, known, module_names, rule
 
-KINDS = module_names("latent")
+KINDS = module_names("latent", without=("build", "objective"))
 Kind = Annotated[str, AfterValidator(known("kind of latent", KINDS)), Field(json_schema_extra={"enum": list(KINDS)})]
 Share = Annotated[float, Field(ge=0, le=1)]
 ARCHITECTURE = ("kind", "bits", "depth", "window", "encoder", "options")

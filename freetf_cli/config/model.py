@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from freetf_cli.config.table import ConfigTable, NotNegative, Positive, Rate, rule
+from freetf_cli.config.table import ConfigTable, NotNegative, Positive, Rate, known, rule
 
 Sides = Literal["both", "pre", "post", "none"]
+ATTENTION_KINDS = {  # name: class in freetf_cli.model.attention
+    "softmax": "softmax.Attention",
+    "multi-token": "multi_token.MultiToken",
+    "differential": "differential.Differential",
+    "talking-heads": "talking_heads.TalkingHeads",
+}
+AttentionKind = Annotated[
+    str, AfterValidator(known("kind of attention", list(ATTENTION_KINDS))), Field(json_schema_extra={"enum": list(ATTENTION_KINDS)})
+]
 
 
 class MultiTokenConfig(ConfigTable):
@@ -67,7 +76,7 @@ class ModelConfig(ConfigTable):
     tie_embeddings: bool = Field(True, description="lm_head shares the weights of the embedding table")
     rope_theta: Rate = Field(10_000.0, description="base of the rotary embedding")
     norm_eps: Rate = Field(1e-5, description="epsilon of RMSNorm")
-    attention: Literal["softmax", "multi-token", "differential", "talking-heads"] = Field("softmax", description="kind of attention")
+    attention: AttentionKind = Field("softmax", description="kind of attention")
     attention_layers: list[NotNegative] | None = Field(
         None, description="blocks, from 0, that have this kind; the others have softmax attention. Default: all"
     )

@@ -155,10 +155,10 @@ def _rules(table: type[ConfigTable]) -> list[Any]:
     return [member for member in vars(table).values() if hasattr(member, "rule_keys")]
 
 
-def module_names(package: str) -> list[str]:
-    """The public modules of a package of ours, without importing it. `base` is none of them: it holds what the others share."""
+def module_names(package: str, without: tuple[str, ...] = ("base",)) -> list[str]:
+    """Names of the modules of one of our packages, found without importing it. without: modules that hold what the others share."""
     folder = Path(__file__).resolve().parent.parent / package
-    return sorted(one.name for one in pkgutil.iter_modules([str(folder)]) if not one.name.startswith("_") and one.name != "base")
+    return sorted(module.name for module in pkgutil.iter_modules([str(folder)]) if module.name not in without)
 
 
 def known(what: str, names: list[str]) -> Callable[[str], str]:

@@ -114,7 +114,10 @@ def test_each_fault_is_named(recipe_file, before, after, line):
         ("attention_layers = [0]", "model.attention_layers names the blocks of another model.attention than 'softmax'"),
         ("multi_token = {}", "[model.multi_token] belongs to model.attention = 'multi-token', not 'softmax'"),
         ('attention = "differential"\nkv_heads = 1', "model.kv_heads = 1 is odd: differential attention takes heads in pairs"),
-        ('attention = "mta"', "model.attention: input should be 'softmax', 'multi-token', 'differential' or 'talking-heads', not 'mta'"),
+        (
+            'attention = "mta"',
+            "model.attention: there is no kind of attention 'mta', FILE, line 10; choose from: differential, multi-token, softmax, talking-heads",
+        ),
     ],
 )
 def test_each_fault_of_a_kind_of_attention_is_one_line(recipe_file, text, line):

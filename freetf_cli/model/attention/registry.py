@@ -1,27 +1,21 @@
-"""The kinds of attention by the name that `model.attention` gives them. A new kind is a file beside this one and a line here."""
+"""The kinds of attention. A new kind is a file beside this one and a line of `ATTENTION_KINDS` in config/model.py."""
 
 from __future__ import annotations
+
+from importlib import import_module
 
 import torch
 from torch import nn
 
-from freetf_cli.config.recipe import ModelConfig
-from freetf_cli.model.attention.differential import Differential
-from freetf_cli.model.attention.multi_token import MultiToken
+from freetf_cli.config.model import ATTENTION_KINDS, ModelConfig
 from freetf_cli.model.attention.softmax import Attention
-from freetf_cli.model.attention.talking_heads import TalkingHeads
-
-KINDS: dict[str, type[Attention]] = {
-    "softmax": Attention,
-    "multi-token": MultiToken,
-    "differential": Differential,
-    "talking-heads": TalkingHeads,
-}
 
 
 def make_attention(config: ModelConfig, index: int | None) -> Attention:
     """The attention of block `index` of the decoder; softmax attention for a block of an encoder (index None)."""
-    return KINDS["softmax" if index is None else config.attention_of(index)](config, index)
+    module, name = ATTENTION_KINDS["softmax" if index is None else config.attention_of(index)].split(".")
+    kind: type[Attention] = getattr(import_module(f"{__package__}.{module}"), name)
+    return kind(config, index)
 
 
 def initialise_kinds(blocks: nn.Module, generator: torch.Generator) -> None:
