@@ -32,12 +32,12 @@ from torch import Tensor, nn
 
 from freetf_cli.config.recipe import LatentConfig, ModelConfig, TrainConfig
 from freetf_cli.data.prepare import task_tokenizer
-from freetf_cli.evaluation.probe.factors import letters_reader
-from freetf_cli.evaluation.probe.information import UNREAD, mutual_information
+from freetf_cli.evaluation.probe.information import mutual_information
 from freetf_cli.generation.sampling import SampleSpec, generate
 from freetf_cli.latent.binary import kl_per_token, logit_gradient, sample_codes, twice_drawn
 from freetf_cli.model.attention.softmax import rotary_tables, rotate
 from freetf_cli.model.free_transformer import FreeTransformer, build_model, initialise_model
+from freetf_cli.tasks.factors import UNREAD, encode
 from freetf_cli.tasks.letters import Letters
 from freetf_cli.training.objective import LossSums, loss_function
 from freetf_cli.training.schedule import latent_weights, learning_rate
@@ -362,16 +362,15 @@ def held_out(stack: Stack) -> tuple[list[float], list[float]]:
 def measured(model: FreeTransformer, stack: Stack, config: dict[str, Any], ce: float, kl: float) -> tuple[dict[str, Any], Any, Any]:
     """Facts of a model; positions and marks of samples with Z from the prior, for `information`."""
     task, length = stack.task, stack.task.row_tokens - 1
-    reader = letters_reader(task.params)
     spec = SampleSpec(total=length + 1, groups=config["M"], count=config["N"], z="shared", prompt_z="prior", seed=1)
     texts = [sample.text for sample in generate(model, stack.tokenizer, [task.prompt(0, 0)], spec)]
-    found, shape = reader.read(texts), (config["M"], config["N"])
+    readings, shape = task.read_all(texts), (config["M"], config["N"])
+    found = encode(task.factors, [reading.factors for reading in readings])
     positions, marks = found["position"].reshape(shape), found["noise"].reshape(*shape, -1)
     counts = np.bincount(positions[positions != UNREAD], minlength=task.places)
     share = counts[counts > 0] / counts.sum()
-    assert reader.valid is not None
     facts = {"ce": ce, "kl": kl, "efficiency": (task.floor_bits - ce) / max(kl, 0.01)}
-    facts |= {"valid": float(np.mean([reader.valid(text) for text in texts])), "marks": float(marks.mean())}
+    facts |= {"valid": float(np.mean([reading.valid for reading in readings])), "marks": float(marks.mean())}
     facts |= {"position_entropy": float(-(share * np.log2(share)).sum())}
     return {key: round(value, 4) for key, value in facts.items()}, positions, marks
 

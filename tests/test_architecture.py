@@ -12,8 +12,8 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "freetf_cli"
 LAYERS = (
     {"errors", "durable", "records"},
-    {"config"},
-    {"tasks", "kernels", "device"},
+    {"config", "tasks"},
+    {"kernels", "device"},
     {"data", "model", "latent"},
     {"runs"},
     {"generation", "report"},

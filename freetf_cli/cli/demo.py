@@ -101,7 +101,7 @@ def _figure4(run: Path, device: str, *, told: bool) -> list[Agreement]:
     from dataclasses import replace
 
     from freetf_cli.device import resolve_device
-    from freetf_cli.evaluation.probe.agreement import letters_agreement
+    from freetf_cli.evaluation.probe.agreement import group_agreement
     from freetf_cli.generation.sampling import SampleSpec, generate
     from freetf_cli.records import DataFacts
     from freetf_cli.report import story
@@ -119,7 +119,7 @@ def _figure4(run: Path, device: str, *, told: bool) -> list[Agreement]:
         green = list(generate(model, tokenizer, [PROMPT], replace(spec, z="shared", groups=SHOWN_GROUPS, seed=1)))
         story.figure4(_by_group(blue), _by_group(green), PROMPT)
     measured = generate(model, tokenizer, [PROMPT], replace(spec, z="shared", groups=GROUPS, count=COUNT, seed=2))
-    return letters_agreement(_by_group(list(measured)), DataFacts(**checkpoint.state["data"]))
+    return group_agreement(_by_group(list(measured)), DataFacts(**checkpoint.state["data"]))
 
 
 def _by_group(records: list[Sample]) -> list[list[str]]:

@@ -7,15 +7,20 @@ recipe.latent.kappa                                                    # bits pe
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from freetf_cli.config.rules import faults
+from freetf_cli.tasks import task_names
 
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0)]
+if TYPE_CHECKING:
+    TaskName = str
+else:
+    TaskName = Literal[task_names()]  # a Literal, so that errors and the JSON Schema list the tasks
 
 
 class Part(BaseModel):
@@ -37,7 +42,7 @@ class DataConfig(Part):
 
     TABLE: ClassVar[str] = "data"
 
-    task: Literal["letters", "coins", "reviews", "blocks"] | None = Field(None, description="synthetic task, generated in memory")
+    task: TaskName | None = Field(None, description="synthetic task, generated in memory")
     params: dict[str, int | float | str] = Field(default_factory=dict, description="the task's parameters")
     dir: str | None = Field(None, description="folder made by `freetf prepare` or `freetf gen-synthetic`")
     rows: Literal["auto", "documents", "packed"] = Field(

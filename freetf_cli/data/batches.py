@@ -49,6 +49,7 @@ class DataSource:
     rows: RowSource
     loss_start: int
     prompt: Callable[[int, int], str]
+    task: Task | None = None
     bytes_per_token: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -121,7 +122,7 @@ def _open_task(task: Task, context: int | None, seed: int) -> DataSource:
         sha256=hashlib.sha256(identity.encode()).hexdigest(),
         params=task.params,
     )
-    return DataSource(tokenizer, facts, context, TaskRows(task, context + 1, seed), task.loss_start, task.prompt)
+    return DataSource(tokenizer, facts, context, TaskRows(task, context + 1, seed), task.loss_start, task.prompt, task)
 
 
 def _open_folder(data: Dataset, rows: str, context: int | None, seed: int) -> DataSource:
@@ -139,7 +140,9 @@ def _open_folder(data: Dataset, rows: str, context: int | None, seed: int) -> Da
         _check_context(context, longest, loss_start, data.tokenizer, f"the longest document of {data.folder}")
     source: RowSource = (PackedRows if packed else DocumentRows)(data, context + 1, seed)
     ratios = {name: split.bytes / split.tokens for name, split in about.splits.items()} if about.kind == "text" else {}
-    return DataSource(data.tokenizer, _folder_facts(data, context, packed), context, source, loss_start, _folder_prompt(data), ratios)
+    task = None if about.task is None else make_task(about.task, about.params)
+    prompt = task.prompt if task else _text_prompt(data)
+    return DataSource(data.tokenizer, _folder_facts(data, context, packed), context, source, loss_start, prompt, task, ratios)
 
 
 def _folder_facts(data: Dataset, context: int, packed: bool) -> DataFacts:
@@ -159,11 +162,8 @@ def _folder_facts(data: Dataset, context: int, packed: bool) -> DataFacts:
     )
 
 
-def _folder_prompt(data: Dataset) -> Callable[[int, int], str]:
-    """A task's own prompts; for text nothing but the separator, or the first token of a document where there is none."""
-    about = data.manifest
-    if about.task is not None:
-        return make_task(about.task, about.params).prompt
+def _text_prompt(data: Dataset) -> Callable[[int, int], str]:
+    """Prompts for text: empty (the separator alone), or the first token of a document if there is no separator."""
     if data.tokenizer.separator is not None:
         return lambda seed, index: ""
     split = next(iter(data.splits.values()))

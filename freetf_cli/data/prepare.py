@@ -27,7 +27,7 @@ from freetf_cli.data.tokenizer import Tokenizer
 from freetf_cli.data.writer import DatasetWriter, refuse_existing
 from freetf_cli.errors import InputError
 from freetf_cli.records import DatasetSummary
-from freetf_cli.tasks.base import BLOCK, Task, generator
+from freetf_cli.tasks.base import BLOCK_ROWS, Task, generator
 
 DEFAULT_SPLIT = {"train": 0.9, "val": 0.1}
 LONGEST_RUN = 1_000_000  # documents over which a split's proportions are made exact
@@ -118,8 +118,8 @@ def write_task(
     )
     with DatasetWriter(out, tokenizer, origin) as writer:
         for index in range(count):
-            if index % BLOCK == 0:
-                rows = iter(task.examples(seed, index, min(BLOCK, count - index)))
+            if index % BLOCK_ROWS == 0:
+                rows = iter(task.examples(seed, index, min(BLOCK_ROWS, count - index)))
             example = next(rows)
             ids = tokenizer.encode_array(example.text)
             label = None if task.label is None else str(example.factors[task.label])

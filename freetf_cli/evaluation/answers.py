@@ -1,4 +1,4 @@
-"""Exact answers: rows whose counted tokens are all the model's likeliest ones.
+"""Exact answers: rows in which every target is the model's most likely token.
 
 Shapes: B rows, T positions, H bits of Z.
 """
@@ -36,7 +36,10 @@ def evaluate_answers(
     seed: int = 0,
     advance: Callable[[int], None] = lambda count: None,
 ) -> Answers:
-    """The share of `sequences` held-out rows, always the same, with a wrong token. InputError where every token counts: nothing asks."""
+    """The share of wrong rows among `sequences` held-out ones, which are the same for every seed.
+
+    InputError if every token of a row is a target: then the data asks no question.
+    """
     started = time.perf_counter()
     rows = wrong = wrong_posterior = 0
     free = isinstance(model, FreeTransformer)
@@ -67,7 +70,7 @@ def evaluate_answers(
 
 
 def share_of(count: int, total: int) -> Estimate:
-    """count / total with Wilson's 95 % interval, which holds for shares near 0 and 1 too."""
+    """count / total with Wilson's 95 % interval, which holds near 0 and 1 too (SciPy's, without the extra `probe`)."""
     z, share = 1.959964, count / total
     middle = (share + z**2 / (2 * total)) / (1 + z**2 / total)
     half = z * math.sqrt(share * (1 - share) / total + z**2 / (4 * total**2)) / (1 + z**2 / total)
@@ -75,12 +78,14 @@ def share_of(count: int, total: int) -> Estimate:
 
 
 def _wrong(model: Decoder, inputs_BT: Tensor, targets_BT: Tensor, z_BT: Tensor | None) -> int:
+    """The number of rows with a wrong token."""
     logits_BTV = model(inputs_BT) if z_BT is None else model(inputs_BT, z_BT)
     missed_BT = (logits_BTV.argmax(-1) != targets_BT) & (targets_BT != IGNORE)
     return int(missed_BT.any(1).sum())
 
 
 def _posterior(model: FreeTransformer, first: int, seed: int, inputs_BT: Tensor) -> Tensor:
+    """Codes [B, T] from the encoder, each row with a random stream of its own; `first` is the number of the first row."""
     bit_logits_BTH = model.infer_latent(model.lower(inputs_BT), inputs_BT)
     shape = tuple(bit_logits_BTH.shape[1:])
     noise = np.stack([row_stream(seed, "posterior", first + row).random(shape, dtype=np.float32) for row in range(len(inputs_BT))])

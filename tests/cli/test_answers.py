@@ -18,8 +18,11 @@ from freetf_cli.runs.checkpoint import open_model
 
 @pytest.mark.parametrize(("count", "low", "high"), [(0, 0.0, 0.0370), (50, 0.4038, 0.5962), (100, 0.9630, 1.0)])
 def test_wilsons_interval(count: int, low: float, high: float) -> None:
-    """Of 100, as statistics books have it."""
+    """Of 100, as statistics books and SciPy have it."""
+    from scipy.stats import binomtest
+
     share = share_of(count, 100)
+    assert (share.low, share.high) == pytest.approx(tuple(binomtest(count, 100).proportion_ci(method="wilson")), abs=1e-8)
     assert (share.value, share.low, share.high) == (count / 100, pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
 
 

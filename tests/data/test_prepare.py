@@ -14,7 +14,7 @@ import pytest
 from freetf_cli.data.dataset import Dataset
 from freetf_cli.data.prepare import Dealer, parse_split, prepare_text, write_task
 from freetf_cli.errors import InputError
-from freetf_cli.tasks import TASKS, make_task
+from freetf_cli.tasks import make_task, task_names
 
 EXCERPTS = Path(__file__).resolve().parent.parent / "excerpts"
 
@@ -74,7 +74,7 @@ def test_proportions_are_exact_in_every_run(shares: dict[str, float]) -> None:
 # --- tasks -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", task_names())
 def test_task_folders(name: str, tmp_path: Path) -> None:
     task = make_task(name, {})
     summary = write_task(task, tmp_path / "d", count=100, seed=5)
