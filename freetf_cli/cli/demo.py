@@ -66,7 +66,7 @@ def demo(
 
 
 def _make_data(folder: Path, *, quiet: bool) -> None:
-    from freetf_cli.data.prepare import DEFAULT_SPLIT, write_task
+    from freetf_cli.data.prepare import write_task
     from freetf_cli.report import story, terminal
     from freetf_cli.report.progress import counter
     from freetf_cli.tasks import make_task
@@ -77,7 +77,7 @@ def _make_data(folder: Path, *, quiet: bool) -> None:
     if not quiet:
         story.examples([example.text for example in task.examples(seed=0, start=0, count=4)], task.entropy())
     with counter("rows", total=ROWS, quiet=quiet) as advance:
-        summary = write_task(task, folder, count=ROWS, seed=0, split=DEFAULT_SPLIT, progress=advance)
+        summary = write_task(task, folder, count=ROWS, progress=advance)
     if not quiet:
         terminal.dataset_summary(summary)
 

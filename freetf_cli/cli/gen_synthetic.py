@@ -91,7 +91,8 @@ def stream(task: Task, count: int, seed: int) -> None:
 def _write(task: Task, out: str, count: int, seed: int, split: str | None, json: bool, quiet: bool) -> None:
     from pathlib import Path
 
-    from freetf_cli.data.prepare import DEFAULT_SPLIT, parse_split, write_task
+    from freetf_cli.data.prepare import write_task
+    from freetf_cli.data.splits import DEFAULT_SPLIT, parse_split
     from freetf_cli.records import to_json
     from freetf_cli.report import terminal
     from freetf_cli.report.progress import counter

@@ -1,4 +1,4 @@
-"""evaluate --task answers: rows with a wrong token among those that count."""
+"""evaluate --task answers: the share of rows with a wrong target."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def blocks_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def test_a_row_is_wrong_with_one_wrong_token(blocks_runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model that knows all answers but of every fourth row, where it misses one token, is wrong there and nowhere else."""
+    """A model that misses one token in every fourth row and knows all others is wrong in a quarter of the rows."""
     checkpoint, model = open_model(blocks_runs["softmax"], torch.device("cpu"), lambda text: None)
     source = open_run_data(checkpoint, None)
     known = {}

@@ -1,4 +1,4 @@
-"""`freetf gen-synthetic`: records as promised, data folders, and clear refusals."""
+"""`freetf gen-synthetic`: its records, its data folders, and its errors."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def edited(path, before, after):
         ("kappa = 0.25", "kappa = 0.25\nschedule = { kappa = [[0, 17], [0.2]] }", "latent.schedule.kappa: 17 is not within 0 and 16"),
         ("kappa = 0.25", "kappa = 0.25\nschedule = { kapa = [[0, 2], [1]] }", "latent.schedule.kapa"),
         ('task = "letters"', "", "[data] needs exactly one of 'task' and 'dir'"),
-        ('task = "letters"', 'task = "leters"', "data.task: input should be 'letters', 'coins', 'reviews' or 'blocks'"),
+        ('task = "letters"', 'task = "leters"', "data.task: input should be 'blocks', 'coins', 'letters' or 'reviews'"),
         ('task = "letters"', 'dir = "d"\nparams = { a = 1 }', "data.params belongs to data.task"),
         ("lr = 1e-3", "", "missing key 'train.lr', FILE"),
         ("[model]", "[[model]]", "model: "),
