@@ -46,27 +46,19 @@ ANY: Grammar = {
         "{detail} {detail} {verdict}",
     ),
 }
-BY_GENRE: dict[str, Grammar] = {
-    "comedy": {
-        "plot": ("a wedding that nobody wants", "three cooks and one kitchen", "a lost dog and its six owners", "a town without mirrors"),
-        "scene": ("the dinner with the in-laws", "the speech in the lift", "the chase on bicycles"),
-    },
-    "drama": {
-        "plot": ("a fisherman and his daughter", "a teacher who goes blind", "the last summer of a farm", "two sisters and a will"),
-        "scene": ("the talk in the hospital", "the letter at the end", "the silence after the storm"),
-    },
-    "thriller": {
-        "plot": ("a bomb on a night train", "a nurse who knows too much", "a stolen list of names", "a pilot with no past"),
-        "scene": ("the hunt through the harbour", "the call at midnight", "the fight on the stairs"),
-    },
-    "western": {
-        "plot": ("a sheriff who cannot shoot", "a railway and a stubborn widow", "gold under a graveyard", "two riders and one horse"),
-        "scene": ("the duel in the rain", "the ride across the salt", "the card game"),
-    },
-    "mystery": {
-        "plot": ("a clock that stops at nine", "a body in a bookshop", "twins who never met", "a painting that changes"),
-        "scene": ("the questions in the library", "the locked greenhouse", "the last clue"),
-    },
+PLOTS = {
+    "comedy": ("a wedding that nobody wants", "three cooks and one kitchen", "a lost dog and its six owners", "a town without mirrors"),
+    "drama": ("a fisherman and his daughter", "a teacher who goes blind", "the last summer of a farm", "two sisters and a will"),
+    "thriller": ("a bomb on a night train", "a nurse who knows too much", "a stolen list of names", "a pilot with no past"),
+    "western": ("a sheriff who cannot shoot", "a railway and a stubborn widow", "gold under a graveyard", "two riders and one horse"),
+    "mystery": ("a clock that stops at nine", "a body in a bookshop", "twins who never met", "a painting that changes"),
+}
+SCENES = {
+    "comedy": ("the dinner with the in-laws", "the speech in the lift", "the chase on bicycles"),
+    "drama": ("the talk in the hospital", "the letter at the end", "the silence after the storm"),
+    "thriller": ("the hunt through the harbour", "the call at midnight", "the fight on the stairs"),
+    "western": ("the duel in the rain", "the ride across the salt", "the card game"),
+    "mystery": ("the questions in the library", "the locked greenhouse", "the last clue"),
 }
 BY_SENTIMENT: dict[str, Grammar] = {
     "positive": {
@@ -140,7 +132,7 @@ class Reviews(Task):
 def review(rng: np.random.Generator) -> Example:
     """One review. The text is drawn again until it is short enough; the factors are not."""
     sentiment, genre = str(rng.choice(SENTIMENTS)), str(rng.choice(GENRES))
-    grammar = {**ANY, **BY_GENRE[genre], **BY_SENTIMENT[sentiment], "genre": (genre,)}
+    grammar = {**ANY, **BY_SENTIMENT[sentiment], "genre": (genre,), "plot": PLOTS[genre], "scene": SCENES[genre]}
     while len(text := spell("{review}", grammar, rng)) > LONGEST:
         pass
     return Example(text, {"sentiment": sentiment, "genre": genre})
