@@ -23,11 +23,11 @@ from torch import Tensor
 
 from freetf_cli.data.tokenizer import Tokenizer
 from freetf_cli.device import resolve_device
-from freetf_cli.evaluation.probe.factors import letters_reader
-from freetf_cli.evaluation.probe.information import UNREAD, mutual_information
+from freetf_cli.evaluation.probe.information import mutual_information
 from freetf_cli.generation.sampling import SampleSpec, generate
 from freetf_cli.runs.checkpoint import open_checkpoint
 from freetf_cli.tasks import make_task
+from freetf_cli.tasks.factors import UNREAD, encode
 from freetf_cli.tasks.letters import Letters
 
 GROUPS, COUNT = int(os.environ.get("GROUPS_", "256")), int(os.environ.get("COUNT", "48"))
@@ -39,12 +39,12 @@ def parts(model: FreeTransformer, tokenizer: Tokenizer, task: Letters) -> dict[s
     positions, found = task.row_tokens - 1, {}
     ends = {"all": (0, positions), "first 2": (0, 2), "first 8": (0, 8), "after 2": (2, positions), "after 8": (8, positions)}
     random = np.random.default_rng(0)
-    reader = letters_reader(task.params)
     for name, (begin, end) in ends.items():
         codes = random.integers(2**model.latent.bits, size=(GROUPS, COUNT, positions))
         codes[:, :, begin:end] = codes[:, :1, begin:end]
         spec = SampleSpec(task.row_tokens, groups=GROUPS, count=COUNT, given_z=codes.reshape(-1, positions).tolist(), seed=1)
-        read = reader.read([sample.text for sample in generate(model, tokenizer, [task.prompt(0, 0)], spec)])
+        texts = [sample.text for sample in generate(model, tokenizer, [task.prompt(0, 0)], spec)]
+        read = encode(task.factors, [reading.factors for reading in task.read_all(texts)])
         place, marks = read["position"].reshape(GROUPS, COUNT), read["noise"].reshape(GROUPS, COUNT, -1)
         whole = place[(place != UNREAD).all(1)]
         told = (mutual_information(values, kinds, 0).information.value for values, kinds in ((whole, task.places), (marks, 2)))

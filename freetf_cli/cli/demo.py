@@ -66,7 +66,7 @@ def demo(
 
 
 def _make_data(folder: Path, *, quiet: bool) -> None:
-    from freetf_cli.data.prepare import DEFAULT_SPLIT, write_task
+    from freetf_cli.data.prepare import write_task
     from freetf_cli.report import story, terminal
     from freetf_cli.report.progress import counter
     from freetf_cli.tasks import make_task
@@ -77,7 +77,7 @@ def _make_data(folder: Path, *, quiet: bool) -> None:
     if not quiet:
         story.examples([example.text for example in task.examples(seed=0, start=0, count=4)], task.entropy())
     with counter("rows", total=ROWS, quiet=quiet) as advance:
-        summary = write_task(task, folder, count=ROWS, seed=0, split=DEFAULT_SPLIT, progress=advance)
+        summary = write_task(task, folder, count=ROWS, progress=advance)
     if not quiet:
         terminal.dataset_summary(summary)
 
@@ -101,7 +101,7 @@ def _figure4(run: Path, device: str, *, told: bool) -> list[Agreement]:
     from dataclasses import replace
 
     from freetf_cli.device import resolve_device
-    from freetf_cli.evaluation.probe.agreement import letters_agreement
+    from freetf_cli.evaluation.probe.agreement import group_agreement
     from freetf_cli.generation.sampling import SampleSpec, generate
     from freetf_cli.records import DataFacts
     from freetf_cli.report import story
@@ -119,7 +119,7 @@ def _figure4(run: Path, device: str, *, told: bool) -> list[Agreement]:
         green = list(generate(model, tokenizer, [PROMPT], replace(spec, z="shared", groups=SHOWN_GROUPS, seed=1)))
         story.figure4(_by_group(blue), _by_group(green), PROMPT)
     measured = generate(model, tokenizer, [PROMPT], replace(spec, z="shared", groups=GROUPS, count=COUNT, seed=2))
-    return letters_agreement(_by_group(list(measured)), DataFacts(**checkpoint.state["data"]))
+    return group_agreement(_by_group(list(measured)), DataFacts(**checkpoint.state["data"]))
 
 
 def _by_group(records: list[Sample]) -> list[list[str]]:

@@ -10,16 +10,22 @@ import typer
 
 from freetf_cli.cli.options import JsonOption, QuietOption, SeedOption
 from freetf_cli.errors import InputError
+from freetf_cli.tasks import describe, task_names
 
 if TYPE_CHECKING:
     from freetf_cli.tasks.base import Task
 
-CHUNK = 1024  # rows made at a time
+CHUNK = 1024  # rows generated at a time
 
-TaskArgument = Annotated[str, typer.Argument(metavar="TASK", help="letters, coins, reviews or blocks.")]
-OutOption = Annotated[str, typer.Option("--out", "-o", metavar="DIR|-", help="A new folder; - streams JSON lines to stdout.")]
-CountOption = Annotated[int, typer.Option("--count", min=1, help="Rows to make; a smaller count yields a prefix.")]
-ParamOption = Annotated[list[str] | None, typer.Option("--param", metavar="NAME=VALUE", help="A task's parameter. May be repeated.")]
+
+def _complete_task(incomplete: str) -> list[str]:
+    return [name for name in task_names() if name.startswith(incomplete)]
+
+
+TaskArgument = Annotated[str, typer.Argument(metavar="TASK", help=f"One of {', '.join(task_names())}.", autocompletion=_complete_task)]
+OutOption = Annotated[str, typer.Option("--out", "-o", metavar="DIR|-", help="A new folder; - writes JSON lines to stdout.")]
+CountOption = Annotated[int, typer.Option("--count", min=1, help="Rows to generate; a smaller count yields a prefix.")]
+ParamOption = Annotated[list[str] | None, typer.Option("--param", metavar="NAME=VALUE", help="A parameter of the task. Can be repeated.")]
 SplitOption = Annotated[
     str | None,
     typer.Option("--split", metavar="NAME=SHARE,…", help="Shares that sum to 1, or numbers of rows. Default: train=0.9,val=0.1."),
@@ -36,15 +42,9 @@ def gen_synthetic(
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Make a synthetic data set whose hidden factors are known.
+    """Generate a synthetic data set whose hidden factors are known.
 
-    letters: a run of a letter in a noisy line; --param length, target, noise, letters.
-
-    coins: noisy copies of one hidden coin; --param length, flip.
-
-    reviews: short positive and negative film reviews; no parameters.
-
-    blocks: find the block that holds the question's letters; --param n, query, which, blocks.
+    {tasks}
 
     $ freetf gen-synthetic letters -o data/letters --count 10000
     $ freetf gen-synthetic coins -o - --count 5 --param flip=1/8
@@ -60,8 +60,16 @@ def gen_synthetic(
         _write(chosen, out, count, seed, split, json, quiet)
 
 
+def _task_help(name: str) -> str:
+    summary, params = describe(name)
+    return f"{summary.rstrip('.')}; " + (f"--param {', '.join(params)}." if params else "no parameters.")
+
+
+gen_synthetic.__doc__ = str(gen_synthetic.__doc__).replace("{tasks}", "\n\n    ".join(map(_task_help, task_names())))
+
+
 def parse_params(items: list[str]) -> dict[str, Any]:
-    """`["noise=1/16"]` as `{"noise": "1/16"}`; the task checks the values."""
+    """`["noise=1/16"]` as `{"noise": "1/16"}`. The task checks the values."""
     params: dict[str, Any] = {}
     for item in items:
         name, equals, value = (part.strip() for part in item.partition("="))
@@ -73,7 +81,7 @@ def parse_params(items: list[str]) -> dict[str, Any]:
 
 
 def stream(task: Task, count: int, seed: int) -> None:
-    """JSON lines on stdout, as they are made."""
+    """Write rows to stdout as JSON lines, as they are generated."""
     for start in range(0, count, CHUNK):
         for example in task.examples(seed, start, min(CHUNK, count - start)):
             record = {"text": example.text, "factors": example.factors}
@@ -83,7 +91,8 @@ def stream(task: Task, count: int, seed: int) -> None:
 def _write(task: Task, out: str, count: int, seed: int, split: str | None, json: bool, quiet: bool) -> None:
     from pathlib import Path
 
-    from freetf_cli.data.prepare import DEFAULT_SPLIT, parse_split, write_task
+    from freetf_cli.data.prepare import write_task
+    from freetf_cli.data.splits import DEFAULT_SPLIT, parse_split
     from freetf_cli.records import to_json
     from freetf_cli.report import terminal
     from freetf_cli.report.progress import counter

@@ -9,13 +9,13 @@ import typer
 
 from freetf_cli.cli.options import JsonOption, QuietOption, SeedOption
 
-PathsArgument = Annotated[list[str], typer.Argument(metavar="PATH", help="Files, folders, .gz, .bz2, .zip, .jsonl; - is standard input.")]
-OutOption = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="A new folder for the data.")]
+PathsArgument = Annotated[list[str], typer.Argument(metavar="PATH", help="Files, folders, .gz, .bz2, .zip, .jsonl; - for standard input.")]
+OutOption = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="A new folder.")]
 TokenizerOption = Annotated[
-    str, typer.Option("--tokenizer", metavar="bytes|bpe:SIZE|FILE", help="Bytes, BPE trained here, or a tokenizer.json.")
+    str, typer.Option("--tokenizer", metavar="bytes|bpe:SIZE|FILE", help="Bytes, BPE trained on this text, or a tokenizer.json.")
 ]
-SplitOption = Annotated[str, typer.Option("--split", metavar="NAME=SHARE,…", help="Shares of the documents; they sum to 1.")]
-FieldOption = Annotated[str | None, typer.Option("--field", help="The field of a JSON line that holds the text.")]
+SplitOption = Annotated[str, typer.Option("--split", metavar="NAME=SHARE,…", help="Shares of the documents, which sum to 1.")]
+FieldOption = Annotated[str | None, typer.Option("--field", help="The field of a JSON record that holds the text.")]
 SeparatorOption = Annotated[
     str | None, typer.Option("--document-separator", metavar="TEXT", help="Cut each file into documents at this text.")
 ]
@@ -32,14 +32,15 @@ def prepare(
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Turn real text into token shards, split by document.
+    """Prepare text for training: token shards with splits by document.
 
-    A folder's name becomes its documents' label where it has siblings, as pos/ and neg/ do.
+    Documents are labelled with their folder's name if it has siblings, such as pos/ and neg/.
 
     $ freetf prepare reviews.zip -o data/reviews
     $ freetf prepare books.jsonl.gz -o data/books --field text --tokenizer bpe:8192
     """
-    from freetf_cli.data.prepare import parse_split, prepare_text
+    from freetf_cli.data.prepare import prepare_text
+    from freetf_cli.data.splits import parse_split
     from freetf_cli.records import to_json
     from freetf_cli.report import terminal
     from freetf_cli.report.progress import counter

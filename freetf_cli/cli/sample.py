@@ -129,22 +129,30 @@ def _texts(file: BinaryIO) -> Iterator[str]:
 
 
 def show_samples(records: Iterator[Sample], checkpoint: Checkpoint, *, shared: bool, json: bool) -> None:
-    """JSON lines; plain lines in a pipe; on a terminal the boxes of Figure 4 for letters, else running text."""
+    """JSON lines; plain lines in a pipe; on a terminal the boxes of Figure 4 where rows show their factors, else running text."""
     from freetf_cli.records import to_json
     from freetf_cli.report import terminal
 
     if json:
         for record in records:
             typer.echo(to_json(record))
-    elif sys.stdout.isatty() and checkpoint.state["data"].get("task") == "letters":
+    elif sys.stdout.isatty() and _shows_factors(checkpoint):
         _show_boxes(list(records), checkpoint, shared=shared)
     else:
         for record in records:
             terminal.sample(record)
 
 
+def _shows_factors(checkpoint: Checkpoint) -> bool:
+    """Whether the factors of the run's data can be seen in a row."""
+    from freetf_cli.tasks import make_task
+
+    facts = checkpoint.state["data"]
+    return bool(facts.get("task") and make_task(facts["task"], facts["params"]).factors)
+
+
 def _show_boxes(records: list[Sample], checkpoint: Checkpoint, *, shared: bool) -> None:
-    from freetf_cli.evaluation.probe.agreement import letters_agreement
+    from freetf_cli.evaluation.probe.agreement import group_agreement
     from freetf_cli.records import DataFacts, SampleGroups
     from freetf_cli.report.console import out
     from freetf_cli.report.figure4 import agreement_table, figure4
@@ -152,5 +160,5 @@ def _show_boxes(records: list[Sample], checkpoint: Checkpoint, *, shared: bool) 
     for prompt, rows in groupby(records, key=lambda record: record.prompt):
         groups = [[row.text for row in group] for _, group in groupby(rows, key=lambda row: row.group)]
         figure4(SampleGroups("", shared, groups, prompt), console=out(), latent=checkpoint.recipe.latent is not None)
-        if shared and len(groups) > 1 and (found := letters_agreement(groups, DataFacts(**checkpoint.state["data"]))):
+        if shared and len(groups) > 1 and (found := group_agreement(groups, DataFacts(**checkpoint.state["data"]))):
             agreement_table(found, console=out())

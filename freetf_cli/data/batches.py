@@ -1,4 +1,4 @@
-"""What training and sampling know of data: batches as a pure function of (seed, step), held-out rows, prompts, facts.
+"""Data as training and evaluation see it: batches as a pure function of (seed, step), held-out rows, prompts and facts.
 
 data = open_data(recipe.data, context=recipe.model.context, seed=recipe.train.seed)
 batch = data.train_batch(step=0, size=64)      # inputs [64, T], targets [64, T]
@@ -25,12 +25,12 @@ from freetf_cli.records import DataFacts
 from freetf_cli.tasks import make_task
 from freetf_cli.tasks.base import PAD, Task, Tokens
 
-IGNORE = -100  # a target that does not count, as in PyTorch's cross-entropy
+IGNORE = -100  # the target of positions without a loss, as in PyTorch's cross_entropy
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """inputs and targets [B, T] int64; targets that do not count are IGNORE."""
+    """inputs and targets [B, T], int64. Targets without a loss are IGNORE."""
 
     inputs: NDArray[np.int64]
     targets: NDArray[np.int64]
@@ -38,9 +38,10 @@ class Batch:
 
 @dataclass(frozen=True, eq=False)
 class DataSource:
-    """Where a run's sequences come from. context: T. loss_start: index in a row of the first token that counts as target.
+    """The sequences of a run.
 
-    bytes_per_token: of each split's text; empty where the data is no text.
+    context: T. loss_start: index in a row of the first token that is a target. prompt(seed, index): a text that a sample can begin with.
+    task: the synthetic task, if it is one. bytes_per_token: of the text of each split; empty if the data is not text.
     """
 
     tokenizer: Tokenizer
@@ -49,6 +50,7 @@ class DataSource:
     rows: RowSource
     loss_start: int
     prompt: Callable[[int, int], str]
+    task: Task | None = None
     bytes_per_token: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -61,21 +63,21 @@ class DataSource:
         return self.context + 1
 
     def train_batch(self, step: int, size: int) -> Batch:
-        """Rows step·size … of the seed's order; the same for the same (seed, step, size), whatever was asked before."""
+        """The batch of a step, a function of (seed, step, size) alone."""
         return self._batch(self.rows.train(step * size, size))
 
     def held_out(self, split: str, sequences: int, size: int) -> Iterator[Batch]:
-        """Always the same rows, in batches of `size`: `sequences` of them spread evenly over the split, or all it has."""
+        """Batches of `size` held-out rows, always the same: `sequences` of them spread evenly over the split, or all if it has fewer."""
         chosen = self._chosen(split, sequences)
         for start in range(0, len(chosen), size):
             yield self._batch(self.rows.held_out(split, chosen[start : start + size]))
 
     def held_out_factors(self, split: str, sequences: int) -> list[Factors]:
-        """What is known of each of the rows that `held_out` gives."""
+        """The known factors of each of these rows."""
         return self.rows.factors(split, self._chosen(split, sequences))
 
     def held_out_documents(self, split: str, sequences: int) -> NDArray[np.int64]:
-        """The number of the document that each of these rows begins in: rows of one document are not independent."""
+        """The number of the document in which each of these rows begins. Rows of one document are not independent."""
         return self.rows.documents(split, self._chosen(split, sequences))
 
     def _chosen(self, split: str, sequences: int) -> NDArray[np.int64]:
@@ -84,7 +86,7 @@ class DataSource:
         return np.arange(count) * (available or count) // max(count, 1)
 
     def prompts(self, count: int, seed: int) -> list[str]:
-        """What samples may begin with, as text."""
+        """Texts that samples can begin with."""
         return [self.prompt(seed, index) for index in range(count)]
 
     def _batch(self, rows: Tokens) -> Batch:
@@ -96,9 +98,9 @@ class DataSource:
 
 
 def open_data(config: DataConfig, *, context: int | None, seed: int) -> DataSource:
-    """The data that a recipe names. context: T; None: the task's row length less one.
+    """Open the data of a recipe. context: T; by default one less than the row length of the task.
 
-    InputError when the folder is missing or damaged, or its text is shorter than a row.
+    InputError if the folder is missing or damaged, or if its text is shorter than a row.
     """
     if config.task is not None:
         return _open_task(make_task(config.task, config.params), context, seed)
@@ -121,7 +123,7 @@ def _open_task(task: Task, context: int | None, seed: int) -> DataSource:
         sha256=hashlib.sha256(identity.encode()).hexdigest(),
         params=task.params,
     )
-    return DataSource(tokenizer, facts, context, TaskRows(task, context + 1, seed), task.loss_start, task.prompt)
+    return DataSource(tokenizer, facts, context, TaskRows(task, context + 1, seed), task.loss_start, task.prompt, task)
 
 
 def _open_folder(data: Dataset, rows: str, context: int | None, seed: int) -> DataSource:
@@ -129,7 +131,9 @@ def _open_folder(data: Dataset, rows: str, context: int | None, seed: int) -> Da
     packed = rows == "packed" or (rows == "auto" and about.kind == "text")
     longest = max(int(split.row_lengths.max()) for split in data.splits.values())
     if context is None and about.kind == "text":
-        raise InputError("model.context is not set: text has no row length of its own", str(data.folder), "for example model.context=256")
+        raise InputError(
+            "model.context is not set, and text has no row length of its own", str(data.folder), "for example model.context=256"
+        )
     context = context or (about.row_tokens or longest) - 1
     loss_start = 1 if packed else about.loss_start
     if packed:
@@ -139,7 +143,9 @@ def _open_folder(data: Dataset, rows: str, context: int | None, seed: int) -> Da
         _check_context(context, longest, loss_start, data.tokenizer, f"the longest document of {data.folder}")
     source: RowSource = (PackedRows if packed else DocumentRows)(data, context + 1, seed)
     ratios = {name: split.bytes / split.tokens for name, split in about.splits.items()} if about.kind == "text" else {}
-    return DataSource(data.tokenizer, _folder_facts(data, context, packed), context, source, loss_start, _folder_prompt(data), ratios)
+    task = None if about.task is None else make_task(about.task, about.params)
+    prompt = task.prompt if task else _text_prompt(data)
+    return DataSource(data.tokenizer, _folder_facts(data, context, packed), context, source, loss_start, prompt, task, ratios)
 
 
 def _folder_facts(data: Dataset, context: int, packed: bool) -> DataFacts:
@@ -159,11 +165,8 @@ def _folder_facts(data: Dataset, context: int, packed: bool) -> DataFacts:
     )
 
 
-def _folder_prompt(data: Dataset) -> Callable[[int, int], str]:
-    """A task's own prompts; for text nothing but the separator, or the first token of a document where there is none."""
-    about = data.manifest
-    if about.task is not None:
-        return make_task(about.task, about.params).prompt
+def _text_prompt(data: Dataset) -> Callable[[int, int], str]:
+    """Prompts for text: empty (the separator alone), or the first token of a document if there is no separator."""
     if data.tokenizer.separator is not None:
         return lambda seed, index: ""
     split = next(iter(data.splits.values()))
@@ -171,21 +174,21 @@ def _folder_prompt(data: Dataset) -> Callable[[int, int], str]:
 
 
 def _check_context(context: int, longest: int, loss_start: int, tokenizer: Tokenizer, what: str) -> None:
-    """A row may be cropped as long as something counts, and padded only with a separator."""
+    """A cropped row must have a target left, and rows can be padded only with a separator."""
     if context < loss_start:
-        raise InputError(f"model.context = {context} leaves no target: the first one that counts is token {loss_start} of a row")
+        raise InputError(f"model.context = {context} leaves no target: the first one is token {loss_start} of a row")
     if context + 1 > longest and tokenizer.separator is None:
-        raise InputError(f"model.context = {context} is too long: {what} has {longest} tokens, and no separator to pad with")
+        raise InputError(f"model.context = {context} is too long: {what} has {longest} tokens and no separator to pad with")
 
 
 def _check_equal_rows(data: Dataset) -> None:
     lengths = {int(length) for split in data.splits.values() for length in np.unique(split.row_lengths)}
     if data.tokenizer.separator is None and len(lengths) > 1:
-        raise InputError("without a separator every document of a row must be as long", str(data.folder), "data.rows = 'packed'")
+        raise InputError("without a separator all documents must be equally long to be rows", str(data.folder), "data.rows = 'packed'")
 
 
 def _check_long_enough(data: Dataset, context: int) -> None:
     for name, split in data.splits.items():
         if split.tokens < context + 1:
             what = f"the text of split '{name}' has {split.tokens} tokens: less than a row of model.context = {context} and its last target"
-            raise InputError(what, str(data.folder), "prepare more text, or take a smaller model.context")
+            raise InputError(what, str(data.folder), "prepare more text or use a smaller model.context")

@@ -1,12 +1,12 @@
-"""The data folder: token shards, where each document begins, what each document is, and a manifest with a hash of every file.
+"""The data folder: token shards, offsets and records of the documents, and a manifest with a hash of every file.
 
     letters/manifest.json  tokenizer.json
-            train/tokens-00000.bin   the stream, little-endian uint16 (uint32 for a vocabulary of more than 65,536)
-            train/offsets.bin        int64, documents + 1: where document i begins in the stream
-            train/documents.jsonl    a line a document: text and factors, or source and factors
+            train/tokens-00000.bin   the stream of tokens, little-endian uint16 (uint32 for a vocabulary above 65,536)
+            train/offsets.bin        int64, documents + 1 of them: the position of each document in the stream
+            train/documents.jsonl    a record for each document: text and factors, or source and factors
 
-With a separator the stream is `SEP d1 SEP d2 SEP …` and row i, `SEP di SEP`, is stream[offsets[i] : offsets[i + 1] + 1]; without
-one the documents follow each other and row i is stream[offsets[i] : offsets[i + 1]].
+With a separator the stream is `SEP d1 SEP d2 SEP …`, and row i, `SEP di SEP`, is stream[offsets[i] : offsets[i + 1] + 1]. Without one
+the documents follow each other, and row i is stream[offsets[i] : offsets[i + 1]].
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from freetf_cli.data.tokenizer import Ids, Tokenizer
 from freetf_cli.errors import InputError, nearest
 
 LARGEST_MANIFEST = 16 << 20  # bytes
-SCANNED = 1 << 20  # tokens looked at together
+SCANNED = 1 << 20  # tokens checked at a time
 
 
 class Split:
-    """One split of a data folder, memory-mapped. len(split) documents; `tokens` in the stream."""
+    """A split of a data folder, memory-mapped. len(split): documents; tokens: length of the stream."""
 
     def __init__(self, folder: Path, facts: SplitFacts, vocabulary: int, separator: int | None) -> None:
         self.facts, self.tokens = facts, facts.tokens
@@ -48,7 +48,7 @@ class Split:
 
     @property
     def row_lengths(self) -> NDArray[np.int64]:
-        """Tokens of each document's row, separators included [documents]."""
+        """Tokens in the row of each document, separators included [documents]."""
         return np.diff(self.offsets) + self._extra
 
     def slice(self, start: int, stop: int) -> Ids:
@@ -62,17 +62,17 @@ class Split:
         return np.concatenate(parts).astype(np.int64) if parts else np.empty(0, np.int64)
 
     def row(self, index: int) -> Ids:
-        """Document `index` with its separators."""
+        """The tokens of document `index`, with its separators."""
         return self.slice(int(self.offsets[index]), int(self.offsets[index + 1]) + self._extra)
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """The lines of documents.jsonl: `factors`, and `text` or `source`."""
+        """The records of documents.jsonl: `factors`, and `text` or `source`."""
         with self._documents.open(encoding="utf-8") as lines:
             for line in lines:
                 yield json.loads(line)
 
     def _check(self, folder: Path, vocabulary: int) -> None:
-        """What hashes do not tell: that the parts fit each other."""
+        """Check that the files fit each other, which hashes do not show."""
         fits = len(self.offsets) == len(self) + 1 and int(self._starts[-1]) == self.tokens
         fits = fits and self.offsets[0] == 0 and int(self.offsets[-1]) + self._extra == self.tokens
         if not (fits and (np.diff(self.offsets) >= 0).all()):
@@ -83,7 +83,7 @@ class Split:
 
 
 class Dataset:
-    """A data folder, every file of it checked against the manifest. sha256: of the manifest, which names all other hashes."""
+    """A data folder whose files were checked against its manifest. sha256: of the manifest, which contains all other hashes."""
 
     def __init__(self, folder: Path, manifest: Manifest, sha256: str, tokenizer: Tokenizer) -> None:
         self.folder, self.manifest, self.sha256, self.tokenizer = folder, manifest, sha256, tokenizer
@@ -92,12 +92,12 @@ class Dataset:
 
     @classmethod
     def open(cls, folder: str | Path) -> Dataset:
-        """Open and check a data folder; InputError names the file that is missing, cut short or damaged."""
+        """Open and check a data folder; InputError names the file that is missing, truncated or damaged."""
         folder = Path(folder)
         file = folder / MANIFEST
         if not file.is_file():
             what = "not a data folder: it has no manifest.json" if folder.is_dir() else "no such data folder"
-            raise InputError(what, str(folder), "make one with `freetf prepare` or `freetf gen-synthetic`")
+            raise InputError(what, str(folder), "`freetf prepare` and `freetf gen-synthetic` make data folders")
         if file.stat().st_size > LARGEST_MANIFEST:
             raise InputError("the manifest is too large", str(file))
         content = file.read_bytes()
@@ -105,7 +105,7 @@ class Dataset:
         _check_files(folder, manifest)
         tokenizer = tokenizers.load(folder / tokenizers.FILE)
         if (tokenizer.vocab_size, tokenizer.separator) != (manifest.tokenizer.vocabulary, manifest.tokenizer.separator):
-            raise InputError("the tokenizer is not the manifest's", str(folder / tokenizers.FILE))
+            raise InputError("the tokenizer is not the one that the manifest describes", str(folder / tokenizers.FILE))
         return cls(folder, manifest, hashlib.sha256(content).hexdigest(), tokenizer)
 
     def split(self, name: str) -> Split:
@@ -119,7 +119,7 @@ class Dataset:
 
 
 def _check_files(folder: Path, manifest: Manifest) -> None:
-    """Size and hash of every file; a link inside could lead out of the folder, so none is followed. The folder itself may be one."""
+    """Check size and hash of every file. Links inside the folder are refused, as they can lead out of it; the folder itself can be one."""
     for name, split in manifest.splits.items():
         _refuse_link(folder / name)
         for file, facts in split.files.items():
@@ -129,7 +129,7 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
 
 def _refuse_link(path: Path) -> None:
     if path.is_symlink():
-        raise InputError("a link where the data folder has a file", str(path))
+        raise InputError("a link instead of a file of the data folder", str(path))
 
 
 def _check_file(path: Path, sha256: str, size: int | None = None) -> None:
@@ -138,14 +138,14 @@ def _check_file(path: Path, sha256: str, size: int | None = None) -> None:
         raise InputError("the data folder is damaged: a file is missing", str(path))
     actual = path.stat().st_size
     if size is not None and actual != size:
-        how = f"cut short: {actual} of {size} bytes" if actual < size else f"damaged: {actual} bytes, not {size}"
+        how = f"truncated: {actual} of {size} bytes" if actual < size else f"damaged: {actual} bytes, not {size}"
         raise InputError(f"the data folder is damaged: a file is {how}", str(path))
     with path.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-            raise InputError("the data folder is damaged: a file has another SHA-256 than the manifest says", str(path))
+            raise InputError("the data folder is damaged: the SHA-256 of a file is not the manifest's", str(path))
 
 
 def _map(path: Path, kind: np.dtype[Any]) -> NDArray[Any]:
     if path.stat().st_size % kind.itemsize:
-        raise InputError("the data folder is damaged: a file ends inside a number", str(path))
+        raise InputError("the data folder is damaged: the size of a file is not a whole number of items", str(path))
     return np.memmap(path, kind, "r") if path.stat().st_size else np.empty(0, kind)

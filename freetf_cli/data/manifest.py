@@ -1,4 +1,4 @@
-"""manifest.json of a data folder: what it holds, and the size and hash of every file."""
+"""manifest.json of a data folder: its contents, and the size and hash of every file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FILE_NAME = r"tokens-\d{5}\.bin|offsets\.bin|documents\.jsonl"
 
 
 class Origin(ConfigTable):
-    """What a data folder is about. Entropies and the floor in bits per sequence; row_tokens is null when rows differ."""
+    """Where the data comes from. Entropies and the floor are in bits per sequence; row_tokens is null if rows differ in length."""
 
     kind: Literal["synthetic", "text"]
     task: str | None = None
@@ -33,14 +33,14 @@ class Origin(ConfigTable):
 
 
 class FileFacts(ConfigTable):
-    """One file: its size and hash."""
+    """Size and hash of a file."""
 
     bytes: NotNegative
     sha256: str
 
 
 class SplitFacts(ConfigTable):
-    """One split: bytes are those of the documents' text in UTF-8, tokens those of the stream, separators included."""
+    """Sizes of a split. bytes: of the documents' text in UTF-8; tokens: of the stream, separators included."""
 
     documents: NotNegative
     tokens: NotNegative
@@ -50,7 +50,7 @@ class SplitFacts(ConfigTable):
 
 
 class TokenizerFacts(ConfigTable):
-    """The tokenizer that made the tokens."""
+    """The tokenizer of a data folder."""
 
     name: str
     vocabulary: int = Field(ge=1)
@@ -59,7 +59,7 @@ class TokenizerFacts(ConfigTable):
 
 
 class Manifest(Origin):
-    """manifest.json."""
+    """The contents of manifest.json."""
 
     schema_version: int
     format: str
@@ -69,12 +69,12 @@ class Manifest(Origin):
 
 
 def parse_manifest(content: bytes, file: Path) -> Manifest:
-    """The manifest in a file's content; InputError if it is damaged, of another format or of a newer one."""
+    """Parse a manifest; InputError if it is damaged, of another format or of a newer version."""
     try:
         tree = json.loads(content)
         kind, version = tree["format"], tree["format_version"]
     except (ValueError, RecursionError, KeyError, TypeError):
-        raise InputError("the manifest is damaged, or not one of a data folder", str(file)) from None
+        raise InputError("the manifest is damaged, or not that of a data folder", str(file)) from None
     if kind != FORMAT:
         raise InputError(f"the manifest is of another format, {kind!r:.40}", str(file))
     if not isinstance(version, int) or version > VERSION:
@@ -93,5 +93,5 @@ def parse_manifest(content: bytes, file: Path) -> Manifest:
 
 
 def token_type(vocabulary: int) -> np.dtype[Any]:
-    """How a token is stored."""
+    """The type that tokens are stored as."""
     return np.dtype("<u2" if vocabulary <= 1 << 16 else "<u4")

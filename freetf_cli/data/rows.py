@@ -1,7 +1,7 @@
-"""Rows to train on: from a task's stream, a document a row, or windows over a packed stream.
+"""Sources of rows: a task's stream, one document a row, or windows over a packed stream.
 
-Each gives arrays [rows, T + 1] with PAD after the end of a short row. Row number g of training is a function of (seed, g):
-step s of batch size B takes rows s·B … s·B + B − 1.
+All of them give arrays [rows, T + 1], padded with PAD. Training row g is a function of (seed, g); step s with batch size B takes
+rows s·B … s·B + B − 1.
 """
 
 from __future__ import annotations
@@ -22,25 +22,29 @@ Factors = dict[str, Any]
 
 
 class RowSource(Protocol):
-    """Where rows come from. size(split): how many there are; None for an endless stream. factors: what is known of each held-out row,
-    nothing where a row holds parts of several documents. documents: the number of the document that each row begins in."""
+    """A source of rows."""
 
-    def train(self, start: int, count: int) -> Tokens: ...
+    def train(self, start: int, count: int) -> Tokens:
+        """Training rows start … start + count − 1 of the seed's order [count, T + 1]."""
 
-    def held_out(self, split: str, rows: NDArray[np.int64]) -> Tokens: ...
+    def held_out(self, split: str, rows: NDArray[np.int64]) -> Tokens:
+        """Rows of a split by number [rows, T + 1]."""
 
-    def factors(self, split: str, rows: NDArray[np.int64]) -> list[Factors]: ...
+    def factors(self, split: str, rows: NDArray[np.int64]) -> list[Factors]:
+        """The known factors of these rows; empty for a row with parts of several documents."""
 
-    def documents(self, split: str, rows: NDArray[np.int64]) -> NDArray[np.int64]: ...
+    def documents(self, split: str, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The number of the document in which each of these rows begins [rows]."""
 
-    def size(self, split: str) -> int | None: ...
+    def size(self, split: str) -> int | None:
+        """The number of rows of a split; None for an endless stream."""
 
 
-HELD_OUT_SEED = 0  # runs of all seeds are measured on the same rows
+HELD_OUT_SEED = 0  # runs of all seeds are evaluated on the same rows
 
 
 class TaskRows:
-    """Fresh rows for ever; each split has a stream of its own, and only that of training depends on the seed."""
+    """Fresh rows without end. Each split has its own stream; only that of training depends on the seed."""
 
     def __init__(self, task: Task, width: int, seed: int) -> None:
         self._task, self._width, self._seed = task, width, seed
@@ -49,7 +53,7 @@ class TaskRows:
         return self._fit(self._task.tokens(stream_seed(self._seed, TRAIN), start, count))
 
     def held_out(self, split: str, rows: NDArray[np.int64]) -> Tokens:
-        """Rows of a stream are in order: rows is a run of numbers."""
+        """rows: consecutive numbers."""
         return self._fit(self._task.tokens(stream_seed(HELD_OUT_SEED, split), int(rows[0]), len(rows)))
 
     def factors(self, split: str, rows: NDArray[np.int64]) -> list[Factors]:
@@ -69,14 +73,14 @@ class TaskRows:
 
 
 class _Epochs:
-    """An order of `size` things that is shuffled anew each epoch by (seed, epoch)."""
+    """The order of `size` items in each epoch, shuffled by (seed, epoch)."""
 
     def __init__(self, size: int, seed: int) -> None:
         self.size, self._seed = size, seed
         self._orders: dict[int, NDArray[np.int64]] = {}
 
     def pieces(self, start: int, count: int) -> list[tuple[int, NDArray[np.int64]]]:
-        """(epoch, things of it) for the numbers start … start + count − 1."""
+        """(epoch, items) for the places start … start + count − 1 of all epochs in a row."""
         stop, pieces = start + count, []
         while start < stop:
             epoch, place = divmod(start, self.size)
@@ -93,7 +97,7 @@ class _Epochs:
 
 
 class DocumentRows:
-    """A document a row, cropped to the width; every document once an epoch."""
+    """One document a row, cropped to the width; every document once an epoch."""
 
     def __init__(self, data: Dataset, width: int, seed: int) -> None:
         self._data, self._width, self._seed = data, width, seed
@@ -124,14 +128,14 @@ class DocumentRows:
 
 
 class PackedRows:
-    """Windows of T + 1 tokens, T apart, so that a token is a target at most once an epoch; an epoch begins at an offset of its own."""
+    """Windows of T + 1 tokens, T apart, so that a token is a target at most once an epoch. Each epoch has its own offset."""
 
     def __init__(self, data: Dataset, width: int, seed: int) -> None:
         self._data, self._width, self._stride, self._seed = data, width, width - 1, seed
 
     @cached_property
     def _epochs(self) -> _Epochs:
-        """As many windows in every epoch as there are at the largest offset."""
+        """Every epoch has as many windows as fit at the largest offset."""
         tokens = self._data.split(TRAIN).tokens
         return _Epochs(max(1, (tokens - self._stride) // self._stride), self._seed)
 
@@ -144,7 +148,7 @@ class PackedRows:
         return self._windows(self._data.split(split), rows * self._stride)
 
     def factors(self, split: str, rows: NDArray[np.int64]) -> list[Factors]:
-        """Of the document that a window lies in whole."""
+        """Those of the document that contains the whole window."""
         first, last = self.documents(split, rows), self._document_at(split, rows * self._stride + self._width - 1)
         found = _known(self._data.split(split), first)
         return [factors if whole else {} for factors, whole in zip(found, first == last, strict=True)]
@@ -153,7 +157,7 @@ class PackedRows:
         return self._document_at(split, rows * self._stride)
 
     def _document_at(self, split: str, places: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The document that a token of the stream belongs to; the last separator goes with the last document."""
+        """The documents that tokens of the stream belong to; the last separator belongs to the last document."""
         source = self._data.split(split)
         return np.minimum(np.searchsorted(source.offsets, places, side="right") - 1, len(source) - 1)
 
@@ -169,7 +173,7 @@ class PackedRows:
 
 
 def _known(source: Split, documents: NDArray[np.int64]) -> list[Factors]:
-    """The factors of some documents, from the folder's records."""
+    """The factors of documents, from the records of the data folder."""
     wanted = set(documents.tolist())
     found = {index: record.get("factors") or {} for index, record in enumerate(source.records()) if index in wanted}
     return [found.get(index, {}) for index in documents.tolist()]

@@ -1,11 +1,11 @@
-"""Documents out of files, folders, archives, JSONL and pipes, one at a time.
+"""Read documents from files, folders, archives, JSONL and pipes, one at a time.
 
     for document in read_documents(["../shared/data/movie_reviews"]):
         document.label, document.source      # "neg", "movie_reviews/movie_reviews.zip/movie_reviews/neg/cv000_29416.txt"
 
-A file is a document, or several where `document_separator` cuts it; so is each member of a .zip; .gz and .bz2 are opened;
-a .jsonl file holds a document a line, under `field`; `-` is standard input. Text must be UTF-8 without NUL. A byte order mark is
-dropped, line ends are kept as they are. Archives are read as streams: nothing is extracted to disk.
+A file is one document, or several if `document_separator` cuts it. So is each member of a .zip archive. .gz and .bz2 files are
+unpacked; a .jsonl file has one document a line, under `field`; `-` is standard input. Text must be UTF-8 without NUL. A byte order mark
+is dropped, line ends are kept. Archives are read as streams: nothing is extracted to disk.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from typing import IO, Any, cast
 from freetf_cli.errors import InputError, nearest
 
 CHUNK = 1 << 20  # bytes read at a time
-ROOM = 64 << 20  # bytes that any archive may unpack to
-RATIO = 100  # … and this many times its own size: text packs to a tenth, bombs to a thousandth
-ABOUT = ("readme", "license", "licence", "copying", "notice", "authors", "changelog")  # not data, where documents have labels
+UNPACKED = 64 << 20  # bytes that any archive may unpack to
+RATIO = 100  # … or this many times its own size: text compresses to a tenth, a decompression bomb to a thousandth
+ABOUT = ("readme", "license", "licence", "copying", "notice", "authors", "changelog")  # files that are not data, if the others have labels
 JSONL = (".jsonl", ".ndjson")
 TAR = (".tar", ".tgz", ".tbz2", ".tar.gz", ".tar.bz2", ".7z", ".xz", ".zst", ".rar")
 STDIN = "-"
@@ -40,7 +40,7 @@ Note = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Document:
-    """A text, where it comes from (relative to what the user named), and the folder that labels it, if one does."""
+    """A text, its source (relative to the path the user gave), and the name of the folder that labels it, if any."""
 
     text: str
     source: str
@@ -49,27 +49,27 @@ class Document:
 
 @dataclass(frozen=True)
 class _Reader:
-    """How documents are cut out of the files."""
+    """Options for reading: the field of JSON records, the separator, and a callback for notes."""
 
     field: str | None
     document_separator: str | None
     note: Note
 
 
-def _ignore(_: str) -> None:
-    """Nobody wants the notes."""
+def _ignore(note: str) -> None:
+    pass
 
 
 def read_documents(
     paths: Sequence[str | Path], *, field: str | None = None, document_separator: str | None = None, note: Note = _ignore
 ) -> Iterator[Document]:
-    """Every document of the paths in order, folders and archives sorted by name.
+    """Every document of the paths, in order; the contents of folders and archives sorted by name.
 
-    A document is labelled with its folder's name where that folder has at least one sibling that holds documents too
-    (`pos/` beside `neg/`). note is told what is passed over. InputError names the file, and the line or byte offset.
+    A document's label is the name of its folder, if that folder has a sibling with documents (`pos/` beside `neg/`).
+    note: called with a line for everything that is skipped. InputError names the file and the line or byte offset.
     """
     if not paths:
-        raise InputError("no text is named", hint="give files, folders, archives, or - for standard input")
+        raise InputError("no text is given", hint="give files, folders, archives, or - for standard input")
     if document_separator == "":
         raise InputError("the document separator is empty")
     reader = _Reader(field, document_separator, note)
@@ -98,14 +98,14 @@ def _read_path(path: str, reader: _Reader) -> Iterator[Document]:
 
 
 def _read_folder(folder: Path, name: str, reader: _Reader) -> Iterator[Document]:
-    """Every file below a folder, but for hidden ones."""
+    """Every file below a folder, except hidden ones."""
     files = [f.relative_to(folder).as_posix() for f in folder.rglob("*") if f.is_file()]
     for member, label in _labelled([f for f in files if not any(part.startswith(".") for part in f.split("/"))], name, reader):
         yield from _read_file(folder / member, f"{name}/{member}", reader, label)
 
 
 def _labelled(members: Iterable[str], where: str, reader: _Reader) -> Iterator[tuple[str, str | None]]:
-    """Sorted members with their labels. Read-me files beside labelled documents are passed over, with a note."""
+    """Sorted members with their labels. Files such as a README beside labelled documents are skipped, with a note."""
     paths = sorted(map(PurePosixPath, members))
     siblings: dict[PurePosixPath, set[str]] = defaultdict(set)
     for path in paths:
@@ -113,7 +113,7 @@ def _labelled(members: Iterable[str], where: str, reader: _Reader) -> Iterator[t
     labels = [path.parent.name if path.parent.name and len(siblings[path.parent.parent] - {""}) > 1 else None for path in paths]
     for path, label in zip(paths, labels, strict=True):
         if any(labels) and label is None and path.name.lower().startswith(ABOUT):
-            reader.note(f"{where}/{path} passed over: it describes the data")
+            reader.note(f"{where}/{path} skipped: it describes the data")
         else:
             yield str(path), label
 
@@ -133,19 +133,19 @@ def _read_zip(file: Path, name: str, reader: _Reader) -> Iterator[Document]:
         for member, label in _labelled(members, name, reader):
             place, info = f"{file}, member {member}", members[member]
             with _reading(place), archive.open(info) as stream:
-                packed = _Capped(stream, place, max(ROOM, RATIO * info.compress_size))
+                packed = _Capped(stream, place, max(UNPACKED, RATIO * info.compress_size))
                 yield from _read_stream(cast(IO[bytes], packed), f"{name}/{member}", place, reader, label, info.compress_size)
 
 
 def _read_stream(stream: IO[bytes], name: str, place: str, reader: _Reader, label: str | None, size: int = 0) -> Iterator[Document]:
-    """The documents of one file. name: their source; place: what an error names; size: the file's, in bytes."""
+    """The documents of one file. name: their source; place: the location for errors; size: of the file in bytes."""
     lower = name.lower()
     if lower.endswith(TAR):
-        raise InputError("this kind of archive is not read", place, "unpack it, and name the folder")
+        raise InputError("this kind of archive is not supported", place, "unpack it and give the folder")
     for suffix, opener in ((".gz", gzip.open), (".bz2", bz2.open)):
         if lower.endswith(suffix):
             inner = cast(IO[bytes], opener(stream, "rb"))
-            capped = cast(IO[bytes], _Capped(inner, place, max(ROOM, RATIO * size)))
+            capped = cast(IO[bytes], _Capped(inner, place, max(UNPACKED, RATIO * size)))
             yield from _read_plain(capped, lower.removesuffix(suffix), name, place, reader, label)
             return
     yield from _read_plain(stream, lower, name, place, reader, label)
@@ -162,11 +162,11 @@ def _read_plain(stream: IO[bytes], kind: str, name: str, place: str, reader: _Re
         found = True
         yield Document(text, name, label)
     if not found:
-        reader.note(f"{name} passed over: it is empty")
+        reader.note(f"{name} skipped: it is empty")
 
 
 def _texts(chunks: Iterator[str], document_separator: str | None) -> Iterator[str]:
-    """The documents in a file's text. Between separators, the line ends at a document's edges are layout, not text."""
+    """The documents in a file's text. Next to a separator, line ends are layout, not text."""
     if document_separator is None:
         whole = "".join(chunks)
         yield from [whole] if whole else []
@@ -177,9 +177,9 @@ def _texts(chunks: Iterator[str], document_separator: str | None) -> Iterator[st
 
 
 def _cut(chunks: Iterator[str], mark: str) -> Iterator[str]:
-    """The text between marks, without holding more than a piece and a chunk."""
+    """The text between marks. Memory holds one piece and one chunk."""
     rest: list[str] = []
-    tail = ""  # the end of what was read, where a mark may have begun
+    tail = ""  # the end of what was read, where a mark may begin
     for chunk in chunks:
         head, *pieces = (tail + chunk).split(mark)
         for piece in pieces:
@@ -192,7 +192,7 @@ def _cut(chunks: Iterator[str], mark: str) -> Iterator[str]:
 
 
 def _decoded(stream: IO[bytes], place: str) -> Iterator[str]:
-    """The text of a byte stream in chunks: strict UTF-8, no byte order mark, no NUL."""
+    """The text of a byte stream in chunks. InputError for bytes that are not UTF-8 and for NUL."""
     decoder = codecs.getincrementaldecoder("utf-8")("strict")
     seen, lines, first = 0, 1, True
     while True:
@@ -204,7 +204,7 @@ def _decoded(stream: IO[bytes], place: str) -> Iterator[str]:
             line = lines + error.object[: error.start].count(b"\n")
             raise InputError("not UTF-8 text", f"{place}, line {line}, byte {seen - waiting + error.start}", "convert it first") from None
         if (nul := chunk.find(b"\0")) >= 0:
-            raise InputError("a NUL byte: this is no text", f"{place}, line {lines + chunk[:nul].count(bytes([10]))}, byte {seen + nul}")
+            raise InputError("a NUL byte: this is not text", f"{place}, line {lines + chunk[:nul].count(bytes([10]))}, byte {seen + nul}")
         seen, lines = seen + len(chunk), lines + text.count("\n")
         if first and text:
             text, first = text.removeprefix("\ufeff"), False
@@ -215,7 +215,7 @@ def _decoded(stream: IO[bytes], place: str) -> Iterator[str]:
 
 
 def _json_texts(lines: Iterator[str], place: str, field: str | None) -> Iterator[tuple[int, str]]:
-    """Line number and text of each record; blank lines and empty texts are passed over."""
+    """Line number and text of each record, without blank lines and empty texts."""
     for number, line in enumerate(lines, start=1):
         if line.strip() and (text := _json_text(line, f"{place}, line {number}", field)):
             yield number, text
@@ -242,7 +242,7 @@ def _json_text(line: str, place: str, field: str | None) -> str:
 
 
 class _Capped(io.RawIOBase):
-    """A stream out of an archive that stops a decompression bomb."""
+    """A stream from an archive that raises InputError once it has unpacked to too much."""
 
     def __init__(self, inner: IO[bytes], place: str, most: int) -> None:
         self._inner, self._place, self._left = inner, place, most
@@ -251,13 +251,13 @@ class _Capped(io.RawIOBase):
         chunk = self._inner.read(CHUNK if size < 0 else size)
         self._left -= len(chunk)
         if self._left < 0:
-            raise InputError(f"unpacks to more than {RATIO} times its size", self._place, "unpack it first if it is what you want")
+            raise InputError(f"unpacks to more than {RATIO} times its size", self._place, "unpack it first if this is intended")
         return chunk
 
 
 @contextmanager
 def _reading(place: str) -> Iterator[None]:
-    """Faults of files and archives as input errors."""
+    """Turn errors of files and archives into input errors."""
     try:
         yield
     except (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:

@@ -1,11 +1,11 @@
-"""Text to token ids and back: characters, bytes or BPE, always as one `tokenizer.json` of the `tokenizers` library.
+"""Tokenizers of characters, bytes or BPE, each a `tokenizer.json` of the `tokenizers` library.
 
     tokenizer = byte_level()
     tokenizer.encode("né")                 # [110, 195, 169]
     tokenizer.decode([256, 110, 256])      # "n": the separator is not text
 
-Encoding never makes a separator out of text that spells one, and never drops a character: one outside the vocabulary is an
-InputError that names it.
+Text that spells the separator is encoded as text. No character is dropped: one outside the vocabulary raises an InputError that
+names it.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from freetf_cli.errors import InputError
 
 SEPARATOR = "<|endoftext|>"
 FILE = "tokenizer.json"
-LARGEST_FILE = 64 << 20  # bytes; the tokenizers of the largest models have about 20 MB
+LARGEST_FILE = 64 << 20  # bytes; those of the largest models have about 20 MB
 LARGEST_VOCABULARY = 1 << 24  # tokens
-NO_BYTE = 0xFF  # a byte that UTF-8 never holds
-SMALLEST_BPE = 257  # every byte, and the separator
+NO_BYTE = 0xFF  # a byte that does not occur in UTF-8
+SMALLEST_BPE = 257  # every byte and the separator
 
 Ids = NDArray[np.int64]
 
 
 class Tokenizer:
-    """A vocabulary: ids 0 … vocab_size − 1. separator: the id of `<|endoftext|>`, None without one.
+    """Encodes text as ids 0 … vocab_size − 1. separator: the id of `<|endoftext|>`, or None.
 
-    name: `characters`, `bytes`, or a kind and its size such as `bpe:8192`. json: the whole tokenizer.json.
+    name: `characters`, `bytes`, or a kind and its size such as `bpe:8192`. json: the text of tokenizer.json.
     """
 
     def __init__(self, text: str) -> None:
-        """From the text of a tokenizer.json, which must be one (see `from_json` for what users bring)."""
+        """text: a valid tokenizer.json (`from_json` checks those of users)."""
         self.json = text
         self._inner = tokenizers.Tokenizer.from_str(text)
         self._inner.encode_special_tokens = True  # `<|endoftext|>` inside a text is text
@@ -60,16 +60,16 @@ class Tokenizer:
 
     @property
     def sha256(self) -> str:
-        """Of the tokenizer.json."""
+        """SHA-256 of tokenizer.json."""
         return hashlib.sha256(self.json.encode("utf-8")).hexdigest()
 
     def encode(self, text: str, where: str = "") -> list[int]:
-        """The ids of a text, without separators; `where` is named when a character is outside the vocabulary."""
+        """The ids of a text, without separators. InputError for a character outside the vocabulary; `where` is the location it names."""
         ids: list[int] = self.encode_array(text, where).tolist()
         return ids
 
     def encode_array(self, text: str, where: str = "") -> Ids:
-        """The same as an array [tokens]."""
+        """The same ids as an array [tokens]."""
         try:
             raw = text.encode("utf-8")
         except UnicodeEncodeError as error:
@@ -81,7 +81,7 @@ class Tokenizer:
         return self._encode_subwords(text, where)
 
     def decode(self, ids: Sequence[int] | Ids) -> str:
-        """The text of ids, separators left out; bytes that are no UTF-8 become U+FFFD."""
+        """The text of ids without separators. Bytes that are not UTF-8 become U+FFFD."""
         kept = [int(i) for i in ids if i != self.separator]
         if self._bytes:
             return bytes(min(i, NO_BYTE) for i in kept).decode("utf-8", errors="replace")
@@ -97,14 +97,14 @@ class Tokenizer:
         try:
             encoding = self._inner.encode(text, add_special_tokens=False)
         except Exception as error:  # the library raises nothing narrower
-            raise InputError(f"the tokenizer cannot write this text: {error}", where, "it has no token for what it does not know") from None
+            raise InputError(f"the tokenizer cannot encode this text: {error}", where, "it has no token for unknown characters") from None
         ids = np.array(encoding.ids, np.int64)
         if not self._lossless:
             self._refuse_dropped(text, ids, encoding.offsets, where)
         return ids
 
     def _refuse_dropped(self, text: str, ids: Ids, offsets: list[tuple[int, int]], where: str) -> None:
-        """Some tokenizers write an unknown token for what they do not know, or drop it: then the tokens' spans leave a gap."""
+        """Raise InputError if the tokenizer replaced a character by its unknown token or dropped one, which leaves a gap."""
         end = 0
         for token, (first, last) in zip(ids, offsets, strict=True):
             if token == self._unknown:
@@ -118,9 +118,9 @@ class Tokenizer:
 
 
 def characters(alphabet: str, separator: bool) -> Tokenizer:
-    """One token a character, ids in the alphabet's order, then the separator if there is one."""
+    """A tokenizer with one token a character, ids in the order of the alphabet, then the separator if there is one."""
     if len(set(alphabet)) != len(alphabet):
-        raise InputError("an alphabet names each character once", repr(alphabet))
+        raise InputError("the alphabet repeats a character", repr(alphabet))
     inner = tokenizers.Tokenizer(models.WordLevel({c: i for i, c in enumerate(alphabet)}))
     inner.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
     inner.decoder = decoders.Fuse()
@@ -130,14 +130,16 @@ def characters(alphabet: str, separator: bool) -> Tokenizer:
 
 
 def byte_level() -> Tokenizer:
-    """The 256 bytes, each its own id, and the separator, 256. Every text has an encoding."""
+    """A tokenizer whose ids are the 256 bytes and the separator, 256. It can encode every text."""
     return Tokenizer(_byte_level_json())
 
 
 def train_bpe(texts: Iterable[str], vocab: int) -> Tokenizer:
-    """Byte-level BPE of `vocab` tokens (fewer if the texts hold too few pairs), the separator the last of them."""
+    """Train byte-level BPE with `vocab` tokens, or fewer if the texts have too few pairs. The separator is the last."""
     if vocab < SMALLEST_BPE:
-        raise InputError(f"a BPE vocabulary of {vocab} is too small", hint=f"it holds every byte and a separator: {SMALLEST_BPE} or more")
+        raise InputError(
+            f"a BPE vocabulary of {vocab} is too small", hint=f"it must have every byte and a separator: {SMALLEST_BPE} or more"
+        )
     inner = tokenizers.Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
@@ -149,11 +151,11 @@ def train_bpe(texts: Iterable[str], vocab: int) -> Tokenizer:
 
 
 def load(path: Path) -> Tokenizer:
-    """A tokenizer.json, or the one in a folder. InputError if it is none."""
+    """Load a tokenizer.json, or the one in a folder; InputError if it is not valid."""
     file = path / FILE if path.is_dir() else path
     try:
         if file.stat().st_size > LARGEST_FILE:
-            raise InputError(f"a tokenizer of more than {LARGEST_FILE >> 20} MiB is refused", str(file))
+            raise InputError(f"the tokenizer is larger than {LARGEST_FILE >> 20} MiB", str(file))
         text = file.read_bytes().decode("utf-8")
     except OSError as error:
         raise InputError(f"the tokenizer cannot be read: {error.strerror}", str(file)) from None
@@ -163,15 +165,15 @@ def load(path: Path) -> Tokenizer:
 
 
 def from_json(text: str, where: str = "") -> Tokenizer:
-    """A tokenizer out of the text of a tokenizer.json; InputError if it is none."""
+    """Load a tokenizer from the text of a tokenizer.json; InputError if it is not valid."""
     try:
         tokenizer = Tokenizer(text)
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
-    except BaseException as error:  # a panic inside the library is no Exception
+    except BaseException as error:  # a panic inside the library is not an Exception
         raise InputError(f"not a usable tokenizer.json: {str(error)[:120]}", where) from None
     if not 0 < tokenizer.vocab_size <= LARGEST_VOCABULARY:
-        raise InputError(f"a tokenizer with {tokenizer.vocab_size} tokens is refused", where)
+        raise InputError(f"a tokenizer with {tokenizer.vocab_size} tokens is not supported", where)
     return tokenizer
 
 
@@ -181,21 +183,21 @@ def _outside(text: str, index: int, where: str) -> InputError:
 
 
 def _is_byte_level(tree: dict[str, Any], tokens: dict[str, int]) -> bool:
-    """Whether a tokenizer.json gives each byte its own value, as `byte_level` does, whichever version wrote it."""
+    """Whether a tokenizer.json encodes each byte as its value, as `byte_level` does, whichever library version wrote it."""
     before = tree.get("pre_tokenizer") or {}
     plain = tree.get("normalizer") is None and before.get("type") == "ByteLevel" and not before.get("add_prefix_space")
     return bool(plain and not tree["model"].get("merges") and tokens == {c: i for i, c in enumerate(_byte_spellings())})
 
 
 def _is_characters(tree: dict[str, Any], tokens: dict[str, int]) -> bool:
-    """Whether a tokenizer.json has one token a character and leaves the text as it is, as `characters` does."""
+    """Whether a tokenizer.json has one token a character and does not change the text, as `characters` does."""
     before = (tree.get("pre_tokenizer") or {}).get("type")
     plain = tree.get("normalizer") is None and before == "Split" and tree["model"].get("type") == "WordLevel"
     return bool(plain and tokens and all(len(token) == 1 for token in tokens))
 
 
 def _byte_level_json() -> str:
-    """The byte tokenizer's file. In it, bytes are spelled as the printable characters that `tokenizers` gives them."""
+    """The tokenizer.json of the byte tokenizer, in which bytes are spelled as the printable characters of the library."""
     inner = tokenizers.Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(_byte_spellings())}, merges=[]))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     inner.decoder = decoders.ByteLevel()
@@ -204,12 +206,12 @@ def _byte_level_json() -> str:
 
 
 def _byte_spellings() -> list[str]:
-    """The spelling of each byte: itself where it prints in Latin-1, otherwise the next character from U+0100 on."""
+    """The spelling of each byte: the Latin-1 character if it is printable, else the next one from U+0100."""
     prints = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = iter(range(256, 512))
     return [chr(b) if b in prints else chr(next(others)) for b in range(256)]
 
 
 def _spells_all_bytes(inner: tokenizers.Tokenizer) -> bool:
-    """Whether it is byte-level BPE with every byte in its vocabulary, so that nothing can be unknown."""
+    """Whether the tokenizer is byte-level BPE with every byte in its vocabulary, so that it can encode every text."""
     return "ByteLevel" in repr(inner.pre_tokenizer) and None not in map(inner.token_to_id, _byte_spellings())

@@ -1,4 +1,4 @@
-"""Writing a data folder (see `dataset`): streamed, hashed on the way, made durable, and renamed into place at the end."""
+"""Write a data folder (see `dataset`): streamed and hashed, flushed to disk, and renamed into place at the end."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ from freetf_cli.data.tokenizer import Ids, Tokenizer
 from freetf_cli.errors import FreetfError, InputError
 from freetf_cli.records import SCHEMA_VERSION
 
-SHARD = 1 << 27  # tokens a shard
-HELD = 1 << 20  # tokens, or bytes of lines, kept before they are written
+SHARD = 1 << 27  # tokens in a shard
+BUFFERED = 1 << 20  # tokens, or bytes, kept in memory before they are written
 
 
 class DatasetWriter:
-    """Writes a data folder; it appears under its name whole, when the `with` block ends well, or not at all.
+    """Writes a data folder. It appears under its name complete, when the `with` block succeeds, or not at all.
 
     with DatasetWriter(out, tokenizer, Origin(kind="text", seed=0)) as writer:
         writer.add("train", tokenizer.encode_array(text), {"source": "a.txt", "factors": {}}, size=len(text.encode()))
@@ -61,7 +61,7 @@ class DatasetWriter:
         return self
 
     def add(self, split: str, ids: Ids, record: Mapping[str, Any], *, size: int, label: str | None = None) -> None:
-        """One more document of a split: its ids without separators, its line in documents.jsonl, its text's bytes."""
+        """Add a document to a split: its ids without separators, its record in documents.jsonl, the size of its text in bytes."""
         if split not in self._splits:
             with _writing(self.out):
                 self._splits[split] = _SplitWriter(self._folder / split, self.tokenizer, self._shard)
@@ -79,7 +79,7 @@ class DatasetWriter:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def _finish(self) -> None:
-        """Hash, make durable, then rename: the rename is what makes the folder exist."""
+        """Write the manifest, flush everything to disk, then rename the folder."""
         if not self._splits:
             raise InputError("there is no document to write", str(self.out))
         tokenizer = self.tokenizer
@@ -96,24 +96,24 @@ class DatasetWriter:
         _write_file(self._folder / MANIFEST, self.manifest.model_dump_json(indent=1).encode("utf-8") + b"\n")
         durable.flush_folder(self._folder)
         if self.out.is_dir():
-            self.out.rmdir()  # known to be empty
+            self.out.rmdir()  # it is empty, as checked at the start
         durable.move(self._folder, self.out)
 
 
 def refuse_existing(out: Path) -> None:
-    """InputError if something is there already; an empty folder may be."""
+    """Raise InputError if the path exists and is not an empty folder."""
     if out.is_dir() and not any(out.iterdir()):
         return
     if out.exists() or out.is_symlink():
-        raise InputError("it exists already", str(out), "choose another folder, or remove it first")
+        raise InputError("it exists already", str(out), "choose another folder or remove it first")
 
 
 class _SplitWriter:
-    """The files of one split, written as documents come."""
+    """Writes the files of one split as documents arrive."""
 
     def __init__(self, folder: Path, tokenizer: Tokenizer, shard: int) -> None:
         folder.mkdir()
-        self._folder, self._vocabulary, self._separator, self._room = folder, tokenizer.vocab_size, tokenizer.separator, shard
+        self._folder, self._vocabulary, self._separator, self._shard = folder, tokenizer.vocab_size, tokenizer.separator, shard
         self._offsets, self._lines = _HashedFile(folder / OFFSETS), _HashedFile(folder / DOCUMENTS)
         self._shards: list[_HashedFile] = []
         self._waiting: list[Ids] = []
@@ -136,17 +136,17 @@ class _SplitWriter:
         self._waiting.append(ids)
         self._tokens += len(ids)
         self._held += len(ids)
-        if self._held >= HELD:
+        if self._held >= BUFFERED:
             self._flush()
 
     def _flush(self) -> None:
-        """Write what waits, beginning a new shard wherever one is full."""
+        """Write the buffered tokens; begin a new shard when one is full."""
         ids = np.concatenate([self._first[:0], *self._waiting]).astype(token_type(self._vocabulary))
         self._waiting, self._held = [], 0
         while len(ids):
-            if self._written == len(self._shards) * self._room:
+            if self._written == len(self._shards) * self._shard:
                 self._shards.append(_HashedFile(self._folder / f"tokens-{len(self._shards):05d}.bin"))
-            part, ids = np.split(ids, [len(self._shards) * self._room - self._written])
+            part, ids = np.split(ids, [len(self._shards) * self._shard - self._written])
             self._shards[-1].write(part.tobytes())
             self._written += len(part)
 
@@ -163,11 +163,11 @@ class _SplitWriter:
 
 
 class _HashedFile:
-    """A file that is hashed while it is written."""
+    """A file whose SHA-256 is computed while it is written."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = path.open("wb", buffering=HELD)
+        self._file = path.open("wb", buffering=BUFFERED)
         self._hash = hashlib.sha256()
         self._size = 0
 
@@ -182,7 +182,7 @@ class _HashedFile:
         return FileFacts(bytes=self._size, sha256=self._hash.hexdigest())
 
     def close(self) -> None:
-        with suppress(OSError):  # the disk is full: that was said already, and the file goes away
+        with suppress(OSError):  # a full disk was reported already, and the file is removed
             self._file.close()
 
 

@@ -1,4 +1,4 @@
-"""Exact answers: rows whose counted tokens are all the model's likeliest ones.
+"""Exact answers: rows in which every target is the model's most likely token.
 
 Shapes: B rows, T positions, H bits of Z.
 """
@@ -34,7 +34,10 @@ def evaluate_answers(
     seed: int = 0,
     advance: Callable[[int], None] = lambda count: None,
 ) -> Answers:
-    """The share of `sequences` held-out rows, always the same, with a wrong token. InputError where every token counts: nothing asks."""
+    """The share of wrong rows among `sequences` held-out ones, which are the same for every seed.
+
+    InputError if every token of a row is a target: then the data asks no question.
+    """
     started = time.perf_counter()
     rows = wrong = wrong_posterior = 0
     free = model.latent is not None
@@ -67,7 +70,7 @@ def evaluate_answers(
 
 
 def share_of(count: int, total: int) -> Estimate:
-    """count / total with Wilson's 95 % interval, which holds for shares near 0 and 1 too."""
+    """count / total with Wilson's 95 % interval, which holds near 0 and 1 too (SciPy's, without the extra `probe`)."""
     z, share = 1.959964, count / total
     middle = (share + z**2 / (2 * total)) / (1 + z**2 / total)
     half = z * math.sqrt(share * (1 - share) / total + z**2 / (4 * total**2)) / (1 + z**2 / total)

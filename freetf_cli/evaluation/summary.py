@@ -1,4 +1,4 @@
-"""A run at a glance, for `freetf show` and the HTML report: everything is read from the run's folder."""
+"""Summary of a run for `freetf show` and the HTML report, read from the run's folder alone."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from freetf_cli.errors import InputError
-from freetf_cli.evaluation.probe.agreement import letters_agreement
+from freetf_cli.evaluation.probe.agreement import group_agreement
 from freetf_cli.records import DataFacts, RunSummary, SampleGroups
 from freetf_cli.runs.folder import RunFolder
 from freetf_cli.training.plan import plan_run
 
 
 def summarise(path: Path) -> RunSummary:
-    """Read a run folder; raises InputError when it is none."""
+    """Summarise a run folder; InputError if the path is none."""
     run = RunFolder.open(path)
     recipe, manifest = run.recipe(), run.manifest()
     where = str((manifest.get("device") or {}).get("device") or "cpu")
@@ -33,13 +33,13 @@ def summarise(path: Path) -> RunSummary:
         metrics=run.metrics(),
         checkpoints=run.checkpoint_infos(),
         samples=samples,
-        agreement=letters_agreement(shared, facts),
+        agreement=group_agreement(shared, facts),
         manifest=manifest,
     )
 
 
 def sample_groups(samples: Mapping[str, Sequence[dict[str, Any]]]) -> list[SampleGroups]:
-    """The kept samples by group, as Figure 4 shows them: independent Z first."""
+    """The samples that the run kept, by group, as Figure 4 shows them: independent Z first."""
     found = []
     for name in ("independent", "shared"):
         records = samples.get(name, [])
@@ -56,4 +56,4 @@ def _facts(manifest: dict[str, Any], run: RunFolder) -> DataFacts:
     try:
         return DataFacts(**{key: value for key, value in manifest["data"].items() if key in known})
     except (KeyError, TypeError, AttributeError):
-        raise InputError("the run's manifest does not say what data it had", str(run.path / "manifest.json")) from None
+        raise InputError("the run's manifest does not describe its data", str(run.path / "manifest.json")) from None

@@ -1,26 +1,55 @@
-"""The synthetic tasks by name.
+"""Synthetic tasks, one module each, found by listing this package.
 
-task = make_task("letters", {"noise": "1/16"})
-task.tokens(seed=0, start=0, count=64)        # [64, 66]
+    task = make_task("letters", {"noise": "1/16"})
+    task.tokens(seed=0, start=0, count=64)        # [64, 66]
+
+To add a task, add a module with one subclass of `Task` here, and its test. The module's name is the task's name.
 """
 
 from __future__ import annotations
 
+import ast
+import importlib
+import pkgutil
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from freetf_cli.errors import InputError, nearest
-from freetf_cli.tasks.base import Task, resolve
-from freetf_cli.tasks.blocks import Blocks
-from freetf_cli.tasks.coins import Coins
-from freetf_cli.tasks.letters import Letters
-from freetf_cli.tasks.reviews import Reviews
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (Letters, Coins, Reviews, Blocks)}
+if TYPE_CHECKING:
+    from freetf_cli.tasks.base import Task
+
+SHARED = {"base", "factors"}  # modules that are no task
+
+
+def task_names() -> tuple[str, ...]:
+    """The names of all tasks, sorted. Imports none of them."""
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in SHARED))
+
+
+def task_class(name: str) -> type[Task]:
+    """The class of a task; InputError for an unknown name."""
+    from freetf_cli.tasks.base import Task
+
+    if name not in task_names():
+        raise InputError(f"there is no task '{name}'", hint=nearest(name, task_names()))
+    module = importlib.import_module(f"{__name__}.{name}")
+    defined = [item for item in vars(module).values() if isinstance(item, type) and item.__module__ == module.__name__]
+    (found,) = (item for item in defined if issubclass(item, Task))
+    return found
 
 
 def make_task(name: str, params: Mapping[str, Any]) -> Task:
-    """The task with its parameters checked; InputError for an unknown name, parameter or value."""
-    if name not in TASKS:
-        raise InputError(f"there is no task '{name}'", hint=nearest(name, TASKS))
-    return TASKS[name](resolve(name, TASKS[name].PARAMS, params))
+    """A task with its parameters checked; InputError for an unknown name, parameter or value."""
+    from freetf_cli.tasks.base import resolve
+
+    found = task_class(name)
+    return found(resolve(name, found.PARAMS, params))
+
+
+def describe(name: str) -> tuple[str, list[str]]:
+    """The first line of a task's docstring and the names of its parameters, parsed from the source: help must not import NumPy."""
+    tree = ast.parse(pkgutil.get_data(__name__, f"{name}.py") or b"")
+    tables = [node.value for node in ast.walk(tree) if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "PARAMS"]
+    keys = [key.value for table in tables if isinstance(table, ast.Dict) for key in table.keys if isinstance(key, ast.Constant)]
+    return (ast.get_docstring(tree) or "").partition("\n")[0], [str(key) for key in keys]

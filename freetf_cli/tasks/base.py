@@ -1,15 +1,15 @@
-"""What every synthetic task offers, and how its random rows are keyed.
+"""The interface of a synthetic task, and the keyed random numbers of its rows.
 
-Row i of a stream depends on (task, params, seed, i) alone: rows are drawn in fixed blocks of 1,024 from a counter-based
-generator keyed by all of these and the block's number, so neither the batch size nor the order of the calls matters.
+Row i of a stream depends only on (task, parameters, seed, i). Rows are drawn in blocks of 1,024 by a counter-based generator
+whose key is (task, parameters, seed, block number), so neither batch size nor the order of calls matters.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, ClassVar
@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freetf_cli.errors import InputError, nearest
+from freetf_cli.tasks.factors import Reading, RowReader, Span
 
-BLOCK = 1024  # rows drawn at a time
-PAD = -1  # after the end of a row that is shorter than its array
+BLOCK_ROWS = 1024  # rows drawn at a time
+PAD = -1  # fills an array after the end of a shorter row
 
 Tokens = NDArray[np.int64]
 Value = int | float | str
@@ -28,7 +29,7 @@ Value = int | float | str
 
 @dataclass(frozen=True)
 class Example:
-    """One row as text, and what was drawn to make it."""
+    """One row: its text, and the factors that were drawn to make it."""
 
     text: str
     factors: dict[str, Any]
@@ -36,10 +37,10 @@ class Example:
 
 @dataclass(frozen=True)
 class Param:
-    """A task's parameter: its default decides its type; numbers lie in [low, high], words among the choices."""
+    """A parameter of a task. The type is the default's; a number lies in [low, high], a word is one of `choices`."""
 
     default: Value
-    about: str
+    help: str
     low: float = 0.0
     high: float = 1.0
     choices: tuple[str, ...] = ()
@@ -47,19 +48,20 @@ class Param:
 
 @dataclass(frozen=True)
 class Rows:
-    """A block of drawn rows. tokens [rows, row_tokens], PAD after a short row's end; example(i) is row i as text."""
+    """A block of drawn rows: tokens [rows, row_tokens], padded with PAD; example(i) is row i as text with its factors."""
 
     tokens: Tokens
     example: Callable[[int], Example]
 
 
-class Task(ABC):
+class Task(RowReader):
     """A source of random rows whose hidden factors, and often whose entropy, are known.
 
-    A row holds `row_tokens` tokens, separators included; predictions count from the token at `loss_start` on.
-    alphabet: the characters in the order of their ids; None for a byte tokenizer. The separator's id comes after them.
-    label: the factor that a summary counts, if any. floor_bits: entropy of a row's counted targets in bits per
-    sequence, the lowest cross-entropy that any model can reach; None where it is not known.
+    row_tokens: tokens of the longest row, separators included. loss_start: index of the first token that counts as a target.
+    alphabet: the characters in the order of their ids; None: the byte tokenizer. separator: whether a row stands between separators,
+    whose id follows those of the characters. label: the factor that a data set's summary counts.
+    floor_bits: the entropy of a row's targets in bits per sequence, the lowest cross-entropy any model can reach; None if unknown.
+    factors: those that `read` finds in a generated row; none if rows cannot be read exactly.
     """
 
     name: ClassVar[str]
@@ -71,13 +73,17 @@ class Task(ABC):
     loss_start: int = 1
     floor_bits: float | None = None
 
+    def __init_subclass__(cls) -> None:
+        cls.name = cls.__module__.rpartition(".")[2]
+
     def __init__(self, params: Mapping[str, Any]) -> None:
+        """params: a value for each of PARAMS, checked (see `resolve`)."""
         self.params: dict[str, Any] = dict(params)
         self._cached: tuple[tuple[int, int], Rows] | None = None
 
     @abstractmethod
     def draw(self, rng: np.random.Generator) -> Rows:
-        """A block of BLOCK fresh rows."""
+        """Draw BLOCK_ROWS rows."""
 
     @abstractmethod
     def entropy(self) -> dict[str, float]:
@@ -85,74 +91,88 @@ class Task(ABC):
 
     @abstractmethod
     def prompt(self, seed: int, index: int) -> str:
-        """The text that a sample may begin with."""
+        """A text that a sample can begin with."""
+
+    def check_prompt(self, prompt: str) -> None:
+        """Raise InputError if no row begins with this prompt."""
+
+    def read(self, text: str) -> Reading:
+        """The factors that a generated row shows, and whether it is valid."""
+        return Reading()
+
+    def read_all(self, texts: Sequence[str]) -> list[Reading]:
+        return [self.read(text) for text in texts]
+
+    def spans(self, text: str) -> list[Span]:
+        """The row in pieces with their roles, for colouring; joined they are the row."""
+        return [(text, "plain")] if text else []
 
     def tokens(self, seed: int, start: int, count: int) -> Tokens:
-        """Rows start … start + count − 1 of a stream as token ids [count, row_tokens]; PAD after a short row's end."""
-        parts = [rows.tokens[low:high] for rows, low, high in self._pieces(seed, start, count)]
+        """Rows start … start + count − 1 of a stream as token ids [count, row_tokens], padded with PAD."""
+        parts = [rows.tokens[low:high] for rows, low, high in self._slices(seed, start, count)]
         return np.concatenate(parts) if parts else np.empty((0, self.row_tokens), np.int64)
 
     def examples(self, seed: int, start: int, count: int) -> list[Example]:
         """The same rows as text with their factors."""
-        return [rows.example(i) for rows, low, high in self._pieces(seed, start, count) for i in range(low, high)]
+        return [rows.example(i) for rows, low, high in self._slices(seed, start, count) for i in range(low, high)]
 
-    def _pieces(self, seed: int, start: int, count: int) -> list[tuple[Rows, int, int]]:
-        """The blocks that hold rows start … start + count − 1, each with the part [low, high) of it."""
-        stop = start + count
-        spans = [(b, max(start - b * BLOCK, 0), min(stop - b * BLOCK, BLOCK)) for b in range(start // BLOCK, -(-stop // BLOCK))]
+    def _slices(self, seed: int, start: int, count: int) -> list[tuple[Rows, int, int]]:
+        """The blocks that hold these rows, each with the range [low, high) of its rows to take."""
+        stop, size = start + count, BLOCK_ROWS
+        spans = [(b, max(start - b * size, 0), min(stop - b * size, size)) for b in range(start // size, -(-stop // size))]
         return [(self._block(seed, block), low, high) for block, low, high in spans if low < high]
 
     def _block(self, seed: int, block: int) -> Rows:
-        cached = self._cached  # looked at once: another thread may put its own block there meanwhile
+        cached = self._cached  # read once: another thread may store its own block in between
         if cached is None or cached[0] != (seed, block):
             self._cached = cached = (seed, block), self.draw(generator(self.name, self.params, seed, block))
         return cached[1]
 
 
 def generator(*key: object) -> np.random.Generator:
-    """A generator keyed by plain values, the same in every process and on every machine."""
+    """A random generator for a key of JSON values; the same in every process and on every machine."""
     text = json.dumps(key, sort_keys=True)
     digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
 
 
 def stream_seed(seed: int, split: str) -> int:
-    """The seed of a split's own stream, so that held-out rows in memory are drawn apart from the training rows."""
+    """The seed of a split's own stream, so that splits generated in memory share no rows."""
     digest = hashlib.blake2b(f"{seed}/{split}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
-def letters_to_text(alphabet: str) -> Callable[[Tokens], str]:
-    """From token ids [characters] back to the text that they spell."""
+def decoder(alphabet: str) -> Callable[[Tokens], str]:
+    """A function from token ids [characters] to the text that they stand for."""
     table = np.frombuffer(alphabet.encode("ascii"), np.uint8)
     return lambda ids: table[ids].tobytes().decode("ascii")
 
 
-def resolve(task: str, specs: Mapping[str, Param], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Every parameter's value: the given ones, checked, over the defaults."""
+def resolve(task: str, params: Mapping[str, Param], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The value of every parameter: the given one, checked, or the default."""
     for name in given:
-        if name not in specs:
-            raise InputError(f"task '{task}' has no parameter '{name}'", hint=nearest(name, specs))
-    return {name: _checked(f"{task}: {name}", spec, given.get(name, spec.default)) for name, spec in specs.items()}
+        if name not in params:
+            raise InputError(f"task '{task}' has no parameter '{name}'", hint=nearest(name, params))
+    return {name: _checked(f"{task}: {name}", param, given.get(name, param.default)) for name, param in params.items()}
 
 
-def _checked(name: str, spec: Param, value: Any) -> Value:
-    """A value of the parameter's own type and within its bounds; numbers may be written as text, also as 1/16."""
-    if spec.choices:
-        if value not in spec.choices:
-            raise InputError(f"{name} = {value!r} is not a choice", hint=nearest(str(value), spec.choices))
+def _checked(name: str, param: Param, value: Any) -> Value:
+    """The value in the parameter's own type and within its bounds. Numbers may be given as text, such as 1/16."""
+    if param.choices:
+        if value not in param.choices:
+            raise InputError(f"{name} = {value!r} is not a choice", hint=nearest(str(value), param.choices))
         return str(value)
     number = _number(value)
-    whole = isinstance(spec.default, int)
+    whole = isinstance(param.default, int)
     if number is None or (whole and number.denominator != 1):
         raise InputError(f"{name} must be {'a whole number' if whole else 'a number'}, not {value!r}")
-    if not spec.low <= number <= spec.high:
-        raise InputError(f"{name} = {value} is outside {spec.low:g} … {spec.high:g}")
+    if not param.low <= number <= param.high:
+        raise InputError(f"{name} = {value} is outside {param.low:g} … {param.high:g}")
     return int(number) if whole else float(number)
 
 
 def _number(value: Any) -> Fraction | None:
-    """The value as an exact number, or None. A float keeps its own value: 0.1 stays the float 0.1."""
+    """The value as an exact number (the float 0.1 stays that float), or None if it is not a number."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:

@@ -1,16 +1,17 @@
 """blocks: find the block that holds the question's letters, the toy task of Multi-Token Attention (arXiv 2504.00927).
 
-    ctrwn.yzefm.nsrdx.msglk#mkmsglk
+    {"text": "ctrwn.yzefm.nsrdx.msglk#mkmsglk", "factors": {"answer": "msglk", "block": 3}}
 
-The question: four blocks, `#`, the letters m and k. The answer: msglk, the one block that holds both.
-`blocks` blocks of `n` distinct lower-case letters (5), joined by dots; `#`; `query` letters of one of them (2) in any
-order; then the answer: that block (`which` = all), or only its first or last letter. A row is `SEP text SEP`, and the loss
-counts the answer and the closing separator. blocks = 0 stands for as many whole blocks as the released row of 319 characters
-holds: 52 for n = 5, 34 for n = 8.
+The question is four blocks, `#` and the letters m and k. The answer is msglk, the one block that holds both letters.
 
-Mended against the released generator: it cuts the block string at a character, so that with n = 8 its 35th block keeps two
-letters and one row in 35 has no answer, where here every block is whole; it knows `all` only; and exactly one block
-answers a question here whatever n and query are, since each distractor that holds all the question's letters is drawn anew.
+How a row is made: `blocks` blocks of `n` distinct lower-case letters (5), joined by dots; `#`; `query` letters of one block (2) in any
+order; then the answer: that block (`which` = all), or only its first or last letter. A row is `SEP text SEP`; the answer and the
+closing separator are the targets. blocks = 0 means as many blocks as fit in the released row of 319 characters: 52 for n = 5,
+34 for n = 8.
+
+Differences from the released generator: it cuts the string of blocks at a character, so that for n = 8 its 35th block has two
+letters and one row in 35 has no answer, while here every block is whole; it knows only `all`; and here exactly one block answers a
+question for all n and query, since a distractor that holds all of the question's letters is drawn again.
 """
 
 from __future__ import annotations
@@ -20,24 +21,22 @@ from string import ascii_lowercase
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from freetf_cli.errors import InputError
-from freetf_cli.tasks.base import BLOCK, Example, Param, Rows, Task, letters_to_text, stream_seed
+from freetf_cli.tasks.base import BLOCK_ROWS, Example, Param, Rows, Task, decoder, stream_seed
+from freetf_cli.tasks.factors import Ints, Reading, Span
 
 ROW_CHARACTERS = 319  # question and whole-block answer, as released
 ALPHABET = ascii_lowercase + ".#"
 DOT, HASH, SEPARATOR = 26, 27, 28
-Letters = NDArray[np.int64]
 
 
 class Blocks(Task):
-    """Multi-Token Attention's task, whole blocks only."""
+    """Multi-Token Attention's task, with whole blocks only. The question decides the answer, so there is no factor for Z to encode."""
 
-    name = "blocks"
     alphabet = ALPHABET
     separator = True
-    floor_bits = 0.0  # the question decides the answer
+    floor_bits = 0.0
     PARAMS: ClassVar[Mapping[str, Param]] = {
         "n": Param(5, "letters in a block", 2, 13),
         "query": Param(2, "letters in the question", 1, 12),
@@ -53,52 +52,67 @@ class Blocks(Task):
         super().__init__({**params, "blocks": count})
         self.n, self.query, self.count = n, query, count
         self.answer = {"all": slice(0, n), "first": slice(0, 1), "last": slice(n - 1, n)}[params["which"]]
-        self.question = count * (n + 1) - 1 + 1 + query  # characters up to the answer
+        self.question = count * (n + 1) - 1 + 1 + query  # characters before the answer
         self.loss_start = 1 + self.question
         self.row_tokens = self.loss_start + len(range(n)[self.answer]) + 1
 
     def draw(self, rng: np.random.Generator) -> Rows:
-        blocks = distinct(rng, (BLOCK, self.count), self.n)
-        index = rng.integers(self.count, size=BLOCK)
-        target = blocks[np.arange(BLOCK), index]
-        order = distinct(rng, (BLOCK,), self.query, among=self.n)
+        blocks = distinct(rng, (BLOCK_ROWS, self.count), self.n)
+        index = rng.integers(self.count, size=BLOCK_ROWS)
+        target = blocks[np.arange(BLOCK_ROWS), index]
+        order = distinct(rng, (BLOCK_ROWS,), self.query, among=self.n)
         asked = np.take_along_axis(target, order, axis=1)
         self._redraw(rng, blocks, index, asked)
         tokens = self._assemble(blocks, asked, target)
-        text = letters_to_text(ALPHABET)
+        text = decoder(ALPHABET)
 
         def example(i: int) -> Example:
             return Example(text(tokens[i, 1:-1]), {"answer": text(target[i, self.answer]), "block": int(index[i])})
 
         return Rows(tokens, example)
 
-    def _redraw(self, rng: np.random.Generator, blocks: Letters, index: Letters, asked: Letters) -> None:
-        """Draw anew, in place, every distractor that holds all the letters asked for, until none does."""
+    def _redraw(self, rng: np.random.Generator, blocks: Ints, index: Ints, asked: Ints) -> None:
+        """Draw again, in place, every distractor that holds all the question's letters, until none does."""
         while True:
             holds = (blocks[:, :, :, None] == asked[:, None, None, :]).any(axis=2).all(axis=2)
-            holds[np.arange(BLOCK), index] = False
+            holds[np.arange(BLOCK_ROWS), index] = False
             if not holds.any():
                 return
             blocks[holds] = distinct(rng, (int(holds.sum()),), self.n)
 
-    def _assemble(self, blocks: Letters, asked: Letters, target: Letters) -> Letters:
-        """Token rows [BLOCK, row_tokens] out of blocks [BLOCK, count, n], question letters and target blocks."""
+    def _assemble(self, blocks: Ints, asked: Ints, target: Ints) -> Ints:
+        """Token rows [rows, row_tokens] from blocks [rows, count, n], question letters and target blocks."""
         dots = np.full((*blocks.shape[:2], 1), DOT)
-        joined = np.concatenate([blocks, dots], axis=2).reshape(BLOCK, -1)
+        joined = np.concatenate([blocks, dots], axis=2).reshape(BLOCK_ROWS, -1)
         joined[:, -1] = HASH
-        edge = np.full((BLOCK, 1), SEPARATOR)
+        edge = np.full((BLOCK_ROWS, 1), SEPARATOR)
         return np.concatenate([edge, joined, asked, target[:, self.answer], edge], axis=1)
 
     def prompt(self, seed: int, index: int) -> str:
         """A whole question, up to its last letter."""
         return self.examples(stream_seed(seed, "prompt"), index, 1)[0].text[: self.question]
 
+    def read(self, text: str) -> Reading:
+        """Valid: a well-formed question, then the answer of the one block that holds its letters."""
+        asked, answer = text[: self.question], text[self.question :]
+        blocks, query = asked[: -self.query - 1].split("."), set(asked[-self.query :])
+        holding = [number for number, block in enumerate(blocks) if query <= set(block)]
+        formed = len(blocks) == self.count and all(len(block) == len(set(block)) == self.n for block in blocks)
+        formed = formed and asked[-self.query - 1] == "#" and len(query) == self.query and len(holding) == 1
+        right = formed and answer == blocks[holding[0]][self.answer]
+        return Reading({"answer": answer, "block": holding[0] if formed else None}, valid=right)
+
+    def spans(self, text: str) -> list[Span]:
+        """A right answer is the target."""
+        pieces: list[Span] = [(text[: self.question], "plain"), (text[self.question :], "target" if self.read(text).valid else "invalid")]
+        return [piece for piece in pieces if piece[0]]
+
     def entropy(self) -> dict[str, float]:
         return {"answer_given_question": 0.0}
 
 
-def distinct(rng: np.random.Generator, shape: tuple[int, ...], count: int, among: int = 26) -> Letters:
-    """Draws of `count` distinct numbers below `among`, in random order: [*shape, count]. The first steps of a shuffle."""
+def distinct(rng: np.random.Generator, shape: tuple[int, ...], count: int, among: int = 26) -> Ints:
+    """`count` distinct numbers below `among` in random order [*shape, count], by the first steps of a shuffle."""
     rows = int(np.prod(shape))
     pool = np.tile(np.arange(among), (rows, 1))
     row = np.arange(rows)

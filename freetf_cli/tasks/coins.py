@@ -2,12 +2,12 @@
 
     {"text": "0111111111111111", "factors": {"z": 1}}
 
-Z is a fair coin; each of `length` symbols (64) is Z, flipped with probability `flip` (0.1). There is no separator and no
+Z is a fair coin; each of `length` symbols (64) is Z, flipped with probability ε = `flip` (0.1). There is no separator and no
 prompt: the first symbol is given, the others are predicted.
 
-The paper's two formulas are misprinted. By its own words P(X = 1 | Z = z) = (1 − ε) z + ε (1 − z), where it prints
-ε and 1 − ε exchanged; and what it prints as its equation (2) is the probability of a **0**: after one 1 it gives
-2ε(1 − ε), while a second 1 has probability ε² + (1 − ε)². What follows, after k ones in t symbols:
+The paper's two formulas are misprinted. Its own description gives P(X = 1 | Z = z) = (1 − ε) z + ε (1 − z); it prints ε and 1 − ε
+exchanged. Its equation (2) is the probability of a **0**: after a single 1 it gives 2ε(1 − ε), while the probability of a second 1
+is ε² + (1 − ε)². After k ones in t symbols the correct formulas are
 
     P(Z = 1 | x) = 1 / (1 + (ε / (1 − ε))^(2k − t)),    P(X_{t+1} = 1 | x) = (1 − ε) P(Z = 1 | x) + ε P(Z = 0 | x)
 """
@@ -20,15 +20,16 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from freetf_cli.tasks.base import BLOCK, Example, Param, Rows, Task, letters_to_text
+from freetf_cli.tasks.base import BLOCK_ROWS, Example, Param, Rows, Task, decoder
+from freetf_cli.tasks.factors import Factor, Reading, Span, spans_of
 
 
 class Coins(Task):
-    """Section 2's sequences, with the hidden coin as their factor."""
+    """Section 2's sequences; the factor is the hidden coin."""
 
-    name = "coins"
     label = "z"
     alphabet = "01"
+    factors = (Factor("z", (0, 1)),)
     PARAMS: ClassVar[Mapping[str, Param]] = {
         "length": Param(64, "symbols in a row", 2, 4096),
         "flip": Param(0.1, "probability that a symbol is not Z", 0, 1),
@@ -40,32 +41,45 @@ class Coins(Task):
         self.floor_bits = self.entropy()["given_first"]
 
     def draw(self, rng: np.random.Generator) -> Rows:
-        z = rng.integers(2, size=BLOCK)
-        flipped = rng.random((BLOCK, self.row_tokens)) < self.flip
+        z = rng.integers(2, size=BLOCK_ROWS)
+        flipped = rng.random((BLOCK_ROWS, self.row_tokens)) < self.flip
         tokens = np.asarray(z[:, None] ^ flipped, np.int64)
-        text = letters_to_text("01")
+        text = decoder("01")
         return Rows(tokens, lambda i: Example(text(tokens[i]), {"z": int(z[i])}))
 
     def prompt(self, seed: int, index: int) -> str:
-        """One symbol; 0 and 1 take turns."""
+        """One symbol, 0 and 1 in turn."""
         return str((seed + index) % 2)
 
+    def other_prompt(self, factors: Mapping[str, Any]) -> str:
+        return str(1 - factors["z"])
+
+    def read(self, text: str) -> Reading:
+        """z: the commoner symbol after the first, which is given; unread in a tie. Every row is possible, so validity means nothing."""
+        excess = 2 * text[1:].count("1") - len(text[1:])
+        return Reading({"z": None if excess == 0 else int(excess > 0)})
+
+    def spans(self, text: str) -> list[Span]:
+        """Flipped symbols are noise."""
+        z = self.read(text).factors["z"]
+        return spans_of(text, ["plain" if z is None else "target" if char == str(z) else "noise" for char in text])
+
     def next_is_one(self, ones: int, seen: int) -> float:
-        """P(X_{t+1} = 1 | x_1 … x_t) with `ones` ones among the t = `seen` symbols; with none seen it is 1/2."""
+        """P(X_{t+1} = 1 | x_1 … x_t), given `ones` ones among t = `seen` symbols; 1/2 for t = 0."""
         kept, flipped = 1 - self.flip, self.flip
         heads = kept**ones * flipped ** (seen - ones)
         tails = kept ** (seen - ones) * flipped**ones
         return float((kept * heads + flipped * tails) / (heads + tails))
 
     def entropy(self) -> dict[str, float]:
-        """Bits per sequence, exact: all sequences with as many ones have the same probability."""
+        """All sequences with equally many ones have the same probability."""
         length = self.row_tokens
         logs = [(math.comb(length, ones), self._log2(ones)) for ones in range(length + 1)]
         sequence = -sum(2 ** (math.log2(ways) + log2) * log2 for ways, log2 in logs if log2 > -math.inf)
         return {"sequence": sequence, "given_first": sequence - 1}
 
     def _log2(self, ones: int) -> float:
-        """log2 of the probability of one sequence with so many ones: the mean over Z."""
+        """log2 of the probability of one sequence with `ones` ones, averaged over Z."""
         zeros = self.row_tokens - ones
         heads = _log2_power(1 - self.flip, ones) + _log2_power(self.flip, zeros)
         tails = _log2_power(1 - self.flip, zeros) + _log2_power(self.flip, ones)
@@ -73,7 +87,7 @@ class Coins(Task):
 
 
 def _log2_power(p: float, count: int) -> float:
-    """log2 of p to the power of count, with 0 to the power of 0 being 1."""
+    """log2(p ** count), where 0 ** 0 = 1."""
     if p > 0:
         return count * math.log2(p)
     return 0.0 if count == 0 else -math.inf

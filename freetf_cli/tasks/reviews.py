@@ -1,11 +1,11 @@
-"""reviews: short film reviews out of a small grammar, the example that opens section 2 of the paper.
+"""reviews: short positive and negative film reviews from a small grammar, the example that opens the paper's section 2.
 
     {"text": "Bold and strange, this debut western never puts a foot wrong. I cannot recommend it enough.",
      "factors": {"sentiment": "positive", "genre": "western"}}
 
-A review is positive or negative, each half the time, and about a film of one of five genres; both are drawn first, and
-every phrase follows them. Texts are ASCII and at most 200 characters, read as bytes; a row is `SEP text SEP`. The task has no
-parameters. The entropy of the texts is not known in closed form: different derivations may spell the same text.
+A sentiment (positive or negative, each with probability 1/2) and one of five genres are drawn first; every phrase depends on them.
+Texts are ASCII, at most 200 characters long and tokenized as bytes; a row is `SEP text SEP`. The task has no parameters. The
+entropy of the texts has no closed form, since different derivations can give the same text.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import ClassVar
 
 import numpy as np
 
-from freetf_cli.tasks.base import BLOCK, PAD, Example, Param, Rows, Task
+from freetf_cli.tasks.base import BLOCK_ROWS, PAD, Example, Param, Rows, Task
 
 LONGEST = 200  # characters
 SEPARATOR = 256  # as in the byte tokenizer
 SENTIMENTS = ("negative", "positive")
 GENRES = ("comedy", "drama", "thriller", "western", "mystery")
 
-# {name} stands for one of the phrases under that name: for the sentiment, the genre, or any review.
+# {name} stands for one of the phrases of that name: those of the sentiment, of the genre, or of every review.
 Grammar = dict[str, tuple[str, ...]]
 ANY: Grammar = {
     "part": ("acting", "script", "music", "camera work", "editing", "first act", "ending", "dialogue", "cast", "pacing"),
@@ -46,27 +46,19 @@ ANY: Grammar = {
         "{detail} {detail} {verdict}",
     ),
 }
-BY_GENRE: dict[str, Grammar] = {
-    "comedy": {
-        "plot": ("a wedding that nobody wants", "three cooks and one kitchen", "a lost dog and its six owners", "a town without mirrors"),
-        "scene": ("the dinner with the in-laws", "the speech in the lift", "the chase on bicycles"),
-    },
-    "drama": {
-        "plot": ("a fisherman and his daughter", "a teacher who goes blind", "the last summer of a farm", "two sisters and a will"),
-        "scene": ("the talk in the hospital", "the letter at the end", "the silence after the storm"),
-    },
-    "thriller": {
-        "plot": ("a bomb on a night train", "a nurse who knows too much", "a stolen list of names", "a pilot with no past"),
-        "scene": ("the hunt through the harbour", "the call at midnight", "the fight on the stairs"),
-    },
-    "western": {
-        "plot": ("a sheriff who cannot shoot", "a railway and a stubborn widow", "gold under a graveyard", "two riders and one horse"),
-        "scene": ("the duel in the rain", "the ride across the salt", "the card game"),
-    },
-    "mystery": {
-        "plot": ("a clock that stops at nine", "a body in a bookshop", "twins who never met", "a painting that changes"),
-        "scene": ("the questions in the library", "the locked greenhouse", "the last clue"),
-    },
+PLOTS = {
+    "comedy": ("a wedding that nobody wants", "three cooks and one kitchen", "a lost dog and its six owners", "a town without mirrors"),
+    "drama": ("a fisherman and his daughter", "a teacher who goes blind", "the last summer of a farm", "two sisters and a will"),
+    "thriller": ("a bomb on a night train", "a nurse who knows too much", "a stolen list of names", "a pilot with no past"),
+    "western": ("a sheriff who cannot shoot", "a railway and a stubborn widow", "gold under a graveyard", "two riders and one horse"),
+    "mystery": ("a clock that stops at nine", "a body in a bookshop", "twins who never met", "a painting that changes"),
+}
+SCENES = {
+    "comedy": ("the dinner with the in-laws", "the speech in the lift", "the chase on bicycles"),
+    "drama": ("the talk in the hospital", "the letter at the end", "the silence after the storm"),
+    "thriller": ("the hunt through the harbour", "the call at midnight", "the fight on the stairs"),
+    "western": ("the duel in the rain", "the ride across the salt", "the card game"),
+    "mystery": ("the questions in the library", "the locked greenhouse", "the last clue"),
 }
 BY_SENTIMENT: dict[str, Grammar] = {
     "positive": {
@@ -111,9 +103,8 @@ BY_SENTIMENT: dict[str, Grammar] = {
 
 
 class Reviews(Task):
-    """Positive and negative film reviews, with sentiment and genre as factors."""
+    """Film reviews with a known sentiment and genre. Both must be read from the words, by a classifier, so there are no exact factors."""
 
-    name = "reviews"
     label = "sentiment"
     separator = True
     alphabet = None
@@ -121,8 +112,8 @@ class Reviews(Task):
     PARAMS: ClassVar[Mapping[str, Param]] = {}
 
     def draw(self, rng: np.random.Generator) -> Rows:
-        examples = [review(rng) for _ in range(BLOCK)]
-        tokens = np.full((BLOCK, self.row_tokens), PAD, np.int64)
+        examples = [review(rng) for _ in range(BLOCK_ROWS)]
+        tokens = np.full((BLOCK_ROWS, self.row_tokens), PAD, np.int64)
         tokens[:, 0] = SEPARATOR
         for row, example in zip(tokens, examples, strict=True):
             size = len(example.text)
@@ -131,7 +122,7 @@ class Reviews(Task):
         return Rows(tokens, examples.__getitem__)
 
     def prompt(self, seed: int, index: int) -> str:
-        """Nothing: a review begins after the separator."""
+        """Empty: a review begins after the separator."""
         return ""
 
     def entropy(self) -> dict[str, float]:
@@ -139,16 +130,16 @@ class Reviews(Task):
 
 
 def review(rng: np.random.Generator) -> Example:
-    """One review; its text is drawn anew until it is short enough, its factors are not."""
+    """One review. The text is drawn again until it is short enough; the factors are not."""
     sentiment, genre = str(rng.choice(SENTIMENTS)), str(rng.choice(GENRES))
-    grammar = {**ANY, **BY_GENRE[genre], **BY_SENTIMENT[sentiment], "genre": (genre,)}
+    grammar = {**ANY, **BY_SENTIMENT[sentiment], "genre": (genre,), "plot": PLOTS[genre], "scene": SCENES[genre]}
     while len(text := spell("{review}", grammar, rng)) > LONGEST:
         pass
     return Example(text, {"sentiment": sentiment, "genre": genre})
 
 
 def spell(phrase: str, grammar: Grammar, rng: np.random.Generator) -> str:
-    """The phrase with every {name} replaced by one of its phrases, until none is left."""
+    """The phrase with every {name} replaced by one of its phrases, recursively."""
 
     def choose(match: re.Match[str]) -> str:
         options = grammar[match[1]]

@@ -1,4 +1,4 @@
-"""evaluate --task answers: rows with a wrong token among those that count."""
+"""evaluate --task answers: the share of rows with a wrong target."""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ from freetf_cli.runs.checkpoint import open_model
 
 @pytest.mark.parametrize(("count", "low", "high"), [(0, 0.0, 0.0370), (50, 0.4038, 0.5962), (100, 0.9630, 1.0)])
 def test_wilsons_interval(count: int, low: float, high: float) -> None:
-    """Of 100, as statistics books have it."""
+    """Of 100, as statistics books and SciPy have it."""
+    from scipy.stats import binomtest
+
     share = share_of(count, 100)
+    assert (share.low, share.high) == pytest.approx(tuple(binomtest(count, 100).proportion_ci(method="wilson")), abs=1e-8)
     assert (share.value, share.low, share.high) == (count / 100, pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
 
 
@@ -35,7 +38,7 @@ def blocks_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def test_a_row_is_wrong_with_one_wrong_token(blocks_runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model that knows all answers but of every fourth row, where it misses one token, is wrong there and nowhere else."""
+    """A model that misses one token in every fourth row and knows all others is wrong in a quarter of the rows."""
     checkpoint, model = open_model(blocks_runs["softmax"], torch.device("cpu"), lambda text: None)
     source = open_run_data(checkpoint, None)
     known = {}

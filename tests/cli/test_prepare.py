@@ -1,4 +1,4 @@
-"""`freetf prepare`: real text from wherever it comes to a data folder."""
+"""`freetf prepare`: from text in any form to a data folder."""
 
 from __future__ import annotations
 

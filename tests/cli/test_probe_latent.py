@@ -1,4 +1,4 @@
-"""probe-latent: what it prints, what it refuses, and that it repeats."""
+"""probe-latent: its output, its errors, and that it is deterministic."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ QUICK = ("--sequences", 120, "--groups", 24, "--count", 4, "--device", "cpu")
 
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on a folder of labelled texts, one document a window and more."""
+    """A run on labelled texts, some windows within one document and some across two."""
     from freetf_cli.cli.app import main
 
     folder = tmp_path_factory.mktemp("labelled")
@@ -187,7 +187,7 @@ def test_data_of_another_task_or_of_other_parameters(run_cli: Callable, free_run
 
 
 def test_data_that_has_changed_since_the_run(run_cli: Callable, workshop: Path, text_run: Path, copied: Callable, tmp_path: Path) -> None:
-    """A run whose folder of data was made anew with other text is refused by its hash, and taken when the user says so."""
+    """A run whose data folder has other text than in training is refused by the hash, and accepted with --data."""
     run = copied(text_run)
     source = tmp_path / "other.txt"
     source.write_text("%".join(["maybe\n", "never\n"] * 200), encoding="utf-8")
@@ -200,7 +200,7 @@ def test_data_that_has_changed_since_the_run(run_cli: Callable, workshop: Path, 
 
 
 def _reroute(state_file: Path, folder: str) -> None:
-    """Another data.dir in a checkpoint's recipe, its manifest made right again."""
+    """Change data.dir in a checkpoint's recipe, and update its manifest."""
     import hashlib
 
     state = json.loads(state_file.read_text())

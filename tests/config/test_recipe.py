@@ -116,7 +116,7 @@ def test_each_fault_is_named(recipe_file, before, after, line):
         ('attention = "differential"\nkv_heads = 1', "model.kv_heads = 1 is odd: differential attention takes heads in pairs"),
         (
             'attention = "mta"',
-            "model.attention: there is no kind of attention 'mta', FILE, line 10; choose from: differential, multi-token, softmax, talking-heads",
+            "model.attention: there is no kind of attention 'mta', FILE, line 10; choose from: differential, multi-token, softmax",
         ),
     ],
 )

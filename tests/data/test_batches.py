@@ -1,4 +1,4 @@
-"""Batches: a pure function of (seed, step), every row once an epoch, and nothing counted that should not be."""
+"""Batches: a pure function of (seed, step), every row once an epoch, and no target that should not be one."""
 
 from __future__ import annotations
 
@@ -196,12 +196,12 @@ def test_a_longer_context_is_padded_where_there_is_a_separator() -> None:
     assert ((batch.targets != IGNORE).sum(axis=1) == 6).all()
 
 
-def test_without_a_separator_documents_must_be_as_long(tmp_path: Path) -> None:
+def test_without_a_separator_documents_must_be_equally_long(tmp_path: Path) -> None:
     tokenizer = characters("ab", separator=False)
     with DatasetWriter(tmp_path / "d", tokenizer, Origin(kind="text", seed=0)) as writer:
         for text in ("abab", "aba"):
             writer.add("train", tokenizer.encode_array(text), {}, size=len(text))
-    with pytest.raises(InputError, match="as long"):
+    with pytest.raises(InputError, match="equally long"):
         open_data(DataConfig(dir=str(tmp_path / "d"), rows="documents"), context=2, seed=0)
     packed = open_data(DataConfig(dir=str(tmp_path / "d")), context=3, seed=0)
     assert packed.train_batch(0, 2).inputs.shape == (2, 3) and set(packed.prompts(4, 0)) == {"a"}

@@ -1,4 +1,4 @@
-"""The data folder: written whole or not at all, and every kind of damage noticed."""
+"""The data folder: written completely or not at all, and every kind of damage is detected."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def write(out: Path, tokenizer: Tokenizer, words: list[str], shard: int = 1 << 2
 @pytest.mark.parametrize("shard", [1, 3, 7, 1 << 20])
 @pytest.mark.parametrize("held", [2, 4, 1 << 20])
 def test_streams_and_rows_across_shards(shard: int, held: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writing, "HELD", held)
+    monkeypatch.setattr(writing, "BUFFERED", held)
     for name, tokenizer in (("sep", byte_level()), ("plain", characters("abcdefghijklmnopqrstuvwxyz ", separator=False))):
         write(tmp_path / name, tokenizer, WORDS, shard)
         split = Dataset.open(tmp_path / name).split("train")
@@ -98,7 +98,7 @@ def test_damage_is_noticed_and_the_file_named(folder: Path, name: str) -> None:
     file = folder / name
     whole = file.read_bytes()
     flipped = bytes([whole[0] ^ 1]) + whole[1:]
-    for raw, message in ((whole[:-2], "cut short|SHA-256"), (whole + b"  ", "damaged"), (flipped, "SHA-256")):
+    for raw, message in ((whole[:-2], "truncated|SHA-256"), (whole + b"  ", "damaged"), (flipped, "SHA-256")):
         file.write_bytes(raw)
         with pytest.raises(InputError, match=message) as caught:
             Dataset.open(folder)
@@ -148,8 +148,8 @@ def edit(folder: Path, path: str, value: object) -> None:
         ("splits/train/files/../../secret", {"bytes": 1, "sha256": ""}, "do not belong"),
         ("splits/train/documents", 3, "do not fit"),
         ("splits/train/tokens", 10**12, "do not fit"),
-        ("tokenizer/vocabulary", 200, "tokenizer is not the manifest's"),
-        ("tokenizer/separator", None, "tokenizer is not the manifest's"),
+        ("tokenizer/vocabulary", 200, "tokenizer is not the one that the manifest describes"),
+        ("tokenizer/separator", None, "tokenizer is not the one that the manifest describes"),
     ],
 )
 def test_manifests_that_are_refused(folder: Path, path: str, value: object, message: str) -> None:

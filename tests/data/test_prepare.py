@@ -1,20 +1,19 @@
-"""Text and tasks into data folders: exact proportions, prefixes, and a train split that BPE alone sees."""
+"""Data folders from text and tasks: exact proportions, prefixes, and BPE trained on the train split alone."""
 
 from __future__ import annotations
 
 import io
 import json
 import sys
-from collections import Counter
-from fractions import Fraction
 from pathlib import Path
 
 import pytest
 
 from freetf_cli.data.dataset import Dataset
-from freetf_cli.data.prepare import Dealer, parse_split, prepare_text, write_task
+from freetf_cli.data.prepare import prepare_text, write_task
+from freetf_cli.data.splits import SplitAssigner, parse_split
 from freetf_cli.errors import InputError
-from freetf_cli.tasks import TASKS, make_task
+from freetf_cli.tasks import make_task, task_names
 
 EXCERPTS = Path(__file__).resolve().parent.parent / "excerpts"
 
@@ -24,57 +23,10 @@ def decoded(data: Dataset, name: str) -> list[str]:
     return [data.tokenizer.decode(split.row(i)) for i in range(len(split))]
 
 
-# --- shares ----------------------------------------------------------------------------------------------------------
-
-
-def test_splits_are_read() -> None:
-    assert parse_split("train=0.9, val=0.1") == {"train": Fraction(9, 10), "val": Fraction(1, 10)}
-    assert parse_split("train=1") == {"train": 1}
-    assert parse_split("train=1/3,val=1/3,test=1/3")["test"] == Fraction(1, 3)
-    assert parse_split("train=90,val=10", count=100) == parse_split("train=0.9,val=0.1")
-
-
-@pytest.mark.parametrize(
-    ("text", "count", "message"),
-    [
-        ("train=0.9,val=0.2", None, "sum to 1.1"),
-        ("train=90,val=20", 100, "sum to 110, not to the count, 100"),
-        ("train=90,val=10", None, "not known beforehand"),
-        ("train", None, "takes NAME=SHARE"),
-        ("train=0.5,train=0.5", None, "takes NAME=SHARE"),
-        ("../up=1", None, "takes NAME=SHARE"),
-        ("train=x", None, "'x' is not a number"),
-        ("train=1/0", None, "is not a number"),
-        ("train=-1,val=2", None, "more than 0"),
-        ("", None, "takes NAME=SHARE"),
-    ],
-)
-def test_splits_that_are_refused(text: str, count: int | None, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        parse_split(text, count)
-
-
-def test_shares_that_cannot_be_dealt() -> None:
-    with pytest.raises(InputError, match="not to 1"):
-        Dealer({"train": 0.9}, 0)
-    with pytest.raises(InputError, match="too fine"):
-        Dealer({"train": Fraction(1, 10**7), "val": 1 - Fraction(1, 10**7)}, 0)
-
-
-@pytest.mark.parametrize("shares", [{"train": 0.9, "val": 0.1}, {"train": 0.85, "val": 0.15}, {"a": 0.98, "b": 0.01, "c": 0.01}])
-def test_proportions_are_exact_in_every_run(shares: dict[str, float]) -> None:
-    dealer = Dealer(shares, seed=3)
-    names = [dealer.split(i) for i in range(600)]
-    for start in range(0, 600, 100):
-        assert Counter(names[start : start + 100]) == {name: round(100 * share) for name, share in shares.items()}
-    assert names != [Dealer(shares, seed=4).split(i) for i in range(600)]
-    assert [dealer.split(i) for i in (599, 0, 250)] == [names[i] for i in (599, 0, 250)]
-
-
 # --- tasks -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", task_names())
 def test_task_folders(name: str, tmp_path: Path) -> None:
     task = make_task(name, {})
     summary = write_task(task, tmp_path / "d", count=100, seed=5)
@@ -149,12 +101,12 @@ def test_bad_text_leaves_nothing_behind(raw: bytes, tmp_path: Path) -> None:
 
 
 def test_bpe_sees_the_train_split_only(tmp_path: Path) -> None:
-    """A word that stands in held-out documents alone, often, gets no token of its own."""
+    """A word that is frequent in held-out documents only gets no token of its own."""
     folder = tmp_path / "in"
     folder.mkdir()
-    dealer = Dealer({"train": 0.9, "val": 0.1}, seed=0)
+    assigner = SplitAssigner({"train": 0.9, "val": 0.1}, seed=0)
     for i in range(40):
-        word = "quixotry " if dealer.split(i) == "val" else "common words "
+        word = "quixotry " if assigner.split(i) == "val" else "common words "
         (folder / f"{i:03d}.txt").write_text(word * 50)
     summary = prepare_text([folder], tmp_path / "d", tokenizer="bpe:300")
     tokenizer = Dataset.open(tmp_path / "d").tokenizer

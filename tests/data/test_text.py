@@ -1,4 +1,4 @@
-"""Documents out of files, folders, archives, JSON lines and pipes; and everything that is refused."""
+"""Documents from files, folders, archives, JSON lines and pipes, and the input that is refused."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_refused_archives(tmp_path: Path) -> None:
 
 
 def test_a_decompression_bomb_is_stopped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(reading, "ROOM", 1 << 20)
+    monkeypatch.setattr(reading, "UNPACKED", 1 << 20)
     (tmp_path / "bomb.gz").write_bytes(gzip.compress(b"a" * (8 << 20)))
     with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a", b"a" * (8 << 20))
@@ -145,7 +145,7 @@ def test_a_decompression_bomb_is_stopped(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 def test_nothing_to_read(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    for paths, message in (([tmp_path / "none"], "no such file"), ([tmp_path / "empty"], "is empty"), ([], "no text is named")):
+    for paths, message in (([tmp_path / "none"], "no such file"), ([tmp_path / "empty"], "is empty"), ([], "no text is given")):
         with pytest.raises(InputError, match=message):
             texts(*paths)
 

@@ -1,4 +1,4 @@
-"""Tokenizers: what goes in comes out, what cannot go in is named."""
+"""Tokenizers: text survives encoding and decoding, and an error names a character that cannot be encoded."""
 
 from __future__ import annotations
 

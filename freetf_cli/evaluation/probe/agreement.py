@@ -1,4 +1,7 @@
-"""How far sequences that share a Z agree, against sequences that do not: the paper's Figure 4 as numbers."""
+"""Agreement between samples that share a Z, and between samples that do not: the paper's Figure 4 as numbers.
+
+Shapes: G groups, N samples, A values, S sites.
+"""
 
 from __future__ import annotations
 
@@ -7,31 +10,34 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from freetf_cli.evaluation.probe.factors import letters_reader
-from freetf_cli.evaluation.probe.information import UNREAD
 from freetf_cli.records import Agreement, DataFacts
+from freetf_cli.tasks import make_task, task_names
+from freetf_cli.tasks.factors import UNREAD, Ints, encode
 
-ALL_PAIRS = 2048  # rows of which every two are compared on their marks; of more, each group with the next
+ALL_PAIRS = 2048  # up to so many rows, marks are compared in every pair of groups; beyond, each group only with the one before it
 
-Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
 
-def letters_agreement(groups: Sequence[Sequence[str]], facts: DataFacts) -> list[Agreement]:
-    """Agreement on position and on noise within and across groups of letters rows; empty for other tasks or fewer than two groups."""
-    if facts.task != "letters" or len(groups) < 2:
+def group_agreement(groups: Sequence[Sequence[str]], facts: DataFacts) -> list[Agreement]:
+    """Agreement within and across groups of rows, for each factor that the prompt does not give.
+
+    Empty for data whose rows do not show their factors, and for fewer than two groups.
+    """
+    if facts.task not in task_names() or len(groups) < 2:
         return []
-    readings = [letters_reader(facts.params).read(group) for group in groups]
-    return [agreement(factor, [reading[factor] for reading in readings]) for factor in ("position", "noise")]
+    task = make_task(facts.task, facts.params)
+    readings = [encode(task.factors, [reading.factors for reading in task.read_all(group)]) for group in groups]
+    return [agreement(factor.name, [found[factor.name] for found in readings]) for factor in task.factors if not factor.given]
 
 
 def agreement(factor: str, groups: Sequence[Ints]) -> Agreement:
-    """How often two samples of one group, and of two groups, agree.
+    """How often two samples of one group agree, and two samples of different groups.
 
-    A group's values [N]: the same value, among pairs in which it was read. [N, S]: marked places in common over all marked places,
-    |A ∩ B| / |A ∪ B|, among pairs with a mark.
+    Values [N] of each group agree if they are equal; pairs with an unread value are left out. Marks [N, S] agree by their Jaccard index
+    |A ∩ B| / |A ∪ B|; pairs without any mark are left out.
     """
-    sums = _same_values(groups) if groups[0].ndim == 1 else _common_marks([group.astype(np.float32) for group in groups])
+    sums = _equal_values(groups) if groups[0].ndim == 1 else _common_marks([group.astype(np.float32) for group in groups])
     (same, inside), (other, outside) = sums
     return Agreement(factor, same / inside if inside else 0.0, other / outside if outside else 0.0, round(inside), round(outside))
 
@@ -39,13 +45,13 @@ def agreement(factor: str, groups: Sequence[Ints]) -> Agreement:
 Sums = tuple[tuple[float, float], tuple[float, float]]  # (agreement, pairs) within groups, and across
 
 
-def _same_values(groups: Sequence[Ints]) -> Sums:
-    """Every pair, by counting."""
+def _equal_values(groups: Sequence[Ints]) -> Sums:
+    """Over all pairs, from the counts of each value."""
     kinds = max(int(group.max(initial=UNREAD)) for group in groups) + 1
     counts_GA = np.stack([np.bincount(group[group != UNREAD], minlength=max(kinds, 1)) for group in groups])
     same, pairs = _pairs(counts_GA).sum(), _pairs(counts_GA.sum(1)).sum()
-    whole = counts_GA.sum(0)
-    return (float(same), float(pairs)), (float(_pairs(whole).sum() - same), float(_pairs(whole.sum()) - pairs))
+    total_A = counts_GA.sum(0)
+    return (float(same), float(pairs)), (float(_pairs(total_A).sum() - same), float(_pairs(total_A.sum()) - pairs))
 
 
 def _pairs(counts: Ints) -> Ints:
@@ -54,11 +60,11 @@ def _pairs(counts: Ints) -> Ints:
 
 def _common_marks(groups: Sequence[Floats]) -> Sums:
     within = np.sum([_overlap(group, group, inside=True) for group in groups], axis=0)
-    everyone = sum(map(len, groups)) <= ALL_PAIRS
+    every_pair = sum(map(len, groups)) <= ALL_PAIRS
     others = [
         (one, other)
         for number, one in enumerate(groups)
-        for other in (groups[number + 1 :] if everyone else [groups[number - 1]])
+        for other in (groups[number + 1 :] if every_pair else [groups[number - 1]])
         if len(one) and len(other)
     ]
     across = np.sum([_overlap(one, other) for one, other in others], axis=0) if others else np.zeros(2)
@@ -66,7 +72,7 @@ def _common_marks(groups: Sequence[Floats]) -> Sums:
 
 
 def _overlap(a: Floats, b: Floats, *, inside: bool = False) -> tuple[float, float]:
-    """Sum of |A ∩ B| / |A ∪ B| over pairs with a mark, and their number. inside: a is b, each two of it once."""
+    """The sum of |A ∩ B| / |A ∪ B| over pairs with a mark, and their number. inside: a is b; count each two of its rows once."""
     common = a @ b.T
     union = a.sum(1)[:, None] + b.sum(1) - common
     counted = union > 0

@@ -1,52 +1,55 @@
-"""Can a factor be read out of Z? A linear and a small non-linear probe, held out, against shuffled labels and the hidden state.
+"""Probes: predict a factor from Z, held out, next to two controls.
 
-A probe shows what *it* can read, not what Z contains: usable information (Xu et al., arXiv 2002.10689), from below. The same probe
-trained on shuffled labels (after Hewitt and Liang, arXiv 1909.03368) shows what it would get by chance, and the one on the hidden
-state at the injection layer, all that the encoder saw, is the ceiling.
+A probe shows what *it* can read, not what Z contains: usable information (Xu et al., arXiv 2002.10689), a lower bound. The same probe
+trained on shuffled labels (after Hewitt and Liang, arXiv 1909.03368) shows what chance gives. The one trained on the hidden state at
+the injection layer, all that the encoder sees, is the ceiling.
 
-Features: the bits of Z, ±1, and the hidden state's leading principal components, at every position; a long sequence is averaged
-in segments. Of these a probe sees the 128 that go best with the labels on the training part, each scaled by how much of its
-variance the labels explain beyond chance (a ridge that trusts features unequally): a position is told by a few of a thousand
-bits, and the others would drown them.
-Documents are dealt at random to three parts, 60 % to train on, 15 % to stop by, 25 % to test: windows of one document stay together, and
-a folder's order does not matter.
+Features are the bits of Z as ±1, or the leading principal components of the hidden state, at every position; a long sequence is averaged
+in segments. A probe gets the 128 features that the labels explain best on the training part, each scaled by the share of its variance
+that they explain beyond chance. A few of a thousand bits encode a position; without the scaling the others would drown them.
 
-Shapes: N sequences, T positions, F features, S sites.
+Documents are assigned at random to three parts: 60 % to train on, 15 % for early stopping, 25 % to test. Windows of one document stay
+together, and the order of the data folder does not matter.
+
+Shapes: N sequences, T positions, F features, K values of a factor, S sites.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from freetf_cli.data.rows import Factors
-from freetf_cli.evaluation.probe.factors import Factor, FactorReader
-from freetf_cli.evaluation.probe.information import UNREAD
 from freetf_cli.evaluation.probe.intervention import Stage
+from freetf_cli.evaluation.probe.libraries import probe_library
 from freetf_cli.evaluation.probe.rate import Posterior
 from freetf_cli.evaluation.statistics import LEAST, bootstrap
 from freetf_cli.latent.binary import code_bits
 from freetf_cli.latent.objective import LN2
 from freetf_cli.records.probe import Decoding
+from freetf_cli.tasks.factors import UNREAD, Factor, Ints, RowReader, encode
 
-PROBES = ("linear", "mlp")
+PROBES: dict[str, dict[str, Any]] = {  # settings of MLPClassifier; alpha is the weight of the L2 penalty
+    "linear": {"hidden_layer_sizes": (), "alpha": 1e-4},
+    "mlp": {"hidden_layer_sizes": (64,), "alpha": 0.1, "activation": "tanh"},
+}
 COMPONENTS = 16  # of the hidden state at a position
-WHOLE, SEGMENTS = 96, 64  # positions kept apart; segments of a longer sequence
-HIDDEN_UNITS = 64
-SCREENED, TRUST = 128, 0.05  # features that a probe sees; share of variance that one is given, so that none is out of play
-_RATE, _DECAY, _BATCH, _EPOCHS, _PATIENCE = 1e-2, 0.1, 64, 100, 8
+WHOLE, SEGMENTS = 96, 64  # up to so many positions are kept apart; a longer sequence is averaged in so many segments
+SCREENED, TRUST = 128, 0.05  # features that a probe sees; a share of variance added to each, so that none is scaled to nothing
+EPOCHS, PATIENCE = 100, 8
 
-Ints = NDArray[np.int64]
+Floats = NDArray[Any]
 
 
 class HiddenFeatures:
-    """Streams [B, T, D] as features [B, F], by the principal components of the first batch."""
+    """Features [B, F] of streams [B, T, D]: the principal components of the first batch, at every position."""
 
     def __init__(self) -> None:
         self._centre: Tensor | None = None
@@ -69,17 +72,17 @@ def pooled(values_NTF: Tensor) -> Tensor:
     return values_NTF.flatten(1)
 
 
-def decode(posterior: Posterior, reader: FactorReader, rows: Sequence[Factors], bits: int, seed: int, stage: Stage) -> list[Decoding]:
-    """Every factor from Z and from the hidden state; empty with fewer than 80 sequences whose factors are known."""
-    known = _dealt([number for number, row in enumerate(rows) if row], posterior.documents, seed)
+def decode(posterior: Posterior, reader: RowReader, rows: Sequence[Factors], bits: int, seed: int, stage: Stage) -> list[Decoding]:
+    """Every factor from Z and from the hidden state; empty for fewer than 80 sequences with known factors."""
+    known = _by_document([number for number, row in enumerate(rows) if row], posterior.documents, seed)
     if len(known) * 0.25 < LEAST:
         return []
     documents = posterior.documents[known]
-    truth = reader.truth([rows[number] for number in known])
-    sources = {"Z": pooled(2.0 * code_bits(posterior.z[known], bits).float() - 1.0)}
+    truth = encode(reader.factors, [rows[number] for number in known])
+    sources = {"Z": pooled(2.0 * code_bits(posterior.z[known], bits).float() - 1.0).numpy()}
     if posterior.hidden is not None:
-        sources["hidden"] = posterior.hidden[known]
-    jobs = [(factor, source, kind) for factor in reader.factors if factor.kinds > 1 for source in sources for kind in PROBES]
+        sources["hidden"] = posterior.hidden[known].numpy()
+    jobs = [(factor, source, kind) for factor in reader.factors if len(factor.values) > 1 for source in sources for kind in PROBES]
     found = []
     with stage("training probes", len(jobs)) as advance:
         for factor, source, kind in jobs:
@@ -88,15 +91,18 @@ def decode(posterior: Posterior, reader: FactorReader, rows: Sequence[Factors], 
     return found
 
 
-def _dealt(numbers: Sequence[int], documents: Ints, seed: int) -> list[int]:
-    """Sequences in an order in which documents are shuffled and each stays in one piece."""
-    shuffled = {document: place for place, document in enumerate(np.random.default_rng(seed).permutation(np.unique(documents)).tolist())}
-    return sorted(numbers, key=lambda number: (shuffled[int(documents[number])], number))
+def _by_document(numbers: Sequence[int], documents: Ints, seed: int) -> list[int]:
+    """Sequences in a random order of documents, those of one document together.
+
+    (scikit-learn's GroupShuffleSplit splits by the number of documents, and cannot split a single one.)
+    """
+    order = {document: place for place, document in enumerate(np.random.default_rng(seed).permutation(np.unique(documents)).tolist())}
+    return sorted(numbers, key=lambda number: (order[int(documents[number])], number))
 
 
-def _decoding(factor: Factor, source: str, kind: str, features: Tensor, labels: Ints, documents: Ints, seed: int) -> Decoding:
+def _decoding(factor: Factor, source: str, kind: str, features: Floats, labels: Ints, documents: Ints, seed: int) -> Decoding:
     chance = np.random.default_rng(seed).permutation(labels)
-    real, control = (probe(features, each, factor.kinds, kind, seed) for each in (labels, chance))
+    real, control = (probe(features, each, len(factor.values), kind, seed) for each in (labels, chance))
     accuracy = bootstrap(real.right, clusters=documents[real.tested], seed=seed)
     return Decoding(
         factor=factor.name,
@@ -112,8 +118,11 @@ def _decoding(factor: Factor, source: str, kind: str, features: Tensor, labels: 
 
 @dataclass(frozen=True, eq=False)
 class Probed:
-    """tested: numbers of the test sequences [n]. right: share of sites that were predicted, for each of them. Entropies in bits a sequence,
-    on them."""
+    """Results on the test part.
+
+    tested: indices of its n sequences. right [n]: the share of sites predicted right. majority: accuracy of the commonest training
+    value. entropy, cross_entropy: bits per sequence.
+    """
 
     tested: Ints
     right: NDArray[np.float64]
@@ -122,89 +131,88 @@ class Probed:
     cross_entropy: float
 
 
-def probe(features_NF: Tensor, labels: Ints, kinds: int, kind: str, seed: int = 0) -> Probed:
-    """Train on the first 60 %, stop by the next 15 %, test on the rest. labels [N] of `kinds` values, or marks [N, S] in {0, 1}.
+def probe(features_NF: Floats, labels: Ints, kinds: int, kind: str, seed: int = 0) -> Probed:
+    """Train on the first 60 %, stop early on the next 15 %, test on the rest. labels: values [N] below `kinds`, or marks [N, S].
 
-    Sequences whose label is UNREAD are left out.
+    Sequences with an unread label are left out.
     """
     read = labels != UNREAD if labels.ndim == 1 else np.ones(len(labels), bool)
-    x, y = features_NF[torch.from_numpy(read)], torch.from_numpy(labels[read])
+    x, y = features_NF[read], labels[read]
     first, second = int(0.6 * len(x)), int(0.75 * len(x))
-    relevance = _relevance(x[:first], y[:first], kinds)
-    best = relevance.topk(min(SCREENED, len(relevance))).indices.sort().values
-    x, relevance = x[:, best], relevance[best]
-    mean, deviation = x[:first].mean(0), x[:first].std(0)
-    x = (x - mean) / deviation.clamp_min(1e-6) * ((relevance + TRUST) / (relevance.max() + TRUST)).to(x.dtype)
-    outputs = kinds if y.dim() == 1 else y.shape[1]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = _model(x.shape[1], outputs, kind)
-        _fit(model, (x[:first], y[:first]), (x[first:second], y[first:second]))
-    with torch.no_grad():
-        logits, y_train, y_test = model(x[second:]), y[:first], y[second:]
-        nats = float(_loss(logits, y_test)) * (1 if y.dim() == 1 else outputs)
-    if y.dim() == 1:
-        right, commonest = logits.argmax(-1) == y_test, torch.bincount(y_train, minlength=kinds).argmax()
+    x = _screened(x, y[:first], kinds)
+    p = _fit(kind, kinds, seed, (x[:first], y[:first]), (x[first:second], y[first:second])).predict_proba(x[second:])
+    y_train, y_test = y[:first], y[second:]
+    if y.ndim == 1:
+        right, commonest = p.argmax(1) == y_test, np.bincount(y_train, minlength=kinds).argmax()
     else:
-        right, commonest = (logits > 0) == (y_test > 0), (y_train.double().mean(0) > 0.5).long()
-    majority = float((y_test == commonest).double().mean())
-    tested = np.flatnonzero(read)[second:]
-    return Probed(tested, right.double().reshape(len(y_test), -1).mean(1).numpy(), majority, _entropy(y_test, kinds), nats / LN2)
+        right, commonest = ((p > 0.5) == y_test).mean(1), y_train.mean(0) > 0.5
+    return Probed(
+        tested=np.flatnonzero(read)[second:],
+        right=right.astype(np.float64),
+        majority=float((y_test == commonest).mean()),
+        entropy=_entropy(y_test, kinds),
+        cross_entropy=_nats(p, y_test) / LN2,
+    )
 
 
-def _relevance(x_NF: Tensor, y: Tensor, kinds: int) -> Tensor:
-    """How much of each feature's variance the labels explain beyond chance [F], in [0, 1]; with marks, those of the best site."""
-    centred = (x_NF - x_NF.mean(0)).double()
-    total_F = centred.square().sum(0).clamp_min(1e-12)
-    if y.dim() == 1:
-        member_NK = F.one_hot(y, kinds).double()
+def _screened(x_NF: Floats, y: Ints, kinds: int) -> Floats:
+    """The features that a probe sees, standardised and scaled by their relevance. y: labels of the first sequences, the training part."""
+    relevance_F = _relevance(x_NF[: len(y)], y, kinds)
+    best = np.sort(np.argsort(-relevance_F, kind="stable")[:SCREENED])
+    x_NF, relevance_F = x_NF[:, best], relevance_F[best]
+    train = x_NF[: len(y)]
+    scale = (relevance_F + TRUST) / (relevance_F.max() + TRUST) / np.maximum(train.std(0, ddof=1), 1e-6)
+    return np.asarray((x_NF - train.mean(0)) * scale, np.float32)
+
+
+def _relevance(x_NF: Floats, y: Ints, kinds: int) -> NDArray[np.float64]:
+    """The share of each feature's variance that labels explain beyond chance (ε²) [F], in [0, 1]; with marks, for the best site.
+
+    (The F statistic of scikit-learn's SelectKBest, on a scale that features can be weighted by, and for many sites at once.)
+    """
+    centred = (x_NF - x_NF.mean(0)).astype(np.float64)
+    total_F = np.maximum(np.square(centred).sum(0), 1e-12)
+    if y.ndim == 1:
+        member_NK = np.eye(kinds)[y]
         size_K = member_NK.sum(0)
-        explained_F = ((member_NK.T @ centred).square() / size_K[:, None].clamp_min(1)).sum(0) / total_F
-        chance = (int((size_K > 0).sum()) - 1) / max(len(y) - 1, 1)
+        explained_F = (np.square(member_NK.T @ centred) / np.maximum(size_K, 1)[:, None]).sum(0) / total_F
+        chance = ((size_K > 0).sum() - 1) / max(len(y) - 1, 1)
     else:
-        marks_NS = y.double() - y.double().mean(0)
-        explained_SF = (marks_NS.T @ centred).square() / total_F / marks_NS.square().sum(0)[:, None].clamp_min(1e-12)
-        explained_F, chance = explained_SF.amax(0), 1 / max(len(y) - 1, 1)
-    return ((explained_F - chance) / (1 - chance)).clamp(0, 1)
+        marks_NS = y - y.mean(0)
+        explained_SF = np.square(marks_NS.T @ centred) / total_F / np.maximum(np.square(marks_NS).sum(0), 1e-12)[:, None]
+        explained_F, chance = explained_SF.max(0), 1 / max(len(y) - 1, 1)
+    return np.asarray(np.clip((explained_F - chance) / (1 - chance), 0, 1), np.float64)
 
 
-def _model(features: int, outputs: int, kind: str) -> nn.Module:
-    if kind == "linear":
-        return nn.Linear(features, outputs)
-    return nn.Sequential(nn.Linear(features, HIDDEN_UNITS), nn.GELU(), nn.Linear(HIDDEN_UNITS, outputs))
+def _fit(kind: str, kinds: int, seed: int, train: tuple[Floats, Ints], held_out: tuple[Floats, Ints]) -> Any:
+    """A classifier with the weights of its best epoch on the held-out part.
 
-
-def _loss(logits: Tensor, y: Tensor) -> Tensor:
-    """Mean nats a label: over values, or over the marks of all sites."""
-    return F.cross_entropy(logits, y) if y.dim() == 1 else F.binary_cross_entropy_with_logits(logits, y.to(logits.dtype))
-
-
-def _fit(model: nn.Module, train: tuple[Tensor, Tensor], held_out: tuple[Tensor, Tensor]) -> None:
-    """AdamW until the held-out loss has not fallen for some epochs; the best weights stay."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=_RATE, weight_decay=_DECAY)
-    best, since, kept = float("inf"), 0, {name: value.clone() for name, value in model.state_dict().items()}
-    for _ in range(_EPOCHS):
-        order = torch.randperm(len(train[0]))
-        for start in range(0, len(order), _BATCH):
-            part = order[start : start + _BATCH]
-            optimizer.zero_grad()
-            _loss(model(train[0][part]), train[1][part]).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-        with torch.no_grad():
-            loss = float(_loss(model(held_out[0]), held_out[1]))
+    One class for both probes (a network without hidden units is linear), since it takes all sites of a marked factor at once.
+    """
+    network = probe_library("sklearn.neural_network").MLPClassifier
+    model = network(**PROBES[kind], batch_size=min(64, len(train[0])), learning_rate_init=1e-2, random_state=seed)
+    classes = np.arange(kinds if train[1].ndim == 1 else train[1].shape[1])
+    best, since, kept = np.inf, 0, None
+    for _ in range(EPOCHS):
+        model.partial_fit(*train, classes=classes)
+        loss = _nats(model.predict_proba(held_out[0]), held_out[1])
         since += 1
-        if loss < best:
-            best, since, kept = loss, 0, {name: value.clone() for name, value in model.state_dict().items()}
-        if since >= _PATIENCE:
+        if loss < best or kept is None:
+            best, since, kept = loss, 0, [weight.copy() for weight in (*model.coefs_, *model.intercepts_)]
+        if since >= PATIENCE:
             break
-    model.load_state_dict(kept)
+    for weight, value in zip((*model.coefs_, *model.intercepts_), kept or (), strict=True):
+        weight[...] = value
+    return model
 
 
-def _entropy(y: Tensor, kinds: int) -> float:
-    """Bits a sequence: of the labels, or summed over the sites' marks."""
-    if y.dim() == 1:
-        p = torch.bincount(y, minlength=kinds).double() / len(y)
-    else:
-        share = y.double().mean(0)
-        p = torch.stack([share, 1 - share])
-    return float(-(p * torch.log2(p.clamp_min(1e-300))).sum())
+def _nats(p: Floats, y: Ints) -> float:
+    """Mean cross-entropy of a sequence's labels under probabilities [N, K], or of its marks under [N, S], summed over sites."""
+    chosen = np.take_along_axis(p, y[:, None], 1) if y.ndim == 1 else np.where(y == 1, p, 1 - p)
+    return float(-np.log(np.maximum(chosen, 1e-12).astype(np.float64)).sum(1).mean())
+
+
+def _entropy(y: Ints, kinds: int) -> float:
+    """Entropy of labels, or the sum of those of the sites' marks; bits per sequence."""
+    counts = np.bincount(y, minlength=kinds)[:, None] if y.ndim == 1 else np.stack([y.sum(0), (1 - y).sum(0)])
+    return float(probe_library("scipy.stats").entropy(counts, base=2, axis=0).sum())

@@ -1,29 +1,28 @@
-"""Mutual information between a latent and a discrete factor, from groups of samples that share a latent.
+"""Mutual information between Z and a discrete factor, from groups of samples that share a Z.
 
-M latents Z_g from the prior, N samples each, a factor f read from every sample:
+For M latents Z_g from the prior, N samples under each, and a factor f read from every sample:
 
     I(Z; f) = H(f) − mean_g H(f | Z_g)          bits
 
-Where a factor cannot be read from every sample, all of this is given that it was read: a group weighs as much as it has readings. Both
-entropies are biased downward when counted (N samples do not show all values). Here
+If a factor cannot be read from every sample, all of this is conditional on its being read: a group's weight is its number of readings.
+Both entropies are biased downward if they are computed from counts, since N samples do not show all values. Here
 
-* H(f) is the entropy of the pooled counts with a delete-one-group jackknife: it is the number of *latents*, not of samples, that
-  limits what is known of it when Z decides f;
-* H(f | Z_g) is an empirical Bayes estimate. With two values, the groups' probabilities come from a free-form distribution, found by maximum
-  likelihood from all groups and sites (Kiefer and Wolfowitz; EM over a grid). With more, each group's distribution comes from
-  Dirichlet(β · pooled distribution), with such a free-form distribution over β: β → ∞ where Z is ignored, β → 0 where it decides;
-* what the pooled counts lack for being M · N samples, H(f | Z_g) lacks too as far as it leans on them: it gets the same share of that
-  correction.
+* H(f) is the entropy of the pooled counts with a delete-one-group jackknife: when Z decides f, the number of *latents*, not of samples,
+  limits the estimate;
+* H(f | Z_g) is an empirical Bayes estimate. With two values, the groups' probabilities come from a free-form distribution, found by
+  maximum likelihood from all groups and sites (Kiefer and Wolfowitz; EM on a grid). With more values, the distribution of each group comes
+  from Dirichlet(β · pooled distribution), with such a free-form distribution over β: β → ∞ where Z is ignored, β → 0 where it decides;
+* the pooled counts underestimate H(f) because they are M · N samples. H(f | Z_g) leans on them, so it gets the same relative correction.
 
-The interval is a bootstrap over the M latents of their jackknife pseudo-values, around two estimates: the one above and one with
-delete-one-sample jackknife entropies within the groups. The two err in opposite directions where a group's values are near each other
-rather than many and rare (docs/probing.md has simulations), so the interval reaches from the lower end of the lower to the upper end of the
-higher.
+The interval is a bootstrap over the M latents of their jackknife pseudo-values, around two estimates: the one above, and one with
+delete-one-sample jackknife entropies within the groups. The two err in opposite directions if a group's values are close to each other
+rather than many and rare (docs/probing.md has simulations), so the interval reaches from the lower end of the lower to the upper end of
+the higher.
 
-A factor with several sites (is place s marked?) is summed over sites. The sum is a lower bound of I(Z; all sites) where the sites are
-independent of each other on the whole, as noise is: what Z tells of two places together is left out.
+For a factor with several sites (is place s marked?) the information is summed over sites. The sum is a lower bound of I(Z; all sites) if
+the sites are marginally independent, as noise is: it leaves out what Z encodes about two places jointly.
 
-Shapes: S sites, M groups, N samples, A values of the factor.
+Shapes: S sites, M groups, N samples, A values of the factor, R rows of a mixture on a grid of G points, B concentrations.
 """
 
 from __future__ import annotations
@@ -39,27 +38,26 @@ from torch import Tensor
 from freetf_cli.evaluation.statistics import bootstrap, check_enough
 from freetf_cli.records import LN2
 from freetf_cli.records.likelihood import Estimate
+from freetf_cli.tasks.factors import UNREAD, Ints
 
-UNREAD = -1  # the factor could not be read from this sample
-_CONCENTRATIONS = torch.logspace(-3, 6, 28, dtype=torch.float64)  # β; what lies between two of them is their mixture
-_NULL_PRIOR = 10.0  # groups' worth of belief in the largest β, as in adaptive shrinkage (Stephens, doi 10.1093/biostatistics/kxw041)
+_CONCENTRATIONS = torch.logspace(-3, 6, 28, dtype=torch.float64)  # β; a value in between is a mixture of two
+_NULL_PRIOR = 10.0  # prior weight of the largest β in groups, as in adaptive shrinkage (Stephens, doi 10.1093/biostatistics/kxw041)
 _PROBABILITIES = torch.sin(torch.linspace(0, math.pi / 2, 301, dtype=torch.float64)).square()  # evenly spaced in standard errors
-_ROUNDS, _SETTLED = 3000, 1e-8  # of EM, which is slow to leave a β that a few groups like by chance
+_ROUNDS, _SETTLED = 3000, 1e-8  # of EM, which is slow to leave a β that fits a few groups by chance
 
-Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Information:
-    """I(Z; f) and the entropy H(f) that bounds it, bits."""
+    """I(Z; f), and the entropy H(f) that bounds it, in bits."""
 
     information: Estimate
     entropy: float
 
 
 def group_counts(values: Ints) -> Floats:
-    """Counts [S, M, A] of values [M, N] or [M, N, S]; UNREAD ones are left out."""
+    """Counts [S, M, A] of values [M, N] or [M, N, S], without the unread ones."""
     sites = values[..., None] if values.ndim == 2 else values
     groups, _, count = sites.shape
     kinds = max(int(sites.max()) + 1, 1)
@@ -68,12 +66,12 @@ def group_counts(values: Ints) -> Floats:
 
 
 def mutual_information(values: Ints, kinds: int, seed: int = 0) -> Information:
-    """I(Z; f) of values [M, N] (one value a sample) or [M, N, S] (one a site) among `kinds` possible ones.
+    """I(Z; f) of values [M, N], or of marks [M, N, S]. kinds: the number of possible values.
 
     InputError with too few groups for an interval.
     """
     counts_SMA = group_counts(values)
-    counts_SMA = counts_SMA[:, counts_SMA.sum((0, 2)) > 0]  # groups in which nothing was read
+    counts_SMA = counts_SMA[:, counts_SMA.sum((0, 2)) > 0]  # without groups in which nothing was read
     check_enough(counts_SMA.shape[1], "groups in which the factor could be read", "raise --groups")
     pseudo_SM, most = _pooled_entropies(counts_SMA), np.log2(kinds)
     entropy = float(np.clip(pseudo_SM.mean(1), 0, most).sum())
@@ -89,25 +87,25 @@ def mutual_information(values: Ints, kinds: int, seed: int = 0) -> Information:
 
 
 def shuffled(values: Ints, seed: int = 0) -> Ints:
-    """The same samples dealt to the groups at random: of these Z says nothing, whatever the model does."""
+    """The same samples, assigned to groups at random. Their information with Z is zero, whatever the model does."""
     flat = values.reshape(-1, *values.shape[2:])
     return np.random.default_rng(seed).permutation(flat).reshape(values.shape)
 
 
 def _entropy(counts: Floats) -> Floats:
-    """Bits, over the last axis, of counts as they are."""
+    """Plug-in entropy of counts over the last axis, in bits."""
     p = counts / np.maximum(counts.sum(-1, keepdims=True), 1e-300)
     return np.asarray(-(p * np.log2(np.where(p > 0, p, 1.0))).sum(-1), np.float64)
 
 
 def _pooled_entropies(counts_SMA: Floats) -> Floats:
-    """Pseudo-values [S, M] of H(f) at each site, whose mean is its delete-one-group jackknife estimate."""
+    """Pseudo-values [S, M] of H(f) at each site; their mean is the delete-one-group jackknife estimate."""
     groups, total_SA = counts_SMA.shape[1], counts_SMA.sum(1)
     return np.asarray(groups * _entropy(total_SA)[:, None] - (groups - 1) * _entropy(total_SA[:, None] - counts_SMA), np.float64)
 
 
 def _within(counts_SMA: Floats) -> Floats:
-    """Empirical Bayes estimates of H(f | Z_g) [S, M], bits."""
+    """Empirical Bayes estimates of H(f | Z_g) [S, M], in bits."""
     counts = torch.from_numpy(counts_SMA)
     within_SM = (_binary_entropies(counts) if counts.shape[-1] <= 2 else _shrunken_entropies(counts)).numpy()
     pooled_S1A = counts_SMA.sum(1, keepdims=True)
@@ -117,7 +115,7 @@ def _within(counts_SMA: Floats) -> Floats:
 
 
 def _binary_entropies(counts_SMA: Tensor) -> Tensor:
-    """E[H(p) | counts] [S, M] with p of all sites and groups from one free-form distribution, bits."""
+    """E[H(p) | counts] [S, M] in bits, with p of all sites and groups from one free-form distribution."""
     counts_SMA = torch.nn.functional.pad(counts_SMA, (0, 2 - counts_SMA.shape[-1]))
     kinds_U2, where, repeats_U = torch.unique(counts_SMA.flatten(0, 1), dim=0, return_inverse=True, return_counts=True)
     p_G = _PROBABILITIES
@@ -129,13 +127,13 @@ def _binary_entropies(counts_SMA: Tensor) -> Tensor:
 
 
 def _shrunken_entropies(counts_SMA: Tensor) -> Tensor:
-    """E[H(f | Z_g) | counts] at each site and group [S, M], bits."""
+    """E[H(f | Z_g) | counts] [S, M] in bits, under Dirichlet priors around the pooled distribution."""
     pooled_SA = counts_SMA.sum(1)
     pooled_SA = pooled_SA / pooled_SA.sum(-1, keepdim=True).clamp_min(1e-300)
     n_SM = counts_SMA.sum(-1)
     likelihoods, entropies = [], []
     for beta in _CONCENTRATIONS:
-        prior_S1A = (beta * pooled_SA)[:, None].clamp_min(1e-300)  # values that never occur keep no mass: their terms cancel
+        prior_S1A = (beta * pooled_SA)[:, None].clamp_min(1e-300)  # the terms of values that never occur cancel
         terms_SMA = torch.lgamma(counts_SMA + prior_S1A) - torch.lgamma(prior_S1A)
         likelihoods.append(terms_SMA.sum(-1) + torch.lgamma(beta) - torch.lgamma(n_SM + beta))
         posterior_SMA = counts_SMA + prior_S1A
@@ -148,9 +146,9 @@ def _shrunken_entropies(counts_SMA: Tensor) -> Tensor:
 
 
 def _mixture(log_likelihood_RG: Tensor, repeats_R: Tensor, belief_G: Tensor) -> Tensor:
-    """Each row's posterior over the grid [R, G], under the distribution on the grid that makes all rows likeliest.
+    """The posterior of each row over the grid [R, G], under the maximum-likelihood distribution on the grid.
 
-    repeats: how often each row occurs; belief: rows' worth of prior belief in a point of the grid.
+    repeats: how often each row occurs; belief: prior weight of each point of the grid, in rows.
     """
     relative = (log_likelihood_RG - log_likelihood_RG.amax(-1, keepdim=True)).exp()
     mixture_G = torch.full((relative.shape[1],), 1 / relative.shape[1], dtype=torch.float64)
@@ -165,7 +163,7 @@ def _mixture(log_likelihood_RG: Tensor, repeats_R: Tensor, belief_G: Tensor) -> 
 
 
 def _jackknife(counts_SMA: Floats) -> Floats:
-    """Entropies [S, M] of groups, delete-one-sample jackknife; bits."""
+    """Delete-one-sample jackknife entropies of the groups [S, M], in bits."""
     n_SM = counts_SMA.sum(-1)
     whole = _entropy(counts_SMA)
     without = np.zeros_like(whole)

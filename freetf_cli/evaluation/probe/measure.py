@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from dataclasses import dataclass
 
@@ -10,8 +9,8 @@ from freetf_cli.data.batches import DataSource
 from freetf_cli.errors import InputError
 from freetf_cli.evaluation.posterior import latent_of
 from freetf_cli.evaluation.probe.decoding import HiddenFeatures, decode
-from freetf_cli.evaluation.probe.factors import FactorReader, factor_reader
-from freetf_cli.evaluation.probe.intervention import Stage, intervene, transplant
+from freetf_cli.evaluation.probe.factors import factor_reader
+from freetf_cli.evaluation.probe.intervention import Stage, intervene, swap_latents
 from freetf_cli.evaluation.probe.rate import budget, read_posterior, reliance
 from freetf_cli.evaluation.probe.verdict import verdict
 from freetf_cli.evaluation.statistics import check_enough
@@ -19,6 +18,7 @@ from freetf_cli.generation.sampling import SampleSpec, prompt_tokens
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.records.probe import Intervention, ProbeResult
 from freetf_cli.runs.checkpoint import Checkpoint
+from freetf_cli.tasks.factors import RowReader
 
 LONGEST = 256  # tokens of a generated sequence, where the data's rows are longer
 TRANSPLANTED = {"cpu": 256, "cuda": 1024}
@@ -57,11 +57,10 @@ def probe_latent(checkpoint: Checkpoint, model: Decoder, source: DataSource, spe
     notes = _notes(reader, sum(1 for row in rows if row), len(rows))
     intervention, taken, decoded = None, [], []
     if reader is not None:
-        task, tokenizer = source.facts.task, source.tokenizer
         sampling = SampleSpec(total=min(source.row_tokens, LONGEST), groups=groups, count=count, seed=seed)
-        intervention = intervene(model, tokenizer, reader, prompt, sampling, task, stage)
+        intervention = intervene(model, source.tokenizer, reader, prompt, sampling, stage)
         carried = SampleSpec(total=sampling.total, count=TRANSPLANTED.get(kind, 256), seed=seed)
-        taken = transplant(model, tokenizer, reader, posterior, rows, carried, stage)
+        taken = swap_latents(model, source.tokenizer, reader, posterior, rows, carried, stage)
         decoded = decode(posterior, reader, rows, checkpoint.recipe.latent.bits if checkpoint.recipe.latent else 0, seed, stage)
         notes += _doubts(intervention)
     return ProbeResult(
@@ -86,14 +85,14 @@ def probe_latent(checkpoint: Checkpoint, model: Decoder, source: DataSource, spe
 def _prompt(source: DataSource, spec: ProbeSpec) -> str:
     """The prompt of every sequence of the intervention; InputError if the tokenizer cannot write it or it leaves no room."""
     prompt = source.prompts(1, 0)[0] if spec.prompt is None else spec.prompt
-    if source.facts.task == "letters" and not re.match("[A-Z]>", prompt):
-        raise InputError("a row of letters begins with a letter and '>'", f"prompt {prompt[:40]!r}", "for example --prompt 'K>'")
+    if source.task is not None:
+        source.task.check_prompt(prompt)
     if len(prompt_tokens(source.tokenizer, prompt)) >= min(source.row_tokens, LONGEST):
         raise InputError("the prompt is as long as a sequence", f"prompt {prompt[:40]!r}")
     return prompt
 
 
-def _notes(reader: FactorReader | None, known: int, rows: int) -> list[str]:
+def _notes(reader: RowReader | None, known: int, rows: int) -> list[str]:
     if reader is None:
         return ["no factor of this data is known, so there is nothing to intervene on: budget and reliance only"]
     if known < rows:

@@ -1,4 +1,4 @@
-"""What Z is used for, in words, by rules that anybody can check against the numbers (docs/probing.md has them)."""
+"""What Z is used for, in words, by rules that can be checked against the numbers (docs/probing.md lists them)."""
 
 from __future__ import annotations
 
@@ -7,28 +7,25 @@ from collections.abc import Sequence
 from freetf_cli.records import LN2
 from freetf_cli.records.probe import Budget, Decoding, FactorInformation, Intervention, Reliance, Verdict
 
-UNUSED_BITS, UNUSED_SHARE = 0.5, 0.01  # a wrong Z costs less than this a sequence, or than this share of the CE
-TOLD = 0.1  # share of a factor's entropy
-COPIED, BROKEN = 0.1, 0.8  # CE left, as a share of what there is to tell; valid outputs
+UNUSED_BITS, UNUSED_SHARE = 0.5, 0.01  # Z is unused if a wrong one costs less, in bits per sequence or as a share of the entropy
+ENCODED = 0.1  # Z encodes a factor above this share of its entropy
+COPIED, BROKEN = 0.1, 0.8  # Z copies the sequence if less CE is left, as a share of the entropy, and fewer outputs are valid
 
 
-def verdict(budget: Budget, reliance: Reliance, intervention: Intervention | None, decoding: Sequence[Decoding] = ()) -> Verdict:
-    """unused, global, details, copying, or used where no factor is known or none is found."""
-    evidence = _evidence(budget, reliance, intervention, decoding)
-    prior, other = (cost.bits_per_token * budget.targets for cost in (reliance.prior, reliance.other))
-    cost_bits = other - reliance.posterior.bits_per_token * budget.targets
-    whole = budget.floor or min(budget.length.value, prior, other)  # what there is to tell: the entropy, or the least bound of it
-    if reliance.other_less_posterior.low <= 0 or cost_bits < max(UNUSED_BITS, UNUSED_SHARE * whole):
+def verdict(rate: Budget, ablation: Reliance, intervention: Intervention | None, decoding: Sequence[Decoding] = ()) -> Verdict:
+    """unused, copying, global (factors of one site), details (factors of many sites), or used (no factor is known or found)."""
+    evidence = _evidence(rate, ablation, intervention, decoding)
+    if _is_unused(rate, ablation):
         return Verdict("unused", "Z is unused: the decoder writes the same whatever Z it is given.", evidence)
     valid = None if intervention is None or intervention.valid is None else intervention.valid.value
-    if budget.ce.value < COPIED * whole and (valid is None or valid < BROKEN):
+    if rate.ce.value < COPIED * _entropy(rate, ablation) and (valid is None or valid < BROKEN):
         broken = "" if valid is None else f", and with Z from the prior only {valid:.0%} of the outputs are valid"
         return Verdict("copying", f"Z copies the sequence (collapse): little is left to write{broken}.", evidence)
-    told = [] if intervention is None else [factor for factor in intervention.factors if _is_told(factor)]
-    if not told:
+    encoded = [] if intervention is None else [factor for factor in intervention.factors if _is_encoded(factor)]
+    if not encoded:
         known = "no factor of this data is known" if intervention is None else "drawn from the prior it decides none of the known factors"
         return Verdict("used", f"Z is used, but {known}.", evidence)
-    one, many = [factor for factor in told if factor.sites == 1], [factor for factor in told if factor.sites > 1]
+    one, many = [factor for factor in encoded if factor.sites == 1], [factor for factor in encoded if factor.sites > 1]
     if one and many:
         return Verdict("details", f"Z holds a global factor, {_names(one)}, and details too: {_names(many)}.", evidence)
     if many:
@@ -36,25 +33,38 @@ def verdict(budget: Budget, reliance: Reliance, intervention: Intervention | Non
     return Verdict("global", f"Z holds a global factor: {_names(one)}.", evidence)
 
 
-def _is_told(factor: FactorInformation) -> bool:
-    """More than a tenth of its entropy, and more than the shuffled control shows."""
+def _entropy(rate: Budget, ablation: Reliance) -> float:
+    """Entropy of a sequence in bits where it is known, else its lowest upper bound: ELBO, or CE with a wrong Z or one from the prior."""
+    bounds = (rate.length.value, *(cost.bits_per_token * rate.targets for cost in (ablation.prior, ablation.other)))
+    return rate.floor or min(bounds)
+
+
+def _is_unused(rate: Budget, ablation: Reliance) -> bool:
+    """Whether another sequence's Z costs next to nothing more than the sequence's own."""
+    cost_bits = (ablation.other.bits_per_token - ablation.posterior.bits_per_token) * rate.targets
+    return ablation.other_less_posterior.low <= 0 or cost_bits < max(UNUSED_BITS, UNUSED_SHARE * _entropy(rate, ablation))
+
+
+def _is_encoded(factor: FactorInformation) -> bool:
+    """Whether Z encodes more than a tenth of the factor's entropy, and more than the shuffled control."""
     found = factor.information
-    return found.value > TOLD * factor.entropy > 0 and found.low > max(0.0, factor.shuffled.high)
+    return found.value > ENCODED * factor.entropy > 0 and found.low > max(0.0, factor.shuffled.high)
 
 
 def _names(factors: Sequence[FactorInformation]) -> str:
     return ", ".join(f"{one.factor} ({one.information.value:.1f} of {one.entropy:.1f} bits)" for one in factors)
 
 
-def _evidence(budget: Budget, reliance: Reliance, intervention: Intervention | None, decoding: Sequence[Decoding]) -> list[str]:
-    saved = reliance.other_less_posterior
+def _evidence(rate: Budget, ablation: Reliance, intervention: Intervention | None, decoding: Sequence[Decoding]) -> list[str]:
+    """The numbers behind the verdict, a line each."""
+    saved = ablation.other_less_posterior
     lines = [
-        f"KL {budget.kl.value:.2f} bits a sequence, of which at most {budget.information_high:.2f} tell the sequence "
-        f"and at least {budget.mismatch_low:.2f} are mismatch with the prior",
-        f"another sequence's Z costs {saved.value / LN2:.3f} bits a token more [{saved.low / LN2:.3f}, {saved.high / LN2:.3f}]",
+        f"KL {rate.kl.value:.2f} bits per sequence: at most {rate.information_high:.2f} are information about the sequence, "
+        f"at least {rate.mismatch_low:.2f} are mismatch with the prior",
+        f"another sequence's Z costs {saved.value / LN2:.3f} bits per token more [{saved.low / LN2:.3f}, {saved.high / LN2:.3f}]",
     ]
-    if budget.efficiency is not None:
-        lines.append(f"each bit of KL saves {budget.efficiency.value:.2f} bits of CE below the floor")
+    if rate.efficiency is not None:
+        lines.append(f"each bit of KL saves {rate.efficiency.value:.2f} bits of CE below the floor")
     if intervention is not None:
         for one in intervention.factors:
             lines.append(
@@ -65,6 +75,6 @@ def _evidence(budget: Budget, reliance: Reliance, intervention: Intervention | N
             lines.append(f"{intervention.valid.value:.1%} of the outputs with Z from the prior are valid")
     for name in dict.fromkeys(one.factor for one in decoding):
         best = max((one for one in decoding if one.factor == name and one.source == "Z"), key=lambda one: one.bits)
-        if best.bits > TOLD * best.entropy:
+        if best.bits > ENCODED * best.entropy:
             lines.append(f"a probe ({best.probe}) reads {best.bits:.2f} of {best.entropy:.2f} bits of {name} from Z")
     return lines

@@ -1,62 +1,38 @@
-"""Readings of letters rows, and agreement of groups with a planted answer."""
+"""Agreement of groups with a planted answer."""
 
 import math
 
 import numpy as np
 import pytest
 
-from freetf_cli.evaluation.probe.agreement import agreement, letters_agreement
-from freetf_cli.evaluation.probe.letters import read_letters
+from freetf_cli.evaluation.probe.agreement import agreement, group_agreement
 from freetf_cli.records import Agreement, DataFacts
-from freetf_cli.tasks import make_task
 
 FACTS = DataFacts("letters", "letters", 29, 65, 65, 27.4, "", params={"length": 13, "target": 4})
 
 
-@pytest.mark.parametrize(
-    ("text", "start", "valid"),
-    [
-        ("K>__KKKK_______", 2, True),
-        ("K>_!K!KK_______", 2, True),
-        ("K>_!!!KK_______", 2, True),  # the first of the starts that are possible
-        ("K>_____________", None, False),
-        ("K>__KKKKK______", 2, False),
-        ("K>__KK_K_______", 2, False),
-        ("K>__KKQK_______", 2, False),
-        ("K>__KKKK__>____", 2, False),
-        ("K>_________!KKK", 9, True),
-        ("K>__________KKK", 10, False),
-        ("K>__KKKK_____", 2, False),
-    ],
-)
-def test_reading_a_row(text: str, start: int | None, valid: bool) -> None:
-    reading = read_letters(text, length=13, target=4)
-    assert (reading.start, reading.valid) == (start, valid)
-
-
-def test_every_true_row_is_valid_and_its_start_is_nearly_always_found() -> None:
-    task = make_task("letters", {})
-    examples = list(task.examples(0, 0, 2000))
-    readings = [read_letters(example.text) for example in examples]
-    assert all(reading.valid for reading in readings)
-    assert np.mean([r.start == e.factors["position"] for r, e in zip(readings, examples, strict=True)]) > 0.99
-    assert all(sorted(r.noise) == e.factors["noise"] for r, e in zip(readings, examples, strict=True))
-
-
 def test_agreement_counts_pairs() -> None:
     here, there, none = "K>__KKKK_______", "K>____KKKK_____", "K>_____________"
-    position, noise = letters_agreement([[here, here, there], [there, none]], FACTS)
+    position, noise = group_agreement([[here, here, there], [there, none]], FACTS)
     assert (position.within, position.pairs_within) == (pytest.approx(1 / 3), 3)  # the pair without a target is left out
     assert (position.across, position.pairs_across) == (pytest.approx(1 / 3), 3)
     assert (noise.pairs_within, noise.within) == (0, 0.0)
     first, second = "K>_!KKKKK_!____", "K>_!_KKKK______"
-    noise = letters_agreement([[first, second], [here]], FACTS)[1]
+    noise = group_agreement([[first, second], [here]], FACTS)[1]
     assert noise.within == pytest.approx(1 / 2)
 
 
-def test_other_tasks_and_single_groups_have_none() -> None:
-    assert letters_agreement([["K>__KKKK_______"] * 2], FACTS) == []
-    assert letters_agreement([["a"], ["b"]], DataFacts("t", None, 257, 8, 8, None, "")) == []
+def test_other_data_and_single_groups_have_none() -> None:
+    assert group_agreement([["K>__KKKK_______"] * 2], FACTS) == []
+    assert group_agreement([["a"], ["b"]], DataFacts("t", None, 257, 8, 8, None, "")) == []
+    assert group_agreement([["a"], ["b"]], DataFacts("t", "reviews", 257, 8, 8, None, "")) == []
+    assert group_agreement([["a"], ["b"]], DataFacts("t", "of another version", 257, 8, 8, None, "")) == []
+
+
+def test_coins_agree_on_their_coin() -> None:
+    facts = DataFacts("coins", "coins", 2, 5, 5, None, "", params={"length": 6, "flip": 0.1})
+    (z,) = group_agreement([["011111", "111101"], ["100001", "100000"]], facts)
+    assert (z.factor, z.within, z.across) == ("z", 1.0, 0.0)
 
 
 def test_a_ratio_to_nothing() -> None:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from freetf_cli.errors import InputError
-from freetf_cli.evaluation.probe.information import UNREAD, group_counts, mutual_information, shuffled
-from freetf_cli.evaluation.statistics import bootstrap, check_enough
+from freetf_cli.evaluation.probe.information import group_counts, mutual_information, shuffled
+from freetf_cli.tasks.factors import UNREAD
 
 PLACES = 57
 
@@ -104,13 +104,13 @@ def test_half_of_the_latents_decide() -> None:
 
 def test_noise_is_summed_over_its_sites() -> None:
     rng = np.random.default_rng(0)
-    told = np.repeat(rng.random((256, 1, 64)) < 1 / 16, 64, axis=1)
+    encoded = np.repeat(rng.random((256, 1, 64)) < 1 / 16, 64, axis=1)
     free = rng.random((256, 64, 64)) < 1 / 16
     each = -(math.log2(1 / 16) + 15 * math.log2(15 / 16)) / 16
-    all_told = mutual_information(told.astype(np.int64), 2)
-    assert all_told.information.value == pytest.approx(64 * each, rel=0.08)
-    assert all_told.information.low < 64 * each < all_told.information.high
-    half = np.concatenate([told[..., :32], free[..., 32:]], axis=-1).astype(np.int64)
+    all_encoded = mutual_information(encoded.astype(np.int64), 2)
+    assert all_encoded.information.value == pytest.approx(64 * each, rel=0.08)
+    assert all_encoded.information.low < 64 * each < all_encoded.information.high
+    half = np.concatenate([encoded[..., :32], free[..., 32:]], axis=-1).astype(np.int64)
     assert mutual_information(half, 2).information.value == pytest.approx(32 * each, rel=0.08)
     nothing = mutual_information(free.astype(np.int64), 2).information
     assert nothing.low <= 0 <= nothing.high and abs(nothing.value) < 0.03
@@ -140,19 +140,3 @@ def test_counting() -> None:
     assert group_counts(values).tolist() == [[[1, 2, 0], [0, 0, 2]]]
     marks = np.array([[[0, 1], [1, 1]]])
     assert group_counts(marks).tolist() == [[[1, 1]], [[0, 2]]]
-
-
-def test_a_bootstrap_interval_is_that_of_the_mean() -> None:
-    values = np.random.default_rng(0).normal(3, 2, size=400)
-    found = bootstrap(values)
-    assert found.value == pytest.approx(values.mean())
-    assert (found.high - found.low) / 2 == pytest.approx(1.96 * 2 / 20, rel=0.1)
-    assert bootstrap(values) == found
-    ratio = bootstrap(values * np.arange(1, 401), np.arange(1, 401))
-    assert ratio.value == pytest.approx(np.average(values, weights=np.arange(1, 401)))
-
-
-def test_too_few_say_how_many() -> None:
-    check_enough(20, "sequences", "")
-    with pytest.raises(InputError, match="19 sequences are too few for an interval: at least 20 are needed; --sequences"):
-        check_enough(19, "sequences", "--sequences")

@@ -1,0 +1,40 @@
+"""Bootstrap intervals, against theory and against SciPy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from freetf_cli.errors import InputError
+from freetf_cli.evaluation.statistics import bootstrap, check_enough
+
+
+def test_a_bootstrap_interval_is_that_of_the_mean() -> None:
+    values = np.random.default_rng(0).normal(3, 2, size=400)
+    found = bootstrap(values)
+    assert found.value == pytest.approx(values.mean())
+    assert (found.high - found.low) / 2 == pytest.approx(1.96 * 2 / 20, rel=0.1)
+    assert bootstrap(values) == found
+    ratio = bootstrap(values * np.arange(1, 401), np.arange(1, 401))
+    assert ratio.value == pytest.approx(np.average(values, weights=np.arange(1, 401)))
+
+
+def test_too_few_say_how_many() -> None:
+    check_enough(20, "sequences", "")
+    with pytest.raises(InputError, match="19 sequences are too few for an interval: at least 20 are needed; --sequences"):
+        check_enough(19, "sequences", "--sequences")
+
+
+def test_intervals_are_scipys() -> None:
+    """Of a mean and of a ratio, up to the noise of 2,000 resamples."""
+    from scipy import stats
+
+    rng = np.random.default_rng(0)
+    values, weights = rng.exponential(2, size=300), rng.integers(1, 9, size=300).astype(float)
+    for found, data, statistic in (
+        (bootstrap(values), (values,), np.mean),
+        (bootstrap(values, weights), (values, weights), lambda a, b, axis: a.sum(axis) / b.sum(axis)),
+    ):
+        theirs = stats.bootstrap(data, statistic, paired=True, method="percentile", n_resamples=20_000, rng=1).confidence_interval
+        width = theirs.high - theirs.low
+        assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), abs=0.05 * width)
