@@ -33,3 +33,20 @@ def test_speed_compares_two_trees_and_resumes(tmp_path: Path) -> None:
         assert len(row["old"]["rounds_ms"]) == len(row["new"]["rounds_ms"]) == 2
     run("speed.py", out, "--old", ROOT, "--smoke")
     assert json.loads(out.read_text())["rows"] == rows
+
+
+@pytest.mark.slow
+def test_kernels_are_compared_with_pytorchs(tmp_path: Path) -> None:
+    """Every way of every case agrees with float64, or says why it is absent."""
+    out = tmp_path / "kernels.json"
+    printed = run("kernels.py", out, "--smoke")
+    rows = json.loads(out.read_text())["rows"]
+    assert len(rows) >= 7
+    for row in rows:
+        assert row["case"] in printed
+        for name, way in row["ways"].items():
+            if "absent" in way:
+                assert "CUDA" in way["absent"] or "CPU" in way["absent"] or "torch" in way["absent"], way
+            elif "another result" not in name:
+                assert max(way["output_error"], way["gradient_error"]) < 0.01
+                assert way["median_ms"] > 0
