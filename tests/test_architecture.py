@@ -11,17 +11,18 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "freetf_cli"
 LAYERS = (
-    {"errors", "durable", "records"},
+    {"errors", "durable", "report"},
+    {"records"},
     {"config"},
     {"tasks", "kernels", "device"},
     {"data", "model", "latent"},
     {"runs"},
-    {"generation", "report"},
+    {"generation"},
     {"evaluation", "training"},
     {"bench"},
     {"cli"},
 )
-HEAVY = {"torch", "numpy", "tokenizers", "safetensors", "transformers"}
+HEAVY = {"torch", "numpy", "tokenizers", "safetensors", "transformers", "jinja2", "matplotlib"}
 FILES = {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path for path in sorted(PACKAGE.rglob("*.py"))}
 MODULES = {name.removesuffix(".__init__"): path for name, path in FILES.items()}
 
@@ -73,8 +74,16 @@ def test_imports_run_one_way(module):
 
 
 @pytest.mark.parametrize("module", [name for name in PARTS if part(name) == "report"])
-def test_report_sees_only_records(module):
-    assert {part(name) for name in own(imports(MODULES[module]))} <= {"records", "errors", "report"}
+def test_renderers_see_blocks_and_no_record(module):
+    assert {part(name) for name in own(imports(MODULES[module]))} <= {"errors", "report"}
+
+
+@pytest.mark.parametrize("module", [name for name in PARTS if part(name) == "records"])
+def test_records_know_blocks_and_no_renderer(module):
+    assert own(imports(MODULES[module])) - set(PARTS) == set()
+    renderers = {"charts", "boxes", "page", "terminal", "console", "progress", "style"}
+    assert not {name.rpartition(".")[2] for name in own(imports(MODULES[module])) if part(name) == "report"} & renderers
+    assert {part(name) for name in own(imports(MODULES[module]))} <= {"records", "report"}
 
 
 @pytest.mark.parametrize("module", [name for name in PARTS if part(name) == "model"])
@@ -83,9 +92,7 @@ def test_model_sees_only_its_parts_and_the_recipe(module):
 
 
 def light(module: str) -> bool:
-    return part(module) in {"recipe", "recipe_file", "recipe_schema", "records", "errors", "report", "cli", "device"} or module.startswith(
-        "freetf_cli.tasks"
-    )
+    return part(module) in {"config", "records", "errors", "report", "cli", "device"} or module.startswith("freetf_cli.tasks")
 
 
 @pytest.mark.parametrize("module", [name for name in PARTS if light(name)])

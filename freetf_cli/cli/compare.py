@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -15,14 +15,10 @@ from freetf_cli.cli.options import (
     ReportOption,
     SeedOption,
     SplitOption,
-    check_report,
     complete_run,
-    write_report_file,
 )
+from freetf_cli.cli.output import check_report, show
 from freetf_cli.errors import InputError
-
-if TYPE_CHECKING:
-    from freetf_cli.records.compare import Comparison
 
 AArgument = Annotated[
     Path, typer.Argument(metavar="A", help="A run's or one checkpoint's folder: what B is measured against.", autocompletion=complete_run)
@@ -87,20 +83,5 @@ def compare(
     set_threads(one.checkpoint.recipe.parallel.threads)
     settings = Settings(data, split or one.checkpoint.recipe.eval.split, sequences, samples, count, prompt, seed, checks)
     result = compare(one, other, settings, device=where, watch=lambda what, total: counter(what, total, quiet or json))
-    _show(result, report, json=json)
+    show(result, json=json, report=report)
     raise_if_failed(result.checks)
-
-
-def _show(result: Comparison, report: Path | None, *, json: bool) -> None:
-    from freetf_cli.records import to_json
-
-    if json:
-        typer.echo(to_json(result))
-    else:
-        from freetf_cli.report.compare import comparison
-
-        comparison(result)
-    if report:
-        from freetf_cli.report.compare_report import comparison_html
-
-        write_report_file(report, comparison_html(result))

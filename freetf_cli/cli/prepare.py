@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from freetf_cli.cli.options import JsonOption, QuietOption, SeedOption
+from freetf_cli.cli.output import show
 
 PathsArgument = Annotated[list[str], typer.Argument(metavar="PATH", help="Files, folders, .gz, .bz2, .zip, .jsonl; - is standard input.")]
 OutOption = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="A new folder for the data.")]
@@ -40,8 +41,6 @@ def prepare(
     $ freetf prepare books.jsonl.gz -o data/books --field text --tokenizer bpe:8192
     """
     from freetf_cli.data.prepare import parse_split, prepare_text
-    from freetf_cli.records import to_json
-    from freetf_cli.report import terminal
     from freetf_cli.report.progress import counter
 
     with counter("documents", quiet=quiet or json) as advance:
@@ -55,7 +54,4 @@ def prepare(
             document_separator=document_separator,
             progress=advance,
         )
-    if json:
-        typer.echo(to_json(summary))
-    else:
-        terminal.dataset_summary(summary)
+    show(summary, json=json)

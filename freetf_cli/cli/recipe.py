@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json as json_text
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from freetf_cli.cli.options import JsonOption, RecipeArgument, SetOption, SmokeOption, complete_recipe, complete_run
+from freetf_cli.cli.output import show
 from freetf_cli.records import to_json
+from freetf_cli.records.recipes import RecipeDiff, RecipeEntry, RecipeList, Setting
 
 if TYPE_CHECKING:
     from freetf_cli.config.recipe import Recipe
@@ -23,19 +25,13 @@ def list_recipes(json: JsonOption = False) -> None:
     from freetf_cli.config.files import load_recipe, shipped_recipes
 
     recipes = {name: load_recipe(name) for name in shipped_recipes()}
-    if json:
-        rows = [{"name": name, **_facts(recipe)} for name, recipe in recipes.items()]
-        typer.echo(to_json({"recipes": rows}))
-        return
-    from freetf_cli.report import terminal
-
-    terminal.recipes([(name, recipe.kind, recipe.description, _size(recipe)) for name, recipe in recipes.items()])
+    show(RecipeList([_entry(name, recipe) for name, recipe in recipes.items()]), json=json)
 
 
 def show_recipe(recipe: RecipeArgument, smoke: SmokeOption = False, set: SetOption = None, json: JsonOption = False) -> None:
     """Print a recipe, resolved: with what it extends, its overlay, your settings and every default.
 
-    The output is a recipe file by itself: redirect it, edit it, train it.
+    The output is a complete recipe file: redirect it, edit it, train it.
 
     $ freetf recipe show letters-free --set latent.kappa=0.25
     """
@@ -71,12 +67,7 @@ def diff(a: EitherArgument, b: EitherArgument, json: JsonOption = False) -> None
     from freetf_cli.config.files import differences
 
     rows = differences(_load(a), _load(b))
-    if json:
-        typer.echo(to_json({"a": a, "b": b, "differences": [dict(zip(("key", "a", "b"), row, strict=True)) for row in rows]}))
-        return
-    from freetf_cli.report import terminal
-
-    terminal.recipe_diff(a, b, rows)
+    show(RecipeDiff(a, b, [Setting(*row) for row in rows]), json=json)
 
 
 def _load(name: str) -> Recipe:
@@ -86,10 +77,5 @@ def _load(name: str) -> Recipe:
     return load_recipe(str(inside) if inside.is_file() else name)
 
 
-def _size(recipe: Recipe) -> str:
-    return f"{recipe.model.layers} × {recipe.model.width}"
-
-
-def _facts(recipe: Recipe) -> dict[str, Any]:
-    model = recipe.model
-    return {"kind": recipe.kind, "description": recipe.description, "layers": model.layers, "width": model.width}
+def _entry(name: str, recipe: Recipe) -> RecipeEntry:
+    return RecipeEntry(name, recipe.kind, recipe.description, recipe.model.layers, recipe.model.width)

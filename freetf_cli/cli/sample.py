@@ -16,7 +16,7 @@ from freetf_cli.cli.options import DeviceOption, JsonOption, RunArgument, SeedOp
 from freetf_cli.errors import InputError
 
 if TYPE_CHECKING:
-    from freetf_cli.records import Sample
+    from freetf_cli.records.samples import Sample
     from freetf_cli.runs.checkpoint import Checkpoint
 
 PromptOption = Annotated[
@@ -178,6 +178,7 @@ def _lines(file: BinaryIO, where: str) -> Iterator[tuple[int, str]]:
 def show_samples(records: Iterator[Sample], checkpoint: Checkpoint, *, shared: bool, json: bool) -> None:
     """JSON lines; plain lines in a pipe; on a terminal the boxes of Figure 4 for letters, else running text."""
     from freetf_cli.records import to_json
+    from freetf_cli.records.samples import line_spans
     from freetf_cli.report import terminal
 
     if json:
@@ -187,17 +188,17 @@ def show_samples(records: Iterator[Sample], checkpoint: Checkpoint, *, shared: b
         _show_boxes(list(records), checkpoint, shared=shared)
     else:
         for record in records:
-            terminal.sample(record)
+            terminal.show_line(line_spans(record.text, record.prompt))
 
 
 def _show_boxes(records: list[Sample], checkpoint: Checkpoint, *, shared: bool) -> None:
     from freetf_cli.evaluation.probe.agreement import letters_agreement
-    from freetf_cli.records import DataFacts, SampleGroups
-    from freetf_cli.report.console import out
-    from freetf_cli.report.figure4 import agreement_table, figure4
+    from freetf_cli.records import DataFacts
+    from freetf_cli.records.samples import SampleGroups, agreement_table
+    from freetf_cli.report import terminal
 
     for prompt, rows in groupby(records, key=lambda record: record.prompt):
         groups = [[row.text for row in group] for _, group in groupby(rows, key=lambda row: row.group)]
-        figure4(SampleGroups("", shared, groups, prompt), console=out(), latent=checkpoint.recipe.latent is not None)
-        if shared and len(groups) > 1 and (found := letters_agreement(groups, DataFacts(**checkpoint.state["data"]))):
-            agreement_table(found, console=out())
+        found = letters_agreement(groups, DataFacts(**checkpoint.state["data"])) if shared else []
+        boxes = SampleGroups("", shared, groups, prompt).block(latent=checkpoint.recipe.latent is not None)
+        terminal.show_blocks([boxes, agreement_table(found)])

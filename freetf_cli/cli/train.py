@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from freetf_cli.cli.options import DeviceOption, JsonOption, OptionalSeedOption, QuietOption, RecipeArgument, SetOption, SmokeOption
+from freetf_cli.cli.output import show
 from freetf_cli.errors import InputError
 
 if TYPE_CHECKING:
@@ -85,8 +86,6 @@ def _dry_run(recipe: Recipe, name: str, device: str, json: bool) -> None:
 
     from freetf_cli.device import resolve_device
     from freetf_cli.model.cost import plan_run
-    from freetf_cli.records import to_json
-    from freetf_cli.report import terminal
     from freetf_cli.training.start import resolve
 
     if recipe.model.vocab is None or recipe.model.context is None:
@@ -96,18 +95,13 @@ def _dry_run(recipe: Recipe, name: str, device: str, json: bool) -> None:
     bf16 = precision == "bf16" or (precision == "auto" and target.type == "cuda")
     known = None if device == "auto" and target.type == "cpu" else target.type  # a machine without a GPU may plan for one
     plan = plan_run(recipe, name, bf16, known)
-    if json:
-        typer.echo(to_json(plan))
-    else:
-        terminal.plan(plan)
+    show(plan, json=json)
 
 
 def _train(
     recipe: Recipe, out: Path, device: str, resume: str, init_from: Path | None, stop: StopRequest, *, json: bool, quiet: bool
 ) -> None:
     from freetf_cli.device import resolve_device
-    from freetf_cli.records import to_json
-    from freetf_cli.report import terminal
     from freetf_cli.report.console import warn
     from freetf_cli.runs.checkpoint import open_checkpoint
     from freetf_cli.training.distributed import joined
@@ -120,12 +114,8 @@ def _train(
         result = run_training(
             recipe, out, device, resume=start, init_from=weights, again=resume == "auto", stop=stop, world=world, quiet=quiet
         )
-    if not world.leads:
-        return
-    if json:
-        typer.echo(to_json(result))
-    else:
-        terminal.train_result(result)
+    if world.leads:
+        show(result, json=json)
 
 
 def _led(world: World, choose: Callable[[], Checkpoint | None]) -> Checkpoint | None:
@@ -180,7 +170,7 @@ def run_training(
     set_threads(recipe.parallel.threads)
     target = own_device(resolve_device(device))
     with TrainingProgress(quiet=quiet or not (world is None or world.leads)) as display:
-        hooks = Hooks(progress=display.update, saved=write_report, warn=warn)
+        hooks = Hooks(progress=lambda progress: display.update(progress.status()), saved=write_report, warn=warn)
         return train_recipe(
             recipe,
             out,
@@ -199,6 +189,6 @@ def write_report(run: RunFolder) -> None:
     """RUN/report.html as the run stands."""
     from freetf_cli.durable import write_durably
     from freetf_cli.evaluation.summary import summarise
-    from freetf_cli.report.report import report_html
+    from freetf_cli.report import page
 
-    write_durably(run.report, report_html(summarise(run.path)))
+    write_durably(run.report, page.html(summarise(run.path).report()))

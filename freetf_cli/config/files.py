@@ -24,7 +24,7 @@ from freetf_cli.errors import InputError, InputErrors, nearest
 def recipe_folder() -> Path:
     """The shipped recipes: inside the wheel, or beside the package in a checkout."""
     packaged = Path(str(resources.files("freetf_cli"))) / "recipes"
-    return packaged if packaged.is_dir() else Path(__file__).resolve().parent.parent / "recipes"
+    return packaged if packaged.is_dir() else Path(__file__).resolve().parents[2] / "recipes"
 
 
 def shipped_recipes() -> list[str]:

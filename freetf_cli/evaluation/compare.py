@@ -29,7 +29,9 @@ from freetf_cli.generation.sampling import SampleSpec, check_prompts, generate, 
 from freetf_cli.model.cost import plan_run
 from freetf_cli.model.free_transformer import FreeTransformer
 from freetf_cli.records import LN2
-from freetf_cli.records.compare import Comparison, LatentUse, SamplePair, Setting, Side
+from freetf_cli.records.compare import LatentUse, SamplePair, Side
+from freetf_cli.records.comparison import Comparison
+from freetf_cli.records.recipes import Setting
 from freetf_cli.runs.checkpoint import MANIFEST, Checkpoint
 from freetf_cli.runs.folder import RunFolder
 

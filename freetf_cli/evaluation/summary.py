@@ -10,7 +10,9 @@ from typing import Any
 from freetf_cli.errors import InputError
 from freetf_cli.evaluation.probe.agreement import letters_agreement
 from freetf_cli.model.cost import plan_run
-from freetf_cli.records import DataFacts, RunSummary, SampleGroups
+from freetf_cli.records import DataFacts
+from freetf_cli.records.run import RunSummary
+from freetf_cli.records.samples import SampleGroups
 from freetf_cli.runs.folder import RunFolder
 
 

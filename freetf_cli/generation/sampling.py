@@ -27,7 +27,7 @@ from freetf_cli.latent.binary import sample_codes
 from freetf_cli.model.attention.registry import map_numbers
 from freetf_cli.model.decoder import Cache, Decoder
 from freetf_cli.model.free_transformer import FreeTransformer
-from freetf_cli.records import Sample
+from freetf_cli.records.samples import Sample
 
 MOST_ROWS = {"cpu": 1024, "cuda": 4096}  # generated together, as far as their caches fit
 _CACHE_BYTES = {"cpu": 256 << 20, "cuda": 8 << 30}

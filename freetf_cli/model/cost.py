@@ -17,7 +17,7 @@ from freetf_cli.model.attention.registry import make_attention
 from freetf_cli.model.attention.softmax import Attention
 from freetf_cli.model.free_transformer import FreeTransformer, build_model
 from freetf_cli.model.layers import Block
-from freetf_cli.records import PartCost, Plan
+from freetf_cli.records.plan import PartCost, Plan
 
 MAPS = "attention maps (estimated)"  # a plan's memory, where a kind of attention makes them
 

@@ -11,7 +11,7 @@ from freetf_cli.config.recipe import Recipe
 from freetf_cli.device import autocast_dtype
 from freetf_cli.errors import FreetfError
 from freetf_cli.model.cost import MAPS, plan_run
-from freetf_cli.records import Plan
+from freetf_cli.records.plan import Plan
 
 STATES = ("parameters", "gradients", "optimizer")  # of a plan's memory: what no batch size makes less
 

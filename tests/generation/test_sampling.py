@@ -13,7 +13,7 @@ from freetf_cli.errors import InputError
 from freetf_cli.generation.sampling import SampleSpec, _Stream, _stream, choose_tokens, figure4_samples, generate
 from freetf_cli.latent.binary import sample_codes
 from freetf_cli.model.free_transformer import FreeTransformer, build_model, initialise_model
-from freetf_cli.records import Sample
+from freetf_cli.records.samples import Sample
 
 CONFIG = ModelConfig(layers=4, width=32, heads=4, kv_heads=2, vocab=6, context=12)
 SPEC = SampleSpec(total=13, count=3, groups=2, seed=5)

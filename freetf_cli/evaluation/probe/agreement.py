@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from freetf_cli.evaluation.probe.factors import letters_reader
 from freetf_cli.evaluation.probe.information import UNREAD
-from freetf_cli.records import Agreement, DataFacts
+from freetf_cli.records import DataFacts
+from freetf_cli.records.samples import Agreement
 
 ALL_PAIRS = 2048  # rows of which every two are compared on their marks; of more, each group with the next
 

@@ -1,7 +1,7 @@
 """What Z decides, by setting it: fixed Zs with many sequences each (the paper's Figure 4), and Z taken from one sequence to another.
 
 Intervention: M Zs from the prior, N sequences under each, prompt and all. What the sequences of a Z have in common, Z decided.
-Transplant: Z inferred from a sequence A generates under another prompt. What B's output takes from A went through Z.
+Latent swap: Z inferred from a sequence A generates under another prompt. What B's output takes from A went through Z.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from freetf_cli.evaluation.probe.rate import Posterior
 from freetf_cli.evaluation.statistics import LEAST, bootstrap
 from freetf_cli.generation.sampling import SampleSpec, generate
 from freetf_cli.model.free_transformer import FreeTransformer
-from freetf_cli.records import SampleGroups
 from freetf_cli.records.likelihood import Estimate
-from freetf_cli.records.probe import FactorInformation, HeatMap, Intervention, Transplant
+from freetf_cli.records.probe import FactorInformation, HeatMap, Intervention, LatentSwap
+from freetf_cli.records.samples import SampleGroups
 
 Ints = NDArray[np.int64]
 Stage = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]  # (name, total): progress of a part
@@ -133,7 +133,7 @@ def _shown(
     return [SampleGroups("", False, [independent], prompt), SampleGroups("", True, green, prompt)]
 
 
-def transplant(
+def latent_swap(
     model: FreeTransformer,
     tokenizer: Tokenizer,
     reader: FactorReader,
@@ -141,7 +141,7 @@ def transplant(
     rows: Sequence[Factors],
     spec: SampleSpec,
     stage: Stage,
-) -> list[Transplant]:
+) -> list[LatentSwap]:
     """The Zs of spec.count rows under prompts of other rows; the control has the same prompts, and other rows' Zs.
 
     Empty with fewer than 20 rows whose factors are known; a factor that is read from fewer than 20 outputs is left out.
@@ -153,7 +153,7 @@ def transplant(
     prompts = [reader.other_prompt(rows[number]) for number in known]
     plain = replace(spec, z="independent", groups=1, count=1)
     found = []
-    with stage("transplanting Z", 2 * len(known)) as advance:
+    with stage("swapping Z", 2 * len(known)) as advance:
         for donors in (known, posterior.other[known]):
             given = replace(plain, given_z=posterior.z[donors].tolist())
             found.append(reader.read(list(_texts(model, tokenizer, prompts, given, advance))))
@@ -163,7 +163,7 @@ def transplant(
         own, other = (_matches(factor, truth[factor.name], texts[factor.name]) for texts in found)
         if not factor.given and min(own[1].sum(), other[1].sum()) >= LEAST:
             taken, chance = (bootstrap(*part, clusters=documents, seed=spec.seed) for part in (own, other))
-            results.append(Transplant(factor.name, taken, chance, int(own[1].sum())))
+            results.append(LatentSwap(factor.name, taken, chance, int(own[1].sum())))
     return results
 
 

@@ -10,13 +10,14 @@ from freetf_cli.data.batches import DataSource
 from freetf_cli.errors import InputError
 from freetf_cli.evaluation.probe.decoding import HiddenFeatures, decode
 from freetf_cli.evaluation.probe.factors import FactorReader, factor_reader
-from freetf_cli.evaluation.probe.intervention import Stage, intervene, transplant
-from freetf_cli.evaluation.probe.rate import budget, read_posterior, reliance
+from freetf_cli.evaluation.probe.intervention import Stage, intervene, latent_swap
+from freetf_cli.evaluation.probe.rate import latent_ablation, rate, read_posterior
 from freetf_cli.evaluation.probe.verdict import verdict
 from freetf_cli.evaluation.statistics import check_enough
 from freetf_cli.generation.sampling import SampleSpec, prompt_tokens
 from freetf_cli.model.free_transformer import FreeTransformer
-from freetf_cli.records.probe import Intervention, ProbeResult
+from freetf_cli.records.probe import Intervention
+from freetf_cli.records.probing import ProbeResult
 from freetf_cli.runs.checkpoint import Checkpoint
 
 LONGEST = 256  # tokens of a generated sequence, where the data's rows are longer
@@ -39,7 +40,7 @@ class ProbeSpec:
 def probe_latent(
     checkpoint: Checkpoint, model: FreeTransformer, source: DataSource, spec: ProbeSpec, *, run: str, stage: Stage
 ) -> ProbeResult:
-    """Budget, reliance, intervention, transplant, decoding, verdict. stage(name, total): progress of a part.
+    """Rate, latent ablation, intervention, latent swap, decoding, verdict. stage(name, total): progress of a part.
 
     InputError where an interval would need more sequences or groups than there are.
     """
@@ -53,8 +54,8 @@ def probe_latent(
     rows = source.held_out_factors(spec.split, spec.sequences)
     reader = factor_reader(source, spec.split, spec.sequences)
     kappa = model.latent.kappa
-    found = budget(posterior, kappa, source.facts.floor_bits, seed)
-    relied = reliance(posterior, source.bytes_per_token.get(spec.split), seed)
+    found = rate(posterior, kappa, source.facts.floor_bits, seed)
+    ablated = latent_ablation(posterior, source.bytes_per_token.get(spec.split), seed)
     notes = _notes(reader, sum(1 for row in rows if row), len(rows))
     intervention, taken, decoded = None, [], []
     if reader is not None:
@@ -62,7 +63,7 @@ def probe_latent(
         sampling = SampleSpec(total=min(source.row_tokens, LONGEST), groups=groups, count=count, seed=seed)
         intervention = intervene(model, tokenizer, reader, prompt, sampling, task, stage)
         carried = SampleSpec(total=sampling.total, count=TRANSPLANTED.get(kind, 256), seed=seed)
-        taken = transplant(model, tokenizer, reader, posterior, rows, carried, stage)
+        taken = latent_swap(model, tokenizer, reader, posterior, rows, carried, stage)
         decoded = decode(posterior, reader, rows, model.latent.bits, seed, stage)
         notes += _doubts(intervention)
     return ProbeResult(
@@ -73,12 +74,12 @@ def probe_latent(
         kappa=kappa,
         split=spec.split,
         seed=seed,
-        budget=found,
-        reliance=relied,
+        rate=found,
+        latent_ablation=ablated,
         intervention=intervention,
-        transplant=taken,
+        latent_swap=taken,
         decoding=decoded,
-        verdict=verdict(found, relied, intervention, decoded),
+        verdict=verdict(found, ablated, intervention, decoded),
         notes=notes,
         seconds=time.perf_counter() - started,
     )
@@ -96,7 +97,7 @@ def _prompt(source: DataSource, spec: ProbeSpec) -> str:
 
 def _notes(reader: FactorReader | None, known: int, rows: int) -> list[str]:
     if reader is None:
-        return ["no factor of this data is known, so there is nothing to intervene on: budget and reliance only"]
+        return ["no factor of this data is known, so there is nothing to intervene on: rate and latent ablation only"]
     if known < rows:
         return [f"{rows - known} of {rows} held-out sequences hold parts of several documents: they have no label"]
     return []

@@ -5,23 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from freetf_cli.records import LN2
-from freetf_cli.records.probe import Budget, Decoding, FactorInformation, Intervention, Reliance, Verdict
+from freetf_cli.records.probe import Decoding, FactorInformation, Intervention, LatentAblation, Rate, Verdict
 
 UNUSED_BITS, UNUSED_SHARE = 0.5, 0.01  # a wrong Z costs less than this a sequence, or than this share of the CE
 TOLD = 0.1  # share of a factor's entropy
 COPIED, BROKEN = 0.1, 0.8  # CE left, as a share of what there is to tell; valid outputs
 
 
-def verdict(budget: Budget, reliance: Reliance, intervention: Intervention | None, decoding: Sequence[Decoding] = ()) -> Verdict:
+def verdict(rate: Rate, ablation: LatentAblation, intervention: Intervention | None, decoding: Sequence[Decoding] = ()) -> Verdict:
     """unused, global, details, copying, or used where no factor is known or none is found."""
-    evidence = _evidence(budget, reliance, intervention, decoding)
-    prior, other = (cost.bits_per_token * budget.targets for cost in (reliance.prior, reliance.other))
-    cost_bits = other - reliance.posterior.bits_per_token * budget.targets
-    whole = budget.floor or min(budget.length.value, prior, other)  # what there is to tell: the entropy, or the least bound of it
-    if reliance.other_less_posterior.low <= 0 or cost_bits < max(UNUSED_BITS, UNUSED_SHARE * whole):
+    evidence = _evidence(rate, ablation, intervention, decoding)
+    prior, other = (cost.bits_per_token * rate.targets for cost in (ablation.prior, ablation.other))
+    cost_bits = other - ablation.posterior.bits_per_token * rate.targets
+    whole = rate.floor or min(rate.nelbo.value, prior, other)  # what there is to tell: the entropy, or the least bound of it
+    if ablation.other_less_posterior.low <= 0 or cost_bits < max(UNUSED_BITS, UNUSED_SHARE * whole):
         return Verdict("unused", "Z is unused: the decoder writes the same whatever Z it is given.", evidence)
     valid = None if intervention is None or intervention.valid is None else intervention.valid.value
-    if budget.ce.value < COPIED * whole and (valid is None or valid < BROKEN):
+    if rate.ce.value < COPIED * whole and (valid is None or valid < BROKEN):
         broken = "" if valid is None else f", and with Z from the prior only {valid:.0%} of the outputs are valid"
         return Verdict("copying", f"Z copies the sequence (collapse): little is left to write{broken}.", evidence)
     told = [] if intervention is None else [factor for factor in intervention.factors if _is_told(factor)]
@@ -46,15 +46,15 @@ def _names(factors: Sequence[FactorInformation]) -> str:
     return ", ".join(f"{one.factor} ({one.information.value:.1f} of {one.entropy:.1f} bits)" for one in factors)
 
 
-def _evidence(budget: Budget, reliance: Reliance, intervention: Intervention | None, decoding: Sequence[Decoding]) -> list[str]:
-    saved = reliance.other_less_posterior
+def _evidence(rate: Rate, ablation: LatentAblation, intervention: Intervention | None, decoding: Sequence[Decoding]) -> list[str]:
+    saved = ablation.other_less_posterior
     lines = [
-        f"KL {budget.kl.value:.2f} bits a sequence, of which at most {budget.information_high:.2f} tell the sequence "
-        f"and at least {budget.mismatch_low:.2f} are mismatch with the prior",
+        f"KL {rate.kl.value:.2f} bits a sequence, of which at most {rate.information_high:.2f} tell the sequence "
+        f"and at least {rate.mismatch_low:.2f} are mismatch with the prior",
         f"another sequence's Z costs {saved.value / LN2:.3f} bits a token more [{saved.low / LN2:.3f}, {saved.high / LN2:.3f}]",
     ]
-    if budget.efficiency is not None:
-        lines.append(f"each bit of KL saves {budget.efficiency.value:.2f} bits of CE below the floor")
+    if rate.efficiency is not None:
+        lines.append(f"each bit of KL saves {rate.efficiency.value:.2f} bits of CE below the floor")
     if intervention is not None:
         for one in intervention.factors:
             lines.append(

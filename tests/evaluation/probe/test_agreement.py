@@ -7,7 +7,8 @@ import pytest
 
 from freetf_cli.evaluation.probe.agreement import agreement, letters_agreement
 from freetf_cli.evaluation.probe.letters import read_letters
-from freetf_cli.records import Agreement, DataFacts
+from freetf_cli.records import DataFacts
+from freetf_cli.records.samples import Agreement
 from freetf_cli.tasks import make_task
 
 FACTS = DataFacts("letters", "letters", 29, 65, 65, 27.4, "", params={"length": 13, "target": 4})

@@ -1,4 +1,4 @@
-"""Interventions, transplants and probes on models whose Z is known by construction."""
+"""Interventions, latent swaps and probes on models whose Z is known by construction."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from freetf_cli.data.batches import DataSource, open_data
 from freetf_cli.evaluation.probe.decoding import HiddenFeatures, decode, pooled, probe
 from freetf_cli.evaluation.probe.factors import FactorReader, NaiveBayes, factor_reader, letters_reader
 from freetf_cli.evaluation.probe.information import UNREAD
-from freetf_cli.evaluation.probe.intervention import intervene, transplant
+from freetf_cli.evaluation.probe.intervention import intervene, latent_swap
 from freetf_cli.evaluation.probe.rate import Posterior
 from freetf_cli.evaluation.probe.verdict import verdict
 from freetf_cli.generation.sampling import SampleSpec
 from freetf_cli.records.likelihood import Cost, Estimate
-from freetf_cli.records.probe import Budget, Decoding, FactorInformation, Intervention, Reliance
+from freetf_cli.records.probe import Decoding, FactorInformation, Intervention, LatentAblation, Rate
 from tests.evaluation.probe.planted import PlantedLetters
 
 GROUPS, COUNT = 48, 12
@@ -123,19 +123,19 @@ def starting(row: dict[str, object]) -> int:
     return -(-(int(str(row["position"])) << 16) // 57)
 
 
-def test_a_transplanted_position_is_taken_over(letters: tuple[DataSource, FactorReader]) -> None:
+def test_a_swapped_position_is_taken_over(letters: tuple[DataSource, FactorReader]) -> None:
     source, reader = letters
     rows = source.held_out_factors("val", 40)
     posterior = posterior_of(starting, source, 40)
     spec = SampleSpec(total=66, count=40)
     for decides, taken in (("position", 0.97), ("nothing", 0.0)):
-        found = transplant(PlantedLetters(decides), source.tokenizer, reader, posterior, rows, spec, silent)
+        found = latent_swap(PlantedLetters(decides), source.tokenizer, reader, posterior, rows, spec, silent)
         position, noise = found
         assert [one.factor for one in found] == ["position", "noise"] and position.sequences == 40
         assert position.taken.value == pytest.approx(taken, abs=0.1)
         assert position.chance.value < 0.15
         assert noise.taken.value == pytest.approx(noise.chance.value, abs=0.06)
-    assert transplant(PlantedLetters("position"), source.tokenizer, reader, posterior, rows[:19], spec, silent) == []
+    assert latent_swap(PlantedLetters("position"), source.tokenizer, reader, posterior, rows[:19], spec, silent) == []
 
 
 def test_probes_read_what_is_there_and_not_what_is_not(letters: tuple[DataSource, FactorReader]) -> None:
@@ -220,7 +220,7 @@ def test_coins_are_read_and_other_tasks_have_no_factor() -> None:
 # --- the verdict's rules -----------------------------------------------------------------------------------------------
 
 
-def numbers(ce: float, other: float, floor: float | None = 27.4) -> tuple[Budget, Reliance]:
+def numbers(ce: float, other: float, floor: float | None = 27.4) -> tuple[Rate, LatentAblation]:
     """CE and the CE with another sequence's Z, bits a sequence of 65 targets."""
     one = Estimate(10, 9, 11)
     ln2 = math.log(2)
@@ -230,9 +230,9 @@ def numbers(ce: float, other: float, floor: float | None = 27.4) -> tuple[Budget
         return Cost(nats, nats, nats, bits / 65, None, bits)
 
     length = Estimate(ce + 30, ce + 30, ce + 30)
-    flow = Budget(one, Estimate(ce, ce, ce), length, [], [], 1.0, 0.1, 1, 2, 1.0, 2.0, 8.0, 9.0, 0.1, None, floor, 100, 100, 65)
+    flow = Rate(one, Estimate(ce, ce, ce), length, [], [], 1.0, 0.1, 1, 2, 1.0, 2.0, 8.0, 9.0, 0.1, None, floor, 100, 100, 65)
     gain = (other - ce) * ln2 / 65
-    return flow, Reliance(cost(ce), cost(other), cost(other), Estimate(gain, gain - 1e-4, gain + 1e-4))
+    return flow, LatentAblation(cost(ce), cost(other), cost(other), Estimate(gain, gain - 1e-4, gain + 1e-4))
 
 
 def told(name: str, bits: float, entropy: float, sites: int = 1) -> FactorInformation:
@@ -272,17 +272,17 @@ def test_a_verdict_without_factors() -> None:
 
 
 def test_a_verdict_needs_more_than_its_control() -> None:
-    budget, reliance = numbers(22.0, 40.0)
+    rate, ablation = numbers(22.0, 40.0)
     lucky = replace(told("position", 0.8, 5.83), shuffled=Estimate(0.7, 0.6, 0.9))
     found = Intervention("K>", "prior", [lucky], Estimate(1, 1, 1), [], [])
-    assert verdict(budget, reliance, found).label == "used"
-    doubtful = replace(reliance, other_less_posterior=Estimate(0.1, -0.01, 0.2))
-    assert verdict(budget, doubtful, found).label == "unused"
+    assert verdict(rate, ablation, found).label == "used"
+    doubtful = replace(ablation, other_less_posterior=Estimate(0.1, -0.01, 0.2))
+    assert verdict(rate, doubtful, found).label == "unused"
     read = Decoding("z", "Z", "linear", Estimate(1, 1, 1), 0.5, 0.5, 0.99, 1.0)
-    assert any("a probe (linear) reads 0.99 of 1.00 bits of z from Z" in line for line in verdict(budget, reliance, found, [read]).evidence)
+    assert any("a probe (linear) reads 0.99 of 1.00 bits of z from Z" in line for line in verdict(rate, ablation, found, [read]).evidence)
 
 
-def test_transplants_go_under_another_prompt(letters: tuple[DataSource, FactorReader], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_swaps_go_under_another_prompt(letters: tuple[DataSource, FactorReader], monkeypatch: pytest.MonkeyPatch) -> None:
     """Another letter than the row's own, the other coin, nothing for text; and the control has the same prompts with other Zs."""
     source, reader = letters
     rows = source.held_out_factors("val", 30)
@@ -295,7 +295,7 @@ def test_transplants_go_under_another_prompt(letters: tuple[DataSource, FactorRe
         return ["K>" + "_" * 64 for _ in prompts]
 
     monkeypatch.setattr("freetf_cli.evaluation.probe.intervention._texts", noted)
-    transplant(PlantedLetters("position"), source.tokenizer, reader, posterior, rows, SampleSpec(total=66, count=30), silent)
+    latent_swap(PlantedLetters("position"), source.tokenizer, reader, posterior, rows, SampleSpec(total=66, count=30), silent)
     (prompts, own), (same, other) = asked
     order = [own.index(z) for z in posterior.z.tolist()]
     assert prompts == same and sorted(order) == list(range(30))
@@ -305,7 +305,7 @@ def test_transplants_go_under_another_prompt(letters: tuple[DataSource, FactorRe
     known, asked[:] = coins.held_out_factors("val", 30), []
     reader = factor_reader(coins, "val", 30)
     assert reader is not None
-    transplant(PlantedLetters("position"), coins.tokenizer, reader, posterior, known, SampleSpec(total=64, count=30), silent)
+    latent_swap(PlantedLetters("position"), coins.tokenizer, reader, posterior, known, SampleSpec(total=64, count=30), silent)
     order = [asked[0][1].index(z) for z in posterior.z.tolist()]
     assert all(asked[0][0][place] == str(1 - row["z"]) for place, row in zip(order, known, strict=True))
 
