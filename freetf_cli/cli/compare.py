@@ -27,7 +27,9 @@ BArgument = Annotated[Path, typer.Argument(metavar="B", help="The other run's or
 SequencesOption = Annotated[int, typer.Option("--sequences", min=1, max=1_000_000, help="Held-out sequences, the same for both.")]
 SamplesOption = Annotated[int, typer.Option("--samples", min=1, help="Draws of Z for the importance bound that is a Free model's nll.")]
 CountOption = Annotated[int, typer.Option("--count", "-n", min=0, help="Samples shown of each.")]
-PromptOption = Annotated[str | None, typer.Option("--prompt", metavar="TEXT", help="What samples go on from; default: the data's own.")]
+PromptOption = Annotated[
+    str | None, typer.Option("--prompt", metavar="TEXT", help="Text that the samples continue; default: the data's own.")
+]
 FailIfOption = Annotated[
     list[str] | None,
     typer.Option(

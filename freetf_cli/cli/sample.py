@@ -20,24 +20,30 @@ if TYPE_CHECKING:
     from freetf_cli.runs.checkpoint import Checkpoint
 
 PromptOption = Annotated[
-    list[str] | None, typer.Option("--prompt", metavar="TEXT|-", help="What to go on from; -: a prompt a line of stdin. May be repeated.")
+    list[str] | None,
+    typer.Option("--prompt", metavar="TEXT|-", help="Text to continue; -: one prompt for each line of stdin. May be repeated."),
 ]
 CountOption = Annotated[int, typer.Option("--count", "-n", min=1, help="Sequences in each group.")]
 ZOption = Annotated[
-    str, typer.Option("--z", metavar="independent|shared|FILE", help="A Z a sequence, a Z a group, or those of a JSONL file (-: stdin).")
+    str,
+    typer.Option(
+        "--z", metavar="independent|shared|FILE", help="One Z for each sequence, one for each group, or the Zs of a JSONL file (-: stdin)."
+    ),
 ]
 GroupsOption = Annotated[int, typer.Option("--groups", "-g", min=1, help="Groups for each prompt.")]
 PromptZOption = Annotated[
     Literal["posterior", "prior"],
     typer.Option("--prompt-z", metavar="posterior|prior", help="The prompt's own Z: inferred by the encoder, or drawn."),
 ]
-TemperatureOption = Annotated[float, typer.Option("--temperature", min=0, help="0: always the likeliest token.")]
+TemperatureOption = Annotated[float, typer.Option("--temperature", min=0, help="0: always take the likeliest token.")]
 TopKOption = Annotated[int, typer.Option("--top-k", min=0, help="Only the k likeliest tokens; 0: all.")]
 TopPOption = Annotated[float, typer.Option("--top-p", min=0, max=1, help="Only the likeliest tokens that make up this share.")]
 PrecisionOption = Annotated[
     Literal["fp32", "bf16"],
     typer.Option(
-        "--precision", metavar="fp32|bf16", help="Of the weights; bf16 is half the memory to read. A replay of --z wants the same."
+        "--precision",
+        metavar="fp32|bf16",
+        help="Precision of the weights; bf16 halves the memory to read. A replay with --z needs the same precision.",
     ),
 ]
 MaxTokensOption = Annotated[
@@ -61,9 +67,9 @@ def sample(
     seed: SeedOption = 0,
     json: JsonOption = False,
 ) -> None:
-    """Generate sequences; rows a prompt: groups × count, group by group.
+    """Generate sequences: groups × count rows for each prompt, group by group.
 
-    Without --prompt the data's own prompt is taken. --json writes a record a line with its Z; given back by --z FILE, each is replayed.
+    Without --prompt the data's own prompt is used. --json writes one record a line with its Z; --z FILE replays each of them.
 
     $ freetf sample runs/letters-free --prompt 'K>' --z shared --groups 3 --count 8
     $ freetf sample runs/letters-free --count 4 --json > z.jsonl
@@ -89,7 +95,7 @@ def sample(
             raise InputError("--prompt - and --z - cannot both read stdin")
         given = read_codes(z, model.latent.bits)
     elif model.latent.window is not None and prompt_z == "posterior":
-        hint(f"Z of the first {model.latent.window} positions decides the rest, and a prompt brings its own; --prompt-z prior draws it")
+        hint(f"Z of the first {model.latent.window} positions decides the rest, and the prompt's Z is inferred; --prompt-z prior draws it")
     spec = SampleSpec(
         total=(checkpoint.recipe.model.context or 1) + 1,
         new_tokens=max_tokens,
@@ -113,7 +119,7 @@ def sample(
 
 
 def read_prompts(given: list[str] | None, checkpoint: Checkpoint, seed: int) -> Iterable[str]:
-    """Prompts from the command line and, for `-`, a line each from stdin as they come; without any, the task's own (nothing for text)."""
+    """Prompts from the command line and, for `-`, the lines of stdin as they arrive; without any, the task's own (none for text)."""
     from freetf_cli.tasks import make_task
 
     if given is None:
@@ -129,7 +135,7 @@ def _texts(file: BinaryIO) -> Iterator[str]:
 
 
 def read_codes(source: str, bits: int) -> list[list[int]]:
-    """Z records of a JSONL file as `sample --json` writes it: each line an object with `z`, or a bare list of codes."""
+    """Z records of a JSONL file as `sample --json` writes it: each line is an object with `z`, or a list of codes."""
     path = Path(source)
     if source == "-":
         found = _all_codes(sys.stdin.buffer, bits, "stdin")

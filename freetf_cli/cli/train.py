@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 RunOption = Annotated[Path | None, typer.Option("--out", "-o", metavar="RUN", help="The run's folder; needed unless --dry-run.")]
 ResumeOption = Annotated[
     str,
-    typer.Option("--resume", metavar="never|auto|PATH", help="auto: go on with the run if it exists; PATH: from that checkpoint of it."),
+    typer.Option("--resume", metavar="never|auto|PATH", help="auto: resume the run if it exists; PATH: from that checkpoint of it."),
 ]
 InitOption = Annotated[
     Path | None,
     typer.Option("--init-from", metavar="CHECKPOINT", help="Start from these weights; of a baseline: a Free model, other attention."),
 ]
 DryRunOption = Annotated[
-    bool, typer.Option("--dry-run", help="Only tell sizes, FLOPs, memory, steps and tokens; needs neither data nor GPU.")
+    bool, typer.Option("--dry-run", help="Only print sizes, FLOPs, memory, steps and tokens; needs neither data nor GPU.")
 ]
 
 
@@ -109,7 +109,7 @@ def _train(
     with joined(resolve_device(device), stop) as world:
         start = _led(world, lambda: resume_from(out, resume))
         if start is not None and init_from is not None:
-            raise InputError("--init-from starts a new run, --resume goes on with one", hint="give one of them")
+            raise InputError("--init-from starts a new run, --resume continues one", hint="give one of them")
         weights = None if init_from is None else _led(world, lambda: open_checkpoint(init_from, warn))
         result = run_training(
             recipe, out, device, resume=start, init_from=weights, again=resume == "auto", stop=stop, world=world, quiet=quiet
@@ -119,7 +119,7 @@ def _train(
 
 
 def _led(world: World, choose: Callable[[], Checkpoint | None]) -> Checkpoint | None:
-    """The checkpoint that process 0 chooses, who may put a folder right for it; then the others open it."""
+    """The checkpoint that process 0 chooses, which may repair a folder for it; then the other processes open it."""
     from freetf_cli.runs.checkpoint import Checkpoint
 
     chosen = choose() if world.leads else None
@@ -128,7 +128,7 @@ def _led(world: World, choose: Callable[[], Checkpoint | None]) -> Checkpoint | 
 
 
 def resume_from(out: Path, resume: str) -> Checkpoint | None:
-    """The checkpoint that --resume means: none (never, or auto with none yet), the run's newest intact one, or the one named."""
+    """The checkpoint to resume from: none (never, or auto without one), the run's newest intact one, or the named one."""
     from freetf_cli.report.console import warn
     from freetf_cli.runs.checkpoint import Checkpoint, checkpoint_folders, open_checkpoint
 

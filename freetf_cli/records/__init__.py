@@ -96,7 +96,7 @@ class Scale:
         return self.bits(metrics.ce) + self.bits(metrics.kl)
 
     def saved(self, metrics: Metrics) -> float | None:
-        """Bits of CE below the floor for each bit of KL: 1 if Z tells nothing twice. None where it cannot be said."""
+        """Bits of CE below the floor for each bit of KL, 1 at best. None without a floor, or where hardly any KL flows."""
         kl = self.bits(metrics.kl)
         if self.floor is None or not kl > 0.01 or not is_number(metrics.ce):
             return None

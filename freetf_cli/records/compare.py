@@ -129,7 +129,7 @@ class Difference:
 
     @property
     def direction(self) -> Literal["lower", "higher", "none"]:
-        """Where B lies, as far as the interval tells."""
+        """Where B lies, if the interval excludes zero."""
         return "none" if not self.excludes_zero else "lower" if self.nats_per_token < 0 else "higher"
 
     def text(self, unit: Unit) -> str:

@@ -10,8 +10,8 @@ MEANINGS = {
     "Z": "the latent: random bits at each position, drawn before the tokens are written",
     "κ": "free bits, the KL for each token that the objective does not penalise",
     "floor": "the entropy of the data, the least cost that any model can reach",
-    "I(Z; factor)": "mutual information: how many bits Z tells about a factor of the data",
-    "H": "entropy of a factor, the most that Z can tell about it",
+    "I(Z; factor)": "mutual information: how many bits Z carries about a factor of the data",
+    "H": "entropy of a factor, the most that Z can carry about it",
 }
 
 

@@ -143,7 +143,7 @@ class RunSummary:
 
 
 def title(run: str, manifest: Mapping[str, Any]) -> str:
-    """The run's name, and the recipe that it was trained from where the command line tells: `first · letters-free`."""
+    """The run's name, and the name of its recipe if the recorded command line has it: `first · letters-free`."""
     name = PurePath(run).name or run
     argv = manifest.get("argv")
     words = [str(word) for word in argv] if isinstance(argv, list) else []

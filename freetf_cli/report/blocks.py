@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 Span = tuple[str, str]  # text, role
 Line = Sequence[Span]
@@ -21,21 +21,20 @@ class Block:
     """A part of a report. detail: only the page shows it, the terminal leaves it out."""
 
     detail: bool = False
+    CONTENT: ClassVar[str] = ""
 
     def __bool__(self) -> bool:
-        """False where there is nothing to show."""
-        return True
+        """False where there is nothing to show: all parts of the field named CONTENT are empty."""
+        return any(getattr(self, self.CONTENT)) if self.CONTENT else True
 
 
 @dataclass(frozen=True)
 class Note(Block):
     """A sentence or a paragraph. style: `plain`, `strong`, or `command` for a command line to copy."""
 
+    CONTENT = "text"
     text: str
     style: Literal["plain", "strong", "command"] = "plain"
-
-    def __bool__(self) -> bool:
-        return bool(self.text)
 
 
 @dataclass(frozen=True)
@@ -52,10 +51,8 @@ class Verdict(Block):
 class Facts(Block):
     """Labels and values, one pair a line. Pairs without a value are left out."""
 
+    CONTENT = "shown"
     pairs: Sequence[tuple[str, str]]
-
-    def __bool__(self) -> bool:
-        return bool(self.shown)
 
     @property
     def shown(self) -> list[tuple[str, str]]:
@@ -77,10 +74,8 @@ class Card:
 class Cards(Block):
     """The key figures of a report, large on a page."""
 
+    CONTENT = "cards"
     cards: Sequence[Card]
-
-    def __bool__(self) -> bool:
-        return bool(self.cards)
 
 
 @dataclass(frozen=True)
@@ -90,15 +85,13 @@ class Table(Block):
     caption: the table's name. fold: a page shows the caption alone until the reader opens it.
     """
 
+    CONTENT = "rows"
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     caption: str = ""
     align: str = ""
     total: bool = False
     fold: bool = False
-
-    def __bool__(self) -> bool:
-        return bool(self.rows)
 
     def is_right(self, column: int) -> bool:
         return self.align[column : column + 1] == "r"
@@ -161,12 +154,10 @@ class Interval:
 class Intervals(Block):
     """Estimates with their intervals, one a line, about a common zero. key: what the marks mean."""
 
+    CONTENT = "rows"
     title: str
     rows: Sequence[Interval]
     key: str = ""
-
-    def __bool__(self) -> bool:
-        return bool(self.rows)
 
 
 @dataclass(frozen=True)
@@ -198,35 +189,29 @@ class Box:
 class Samples(Block):
     """Boxes of samples under a title and the numbers that were measured on them: one panel of Figure 4."""
 
+    CONTENT = "boxes"
     boxes: Sequence[Box]
     title: str = ""
     measured: Sequence[str] = ()
-
-    def __bool__(self) -> bool:
-        return bool(self.boxes)
 
 
 @dataclass(frozen=True)
 class Grid(Block):
     """Blocks side by side where there is room. columns: as many columns as fit of a list of short tables."""
 
+    CONTENT = "blocks"
     blocks: Sequence[Block]
     columns: bool = False
-
-    def __bool__(self) -> bool:
-        return any(self.blocks)
 
 
 @dataclass(frozen=True)
 class Section(Block):
     """Blocks under a heading. about: how to read them, on a page."""
 
+    CONTENT = "blocks"
     title: str
     blocks: Sequence[Block]
     about: str = ""
-
-    def __bool__(self) -> bool:
-        return any(self.blocks)
 
 
 @dataclass(frozen=True)
