@@ -140,7 +140,7 @@ def _shown(
     return [SampleGroups("", False, [independent], prompt), SampleGroups("", True, green, prompt)]
 
 
-def swap_latents(
+def latent_swap(
     model: FreeTransformer,
     tokenizer: Tokenizer,
     reader: RowReader,
