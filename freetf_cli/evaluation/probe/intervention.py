@@ -142,7 +142,7 @@ def _shown(
     return [SampleGroups("", False, [independent], prompt, spans), SampleGroups("", True, green, prompt, spans)]
 
 
-def swap_latents(
+def latent_swap(
     model: Decoder,
     tokenizer: Tokenizer,
     reader: RowReader,
