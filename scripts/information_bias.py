@@ -16,6 +16,7 @@ from collections.abc import Callable
 import numpy as np
 
 from freetf_cli.evaluation.probe.information import mutual_information
+from freetf_cli.records.likelihood import Estimate
 
 VALUES = 57
 SIZES = ((128, 64, 30), (1024, 128, 10))  # M, N, repetitions
@@ -67,22 +68,27 @@ CASES: dict[str, Draw] = {
 }
 
 
-def measure(draw: Draw, groups: int, count: int, repetitions: int) -> dict[str, float]:
-    rng = np.random.default_rng(0)
-    truth = math.log2(VALUES) - float(bits(draw(50_000, rng)).mean())
-    errors, covered = [], 0
-    for repetition in range(repetitions):
-        p = draw(groups, rng)
-        values = np.stack([rng.choice(VALUES, size=count, p=row) for row in p])
-        found = mutual_information(values, VALUES, seed=repetition).information
-        errors.append(found.value - truth)
-        covered += found.low - 1e-3 <= truth <= found.high + 1e-3
+def summary(estimates: list[Estimate], truth: float) -> dict[str, float]:
+    """Bias and deviation of the estimates, bits, and how many of their intervals cover the truth."""
+    errors = [estimate.value - truth for estimate in estimates]
+    covered = sum(estimate.low - 1e-3 <= truth <= estimate.high + 1e-3 for estimate in estimates)
     return {
         "truth": round(truth, 3),
         "bias": round(float(np.mean(errors)), 4),
         "deviation": round(float(np.std(errors)), 4),
-        "covered": covered / repetitions,
+        "covered": covered / len(estimates),
     }
+
+
+def measure(draw: Draw, groups: int, count: int, repetitions: int) -> dict[str, float]:
+    rng = np.random.default_rng(0)
+    truth = math.log2(VALUES) - float(bits(draw(50_000, rng)).mean())
+    estimates = []
+    for repetition in range(repetitions):
+        p = draw(groups, rng)
+        values = np.stack([rng.choice(VALUES, size=count, p=row) for row in p])
+        estimates.append(mutual_information(values, VALUES, seed=repetition).information)
+    return summary(estimates, truth)
 
 
 def entropy(p: np.ndarray) -> np.ndarray:
@@ -93,20 +99,13 @@ def measure_sites(low: float, high: float, share: float, groups: int, count: int
     """64 places: at each, a share of the Zs sets a mark with probability `high`, the others with `low`."""
     whole = np.array(share * high + (1 - share) * low)
     truth = 64 * float(entropy(whole) - share * entropy(np.array(high)) - (1 - share) * entropy(np.array(low)))
-    errors, covered = [], 0
+    estimates = []
     for repetition in range(repetitions):
         rng = np.random.default_rng(repetition)
         p = np.where(rng.random((groups, 64)) < share, high, low)
         values = (rng.random((groups, count, 64)) < p[:, None]).astype(np.int64)
-        found = mutual_information(values, 2, seed=repetition).information
-        errors.append(found.value - truth)
-        covered += found.low - 1e-3 <= truth <= found.high + 1e-3
-    return {
-        "truth": round(truth, 3),
-        "bias": round(float(np.mean(errors)), 4),
-        "deviation": round(float(np.std(errors)), 4),
-        "covered": covered / repetitions,
-    }
+        estimates.append(mutual_information(values, 2, seed=repetition).information)
+    return summary(estimates, truth)
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from speed_worker import timed
 from torch import Tensor
 
 from freetf_cli import kernels
@@ -382,18 +383,7 @@ def in_turns(calls: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
 def seconds(call: Callable[[], object], repeats: int = 1) -> float:
     """Mean seconds of a call after one that does not count."""
     call()
-    if not CUDA:
-        begun = time.perf_counter()
-        for _ in range(repeats):
-            call()
-        return (time.perf_counter() - begun) / repeats
-    first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    first.record()
-    for _ in range(repeats):
-        call()
-    last.record()
-    torch.cuda.synchronize()
-    return float(first.elapsed_time(last)) / 1e3 / repeats
+    return timed(call, repeats)
 
 
 def lines(row: dict[str, Any]) -> Iterator[str]:

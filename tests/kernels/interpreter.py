@@ -1,4 +1,4 @@
-"""Runs kernels in Triton's interpreter: in a process of its own, since the interpreter must be chosen before Triton is imported."""
+"""Runs kernels in Triton's interpreter, in a process of its own: the interpreter must be chosen before Triton is imported."""
 
 import importlib.util
 import json
@@ -14,7 +14,18 @@ from torch import Tensor
 
 interprets = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no triton on this system")
 
-# numpy no longer turns an array of one element into a number, as the interpreter does with the bounds of a loop.
+
+def each_case(cases: dict[str, Any]) -> Callable[[Any], Any]:
+    """Decorator: run a test for the name of each case, where there is Triton."""
+    return lambda test: interprets(pytest.mark.slow(pytest.mark.parametrize("name", cases)(test)))
+
+
+def outcomes_of(check: Callable[..., Any], cases: dict[str, Any]) -> Any:
+    """A fixture: `interpreted(check, cases)`, once a module."""
+    return pytest.fixture(scope="module")(lambda: interpreted(check, cases))
+
+
+# The interpreter turns the bounds of a loop, arrays of one element, into numbers, which numpy no longer allows.
 PROGRAM = """
 import json, sys
 from triton.runtime import interpreter
@@ -33,7 +44,7 @@ print(json.dumps({{name: check(*case) for name, case in json.loads(sys.argv[1]).
 
 
 def interpreted(check: Callable[..., Any], cases: dict[str, Any]) -> dict[str, Any]:
-    """What a test module's function returns for each case, as JSON holds it. Kernels run in the interpreter on the CPU."""
+    """The result of a test module's function for each case, passed through JSON. Kernels run in the interpreter on the CPU."""
     root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path}

@@ -2,13 +2,12 @@
 
 from collections.abc import Callable
 
-import pytest
 import torch
 from torch import Tensor
 
 from freetf_cli.kernels import rotary_tables, short_attention
 from freetf_cli.kernels.attention import reference_short_attention
-from tests.kernels.interpreter import interpreted, interprets, relative
+from tests.kernels.interpreter import each_case, outcomes_of, relative
 
 # name: sequences, positions, heads, head width, causal, one query for all positions.
 CASES = {
@@ -65,13 +64,9 @@ def compared(batch: int, length: int, heads: int, width: int, causal: bool, one:
     return [relative(ours, theirs) for ours, theirs in pairs]
 
 
-@pytest.fixture(scope="module")
-def errors() -> dict[str, list[float]]:
-    return interpreted(compared, CASES)
+errors = outcomes_of(compared, CASES)
 
 
-@interprets
-@pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
+@each_case(CASES)
 def test_output_and_gradients_are_the_references(name: str, errors: dict[str, list[float]]) -> None:
     assert max(errors[name]) < 1e-6

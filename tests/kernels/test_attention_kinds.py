@@ -1,6 +1,5 @@
 """Kinds of attention with the kernels for attention weights against the same without them."""
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -8,7 +7,7 @@ from freetf_cli.config.recipe import ModelConfig, MultiTokenConfig
 from freetf_cli.kernels import convolution, head_mix, rotary_tables
 from freetf_cli.model.attention import multi_token
 from freetf_cli.model.attention.registry import make_attention
-from tests.kernels.interpreter import interpreted, interprets, relative
+from tests.kernels.interpreter import each_case, outcomes_of, relative
 from tests.model import attention_loops as loops
 
 # name: kind, causal, documents, options of multi-token attention.
@@ -46,14 +45,10 @@ def error(kind: str, causal: bool, documents: bool, options: dict) -> float:
     return max(relative(a, b) for a, b in zip(outcome(True), outcome(False), strict=True))
 
 
-@pytest.fixture(scope="module")
-def errors() -> dict[str, float]:
-    return interpreted(error, CASES)
+errors = outcomes_of(error, CASES)
 
 
-@interprets
-@pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
+@each_case(CASES)
 def test_attention_is_the_same_with_the_kernels(name: str, errors: dict[str, float]) -> None:
     """Where a kind looks ahead, the kernels are not used."""
     assert errors[name] < 1e-5

@@ -5,7 +5,7 @@ import torch
 
 from freetf_cli.kernels import convolve_weights
 from freetf_cli.kernels.convolution import reference_convolution
-from tests.kernels.interpreter import interpreted, interprets, relative
+from tests.kernels.interpreter import each_case, outcomes_of, relative
 
 # name: sequences, heads, positions, rows and columns of the kernel.
 CASES = {
@@ -35,14 +35,10 @@ def compared(batch: int, heads: int, length: int, rows: int, width: int) -> list
     return [relative(a, b) for a, b in zip((got.detach(), *ours), (want.detach(), *theirs), strict=True)]
 
 
-@pytest.fixture(scope="module")
-def errors() -> dict[str, list[float]]:
-    return interpreted(compared, CASES)
+errors = outcomes_of(compared, CASES)
 
 
-@interprets
-@pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
+@each_case(CASES)
 def test_convolution_and_gradients_are_the_references(name: str, errors: dict[str, list[float]]) -> None:
     assert max(errors[name]) < 1e-6
 

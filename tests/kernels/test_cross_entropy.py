@@ -14,7 +14,7 @@ from torch import Tensor
 
 from freetf_cli.kernels import cross_entropy, linear_cross_entropy
 from freetf_cli.kernels.cross_entropy import chunks
-from tests.kernels.interpreter import interpreted, interprets
+from tests.kernels.interpreter import each_case, outcomes_of
 
 IGNORE = -100
 
@@ -154,21 +154,15 @@ def compared(rows: int, vocabulary: int, spread: float) -> dict[str, float]:
     }
 
 
-@pytest.fixture(scope="module")
-def outcomes() -> dict[str, dict[str, float]]:
-    return interpreted(compared, CASES)
+outcomes = outcomes_of(compared, CASES)
 
 
-@interprets
-@pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
+@each_case(CASES)
 def test_the_kernels_cost_and_gradient_are_the_definition(name: str, outcomes: dict[str, dict[str, float]]) -> None:
     assert outcomes[name]["cost"] < 1e-6
     assert outcomes[name]["gradient"] < 1e-6
 
 
-@interprets
-@pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
+@each_case(CASES)
 def test_a_logit_that_is_nan_makes_cost_and_gradient_nan(name: str, outcomes: dict[str, dict[str, float]]) -> None:
     assert outcomes[name]["nan"]

@@ -14,7 +14,7 @@ from freetf_cli.kernels import decode_block, rotary_tables
 from freetf_cli.kernels.decoding import BlockWeights, reference_decode_block
 from freetf_cli.model.block import Block
 from freetf_cli.model.context import Cache, LayerCache, make_context
-from tests.kernels.interpreter import interpreted, interprets, relative
+from tests.kernels.interpreter import each_case, outcomes_of, relative
 
 # name: width, heads, key heads, hidden, position, positions of the cache, keys from another stream.
 CASES = {
@@ -50,14 +50,10 @@ def errors(*case: int) -> list[float]:
     return [relative(a, b) for a, b in zip((got, *ours[4:]), (want, *theirs[4:]), strict=True)]
 
 
-@pytest.fixture(scope="module")
-def outcomes() -> dict[str, list[float]]:
-    return interpreted(errors, CASES)
+outcomes = outcomes_of(errors, CASES)
 
 
-@interprets
-@pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
+@each_case(CASES)
 def test_output_and_cache_are_the_references(name: str, outcomes: dict[str, list[float]]) -> None:
     assert max(outcomes[name]) < 1e-6
 

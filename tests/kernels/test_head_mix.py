@@ -1,10 +1,9 @@
 """The kernels of the mix over heads against their reference in float64; tests/test_gpu.py has them in bfloat16."""
 
-import pytest
 import torch
 
 from freetf_cli.kernels.head_mix import reference_mix
-from tests.kernels.interpreter import interpreted, interprets, relative
+from tests.kernels.interpreter import each_case, outcomes_of, relative
 
 # name: dtype, sequences, groups, heads of a group, positions.
 CASES = {
@@ -39,14 +38,10 @@ def compared(kind: str, batch: int, groups: int, heads: int, length: int) -> lis
     return [after, *(relative(a, b) for a, b in zip(outcomes, wanted, strict=True))]
 
 
-@pytest.fixture(scope="module")
-def errors() -> dict[str, list[float]]:
-    return interpreted(compared, CASES)
+errors = outcomes_of(compared, CASES)
 
 
-@interprets
-@pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
+@each_case(CASES)
 def test_mix_and_gradients_are_the_references(name: str, errors: dict[str, list[float]]) -> None:
     """The kernels write zeros after each query. float16 rounds a number by 2⁻¹¹ of itself at most."""
     after, *others = errors[name]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from freetf_cli.kernels import logit_gradient
 from freetf_cli.kernels.mapper import reference_logit_gradient
-from tests.kernels.interpreter import interpreted, interprets
+from tests.kernels.interpreter import each_case, outcomes_of
 
 # name: tokens, bits, width, tiles. None: chosen by shape.
 CASES = {
@@ -53,30 +53,22 @@ def compared(tokens: int, bits: int, width: int, tiles: list[int] | None) -> dic
     }
 
 
-@pytest.fixture(scope="module")
-def outcomes() -> dict[str, dict[str, float]]:
-    return interpreted(compared, CASES)
+outcomes = outcomes_of(compared, CASES)
 
 
-@interprets
-@pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
+@each_case(CASES)
 def test_fused_kernel_equals_the_reference(name: str, outcomes: dict[str, dict[str, float]]) -> None:
     assert outcomes[name]["size"] > 1e-2
     assert outcomes[name]["relative"] < 1e-5
 
 
-@interprets
-@pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
+@each_case(CASES)
 def test_with_s_from_memory_or_a_scale_for_every_code_it_is_the_same(name: str, outcomes: dict[str, dict[str, float]]) -> None:
     assert outcomes[name]["given"] < 1e-5
     assert outcomes[name]["scaled"] < 1e-5
 
 
-@interprets
-@pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
+@each_case(CASES)
 def test_the_gradient_of_a_token_that_is_nan_is_nan(name: str, outcomes: dict[str, dict[str, float]]) -> None:
     assert outcomes[name]["nan"]
 

@@ -2,12 +2,11 @@
 
 import math
 
-import pytest
 import torch
 
 from freetf_cli.kernels import rotary_tables, rotate, rotate_and_split
 from freetf_cli.kernels.rotary import reference_split
-from tests.kernels.interpreter import interpreted, interprets, relative
+from tests.kernels.interpreter import each_case, outcomes_of, relative
 
 
 def test_rotary_is_a_complex_rotation() -> None:
@@ -58,13 +57,9 @@ def error(sequences: int, length: int, heads: list[int], rotated: int, width: in
     return max(relative(got, want), *(relative(a, b) for a, b in zip(ours, theirs, strict=True)))
 
 
-@pytest.fixture(scope="module")
-def errors() -> dict[str, float]:
-    return interpreted(error, CASES)
+errors = outcomes_of(error, CASES)
 
 
-@interprets
-@pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
+@each_case(CASES)
 def test_the_packed_gradient_is_autograds(name: str, errors: dict[str, float]) -> None:
     assert errors[name] < 1e-6
