@@ -260,12 +260,6 @@ def test_pictures_are_drawn_from_their_data(script: str, source: Path, picture: 
     assert not re.search(r"<script|href=\"(?!#)|@import|url\((?!#)", drawn)
 
 
-def test_the_demos_picture_and_text_show_the_same_samples() -> None:
-    shown = re.findall(r"^│ (.+) │$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
-    boxes = (FIGURES / "demo-figure4.jsonl").read_text(encoding="utf-8").splitlines()
-    assert shown == [text for line in boxes for text in json.loads(line)["texts"]]
-
-
 def test_the_sweeps_table_has_the_numbers_of_its_picture() -> None:
     table = (ROOT / "docs" / "probing.md").read_text(encoding="utf-8")
     for run in json.loads((RESULTS / "letters-sweep-h200.json").read_text(encoding="utf-8"))["runs"]:

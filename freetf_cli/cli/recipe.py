@@ -11,7 +11,7 @@ import typer
 from freetf_cli.cli.options import JsonOption, RecipeArgument, SetOption, SmokeOption, complete_recipe, complete_run
 from freetf_cli.cli.output import show
 from freetf_cli.records import to_json
-from freetf_cli.records.recipes import RecipeDiff, RecipeEntry, RecipeList, Setting
+from freetf_cli.records.recipes import RecipeDiff, RecipeEntry, RecipeList, Setting, SweepEntry
 
 if TYPE_CHECKING:
     from freetf_cli.config.recipe import Recipe
@@ -27,7 +27,7 @@ def list_recipes(json: JsonOption = False) -> None:
     from freetf_cli.config.files import describe_file, expand, load_recipe, shipped_files, shipped_recipes
 
     recipes = {name: load_recipe(name) for name in shipped_recipes()}
-    sweeps = {name: describe_file(name) for name in shipped_files() if expand(name) != [name]}
+    sweeps = [SweepEntry(name, describe_file(name)) for name in shipped_files() if expand(name) != [name]]
     show(RecipeList([_entry(name, recipe) for name, recipe in recipes.items()], sweeps), json=json)
 
 
@@ -83,4 +83,4 @@ def _load(name: str) -> Recipe:
 def _entry(name: str, recipe: Recipe) -> RecipeEntry:
     """`figure4/8th` belongs to the sweep figure4, `letters-free` to letters."""
     family = name.partition("/" if "/" in name else "-")[0]
-    return RecipeEntry(name, recipe.kind, recipe.description, recipe.model.layers, recipe.model.width, family)
+    return RecipeEntry(name, recipe.kind, recipe.description, recipe.model.layers, recipe.model.width, recipe.train.steps, family)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from freetf_cli.report.blocks import Cell, Note, Report, Table
@@ -19,15 +19,24 @@ class RecipeEntry:
     description: str
     layers: int
     width: int
-    family: str = ""
+    steps: int
+    family: str
+
+
+@dataclass(frozen=True)
+class SweepEntry:
+    """A family of recipes that are variants of one file."""
+
+    name: str
+    description: str
 
 
 @dataclass(frozen=True)
 class RecipeList:
-    """The shipped recipes. sweeps: the description of each family that is a sweep, by name."""
+    """The shipped recipes, and the families among them that are sweeps."""
 
     recipes: list[RecipeEntry]
-    sweeps: dict[str, str] = field(default_factory=dict)
+    sweeps: list[SweepEntry]
 
     def report(self) -> Report:
         groups: dict[str, list[list[str]]] = {}
@@ -36,7 +45,8 @@ class RecipeList:
         return Report("", [Table(["recipe", "kind", "size", "description"], rows, self._heading(name)) for name, rows in groups.items()])
 
     def _heading(self, family: str) -> str:
-        return f"{family}: {self.sweeps[family]}" if family in self.sweeps else family
+        about = next((sweep.description for sweep in self.sweeps if sweep.name == family), None)
+        return family if about is None else f"{family}, a sweep: {about}"
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import torch
 from freetf_cli.cli.app import main
 from freetf_cli.evaluation.answers import evaluate_answers, share_of
 from freetf_cli.evaluation.run_data import open_run_data
+from freetf_cli.model.decoder import Output
 from freetf_cli.runs.checkpoint import open_model
 
 
@@ -49,9 +50,9 @@ def test_a_row_is_wrong_with_one_wrong_token(blocks_runs: dict[str, Path], monke
                 right[-1 - row % 3] += 1
             known[inputs.tobytes()] = right
 
-    def forward(inputs_BT: torch.Tensor) -> torch.Tensor:
+    def forward(inputs_BT: torch.Tensor, z: None) -> Output:
         rows = [torch.nn.functional.one_hot(known[row.numpy().tobytes()], 40).float() for row in inputs_BT]
-        return torch.stack(rows)
+        return Output(logits=torch.stack(rows))
 
     monkeypatch.setattr(model, "forward", forward)
     told: list[int] = []

@@ -25,12 +25,10 @@ def test_list_shows_every_recipe_uncut(run_cli):
     code, stdout, stderr = run_cli("recipe", "list")
     assert (code, stderr) == (0, "")
     assert all(name in stdout for name in shipped_recipes())
-    lines = [line.split() for line in stdout.splitlines()]
-    place = lines.index([]) + 1
-    assert lines[place][0] == "demo-baseline"  # families are apart
-    sweep = next(number for number, words in enumerate(lines) if words[:1] == ["figure4"])
-    assert lines[sweep][1] == "sweep"
-    assert [words[0] for words in lines[sweep + 1 : sweep + 3]] == ["figure4/64th", "figure4/literal"]
+    lines = [line.strip() for line in stdout.splitlines() if line.strip()]
+    place = next(number for number, line in enumerate(lines) if line.startswith("figure4, a sweep: "))
+    assert [line.split()[0] for line in lines if line.startswith("figure4/")][:2] == ["figure4/64th", "figure4/literal"]
+    assert place < next(number for number, line in enumerate(lines) if line.startswith("figure4/")) < lines.index("letters")
 
 
 def test_show_is_a_recipe(run_cli, recipe_file, tmp_path):
