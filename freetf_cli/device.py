@@ -65,7 +65,7 @@ def set_threads(count: int) -> None:
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """What a manifest tells about the machine: enough to judge a repetition, nothing that names the machine or its user."""
+    """The machine as a manifest records it: enough to judge a repetition, nothing that names the machine or its user."""
     import torch
 
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
@@ -81,9 +81,9 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 
 def findings() -> list[Finding]:
-    """What this machine has, and for each lack the command that mends it."""
+    """What this machine has, and for each lack the command that fixes it."""
     found = [_python(), *_torch(), _package("tokenizers"), _package("safetensors"), *_terminal(), _recipes()]
-    return [replace(finding, mend="") if finding.ok else finding for finding in found]
+    return [replace(finding, fix="") if finding.ok else finding for finding in found]
 
 
 def _python() -> Finding:
@@ -113,8 +113,8 @@ def _devices() -> Finding:
     names = available()
     shown = ", ".join(torch.cuda.get_device_name(0) if name == "cuda" else name for name in names)
     idle = "cuda" not in names and shutil.which("nvidia-smi") is not None
-    mend = "make clean setup TORCH=cuda"
-    return Finding("devices", f"{shown} (an NVIDIA GPU is here, but this torch cannot use it)" if idle else shown, not idle, mend)
+    fix = "make clean setup TORCH=cuda"
+    return Finding("devices", f"{shown} (an NVIDIA GPU is here, but this torch cannot use it)" if idle else shown, not idle, fix)
 
 
 def _bf16() -> Finding:

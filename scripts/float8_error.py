@@ -1,15 +1,17 @@
-"""How far off the mapper's gradient is with its product in 8-bit numbers, on the gradients of a run.
+"""Measure the error of the mapper's gradient with `latent.float8`, on the gradients of a training run.
 
-    python scripts/float8_error.py ERROR.json demo-free
+    python scripts/float8_error.py OUT.json demo-free [KEY=VALUE…]      # minutes on a CPU
 
-Trains a Free recipe for 300 steps on a CPU, and at some of them makes the gradient of Z's bits in float64 from what training gave it, and
-again with dr and the centred table rounded to e4m3, a scale a row, as `latent.numerics.float8` does on a GPU.
+Trains a Free recipe on a CPU. At some steps the gradient of Z's bit logits is computed in float64 from that step's own inputs, and again
+with dr and the centred table rounded to e4m3 with a scale for each row, as `latent.float8` does on a GPU. Errors are relative to
+float64, in norm: of all tokens, of the median token, and of the sum over tokens.
+Results are in docs/performance.md, raw in docs/results/float8-error-cpu.json.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,50 +27,55 @@ from freetf_cli.training.prefetch import host_batch
 from freetf_cli.training.start import resolve
 from freetf_cli.training.step import loss_function
 
-LOOKS = (1, 10, 30, 60, 100, 200, 300)
-GIVEN: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+MEASURED = (1, 10, 30, 60, 100, 200, 300)  # steps
+LAST: dict[str, tuple[Tensor, Tensor, Tensor]] = {}  # inputs of the latest gradient
 in_chunks = mapper.logit_gradient_in_chunks
 
 
-def remembered(dr_ND: Tensor, bit_logits_NH: Tensor, table_CD: Tensor, product_type: torch.dtype) -> Tensor:
-    GIVEN["last"] = dr_ND.clone(), bit_logits_NH.clone(), table_CD.clone()
-    return in_chunks(dr_ND, bit_logits_NH, table_CD, product_type)
+def recording(dr_ND: Tensor, bit_logits_NH: Tensor, table_CD: Tensor, product_dtype: torch.dtype) -> Tensor:
+    LAST["inputs"] = dr_ND.clone(), bit_logits_NH.clone(), table_CD.clone()
+    return in_chunks(dr_ND, bit_logits_NH, table_CD, product_dtype)
 
 
 def in_8_bits(x_ND: Tensor) -> Tensor:
-    scale_N1 = x_ND.abs().amax(1, keepdim=True).clamp(min=1e-30) / 448
+    scale_N1 = x_ND.abs().amax(1, keepdim=True).clamp(min=1e-30) / 448  # the largest number of e4m3
     return ((x_ND / scale_N1).to(torch.float8_e4m3fn).float() * scale_N1).double()
 
 
 def errors() -> dict[str, float]:
-    """Relative, in the norm: of all tokens' gradients, of a middling token's, and of their sum."""
-    dr_ND, logits_NH, table_CD = GIVEN["last"]
+    dr_ND, logits_NH, table_CD = LAST["inputs"]
     centred_CD = table_CD - mapper.common_row(table_CD)
-    want, got = (
+    exact, rounded = (
         in_chunks(dr, logits_NH.double(), table, torch.float64)
         for dr, table in ((dr_ND.double(), table_CD.double()), (in_8_bits(dr_ND), in_8_bits(centred_CD)))
     )
-    each_N = (got - want).norm(dim=1) / want.norm(dim=1).clamp(min=1e-300)
+    each_N = (rounded - exact).norm(dim=1) / exact.norm(dim=1).clamp(min=1e-300)
     return {
-        "all": float((got - want).norm() / want.norm()),
+        "all": float((rounded - exact).norm() / exact.norm()),
         "token": float(each_N.median()),
-        "sum": float((got - want).sum(0).norm() / want.sum(0).norm()),
+        "sum": float((rounded - exact).sum(0).norm() / exact.sum(0).norm()),
     }
 
 
-def main(out: Path, name: str, overrides: list[str]) -> None:
-    recipe, source = resolve(load_recipe(name, overrides=overrides))
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="JSON file")
+    parser.add_argument("recipe", help="a Free recipe")
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="settings of the recipe")
+    parser.add_argument("--steps", type=int, default=MEASURED[-1])
+    chosen = parser.parse_args()
+    recipe, source = resolve(load_recipe(chosen.recipe, overrides=chosen.settings))
     if recipe.latent is None:
-        sys.exit(f"{name} is a baseline")
-    mapper.logit_gradient_in_chunks = remembered
+        parser.error(f"{chosen.recipe} is a baseline")
+    mapper.logit_gradient_in_chunks = recording
     model = build_model(recipe.model, recipe.latent)
     initialise_model(model, recipe.train.seed)
     optimizer, loss = make_optimizer(model, recipe.train, torch.device("cpu")), loss_function(model)
-    random, weights = torch.Generator().manual_seed(recipe.train.seed), torch.tensor([recipe.latent.kappa * LN2, 0.0, 0.0])
+    generator, weights = torch.Generator().manual_seed(recipe.train.seed), torch.tensor([recipe.latent.kappa * LN2, 0.0, 0.0])
     found: list[dict[str, Any]] = []
-    for step in range(1, LOOKS[-1] + 1):
+    for step in range(1, chosen.steps + 1):
         batch = host_batch(source.train_batch(step - 1, recipe.train.batch))
-        noise = torch.rand(*batch.inputs.shape, recipe.latent.bits, generator=random)
+        noise = torch.rand(*batch.inputs.shape, recipe.latent.bits, generator=generator)
         optimizer.zero_grad()
         ce, kl, penalty, *_ = loss(batch.inputs, batch.targets, noise, *weights)
         ((ce + penalty) / batch.count).backward()
@@ -76,11 +83,12 @@ def main(out: Path, name: str, overrides: list[str]) -> None:
         for group in optimizer.param_groups:
             group["lr"] = recipe.train.lr * min(1.0, step / max(1, recipe.train.warmup))
         optimizer.step()
-        if step in LOOKS:
+        if step in MEASURED:
             found.append({"step": step, "ce": ce.item() / batch.count, "kl": kl.item() / batch.count, **errors()})
             print({key: round(value, 4) for key, value in found[-1].items()}, flush=True)
-    out.write_text(json.dumps({"recipe": name, "settings": overrides, "torch": torch.__version__, "rows": found}) + "\n")
+    about = {"recipe": chosen.recipe, "settings": chosen.settings, "torch": torch.__version__, "rows": found}
+    chosen.out.write_text(json.dumps(about) + "\n")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])
+    main()

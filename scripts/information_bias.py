@@ -1,7 +1,9 @@
-"""How far the estimate of I(Z; factor) is off: `python scripts/information_bias.py > docs/results/information-bias.json`.
+"""Measure the bias of the estimate of I(Z; factor), the mutual information by intervention, where the truth is known.
 
-Each case draws M latents with distributions over 57 values that are uniform on the whole, and N samples under each; the truth is known.
-Written for docs/probing.md, which shows its table; takes two minutes on one core.
+    python scripts/information_bias.py > docs/results/information-bias.json      # two minutes on one core
+
+Each case draws M latents, each with a distribution over 57 values whose mean over latents is uniform, and N samples under each latent.
+The table of docs/probing.md comes from its result.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ def dirichlet(alpha: float) -> Draw:
 
 
 def near(width: float) -> Draw:
-    """Around a centre, on a ring so that the whole is uniform."""
+    """Values near a random centre; on a ring, so that the mean over latents is uniform."""
 
     def draw(groups: int, rng: np.random.Generator) -> np.ndarray:
         away = np.abs(np.arange(VALUES) - rng.integers(VALUES, size=groups)[:, None])
@@ -88,7 +90,7 @@ def entropy(p: np.ndarray) -> np.ndarray:
 
 
 def measure_sites(low: float, high: float, share: float, groups: int, count: int, repetitions: int) -> dict[str, float]:
-    """64 places; at each a share of the Zs marks with probability `high`, the others with `low`."""
+    """64 places: at each, a share of the Zs sets a mark with probability `high`, the others with `low`."""
     whole = np.array(share * high + (1 - share) * low)
     truth = 64 * float(entropy(whole) - share * entropy(np.array(high)) - (1 - share) * entropy(np.array(low)))
     errors, covered = [], 0

@@ -134,8 +134,7 @@ def train_step(setting: dict[str, Any]) -> tuple[Work, Callable[[], Any]]:
     if recipe.model.vocab is None or recipe.model.context is None:
         recipe, _ = api("training.start:resolve")(recipe)
     step = api("bench.train_step:made_step")(recipe, DEVICE)
-    update = next(cell.cell_contents for cell in step.__closure__ if hasattr(cell.cell_contents, "sums"))
-    return step, lambda: float(update.sums[0]) / (recipe.train.batch * recipe.model.context)
+    return step, last_ce([cell.cell_contents for cell in step.__closure__], recipe)
 
 
 def train_loop(setting: dict[str, Any]) -> tuple[Work, Callable[[], Any]]:
@@ -152,8 +151,13 @@ def train_loop(setting: dict[str, Any]) -> tuple[Work, Callable[[], Any]]:
         loop.train_step()
         loop.step += 1
 
-    update = next(value for value in vars(loop).values() if hasattr(value, "sums"))
-    return work, lambda: float(update.sums[0]) / (recipe.train.batch * recipe.model.context)
+    return work, last_ce(list(vars(loop).values()), recipe)
+
+
+def last_ce(objects: list[Any], recipe: Any) -> Callable[[], float]:
+    """CE of the last step, nats a token, from the TrainStep among some objects."""
+    update = next(each for each in objects if type(each).__name__ == "TrainStep")
+    return lambda: float(update.sums[0]) / (recipe.train.batch * recipe.model.context)
 
 
 def sample(setting: dict[str, Any]) -> tuple[Work, Callable[[], Any]]:

@@ -11,18 +11,19 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "freetf_cli"
 LAYERS = (
-    {"errors", "durable", "streams", "records"},
+    {"errors", "durable", "streams", "report"},
+    {"records"},
     {"config"},
     {"tasks", "kernels", "device"},
     {"data", "model"},
     {"latent"},
     {"runs"},
-    {"generation", "report"},
+    {"generation"},
     {"evaluation", "training"},
     {"bench"},
     {"cli"},
 )
-HEAVY = {"torch", "numpy", "tokenizers", "safetensors", "transformers"}
+HEAVY = {"torch", "numpy", "tokenizers", "safetensors", "transformers", "jinja2", "matplotlib"}
 FILES = {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path for path in sorted(PACKAGE.rglob("*.py"))}
 MODULES = {name.removesuffix(".__init__"): path for name, path in FILES.items()}
 
@@ -74,8 +75,16 @@ def test_imports_run_one_way(module):
 
 
 @pytest.mark.parametrize("module", [name for name in PARTS if part(name) == "report"])
-def test_report_sees_only_records(module):
-    assert {part(name) for name in own(imports(MODULES[module]))} <= {"records", "errors", "report"}
+def test_renderers_see_blocks_and_no_record(module):
+    assert {part(name) for name in own(imports(MODULES[module]))} <= {"errors", "report"}
+
+
+@pytest.mark.parametrize("module", [name for name in PARTS if part(name) == "records"])
+def test_records_know_blocks_and_no_renderer(module):
+    assert own(imports(MODULES[module])) - set(PARTS) == set()
+    renderers = {"charts", "boxes", "page", "terminal", "console", "progress", "style"}
+    assert not {name.rpartition(".")[2] for name in own(imports(MODULES[module])) if part(name) == "report"} & renderers
+    assert {part(name) for name in own(imports(MODULES[module]))} <= {"records", "report"}
 
 
 @pytest.mark.parametrize("module", [name for name in PARTS if part(name) == "model"])

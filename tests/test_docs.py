@@ -242,33 +242,33 @@ def test_entropies_of_the_data_page(task: str, params: dict[str, str]) -> None:
         assert all(f"{bits:.3f}" in row for bits in made.entropy().values())
 
 
-def test_the_demos_picture_and_text_show_the_same_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    figures = ROOT / "docs" / "figures"
-    source, picture = figures / "demo-figure4.jsonl", figures / "demo-figure4.svg"
-    script = runpy.run_path(str(figures / "figure4.py"))
-    script["main"](str(source), str(tmp_path / "again.svg"))
-    drawn = picture.read_text(encoding="utf-8")
-    assert (tmp_path / "again.svg").read_text(encoding="utf-8") == drawn, "make it again with scripts/figure4.py"
-    assert not re.search(r"<script|href|@import|url\(", drawn)
+FIGURES, RESULTS = ROOT / "docs" / "figures", ROOT / "docs" / "results"
+
+
+@pytest.mark.parametrize(
+    ("script", "source", "picture"),
+    [
+        *(("figure4", FIGURES / f"{name}.jsonl", f"{name}.svg") for name in ("demo-figure4", "figure4", "figure4-mini")),
+        ("growth", RESULTS / "growth-h200.json", "growth.svg"),
+        ("sweep", RESULTS / "letters-sweep-h200.json", "letters-sweep.svg"),
+    ],
+)
+def test_pictures_are_drawn_from_their_data(script: str, source: Path, picture: str, tmp_path: Path) -> None:
+    runpy.run_path(str(ROOT / "scripts" / f"{script}.py"))["main"](str(source), str(tmp_path / "again.svg"))
+    drawn = (FIGURES / picture).read_text(encoding="utf-8")
+    assert (tmp_path / "again.svg").read_text(encoding="utf-8") == drawn, f"draw it again with scripts/{script}.py"
+    assert not re.search(r"<script|href=\"(?!#)|@import|url\((?!#)", drawn)
+
+
+def test_the_demos_picture_and_text_show_the_same_samples() -> None:
     shown = re.findall(r"^│ (.+) │$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
-    assert shown == [text for line in source.read_text(encoding="utf-8").splitlines() for text in json.loads(line)["texts"]]
+    boxes = (FIGURES / "demo-figure4.jsonl").read_text(encoding="utf-8").splitlines()
+    assert shown == [text for line in boxes for text in json.loads(line)["texts"]]
 
 
-def test_the_picture_of_growth_is_that_of_its_figures(tmp_path: Path) -> None:
-    figures = ROOT / "docs" / "figures"
-    script = runpy.run_path(str(figures / "growth.py"))
-    script["main"](str(ROOT / "docs" / "results" / "growth-h200.json"), str(tmp_path / "again.svg"))
-    drawn = (figures / "growth.svg").read_text(encoding="utf-8")
-    assert (tmp_path / "again.svg").read_text(encoding="utf-8") == drawn, "make it again with scripts/growth.py"
-
-
-def test_the_sweeps_picture_is_that_of_its_figures(tmp_path: Path) -> None:
-    source, picture = ROOT / "docs" / "results" / "letters-sweep-h200.json", ROOT / "docs" / "figures" / "letters-sweep.svg"
-    runpy.run_path(str(ROOT / "docs" / "figures" / "sweep.py"))["main"](str(source), str(tmp_path / "again.svg"))
-    drawn = picture.read_text(encoding="utf-8")
-    assert (tmp_path / "again.svg").read_text(encoding="utf-8") == drawn, "make it again with scripts/sweep.py"
+def test_the_sweeps_table_has_the_numbers_of_its_picture() -> None:
     table = (ROOT / "docs" / "probing.md").read_text(encoding="utf-8")
-    for run in json.loads(source.read_text(encoding="utf-8"))["runs"]:
+    for run in json.loads((RESULTS / "letters-sweep-h200.json").read_text(encoding="utf-8"))["runs"]:
         for factor in run["intervention"]["factors"][1:]:
             value, low, high = (factor["information"][name] for name in ("value", "low", "high"))
             assert f"| {value:.2f} [{low:.2f}, {high:.2f}] |" in table

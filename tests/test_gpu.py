@@ -1,4 +1,4 @@
-"""What only a CUDA device can show. Run with `pytest -m gpu` on such a machine."""
+"""Tests that need a CUDA device: compiled kernels, captured graphs, autocast. Run them with `pytest -m gpu`."""
 
 import json
 import math
@@ -16,7 +16,8 @@ from freetf_cli.config.recipe import LatentConfig, ModelConfig, Recipe
 from freetf_cli.data.batches import IGNORE
 from freetf_cli.data.tokenizer import characters
 from freetf_cli.errors import FreetfError
-from freetf_cli.generation import decode_loop as continuation
+from freetf_cli.generation import decode_loop, sampling
+from freetf_cli.generation.decode_loop import DecodeLoop
 from freetf_cli.generation.sampling import SampleSpec, generate
 from freetf_cli.kernels import Embedding, linear_cross_entropy, logit_gradient, mapper, rotary_tables, short_attention
 from freetf_cli.kernels.attention import reference_short_attention
@@ -34,9 +35,24 @@ from freetf_cli.training.run import train
 from freetf_cli.training.schedule import objective_weights
 from freetf_cli.training.signals import StopRequest
 from freetf_cli.training.start import resolve
+from tests.model.test_attention_kinds import KINDS, LATENT, SEPARATOR, make
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 CUDA = torch.device("cuda")
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> None:
+    """Compile anew in each test: torch.compile gives up after a few shapes of one function."""
+    torch.compiler.reset()
+
+
+def captured(step: Callable[[], object]) -> Callable[[], None]:
+    """The step as a CUDA graph, which runs when it is called, not here."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
 
 
 def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
@@ -45,7 +61,7 @@ def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("bits", [3, 8, 16])
 def test_mapper_gradient_on_the_gpu(bits: int) -> None:
-    """float64 to rounding against the CPU; bfloat16 within 1 %."""
+    """Equal to the CPU in float64 up to rounding; within 1 % in bfloat16."""
     generator = torch.Generator().manual_seed(bits)
     dr, logits, table = (torch.randn(*shape, generator=generator).double() for shape in ((200, 32), (200, bits), (2**bits, 32)))
     want = logit_gradient(dr, logits, table)
@@ -57,13 +73,13 @@ def test_mapper_gradient_on_the_gpu(bits: int) -> None:
 
 @pytest.mark.parametrize(("tokens", "width", "bits"), [(16_640, 256, 16), (1000, 768, 16), (9000, 1536, 16), (333, 200, 10)])
 def test_fused_mapper_gradient(tokens: int, width: int, bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """bfloat16 within 1 % of float64, also from a captured graph; a NaN or an infinity comes out as no finite number."""
+    """In bfloat16 within 1 % of float64, also from a captured graph; a token with a NaN or an infinity gets no finite gradient."""
     generator = torch.Generator().manual_seed(width)
     dr, logits, table = (torch.randn(*shape, generator=generator).cuda() for shape in ((tokens, width), (tokens, bits), (2**bits, width)))
-    logits, table = logits.bfloat16(), table + 3  # in bfloat16, what all rows have in common would drown the rest
+    logits, table = logits.bfloat16(), table + 3  # the common part of all rows would drown the differences in bfloat16
     want = logit_gradient(dr.double(), logits.double(), table.double())
     with monkeypatch.context() as patch:
-        if torch.cuda.get_device_capability()[0] == 9:  # no way but the kernel
+        if torch.cuda.get_device_capability()[0] == 9:  # fail where the kernel is not used
             patch.setattr(mapper, "_covariance", None)
         got = logit_gradient(dr, logits, table)
         assert relative(got, want) < 1e-2
@@ -80,11 +96,11 @@ def test_fused_mapper_gradient(tokens: int, width: int, bits: int, monkeypatch: 
 
 @pytest.mark.parametrize(("tokens", "width", "bits"), [(1000, 256, 16), (700, 1536, 16), (333, 208, 10)])
 def test_mapper_gradient_in_8_bits(tokens: int, width: int, bits: int) -> None:
-    """Within 5 % of float64, in the norm, also where rows differ by orders of magnitude; no token's error spreads to another."""
+    """Within 5 % of float64 in norm, also where rows differ by orders of magnitude; a NaN stays with its token."""
     from freetf_cli.kernels.mapper_triton import in_8_bits
 
     if torch.cuda.get_device_capability()[0] != 9:
-        pytest.skip("the kernels are cut for compute capability 9")
+        pytest.skip("the kernels need compute capability 9")
     torch.manual_seed(width)
     dr, logits, table = (torch.randn(*shape, device=CUDA) for shape in ((tokens, width), (tokens, bits), (2**bits, width)))
     dr, table, logits = dr * torch.logspace(-6, 3, tokens, device=CUDA)[:, None], table + 3, logits.bfloat16()
@@ -104,10 +120,10 @@ def test_mapper_gradient_in_8_bits(tokens: int, width: int, bits: int) -> None:
 
 @pytest.mark.parametrize(("tokens", "vocabulary"), [(4000, 50_304), (700, 131_072), (5000, 5000)])
 def test_cross_entropy_in_place(tokens: int, vocabulary: int) -> None:
-    """Compiled, in bfloat16, in two parts: cost and gradients near float64's, and no copy of the logits."""
+    """Compiled, in bfloat16 and in two chunks: cost and gradients are close to float64, and the logits are not copied."""
     torch.manual_seed(0)
     hidden = torch.randn(tokens, 64, device=CUDA, requires_grad=True)
-    weight = (torch.randn(vocabulary, 64, device=CUDA) / 8).requires_grad_()  # logits of deviation 1, as bfloat16 holds to 0.3 %
+    weight = (torch.randn(vocabulary, 64, device=CUDA) / 8).requires_grad_()  # logits of deviation 1, which bfloat16 holds to 0.3 %
     targets = torch.randint(vocabulary, (tokens,), device=CUDA)
     targets[:3] = IGNORE
 
@@ -130,7 +146,7 @@ def test_cross_entropy_in_place(tokens: int, vocabulary: int) -> None:
 
 @pytest.mark.parametrize("kind", ["free", "baseline"])
 def test_long_attention_compiled_follows_float32(kind: str) -> None:
-    """The gradient of queries, keys and values is packed by a kernel of its own; grouped heads, and in a Free model queries apart."""
+    """With grouped heads. A kernel packs the gradients of queries, keys and values; in a Free model one block has separate queries."""
     config = ModelConfig(layers=2, width=256, heads=4, kv_heads=2, vocab=29, context=300)
     model = build_model(config, LatentConfig(kappa=1.0, bits=8) if kind == "free" else None).cuda()
     initialise_model(model, 0)
@@ -150,8 +166,8 @@ def test_long_attention_compiled_follows_float32(kind: str) -> None:
 
 
 @pytest.mark.parametrize(("place", "length", "apart"), [(0, 8, False), (130, 200, True), (4000, 4095, False), (300, 4096, True)])
-def test_a_block_for_one_row(place: int, length: int, apart: bool) -> None:
-    """In bfloat16 at least as near to float64 as the block of library products, or nearly so; and from a captured graph."""
+def test_decode_block(place: int, length: int, apart: bool) -> None:
+    """In bfloat16, its error is at most 1.2 times that of the block of library products; the same from a captured graph."""
     torch.manual_seed(place)
     block = Block(ModelConfig(layers=2, width=1536, heads=12, kv_heads=2, ffn=8960, vocab=5), 0).cuda()
     shape = (1, 2, length, 128)
@@ -183,24 +199,102 @@ def test_a_block_for_one_row(place: int, length: int, apart: bool) -> None:
         assert relative(got, exactly) < 1.2 * relative(theirs, exactly) < 0.02
 
 
-def test_replayed_steps_of_generation_are_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replayed_steps_of_generation_equal_launched_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     config = ModelConfig(layers=4, width=64, heads=4, kv_heads=2, vocab=29, context=64)
     model = build_model(config, LatentConfig(kappa=1.0, bits=16, table_std=3.0)).cuda().double().eval()
     initialise_model(model, 0)
     tokenizer, spec = characters("abcdefghijklmnopqrstuvwxyz", separator=True), SampleSpec(total=60, count=50, prompt_z="prior")
     replayed = list(generate(model, tokenizer, ["ab"], spec))
-    monkeypatch.setattr(continuation, "LEAST_STEPS", 10**6)
+    monkeypatch.setattr(decode_loop, "LEAST_STEPS", 10**6)
     launched = list(generate(model, tokenizer, ["ab"], spec))
     assert [row.text for row in replayed] == [row.text for row in launched]
     assert len({len(row.text) for row in launched}) > 1
     assert [row.z for row in replayed] == [row.z for row in launched]
 
 
+@pytest.mark.parametrize("prompt_z", ["prior", "posterior"])
+@pytest.mark.parametrize("separator", [False, True])
+def test_padded_prompts_through_the_graph_equal_each_alone(prompt_z: str, separator: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts of several lengths in one captured batch give the texts and Z that each row gives in a batch of its own."""
+    tokenizer = characters("abcdefghij", separator=separator)
+    model = make("softmax", LATENT, vocab=tokenizer.vocab_size, **({"separator": tokenizer.separator} if separator else {})).cuda()
+    spec = SampleSpec(total=16, count=2, groups=2, prompt_z=prompt_z, seed=3)  # type: ignore[arg-type]
+    prompts = ["a", "abcab", "cd", "bcdefg"]
+    batches: list[int] = []
+    run_graph = DecodeLoop._run_graph
+
+    def counted(loop: DecodeLoop, steps: int) -> None:
+        batches.append(len(loop.tokens_BT))
+        run_graph(loop, steps)
+
+    monkeypatch.setattr(DecodeLoop, "_run_graph", counted)
+    together = list(generate(model, tokenizer, prompts, spec))
+    assert batches == [16]
+    monkeypatch.setattr(sampling, "MOST_ROWS", {CUDA.type: 1})
+    assert list(generate(model, tokenizer, prompts, spec)) == together
+    assert batches[1:] == [1] * 16
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("padded", [False, True])
+@torch.no_grad()
+def test_static_cache_with_documents(kind: str, padded: bool) -> None:
+    """Steps replayed from a graph, across separators, give the logits of one forward over the whole row."""
+    model, prompt, length, padding = make(kind, LATENT, separator=SEPARATOR).cuda(), 7, 14, [0, 2, 5]
+    torch.manual_seed(0)
+    tokens, z = torch.randint(1, 11, (3, length), device=CUDA), torch.randint(0, 32, (3, length), device=CUDA)
+    tokens[0, 3] = tokens[1, 8] = tokens[2, 11] = SEPARATOR
+    cache = model.new_cache(3, length + 2, padding=torch.tensor(padding, device=CUDA) if padded else None)
+    parts = [model(tokens[:, :prompt], z[:, :prompt], cache=cache).logits]
+    cache.make_static(model.config.head_width, model.config.rope_theta)
+    token, z_token, logits = tokens[:, :1].clone(), z[:, :1].clone(), torch.empty_like(parts[0][:, :1])
+    replay = captured(lambda: logits.copy_(model(token, z_token, cache=cache).logits))
+    for t in range(prompt, length):
+        token.copy_(tokens[:, t : t + 1])
+        z_token.copy_(z[:, t : t + 1])
+        replay()
+        parts.append(logits.clone())
+    got = torch.cat(parts, 1)
+    for row, pad in enumerate(padding if padded else [0, 0, 0]):
+        want = model(tokens[row : row + 1, pad:], z[row : row + 1, pad:]).logits[0]
+        assert (got[row, pad:] - want).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("kind", ["free", "baseline"])
+def test_forward_with_targets_compiled_follows_float32(kind: str) -> None:
+    """The loss inside the forward, in one graph under autocast: every term, and the gradients, are close to float32 without either."""
+    model = build_model(
+        ModelConfig(layers=4, width=128, heads=4, kv_heads=2, vocab=29, context=65),
+        LatentConfig(kappa=0.01, bits=16) if kind == "free" else None,
+    ).cuda()
+    initialise_model(model, 0)
+    torch.manual_seed(0)
+    tokens, targets = torch.randint(0, 29, (2, 8, 65), device=CUDA)
+    targets[:, 60:] = IGNORE
+    noise = torch.randint(0, 2, (8, 65, 16), device=CUDA).float()  # 0 sets a bit and 1 clears it, whatever the rounding of its logit
+    weights = ObjectiveWeights(*(torch.tensor(value, device=CUDA) for value in (1e-4, 0.1, 0.0)))
+
+    def outcome(compiled: bool) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
+        model.zero_grad()
+        run: Callable[..., Any] = torch.compile(model, fullgraph=True) if compiled else model
+        with torch.autocast("cuda", dtype=torch.bfloat16, enabled=compiled):
+            losses = run(tokens, noise=noise, targets_BT=targets, weights=weights).losses
+        losses.objective.backward()
+        return [each.detach() for each in losses], {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    (terms, gradients), (exact_terms, exact_gradients) = outcome(True), outcome(False)
+    for ours, theirs in zip(terms, exact_terms, strict=True):
+        assert float(ours) == pytest.approx(float(theirs), rel=0.02)
+    assert gradients.keys() == exact_gradients.keys()
+    trained_by_bits = ("latent.encoder.", "latent.post_sampler.")
+    compared = [name for name, p in gradients.items() if p.dim() == 2 and not name.startswith(trained_by_bits)]
+    assert max(relative(gradients[name], exact_gradients[name]) for name in compared) < 0.1
+
+
 @pytest.mark.parametrize(("length", "heads", "shape"), [(320, 2, (2, 9)), (700, 16, (6, 11)), (65, 3, (1, 33))])
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float32])
-def test_convolution_of_maps(kind: torch.dtype, length: int, heads: int, shape: tuple[int, int]) -> None:
-    """Near to float64: maps, their gradient and the kernel's; compiled, the gradients too. bfloat16 rounds a number by 2⁻⁹ of itself."""
-    torch.compiler.reset()  # or too many of one function count as a fault
+def test_convolution_of_attention_weights(kind: torch.dtype, length: int, heads: int, shape: tuple[int, int]) -> None:
+    """Compiled: output and both gradients are close to float64. bfloat16 rounds a number by at most 2⁻⁹ of itself."""
     torch.manual_seed(length)
     x, dy = (torch.randn(2 * heads, length, length, device=CUDA).to(kind) for _ in range(2))
     kernel = torch.randn(heads, *shape, device=CUDA)
@@ -217,9 +311,8 @@ def test_convolution_of_maps(kind: torch.dtype, length: int, heads: int, shape: 
 @pytest.mark.parametrize("length", [130, 512])
 @pytest.mark.parametrize("heads", [2, 16])
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float32])
-def test_mix_of_maps(kind: torch.dtype, heads: int, length: int) -> None:
-    """Near to float64: maps, their gradient and the mix's; compiled, the gradients too. bfloat16 rounds a number by 2⁻⁹ of itself."""
-    torch.compiler.reset()  # or too many of one function count as a fault
+def test_mix_of_heads(kind: torch.dtype, heads: int, length: int) -> None:
+    """Compiled: output and both gradients are close to float64. bfloat16 rounds a number by at most 2⁻⁹ of itself."""
     torch.manual_seed(length)
     x, dy = (torch.randn(2, 16, length, length, device=CUDA).to(kind) for _ in range(2))
     mix = torch.randn(16 // heads, heads, heads, device=CUDA).to(kind).float()
@@ -235,7 +328,7 @@ def test_mix_of_maps(kind: torch.dtype, heads: int, length: int) -> None:
 
 @pytest.mark.parametrize("kind", ["multi-token", "differential", "talking-heads"])
 def test_kinds_of_attention_train_in_bfloat16(kind: str, tmp_path: Path) -> None:
-    """Compiled and as a graph, their steps follow float32 on the CPU."""
+    """Compiled and as a CUDA graph, their steps follow float32 on the CPU."""
     model = {"layers": 4, "width": 128, "heads": 4, "vocab": 29, "context": 65, "attention": kind}
     losses = {}
     for where in ("cuda", "cpu"):
@@ -260,7 +353,10 @@ SHORT = [
 
 @pytest.mark.parametrize(("length", "heads", "width", "causal", "apart"), SHORT)
 def test_attention_of_short_sequences(length: int, heads: int, width: int, causal: bool, apart: bool) -> None:
-    """In bfloat16 as near to float64 as PyTorch's own attention is, or nearly so; output and gradients. apart: one query for all."""
+    """In bfloat16, errors of output and gradients are at most 1.2 times those of PyTorch's attention.
+
+    apart: one query for all positions.
+    """
     torch.manual_seed(length)
     full = heads * width
     packed = torch.randn(16, length, (2 if apart else 3) * full, device=CUDA, dtype=torch.bfloat16)
@@ -283,7 +379,7 @@ def test_attention_of_short_sequences(length: int, heads: int, width: int, causa
         assert relative(ours, want) < 1.2 * relative(theirs, want) < 0.05
 
 
-def test_table_is_centred_as_pytorch_does_it() -> None:
+def test_centred_table_equals_pytorchs() -> None:
     from freetf_cli.kernels.mapper_triton import centred
 
     torch.manual_seed(0)
@@ -300,7 +396,7 @@ def test_gradient_of_a_small_embedding_table() -> None:
     assert relative(embedding.weight.grad, want) < 1e-5
 
 
-def test_compiled_bf16_step_follows_the_float32_one() -> None:
+def test_compiled_bf16_gradients_follow_float32() -> None:
     model = build_model(ModelConfig(layers=4, width=128, heads=4, vocab=29, context=65), LatentConfig(kappa=1.0, bits=16))
     initialise_model(model, 0)
     torch.manual_seed(0)
@@ -327,7 +423,6 @@ def test_compiled_bf16_step_follows_the_float32_one() -> None:
 
 
 def test_cached_generation_equals_the_full_forward() -> None:
-
     model = build_model(ModelConfig(layers=4, width=64, heads=4, kv_heads=2, vocab=6, context=32), LatentConfig(kappa=1.0, bits=4))
     initialise_model(model, 0)
     model.to(CUDA).eval()
@@ -346,7 +441,7 @@ def test_codes_do_not_depend_on_the_device() -> None:
 
 
 def test_memory_stays_in_chunks() -> None:
-    """No [tokens, 65536] tensor: 32,768 tokens in float32 would be 8.6 GB."""
+    """No tensor of [tokens, 65536] is made: of 32,768 tokens it would be 8.6 GB."""
     sampler = PostSampler(16, 64).cuda()
     torch.nn.init.normal_(sampler.weight)
     logits = torch.randn(1, 32_768, 16, device=CUDA, requires_grad=True)
@@ -357,10 +452,10 @@ def test_memory_stays_in_chunks() -> None:
 
 
 def small(**settings: Any) -> Recipe:
-    """κ is so small that every step pays."""
+    """A recipe for the kernel of short attention. κ is so small that the KL exceeds it at every step."""
     tree = {
         "data": {"task": "letters"},
-        "model": {"layers": 2, "width": 64, "heads": 2},  # of 32: attention has its kernel
+        "model": {"layers": 2, "width": 64, "heads": 2},  # heads of 32
         "latent": {
             "kappa": 0.01,
             "bits": 8,
@@ -387,7 +482,7 @@ def state(running: Loop) -> list[torch.Tensor]:
 
 
 def moved(running: Loop, steps: int) -> tuple[torch.Tensor, list[list[float]]]:
-    """How far some steps took the weights, and each one's sums and gradient norm."""
+    """The change of all weights over some steps, and the sums and gradient norm of each step."""
     before, records = [value.detach().clone() for value in running.model.parameters()], []
     for _ in range(steps):
         sums, grad_norm, count = running.train_step()
@@ -397,18 +492,18 @@ def moved(running: Loop, steps: int) -> tuple[torch.Tensor, list[list[float]]]:
 
 
 @pytest.mark.parametrize("settings", [{}, {"grad_accum_steps": 4}, {"compile": "off"}, {"deterministic": False}])
-def test_a_replayed_step_is_the_one_launched(tmp_path: Path, settings: dict[str, Any]) -> None:
-    """Another learning rate, κ, batch and noise at every step: none of them may be frozen in the graph."""
+def test_a_replayed_step_equals_a_launched_one(tmp_path: Path, settings: dict[str, Any]) -> None:
+    """Learning rate, κ, batch and noise change at every step: the graph must not freeze any of them."""
     found = [moved(loop(tmp_path / name, small(cuda_graph=name, warmup=3, **settings)), 5) for name in ("on", "off")]
     torch.use_deterministic_algorithms(False)
     (graph, ours), (eager, theirs) = found
-    assert relative(graph, eager) < 5e-2  # Adam turns noise in a gradient near zero into whole steps
+    assert relative(graph, eager) < 5e-2  # Adam turns rounding of a gradient near zero into a full step
     assert torch.tensor(ours).allclose(torch.tensor(theirs), rtol=1e-2)
     assert len({row[0] for row in ours}) == 5
     assert len({row[2] / row[1] for row in ours}) == 5
 
 
-def test_capturing_leaves_no_trace(tmp_path: Path) -> None:
+def test_capturing_changes_no_state(tmp_path: Path) -> None:
     running = loop(tmp_path / "run", small(cuda_graph="on"))
     weights = [value.detach().clone() for value in running.model.parameters()]
     running.update._captured()
@@ -421,7 +516,7 @@ def test_capturing_leaves_no_trace(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("graph", ["on", "off"])
-def test_a_loss_that_is_not_finite_stops_the_updates_at_once_and_the_run_at_the_next_line(
+def test_a_loss_that_is_not_finite_stops_updates_at_once_and_the_run_at_the_next_log_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, graph: str
 ) -> None:
     def poisoned(step: int, *args: Any) -> ObjectiveWeights:
@@ -458,8 +553,8 @@ def test_deterministic_runs_and_exact_resume(tmp_path: Path, graph: str) -> None
     assert rows[0] != rows[-2]
 
 
-def test_likelihood_and_budget_agree_with_the_cpu() -> None:
-    """The same rows and noise, so the same costs: float32 on both, up to a bit that rounding turns over."""
+def test_likelihood_and_rate_agree_with_the_cpu() -> None:
+    """The same rows and noise give the same costs in float32, up to bits that rounding flips."""
     from freetf_cli.config.recipe import DataConfig
     from freetf_cli.data.batches import open_data
     from freetf_cli.evaluation.likelihood import row_costs

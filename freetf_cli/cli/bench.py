@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from freetf_cli.cli.options import DeviceOption, JsonOption, QuietOption, SetOption, SmokeOption, complete_recipe
+from freetf_cli.cli.output import show
 from freetf_cli.errors import InputError
 
 if TYPE_CHECKING:
@@ -15,18 +16,18 @@ if TYPE_CHECKING:
 RecipesArgument = Annotated[
     list[str],
     typer.Argument(
-        metavar="RECIPE…", help="Names or TOML files; one Free recipe alone comes after its baseline.", autocompletion=complete_recipe
+        metavar="RECIPE…", help="Names or TOML files; a single Free recipe is compared with its baseline.", autocompletion=complete_recipe
     ),
 ]
-StepsOption = Annotated[int, typer.Option("--steps", min=1, max=100_000, help="Steps a round, after a warm-up.")]
-RepeatsOption = Annotated[int, typer.Option("--repeats", min=1, max=1000, help="Rounds; the median is told, and the range.")]
+StepsOption = Annotated[int, typer.Option("--steps", min=1, max=100_000, help="Steps in each round, after a warm-up.")]
+RepeatsOption = Annotated[int, typer.Option("--repeats", min=1, max=1000, help="Rounds; median and range are reported.")]
 
 BatchOption = Annotated[
     list[int] | None, typer.Option("--batch", min=1, max=1 << 16, help="Sequences at once; may be repeated. Default: 1 and 64.")
 ]
-PromptOption = Annotated[int, typer.Option("--prompt-tokens", min=1, max=1 << 20, help="Random tokens that each begins with.")]
+PromptOption = Annotated[int, typer.Option("--prompt-tokens", min=1, max=1 << 20, help="Random tokens that each sequence begins with.")]
 NewTokensOption = Annotated[
-    int | None, typer.Option("--max-tokens", min=1, max=1 << 20, help="Tokens to generate; default: what the context has room for.")
+    int | None, typer.Option("--max-tokens", min=1, max=1 << 20, help="Tokens to generate; default: as many as the context has room for.")
 ]
 
 
@@ -42,7 +43,7 @@ def train(
 ) -> None:
     """Time a training step on random tokens: ratios to the first recipe, memory, and the share of a large product's speed.
 
-    Encoder and mapper of a Free model are also measured by themselves.
+    Encoder and mapper of a Free model are also measured alone.
 
     $ freetf bench train letters-free
     $ freetf bench train paper-1.5b-free --set train.batch=4 --set train.grad_accum_steps=1 --set model.context=2048
@@ -50,14 +51,12 @@ def train(
     from freetf_cli.bench.timing import Effort
     from freetf_cli.bench.train_step import bench_train, with_baselines
     from freetf_cli.device import resolve_device
-    from freetf_cli.records import to_json
-    from freetf_cli.report import bench as show
     from freetf_cli.report.progress import counter
 
     variants = with_baselines(_variants(recipes, smoke, set_))
     with counter("recipes", total=len(variants), quiet=quiet or json) as advance:
         result = bench_train(variants, resolve_device(device), Effort(steps, repeats), advance)
-    typer.echo(to_json(result)) if json else show.train(result)
+    show(result, json=json)
 
 
 def sample(
@@ -81,8 +80,6 @@ def sample(
     from freetf_cli.bench.timing import Effort
     from freetf_cli.bench.train_step import with_baselines
     from freetf_cli.device import resolve_device
-    from freetf_cli.records import to_json
-    from freetf_cli.report import bench as show
     from freetf_cli.report.progress import counter
 
     variants, batches = with_baselines(_variants(recipes, smoke, set_)), batch or [1, 64]
@@ -92,11 +89,11 @@ def sample(
         raise InputError(what, hint="lower --max-tokens, or a longer row: --set model.context=…")
     with counter("batches", total=len(variants) * len(batches), quiet=quiet or json) as advance:
         result = bench_sample(variants, batches, prompt, new_tokens or room, resolve_device(device), Effort(1, repeats), advance)
-    typer.echo(to_json(result)) if json else show.sample(result)
+    show(result, json=json)
 
 
 def mapper(
-    tokens: Annotated[int, typer.Option("--tokens", min=1, max=1 << 24, help="Tokens whose gradient is made.")] = 1024,
+    tokens: Annotated[int, typer.Option("--tokens", min=1, max=1 << 24, help="Tokens whose gradient is computed.")] = 1024,
     width: Annotated[int, typer.Option("--width", min=1, max=1 << 16, help="D, the model's width.")] = 256,
     bits: Annotated[int, typer.Option("--bits", min=1, max=20, help="H, the latent's bits.")] = 16,
     steps: StepsOption = 5,
@@ -105,7 +102,7 @@ def mapper(
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Time the gradient of the latent's bits by its ways, beside the matrix product in it, with each way's error.
+    """Time each method of computing the gradient of the latent's bits, beside its matrix product, with each method's error.
 
     $ freetf bench mapper --tokens 2048 --width 128 --bits 12
     """
@@ -113,18 +110,16 @@ def mapper(
     from freetf_cli.bench.timing import Effort
     from freetf_cli.device import resolve_device
     from freetf_cli.kernels.support import runs_kernels
-    from freetf_cli.records import to_json
-    from freetf_cli.report import bench as show
     from freetf_cli.report.progress import counter
 
     where = resolve_device(device)
     with counter("ways", total=3 + runs_kernels(where), quiet=quiet or json) as advance:
         result = bench_mapper(tokens, width, bits, where, Effort(steps, repeats), advance)
-    typer.echo(to_json(result)) if json else show.mapper(result)
+    show(result, json=json)
 
 
 def _variants(names: list[str], smoke: bool, settings: list[str] | None) -> list[Variant]:
-    """Recipes whose vocabulary and context are known, from their data where they do not say them."""
+    """Recipes with vocabulary and context, which are read from their data where the recipe does not set them."""
     from freetf_cli.bench.train_step import Variant
     from freetf_cli.config.files import load_recipe
     from freetf_cli.training.start import resolve

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -15,14 +15,10 @@ from freetf_cli.cli.options import (
     ReportOption,
     SeedOption,
     SplitOption,
-    check_report,
     complete_run,
-    write_report_file,
 )
+from freetf_cli.cli.output import check_report, show
 from freetf_cli.errors import InputError
-
-if TYPE_CHECKING:
-    from freetf_cli.records.compare import Comparison
 
 AArgument = Annotated[
     Path, typer.Argument(metavar="A", help="A run's or one checkpoint's folder: what B is measured against.", autocompletion=complete_run)
@@ -31,7 +27,9 @@ BArgument = Annotated[Path, typer.Argument(metavar="B", help="The other run's or
 SequencesOption = Annotated[int, typer.Option("--sequences", min=1, max=1_000_000, help="Held-out sequences, the same for both.")]
 SamplesOption = Annotated[int, typer.Option("--samples", min=1, help="Draws of Z for the importance bound that is a Free model's nll.")]
 CountOption = Annotated[int, typer.Option("--count", "-n", min=0, help="Samples shown of each.")]
-PromptOption = Annotated[str | None, typer.Option("--prompt", metavar="TEXT", help="What samples go on from; default: the data's own.")]
+PromptOption = Annotated[
+    str | None, typer.Option("--prompt", metavar="TEXT", help="Text that the samples continue; default: the data's own.")
+]
 FailIfOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -87,20 +85,5 @@ def compare(
     set_threads(one.checkpoint.recipe.parallel.threads)
     settings = Settings(data, split or one.checkpoint.recipe.eval.split, sequences, samples, count, prompt, seed, checks)
     result = compare(one, other, settings, device=where, watch=lambda what, total: counter(what, total, quiet or json))
-    _show(result, report, json=json)
+    show(result, json=json, report=report)
     raise_if_failed(result.checks)
-
-
-def _show(result: Comparison, report: Path | None, *, json: bool) -> None:
-    from freetf_cli.records import to_json
-
-    if json:
-        typer.echo(to_json(result))
-    else:
-        from freetf_cli.report.compare import comparison
-
-        comparison(result)
-    if report:
-        from freetf_cli.report.compare_report import comparison_html
-
-        write_report_file(report, comparison_html(result))

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Literal
 
 import typer
 
 from freetf_cli.cli.options import DataOption, DeviceOption, JsonOption, QuietOption, RunArgument, SeedOption, SplitOption
+from freetf_cli.cli.output import show
 
 TaskOption = Annotated[Literal["likelihood", "answers"], typer.Option("--task", metavar="likelihood|answers", help="What to evaluate.")]
-SequencesOption = Annotated[int, typer.Option("--sequences", min=1, max=1_000_000, help="Held-out sequences, always the same ones.")]
+SequencesOption = Annotated[int, typer.Option("--sequences", min=1, max=1_000_000, help="Held-out sequences, the same every time.")]
 SamplesOption = Annotated[
-    int, typer.Option("--samples", min=1, max=1 << 16, help="Most posterior draws K a sequence of the importance-weighted bound.")
+    int,
+    typer.Option(
+        "--samples", min=1, max=1 << 16, help="Largest number K of posterior draws for each sequence's importance-weighted bound."
+    ),
 ]
 
 
@@ -41,10 +46,7 @@ def evaluate(
     from freetf_cli.evaluation.answers import evaluate_answers
     from freetf_cli.evaluation.likelihood import SAMPLES, evaluate_likelihood
     from freetf_cli.evaluation.run_data import check_split, open_run_data
-    from freetf_cli.records import to_json
-    from freetf_cli.report.answers import answers as show_answers
     from freetf_cli.report.console import warn
-    from freetf_cli.report.likelihood import likelihood as show_likelihood
     from freetf_cli.report.progress import counter
     from freetf_cli.runs.checkpoint import open_model
 
@@ -55,18 +57,7 @@ def evaluate(
     check_split(source, chosen, checkpoint)
     total = min(sequences, source.rows.size(chosen) or sequences)
     draws = [count for count in SAMPLES if count < samples] + [samples]
+    measure = evaluate_answers if task == "answers" else partial(evaluate_likelihood, samples=draws)
     with counter("sequences", total=total, quiet=quiet or json) as advance:
-        if task == "answers":
-            answers = evaluate_answers(
-                checkpoint, model, source, run=str(run), split=chosen, sequences=sequences, seed=seed, advance=advance
-            )
-        else:
-            likelihood = evaluate_likelihood(
-                checkpoint, model, source, run=str(run), split=chosen, sequences=sequences, samples=draws, seed=seed, advance=advance
-            )
-    if json:
-        typer.echo(to_json(answers if task == "answers" else likelihood))
-    elif task == "answers":
-        show_answers(answers)
-    else:
-        show_likelihood(likelihood)
+        result = measure(checkpoint, model, source, run=str(run), split=chosen, sequences=sequences, seed=seed, advance=advance)
+    show(result, json=json)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from freetf_cli.cli.options import JsonOption, QuietOption, SeedOption
+from freetf_cli.cli.output import show
 from freetf_cli.errors import InputError
 from freetf_cli.tasks import describe, task_names
 
@@ -93,14 +94,9 @@ def _write(task: Task, out: str, count: int, seed: int, split: str | None, json:
 
     from freetf_cli.data.prepare import write_task
     from freetf_cli.data.splits import DEFAULT_SPLIT, parse_split
-    from freetf_cli.records import to_json
-    from freetf_cli.report import terminal
     from freetf_cli.report.progress import counter
 
     shares = DEFAULT_SPLIT if split is None else parse_split(split, count)
     with counter("rows", total=count, quiet=quiet or json) as advance:
         summary = write_task(task, Path(out), count=count, seed=seed, split=shares, progress=advance)
-    if json:
-        typer.echo(to_json(summary))
-    else:
-        terminal.dataset_summary(summary)
+    show(summary, json=json)

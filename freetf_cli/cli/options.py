@@ -8,14 +8,11 @@ acts on them itself.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-
-from freetf_cli.errors import InputError
 
 
 def complete_recipe(incomplete: str) -> list[str]:
@@ -99,54 +96,13 @@ DataOption = Annotated[
 ]
 SplitOption = Annotated[str | None, typer.Option("--split", metavar="NAME", help="The held-out split; default: the recipe's.")]
 ReportOption = Annotated[
-    Path | None, typer.Option("--report", metavar="FILE.html", help="Write a report: one HTML page that needs nothing else.")
+    Path | None, typer.Option("--report", metavar="FILE.html", help="Write the result as one HTML page that works offline.")
 ]
 
 
 FigureOption = Annotated[
     Path | None,
-    typer.Option("--figure", metavar="FILE.svg", help="Draw the samples as the paper's Figure 4: one SVG picture, a panel a run, by κ."),
+    typer.Option(
+        "--figure", metavar="FILE.svg", help="Draw the samples as the paper's Figure 4: one SVG picture with a panel for each run, by κ."
+    ),
 ]
-
-
-def check_report(report: Path | None) -> None:
-    """Refuse, before any work, a report that could not be written."""
-    _check_file(report, "report", "--report FILE.html")
-
-
-def check_figure(figure: Path | None, report: Path | None = None) -> None:
-    """Refuse, before any work, a figure that could not be written, or that would take the report's place."""
-    _check_file(figure, "figure", "--figure FILE.svg")
-    if figure is not None and report is not None and figure.absolute() == report.absolute():
-        raise InputError("figure and report are one file", str(figure), "name two: --figure FILE.svg --report FILE.html")
-
-
-def _check_file(file: Path | None, what: str, option: str) -> None:
-    if file is None:
-        return
-    if str(file) == "-":
-        raise InputError(f"a {what} is a file, stdout has the result", hint=f"name one: {option}")
-    if file.is_dir():
-        raise InputError(f"the {what}'s name is taken by a folder", str(file), f"name a file: {option}")
-    if not file.parent.is_dir():
-        raise InputError(f"no such folder for the {what}", str(file.parent), "make it first")
-    if not os.access(file.parent, os.W_OK):
-        raise InputError(f"the {what}'s folder cannot be written to", str(file.parent))
-
-
-def write_report_file(report: Path, page: str) -> None:
-    """Write a page, and say where."""
-    _write_file(report, page, "report")
-
-
-def write_figure_file(figure: Path, svg: str) -> None:
-    """Write a picture, and say where."""
-    _write_file(figure, svg, "figure")
-
-
-def _write_file(file: Path, text: str, what: str) -> None:
-    from freetf_cli.durable import write_durably
-    from freetf_cli.report.console import note
-
-    write_durably(file, text)
-    note(f"{what}: {file}")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from freetf_cli.cli.options import JsonOption, QuietOption, SeedOption
+from freetf_cli.cli.output import show
 
 PathsArgument = Annotated[list[str], typer.Argument(metavar="PATH", help="Files, folders, .gz, .bz2, .zip, .jsonl; - for standard input.")]
 OutOption = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="A new folder.")]
@@ -41,8 +42,6 @@ def prepare(
     """
     from freetf_cli.data.prepare import prepare_text
     from freetf_cli.data.splits import parse_split
-    from freetf_cli.records import to_json
-    from freetf_cli.report import terminal
     from freetf_cli.report.progress import counter
 
     with counter("documents", quiet=quiet or json) as advance:
@@ -56,7 +55,4 @@ def prepare(
             document_separator=document_separator,
             progress=advance,
         )
-    if json:
-        typer.echo(to_json(summary))
-    else:
-        terminal.dataset_summary(summary)
+    show(summary, json=json)

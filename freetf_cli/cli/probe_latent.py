@@ -20,15 +20,16 @@ from freetf_cli.cli.options import (
     SeedOption,
     SplitOption,
 )
+from freetf_cli.cli.output import check_figure, check_report, show, write_file, write_page
 from freetf_cli.errors import InputError
 
 if TYPE_CHECKING:
-    from freetf_cli.records.probe import ProbeResult
+    from freetf_cli.records.probing import ProbeResult
     from freetf_cli.runs.checkpoint import Checkpoint
 
 SequencesOption = Annotated[int, typer.Option("--sequences", min=1, max=1_000_000, help="Held-out sequences that the encoder reads.")]
 GroupsOption = Annotated[
-    int | None, typer.Option("--groups", "-g", min=1, help="Fixed Zs of the intervention; default: 128, on a GPU 1,024.")
+    int | None, typer.Option("--groups", "-g", min=1, help="Fixed Zs in the intervention; default: 128, on a GPU 1,024.")
 ]
 CountOption = Annotated[int | None, typer.Option("--count", "-n", min=2, help="Sequences under each Z; default: 64, on a GPU 128.")]
 PromptOption = Annotated[str | None, typer.Option("--prompt", metavar="TEXT", help="Prompt of the intervention; default: the task's own.")]
@@ -51,7 +52,7 @@ def probe_latent(
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """What Z encodes: how many bits flow, what the decoder does with them, and which factors of the data they tell.
+    """Measure what Z encodes: how many bits flow, what the decoder does with them, and which factors of the data they carry.
 
     Numbers come with 95 % intervals and controls; docs/probing.md explains each.
 
@@ -59,12 +60,7 @@ def probe_latent(
     $ freetf probe-latent runs/letters-free --report probe.html
     $ freetf probe-latent runs/kappa-* --sweep --report sweep.html --figure figure4.svg
     """
-    from freetf_cli.cli.options import check_figure, check_report, write_figure_file, write_report_file
-    from freetf_cli.records import to_json
-    from freetf_cli.records.probe import Sweep
-    from freetf_cli.report import figure4_svg, panels
-    from freetf_cli.report import probe as show
-    from freetf_cli.report.probe_report import probe_report_html
+    from freetf_cli.records.probing import Sweep
 
     check_report(report)
     check_figure(figure, report)
@@ -78,14 +74,22 @@ def probe_latent(
         result = _probe(run, checkpoint, data, split, (sequences, groups, count), prompt, device, seed, quiet=quiet or json)
         results.append(result)
         if not sweep:
-            typer.echo(to_json(result)) if json else show.probe(result)
+            show(result, json=json)
     results.sort(key=lambda one: one.kappa)
     if sweep:
-        typer.echo(to_json(Sweep(results))) if json else show.sweep(Sweep(results))
+        show(Sweep(results), json=json)
     if figure is not None:
-        write_figure_file(figure, figure4_svg.figure4_svg(panels.sweep_panels(results), note=panels.panels_note(results)))
+        _draw(results, figure)
     if report is not None:
-        write_report_file(report, probe_report_html(results))
+        write_page(report, results[0] if len(results) == 1 else Sweep(results))
+
+
+def _draw(results: Sequence[ProbeResult], figure: Path) -> None:
+    """The samples of all runs as the paper's Figure 4."""
+    from freetf_cli.records.probing import panels_note, sweep_panels
+    from freetf_cli.report import boxes
+
+    write_file(figure, boxes.figure(sweep_panels(results), panels_note(results)), "figure")
 
 
 def _open(runs: Sequence[Path]) -> list[Checkpoint]:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json as json_text
-from collections.abc import Mapping, Sequence
-from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from freetf_cli.cli.options import JsonOption, RecipeArgument, SetOption, SmokeOption, complete_recipe, complete_run
+from freetf_cli.cli.output import show
 from freetf_cli.records import to_json
+from freetf_cli.records.recipes import RecipeDiff, RecipeEntry, RecipeList, Setting
 
 if TYPE_CHECKING:
     from freetf_cli.config.recipe import Recipe
@@ -26,21 +26,15 @@ def list_recipes(json: JsonOption = False) -> None:
     """
     from freetf_cli.config.files import describe_file, expand, load_recipe, shipped_files, shipped_recipes
 
-    recipes = [(name, load_recipe(name)) for name in shipped_recipes()]
+    recipes = {name: load_recipe(name) for name in shipped_recipes()}
     sweeps = {name: describe_file(name) for name in shipped_files() if expand(name) != [name]}
-    if json:
-        rows = [{"name": name, "family": _family(name), **_facts(recipe)} for name, recipe in recipes]
-        typer.echo(to_json({"recipes": rows, "sweeps": [{"name": name, "description": about} for name, about in sweeps.items()]}))
-        return
-    from freetf_cli.report import terminal
-
-    terminal.recipes(_grouped([(name, recipe.kind, recipe.description, _size(recipe)) for name, recipe in recipes], sweeps))
+    show(RecipeList([_entry(name, recipe) for name, recipe in recipes.items()], sweeps), json=json)
 
 
 def show_recipe(recipe: RecipeArgument, smoke: SmokeOption = False, set: SetOption = None, json: JsonOption = False) -> None:
     """Print a recipe with everything resolved: what it extends, its overlay, your settings, every default.
 
-    The output is itself a recipe: redirect it to a file, edit it, train it.
+    The output is a complete recipe file: redirect it, edit it, train it.
 
     $ freetf recipe show letters-free --set latent.kappa=0.25
     """
@@ -76,12 +70,7 @@ def diff(a: EitherArgument, b: EitherArgument, json: JsonOption = False) -> None
     from freetf_cli.config.files import differences
 
     rows = differences(_load(a), _load(b))
-    if json:
-        typer.echo(to_json({"a": a, "b": b, "differences": [dict(zip(("key", "a", "b"), row, strict=True)) for row in rows]}))
-        return
-    from freetf_cli.report import terminal
-
-    terminal.recipe_diff(a, b, rows)
+    show(RecipeDiff(a, b, [Setting(*row) for row in rows]), json=json)
 
 
 def _load(name: str) -> Recipe:
@@ -91,26 +80,7 @@ def _load(name: str) -> Recipe:
     return load_recipe(str(inside) if inside.is_file() else name)
 
 
-def _family(name: str) -> str:
+def _entry(name: str, recipe: Recipe) -> RecipeEntry:
     """`figure4/8th` belongs to the sweep figure4, `letters-free` to letters."""
-    return name.partition("/" if "/" in name else "-")[0]
-
-
-def _grouped(rows: Sequence[tuple[str, str, str, str]], sweeps: Mapping[str, str]) -> list[tuple[str, str, str, str]]:
-    """Rows of a table, families apart; a sweep's own name and description are above its recipes."""
-    found: list[tuple[str, str, str, str]] = []
-    for family, members in groupby(rows, key=lambda row: _family(row[0])):
-        found += [("", "", "", "")] if found else []
-        found += [(family, "sweep", sweeps[family], "")] if family in sweeps else []
-        found += members
-    return found
-
-
-def _size(recipe: Recipe) -> str:
-    return f"{recipe.model.layers} × {recipe.model.width}"
-
-
-def _facts(recipe: Recipe) -> dict[str, Any]:
-    model = recipe.model
-    facts = {"layers": model.layers, "width": model.width, "steps": recipe.train.steps}
-    return {"kind": recipe.kind, "description": recipe.description, **facts}
+    family = name.partition("/" if "/" in name else "-")[0]
+    return RecipeEntry(name, recipe.kind, recipe.description, recipe.model.layers, recipe.model.width, family)

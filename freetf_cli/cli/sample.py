@@ -14,28 +14,34 @@ from freetf_cli.cli.options import DeviceOption, JsonOption, RunArgument, SeedOp
 from freetf_cli.errors import InputError
 
 if TYPE_CHECKING:
-    from freetf_cli.records import Sample
+    from freetf_cli.records.samples import Sample
     from freetf_cli.runs.checkpoint import Checkpoint
 
 PromptOption = Annotated[
-    list[str] | None, typer.Option("--prompt", metavar="TEXT|-", help="What to go on from; -: a prompt a line of stdin. May be repeated.")
+    list[str] | None,
+    typer.Option("--prompt", metavar="TEXT|-", help="Text to continue; -: one prompt for each line of stdin. May be repeated."),
 ]
 CountOption = Annotated[int, typer.Option("--count", "-n", min=1, help="Sequences in each group.")]
 ZOption = Annotated[
-    str, typer.Option("--z", metavar="independent|shared|FILE", help="A Z a sequence, a Z a group, or those of a JSONL file (-: stdin).")
+    str,
+    typer.Option(
+        "--z", metavar="independent|shared|FILE", help="One Z for each sequence, one for each group, or the Zs of a JSONL file (-: stdin)."
+    ),
 ]
 GroupsOption = Annotated[int, typer.Option("--groups", "-g", min=1, help="Groups for each prompt.")]
 PromptZOption = Annotated[
     Literal["posterior", "prior"],
     typer.Option("--prompt-z", metavar="posterior|prior", help="The prompt's own Z: inferred by the encoder, or drawn."),
 ]
-TemperatureOption = Annotated[float, typer.Option("--temperature", min=0, help="0: always the likeliest token.")]
+TemperatureOption = Annotated[float, typer.Option("--temperature", min=0, help="0: always take the likeliest token.")]
 TopKOption = Annotated[int, typer.Option("--top-k", min=0, help="Only the k likeliest tokens; 0: all.")]
 TopPOption = Annotated[float, typer.Option("--top-p", min=0, max=1, help="Only the likeliest tokens that make up this share.")]
 PrecisionOption = Annotated[
     Literal["fp32", "bf16"],
     typer.Option(
-        "--precision", metavar="fp32|bf16", help="Of the weights; bf16 is half the memory to read. A replay of --z wants the same."
+        "--precision",
+        metavar="fp32|bf16",
+        help="Precision of the weights; bf16 halves the memory to read. A replay with --z needs the same precision.",
     ),
 ]
 MaxTokensOption = Annotated[
@@ -59,9 +65,9 @@ def sample(
     seed: SeedOption = 0,
     json: JsonOption = False,
 ) -> None:
-    """Generate sequences; rows a prompt: groups × count, group by group.
+    """Generate sequences: groups × count rows for each prompt, group by group.
 
-    Without --prompt the data's own prompt is taken. --json writes a record a line with its Z; given back by --z FILE, each is replayed.
+    Without --prompt the data's own prompt is used. --json writes one record a line with its Z; --z FILE replays each of them.
 
     $ freetf sample runs/letters-free --prompt 'K>' --z shared --groups 3 --count 8
     $ freetf sample runs/letters-free --count 4 --json > z.jsonl
@@ -87,7 +93,7 @@ def sample(
             raise InputError("--prompt - and --z - cannot both read stdin")
         given = read_z_file(z, model.latent)
     elif (window := model.latent.window) is not None and prompt_z == "posterior":
-        hint(f"Z of the first {window} positions decides the rest, and a prompt brings its own; --prompt-z prior draws it")
+        hint(f"Z of the first {window} positions decides the rest, and the prompt's Z is inferred; --prompt-z prior draws it")
     spec = SampleSpec(
         total=(checkpoint.recipe.model.context or 1) + 1,
         new_tokens=max_tokens,
@@ -111,7 +117,7 @@ def sample(
 
 
 def read_prompts(given: list[str] | None, checkpoint: Checkpoint, seed: int) -> Iterable[str]:
-    """Prompts from the command line and, for `-`, a line each from stdin as they come; without any, the task's own (nothing for text)."""
+    """Prompts from the command line and, for `-`, the lines of stdin as they arrive; without any, the task's own (none for text)."""
     from freetf_cli.tasks import make_task
 
     if given is None:
@@ -131,6 +137,7 @@ def _texts(file: BinaryIO) -> Iterator[str]:
 def show_samples(records: Iterator[Sample], checkpoint: Checkpoint, *, shared: bool, json: bool) -> None:
     """JSON lines; plain lines in a pipe; on a terminal the boxes of Figure 4 where rows show their factors, else running text."""
     from freetf_cli.records import to_json
+    from freetf_cli.records.samples import line_spans
     from freetf_cli.report import terminal
 
     if json:
@@ -140,7 +147,7 @@ def show_samples(records: Iterator[Sample], checkpoint: Checkpoint, *, shared: b
         _show_boxes(list(records), checkpoint, shared=shared)
     else:
         for record in records:
-            terminal.sample(record)
+            terminal.show_line(line_spans(record.text, record.prompt))
 
 
 def _shows_factors(checkpoint: Checkpoint) -> bool:
@@ -153,12 +160,12 @@ def _shows_factors(checkpoint: Checkpoint) -> bool:
 
 def _show_boxes(records: list[Sample], checkpoint: Checkpoint, *, shared: bool) -> None:
     from freetf_cli.evaluation.probe.agreement import group_agreement
-    from freetf_cli.records import DataFacts, SampleGroups
-    from freetf_cli.report.console import out
-    from freetf_cli.report.figure4 import agreement_table, figure4
+    from freetf_cli.records import DataFacts
+    from freetf_cli.records.samples import SampleGroups, agreement_table
+    from freetf_cli.report import terminal
 
     for prompt, rows in groupby(records, key=lambda record: record.prompt):
         groups = [[row.text for row in group] for _, group in groupby(rows, key=lambda row: row.group)]
-        figure4(SampleGroups("", shared, groups, prompt), console=out(), latent=checkpoint.recipe.latent is not None)
-        if shared and len(groups) > 1 and (found := group_agreement(groups, DataFacts(**checkpoint.state["data"]))):
-            agreement_table(found, console=out())
+        found = group_agreement(groups, DataFacts(**checkpoint.state["data"])) if shared else []
+        boxes = SampleGroups("", shared, groups, prompt).block(latent=checkpoint.recipe.latent is not None)
+        terminal.show_blocks([boxes, agreement_table(found)])

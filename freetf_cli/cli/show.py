@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import typer
-
 from freetf_cli.cli.options import JsonOption, RunArgument
+from freetf_cli.cli.output import show as show_result
 
 
 def show(run: RunArgument, json: JsonOption = False) -> None:
@@ -13,9 +12,7 @@ def show(run: RunArgument, json: JsonOption = False) -> None:
     $ freetf show runs/letters-free
     """
     from freetf_cli.evaluation.summary import summarise
-    from freetf_cli.records import to_json
     from freetf_cli.report.console import warn
-    from freetf_cli.report.show import run_summary
     from freetf_cli.runs.checkpoint import open_checkpoint
 
     place = run.resolve()
@@ -23,8 +20,5 @@ def show(run: RunArgument, json: JsonOption = False) -> None:
     folder = place.parent.parent if named else run  # a checkpoint's run
     summary = summarise(folder)
     if named or summary.checkpoints:
-        open_checkpoint(run, warn)  # a damaged one that was named is an error; among those of a run it is a warning
-    if json:
-        typer.echo(to_json(summary))
-    else:
-        run_summary(summary)
+        open_checkpoint(run, warn)  # damaged: an error if it was named, a warning among those of a run
+    show_result(summary, json=json)

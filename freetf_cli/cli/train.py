@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from freetf_cli.cli.options import DeviceOption, JsonOption, OptionalSeedOption, QuietOption, RecipeArgument, SetOption, SmokeOption
+from freetf_cli.cli.output import show
 from freetf_cli.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,14 +24,14 @@ if TYPE_CHECKING:
 RunOption = Annotated[Path | None, typer.Option("--out", "-o", metavar="RUN", help="The run's folder; needed unless --dry-run.")]
 ResumeOption = Annotated[
     str,
-    typer.Option("--resume", metavar="never|auto|PATH", help="auto: go on with the run if it exists; PATH: from that checkpoint of it."),
+    typer.Option("--resume", metavar="never|auto|PATH", help="auto: resume the run if it exists; PATH: from that checkpoint of it."),
 ]
 InitOption = Annotated[
     Path | None,
     typer.Option("--init-from", metavar="CHECKPOINT", help="Start from these weights; of a baseline: a Free model, other attention."),
 ]
 DryRunOption = Annotated[
-    bool, typer.Option("--dry-run", help="Only tell sizes, FLOPs, memory, steps and tokens; needs neither data nor GPU.")
+    bool, typer.Option("--dry-run", help="Only print sizes, FLOPs, memory, steps and tokens; needs neither data nor GPU.")
 ]
 
 
@@ -84,8 +85,6 @@ def _dry_run(recipe: Recipe, name: str, device: str, json: bool) -> None:
     import torch
 
     from freetf_cli.device import resolve_device
-    from freetf_cli.records import to_json
-    from freetf_cli.report import terminal
     from freetf_cli.training.plan import plan_run
     from freetf_cli.training.start import resolve
 
@@ -96,18 +95,13 @@ def _dry_run(recipe: Recipe, name: str, device: str, json: bool) -> None:
     bf16 = precision == "bf16" or (precision == "auto" and target.type == "cuda")
     known = None if device == "auto" and target.type == "cpu" else target.type  # a machine without a GPU may plan for one
     plan = plan_run(recipe, name, bf16, known)
-    if json:
-        typer.echo(to_json(plan))
-    else:
-        terminal.plan(plan)
+    show(plan, json=json)
 
 
 def _train(
     recipe: Recipe, out: Path, device: str, resume: str, init_from: Path | None, stop: StopRequest, *, json: bool, quiet: bool
 ) -> None:
     from freetf_cli.device import resolve_device
-    from freetf_cli.records import to_json
-    from freetf_cli.report import terminal
     from freetf_cli.report.console import warn
     from freetf_cli.runs.checkpoint import open_checkpoint
     from freetf_cli.training.distributed import joined
@@ -115,21 +109,17 @@ def _train(
     with joined(resolve_device(device), stop) as world:
         start = _led(world, lambda: resume_from(out, resume))
         if start is not None and init_from is not None:
-            raise InputError("--init-from starts a new run, --resume goes on with one", hint="give one of them")
+            raise InputError("--init-from starts a new run, --resume continues one", hint="give one of them")
         weights = None if init_from is None else _led(world, lambda: open_checkpoint(init_from, warn))
         result = run_training(
             recipe, out, device, resume=start, init_from=weights, again=resume == "auto", stop=stop, world=world, quiet=quiet
         )
-    if not world.leads:
-        return
-    if json:
-        typer.echo(to_json(result))
-    else:
-        terminal.train_result(result)
+    if world.leads:
+        show(result, json=json)
 
 
 def _led(world: World, choose: Callable[[], Checkpoint | None]) -> Checkpoint | None:
-    """The checkpoint that process 0 chooses, who may put a folder right for it; then the others open it."""
+    """The checkpoint that process 0 chooses, which may repair a folder for it; then the other processes open it."""
     from freetf_cli.runs.checkpoint import Checkpoint
 
     chosen = choose() if world.leads else None
@@ -138,7 +128,7 @@ def _led(world: World, choose: Callable[[], Checkpoint | None]) -> Checkpoint | 
 
 
 def resume_from(out: Path, resume: str) -> Checkpoint | None:
-    """The checkpoint that --resume means: none (never, or auto with none yet), the run's newest intact one, or the one named."""
+    """The checkpoint to resume from: none (never, or auto without one), the run's newest intact one, or the named one."""
     from freetf_cli.report.console import warn
     from freetf_cli.runs.checkpoint import Checkpoint, checkpoint_folders, open_checkpoint
 
@@ -180,7 +170,7 @@ def run_training(
     set_threads(recipe.parallel.threads)
     target = own_device(resolve_device(device))
     with TrainingProgress(quiet=quiet or not (world is None or world.leads)) as display:
-        hooks = Hooks(progress=display.update, saved=write_report, warn=warn)
+        hooks = Hooks(progress=lambda progress: display.update(progress.status()), saved=write_report, warn=warn)
         return train_recipe(
             recipe,
             out,
@@ -199,6 +189,6 @@ def write_report(run: RunFolder) -> None:
     """RUN/report.html as the run stands."""
     from freetf_cli.durable import write_durably
     from freetf_cli.evaluation.summary import summarise
-    from freetf_cli.report.report import report_html
+    from freetf_cli.report import page
 
-    write_durably(run.report, report_html(summarise(run.path)))
+    write_durably(run.report, page.html(summarise(run.path).report()))

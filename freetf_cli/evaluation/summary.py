@@ -9,7 +9,9 @@ from typing import Any
 
 from freetf_cli.errors import InputError
 from freetf_cli.evaluation.probe.agreement import group_agreement
-from freetf_cli.records import DataFacts, RunSummary, SampleGroups
+from freetf_cli.records import DataFacts
+from freetf_cli.records.run import RunSummary
+from freetf_cli.records.samples import SampleGroups
 from freetf_cli.runs.folder import RunFolder
 from freetf_cli.training.plan import plan_run
 

@@ -28,7 +28,7 @@ from freetf_cli.model.attention.registry import attention_weights_per_token
 from freetf_cli.model.context import Cache
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.model.latent import Latent
-from freetf_cli.records import Sample
+from freetf_cli.records.samples import Sample
 from freetf_cli.streams import keyed
 
 MOST_ROWS = {"cpu": 1024, "cuda": 4096}  # sequences in a batch, as far as their caches fit

@@ -1,6 +1,6 @@
-"""Records that library functions return. `render` shows them to people, `to_json` to programs.
+"""Records that library functions return. `to_json` prints them for programs; their `report()` describes them for people.
 
-Frozen, plain (no torch, no numpy), each with its units in its docstring. JSON form: one object with "schema_version".
+Frozen and plain (no torch, no numpy), each with its units in its docstring. The JSON form is one object with "schema_version".
 """
 
 from __future__ import annotations
@@ -8,8 +8,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shlex
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
+
+from freetf_cli.records.plan import KINDS
+from freetf_cli.report.blocks import Cell, Facts, Note, Piece, Report, Status, Table
+from freetf_cli.report.units import count, duration, is_number, number
 
 SCHEMA_VERSION = 1
 LN2 = math.log(2.0)
@@ -17,23 +22,40 @@ LN2 = math.log(2.0)
 
 def to_json(record: Any) -> str:
     """One line of JSON, `schema_version` first. NaN and infinities become null: JSON has none."""
-    fields = dataclasses.asdict(record) if dataclasses.is_dataclass(record) and not isinstance(record, type) else dict(record)
-    return json.dumps(_finite({"schema_version": SCHEMA_VERSION, **fields}), ensure_ascii=False, allow_nan=False)
+    return json.dumps({"schema_version": SCHEMA_VERSION, **_plain(record)}, ensure_ascii=False, allow_nan=False)
 
 
-def _finite(value: Any) -> Any:
+def _plain(value: Any) -> Any:
+    """Records as objects; a field's metadata may give it another key in JSON, or "" to leave it out."""
+    if dataclasses.is_dataclass(value):
+        keys = {one.name: one.metadata.get("json", one.name) for one in dataclasses.fields(value)}
+        return {key: _plain(getattr(value, name)) for name, key in keys.items() if key}
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [_plain(item) for item in value]
     return value
+
+
+def from_json(kind: Any, value: Any) -> Any:
+    """A record of a type out of its JSON form. Keys that the record does not have are ignored."""
+    inner = get_args(kind)
+    if type(None) in inner:
+        return None if value is None else from_json(inner[0], value)
+    if dataclasses.is_dataclass(kind):
+        hints = get_type_hints(kind)
+        keys = {one.name: one.metadata.get("json", one.name) for one in dataclasses.fields(kind)}
+        return kind(**{name: from_json(hints[name], value[key]) for name, key in keys.items() if key in value})  # type: ignore[operator]
+    if get_origin(kind) is list:
+        return [from_json(inner[0], item) for item in value]
+    return {key: from_json(inner[1], item) for key, item in value.items()} if get_origin(kind) is dict else value
 
 
 @dataclass(frozen=True)
 class DatasetSummary:
-    """A data folder just written. documents, tokens and bytes a split; floor in bits per sequence where it is known."""
+    """A data folder that was written. Documents, tokens and bytes of each split; floor in bits per sequence where it is known."""
 
     folder: str
     task: str | None
@@ -44,13 +66,49 @@ class DatasetSummary:
     floor_bits: float | None
     notes: list[str] = field(default_factory=list)
 
+    def report(self) -> Report:
+        floor = f"{number(self.floor_bits)} bits/sequence" if self.floor_bits is not None else ""
+        labels = ", ".join(f"{name} {count(size)}" for name, size in self.labels.items())
+        pairs = [("folder", self.folder), ("task", self.task or "text"), ("tokenizer", self.tokenizer)]
+        pairs += [("vocabulary", count(self.vocabulary)), ("labels", labels), ("floor", floor)]
+        found: set[str] = {name for split in self.splits.values() for name in split}
+        names: list[str] = [name for name in ("documents", "tokens", "bytes") if name in found]
+        names += sorted(found.difference(names))
+        rows = [[split, *(count(sizes.get(name)) for name in names)] for split, sizes in self.splits.items()]
+        table = Table(["split", *names], rows, align="l" + "r" * len(names))
+        return Report("", [Facts(pairs), table, *map(Note, self.notes)])
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Converts nats per token to the bits in which a run is reported. floor: in the same bits; None if unknown or not comparable."""
+
+    factor: float
+    unit: str
+    floor: float | None
+
+    def bits(self, nats: float | None) -> float:
+        """NaN where there is no value."""
+        return math.nan if nats is None else nats * self.factor
+
+    def nelbo(self, metrics: Metrics) -> float:
+        """CE + KL, the negative ELBO: no model brings it below the floor."""
+        return self.bits(metrics.ce) + self.bits(metrics.kl)
+
+    def saved(self, metrics: Metrics) -> float | None:
+        """Bits of CE below the floor for each bit of KL, 1 at best. None without a floor, or where hardly any KL flows."""
+        kl = self.bits(metrics.kl)
+        if self.floor is None or not kl > 0.01 or not is_number(metrics.ce):
+            return None
+        return (self.floor - self.bits(metrics.ce)) / kl
+
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What a run needs to tell about its data.
+    """What a run needs to know about its data.
 
     floor_bits: entropy of a row's targets in bits per sequence, the lowest CE that any model can reach; None if unknown.
-    targets: counted targets a row (None when it varies).
+    targets: counted targets in a row (None when it varies).
     bytes_per_token: of the train split's text, None if not text. params: the task's parameters.
     """
 
@@ -63,6 +121,17 @@ class DataFacts:
     sha256: str
     bytes_per_token: float | None = None
     params: dict[str, Any] = field(default_factory=dict)
+
+    def scale(self) -> Scale:
+        """Bits per byte of text; else bits per sequence where every row has as many targets, else bits per token, without a floor."""
+        if self.bytes_per_token:
+            return Scale(1 / LN2 / self.bytes_per_token, "bits/byte", None)
+        if self.targets:
+            return Scale(self.targets / LN2, "bits/sequence", self.floor_bits)
+        return Scale(1 / LN2, "bits/token", None)
+
+    def floor(self) -> str:
+        return f"{number(self.floor_bits)} bits/sequence" if self.floor_bits is not None else "not known"
 
 
 @dataclass(frozen=True)
@@ -84,10 +153,13 @@ class Metrics:
     lr: float | None
     grad_norm: float | None
 
+    def has_latent(self) -> bool:
+        return not (self.kl == 0 and self.kappa == 0) and is_number(self.kappa)
+
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a training run stands, for a progress display. rate in steps per second, remaining in seconds."""
+    """Where a training run stands. rate in steps per second, remaining in seconds."""
 
     metrics: Metrics
     steps: int
@@ -95,78 +167,30 @@ class Progress:
     remaining: float
     facts: DataFacts
 
-
-@dataclass(frozen=True)
-class PartCost:
-    """One part of a model: parameters, and forward FLOPs per token (a multiply-add is two)."""
-
-    name: str
-    parameters: int
-    flops: float
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What `train --dry-run` predicts, without a device. FLOPs per token for forward and backward. Memory in bytes, of each of the
-    processes that train together."""
-
-    recipe: str
-    kind: str
-    parts: list[PartCost]
-    parameters: int
-    train_flops_per_token: float
-    overhead_compute: float | None  # Free / its baseline - 1, by FLOPs
-    overhead_compute_paper: float | None  # one block in L, as the paper counts it
-    overhead_parameters: float | None
-    memory: dict[str, float]  # parameters, gradients, optimizer, activations, total
-    steps: int
-    tokens: int
-    precision: str
-    processes: int = 1
+    def status(self) -> Status:
+        """The same as text for a progress display."""
+        line, to = self.metrics, self.facts.scale()
+        held_out, latent = "" if line.split == "train" else line.split, line.has_latent()
+        ce, kl = number(to.bits(line.ce)), number(to.bits(line.kl)) if latent else ""
+        costs = f"CE {ce}" + (f" KL {kl}" if latent else "")
+        brief = f"{ce}{f' + {kl}' if latent else ''}" if held_out else f"{costs} bits"
+        loss = Piece(f"loss {number(line.loss, 4)} nats/token", f"loss {number(line.loss, 3)} nats", "", 3)
+        pieces = [loss, Piece(f"{costs} {to.unit}", brief, "bold", 0)]
+        if to.floor is not None:
+            pieces.append(Piece(f"floor {number(to.floor)}", f"floor {number(to.floor)}", "green", 2))
+        if latent:
+            kappa = f"κ {number(line.kappa / LN2, 3)}"
+            pieces.append(Piece(f"{kappa} bits/token", kappa, "dim", 4))
+        return Status(line.step, self.steps, self.rate, self.remaining, held_out, pieces)
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One generated sequence: the record of `sample --json`. text holds prompt and continuation; z one code an input position
-    (the prompt's first), None for a baseline."""
-
-    prompt: str
-    text: str
-    group: int
-    index: int
-    seed: int
-    z: list[int] | None
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """How often two sequences agree, in shares of pairs: within a group that shares Z, and across groups.
-
-    Pairs without the factor (an output with no target) are left out; `pairs_*` count what was compared.
-    """
-
-    factor: str
-    within: float
-    across: float
-    pairs_within: int
-    pairs_across: int
-
-    @property
-    def ratio(self) -> float:
-        """within / across; infinite when only sequences of a group agree, NaN when none do."""
-        if self.across:
-            return self.within / self.across
-        return math.inf if self.within else math.nan
-
-
-@dataclass(frozen=True)
-class SampleGroups:
-    """Samples of one prompt as the paper's Figure 4 shows them: groups of sequences, with or without a shared Z."""
-
-    title: str
-    shared: bool
-    groups: list[list[str]]
-    prompt: str = ""
+def loss_text(line: Metrics, facts: DataFacts, kind: str) -> str:
+    """CE, and for a Free model KL and their sum, in bits; the objective in nats per token."""
+    to = facts.scale()
+    parts = f"CE {number(to.bits(line.ce))}"
+    if kind == "free":
+        parts += f" + KL {number(to.bits(line.kl))} = {number(to.nelbo(line))}"
+    return f"{parts} {to.unit} (loss {number(line.loss, 4)} nats/token)"
 
 
 @dataclass(frozen=True)
@@ -191,43 +215,38 @@ class TrainResult:
     seconds: float
     val: Metrics | None
     checkpoint: str
-    report: str
+    page: str = field(metadata={"json": "report"})
     facts: DataFacts
 
-
-@dataclass(frozen=True)
-class RunSummary:
-    """A run at a glance: what `show` and the HTML report draw."""
-
-    run: str
-    kind: str
-    status: str
-    recipe: dict[str, Any]
-    facts: DataFacts
-    plan: Plan
-    metrics: list[Metrics]
-    checkpoints: list[CheckpointInfo]
-    samples: list[SampleGroups]
-    agreement: list[Agreement]
-    manifest: dict[str, Any]
+    def report(self) -> Report:
+        pairs = [("model", KINDS.get(self.kind, self.kind))]
+        pairs.append(("trained", f"{count(self.steps)} steps, {count(self.tokens)} tokens, {duration(self.seconds)}"))
+        pairs.append(("held out", loss_text(self.val, self.facts, self.kind) if self.val else ""))
+        pairs.append(("floor", self.facts.floor() if self.facts.floor_bits is not None else ""))
+        run = shlex.quote(self.run)
+        options = "--z shared --groups 3 --count 8" if self.kind == "free" else "--count 8"
+        hints = [f"freetf show {run}", f"freetf sample {run} {options}"]
+        return Report(self.run, [Facts([*pairs, ("checkpoint", self.checkpoint), ("report", self.page)])], hints=hints)
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing `doctor` looked at: ok, or the command that mends it."""
+    """One thing that `doctor` checked: fine, or with the command that fixes it."""
 
     name: str
     value: str
     ok: bool
-    mend: str = ""
+    fix: str = ""
 
 
 @dataclass(frozen=True)
-class DemoResult:
-    """What the demo made and measured; seconds in all."""
+class Findings:
+    """All that `doctor` found out about this machine."""
 
-    folder: str
-    baseline: TrainResult
-    free: TrainResult
-    agreement: list[Agreement]
-    seconds: float
+    findings: list[Finding]
+
+    def report(self) -> Report:
+        rows: list[list[Cell]] = [
+            [("✓", "good") if one.ok else ("✗", "bad"), one.name, one.value, (one.fix, "command")] for one in self.findings
+        ]
+        return Report("", [Table(["", "what", "found", "to fix it"], rows)])

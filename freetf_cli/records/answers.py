@@ -6,6 +6,11 @@ from dataclasses import dataclass
 
 from freetf_cli.records import DataFacts
 from freetf_cli.records.likelihood import Estimate
+from freetf_cli.records.plan import KINDS
+from freetf_cli.report.blocks import Facts, Note, Report, Table
+from freetf_cli.report.units import count, duration, share
+
+READING = "A sequence counts as wrong if at any counted position the likeliest token, given the true ones before it, is not the true one."
 
 
 @dataclass(frozen=True)
@@ -15,13 +20,16 @@ class Errors:
     wrong: int
     share: Estimate
 
+    def cells(self) -> list[str]:
+        return [count(self.wrong), share(self.share.value), f"{100 * self.share.low:.1f} – {100 * self.share.high:.1f} %"]
+
 
 @dataclass(frozen=True)
 class Answers:
-    """What `evaluate --task answers` measures: the likeliest token at every position that counts, the true ones before it.
+    """What `evaluate --task answers` measures: the likeliest token at every position that counts, given the true ones before it.
 
-    That is what greedy generation answers: it is wrong where its first wrong token is. errors: of a baseline; of a Free model with Z from
-    the prior, as in generation. errors_posterior: with Z from the encoder, which has read the answer; None for a baseline.
+    Greedy generation answers the same up to its first wrong token. errors: of a baseline; of a Free model with Z from the prior, as in
+    generation. errors_posterior: with Z from the encoder, which has read the answer; None for a baseline.
     """
 
     run: str
@@ -35,3 +43,15 @@ class Answers:
     errors: Errors
     errors_posterior: Errors | None
     seconds: float
+
+    def report(self) -> Report:
+        facts = [
+            ("model", f"{KINDS.get(self.kind, self.kind)}, step {count(self.step)}"),
+            ("data", f"{self.facts.name}, split {self.split}"),
+        ]
+        facts += [("measured on", f"{count(self.sequences)} sequences, seed {self.seed}"), ("took", duration(self.seconds))]
+        rows = [["wrong answers" if self.errors_posterior is None else "wrong answers, prior Z", *self.errors.cells()]]
+        if self.errors_posterior is not None:
+            rows.append(["posterior Z, which has read them", *self.errors_posterior.cells()])
+        table = Table(["", "sequences", "share", "95 % interval"], rows, align="lrrr")
+        return Report(self.run, [Facts(facts), table, Note(READING)], kicker="answers")

@@ -1,8 +1,11 @@
-"""What `freetf bench` measures: times with their spread, ratios within one run, and the share of what the machine can do."""
+"""The records of `freetf bench`: times with their spread, ratios within one run, and the share of what the machine can do."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from freetf_cli.report.blocks import Facts, Note, Report, Section, Table
+from freetf_cli.report.units import MISSING, count, number, share, short, size
 
 
 @dataclass(frozen=True)
@@ -15,11 +18,22 @@ class Timing:
     steps: int
     repeats: int
 
+    def cells(self) -> list[str]:
+        """Milliseconds, and the range around the median: `1.23`, `−0.2 +1.3 %`."""
+        milliseconds = number(self.median * 1e3, 3 if self.median < 1e-2 else 2 if self.median < 0.1 else 1)
+        low, high = (100 * (end / self.median - 1) if self.median else 0.0 for end in (self.least, self.most))
+        return [milliseconds, f"{low:+.1f} {high:+.1f} %"]
+
+    def rounds(self) -> str:
+        return f"Median and range of {self.repeats} rounds of {self.steps}; ratios hold within one run."
+
 
 @dataclass(frozen=True)
 class Machine:
-    """Where it was measured. ceiling: FLOP/s of one large matrix product; bandwidth: bytes/s read and written by a large copy; reading:
-    bytes/s read by a large sum."""
+    """The machine of a measurement.
+
+    ceiling: FLOP/s of one large matrix product; bandwidth: bytes/s read and written by a large copy; reading: bytes/s read by a large sum.
+    """
 
     device: str
     name: str
@@ -30,13 +44,18 @@ class Machine:
     bandwidth: float
     reading: float
 
+    def facts(self) -> Facts:
+        device = f"{self.name} ({self.device}, {self.threads} threads), torch {self.torch}, {self.precision}"
+        ceiling, bandwidth = f"{short(self.ceiling)}FLOP/s, a large matrix product", f"{short(self.bandwidth)}B/s, a large copy"
+        return Facts([("device", device), ("ceiling", ceiling), ("bandwidth", f"{bandwidth}, bytes read and written")])
+
 
 @dataclass(frozen=True)
 class StepRow:
     """A recipe's training step. flops: FLOP/s of what the model must compute (`--dry-run`'s count), share: of the ceiling.
 
-    warm_up: seconds of the first steps, which compile. peak, predicted: bytes of memory, measured (None where the device does not tell) and
-    foretold by `--dry-run`. ratio: time over that of the first row. products: seconds that its matrix products take, each by itself.
+    warm_up: seconds of the first steps, which compile. peak, predicted: bytes of memory, measured (None where the device cannot say) and
+    predicted by `--dry-run`. ratio: time over the first row's time. products: seconds of its matrix products, each measured alone.
     """
 
     recipe: str
@@ -55,7 +74,7 @@ class StepRow:
 
 @dataclass(frozen=True)
 class PartRow:
-    """A part of a Free step measured by itself, of the recipe named; share: of that recipe's step."""
+    """A part of a Free model's step, measured alone; share: of the step of the named recipe."""
 
     recipe: str
     part: str
@@ -70,6 +89,23 @@ class TrainBench:
     machine: Machine
     rows: list[StepRow]
     parts: list[PartRow]
+
+    def report(self) -> Report:
+        rows = []
+        for row in self.rows:
+            memory = MISSING if row.peak is None else size(row.peak)
+            products = f"× {row.time.median / row.products:.2f}" if row.products else MISSING
+            speed = [short(row.tokens_per_second), share(row.share), products, memory, size(row.predicted)]
+            rows.append([row.recipe, *row.time.cells(), f"× {row.ratio:.3f}", *speed])
+        columns = ["recipe", "ms", "range", "ratio", "tokens/s", "of the ceiling", "of its products", "memory", "predicted"]
+        parts = [[part.part, *part.time.cells(), share(part.share)] for part in self.parts]
+        warm = ", ".join(f"{row.recipe} {row.warm_up:.1f} s" for row in self.rows)
+        blocks = [self.machine.facts(), Section("A training step, on random tokens", [Table(columns, rows, align="l" + "r" * 8)])]
+        if parts:
+            heading = f"Parts of {self.parts[0].recipe}, each measured alone"
+            blocks.append(Section(heading, [Table(["part", "ms", "range", "of the step"], parts, align="lrrr")]))
+        note = f"Warm-up, compilation included: {warm}. " + (self.rows[0].time.rounds() if self.rows else "")
+        return Report("", [*blocks, Note(note)])
 
 
 @dataclass(frozen=True)
@@ -94,11 +130,27 @@ class SampleBench:
     machine: Machine
     rows: list[SampleRow]
 
+    def report(self) -> Report:
+        rows = [
+            [
+                *(row.recipe, count(row.batch), count(row.new_tokens), *row.time.cells()),
+                *(short(row.tokens_per_second), f"× {row.ratio:.3f}", share(row.share)),
+            ]
+            for row in self.rows
+        ]
+        columns = ["recipe", "batch", "new tokens", "ms", "range", "tokens/s", "ratio", "of the bandwidth"]
+        about = "Of the bandwidth: the bytes of the weights, read once for each new token, over what a large copy reads and writes. "
+        note = about + (self.rows[0].time.rounds() if self.rows else "")
+        table = Table(columns, rows, align="l" + "r" * 7)
+        return Report("", [self.machine.facts(), Section("Generation, from random weights", [table]), Note(note)])
+
 
 @dataclass(frozen=True)
 class MapperRow:
-    """A way to the mapper's gradient. flops: FLOP/s of the product W · dr; error: ‖dL − dL in float64‖ / ‖dL in float64‖ on some
-    tokens (None of the product). ratio: time over that of the product."""
+    """A method of computing the mapper's gradient. ratio: time over the time of the product alone.
+
+    flops: FLOP/s of the product W · dr; error: ‖dL − dL in float64‖ / ‖dL in float64‖ on some tokens (None for the product).
+    """
 
     way: str
     time: Timing
@@ -117,3 +169,13 @@ class MapperBench:
     width: int
     bits: int
     rows: list[MapperRow]
+
+    def report(self) -> Report:
+        rows = [
+            [row.way, *row.time.cells(), f"× {row.ratio:.3f}", share(row.share), MISSING if row.error is None else share(row.error, 3)]
+            for row in self.rows
+        ]
+        table = Table(["method", "ms", "range", "ratio", "of the ceiling", "error"], rows, align="lrrrrr")
+        heading = f"The mapper's gradient: {count(self.tokens)} tokens, width {count(self.width)}, {self.bits} bits"
+        note = "Error: relative to float64, by the norm. " + (self.rows[0].time.rounds() if self.rows else "")
+        return Report("", [self.machine.facts(), Section(heading, [table]), Note(note)])

@@ -1,12 +1,15 @@
-"""Two models side by side: the records of `freetf compare`. A difference is always B − A."""
+"""What `freetf compare` measures on two models. A difference is always B − A."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
-from freetf_cli.records import DataFacts, Metrics
-from freetf_cli.records.likelihood import Cost, Estimate
+from freetf_cli.records import Metrics
+from freetf_cli.records.likelihood import Cost, Estimate, Unit
+from freetf_cli.records.plan import KINDS
+from freetf_cli.records.samples import HIDDEN, Spans
+from freetf_cli.report.units import MISSING, count, is_number, number, signed, span
 
 METRICS = ("nll", "elbo", "ce_posterior", "ce_prior", "kl")
 LATENT_METRICS = ("ce_posterior", "ce_prior", "kl")  # a baseline has none of these
@@ -48,14 +51,10 @@ class Side:
     curve: list[Metrics] = field(default_factory=list)
     latent: LatentUse | None = None
 
-
-@dataclass(frozen=True)
-class Setting:
-    """A setting that differs between the resolved recipes; None where one has no such setting."""
-
-    key: str
-    a: Any
-    b: Any
+    def text(self) -> str:
+        """`Free Transformer, step 20, 263,489 parameters`."""
+        size = f", {count(self.parameters)} parameters" if self.parameters is not None else ""
+        return f"{KINDS.get(self.kind, self.kind)}, step {count(self.step)}{size}"
 
 
 @dataclass(frozen=True)
@@ -76,6 +75,10 @@ class Change:
 
     relative: float | None
     cosine: float | None
+
+    def text(self) -> str:
+        """`0.123 (0.9921)`: the relative norm of the difference, and the cosine."""
+        return f"{number(self.relative, 3)} ({number(self.cosine, 4)})"
 
 
 @dataclass(frozen=True)
@@ -126,8 +129,13 @@ class Difference:
 
     @property
     def direction(self) -> Literal["lower", "higher", "none"]:
-        """Where B lies, as far as the interval tells."""
+        """Where B lies, if the interval excludes zero."""
         return "none" if not self.excludes_zero else "lower" if self.nats_per_token < 0 else "higher"
+
+    def text(self, unit: Unit) -> str:
+        """`-0.12 [-0.20, -0.05]`."""
+        value = signed(unit.of(self.nats_per_token), unit.digits)
+        return f"{value} {span(unit.of(self.low), unit.of(self.high), unit.digits)}".strip()
 
 
 @dataclass(frozen=True)
@@ -160,6 +168,7 @@ class SamplePair:
     seed: int
     a: list[str]
     b: list[str]
+    spans: Spans = field(default_factory=dict, metadata=HIDDEN)
 
 
 @dataclass(frozen=True)
@@ -172,27 +181,6 @@ class CheckResult:
     found: float
     holds: bool
 
-
-@dataclass(frozen=True)
-class Comparison:
-    """What `compare` found. floor_bits: the data's entropy in bits per sequence where it is known.
-
-    equal: weights, tokenizer and architecture are the same; then nothing was measured and what a measurement gives is None or empty.
-    """
-
-    a: Side
-    b: Side
-    equal: bool
-    recipe: list[Setting]
-    checks: list[CheckResult]
-    facts: DataFacts | None = None
-    split: str | None = None
-    sequences: int | None = None
-    tokens: int | None = None
-    importance_samples: int | None = None
-    seed: int | None = None
-    floor_bits: float | None = None
-    weights: WeightChanges | None = None
-    metrics: dict[str, MetricPair] = field(default_factory=dict)
-    by_position: Positions | None = None
-    samples: SamplePair | None = None
+    def text(self) -> str:
+        """`+0.731 %`."""
+        return f"{self.found:+.4g} {self.unit}" if is_number(self.found) else MISSING

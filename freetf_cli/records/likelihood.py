@@ -2,23 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from freetf_cli.records import DataFacts
+from freetf_cli.records.glossary import glossary
+from freetf_cli.records.plan import KINDS
+from freetf_cli.report.blocks import Chart, Facts, Note, Reference, Report, Section, Series, Table
+from freetf_cli.report.units import MISSING, count, duration, fraction, is_number, number, signed, span
+
+COMPARABLE = (
+    "Compare nll and CE + KL with a baseline's CE: all of them bound -log P(S) from above. Do not compare CE with posterior Z: that Z was "
+    "inferred from the sequence itself, and the CE leaves out what Z costs, the KL."
+)
+BASELINE = "A baseline has no Z: its CE is -log P(S) itself. Compare it with the nll and the CE + KL of a Free model."
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number and its 95 % bootstrap interval, all in one unit. The interval is of the sampling of sequences (or of Zs) only."""
+    """A number and its 95 % bootstrap interval, all in one unit. The interval is about the sampled sequences (or Zs) only."""
 
     value: float
     low: float
     high: float
 
+    def text(self, digits: int = 2) -> str:
+        """`4.12 [3.98, 4.25]`."""
+        return f"{number(self.value, digits)} {span(self.low, self.high, digits)}".strip()
+
+    def share(self) -> str:
+        """A share of one in per cent: `62.0 % [60.1, 64.2]`."""
+        if not is_number(self.value):
+            return MISSING
+        return f"{100 * self.value:.1f} % {span(100 * self.low, 100 * self.high, 1)}".strip()
+
+
+@dataclass(frozen=True)
+class Unit:
+    """The bits in which a result is reported: how many of them are a nat per token, their name, and their useful decimals."""
+
+    factor: float
+    name: str
+    digits: int
+
+    def of(self, nats_per_token: float) -> float:
+        return nats_per_token * self.factor
+
 
 @dataclass(frozen=True)
 class Cost:
-    """A mean cost over the held-out targets with its 95 % interval, in nats per token; the mean also in the units people quote.
+    """A mean cost over the held-out targets with its 95 % interval, in nats per token; the mean also in the units that people quote.
 
     bits_per_byte: where the data is text; bits_per_sequence: where every sequence has as many targets.
     """
@@ -29,6 +62,16 @@ class Cost:
     bits_per_token: float
     bits_per_byte: float | None
     bits_per_sequence: float | None
+
+    def unit(self) -> Unit:
+        """Bits per byte of text, else per sequence where all are as long, else per token."""
+        known = ((self.bits_per_byte, "bits/byte", 4), (self.bits_per_sequence, "bits/sequence", 2), (self.bits_per_token, "bits/token", 4))
+        value, name, digits = next(one for one in known if one[0] is not None)
+        return Unit(fraction(value, self.nats_per_token), name, digits)
+
+    def nats(self, digits: int = 4) -> list[str]:
+        """Mean and interval in nats per token, as two cells."""
+        return [number(self.nats_per_token, digits), span(self.low, self.high, digits)]
 
 
 @dataclass(frozen=True)
@@ -68,3 +111,84 @@ class Likelihood:
     prior_bound: list[BoundPoint]
     floor_bits: float | None
     seconds: float
+
+    def report(self) -> Report:
+        measured = f"{count(self.sequences)} sequences, {count(self.tokens)} tokens, seed {self.seed}"
+        floor = f"{number(self.floor_bits)} bits/sequence, the data's entropy" if self.floor_bits is not None else ""
+        facts = [
+            ("model", f"{KINDS.get(self.kind, self.kind)}, step {count(self.step)}"),
+            ("data", f"{self.facts.name}, split {self.split}"),
+        ]
+        facts += [("measured on", measured), ("floor", floor), ("took", duration(self.seconds))]
+        bounds = [self._bound(points, source) for source, points in (("posterior", self.bound), ("prior", self.prior_bound)) if points]
+        symbols = ("CE", "nll", "floor") if self.kl is None else ("CE", "KL", "CE + KL", "nll", "Z", "floor")
+        return Report(
+            self.run,
+            [
+                Facts(facts),
+                Section("Cost of held-out sequences", [self._costs()]),
+                *bounds,
+                Note(self._reading() if bounds else ""),
+                Note(BASELINE if self.kl is None else COMPARABLE),
+            ],
+            kicker="held-out likelihood",
+            glossary=glossary(*(one for one in symbols if one != "floor" or floor)),
+        )
+
+    def _named(self) -> list[tuple[str, Cost]]:
+        if self.kl is None:
+            return [("nll = CE", self.nll)]
+        bound = self.prior_bound if self.proposal == "prior" else self.bound
+        draws = f", K = {count(bound[-1].samples)}" if bound else ""
+        costs = [(f"nll{draws}", self.nll), ("CE + KL (negative ELBO)", self.elbo)]
+        others = [("CE, posterior Z", self.ce_posterior), ("KL", self.kl), ("CE, prior Z", self.ce_prior)]
+        return costs + [(name, cost) for name, cost in others if cost is not None]
+
+    def _costs(self) -> Table:
+        costs = self._named()
+        byte, sequence = (any(getattr(cost, f"bits_per_{name}") is not None for _, cost in costs) for name in ("byte", "sequence"))
+        rows = []
+        for name, cost in costs:
+            row = [name, *cost.nats(), number(cost.bits_per_token, 4)]
+            rows.append(row + ([number(cost.bits_per_byte, 4)] if byte else []) + ([_per_sequence(cost)] if sequence else []))
+        columns = ["", "nats/token", "95 % interval", "bits/token", *["bits/byte"] * byte, *["bits/sequence"] * sequence]
+        return Table(columns, rows, align="l" + "r" * 5)
+
+    def _bound(self, points: Sequence[BoundPoint], source: str) -> Section:
+        """A bound by K, and what of it lies above the floor, or above the nll where the floor is unknown."""
+        unit = self.nll.unit()
+        floor = self._floor()
+        base = unit.of(self.nll.nats_per_token) if floor is None else floor
+        values = [unit.of(point.nll.nats_per_token) for point in points]
+        rows = []
+        for point, value in zip(points, values, strict=True):
+            interval = span(unit.of(point.nll.low), unit.of(point.nll.high), unit.digits)
+            rows.append([count(point.samples), number(value, unit.digits), interval, signed(value - base, unit.digits)])
+        above = "above the nll" if floor is None else "above the floor"
+        references = [] if floor is None else [Reference(floor, f"floor {number(floor)}")]
+        series = Series("nll", [point.samples for point in points], values, "nelbo")
+        return Section(
+            f"Importance-weighted bound on -log P(S), Z from the {source}, {unit.name}",
+            [
+                Chart("Bound by number of draws", [series], "K", unit.name, references=references, log=True, detail=True),
+                Table(["K", "nll", "95 % interval", above], rows, align="rrrr"),
+            ],
+        )
+
+    def _floor(self) -> float | None:
+        """The floor, if the bound has its unit."""
+        return self.floor_bits if self.nll.unit().name == "bits/sequence" else None
+
+    def _reading(self) -> str:
+        tighter = f"nll is the tighter of the two at its last K, here with Z from the {self.proposal}. " if self.prior_bound else ""
+        words = f"K: draws of Z for each sequence; more draws lower the bound towards -log P(S). {tighter}"
+        floor, unit = self._floor(), self.nll.unit()
+        if floor is None:
+            return words + "Where the last steps still fall, the model is better than the bound says."
+        return f"{words}The gap from nll to the floor is {signed(unit.of(self.nll.nats_per_token) - floor)} {unit.name}."
+
+
+def _per_sequence(cost: Cost) -> str:
+    """Bits per sequence and half the width of the interval: `27.91 ± 0.12`."""
+    half = (cost.high - cost.low) / 2 * fraction(cost.bits_per_sequence, cost.nats_per_token)
+    return number(cost.bits_per_sequence) + (f" ± {number(half)}" if is_number(half) else "")

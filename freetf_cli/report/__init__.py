@@ -1,1 +1,1 @@
-"""How results look: terminal (rich), SVG figures, the HTML report. Sees records, never a tensor."""
+"""Reports: blocks of plain data, and the renderers that show them in a terminal, on a page, in a picture."""

@@ -1,7 +1,7 @@
-"""Where text goes: results to stdout, everything said about them to stderr.
+"""The two streams: results go to stdout, everything said about them to stderr.
 
-Consoles are made at call time from `sys.stdout` and `sys.stderr`, so that a caller who replaces those sees the output.
-A stream that is no terminal gets no colour, no animation and no wrapping: a cut or folded line in a pipe is lost data.
+Consoles are created at call time from `sys.stdout` and `sys.stderr`, so that a caller who replaces those sees the output.
+A stream that is not a terminal gets no colour, no animation and no wrapping: a truncated line in a pipe is lost data.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import IO, Any, cast
 from rich.console import Console
 from rich.text import Text
 
-PIPE_WIDTH = 100_000  # wider than any line that we print
-PAGE_WIDTH = 100  # for plots and boxes whose width is ours to choose, where there is no terminal
+PIPE_WIDTH = 100_000  # wider than any line
+PAGE_WIDTH = 100  # of boxes and sparklines in a pipe
 
 
 class Verbosity(IntEnum):
@@ -31,7 +31,7 @@ _verbosity = Verbosity.NORMAL
 
 
 def set_verbosity(quiet: bool, verbose: bool) -> None:
-    """What the user asked for with --quiet and -v; quiet wins."""
+    """Set how much is said, from --quiet and -v; quiet wins."""
     global _verbosity
     _verbosity = Verbosity.QUIET if quiet else Verbosity.VERBOSE if verbose else Verbosity.NORMAL
 
@@ -51,42 +51,42 @@ def err() -> Console:
 
 
 def error(text: str) -> None:
-    """Why the command failed; shown always."""
+    """Say why the command failed. Always shown."""
     _say("error: ", "bold red", text)
 
 
 def warn(text: str) -> None:
-    """Something the user should know; shown even with --quiet."""
+    """Say something the user should know. Shown even with --quiet."""
     _say("warning: ", "yellow", text)
 
 
 def hint(text: str) -> None:
-    """What to do next; not with --quiet."""
+    """Suggest what to do next. Not shown with --quiet."""
     if _verbosity > Verbosity.QUIET:
         _say("hint: ", "cyan", text)
 
 
 def note(text: str) -> None:
-    """What is going on; not with --quiet."""
+    """Say what is going on. Not shown with --quiet."""
     if _verbosity > Verbosity.QUIET:
         _say("", "", text)
 
 
 def detail(text: str) -> None:
-    """What is going on, minutely; only with -v."""
+    """Say in detail what is going on. Shown only with -v."""
     if _verbosity is Verbosity.VERBOSE:
         _say("", "dim", text)
 
 
 def page_width(console: Console) -> int:
-    """The width to lay out plots and boxes for: the terminal's, or in a pipe COLUMNS, else PAGE_WIDTH."""
+    """The width for boxes and sparklines: the terminal's; in a pipe COLUMNS, or PAGE_WIDTH without it."""
     if console.width < PIPE_WIDTH:
         return console.width
     return _environment_columns() or PAGE_WIDTH
 
 
 # A model may generate anything. C0 and C1 controls drive a terminal, bidirectional overrides reorder a line, line separators
-# break it, a lone surrogate cannot be encoded at all, and the noncharacters at the end of the plane are not allowed in XML.
+# break it, a lone surrogate cannot be encoded, and the noncharacters at the end of the plane are not allowed in XML.
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 
 
@@ -99,13 +99,13 @@ def _say(label: str, style: str, text: str) -> None:
     line = Text("freetf: ", style="dim")
     line.append(label, style=style)
     line.append(visible(text), style="not dim")
-    with suppress(OSError):  # what nobody can read is no reason to fail
+    with suppress(OSError):  # a message that nobody can read is no reason to fail
         err().print(line, soft_wrap=True)
 
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """Leave a closed pipe to the caller, who has an exit code for it: rich itself would exit with 1."""
+        """Leave a closed pipe to the caller, which has an exit code for it; rich itself would exit with 1."""
         raise BrokenPipeError
 
 
@@ -124,7 +124,7 @@ def _console(stream: IO[str]) -> Console:
 
 
 def _terminal_width() -> int | None:
-    """None lets rich follow the terminal as it is resized; a COLUMNS that makes no sense must not reach rich."""
+    """None lets rich follow the terminal when it is resized; an invalid COLUMNS must not reach rich."""
     return None if "COLUMNS" not in os.environ else _environment_columns() or 80
 
 
@@ -134,7 +134,7 @@ def _environment_columns() -> int | None:
 
 
 class _Carried:
-    """A stream on which every character arrives: those that its encoding lacks become look-alikes or escapes."""
+    """A stream that replaces characters its encoding lacks by similar ones or by escapes."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
@@ -147,24 +147,13 @@ class _Carried:
         return getattr(self._stream, name)
 
 
-def _braille_lookalikes() -> dict[str, str]:
-    """Plots are drawn in braille, two dots by four a character; in ASCII the upper or the lower half stays visible."""
-    upper, lower = 0b00011011, 0b11100100
-    table = {}
-    for dots in range(1, 256):
-        table[chr(0x2800 + dots)] = ":" if dots & upper and dots & lower else "'" if dots & upper else "."
-    return {**table, "\u2800": " "}
-
-
 # One character for one where there is one, so that columns stay aligned.
 _LOOKALIKES = {
     **dict(zip("▁▂▃▄▅▆▇█", "_.-~=+*#", strict=True)),
-    **dict(zip("░▒▓┈", ".:*:", strict=True)),
     **dict(zip("κ×·–→✓✗│┤└─", "kx-->+x||+-", strict=True)),
     **dict(zip("−≈≤≥±‖", ("-", "~", "<=", ">=", "+/-", "||"), strict=True)),
     "∞": "inf",
     "…": "...",
-    **_braille_lookalikes(),
 }
 
 

@@ -1,166 +1,257 @@
-"""Results on stdout, one function a kind of result. Commands to try next are hints, so they go to stderr."""
+"""Renders reports on stdout with rich. A pipe gets the same text without colour, folding or truncation."""
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Sequence
-from typing import Any
+import itertools
+from collections.abc import Iterable, Sequence
+from functools import singledispatch
 
-from rich.console import Console
+from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
+from rich.console import Console, RenderableType
+from rich.measure import Measurement
+from rich.panel import Panel
+from rich.table import Table as Grid
 from rich.text import Text
 
-from freetf_cli.records import DataFacts, DatasetSummary, Finding, Metrics, Plan, Sample, TrainResult
-from freetf_cli.report.console import hint, note, out, visible
-from freetf_cli.report.figure4 import row_text
-from freetf_cli.report.tables import Cell, print_facts, print_heading, print_table
-from freetf_cli.report.units import MISSING, count, duration, figure, floor_text, scale, share, short, signed_share, size
+from freetf_cli.report import blocks
+from freetf_cli.report.console import hint, out, page_width, visible
+from freetf_cli.report.units import is_number, number
 
-MEMORY_NAMES = {"parameters": "parameters", "gradients": "gradients", "optimizer": "optimizer state", "activations": "activations"}
+STYLES = {
+    "prompt": "dim",
+    "blank": "dim",
+    "noise": "red",
+    "target": "bold magenta",
+    "invalid": "bold white on red",
+    "good": "green",
+    "bad": "bold red",
+    "warn": "bold yellow",
+    "strong": "bold",
+    "dim": "dim",
+    "command": "cyan",
+    "ce": "magenta",
+    "kl": "cyan",
+    "nelbo": "yellow",
+    "floor": "green",
+    "a": "cyan",
+    "b": "yellow",
+}
+BOX_STYLES = {"independent": "blue", "shared": "green"}
+FRAME = 4  # columns of a box's border and padding
+NARROW = 40  # columns below which a value stands under its label
+BARS = "▁▂▃▄▅▆▇█"
+SPARKLINE = 40  # columns
 
 
-def dataset_summary(summary: DatasetSummary) -> None:
-    """A data folder just written."""
+def show(report: blocks.Report) -> None:
+    """Print a report on stdout, and the commands to try next on stderr."""
     console = out()
-    facts = [("folder", summary.folder), ("task", summary.task or "text"), ("tokenizer", summary.tokenizer)]
-    facts += [("vocabulary", count(summary.vocabulary)), ("labels", _labels(summary.labels))]
-    if summary.floor_bits is not None:
-        facts.append(("floor", f"{summary.floor_bits:.2f} bits/sequence"))
-    print_facts(console, [(name, value) for name, value in facts if value])
-    console.print()
-    names = sorted({name for split in summary.splits.values() for name in split}, key=_split_order)
-    rows = [[split, *(count(numbers[name]) if name in numbers else MISSING for name in names)] for split, numbers in summary.splits.items()]
-    print_table(console, ["split", *names], rows, right=range(1, len(names) + 1))
-    for line in summary.notes:
-        note(line)
-
-
-def _split_order(name: str) -> tuple[int, str]:
-    known = ["documents", "tokens", "bytes"]
-    return (known.index(name) if name in known else len(known), name)
-
-
-def _labels(labels: dict[str, int]) -> str:
-    return ", ".join(f"{name} {count(number)}" for name, number in labels.items())
-
-
-def plan(plan: Plan) -> None:
-    """What a run would take, as `train --dry-run` predicts it."""
-    console = out()
-    print_facts(console, [("recipe", plan.recipe), ("model", model_text(plan)), *plan_facts(plan)])
-    print_sizes(console, plan)
-
-
-def model_text(plan: Plan) -> str:
-    return f"{kind_text(plan.kind)}, {count(plan.parameters)} parameters"
-
-
-def kind_text(kind: str) -> str:
-    return {"free": "Free Transformer", "baseline": "baseline decoder"}.get(kind, kind)
-
-
-def plan_facts(plan: Plan) -> list[tuple[str, str]]:
-    total = plan.train_flops_per_token * plan.tokens
-    facts = [
-        ("training", f"{count(plan.steps)} steps, {count(plan.tokens)} tokens, {plan.precision}"),
-        ("compute", f"{short(plan.train_flops_per_token)}FLOP a token, forward and backward; {short(total)}FLOP in all"),
-    ]
-    if plan.overhead_compute is not None:
-        facts.append(("over its baseline", overhead_text(plan)))
-    return facts
-
-
-def overhead_text(plan: Plan) -> str:
-    """The overhead of Free counted both ways: all that it computes, and the paper's one block in L."""
-    paper = (
-        f" ({signed_share(plan.overhead_compute_paper)} counted as the paper does: one block in L)"
-        if plan.overhead_compute_paper is not None
-        else ""
-    )
-    return f"{signed_share(plan.overhead_compute)} FLOPs{paper}, {signed_share(plan.overhead_parameters)} parameters"
-
-
-def print_sizes(console: Console, plan: Plan) -> None:
-    """Parts and memory."""
-    print_heading(console, "Parts")
-    rows = [[part.name, count(part.parameters), share(part.parameters / max(plan.parameters, 1)), short(part.flops)] for part in plan.parts]
-    rows.append(["total", count(plan.parameters), share(1.0), short(sum(part.flops for part in plan.parts))])
-    print_table(console, ["part", "parameters", "share", "FLOPs/token, forward"], rows, right=(1, 2, 3), total=True)
-    if plan.memory:
-        each = f", each of {count(plan.processes)} processes" if plan.processes > 1 else ""
-        print_heading(console, f"Memory while training{each}")
-        print_table(
-            console, ["what", "size"], [[name, size(value)] for name, value in memory_rows(plan)], right=(1,), total="total" in plan.memory
+    if report.title:
+        status = (f"  {visible(report.status[0])}", STYLES.get(report.status[1], "dim")) if report.status else ""
+        console.print(
+            Text.assemble((visible(report.title), "bold"), (f"  {visible(report.kicker)}" if report.kicker else "", "dim"), status)
         )
+    for line in report.about:
+        _say(console, line, "dim")
+    if report.title or report.about:
+        console.print()
+    show_blocks(report.blocks)
+    if report.glossary:
+        console.print()
+        _say(console, "; ".join(f"{symbol}: {meaning}" for symbol, meaning in report.glossary) + ".", "dim")
+    for command in report.hints:
+        hint(command)
 
 
-def memory_rows(plan: Plan) -> list[tuple[str, float]]:
-    """The total last."""
-    rows = [(MEMORY_NAMES.get(name, name), value) for name, value in plan.memory.items() if name != "total"]
-    return rows + ([("total", plan.memory["total"])] if "total" in plan.memory else [])
-
-
-def train_result(result: TrainResult) -> None:
-    """A finished run, and what to look at next."""
+def show_blocks(shown: Iterable[blocks.Block]) -> None:
+    """Print blocks on stdout, without those that are details."""
     console = out()
-    facts: list[tuple[str, str | Text]] = [
-        ("run", result.run),
-        ("model", kind_text(result.kind)),
-        ("trained", f"{count(result.steps)} steps, {count(result.tokens)} tokens, {duration(result.seconds)}"),
-    ]
-    if result.val:
-        facts.append(("held out", Text(loss_text(result.val, result.facts, result.kind), style="bold")))
-    if result.facts.floor_bits is not None:
-        facts.append(("floor", floor_text(result.facts)))
-    facts += [("checkpoint", result.checkpoint), ("report", result.report)]
-    print_facts(console, [fact for fact in facts if str(fact[1])])
-    run = shlex.quote(result.run)
-    hint(f"freetf show {run}")
-    hint(f"freetf sample {run} --z shared --groups 3 --count 8" if result.kind == "free" else f"freetf sample {run} --count 8")
+    for order, block in enumerate(one for one in shown if one and not one.detail):
+        if order and (isinstance(block, blocks.Chart | blocks.Grid) or (isinstance(block, blocks.Table) and not block.caption)):
+            console.print()
+        _print(block, console)
 
 
-def loss_text(line: Metrics, facts: DataFacts, kind: str) -> str:
-    """CE, and for Free KL and their sum, in bits; the objective in nats per token."""
-    to = scale(facts)
-    parts = f"CE {figure(to.bits(line.ce))}"
-    if kind == "free":
-        parts += f" + KL {figure(to.bits(line.kl))} = {figure(to.length(line))}"
-    return f"{parts} {to.unit} (loss {figure(line.loss, 4)} nats/token)"
-
-
-def sample(record: Sample) -> None:
-    """One sequence. On a terminal its prompt is dim and control characters are shown; in a pipe it is raw, a line."""
+def show_line(spans: blocks.Line) -> None:
+    """Print one generated sequence: coloured on a terminal, its plain text in a pipe."""
     console = out()
     if console.is_terminal:
-        console.print(row_text(record.text, record.prompt), soft_wrap=True)
+        console.print(_line(spans), soft_wrap=True)
     else:
-        console.file.write(record.text + "\n")
+        console.file.write("".join(text for text, _ in spans) + "\n")
         console.file.flush()
 
 
-def recipes(rows: Sequence[tuple[str, str, str, str]]) -> None:
-    """The shipped recipes: name, kind, description, size."""
-    print_table(out(), ["recipe", "kind", "size", "description"], [[name, kind, size, about] for name, kind, about, size in rows])
+def sparkline(values: Sequence[float], width: int = SPARKLINE) -> str:
+    """The values as bars, at most `width` of them; a space where a value is not finite."""
+    shown = [values[int(i * len(values) / width)] for i in range(width - 1)] + [values[-1]] if len(values) > width > 1 else list(values)
+    finite = [value for value in shown if is_number(value)]
+    if not finite:
+        return ""
+    low, extent = min(finite), max(finite) - min(finite)
+    return "".join(BARS[round((value - low) / extent * 7) if extent else 3] if is_number(value) else " " for value in shown)
 
 
-def recipe_diff(name_a: str, name_b: str, rows: Sequence[tuple[str, Any, Any]]) -> None:
-    """Settings that differ, side by side."""
-    console = out()
-    if not rows:
-        console.print(Text(f"{visible(name_a)} and {visible(name_b)} are the same"), soft_wrap=True)
+@singledispatch
+def _print(block: blocks.Block, console: Console) -> None:
+    """Heat maps and interval charts are for pages; their numbers stand in tables too."""
+
+
+@_print.register
+def _(block: blocks.Note, console: Console) -> None:
+    if block.style == "command":
+        _say(console, f"   $ {block.text}", "cyan")
+    else:
+        _say(console, block.text, "bold" if block.style == "strong" else "")
+
+
+@_print.register
+def _(block: blocks.Verdict, console: Console) -> None:
+    label = f"{visible(block.label)}. " if block.label else ""
+    console.print(Text.assemble((label, STYLES.get(block.mood, "bold blue")), (visible(block.sentence), "bold")), overflow="fold")
+    for line in block.evidence:
+        _say(console, f"· {line}")
+    console.print()
+
+
+@_print.register
+def _(block: blocks.Facts, console: Console) -> None:
+    _facts(console, block.shown)
+
+
+@_print.register
+def _(block: blocks.Cards, console: Console) -> None:
+    _facts(console, [(card.label, f"{card.value} {card.unit}" + (f" ({card.other})" if card.other else "")) for card in block.cards])
+
+
+@_print.register
+def _(block: blocks.Table, console: Console) -> None:
+    if block.caption:
+        _heading(console, block.caption)
+    table = Grid(box=SIMPLE_HEAD, header_style="bold", pad_edge=False, show_edge=False, padding=(0, 1), show_header=any(block.columns))
+    for column, name in enumerate(block.columns):
+        right = block.is_right(column)
+        table.add_column(visible(name), justify="right" if right else "left", no_wrap=right, overflow="fold")
+    for row_number, row in enumerate(block.rows):
+        last = row_number == len(block.rows) - 1
+        table.add_row(*map(_cell, row), style="bold" if block.total and last else "")
+    if Measurement.get(console, console.options.update(width=10_000), table).minimum > console.width:
+        _stacked(console, block)
+    else:
+        _unpadded(console, table)
+
+
+@_print.register
+def _(block: blocks.Chart, console: Console) -> None:
+    pairs = _sparklines(block, console)
+    if pairs:
+        _say(console, block.title if " by " in block.title else f"{block.title}, by {block.x_label}", "bold")
+    _facts(console, pairs)
+    for line in block.references if pairs else ():
+        _say(console, line.label, STYLES.get(line.role, "dim"))
+
+
+def _sparklines(chart: blocks.Chart, console: Console) -> list[tuple[str, str]]:
+    """A sparkline for each curve, with its least and its last value."""
+    pairs = []
+    for series in chart.series:
+        values = [value for value in series.y if is_number(value)]
+        if values and not series.faint:
+            digits = 2 if max(map(abs, values)) >= 0.1 else 6
+            line = sparkline(series.y, max(8, min(SPARKLINE, page_width(console) - 54)))
+            pairs.append((series.name, f"{line}  min {number(min(values), digits)}, last {number(values[-1], digits)}"))
+    return pairs
+
+
+@_print.register
+def _(block: blocks.Samples, console: Console) -> None:
+    if block.title:
+        _heading(console, block.title)
+    for line in block.measured:
+        _say(console, line, "dim")
+    width = page_width(console)
+    widest = FRAME + max(cell_len(_line(line).plain) for box in block.boxes for line in box.lines or [()])
+    beside = max(1, min(len(block.boxes), width // widest)) if all(box.fixed for box in block.boxes) else 1
+    gap = min(2, (width - beside * widest) // max(beside - 1, 1))
+    for start in range(0, len(block.boxes), beside):
+        row = Grid.grid(padding=(0, gap, 0, 0), pad_edge=False)
+        panels = [_panel(box) for box in block.boxes[start : start + beside]]
+        row.add_row(*panels)
+        console.print(row if beside > 1 else panels[0], width=width)
+
+
+@_print.register
+def _(block: blocks.Grid, console: Console) -> None:
+    small = [one for one in block.blocks if isinstance(one, blocks.Chart) and one.small]
+    _facts(console, [pair for chart in small for pair in _sparklines(chart, console)])
+    show_blocks(one for one in block.blocks if one not in small)
+
+
+@_print.register
+def _(block: blocks.Section, console: Console) -> None:
+    _heading(console, block.title)
+    show_blocks(block.blocks)
+
+
+def _panel(box: blocks.Box) -> Panel:
+    colour = BOX_STYLES[box.kind]
+    body = Text("\n" if box.fixed else "\n\n").join(map(_line, box.lines))
+    body.overflow = "fold"
+    title = Text(visible(box.title), style=f"bold {colour}")
+    return Panel(body, title=title, title_align="left", border_style=colour, expand=False)
+
+
+def _line(spans: blocks.Line) -> Text:
+    return Text.assemble(*((visible(text), STYLES.get(role, "")) for text, role in spans), overflow="fold")
+
+
+def _cell(cell: blocks.Cell) -> Text:
+    """Text as it is, never as rich markup."""
+    text, role = (cell, "") if isinstance(cell, str) else cell
+    return Text(visible(text), style=STYLES.get(role, ""))
+
+
+def _say(console: Console, text: str, style: str = "") -> None:
+    console.print(Text(visible(text), style=style), overflow="fold", soft_wrap=style == "cyan")  # commands stay whole
+
+
+def _heading(console: Console, text: str) -> None:
+    console.print()
+    console.print(Text(visible(text), style="bold"), overflow="fold")
+
+
+def _facts(console: Console, pairs: Sequence[tuple[str, str]]) -> None:
+    if console.width < NARROW:
+        for label, value in pairs:
+            _say(console, label, "dim")
+            _say(console, value)
         return
-    print_table(
-        console, ["key", name_a, name_b], [[key, Text(_value(a), style="red"), Text(_value(b), style="green")] for key, a, b in rows]
-    )
+    grid = Grid.grid(padding=(0, 2, 0, 0), pad_edge=False)
+    grid.add_column(style="dim", overflow="fold", max_width=console.width // 2)
+    grid.add_column(overflow="fold")
+    for label, value in pairs:
+        grid.add_row(visible(label), Text(visible(value)))
+    _unpadded(console, grid)
 
 
-def _value(value: Any) -> str:
-    return MISSING if value is None else visible(str(value))
+def _unpadded(console: Console, table: RenderableType) -> None:
+    """A table; in a pipe without the spaces that fill its last column."""
+    if console.is_terminal:
+        console.print(table)
+        return
+    with console.capture() as drawn:
+        console.print(table)
+    console.file.write("".join(line.rstrip() + "\n" for line in drawn.get().splitlines()))
 
 
-def findings(found: Sequence[Finding]) -> None:
-    """What this machine has, and how to mend what it lacks."""
-    rows: list[list[Cell]] = [
-        [Text("✓", "green") if one.ok else Text("✗", "bold red"), one.name, one.value, Text(visible(one.mend), style="cyan")]
-        for one in found
-    ]
-    print_table(out(), ["", "what", "found", "to mend it"], rows)
+def _stacked(console: Console, table: blocks.Table) -> None:
+    """A table that is too wide for the terminal: each row as its first cell, and below it a line for each other cell."""
+    names = min(max(map(cell_len, table.columns)), 24)
+    for row in table.rows:
+        first, *rest = map(_cell, row)
+        first.stylize("bold")
+        console.print(first, overflow="fold")
+        for name, cell in zip(itertools.islice(table.columns, 1, None), rest, strict=True):
+            if cell.plain:
+                console.print(Text.assemble((f"  {visible(name):<{names}} ", "dim"), cell), overflow="fold")

@@ -1,34 +1,48 @@
-"""Numbers as people read them: thousands separators, bits and nats named, and a dash for what is not known."""
+"""Numbers as text: thousands separators, a fixed number of decimals, a named unit, and a dash where a value is not known."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-
-from freetf_cli.records import LN2, DataFacts, Metrics
+from fractions import Fraction
 
 MISSING = "–"
+LEAST_FRACTION = 1024  # κ = 1/2048 and smaller are written as decimals
 
 
 def is_number(value: float | None) -> bool:
-    """False for None, NaN and infinities: a metric of a run that diverged is null in metrics.jsonl."""
+    """False for None, NaN and infinities: metrics.jsonl has null where a run diverged."""
     return value is not None and math.isfinite(value)
 
 
-def figure(value: float | None, digits: int = 2) -> str:
-    """A decimal number; from a thousand on the decimals say nothing."""
+def number(value: float | None, digits: int = 2) -> str:
+    """A decimal number such as `4.12`. From a thousand on it has no decimals, and zero has no sign."""
     if value is None or not math.isfinite(value):
         return MISSING
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}f}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{round(value, digits) + 0.0:.{digits}f}"
 
 
-def count(value: float) -> str:
+def signed(value: float | None, digits: int = 2) -> str:
+    """A decimal number with its sign: `+0.12`."""
+    return f"{round(value, digits) + 0.0:+,.{digits}f}" if value is not None and math.isfinite(value) else MISSING
+
+
+def span(low: float | None, high: float | None, digits: int = 2) -> str:
+    """An interval: `[3.98, 4.25]`. Empty where either end is unknown."""
+    return f"[{number(low, digits)}, {number(high, digits)}]" if is_number(low) and is_number(high) else ""
+
+
+def bracket(low: float, high: float) -> str:
+    """Two bounds of one number: `7.91 to 8.63`, written once where they agree."""
+    return number(low) if number(low) == number(high) else f"{number(low)} to {number(high)}"
+
+
+def count(value: float | None) -> str:
     """A whole number: `1,511,912,448`."""
-    return f"{value:,.0f}"
+    return f"{value:,.0f}" if value is not None and math.isfinite(value) else MISSING
 
 
 def short(value: float | None) -> str:
-    """Three digits and a power of a thousand: `1.51 G`."""
+    """Three significant digits and a power of a thousand: `1.51 G`."""
     if value is None or not math.isfinite(value):
         return MISSING
     for power, letter in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
@@ -37,8 +51,10 @@ def short(value: float | None) -> str:
     return f"{value:.3g}"
 
 
-def size(value: float) -> str:
+def size(value: float | None) -> str:
     """Bytes in binary units: `38.7 GiB`."""
+    if value is None or not math.isfinite(value):
+        return MISSING
     for power, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
         if abs(value) >= power:
             return f"{value / power:,.1f} {unit}"
@@ -46,15 +62,17 @@ def size(value: float) -> str:
 
 
 def share(value: float | None, digits: int = 1) -> str:
-    return MISSING if value is None or not math.isfinite(value) else f"{100 * value:.{digits}f} %"
+    """A share of one in per cent: `62.0 %`."""
+    return f"{100 * value:.{digits}f} %" if value is not None and math.isfinite(value) else MISSING
 
 
 def signed_share(value: float | None) -> str:
-    return MISSING if value is None or not math.isfinite(value) else f"{100 * value:+.1f} %"
+    """A relative change in per cent: `+12.6 %`."""
+    return f"{100 * value:+.1f} %" if value is not None and math.isfinite(value) else MISSING
 
 
 def duration(seconds: float | None) -> str:
-    """`3:44`, `1:02:03`, `2 d 01:02:03`."""
+    """Hours, minutes and seconds: `3:44`, `1:02:03`, `2 d 01:02:03`."""
     if seconds is None or not math.isfinite(seconds):
         return MISSING
     minutes, second = divmod(round(max(seconds, 0)), 60)
@@ -67,42 +85,17 @@ def duration(seconds: float | None) -> str:
 
 def times(ratio: float) -> str:
     """A ratio: `12.3 ×`."""
-    return "∞ ×" if ratio == math.inf else MISSING if math.isnan(ratio) else f"{figure(ratio, 1)} ×"
+    return "∞ ×" if ratio == math.inf else f"{number(ratio, 1)} ×" if is_number(ratio) else MISSING
 
 
-@dataclass(frozen=True)
-class Scale:
-    """From nats per token to the bits that a run is told in, and the floor in the same bits (None: not known, or not comparable)."""
-
-    factor: float
-    unit: str
-    floor: float | None
-
-    def bits(self, nats: float | None) -> float:
-        """NaN where there is no value."""
-        return math.nan if nats is None else nats * self.factor
-
-    def length(self, metrics: Metrics) -> float:
-        """CE + KL: the code length, which no model brings below the floor."""
-        return self.bits(metrics.ce) + self.bits(metrics.kl)
+def fraction(part: float | None, whole: float | None) -> float:
+    """part / whole, or NaN where either is unknown or the whole is not positive."""
+    return part / whole if part is not None and whole is not None and is_number(part) and is_number(whole) and whole > 0 else math.nan
 
 
-def scale(facts: DataFacts) -> Scale:
-    """Bits per byte of text; else bits per sequence where every row has as many targets, else per token: there the floor has no place."""
-    if facts.bytes_per_token:
-        return Scale(1 / LN2 / facts.bytes_per_token, "bits/byte", None)
-    if facts.targets:
-        return Scale(facts.targets / LN2, "bits/sequence", facts.floor_bits)
-    return Scale(1 / LN2, "bits/token", None)
-
-
-def floor_text(facts: DataFacts) -> str:
-    return f"{facts.floor_bits:.2f} bits/sequence" if facts.floor_bits is not None else "not known"
-
-
-def latent_use(metrics: Metrics, to: Scale) -> float | None:
-    """Bits of CE saved below the floor by each bit of KL: 1 if Z tells nothing twice. None where it cannot be said."""
-    kl = to.bits(metrics.kl)
-    if to.floor is None or not kl > 0.01 or not is_number(metrics.ce):
-        return None
-    return (to.floor - to.bits(metrics.ce)) / kl
+def kappa(value: float) -> str:
+    """κ as the paper writes it: binary fractions as `1/64`, other numbers as decimals."""
+    if not is_number(value):
+        return MISSING
+    exact = Fraction(round(value, 12))
+    return f"1/{exact.denominator}" if exact.numerator == 1 and 1 < exact.denominator <= LEAST_FRACTION else f"{value:.4g}"

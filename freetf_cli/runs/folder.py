@@ -27,7 +27,8 @@ from freetf_cli.config.files import load_recipe, to_toml
 from freetf_cli.config.recipe import Recipe
 from freetf_cli.durable import SMALL, is_left_over, read_small, sweep, write_durably
 from freetf_cli.errors import InputError
-from freetf_cli.records import CheckpointInfo, Metrics, Sample, to_json
+from freetf_cli.records import CheckpointInfo, Metrics, to_json
+from freetf_cli.records.samples import Sample
 from freetf_cli.runs.checkpoint import checkpoint_folders, folder_step, recover
 from freetf_cli.runs.lock import HOLDER, LOCK
 

@@ -10,7 +10,7 @@ import torch
 from freetf_cli.config.recipe import Recipe
 from freetf_cli.device import autocast_dtype
 from freetf_cli.errors import FreetfError
-from freetf_cli.records import Plan
+from freetf_cli.records.plan import Plan
 from freetf_cli.training.plan import MAPS, plan_run
 
 STATES = ("parameters", "gradients", "optimizer")  # of a plan's memory: what no batch size makes less

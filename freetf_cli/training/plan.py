@@ -16,7 +16,7 @@ from freetf_cli.model.attention.differential import Differential
 from freetf_cli.model.attention.materialised import MaterialisedAttention, recomputes
 from freetf_cli.model.attention.registry import make_attention
 from freetf_cli.model.attention.softmax import Attention
-from freetf_cli.records import PartCost, Plan
+from freetf_cli.records.plan import PartCost, Plan
 
 MAPS = "attention maps (estimated)"  # a plan's memory, where a kind of attention makes them
 

@@ -178,7 +178,7 @@ def test_two_baselines_have_no_z(run_cli, workshop, baseline_run, tmp_path):
 
 
 def test_a_planted_difference_is_found(compared, run_cli, free_run, copied):
-    """A read-out with far too large logits is worse on every sequence, and only the embedding moved."""
+    """An lm_head with far too large logits is worse on every sequence, and only the embedding moved."""
     worse = copied(free_run)
     perturb(worse, lambda tensors: tensors["embedding.weight"].mul_(30.0))
     found = compared(free_run, worse)
@@ -187,8 +187,8 @@ def test_a_planted_difference_is_found(compared, run_cli, free_run, copied):
     assert changes["embedding.weight"]["relative"] == pytest.approx(29.0)
     assert changes["embedding.weight"]["cosine"] == pytest.approx(1.0)
     assert all(change["relative"] == 0 for name, change in changes.items() if name != "embedding.weight")
-    assert run_cli("compare", free_run, worse, *SMALL).stdout.startswith("A has the lower bound: ")
-    assert run_cli("compare", worse, free_run, *SMALL).stdout.startswith("B has the lower bound: ")
+    assert run_cli("compare", free_run, worse, *SMALL).stdout.splitlines()[2].startswith("A has the lower bound: ")
+    assert run_cli("compare", worse, free_run, *SMALL).stdout.splitlines()[2].startswith("B has the lower bound: ")
 
 
 def test_a_difference_too_small_to_see(compared, run_cli, free_run, copied):
@@ -207,7 +207,7 @@ def test_weights_that_are_no_numbers_fail_every_check(run_cli, free_run, copied)
     found = json.loads(stdout)
     assert found["metrics"]["nll"]["b"]["nats_per_token"] is None
     assert [one["holds"] for one in found["checks"]] == [False, False]
-    assert run_cli("compare", free_run, broken, *SMALL).stdout.startswith("No verdict")
+    assert run_cli("compare", free_run, broken, *SMALL).stdout.count("No verdict: ") == 1
 
 
 @pytest.mark.parametrize("condition", ["nll>+0.5%", "elbo > 0.01", "nll>=0"])
@@ -236,7 +236,7 @@ def test_equal_checkpoints_are_not_measured(run_cli, free_run, copied, no_forwar
     b = {"same folder": free_run, "run and checkpoint": newest(free_run), "copy": None}[kind] or copied(free_run)
     code, stdout, stderr = run_cli("compare", free_run, b, "--fail-if", "nll>+0.5%")
     assert (code, stderr) == (0, "")
-    assert stdout.startswith("Equal: ")
+    assert "Equal: " in stdout
     found = json.loads(run_cli("compare", free_run, b, "--json").stdout)
     assert found["equal"] is True
     assert (found["metrics"], found["weights"], found["recipe"], found["samples"]) == ({}, None, [], None)
@@ -393,4 +393,4 @@ def test_the_use_of_z_is_in_bits_and_against_kappa(compared, run_cli, free_run, 
     assert use["prior_less_posterior"]["value"] == pytest.approx(difference, abs=1e-6)
     assert use["kl"]["nats_per_token"] == pytest.approx(metrics["kl"]["b"]["nats_per_token"])
     probed = json.loads(run_cli("probe-latent", other, "--sequences", 24, "--groups", 60, "--count", 4, "--device", "cpu", "--json").stdout)
-    assert use["above_kappa"] == pytest.approx(probed["budget"]["above_kappa"]) and 0 < use["above_kappa"] < 1
+    assert use["above_kappa"] == pytest.approx(probed["rate"]["above_kappa"]) and 0 < use["above_kappa"] < 1

@@ -20,11 +20,11 @@ def test_doctor_json(run_cli):
     assert {"python", "devices", "torch.compile", "safetensors", "recipes"} <= set(found)
 
 
-def test_each_lack_has_a_mend(monkeypatch):
+def test_each_lack_has_a_fix(monkeypatch):
     monkeypatch.setattr(device.shutil, "which", lambda name: None)
     lacks = [finding for finding in device.findings() if not finding.ok]
     assert "torch.compile" in [finding.name for finding in lacks]
-    assert all(finding.mend for finding in lacks)
+    assert all(finding.fix for finding in lacks)
 
 
 def test_doctor_for_people(run_cli):

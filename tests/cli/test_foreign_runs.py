@@ -78,4 +78,4 @@ def test_a_refused_start_leaves_no_folders(refused, workshop, tmp_path):
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="POSIX")
 def test_a_recipe_from_a_pipe_is_named_as_such(refused, tmp_path):
     os.mkfifo(tmp_path / "pipe.toml")
-    assert "a recipe is a plain file" in refused("train", tmp_path / "pipe.toml", "--dry-run")
+    assert "a recipe must be a regular file" in refused("train", tmp_path / "pipe.toml", "--dry-run")

@@ -36,7 +36,7 @@ def test_a_run_is_probed(run_cli: Callable, free_run: Path, tmp_path: Path) -> N
     page = tmp_path / "probe.html"
     done = run_cli("probe-latent", free_run, *QUICK, "--report", page)
     assert done.code == 0, done.stderr
-    for words in ("Verdict", "Budget", "Reliance", "Intervention", "Transplant", "Decoding", "position", "noise", "bits/sequence"):
+    for words in ("Verdict", "Rate", "Latent ablation", "Intervention", "Latent swap", "Decoding", "position", "noise", "bits/sequence"):
         assert words in done.stdout
     assert "…" not in done.stdout and "\x1b" not in done.stdout
     assert page.read_text(encoding="utf-8").startswith("<!DOCTYPE html>") and str(page) in done.stderr
@@ -50,10 +50,10 @@ def test_json_is_one_object_and_repeats_exactly(run_cli: Callable, free_run: Pat
     assert [one["factor"] for one in first["intervention"]["factors"]] == ["letter", "position", "noise"]
     assert first["intervention"]["factors"][1]["groups"] == 24 and first["intervention"]["factors"][2]["sites"] == 12
     assert {one["source"] for one in first["decoding"]} == {"Z", "hidden"}
-    assert len(first["budget"]["by_position"]) == 13 and len(first["budget"]["by_bit"]) == 4
+    assert len(first["rate"]["by_position"]) == 13 and len(first["rate"]["by_bit"]) == 4
     assert first["verdict"]["label"] in ("unused", "global", "details", "copying", "used")
     other = json.loads(run_cli("probe-latent", free_run, *QUICK, "--json", "--seed", 1).stdout)
-    assert other["budget"]["kl"] == first["budget"]["kl"] or other["reliance"] != first["reliance"]
+    assert other["rate"]["kl"] == first["rate"]["kl"] or other["latent_ablation"] != first["latent_ablation"]
     assert other["intervention"]["factors"] != first["intervention"]["factors"]
 
 
@@ -67,8 +67,8 @@ def test_several_runs_one_after_the_other_or_as_a_sweep(run_cli: Callable, free_
     swept = json.loads(done.stdout)
     assert [one["step"] for one in swept["runs"]] == [6, 3]
     assert page.read_text(encoding="utf-8").count("<svg") >= 3
-    told = run_cli("probe-latent", free_run, checkpoint, *QUICK, "--sweep").stdout
-    assert "κ" in told and "efficiency" in told
+    shown = run_cli("probe-latent", free_run, checkpoint, *QUICK, "--sweep").stdout
+    assert "κ" in shown and "efficiency" in shown
 
 
 def test_a_figure_has_a_panel_a_run_by_kappa(run_cli: Callable, free_run: Path, tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_no_figure_of_text_without_factors(
 
 
 def test_a_figure_where_nothing_can_be_written(run_cli: Callable, free_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("freetf_cli.cli.options.os.access", lambda path, mode, **_: Path(path) != tmp_path)
+    monkeypatch.setattr("freetf_cli.cli.output.os.access", lambda path, mode, **_: Path(path) != tmp_path)
     done = run_cli("probe-latent", free_run, *QUICK, "--figure", tmp_path / "f.svg")
     assert done.code == 2 and f"the figure's folder cannot be written to, {tmp_path}" in done.stderr and list(tmp_path.iterdir()) == []
 
@@ -121,19 +121,19 @@ def test_labelled_text_is_read_by_its_words(run_cli: Callable, labelled: Path) -
     assert [one["factor"] for one in found["intervention"]["factors"]] == ["label"]
     assert found["intervention"]["valid"] is None and found["intervention"]["heat_maps"] == []
     assert found["intervention"]["readers"][0].startswith("label (neg, pos) is read from words by naive Bayes, 100.0% right on ")
-    assert [one["factor"] for one in found["transplant"]] == ["label"]
+    assert [one["factor"] for one in found["latent_swap"]] == ["label"]
     assert any("parts of several documents" in note for note in found["notes"])
-    assert found["reliance"]["posterior"]["bits_per_byte"] > 0 and found["budget"]["floor"] is None
-    assert found["transplant"][0]["chance"]["value"] == pytest.approx(0.5, abs=0.25)  # of both labels, though the folder is sorted
+    assert found["latent_ablation"]["posterior"]["bits_per_byte"] > 0 and found["rate"]["floor"] is None
+    assert found["latent_swap"][0]["chance"]["value"] == pytest.approx(0.5, abs=0.25)  # of both labels, though the folder is sorted
     hidden = [one for one in found["decoding"] if one["source"] == "hidden"]
     assert all(one["entropy"] > 0.9 and one["majority"] < 0.65 for one in found["decoding"])
     assert max(one["accuracy"]["value"] for one in hidden) > 0.9
 
 
-def test_text_without_labels_has_budget_and_reliance(run_cli: Callable, text_run: Path) -> None:
+def test_text_without_labels_has_rate_and_ablation(run_cli: Callable, text_run: Path) -> None:
     done = run_cli("probe-latent", text_run, *QUICK, "--split", "train")
     assert done.code == 0, done.stderr
-    assert "no factor of this data is known" in done.stdout and "Reliance" in done.stdout and "Transplant" not in done.stdout
+    assert "no factor of this data is known" in done.stdout and "Latent ablation" in done.stdout and "Latent swap" not in done.stdout
 
 
 def test_a_sweep_is_of_one_data(run_cli: Callable, free_run: Path, text_run: Path) -> None:

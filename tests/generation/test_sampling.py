@@ -15,7 +15,7 @@ from freetf_cli.generation.sampling import SampleSpec, _Purpose, figure4_samples
 from freetf_cli.latent.binary import BinaryLatent, Encoder, bit_logits, sample_codes
 from freetf_cli.latent.build import build_model, initialise_model
 from freetf_cli.model.decoder import Decoder
-from freetf_cli.records import Sample
+from freetf_cli.records.samples import Sample
 from freetf_cli.streams import keyed
 
 CONFIG = ModelConfig(layers=4, width=32, heads=4, kv_heads=2, vocab=6, context=12)

@@ -1,4 +1,4 @@
-"""Streams for render's tests: a terminal of a given width, a pipe, and one that carries ASCII only."""
+"""Streams for the tests of reports: a terminal of a given width, and a pipe that carries ASCII only."""
 
 from __future__ import annotations
 

@@ -1,129 +1,129 @@
+"""Reports in a terminal of any width, in a pipe, and on a stream that carries ASCII only."""
+
 from __future__ import annotations
 
 import io
 import math
+import re
+import sys
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
+from rich.cells import cell_len
 
-from freetf_cli.records import DatasetSummary, Finding, RunSummary, Sample, TrainResult
-from freetf_cli.report import show, terminal
-from freetf_cli.report.plot import line_plot, sparkline
-from freetf_cli.report.series import Series
-from tests.report.helper import FACTS, Terminal, metrics, plan, summary
-
-DATASET = DatasetSummary(
-    "data/letters", "letters", "characters", 29, {"train": {"tokens": 3960000, "documents": 60000}, "val": {}}, {"K": 3}, 27.412
-)
-RESULT = TrainResult("runs/my run", "free", 4000, 66560000, 324.0, metrics(4000, "val"), "runs/my run/c", "runs/my run/report.html", FACTS)
-LONG = "a/very/long/path/" * 12
-ODD_RUNS = {
-    "free": summary(),
-    "baseline": summary(False),
-    "no metrics": summary(metrics=[], samples=[], agreement=[], checkpoints=[], status="running"),
-    "no val": summary(metrics=[line for line in summary().metrics if line.split == "train"]),
-    "one line": summary(metrics=[metrics(10)]),
-    "diverged": summary(metrics=[metrics(step, ce=math.nan, kl=math.nan, loss=math.nan) for step in (10, 20)]),
-    "null": summary(metrics=[metrics(10, ce=None, kl=None, loss=None, kappa=None)]),
-    "unknown floor": summary(facts=replace(FACTS, floor_bits=None)),
-    "varying rows": summary(facts=replace(FACTS, targets=None)),
-    "empty plan": summary(plan=replace(plan(), parts=[], parameters=0, memory={}, overhead_compute=None), recipe={}, manifest={}),
-}
+from freetf_cli.records.samples import SampleGroups, line_spans
+from freetf_cli.report.blocks import Chart, Report, Series, Table
+from freetf_cli.report.terminal import show, show_blocks, show_line, sparkline
+from tests.report.helper import RECORDS, TRAINED, Terminal, comparison, letters_groups, sweep
 
 
-def everything() -> None:
-    terminal.dataset_summary(DATASET)
-    terminal.plan(plan())
-    terminal.train_result(RESULT)
-    terminal.sample(Sample("K>", "K>__", 0, 0, 1, None))
-    terminal.recipes([("letters-free", "free", "as in Figure 4", "7 M")])
-    terminal.recipe_diff("a", "b", [("train.lr", 1e-3, None)])
-    terminal.findings([Finding("torch", "2.13", True), Finding("device", "none", False, "pip install torch")])
-    show.run_summary(summary())
+def plain(stream: Terminal) -> str:
+    """What a terminal shows, without colours and without commands to copy, which are never folded."""
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
+    return "".join(line for line in text.splitlines(keepends=True) if "hint: " not in line and not line.startswith("   $ "))
 
 
-@pytest.mark.parametrize("width", [20, 80, 140])
-def test_everything_fits_a_terminal(screen: Callable[[int], Terminal], width: int) -> None:
+@pytest.mark.parametrize("width", [20, 40, 80, 140])
+@pytest.mark.parametrize("name", RECORDS)
+def test_everything_fits_a_terminal(name: str, width: int, screen: Callable[[int], Terminal]) -> None:
     stream = screen(width)
-    everything()
-    assert "…" not in stream.getvalue()
+    show(RECORDS[name].report())
+    text = plain(stream)
+    assert max(map(cell_len, text.splitlines())) <= width
+    assert not re.search(r"\b(nan|None|inf)\b", text) and (name == "text" or "…" not in text)
+    assert "\x1b[2J" not in stream.getvalue() and "\u202e" not in text
 
 
-def test_nothing_is_cut_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
-    everything()
-    terminal.findings([Finding("cache", LONG, True)])
-    terminal.recipe_diff("a", "b", [("data.dir", LONG, LONG + "b")])
+@pytest.mark.parametrize("name", RECORDS)
+def test_a_pipe_gets_every_character_without_colour(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    show(RECORDS[name].report())
     said = capsys.readouterr().out
-    assert LONG in said and LONG + "b" in said and "…" not in said and "\x1b" not in said
+    boxes = {"│", "╭", "╰"}
+    assert "\x1b" not in said and all(line == line.rstrip() for line in said.splitlines() if not boxes & set(line[:1]))
+    if name.startswith("hostile"):
+        assert "[red]\\x1b[2J\\u202e\\ud800" in said
 
 
-def test_ascii_only_stdout(ascii_pipe: Callable[[], io.BytesIO]) -> None:
+def test_an_ascii_stream_gets_lookalikes(ascii_pipe: Callable[[], io.BytesIO]) -> None:
     written = ascii_pipe()
-    everything()
-    assert b"CE + KL" in written.getvalue()
+    for record in (sweep(), comparison()):
+        show(record.report())
+    sys.stdout.flush()
+    text = written.getvalue().decode("ascii")
+    assert "\\u" not in text and "B - A" in text and "||B - A||" in text and "#" in text
 
 
-@pytest.mark.parametrize("name", ODD_RUNS)
-def test_odd_runs_are_shown(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    show.run_summary(ODD_RUNS[name])
-    said = capsys.readouterr().out
-    assert "runs/letters" in said and "nan" not in said.lower()
-    assert ("KL" in said) == (name not in ("baseline", "no metrics"))
+@pytest.mark.parametrize("width", [80, 140])
+def test_numbers_are_whole_at_80_columns(screen: Callable[[int], Terminal], width: int) -> None:
+    stream = screen(width)
+    for record in (RECORDS["probe"], RECORDS["likelihood"], comparison()):
+        show(record.report())
+    text = re.sub(" +", " ", plain(stream))
+    interval = RECORDS["probe"].intervention.factors[1].information.text()
+    for cells in ("nll 37.51 36.57 -0.94 [-1.41, -0.47] -2.50", "0.250 (0.9700)", "7,160,928", interval):
+        assert cells in text, cells
 
 
-def test_numbers_are_labelled(capsys: pytest.CaptureFixture[str]) -> None:
-    terminal.train_result(RESULT)
+def test_a_table_without_room_is_stacked(screen: Callable[[int], Terminal]) -> None:
+    stream = screen(30)
+    show_blocks([Table(["name", "first number", "second"], [["row", "1,234,567.89", "0.123456789"]], align="lrr")])
+    assert plain(stream).splitlines() == ["row", "  first number 1,234,567.89", "  second       0.123456789"]
+
+
+def test_hints_go_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    show(TRAINED.report())
     said = capsys.readouterr()
     assert "CE 22.97 + KL 8.44 = 31.41 bits/sequence (loss 0.2550 nats/token)" in said.out and "66,560,000" in said.out
     assert "freetf sample 'runs/my run' --z shared" in said.err and "freetf show" not in said.out
 
 
-def test_plan_counts_the_overhead_both_ways(capsys: pytest.CaptureFixture[str]) -> None:
-    terminal.plan(plan())
-    said = capsys.readouterr().out
-    assert "+12.6 % FLOPs (+12.5 %" in said and "1.8 GiB" in said and "7,160,928" in said and "44.0 %" in said
+def test_details_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    show(Report("t", [Table(["a"], [["x"]], detail=True)], parts=[Report("part", [])]))
+    assert capsys.readouterr().out == "t\n\n"
 
 
-def test_samples_in_a_pipe_are_raw(capsys: pytest.CaptureFixture[str], screen: Callable[[int], Terminal]) -> None:
-    row = Sample("a", "a [red] \x1b[2J " + "x" * 200, 0, 0, 1, None)
-    terminal.sample(row)
-    assert capsys.readouterr().out == row.text + "\n"
+def test_a_line_of_a_sample(capsys: pytest.CaptureFixture[str], screen: Callable[[int], Terminal]) -> None:
+    text = "a [red] \x1b[2J " + "x" * 200
+    show_line(line_spans(text, "a"))
+    assert capsys.readouterr().out == text + "\n"
     stream = screen(80)
-    terminal.sample(row)
+    show_line(line_spans(text, "a"))
     assert "[red] \\x1b[2J" in stream.getvalue() and "\x1b[2J" not in stream.getvalue() and "x" * 200 in stream.getvalue()
 
 
-def test_hostile_names(capsys: pytest.CaptureFixture[str]) -> None:
-    run: RunSummary = summary(run="[red]\x1b[2J", status="[/]", metrics=[metrics(10, "\x1b[2J"), metrics(20, "\x1b[2J")])
-    show.run_summary(run)
-    terminal.recipe_diff("[red]\x1b[2J", "b", [("[/k]", "\x1b[2J", 1)])
-    said = capsys.readouterr().out
-    assert said.count("[red]\\x1b[2J") == 2 and "[/k]" in said and "\x1b" not in said
+@pytest.mark.parametrize(("width", "beside"), [(80, 1), (140, 2), (210, 3)])
+def test_boxes_stand_side_by_side_where_they_fit(screen: Callable[[int], Terminal], width: int, beside: int) -> None:
+    groups = letters_groups(True)
+    stream = screen(width)
+    show_blocks([groups.block()])
+    assert max(line.count("shared Z") for line in plain(stream).splitlines()) == beside
+    assert all(row in plain(stream) for group in groups.groups for row in group)
 
 
-def test_sparkline() -> None:
+def test_colours_and_no_color(screen: Callable[[int], Terminal], monkeypatch: pytest.MonkeyPatch) -> None:
+    def shown() -> str:
+        stream = screen(80)
+        show_blocks([letters_groups(False, 1).block(), letters_groups(True, 1).block()])
+        return stream.getvalue()
+
+    assert all(one in shown() for one in ("\x1b[34m╭", "\x1b[32m╭", "\x1b[1;35mKKKKKKKK", "\x1b[31m!"))
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not re.search("\x1b\\[[0-9;]*3[1-6]m", shown())
+
+
+def test_running_text_is_wrapped_without_loss(screen: Callable[[int], Terminal]) -> None:
+    stream = screen(60)
+    show_blocks(
+        [
+            SampleGroups("", False, [["The film was " + "very " * 30 + "dull."]], "The film was ").block(),
+            SampleGroups("", True, [[]]).block(),
+        ]
+    )
+    assert plain(stream).count("very") == 30 and len(plain(stream).splitlines()) == 6
+
+
+def test_curves_are_sparklines(capsys: pytest.CaptureFixture[str]) -> None:
     assert sparkline([0, 7, math.nan, 3.5]) == "▁█ ▅" and sparkline([]) == "" and sparkline([2.0]) == "▄"
     assert len(sparkline(list(range(1000)), 40)) == 40 and sparkline(list(range(1000)), 40)[-1] == "█"
-
-
-def test_line_plot_labels_its_curves_where_they_end() -> None:
-    series = [Series("CE", [0, 100, 200], [90, 30, math.nan], "ce"), Series("KL", [0, 100, 200], [0, 8, 9], "kl")]
-    lines = line_plot(series, width=80, floor=27.4).plain.splitlines()
-    rows = {name: next(i for i, line in enumerate(lines) if name in line) for name in ("CE 30.00", "floor 27.40", "KL 9.00")}
-    assert rows["CE 30.00"] < rows["floor 27.40"] < rows["KL 9.00"] and max(map(len, lines)) <= 80
-    assert not line_plot([], width=80) and not line_plot([Series("x", [1], [math.nan], "ce")], width=80)
-
-
-def test_piped_tables_end_with_their_text(capsys: pytest.CaptureFixture[str]) -> None:
-    everything()
-    lines = [line for line in capsys.readouterr().out.splitlines() if not {"│", "┤"} & set(line)]  # plots are drawings
-    assert len(lines) > 30 and all(line == line.rstrip() for line in lines)
-
-
-def test_the_recipe_in_a_line_names_another_kind_of_attention_only() -> None:
-    recipe = summary().recipe
-    kinds = {kind: {**recipe, "model": {**recipe["model"], "attention": kind}} for kind in ("softmax", "multi-token")}
-    lines = {kind: show.highlights(summary(recipe=changed)) for kind, changed in kinds.items()}
-    assert "attention" not in lines["softmax"]
-    assert "model.attention multi-token" in lines["multi-token"]
+    show_blocks([Chart("Cost", [Series("CE", [0, 1], [3.0, 1.5]), Series("train", [0], [1.0], faint=True)], "step", "bits")])
+    assert capsys.readouterr().out == "Cost, by step\nCE  █▁  min 1.50, last 1.50\n"

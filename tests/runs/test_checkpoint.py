@@ -186,7 +186,7 @@ import os, sys
 from pathlib import Path
 from freetf_cli import durable
 from freetf_cli.runs.checkpoint import Checkpoint, recover
-from tests.test_checkpoint import save
+from tests.runs.test_checkpoint import save
 
 for at in range(1, int(sys.argv[2]) + 1):
     folder = Path(sys.argv[1]) / str(at)

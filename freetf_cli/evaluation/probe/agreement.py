@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from freetf_cli.records import Agreement, DataFacts
+from freetf_cli.records import DataFacts
+from freetf_cli.records.samples import Agreement
 from freetf_cli.tasks import make_task, task_names
 from freetf_cli.tasks.factors import UNREAD, Ints, encode
 

@@ -24,9 +24,9 @@ from freetf_cli.evaluation.probe.rate import Posterior
 from freetf_cli.evaluation.statistics import LEAST, bootstrap
 from freetf_cli.generation.sampling import SampleSpec, generate
 from freetf_cli.model.decoder import Decoder
-from freetf_cli.records import SampleGroups
 from freetf_cli.records.likelihood import Estimate
-from freetf_cli.records.probe import FactorInformation, HeatMap, Intervention, Transplant
+from freetf_cli.records.probe import FactorInformation, HeatMap, Intervention, LatentSwap
+from freetf_cli.records.samples import SampleGroups
 from freetf_cli.tasks.factors import UNREAD, Factor, Ints, Reading, RowReader, encode
 
 Stage = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]  # (name, total): progress of a part
@@ -146,7 +146,7 @@ def swap_latents(
     rows: Sequence[Factors],
     spec: SampleSpec,
     stage: Stage,
-) -> list[Transplant]:
+) -> list[LatentSwap]:
     """Generate with the Zs of spec.count rows under prompts of other rows. The control has the same prompts and the Zs of yet other rows.
 
     Empty for fewer than 20 rows with known factors; a factor that is read from fewer than 20 outputs is left out.
@@ -168,7 +168,7 @@ def swap_latents(
         own, other = (_matches(factor, truth[factor.name], numbers[factor.name]) for numbers in found)
         if not factor.given and min(own[1].sum(), other[1].sum()) >= LEAST:
             taken, chance = (bootstrap(*part, clusters=documents, seed=spec.seed) for part in (own, other))
-            results.append(Transplant(factor.name, taken, chance, int(own[1].sum())))
+            results.append(LatentSwap(factor.name, taken, chance, int(own[1].sum())))
     return results
 
 

@@ -11,12 +11,13 @@ from freetf_cli.evaluation.posterior import latent_of
 from freetf_cli.evaluation.probe.decoding import HiddenFeatures, decode
 from freetf_cli.evaluation.probe.factors import factor_reader
 from freetf_cli.evaluation.probe.intervention import Stage, intervene, swap_latents
-from freetf_cli.evaluation.probe.rate import budget, read_posterior, reliance
+from freetf_cli.evaluation.probe.rate import latent_ablation, rate, read_posterior
 from freetf_cli.evaluation.probe.verdict import verdict
 from freetf_cli.evaluation.statistics import check_enough
 from freetf_cli.generation.sampling import SampleSpec, prompt_tokens
 from freetf_cli.model.decoder import Decoder
-from freetf_cli.records.probe import Intervention, ProbeResult
+from freetf_cli.records.probe import Intervention
+from freetf_cli.records.probing import ProbeResult
 from freetf_cli.runs.checkpoint import Checkpoint
 from freetf_cli.tasks.factors import RowReader
 
@@ -38,7 +39,7 @@ class ProbeSpec:
 
 
 def probe_latent(checkpoint: Checkpoint, model: Decoder, source: DataSource, spec: ProbeSpec, *, run: str, stage: Stage) -> ProbeResult:
-    """Budget, reliance, intervention, transplant, decoding, verdict. stage(name, total): progress of a part.
+    """Rate, latent ablation, intervention, latent swap, decoding, verdict. stage(name, total): progress of a part.
 
     InputError where an interval would need more sequences or groups than there are.
     """
@@ -52,8 +53,8 @@ def probe_latent(checkpoint: Checkpoint, model: Decoder, source: DataSource, spe
     rows = source.held_out_factors(spec.split, spec.sequences)
     reader = factor_reader(source, spec.split, spec.sequences)
     kappa = latent_of(model).kappa
-    found = budget(posterior, kappa, source.facts.floor_bits, seed)
-    relied = reliance(posterior, source.bytes_per_token.get(spec.split), seed)
+    found = rate(posterior, kappa, source.facts.floor_bits, seed)
+    ablated = latent_ablation(posterior, source.bytes_per_token.get(spec.split), seed)
     notes = _notes(reader, sum(1 for row in rows if row), len(rows))
     intervention, taken, decoded = None, [], []
     if reader is not None:
@@ -71,12 +72,12 @@ def probe_latent(checkpoint: Checkpoint, model: Decoder, source: DataSource, spe
         kappa=kappa,
         split=spec.split,
         seed=seed,
-        budget=found,
-        reliance=relied,
+        rate=found,
+        latent_ablation=ablated,
         intervention=intervention,
-        transplant=taken,
+        latent_swap=taken,
         decoding=decoded,
-        verdict=verdict(found, relied, intervention, decoded),
+        verdict=verdict(found, ablated, intervention, decoded),
         notes=notes,
         seconds=time.perf_counter() - started,
     )
@@ -94,7 +95,7 @@ def _prompt(source: DataSource, spec: ProbeSpec) -> str:
 
 def _notes(reader: RowReader | None, known: int, rows: int) -> list[str]:
     if reader is None:
-        return ["no factor of this data is known, so there is nothing to intervene on: budget and reliance only"]
+        return ["no factor of this data is known, so there is nothing to intervene on: rate and latent ablation only"]
     if known < rows:
         return [f"{rows - known} of {rows} held-out sequences hold parts of several documents: they have no label"]
     return []

@@ -33,7 +33,7 @@ from freetf_cli.latent.binary import BinaryDistribution, at_least_float32, bit_l
 from freetf_cli.latent.objective import LN2
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.records.likelihood import Cost
-from freetf_cli.records.probe import Budget, Reliance
+from freetf_cli.records.probe import LatentAblation, Rate
 from freetf_cli.streams import keyed
 
 LEAST_KL = 0.5  # bits a sequence: below, a ratio to the KL is noise
@@ -127,7 +127,7 @@ def _costs(
     return own, other, prior
 
 
-def budget(posterior: Posterior, kappa: float, floor: float | None, seed: int = 0) -> Budget:
+def rate(posterior: Posterior, kappa: float, floor: float | None, seed: int = 0) -> Rate:
     """What flows. kappa in bits per token, floor in bits per sequence."""
     kl_NT = (kl_per_token(posterior.bit_logits) * posterior.mask).double().numpy() / LN2
     count, ce_N, kl_N = len(kl_NT), posterior.ce / LN2, kl_NT.sum(1)
@@ -137,10 +137,10 @@ def budget(posterior: Posterior, kappa: float, floor: float | None, seed: int = 
     documents = posterior.documents
     kl = bootstrap(kl_N, clusters=documents, seed=seed)
     low, high = (min(max(bound, 0.0), kl.value) for bound in information_bounds(posterior.bit_logits, posterior.z))
-    return Budget(
+    return Rate(
         kl=kl,
         ce=bootstrap(ce_N, clusters=documents, seed=seed),
-        length=bootstrap(ce_N + kl_N, clusters=documents, seed=seed),
+        nelbo=bootstrap(ce_N + kl_N, clusters=documents, seed=seed),
         by_position=(kl_NT.sum(0) / np.maximum(carried.sum(0), 1)).tolist(),
         by_bit=_by_bit(posterior).tolist(),
         kappa=kappa,
@@ -192,11 +192,11 @@ def information_bounds(bit_logits_NTH: Tensor, z_NT: Tensor) -> tuple[float, flo
     return (low / count + math.log(count)) / LN2, (high / count + math.log(count - 1)) / LN2
 
 
-def reliance(posterior: Posterior, bytes_per_token: float | None, seed: int = 0) -> Reliance:
+def latent_ablation(posterior: Posterior, bytes_per_token: float | None, seed: int = 0) -> LatentAblation:
     """CE by where Z comes from."""
     wrong = bootstrap(posterior.ce_other - posterior.ce, posterior.targets, clusters=posterior.documents, seed=seed)
 
     def told(nats: Floats) -> Cost:
         return cost(nats, posterior.targets, bytes_per_token, seed, posterior.documents)
 
-    return Reliance(told(posterior.ce), told(posterior.ce_other), told(posterior.ce_prior), wrong)
+    return LatentAblation(told(posterior.ce), told(posterior.ce_other), told(posterior.ce_prior), wrong)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from freetf_cli.records import LN2
-from freetf_cli.records.probe import Budget, Decoding, FactorInformation, Intervention, Reliance, Verdict
+from freetf_cli.records.probe import Decoding, FactorInformation, Intervention, LatentAblation, Rate, Verdict
 
 UNUSED_BITS, UNUSED_SHARE = 0.5, 0.01  # Z is unused if a wrong one costs less, in bits per sequence or as a share of the entropy
 ENCODED = 0.1  # Z encodes a factor above this share of its entropy
 COPIED, BROKEN = 0.1, 0.8  # Z copies the sequence if less CE is left, as a share of the entropy, and fewer outputs are valid
 
 
-def verdict(rate: Budget, ablation: Reliance, intervention: Intervention | None, decoding: Sequence[Decoding] = ()) -> Verdict:
+def verdict(rate: Rate, ablation: LatentAblation, intervention: Intervention | None, decoding: Sequence[Decoding] = ()) -> Verdict:
     """unused, copying, global (factors of one site), details (factors of many sites), or used (no factor is known or found)."""
     evidence = _evidence(rate, ablation, intervention, decoding)
     if _is_unused(rate, ablation):
@@ -33,13 +33,13 @@ def verdict(rate: Budget, ablation: Reliance, intervention: Intervention | None,
     return Verdict("global", f"Z holds a global factor: {_names(one)}.", evidence)
 
 
-def _entropy(rate: Budget, ablation: Reliance) -> float:
+def _entropy(rate: Rate, ablation: LatentAblation) -> float:
     """Entropy of a sequence in bits where it is known, else its lowest upper bound: ELBO, or CE with a wrong Z or one from the prior."""
-    bounds = (rate.length.value, *(cost.bits_per_token * rate.targets for cost in (ablation.prior, ablation.other)))
+    bounds = (rate.nelbo.value, *(cost.bits_per_token * rate.targets for cost in (ablation.prior, ablation.other)))
     return rate.floor or min(bounds)
 
 
-def _is_unused(rate: Budget, ablation: Reliance) -> bool:
+def _is_unused(rate: Rate, ablation: LatentAblation) -> bool:
     """Whether another sequence's Z costs next to nothing more than the sequence's own."""
     cost_bits = (ablation.other.bits_per_token - ablation.posterior.bits_per_token) * rate.targets
     return ablation.other_less_posterior.low <= 0 or cost_bits < max(UNUSED_BITS, UNUSED_SHARE * _entropy(rate, ablation))
@@ -55,7 +55,7 @@ def _names(factors: Sequence[FactorInformation]) -> str:
     return ", ".join(f"{one.factor} ({one.information.value:.1f} of {one.entropy:.1f} bits)" for one in factors)
 
 
-def _evidence(rate: Budget, ablation: Reliance, intervention: Intervention | None, decoding: Sequence[Decoding]) -> list[str]:
+def _evidence(rate: Rate, ablation: LatentAblation, intervention: Intervention | None, decoding: Sequence[Decoding]) -> list[str]:
     """The numbers behind the verdict, a line each."""
     saved = ablation.other_less_posterior
     lines = [

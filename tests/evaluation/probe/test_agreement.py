@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from freetf_cli.evaluation.probe.agreement import agreement, group_agreement
-from freetf_cli.records import Agreement, DataFacts
+from freetf_cli.records import DataFacts
+from freetf_cli.records.samples import Agreement
 
 FACTS = DataFacts("letters", "letters", 29, 65, 65, 27.4, "", params={"length": 13, "target": 4})
 

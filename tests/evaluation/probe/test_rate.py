@@ -10,7 +10,7 @@ import torch
 
 from freetf_cli.errors import InputError
 from freetf_cli.evaluation.likelihood import row_costs
-from freetf_cli.evaluation.probe.rate import Posterior, budget, information_bounds, others, read_posterior, reliance
+from freetf_cli.evaluation.probe.rate import Posterior, information_bounds, latent_ablation, others, rate, read_posterior
 from freetf_cli.evaluation.statistics import bootstrap
 from freetf_cli.latent.binary import sample_codes
 from tests.evaluation.probe.planted import small_free
@@ -38,7 +38,7 @@ def codes_as_logits(codes: torch.Tensor, bits: int) -> torch.Tensor:
 def test_information_of_a_z_that_tells_one_of_sixteen() -> None:
     """Sixteen kinds of sequences, each with a code of its own: 4 bits of information, no mismatch in a code of 4 bits."""
     kinds = torch.arange(16).repeat(32)
-    found = budget(posterior(codes_as_logits(kinds[:, None], 4)), kappa=1.0, floor=None)
+    found = rate(posterior(codes_as_logits(kinds[:, None], 4)), kappa=1.0, floor=None)
     assert found.kl.value == pytest.approx(4.0, abs=1e-3)
     assert found.information_low == pytest.approx(4.0, abs=0.01) and found.information_high == pytest.approx(4.0, abs=0.05)
     assert found.mismatch_high == pytest.approx(0, abs=0.05)
@@ -49,7 +49,7 @@ def test_information_of_a_z_that_tells_one_of_sixteen() -> None:
 
 def test_mismatch_of_a_z_that_is_always_the_same() -> None:
     """Every sequence has the same code: all of the KL is mismatch, and single bits show it."""
-    found = budget(posterior(codes_as_logits(torch.full((256, 2), 5), 3)), kappa=1.0, floor=None)
+    found = rate(posterior(codes_as_logits(torch.full((256, 2), 5), 3)), kappa=1.0, floor=None)
     assert found.kl.value == pytest.approx(6.0, abs=1e-3)
     assert (found.information_low, found.information_high) == pytest.approx((0, 0), abs=1e-6)
     assert (found.mismatch_low, found.mismatch_high) == pytest.approx((6, 6), abs=1e-3)
@@ -60,7 +60,7 @@ def test_mismatch_of_a_z_that_is_always_the_same() -> None:
 def test_mismatch_that_single_bits_do_not_show() -> None:
     """Two bits that always agree: each is balanced, together they have one bit of mismatch and one of information."""
     codes = torch.tensor([0, 3]).repeat(256)
-    found = budget(posterior(codes_as_logits(codes[:, None], 2)), kappa=1.0, floor=None)
+    found = rate(posterior(codes_as_logits(codes[:, None], 2)), kappa=1.0, floor=None)
     assert found.kl.value == pytest.approx(2.0, abs=1e-3)
     assert found.imbalance == pytest.approx(0, abs=1e-6)
     assert found.information_low == pytest.approx(1.0, abs=0.01) and found.mismatch_low == pytest.approx(1.0, abs=0.02)
@@ -93,11 +93,11 @@ def test_kappa_efficiency_and_profile() -> None:
     logits[:, 1] = SURE  # all of the KL, three bits, at the second position
     carriers = torch.ones(64, 4)
     carriers[:32, 3] = 0
-    found = budget(posterior(logits, carriers, ce=np.full(64, 7 * LN2)), kappa=2.5, floor=10.0)
+    found = rate(posterior(logits, carriers, ce=np.full(64, 7 * LN2)), kappa=2.5, floor=10.0)
     assert found.by_position == pytest.approx([0, 3, 0, 0], abs=1e-3)
     assert found.above_kappa == pytest.approx(64 / (64 * 4 - 32))
     assert found.efficiency is not None and found.efficiency.value == pytest.approx(1.0, abs=1e-3)
-    assert budget(posterior(torch.zeros(64, 4, 3)), 1.0, 10.0).efficiency is None  # no KL, nothing to divide by
+    assert rate(posterior(torch.zeros(64, 4, 3)), 1.0, 10.0).efficiency is None  # no KL, nothing to divide by
 
 
 def test_a_pass_over_held_out_rows_agrees_with_the_likelihood() -> None:
@@ -108,7 +108,7 @@ def test_a_pass_over_held_out_rows_agrees_with_the_likelihood() -> None:
     costs = row_costs(model, rows, split="val", sequences=40, samples=(1,))  # type: ignore[arg-type]
     assert costs.kl is not None and costs.ce_posterior is not None
     assert sum(seen) == 80
-    assert budget(found, 1.0, None).kl.value == pytest.approx(costs.kl.mean() / LN2)
+    assert rate(found, 1.0, None).kl.value == pytest.approx(costs.kl.mean() / LN2)
     assert found.ce == pytest.approx(costs.ce_posterior)  # the same draws, by row
     assert found.hidden is not None and found.hidden.shape == (40, 16)
     assert found.targets.tolist() == [2.0] * 40
@@ -124,7 +124,7 @@ def test_another_sequences_z() -> None:
             nats = torch.nn.functional.cross_entropy(model(tokens, z).logits.transpose(1, 2), targets, reduction="none").sum(1)
             assert costs == pytest.approx(nats.numpy(), abs=1e-9)
     assert (found.other != np.arange(24)).all()
-    told = reliance(found, None)
+    told = latent_ablation(found, None)
     assert told.other_less_posterior.value == pytest.approx(told.other.nats_per_token - told.posterior.nats_per_token)
 
 
@@ -153,7 +153,7 @@ def test_a_batch_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_single_bits_are_told_less_what_chance_adds() -> None:
     """Balanced bits that are sure: their means over 64 sequences are off 1/2 by chance alone, which would read as mismatch."""
     codes = torch.from_numpy(np.random.default_rng(0).integers(0, 65536, (64, 8)))
-    found = budget(posterior(codes_as_logits(codes, 16)), kappa=1.0, floor=None)
+    found = rate(posterior(codes_as_logits(codes, 16)), kappa=1.0, floor=None)
     assert found.imbalance < 0.4  # uncorrected it is 128 · 1/(2 · 64 ln 2) = 1.4
     assert found.active_bits == 128
 

@@ -1,0 +1,20 @@
+"""What the symbols in reports mean."""
+
+from __future__ import annotations
+
+MEANINGS = {
+    "CE": "cross-entropy of the tokens, what predicting them costs",
+    "KL": "divergence of the encoder's Q(Z|S) from the prior, the information that Z may carry",
+    "CE + KL": "the negative ELBO, an upper bound of -log P(S)",
+    "nll": "negative log-likelihood -log P(S); of a Free model its tightest upper bound",
+    "Z": "the latent: random bits at each position, drawn before the tokens are written",
+    "κ": "free bits, the KL for each token that the objective does not penalise",
+    "floor": "the entropy of the data, the least cost that any model can reach",
+    "I(Z; factor)": "mutual information: how many bits Z carries about a factor of the data",
+    "H": "entropy of a factor, the most that Z can carry about it",
+}
+
+
+def glossary(*symbols: str) -> list[tuple[str, str]]:
+    """The symbols with their meanings."""
+    return [(symbol, MEANINGS[symbol]) for symbol in symbols]

@@ -1,0 +1,82 @@
+"""What a training run will cost: the record of `train --dry-run`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from freetf_cli.report.blocks import Facts, Grid, Report, Table
+from freetf_cli.report.units import count, share, short, signed_share, size
+
+KINDS = {"free": "Free Transformer", "baseline": "baseline decoder"}
+
+
+@dataclass(frozen=True)
+class PartCost:
+    """One part of a model: parameters, and forward FLOPs per token (a multiply-add is two)."""
+
+    name: str
+    parameters: int
+    flops: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The predicted cost of a run, computed without a device. FLOPs are per token, forward and backward.
+
+    memory: bytes in each of the processes that train together: parameters, gradients, optimizer, activations, total.
+    overhead_compute: FLOPs relative to the baseline, minus one; overhead_compute_paper: the paper's count, one block in L.
+    """
+
+    recipe: str
+    kind: str
+    parts: list[PartCost]
+    parameters: int
+    train_flops_per_token: float
+    overhead_compute: float | None
+    overhead_compute_paper: float | None
+    overhead_parameters: float | None
+    memory: dict[str, float]
+    steps: int
+    tokens: int
+    precision: str
+    processes: int = 1
+
+    def report(self) -> Report:
+        return Report(self.recipe, [self.facts(), self.sizes()], kicker="planned run")
+
+    def model(self) -> str:
+        """`Free Transformer, 7,160,928 parameters`."""
+        return f"{KINDS.get(self.kind, self.kind)}, {count(self.parameters)} parameters"
+
+    def facts(self) -> Facts:
+        total = self.train_flops_per_token * self.tokens
+        return Facts(
+            [
+                ("model", self.model()),
+                ("training", f"{count(self.steps)} steps, {count(self.tokens)} tokens, {self.precision}"),
+                ("compute", f"{short(self.train_flops_per_token)}FLOP per token, forward and backward; {short(total)}FLOP in total"),
+                ("versus its baseline", self._overhead()),
+            ]
+        )
+
+    def _overhead(self) -> str:
+        """The overhead of Free, counted in full and as the paper counts it."""
+        if self.overhead_compute is None:
+            return ""
+        known = self.overhead_compute_paper is not None
+        paper = f" ({signed_share(self.overhead_compute_paper)} counted as in the paper: one block in L)" if known else ""
+        return f"{signed_share(self.overhead_compute)} FLOPs{paper}, {signed_share(self.overhead_parameters)} parameters"
+
+    def sizes(self) -> Grid:
+        """Tables of the model's parts and of the memory."""
+        rows = [[one.name, count(one.parameters), share(one.parameters / max(self.parameters, 1)), short(one.flops)] for one in self.parts]
+        total = ["total", count(self.parameters), share(1.0), short(sum(one.flops for one in self.parts))]
+        each = f", each of {count(self.processes)} processes" if self.processes > 1 else ""
+        names = sorted(self.memory, key=lambda name: name == "total")
+        memory = [["optimizer state" if name == "optimizer" else name, size(self.memory[name])] for name in names]
+        return Grid(
+            [
+                Table(["part", "parameters", "share", "FLOPs/token, forward"], [*rows, total], "Parts", "lrrr", total=True),
+                Table(["memory", "size"], memory, f"Memory during training{each}", "lr", total="total" in names),
+            ]
+        )

@@ -1,0 +1,196 @@
+"""A run at a glance, for `freetf show` and a run's page; and the result of `freetf demo`."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+from freetf_cli.records import LN2, CheckpointInfo, DataFacts, Metrics, Scale, TrainResult, loss_text
+from freetf_cli.records.curves import bit_curves, curve, last_metrics, split_metrics
+from freetf_cli.records.glossary import glossary
+from freetf_cli.records.plan import KINDS, Plan
+from freetf_cli.records.samples import Agreement, SampleGroups, agreement_table
+from freetf_cli.report.blocks import Block, Card, Cards, Chart, Facts, Grid, Mood, Note, Reference, Report, Section, Table
+from freetf_cli.report.units import count, duration, is_number, number, size
+
+MOODS: dict[str, Mood] = {"finished": "good", "done": "good", "failed": "bad", "error": "bad", "diverged": "bad"}
+# Settings that distinguish runs; the page has all of them.
+HIGHLIGHTS = (
+    *("data.task", "data.dir", "model.layers", "model.width", "model.heads", "model.context"),
+    *("model.attention", "model.attention_layers", "model.documents"),
+    *("latent.bits", "latent.kappa", "latent.window", "latent.free_bits", "latent.slope", "latent.mismatch", "latent.mismatch_over"),
+    *("latent.schedule", "latent.gradient", "latent.encoder"),
+    *("train.steps", "train.batch", "train.lr", "train.seed", "train.precision"),
+)
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """A run at a glance: what `show` prints and a run's page shows."""
+
+    run: str
+    kind: str
+    status: str
+    recipe: dict[str, Any]
+    facts: DataFacts
+    plan: Plan
+    metrics: list[Metrics]
+    checkpoints: list[CheckpointInfo]
+    samples: list[SampleGroups]
+    agreement: list[Agreement]
+    manifest: dict[str, Any]
+
+    def report(self) -> Report:
+        free = self.kind == "free"
+        data = f"{self.facts.name}, rows of {count(self.facts.context)} positions, vocabulary {count(self.facts.vocabulary)}"
+        symbols = ["CE", *(["KL", "CE + KL", "Z", "κ"] if free else []), *(["floor"] if self.facts.floor_bits is not None else [])]
+        return Report(
+            title(self.run, self.manifest),
+            [
+                *self._key_figures(),
+                Facts([("recipe", self._highlights())]),
+                self._curves(),
+                Section("Samples", [*(one.block(latent=free) for one in self.samples), agreement_table(self.agreement)]),
+                Section("Checkpoints", [self._checkpoints()]),
+                Section("Sizes", [self.plan.facts(), self.plan.sizes()]),
+                Section("Recipe", [Grid(self._settings(), columns=True)], detail=True),
+                Section("Manifest", self._manifest(), detail=True),
+            ],
+            kicker=KINDS.get(self.kind, self.kind),
+            status=(self.status, next((mood for word, mood in MOODS.items() if self.status.startswith(word)), "warn")),
+            about=[line for line in (str(self.recipe.get("description") or ""), data) if line],
+            glossary=glossary(*symbols),
+        )
+
+    def _key_figures(self) -> list[Block]:
+        last, to, free = last_metrics(self.metrics), self.facts.scale(), self.kind == "free"
+        if last is None:
+            return [Note(f"no metrics yet; floor: {self.facts.floor()}")]
+
+        def card(name: str, nats: float | None, role: str) -> Card:
+            return Card(name, number(to.bits(nats)), to.unit, f"{number(nats, 4)} nats/token", role)
+
+        cards = [card("CE", last.ce, "ce")]
+        if free:
+            both = math.nan if last.ce is None or last.kl is None else last.ce + last.kl
+            cards += [card("KL", last.kl, "kl"), card("CE + KL", both, "nelbo")]
+        if to.floor is not None:
+            cards.append(card("floor", to.floor / to.factor, "floor"))
+        return [Cards(cards), Note(self._reading(last, to))]
+
+    def _reading(self, last: Metrics, to: Scale) -> str:
+        """What the numbers mean, in a few sentences."""
+        held_out = last.split != "train"
+        words = [f"Step {count(last.step)}, on {f'the held-out split {last.split}' if held_out else 'the training batch'}."]
+        total = "CE + KL" if self.kind == "free" else "CE"
+        if to.floor is not None and is_number(last.ce):
+            gap = to.nelbo(last) - to.floor if self.kind == "free" else to.bits(last.ce) - to.floor
+            words.append(f"{total} lies {number(abs(gap))} bits {'below' if gap < 0 else 'above'} the floor.")
+        elif to.floor is None and self.facts.floor_bits is not None:
+            words.append(f"The floor is {self.facts.floor()}; rows differ in length, so it has no place on this scale.")
+        saved = to.saved(last) if self.kind == "free" else None
+        if saved is not None:
+            words.append(f"Each bit of KL saves {saved:.2f} bits of CE.")
+        return " ".join(words)
+
+    def _curves(self) -> Section:
+        if not self.metrics:
+            return Section("Curves", [])
+        to, free = self.facts.scale(), self.kind == "free"
+        references = [Reference(to.floor, f"floor {number(to.floor)}")] if to.floor is not None else []
+        main = Chart(
+            ("CE and KL, " if free else "CE, ") + to.unit, bit_curves(self.metrics, to, free=free), "step", to.unit, references=references
+        )
+        return Section("Curves", [main, Grid(self._small_charts())])
+
+    def _small_charts(self) -> list[Chart]:
+        train, held_out = split_metrics(self.metrics)
+        lines = train or held_out
+        wanted = [("loss: CE + penalised KL" if self.kind == "free" else "loss", "nats/token", lambda line: line.loss)]
+        wanted.append(("learning rate", "rate", lambda line: line.lr))
+        if self.kind == "free":
+            wanted.append(("free bits κ", "bits/token", lambda line: line.kappa / LN2))
+            wanted.append(("tokens above κ", "%", lambda line: 100 * line.above_kappa))
+        wanted.append(("gradient norm", "norm", lambda line: line.grad_norm))
+        curves = [(curve(name, lines, value), name, unit) for name, unit, value in wanted]
+        return [Chart(name, [one], "step", unit, small=True) for one, name, unit in curves if any(map(is_number, one.y))]
+
+    def _checkpoints(self) -> Table:
+        rows = [
+            [count(one.step), number(one.val_loss, 4), "best" if one.best else "", size(one.bytes), one.path] for one in self.checkpoints
+        ]
+        return Table(["step", "held-out loss, nats/token", "", "size", "path"], rows, align="rrlrl")
+
+    def _highlights(self) -> str:
+        """The recipe in a line: `model.layers 8, model.width 256, …`."""
+        known = flattened(self.recipe)
+        return ", ".join(f"{key} {known[key]}" for key in HIGHLIGHTS if known.get(key, "softmax") != "softmax")
+
+    def _settings(self) -> list[Table]:
+        tables = [(name, flattened(value)) for name, value in self.recipe.items() if isinstance(value, dict)]
+        return [Table(["", ""], list(rows.items()), name) for name, rows in tables]
+
+    def _manifest(self) -> list[Block]:
+        argv = self.manifest.get("argv")
+        command = shlex.join(map(str, argv)) if isinstance(argv, list) else ""
+        rest = flattened({key: value for key, value in self.manifest.items() if key != "argv"})
+        rows = [("run", self.run), ("data, SHA-256", self.facts.sha256), *rest.items()]
+        return [Note(command, "command"), Table(["", ""], rows)]
+
+
+def title(run: str, manifest: Mapping[str, Any]) -> str:
+    """The run's name, and the name of its recipe if the recorded command line has it: `first · letters-free`."""
+    name = PurePath(run).name or run
+    argv = manifest.get("argv")
+    words = [str(word) for word in argv] if isinstance(argv, list) else []
+    recipe = PurePath(words[words.index("train") + 1]).stem if "train" in words[:-1] else ""
+    return name if recipe.startswith("-") or recipe in ("", name) else f"{name} · {recipe}"
+
+
+def flattened(tree: Any, prefix: str = "") -> dict[str, str]:
+    """Nested tables as `table.key` and value, without what is not set."""
+    if isinstance(tree, dict):
+        below = (flattened(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in tree.items())
+        return {key: value for one in below for key, value in one.items()}
+    if isinstance(tree, list | tuple):
+        return {prefix: " ".join(map(str, tree))} if tree else {}
+    return {} if tree is None or tree == "" else {prefix: str(tree)}
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo trained and measured; seconds in total."""
+
+    folder: str
+    baseline: TrainResult
+    free: TrainResult
+    agreement: list[Agreement]
+    seconds: float
+
+    def report(self) -> Report:
+        position = next((one for one in self.agreement if one.factor == "position" and math.isfinite(one.ratio)), None)
+        sentence = (
+            ""
+            if position is None
+            else (
+                f"Targets start at the same place {position.ratio:.1f} times as often when Z is shared as across groups "
+                f"({position.within:.0%} against {position.across:.1%} of pairs)."
+            )
+        )
+        free, baseline = shlex.quote(self.free.run), shlex.quote(self.baseline.run)
+        facts = [("done in", duration(self.seconds)), ("runs", f"{baseline}, {free}")]
+        facts.append(("reports", f"{baseline}/report.html, {free}/report.html"))
+        commands = [f"freetf show {free}", f"freetf probe-latent {free}"]
+        commands += [f"freetf sample {free} --prompt 'Q>' --z shared --groups 2 --count 5", "freetf recipe list"]
+        tries = [Note(command, "command") for command in commands]
+        return Report("", [agreement_table(self.agreement), Note(sentence, "strong"), Facts(facts), Section("Try next:", tries)])
+
+
+def trained(result: TrainResult) -> Facts:
+    """How a run of the demo ended."""
+    held_out = loss_text(result.val, result.facts, result.kind) if result.val else ""
+    return Facts([("run", result.run), ("took", duration(result.seconds)), ("held out", held_out), ("floor", result.facts.floor())])

@@ -1,0 +1,109 @@
+"""Generated sequences: their records, and the boxes of the paper's Figure 4 that show them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from freetf_cli.report.blocks import Box, Samples, Span, Table
+from freetf_cli.report.units import count, share, times
+
+# What each piece of a text is: (piece, role) with roles prompt, blank, target, noise, invalid, plain. Joined, the pieces are the text.
+Spans = Mapping[str, Sequence[Span]]
+HIDDEN = {"json": ""}  # metadata of a field that `to_json` leaves out
+
+_LETTERS = re.compile(r"[A-Z]>[A-Z_!>]*")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One generated sequence: the record of `sample --json`.
+
+    text holds prompt and continuation. z has one code for each input position, the prompt's first; None for a baseline.
+    """
+
+    prompt: str
+    text: str
+    group: int
+    index: int
+    seed: int
+    z: list[int] | None
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How often two sequences agree, in shares of pairs: within a group that shares Z, and across groups.
+
+    Pairs without the factor (an output with no target) are left out; `pairs_*` count the compared pairs.
+    """
+
+    factor: str
+    within: float
+    across: float
+    pairs_within: int
+    pairs_across: int
+
+    @property
+    def ratio(self) -> float:
+        """within / across; infinite when only sequences of a group agree, NaN when none do."""
+        if self.across:
+            return self.within / self.across
+        return math.inf if self.within else math.nan
+
+
+@dataclass(frozen=True)
+class SampleGroups:
+    """Samples of one prompt in groups, as in the paper's Figure 4. shared: the sequences of a group share one Z.
+
+    spans: for some texts, what each of their pieces is (see `Spans`); not part of the JSON.
+    """
+
+    title: str
+    shared: bool
+    groups: list[list[str]]
+    prompt: str = ""
+    spans: Spans = field(default_factory=dict, metadata=HIDDEN)
+
+    def boxes(self, *, latent: bool = True) -> list[Box]:
+        """A box for each group. latent: False for a baseline, which has no Z."""
+        title = "shared Z" if self.shared else "independent Z" if latent else "no Z"
+        return [box(title, rows, self.prompt, shared=self.shared, spans=self.spans) for rows in self.groups if rows]
+
+    def block(self, *, latent: bool = True) -> Samples:
+        return Samples(self.boxes(latent=latent), self.title)
+
+
+def box(title: str, rows: Sequence[str], prompt: str, *, shared: bool = False, spans: Spans | None = None) -> Box:
+    """Sequences in one frame."""
+    lines = [line_spans(row, prompt, spans) for row in rows]
+    fixed = all(role != "plain" for line in lines for _, role in line)
+    return Box(title, "shared" if shared else "independent", lines, fixed)
+
+
+def line_spans(text: str, prompt: str = "", spans: Spans | None = None) -> list[Span]:
+    """The pieces of a text: the given ones, else those of a row of letters, else the prompt and the rest."""
+    if spans and text in spans:
+        return list(spans[text])
+    return letters_spans(text, prompt)
+
+
+def letters_spans(text: str, prompt: str = "") -> list[Span]:
+    """A row of the task letters (`K>__KK!_`) by its characters; any other text as prompt and plain text."""
+    if not _LETTERS.fullmatch(text):
+        given = prompt if text.startswith(prompt) else ""
+        return [piece for piece in ((given, "prompt"), (text[len(given) :], "plain")) if piece[0]]
+    roles = {"_": "blank", "!": "noise", text[0]: "target"}
+    runs = itertools.groupby(text[2:], lambda char: roles.get(char, "invalid"))
+    return [(text[:2], "prompt"), *(("".join(run), role) for role, run in runs)]
+
+
+def agreement_table(agreement: Sequence[Agreement]) -> Table:
+    """How often sequences agree within a group and across groups."""
+    rows = [
+        [one.factor, share(one.within), share(one.across), times(one.ratio), count(one.pairs_within), count(one.pairs_across)]
+        for one in agreement
+    ]
+    return Table(["agreement on", "within", "across groups", "ratio", "pairs within", "pairs across"], rows, align="lrrrrr")

@@ -1,0 +1,195 @@
+"""What reports say, whoever renders them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from freetf_cli.records import from_json, to_json
+from freetf_cli.records.compare import Positions
+from freetf_cli.records.comparison import STRETCHES, position_rows, verdict
+from freetf_cli.records.likelihood import Estimate, Likelihood
+from freetf_cli.records.probe import factor_roles
+from freetf_cli.records.probing import Sweep, kappa_title, panels_note, sweep_panels
+from freetf_cli.records.run import RunSummary
+from freetf_cli.records.samples import SampleGroups, line_spans
+from freetf_cli.report.units import bracket, duration, number, short, signed, times
+from tests.report.helper import FACTS, comparison, likelihood, metrics, mixed, pair, probe, summary, sweep
+
+Said = Callable[[object], str]
+
+
+@pytest.fixture
+def said(capsys: pytest.CaptureFixture[str]) -> Said:
+    """The text of a record's report in a pipe."""
+    from freetf_cli.report.terminal import show
+
+    def text(record: object) -> str:
+        show(record.report())  # type: ignore[attr-defined]
+        return capsys.readouterr().out
+
+    return text
+
+
+def test_numbers_as_text() -> None:
+    assert (number(-0.001), number(1234.5), number(None), number(math.nan), signed(0.126)) == ("0.00", "1,234", "–", "–", "+0.13")
+    assert (short(1.51e9), times(math.inf), duration(3723), bracket(1.0, 1.0), bracket(1.0, 2.5)) == (
+        *("1.51 G", "∞ ×", "1:02:03", "1.00", "1.00 to 2.50"),
+    )
+    assert Estimate(1.0, math.nan, math.nan).text() == "1.00" and Estimate(0.5, 0.4, 0.6).share() == "50.0 % [40.0, 60.0]"
+
+
+def test_json_leaves_out_what_is_for_display() -> None:
+    record = summary(samples=[SampleGroups("", True, [["K>K"]], "K>", {"K>K": [("K>K", "plain")]})])
+    found = json.loads(to_json(record))
+    assert "spans" not in found["samples"][0] and found["metrics"][0]["lr"] == record.metrics[0].lr
+    assert from_json(RunSummary, found) == replace(record, samples=[replace(record.samples[0], spans={})])
+
+
+def test_a_run(said: Said) -> None:
+    text = said(summary())
+    for words in (
+        *("letters · letters-free", "CE + KL  31.41 bits/sequence (0.3350 nats/token)", "27.41", "62.1 %", "1,045", "12.2 ×"),
+        *("+12.6 % FLOPs (+12.5 %", "1.8 GiB", "7,160,928", "model.layers 8", "shared Z", "min 31.41", "saves 0.53 bits of CE"),
+    ):
+        assert words in text, words
+    assert "attention" not in text and "model.attention multi-token" in said(summary(recipe={"model": {"attention": "multi-token"}}))
+    baseline = said(summary(False))
+    assert "KL" not in baseline and "independent Z" not in baseline and "27.43" in baseline and "no Z" in baseline
+    assert "has no place on this scale" in said(summary(facts=replace(FACTS, targets=None)))
+
+
+def test_a_likelihood_says_what_may_be_compared(said: Said) -> None:
+    text = said(likelihood())
+    assert "Compare nll and CE + KL with a baseline's CE" in text and "nats/token" in text and "±" in text and "bits/byte" not in text
+    assert text.index("Z from the posterior, bits/sequence") < text.index("K: draws of Z") and "The gap from nll to the floor is +" in text
+    assert "-0." in said(replace(likelihood(), floor_bits=likelihood().nll.bits_per_sequence + 0.3))[text.index("The gap") - 40 :]  # type: ignore[operator]
+    baseline = said(likelihood("evaluate-baseline"))
+    assert "posterior" not in baseline and "K =" not in baseline and "baseline decoder" in baseline
+
+
+def test_text_is_reported_in_bits_per_byte(said: Said) -> None:
+    def of_text(one: object) -> object:
+        return replace(one, bits_per_byte=one.bits_per_token / 4.2, bits_per_sequence=None)  # type: ignore[attr-defined,type-var]
+
+    made: Likelihood = likelihood()
+    costs = {name: of_text(getattr(made, name)) for name in ("nll", "elbo", "kl", "ce_prior", "ce_posterior")}
+    bound = [replace(point, nll=of_text(point.nll)) for point in made.bound]
+    text = said(replace(made, **costs, bound=bound, prior_bound=[], floor_bits=None))  # type: ignore[arg-type]
+    assert "bits/byte" in text and "above the nll" in text and "floor" not in text
+
+
+def test_a_probe(said: Said) -> None:
+    text = said(probe())
+    for words in (
+        *("Verdict: details. ", "Rate: what flows", "Latent ablation:", "Intervention:", "Latent swap:", "Decoding:", "bits/sequence"),
+        *(
+            "lower bound, a sum over 64 sites",
+            "at most log2 of their number, 11.00 bits",
+            "nats/token (paired",
+            "shared Z",
+            "hidden, linear",
+        ),
+    ):
+        assert words in text, words
+    assert "\nposition: lower bound" not in text and "it has reached that" in text
+    assert "it has reached that" not in said(probe(rate=replace(probe().rate, information_low=7.9)))
+    bare = said(probe(intervention=None, latent_swap=[], decoding=[], rate=replace(probe().rate, efficiency=None)))
+    assert not any(word in bare for word in ("Intervention", "Latent swap", "Decoding", "efficiency"))
+
+
+def test_a_sweep_is_in_the_order_of_kappa(said: Said) -> None:
+    text = said(Sweep(sweep().runs[::-1]))
+    rates = [
+        line.split()[0]
+        for line in text[text.index("Rate and") : text.index("Information of")].splitlines()
+        if "runs/" not in line and "letters-" in line
+    ]
+    assert rates == ["1/64", "1/8", "1/2", "2"]
+    shown = text[text.index("Samples by κ") :]
+    assert next(line for line in shown.splitlines() if line.startswith("κ = ")) == "κ = 1/64 bit per token" and shown.count("shared Z") == 8
+    assert "a/run" in said(Sweep([probe(run="a/run"), probe(run="b/run")])) and "No runs" in said(Sweep([]))
+
+
+def test_panels_have_kappa_and_numbers() -> None:
+    panels = sweep_panels(sweep().runs)
+    assert [one.title for one in panels] == [f"κ = {k} per token" for k in ("1/64 bit", "1/8 bit", "1/2 bit", "2 bits")]
+    assert panels[1].measured[0] == "I(Z; position) 1.29 [1.26, 1.35] of 5.81 bits" and panels[1].measured[2].startswith("valid 99.6 %")
+    assert [box.kind for box in panels[0].boxes] == ["independent", "shared", "shared"]
+    twice = [one.title for one in sweep_panels([probe(run="runs/b"), probe(run="runs/a")])]
+    assert twice == ["κ = 1/2 bit per token · a", "κ = 1/2 bit per token · b"]
+    assert sweep_panels([probe(intervention=None)]) == [] and panels_note([probe(intervention=None)]) == ""
+    assert "sequences each" in panels_note(sweep().runs)
+
+
+@pytest.mark.parametrize(
+    ("value", "title"), [(0.0, "0 bits"), (1 / 1024, "1/1024 bit"), (0.1, "0.1 bit"), (1.5, "1.5 bits"), (math.nan, "– bit")]
+)
+def test_kappa_is_written_as_in_the_paper(value: float, title: str) -> None:
+    assert kappa_title(value) == f"κ = {title} per token"
+
+
+def test_factors_have_the_colours_of_samples() -> None:
+    roles = factor_roles(["letter", "position", "noise", "other"])
+    assert (roles["position"], roles["noise"]) == ("target", "noise") and len(set(roles.values())) == 4
+
+
+def test_letters_by_their_characters() -> None:
+    assert line_spans("K>__KQ!_") == [
+        *(("K>", "prompt"), ("__", "blank"), ("K", "target"), ("Q", "invalid"), ("!", "noise"), ("_", "blank")),
+    ]
+    assert line_spans("The film was good.", "The film was ") == [("The film was ", "prompt"), ("good.", "plain")]
+    assert line_spans("K>K", spans={"K>K": [("K>K", "noise")]}) == [("K>K", "noise")]
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "half", "begins", "mood"),
+    [
+        (0.40, 0.39, 0.005, "B has the lower bound: B − A of nll is -0.94 [-1.41, -0.47] bits/sequence, -2.50 %", "good"),
+        (0.40, 0.41, 0.005, "A has the lower bound: ", "bad"),
+        (0.40, 0.41, 0.02, "No difference seen: B − A of nll is +0.94 [-0.94, 2.81] bits/sequence", "warn"),
+    ],
+)
+def test_verdicts(a: float, b: float, half: float, begins: str, mood: str) -> None:
+    sentence, found = verdict(comparison(metrics={**comparison().metrics, "nll": pair(a, b, half)}))
+    assert sentence.startswith(begins) and found == mood
+
+
+def test_a_bound_that_loses_to_an_exact_nll_decides_nothing() -> None:
+    sentence, mood = verdict(mixed())
+    assert sentence.startswith("Undecided: A is below the bound of B") and mood == "warn"
+    better = replace(mixed(), metrics={**mixed().metrics, "nll": pair(0.41, 0.40)})
+    assert verdict(better)[0].startswith("B is better: ")  # a bound below an exact value decides
+
+
+def test_positions_are_pooled_by_their_targets() -> None:
+    rows = position_rows(comparison())
+    assert len(rows) == STRETCHES
+    assert rows[0] == ["1–8", "1.000", "0.500", "-0.500"] and rows[-1] == ["57–64", "1.000", "1.500", "+0.500"]
+    uneven = Positions([1.0, 4.0] * 8, [0.0] * 16, [3, 1] * 8)
+    assert position_rows(comparison(by_position=uneven))[0] == ["0–1", "1.750", "0.000", "-1.750"]
+
+
+def test_a_comparison(said: Said) -> None:
+    text = " ".join(said(comparison()).split())
+    for words in (
+        *("nll 37.51 36.57 -0.94 [-1.41, -0.47] -2.50 B lower", "FAILS kl>0 +0.0144 bits/token", "latent.kappa 0.125 –", "51,234"),
+        *("2 tensors: encoder 1, post_sampler 1", "embedding.weight 29×64 → 29×32", "0.250 (0.9700)", "A: independent Z"),
+    ):
+        assert words in text, words
+    assert "not compared" in said(mixed()) and "A: no Z" in said(mixed())
+
+
+def test_progress_is_reported_in_the_units_of_the_data() -> None:
+    from tests.report.helper import progress
+
+    texts = [
+        piece.text for piece in progress(facts=replace(FACTS, floor_bits=None, bytes_per_token=2.0), ce=math.log(4), kl=0.0).status().pieces
+    ]
+    assert "CE 1.00 KL 0.00 bits/byte" in texts
+    assert not any("floor" in piece.text for piece in progress(facts=replace(FACTS, targets=None)).status().pieces)
+    assert metrics(10, free=False).has_latent() is False
