@@ -16,6 +16,7 @@ from pathlib import Path
 from freetf_cli.records.samples import SampleGroups
 from freetf_cli.report.blocks import Samples
 from freetf_cli.report.boxes import figure
+from freetf_cli.tasks import spans_by_text
 
 
 def main(source: str, target: str) -> None:
@@ -28,7 +29,7 @@ def main(source: str, target: str) -> None:
             panels.append(Samples([], part["title"], part["measured"]))
         else:
             panels = panels or [Samples([])]
-            boxes = SampleGroups("", part["z"] == "shared", [part["texts"]]).boxes()
+            boxes = SampleGroups("", part["z"] == "shared", [part["texts"]], spans=spans_by_text("letters", {}, part["texts"])).boxes()
             panels[-1] = replace(panels[-1], boxes=[*panels[-1].boxes, *boxes])
     Path(target).write_text(figure(panels, note), encoding="utf-8")
 

@@ -25,13 +25,13 @@ from torch import Tensor
 from freetf_cli.data.tokenizer import Tokenizer
 from freetf_cli.device import resolve_device
 from freetf_cli.errors import InputError
-from freetf_cli.evaluation.probe.factors import letters_reader
 from freetf_cli.evaluation.probe.information import UNREAD, mutual_information
 from freetf_cli.generation.sampling import SampleSpec, generate
 from freetf_cli.latent.binary import BinaryLatent
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.runs.checkpoint import open_checkpoint
 from freetf_cli.tasks import make_task
+from freetf_cli.tasks.factors import encode
 from freetf_cli.tasks.letters import Letters
 
 CODES = 512  # codes of a token, drawn from the prior
@@ -44,12 +44,13 @@ def parts(model: Decoder, bits: int, tokenizer: Tokenizer, task: Letters, groups
     """
     positions, found = task.row_tokens - 1, {}
     ends = {"all": (0, positions), "first 2": (0, 2), "first 8": (0, 8), "after 2": (2, positions), "after 8": (8, positions)}
-    random, reader = np.random.default_rng(0), letters_reader(task.params)
+    random = np.random.default_rng(0)
     for name, (begin, end) in ends.items():
         codes = random.integers(2**bits, size=(groups, count, positions))
         codes[:, :, begin:end] = codes[:, :1, begin:end]
         spec = SampleSpec(task.row_tokens, groups=groups, count=count, given_z=codes.reshape(-1, positions).tolist(), seed=1)
-        read = reader.read([sample.text for sample in generate(model, tokenizer, [task.prompt(0, 0)], spec)])
+        texts = [sample.text for sample in generate(model, tokenizer, [task.prompt(0, 0)], spec)]
+        read = encode(task.factors, [reading.factors for reading in task.read_all(texts)])
         place, marks = read["position"].reshape(groups, count), read["noise"].reshape(groups, count, -1)
         whole = place[(place != UNREAD).all(1)]
         found[name] = [information(whole, task.places), information(marks, 2)]

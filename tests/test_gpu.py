@@ -21,8 +21,8 @@ from freetf_cli.generation.decode_loop import DecodeLoop
 from freetf_cli.generation.sampling import SampleSpec, generate
 from freetf_cli.kernels import Embedding, linear_cross_entropy, logit_gradient, mapper, rotary_tables, short_attention
 from freetf_cli.kernels.attention import reference_short_attention
-from freetf_cli.kernels.convolution import causal_convolution, reference_convolution
-from freetf_cli.kernels.head_mix import causal_mix, reference_mix
+from freetf_cli.kernels.convolution import reference_convolution
+from freetf_cli.kernels.head_mix import reference_mix
 from freetf_cli.latent.binary import PostSampler, sample_codes
 from freetf_cli.latent.build import build_model, initialise_model
 from freetf_cli.model.block import Block
@@ -295,6 +295,8 @@ def test_forward_with_targets_compiled_follows_float32(kind: str) -> None:
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float32])
 def test_convolution_of_attention_weights(kind: torch.dtype, length: int, heads: int, shape: tuple[int, int]) -> None:
     """Compiled: output and both gradients are close to float64. bfloat16 rounds a number by at most 2⁻⁹ of itself."""
+    from freetf_cli.kernels.convolution_triton import causal_convolution
+
     torch.manual_seed(length)
     x, dy = (torch.randn(2 * heads, length, length, device=CUDA).to(kind) for _ in range(2))
     kernel = torch.randn(heads, *shape, device=CUDA)
@@ -313,6 +315,8 @@ def test_convolution_of_attention_weights(kind: torch.dtype, length: int, heads:
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float32])
 def test_mix_of_heads(kind: torch.dtype, heads: int, length: int) -> None:
     """Compiled: output and both gradients are close to float64. bfloat16 rounds a number by at most 2⁻⁹ of itself."""
+    from freetf_cli.kernels.head_mix_triton import causal_mix
+
     torch.manual_seed(length)
     x, dy = (torch.randn(2, 16, length, length, device=CUDA).to(kind) for _ in range(2))
     mix = torch.randn(16 // heads, heads, heads, device=CUDA).to(kind).float()

@@ -1,4 +1,4 @@
-"""Generation from recipes' models with random weights, at some batch sizes."""
+"""Times of generation with random weights, at some batch sizes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from freetf_cli.bench.timing import Effort, machine, timed
 from freetf_cli.bench.train_step import Variant, release
 from freetf_cli.device import autocast_dtype
 from freetf_cli.generation.sampling import SampleSpec, continue_tokens
-from freetf_cli.latent.build import build_model, initialise_model
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.records.bench import SampleBench, SampleRow, Timing
+from freetf_cli.training.start import make_model
 
 
 def bench_sample(
@@ -24,23 +24,21 @@ def bench_sample(
     effort: Effort,
     done: Callable[[], None] = lambda: None,
 ) -> SampleBench:
-    """Tokens a second, the reading of a prompt of `prompt` random tokens among the time; Z from the prior. Weights are in the type that
-    the first recipe trains in. Ratios are to the first variant at the same batch."""
+    """Measure generation of `new_tokens` after `prompt` random tokens, reading the prompt included; Z is from the prior.
+
+    Weights have the dtype that the first recipe trains in. Ratios are to the first variant at the same batch size.
+    """
     precision = variants[0].recipe.train.precision
     here = machine(device, precision, effort)
     rows: list[SampleRow] = []
-    for variant in variants:
-        model = build_model(variant.recipe.model, variant.recipe.latent)
-        initialise_model(model, variant.recipe.train.seed)
-        model = model.to(device, autocast_dtype(precision, device) or torch.float32).eval()
+    for name, recipe in variants:
+        model = make_model(recipe, device, None, None).to(autocast_dtype(precision, device) or torch.float32).eval()
         for batch in batches:
             took = _measured(model, batch, prompt, new_tokens, effort)
             first = next((row.time for row in rows if row.batch == batch), took)
             rate, size = batch * new_tokens / took.median, _read_bytes(model)
-            reached = size * new_tokens / took.median / here.bandwidth
-            rows.append(
-                SampleRow(variant.name, variant.recipe.kind, batch, new_tokens, took, rate, size, reached, took.median / first.median)
-            )
+            share, ratio = size * new_tokens / took.median / here.bandwidth, took.median / first.median
+            rows.append(SampleRow(name, recipe.kind, batch, new_tokens, took, rate, size, share, ratio))
             done()
         del model
         release(device)
@@ -48,14 +46,14 @@ def bench_sample(
 
 
 def _measured(model: Decoder, batch: int, prompt: int, new_tokens: int, effort: Effort) -> Timing:
-    random = torch.Generator().manual_seed(0)
-    prompts = torch.randint(model.config.vocab or 2, (batch, prompt), generator=random).tolist()
+    generator = torch.Generator().manual_seed(0)
+    prompts = torch.randint(model.config.vocab or 2, (batch, prompt), generator=generator).tolist()
     spec = SampleSpec(total=prompt + new_tokens, prompt_z="prior")
     continue_tokens(model, prompts, spec)
     return timed(lambda: continue_tokens(model, prompts, spec), effort)
 
 
 def _read_bytes(model: Decoder) -> int:
-    """Bytes of the weights that a token must read: not the encoder's, and of a table that only gives rows one, which is nothing."""
+    """Bytes of the weights that each token reads: not the latent's, nor an embedding table of which it reads one row."""
     left_out = ("latent.", *(("embedding.",) if model.lm_head is not None else ()))
     return sum(w.numel() * w.element_size() for name, w in model.named_parameters() if not name.startswith(left_out))

@@ -1,4 +1,4 @@
-"""The mapper's gradient by its ways, on random numbers: the one that training takes, and those that keep s = W · dr in memory."""
+"""Times and errors of the mapper's gradient on random numbers: as training computes it, and with s = W · dr in memory."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from freetf_cli.kernels import logit_gradient, runs_kernels
 from freetf_cli.kernels.mapper import logit_gradient_in_chunks
 from freetf_cli.records.bench import MapperBench, MapperRow, Timing
 
-CHECKED = 64  # tokens whose gradient is made in float64 too
+CHECKED = 64  # tokens whose gradient is also computed in float64
 
 
 def bench_mapper(
     tokens: int, width: int, bits: int, device: torch.device, effort: Effort, done: Callable[[], None] = lambda: None
 ) -> MapperBench:
-    """Times of each way for dr [tokens, width], H = bits, and its error; ratios are to the product W · dr by itself."""
-    precision = "auto"
-    here = machine(device, precision, effort)
+    """Measure each way to the gradient for dr [tokens, width] and H = bits. Ratios are to the product W · dr alone."""
+    here = machine(device, "auto", effort)
     dtype = getattr(torch, here.precision)
     dr_ND = torch.randn(tokens, width, device=device, dtype=dtype)
     logits_NH = torch.randn(tokens, bits, device=device, dtype=dtype)
@@ -47,15 +46,15 @@ def _ways(dr_ND: Tensor, logits_NH: Tensor, table_CD: Tensor) -> Iterator[tuple[
             s_NC = dr_ND[start : start + chunk] @ w_DC
         return s_NC
 
-    yield "product W · dr by itself, in chunks", product
+    yield "product W · dr alone, in chunks", product
     yield "through memory, in chunks", lambda: logit_gradient_in_chunks(dr_ND, logits_NH, table_CD, dr_ND.dtype)
-    yield "as training does it", lambda: logit_gradient(dr_ND, logits_NH, table_CD)
+    yield "as in training", lambda: logit_gradient(dr_ND, logits_NH, table_CD)
     if runs_kernels(dr_ND.device):
         yield "with latent.numerics.float8", lambda: logit_gradient(dr_ND, logits_NH, table_CD, True)
 
 
-def _error(made_NH: Tensor, exact_KH: Tensor) -> float | None:
-    """None for what is no gradient: the product."""
-    if made_NH.shape[1:] != exact_KH.shape[1:]:
+def _error(computed_NH: Tensor, exact_KH: Tensor) -> float | None:
+    """Relative error in norm; None for the product, which is no gradient."""
+    if computed_NH.shape[1:] != exact_KH.shape[1:]:
         return None
-    return float((made_NH[:CHECKED].double() - exact_KH).norm() / exact_KH.norm())
+    return float((computed_NH[:CHECKED].double() - exact_KH).norm() / exact_KH.norm())

@@ -1,4 +1,4 @@
-"""The matrix products of a step, each measured by itself: what a step would take if nothing else in it took time."""
+"""The matrix products of a step, each measured alone: the time of a step in which nothing else takes time."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from freetf_cli.bench.timing import Effort, replayed, timed
 
-ATTENTION = 2  # products of attention's forward: scores, and values by them; its backward has twice as many
+ATTENTION = 2  # products of attention's forward, q · kᵀ and weights · v; its backward has twice as many
 
 
 class Operand(NamedTuple):
-    """A tensor as a product takes it: its layout in memory matters."""
+    """One input of a product, with its layout in memory, on which the time depends."""
 
     shape: tuple[int, ...]
     stride: tuple[int, ...]
@@ -28,7 +28,7 @@ Product = tuple[Operand, Operand]  # [n, k] · [k, m], or [b, n, k] · [b, k, m]
 
 
 def products_of(step: Callable[[], object]) -> Counter[Product]:
-    """The products that a step makes, and how often; attention's and the mapper's among them, whatever kernel does them."""
+    """The products of a step and how often each occurs, those inside fused attention and the mapper's kernels included."""
     seen = _Recorder()
     with seen:
         step()
@@ -36,7 +36,7 @@ def products_of(step: Callable[[], object]) -> Counter[Product]:
 
 
 def seconds_of(products: Counter[Product], device: torch.device, effort: Effort) -> float:
-    """The sum of their times, each made again and again with random numbers."""
+    """Seconds of all products: each is measured alone, with random numbers, and counted as often as it occurs."""
     total = 0.0
     for (left, right), count in products.items():
         product = partial(torch.matmul, _random(left, device), _random(right, device))
@@ -59,7 +59,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             back = "backward" in name
             self._attention(*(args[1:4] if back else args[:3]), count=ATTENTION * (1 + back))
         elif name == "freetf::logit_gradient":
-            dtype = torch.bfloat16 if args[1].dtype == torch.bfloat16 else args[2].dtype  # as the operator has it
+            dtype = torch.bfloat16 if args[1].dtype == torch.bfloat16 else args[2].dtype  # as in the operator
             self._add(args[0].to(dtype), args[2].to(dtype).T)
         return function(*args, **(kwargs or {}))
 
@@ -67,7 +67,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.found[(_operand(a), _operand(b))] += 1
 
     def _attention(self, q: Tensor, k: Tensor, v: Tensor, *, count: int) -> None:
-        """Half of them like q · kᵀ, half like a square of scores with v."""
+        """Half of the products have the shape of q · kᵀ, half that of weights · v."""
         q, k, v = (each.flatten(0, 1) for each in (q, k, v))
         scores = q.new_empty(q.shape[0], q.shape[1], k.shape[1])
         k, v = (each.repeat_interleave(q.shape[0] // each.shape[0], 0) for each in (k, v))

@@ -1,4 +1,4 @@
-"""How long work takes, and what the machine can do at most."""
+"""Timing of repeated work, and the peak rates of the machine."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from freetf_cli.device import autocast_dtype, describe
 from freetf_cli.records.bench import Machine, Timing
 
 WARM_UP = 3
-PRODUCT = {"cuda": 8192, "cpu": 1024}  # side of the square matrices whose product is the ceiling
-COPIED = {"cuda": 1 << 30, "cpu": 1 << 27}  # bytes
+PRODUCT = {"cuda": 8192, "cpu": 1024}  # side of the square matrices of the largest measured FLOP/s
+COPIED = {"cuda": 1 << 30, "cpu": 1 << 27}  # bytes of the copy that measures bandwidth
 
 
 class Effort(NamedTuple):
-    """How often something is done: `repeats` rounds of `steps`."""
+    """`repeats` rounds of `steps` calls each."""
 
     steps: int
     repeats: int
 
 
 def timed(work: Callable[[], object], effort: Effort) -> Timing:
-    """Seconds of one call. The device's work is waited for at the end of a round, not between calls."""
+    """Seconds of one call. Waits for the device at the end of a round, not between calls."""
     timer = Timer("work()", globals={"work": work}, num_threads=torch.get_num_threads())
     rounds = [timer.timeit(effort.steps).mean for _ in range(effort.repeats)]
     return Timing(median(rounds), min(rounds), max(rounds), *effort)
 
 
 def replayed(work: Callable[[], object], device: torch.device) -> Callable[[], object]:
-    """The work, warmed up; on CUDA as a graph, so that short kernels do not wait for Python."""
+    """The work after a warm-up; on CUDA as a graph, so that short kernels do not wait for Python."""
     if device.type != "cuda":
         for _ in range(WARM_UP):
             work()
@@ -50,7 +50,7 @@ def replayed(work: Callable[[], object], device: torch.device) -> Callable[[], o
 
 
 def machine(device: torch.device, precision: str, effort: Effort) -> Machine:
-    """This machine, with the rates of a large product in the precision's type and of a large copy."""
+    """This machine, with the rates of a large matrix product in the precision's dtype, a large copy and a large sum."""
     about = describe(device)
     dtype = autocast_dtype(precision, device) or torch.float32
     side = PRODUCT.get(device.type, PRODUCT["cpu"])
@@ -60,13 +60,6 @@ def machine(device: torch.device, precision: str, effort: Effort) -> Machine:
     target = torch.empty_like(source)
     copy = timed(replayed(lambda: target.copy_(source), device), effort)
     total = timed(replayed(source.sum, device), effort)
-    return Machine(
-        about["device"],
-        about["name"],
-        about["torch"],
-        str(dtype).removeprefix("torch."),
-        about["threads"],
-        2.0 * side**3 / product.median,
-        2.0 * 4 * source.numel() / copy.median,
-        4.0 * source.numel() / total.median,
-    )
+    ceiling, bandwidth, reading = 2.0 * side**3 / product.median, 2 * source.nbytes / copy.median, source.nbytes / total.median
+    name = str(dtype).removeprefix("torch.")
+    return Machine(about["device"], about["name"], about["torch"], name, about["threads"], ceiling, bandwidth, reading)

@@ -1,4 +1,4 @@
-"""The training step of recipes, on random tokens: a Free model beside its baseline, and what its encoder and mapper take by themselves."""
+"""Times of training steps on random tokens: a Free model beside its baseline, and the encoder and mapper alone."""
 
 from __future__ import annotations
 
@@ -9,24 +9,23 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from freetf_cli.bench.products import products_of, seconds_of
 from freetf_cli.bench.timing import WARM_UP, Effort, machine, replayed, timed
 from freetf_cli.config.recipe import Recipe
+from freetf_cli.data.batches import Batch
 from freetf_cli.device import autocast_dtype
 from freetf_cli.kernels import logit_gradient
-from freetf_cli.latent.binary import BinaryDistribution, BinaryLatent
-from freetf_cli.latent.build import build_model, initialise_model
-from freetf_cli.model.attention.materialised import set_attention_checkpointing
+from freetf_cli.latent.binary import BinaryLatent, bit_logits
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.records.bench import PartRow, StepRow, Timing, TrainBench
 from freetf_cli.training.distributed import World
 from freetf_cli.training.float8 import check_float8, use_float8
 from freetf_cli.training.memory import plan_on
 from freetf_cli.training.optimizer import make_optimizer
-from freetf_cli.training.prefetch import HostBatch
+from freetf_cli.training.prefetch import host_batch
 from freetf_cli.training.schedule import objective_weights
+from freetf_cli.training.start import make_model
 from freetf_cli.training.step import TrainStep, autocast, compiled, loss_function
 
 
@@ -38,26 +37,24 @@ class Variant(NamedTuple):
 
 
 def with_baselines(variants: Sequence[Variant]) -> list[Variant]:
-    """One Free recipe alone comes after its baseline twin: the same recipe without its latent."""
+    """The variants; a single Free recipe comes after its baseline twin, the same recipe without its latent."""
     if len(variants) == 1 and (recipe := variants[0].recipe).latent is not None:
         return [Variant(f"{variants[0].name} without Z", recipe.model_copy(update={"latent": None})), *variants]
     return list(variants)
 
 
 def bench_train(variants: Sequence[Variant], device: torch.device, effort: Effort, done: Callable[[], None] = lambda: None) -> TrainBench:
-    """Time of a step, memory, FLOP/s; ratios are to the first. done: called after each variant. parts: of the last Free one."""
-    first = variants[0].recipe
-    here = machine(device, first.train.precision, effort)
+    """Measure the step of each variant, with ratios to the first, and the parts of the last Free one. done: called after each variant."""
+    here = machine(device, variants[0].recipe.train.precision, effort)
     rows: list[StepRow] = []
     for variant in variants:
         rows.append(_step_row(variant, device, effort, here.ceiling, rows[0].time if rows else None))
         done()
     parts: list[PartRow] = []
-    for variant, row in zip(variants, rows, strict=True):
-        if variant.recipe.latent is not None:
-            parts = [
-                PartRow(variant.name, part, took, took.median / row.time.median) for part, took in _parts(variant.recipe, device, effort)
-            ]
+    free = [(variant, row) for variant, row in zip(variants, rows, strict=True) if variant.recipe.latent is not None]
+    for variant, row in free[-1:]:
+        for part, took in _parts(variant.recipe, device, effort):
+            parts.append(PartRow(variant.name, part, took, took.median / row.time.median))
     return TrainBench(here, rows, parts)
 
 
@@ -69,25 +66,22 @@ def _step_row(variant: Variant, device: torch.device, effort: Effort, ceiling: f
     step = made_step(recipe, device)
     for _ in range(WARM_UP):
         step()
-    _wait(device)
+    if cuda:
+        torch.cuda.synchronize(device)
     warm_up = time.perf_counter() - began
     peak = torch.cuda.max_memory_allocated(device) if cuda else None  # a replayed graph allocates no more
     took = timed(step, effort)
     del step
     release(device)
-    tokens = recipe.train.batch * (recipe.model.context or 1)
-    plan = plan_on(recipe, device)
-    flops = plan.train_flops_per_token * tokens / took.median
-    ratio = took.median / (reference or took).median
+    tokens, plan = recipe.train.batch * (recipe.model.context or 1), plan_on(recipe, device)
+    rate, flops = tokens / took.median, plan.train_flops_per_token * tokens / took.median
+    ratio, memory = took.median / (reference or took).median, plan.memory["total"]
     products = _products(recipe, device, effort)
-    rate = tokens / took.median
-    return StepRow(
-        variant.name, recipe.kind, took, warm_up, tokens, rate, flops, flops / ceiling, peak, plan.memory["total"], ratio, products
-    )
+    return StepRow(variant.name, recipe.kind, took, warm_up, tokens, rate, flops, flops / ceiling, peak, memory, ratio, products)
 
 
 def _products(recipe: Recipe, device: torch.device, effort: Effort) -> float:
-    """Seconds of the matrix products of a step, as one that is neither compiled nor a graph asks for them."""
+    """Seconds of a step's matrix products, as a step that is neither compiled nor captured makes them."""
     plain = recipe.train.model_copy(update={"compile": "off", "cuda_graph": "off"})
     found = products_of(made_step(recipe.model_copy(update={"train": plain}), device))
     release(device)
@@ -95,93 +89,73 @@ def _products(recipe: Recipe, device: torch.device, effort: Effort) -> float:
 
 
 def made_step(recipe: Recipe, device: torch.device) -> Callable[[], None]:
-    """A training step that can be called again and again, on the same random tokens."""
+    """A training step that can be called repeatedly, on the same random tokens."""
     config, context = recipe.train, recipe.model.context or 1
     model = _model(recipe, device)
     loss = compiled(loss_function(model), config, device)
     noise_shape = () if model.latent is None else model.latent.noise_shape(context)
     update = TrainStep(model, loss, make_optimizer(model, config, device), config, device, (config.batch, context), noise_shape, World())
-    random = torch.Generator().manual_seed(config.seed)
-    rows = torch.randint(recipe.model.vocab or 2, (config.batch, context + 1), generator=random)
-    inputs, targets = (_pinned(part.contiguous(), device) for part in (rows[:, :-1], rows[:, 1:]))
-    batch = HostBatch(inputs, targets, config.batch * context)
+    generator = torch.Generator().manual_seed(config.seed)
+    rows = torch.randint(recipe.model.vocab or 2, (config.batch, context + 1), generator=generator).numpy()
+    batch = host_batch(Batch(rows[:, :-1], rows[:, 1:]), pinned=device.type == "cuda")
     update.noise.uniform_()
     weights = objective_weights(config.steps, recipe.latent, config.steps)
     return lambda: update(0, batch, config.lr, weights)
 
 
 def _parts(recipe: Recipe, device: torch.device, effort: Effort) -> Iterator[tuple[str, Timing]]:
-    """Encoder and mapper of a Free model, each by itself, with the shapes of a whole step: the parts of a batch one after another."""
-    assert recipe.latent is not None
+    """Times of a Free model's encoder and mapper alone, for as many tokens as a step has."""
+    for name, work, times in _works(recipe, device):
+        took = timed(replayed(work, device), effort)
+        yield name, Timing(took.median * times, took.least * times, took.most * times, took.steps, took.repeats)
+    release(device)
+
+
+def _works(recipe: Recipe, device: torch.device) -> Iterator[tuple[str, Callable[[], object], int]]:
+    """Name, work, and how often a step does it: once for each accumulated part of a batch, or once."""
     model = _model(recipe, device)
-    latent = model.latent
+    latent, config, times = model.latent, recipe.train, recipe.train.grad_accum_steps
     assert isinstance(latent, BinaryLatent)
-    dtype = autocast_dtype(recipe.train.precision, device) or torch.float32
-    float8 = recipe.latent.numerics.float8
-    rows, context, width = recipe.rows_at_once, recipe.model.context or 1, recipe.model.width
-    x_BTD = torch.randn(rows, context, width, device=device, requires_grad=True)
-    tokens_BT = torch.randint(recipe.model.vocab or 2, (rows, context), device=device)
-    codes_N = torch.randint(2**recipe.latent.bits, (rows * context,), device=device)
-    dl_BTH = torch.randn(rows, context, recipe.latent.bits, device=device, dtype=dtype)
-    dr_ND, logits_NH = x_BTD.detach().flatten(0, 1).to(dtype), dl_BTH.flatten(0, 1)
-    table_CD = latent.post_sampler.weight
-    infer = compiled(lambda x_BTD: (_bit_logits(model, x_BTD, tokens_BT),), recipe.train, device)
+    dtype = autocast_dtype(config.precision, device) or torch.float32
+    x_BTD = torch.randn(recipe.rows_at_once, recipe.model.context or 1, recipe.model.width, device=device, requires_grad=True)
+    dr_ND, bits = x_BTD.detach().flatten(0, 1).to(dtype), latent.bits
+    tokens_BT = torch.randint(recipe.model.vocab or 2, x_BTD.shape[:2], device=device)
+    dl_BTH = torch.randn(*x_BTD.shape[:2], bits, device=device, dtype=dtype)
+    infer = compiled(lambda x_BTD: (bit_logits(model.infer_latent(x_BTD, tokens_BT, model.context(tokens_BT))),), config, device)
 
     def encoder() -> None:
-        with autocast(recipe.train, device):
+        with autocast(config, device):
             (bit_logits_BTH,) = infer(x_BTD)
         torch.autograd.grad(bit_logits_BTH, [x_BTD, *latent.encoder.parameters()], dl_BTH.to(bit_logits_BTH.dtype))
+
+    yield "encoder, forward and backward", encoder, times
+    table_CD = latent.post_sampler.weight
+    w_DC, codes_N = table_CD.detach().to(dtype).T, torch.randint(2**bits, (len(dr_ND),), device=device)
+    float8 = latent.post_sampler.float8
+    yield "mapper: gradient of the bits' logits", lambda: logit_gradient(dr_ND, dl_BTH.flatten(0, 1), table_CD.detach(), float8), times
+    yield "mapper: its product W · dr alone", lambda: dr_ND @ w_DC, times
 
     def table() -> None:
         torch.autograd.grad(F.embedding(codes_N, table_CD), table_CD, dr_ND.to(table_CD.dtype))
 
-    optimizer = make_optimizer(latent.post_sampler, recipe.train, device)
+    yield "mapper: gradient of the table", table, times
+    optimizer = make_optimizer(latent.post_sampler, config, device)
     table_CD.grad = torch.zeros_like(table_CD)
     for group in optimizer.param_groups:
         group["capturable"] = device.type == "cuda"
-    w_DC = table_CD.detach().to(dtype).T
-    parts: list[tuple[str, Callable[[], object]]] = [
-        ("encoder, forward and backward", encoder),
-        ("mapper: gradient of the bits' logits", lambda: logit_gradient(dr_ND, logits_NH, table_CD.detach(), float8)),
-        ("mapper: its product W · dr alone", lambda: dr_ND @ w_DC),
-        ("mapper: gradient of the table", table),
-        ("AdamW of the table", optimizer.step),
-    ]
-    times = recipe.train.grad_accum_steps
-    for name, work in parts:
-        took = timed(replayed(work, device), effort)
-        factor = 1 if name.startswith("AdamW") else times
-        yield name, Timing(took.median * factor, took.least * factor, took.most * factor, took.steps, took.repeats)
-    release(device)
-
-
-def _bit_logits(model: Decoder, x_BTD: Tensor, tokens_BT: Tensor) -> Tensor:
-    posterior = model.infer_latent(x_BTD, tokens_BT, model.context(tokens_BT))
-    assert isinstance(posterior, BinaryDistribution)
-    return posterior.bit_logits
+    yield "AdamW of the table", optimizer.step, 1
 
 
 def _model(recipe: Recipe, device: torch.device) -> Decoder:
-    model = build_model(recipe.model, recipe.latent)
-    initialise_model(model, recipe.train.seed)
+    model = make_model(recipe, device, None, None)
     if recipe.train.float8:
         check_float8(recipe, device)
         use_float8(model)
-    set_attention_checkpointing(model, recipe.train.attention_checkpointing)
-    return model.to(device).train()
-
-
-def _pinned(rows: Tensor, device: torch.device) -> Tensor:
-    return rows.pin_memory() if device.type == "cuda" else rows
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    return model
 
 
 def release(device: torch.device) -> None:
-    """Give back what the last variant held, its graph and its compiled code too."""
+    """Free what the last variant held, its CUDA graph and compiled code included."""
     torch.compiler.reset()
     gc.collect()
     if device.type == "cuda":

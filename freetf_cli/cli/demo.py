@@ -72,7 +72,6 @@ def _chapter(number: int, title: str, command: str) -> None:
 def _make_data(folder: Path, *, quiet: bool) -> None:
     """Write the data, unless it exists, and show a few rows of it."""
     from freetf_cli.data.prepare import write_task
-    from freetf_cli.records.samples import line_spans
     from freetf_cli.report import terminal
     from freetf_cli.report.blocks import Note
     from freetf_cli.report.progress import counter
@@ -83,7 +82,7 @@ def _make_data(folder: Path, *, quiet: bool) -> None:
     task = make_task("letters", {})
     if not quiet:
         for example in task.examples(seed=0, start=0, count=4):
-            terminal.show_line([("   ", "plain"), *line_spans(example.text)])
+            terminal.show_line([("   ", "plain"), *task.spans(example.text)])
         entropy = task.entropy()
         bits = ", ".join(f"{name} {entropy[name]:.2f}" for name in ("letter", "position", "noise"))
         floor = f"given the letter {entropy['given_letter']:.3f}, the floor of every CE below"
@@ -121,6 +120,7 @@ def _figure4(run: Path, device: str, *, shown: bool) -> list[Agreement]:
     from freetf_cli.report import terminal
     from freetf_cli.report.console import warn
     from freetf_cli.runs.checkpoint import open_checkpoint
+    from freetf_cli.tasks import spans_by_text
 
     checkpoint = open_checkpoint(run, warn)
     model, tokenizer = checkpoint.model(resolve_device(device)), checkpoint.tokenizer()
@@ -129,7 +129,9 @@ def _figure4(run: Path, device: str, *, shown: bool) -> list[Agreement]:
     if shown:
         blue = list(generate(model, tokenizer, [PROMPT], spec))
         green = list(generate(model, tokenizer, [PROMPT], replace(spec, z="shared", groups=SHOWN_GROUPS, seed=1)))
-        terminal.show_blocks([SampleGroups("", z, _by_group(rows), PROMPT).block() for z, rows in ((False, blue), (True, green))])
+        spans = spans_by_text("letters", {}, (sample.text for sample in (*blue, *green)))
+        boxes = [SampleGroups("", shared, _by_group(rows), PROMPT, spans) for shared, rows in ((False, blue), (True, green))]
+        terminal.show_blocks([one.block() for one in boxes])
     measured = generate(model, tokenizer, [PROMPT], replace(spec, z="shared", groups=GROUPS, count=COUNT, seed=2))
     return group_agreement(_by_group(list(measured)), DataFacts(**checkpoint.state["data"]))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterable, Iterator
-from itertools import groupby
+from itertools import chain, groupby
 from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal
 
 import typer
@@ -139,6 +139,7 @@ def show_samples(records: Iterator[Sample], checkpoint: Checkpoint, *, shared: b
     from freetf_cli.records import to_json
     from freetf_cli.records.samples import line_spans
     from freetf_cli.report import terminal
+    from freetf_cli.tasks import spans_by_text
 
     if json:
         for record in records:
@@ -146,8 +147,9 @@ def show_samples(records: Iterator[Sample], checkpoint: Checkpoint, *, shared: b
     elif sys.stdout.isatty() and _shows_factors(checkpoint):
         _show_boxes(list(records), checkpoint, shared=shared)
     else:
+        facts = checkpoint.state["data"]
         for record in records:
-            terminal.show_line(line_spans(record.text, record.prompt))
+            terminal.show_line(line_spans(record.text, record.prompt, spans_by_text(facts.get("task"), facts["params"], [record.text])))
 
 
 def _shows_factors(checkpoint: Checkpoint) -> bool:
@@ -163,9 +165,12 @@ def _show_boxes(records: list[Sample], checkpoint: Checkpoint, *, shared: bool) 
     from freetf_cli.records import DataFacts
     from freetf_cli.records.samples import SampleGroups, agreement_table
     from freetf_cli.report import terminal
+    from freetf_cli.tasks import spans_by_text
 
+    facts = DataFacts(**checkpoint.state["data"])
     for prompt, rows in groupby(records, key=lambda record: record.prompt):
         groups = [[row.text for row in group] for _, group in groupby(rows, key=lambda row: row.group)]
-        found = group_agreement(groups, DataFacts(**checkpoint.state["data"])) if shared else []
-        boxes = SampleGroups("", shared, groups, prompt).block(latent=checkpoint.recipe.latent is not None)
+        found = group_agreement(groups, facts) if shared else []
+        spans = spans_by_text(facts.task, facts.params, chain.from_iterable(groups))
+        boxes = SampleGroups("", shared, groups, prompt, spans).block(latent=checkpoint.recipe.latent is not None)
         terminal.show_blocks([boxes, agreement_table(found)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from freetf_cli.records import DataFacts
 from freetf_cli.records.run import RunSummary
 from freetf_cli.records.samples import SampleGroups
 from freetf_cli.runs.folder import RunFolder
+from freetf_cli.tasks import spans_by_text
 from freetf_cli.training.plan import plan_run
 
 
@@ -23,7 +25,7 @@ def summarise(path: Path) -> RunSummary:
     where = str((manifest.get("device") or {}).get("device") or "cpu")
     precision = recipe.train.precision
     facts = _facts(manifest, run)
-    samples = sample_groups(run.last_samples())
+    samples = sample_groups(run.last_samples(), facts)
     shared = [group for groups in samples if groups.shared for group in groups.groups]
     return RunSummary(
         run=str(path),
@@ -40,7 +42,7 @@ def summarise(path: Path) -> RunSummary:
     )
 
 
-def sample_groups(samples: Mapping[str, Sequence[dict[str, Any]]]) -> list[SampleGroups]:
+def sample_groups(samples: Mapping[str, Sequence[dict[str, Any]]], facts: DataFacts) -> list[SampleGroups]:
     """The samples that the run kept, by group, as Figure 4 shows them: independent Z first."""
     found = []
     for name in ("independent", "shared"):
@@ -49,7 +51,8 @@ def sample_groups(samples: Mapping[str, Sequence[dict[str, Any]]]) -> list[Sampl
         for record in records:
             groups.setdefault(int(record["group"]), []).append(str(record["text"]))
         if groups:
-            found.append(SampleGroups("", name == "shared", list(groups.values()), prompt=str(records[0]["prompt"])))
+            spans = spans_by_text(facts.task, facts.params, chain.from_iterable(groups.values()))
+            found.append(SampleGroups("", name == "shared", list(groups.values()), str(records[0]["prompt"]), spans))
     return found
 
 

@@ -1,8 +1,8 @@
-"""Operations with a kernel of their own, each beside its plain PyTorch reference.
+"""Operations with kernels of their own, each beside its plain PyTorch reference.
 
-One file has one operation: the equation and the reference, the registered operator where there is one, and the function that the model
-calls. That function decides between them. A `*_triton.py` file has the Triton source, and is imported where it runs. The functions take
-tensors, and import nothing of the model.
+A file X.py has one operation: its equation, its reference, and the function that the model calls, which chooses between reference and
+kernel. X_triton.py has the kernels, registered as custom operators; it is imported where they run, since not every system has Triton.
+Functions take tensors and import nothing of the model.
 """
 
 from freetf_cli.kernels.attention import short_attention, takes_short_attention

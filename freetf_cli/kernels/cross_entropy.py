@@ -1,14 +1,14 @@
-"""Cross-entropy of a linear layer's logits, which are never all in memory.
+"""Cross-entropy of a linear layer's logits without all logits in memory.
 
     Σ_i −log softmax(W h_i)[target_i]
 
-32,768 tokens of a vocabulary of 131,072 have 17 GB of logits in float32, and their gradient as many. Here the logits of some tokens at a
-time are computed, the loss and its gradient taken, and both products of the gradient done before the next. What is kept for the backward
-has the size of the stream and of the weight. They are the three products of any output layer, none of them twice.
+32,768 tokens of a vocabulary of 131,072 have 17 GB of logits in float32, and as much gradient. Here the logits of a chunk of tokens are
+computed, then the loss, its gradient, and both products of the gradient, before the next chunk. These are the three products of any
+output layer; none is done twice. What is kept for the backward has the size of the stream and of the weight.
 
-PyTorch has `F.linear_cross_entropy` in chunks from 2.13 on: 2.11 lacks it, and torch.compile leaves it out of its graph.
+PyTorch has `F.linear_cross_entropy` with chunks from 2.13 on. torch 2.11 lacks it, and torch.compile leaves its chunks out of the graph.
 
-Shapes: N tokens, n of them at a time, D width, V vocabulary.
+Shapes: N tokens, n tokens of a chunk, D width, V vocabulary.
 """
 
 from itertools import pairwise
@@ -18,16 +18,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from freetf_cli.kernels.support import operator, product_dtype, runs_kernels
+from freetf_cli.kernels.support import product_dtype, runs_kernels
 
-# In memory together. Every chunk of tokens reads and writes the whole gradient of the weight, 1 ms a chunk for 131,072 × 1536 on an
-# H200: few chunks where there is memory for them.
+# Logits of a chunk. Every chunk reads and writes the whole gradient of the weight: 1 ms a chunk for 131,072 × 1536 on an H200.
 MOST_LOGITS = {"cpu": 1 << 28, "cuda": 1 << 30}
-FEW_LOGITS = {"cpu": 1 << 28, "cuda": 1 << 24}  # up to so many PyTorch's own functions compute together
+FEW_LOGITS = {"cpu": 1 << 28, "cuda": 1 << 24}  # up to so many, PyTorch's own functions compute all at once
 
 
 def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, ignore: int) -> Tensor:
-    """The sum over the targets that are not `ignore`, in nats; products in autocast's dtype where it is on."""
+    """The sum over the targets that are not `ignore`, in nats []; products in autocast's dtype where it is on."""
     kind = hidden_ND.device.type
     few = hidden_ND.shape[0] * weight_VD.shape[0] <= FEW_LOGITS.get(kind, FEW_LOGITS["cpu"])
     if few or not torch.is_grad_enabled():
@@ -37,7 +36,7 @@ def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor
 
 
 def reference_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, ignore: int) -> Tensor:
-    """The same by PyTorch's functions, whose backward needs all logits; without a backward those of a chunk are in memory."""
+    """The same by PyTorch's functions. Its backward needs all logits; without a backward, one chunk is in memory."""
     cost = hidden_ND.new_zeros((), dtype=torch.promote_types(hidden_ND.dtype, torch.float32))
     for part in chunks(hidden_ND.shape[0], weight_VD.shape[0], most_logits(hidden_ND.device.type)):
         logits_nV = F.linear(hidden_ND[part], weight_VD).to(cost.dtype)
@@ -46,55 +45,29 @@ def reference_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Ten
 
 
 def most_logits(device_type: str) -> int:
-    """How many logits are in memory together."""
+    """Logits in memory at once."""
     return MOST_LOGITS.get(device_type, MOST_LOGITS["cpu"])
 
 
 def chunks(tokens: int, vocabulary: int, most: int) -> list[slice]:
-    """Chunks of the tokens, as equal as can be, that have at most `most` logits (or those of one token)."""
+    """Chunks of nearly equal length whose tokens have at most `most` logits together (or of one token)."""
     count = min(tokens, max(1, -(-tokens * vocabulary // most)))
     ends = [tokens * part // count for part in range(count + 1)] if count else []
     return [slice(*pair) for pair in pairwise(ends)]
 
 
-def reference_with_gradient(logits_nV: Tensor, targets_n: Tensor, ignore: int) -> tuple[Tensor, Tensor]:
-    """Σ −log softmax(logits)[target] in nats, at least in float32, and its gradient [n, V] in the logits' dtype."""
-    wide = torch.promote_types(logits_nV.dtype, torch.float32)
-    counted_n1 = (targets_n != ignore)[:, None]
-    x_nV = logits_nV.to(wide)
-    lse_n1 = x_nV.logsumexp(-1, keepdim=True)
-    chosen_n1 = x_nV.gather(-1, torch.where(counted_n1, targets_n[:, None], 0))
-    cost = torch.where(counted_n1, lse_n1 - chosen_n1, 0.0).sum()
-    codes_V = torch.arange(x_nV.shape[1], device=x_nV.device)
-    d_nV = torch.exp(x_nV - lse_n1) - (codes_V == targets_n[:, None]).to(wide)
-    return cost, torch.where(counted_n1, d_nV, 0.0).to(logits_nV.dtype)
-
-
-@operator(lambda logits, targets, ignore: logits.new_empty(logits.shape[0], dtype=torch.float32), mutates=("logits_nV",))
-def cross_entropy_in_place(logits_nV: Tensor, targets_n: Tensor, ignore: int) -> Tensor:
-    """The costs [n], float32; the gradient takes the place of the logits."""
-    from freetf_cli.kernels import cross_entropy_triton
-
-    return cross_entropy_triton.cross_entropy_in_place(logits_nV, targets_n, ignore)
-
-
 class _InChunks(torch.autograd.Function):
-    """The gradient is computed in the forward, where the logits are; the backward scales it."""
+    """Computes the gradient in the forward, where the logits are; the backward scales it."""
 
     @staticmethod
     def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, ignore: int, dtype: torch.dtype) -> Tensor:
         wide = torch.promote_types(dtype, torch.float32)
-        in_place = dtype == torch.bfloat16 and runs_kernels(hidden_ND.device)
         with torch.autocast(hidden_ND.device.type, enabled=False):
             w_VD = weight_VD.to(dtype)
             cost, dw_VD, dh_ND = hidden_ND.new_zeros((), dtype=wide), torch.zeros_like(weight_VD), []
             for part in chunks(hidden_ND.shape[0], weight_VD.shape[0], most_logits(hidden_ND.device.type)):
                 h_nD = hidden_ND[part].to(dtype)
-                d_nV = h_nD @ w_VD.T
-                if in_place:
-                    part_cost = cross_entropy_in_place(d_nV, targets_N[part], ignore).sum()
-                else:
-                    part_cost, d_nV = reference_with_gradient(d_nV, targets_N[part], ignore)
+                part_cost, d_nV = _with_gradient(h_nD @ w_VD.T, targets_N[part], ignore)
                 cost = cost + part_cost
                 dh_ND.append(d_nV @ w_VD)
                 dw_VD = dw_VD + (d_nV.T @ h_nD).to(dw_VD.dtype)
@@ -105,3 +78,25 @@ class _InChunks(torch.autograd.Function):
     def backward(ctx: Any, d: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         dh_ND, dw_VD = ctx.saved_tensors
         return dh_ND * d.to(dh_ND.dtype), dw_VD * d.to(dw_VD.dtype), None, None, None
+
+
+def _with_gradient(logits_nV: Tensor, targets_n: Tensor, ignore: int) -> tuple[Tensor, Tensor]:
+    """`reference_with_gradient`, by the kernel where it runs. The logits may be overwritten."""
+    if logits_nV.dtype == torch.bfloat16 and runs_kernels(logits_nV.device):
+        from freetf_cli.kernels.cross_entropy_triton import cross_entropy_in_place
+
+        return cross_entropy_in_place(logits_nV, targets_n, ignore).sum(), logits_nV
+    return reference_with_gradient(logits_nV, targets_n, ignore)
+
+
+def reference_with_gradient(logits_nV: Tensor, targets_n: Tensor, ignore: int) -> tuple[Tensor, Tensor]:
+    """Σ −log softmax(logits)[target] in nats, at least in float32, and its gradient [n, V] in the logits' dtype."""
+    wide = torch.promote_types(logits_nV.dtype, torch.float32)
+    counted_n1 = (targets_n != ignore)[:, None]
+    x_nV = logits_nV.to(wide)
+    lse_n1 = x_nV.logsumexp(-1, keepdim=True)
+    chosen_n1 = x_nV.gather(-1, torch.where(counted_n1, targets_n[:, None], 0))
+    cost = torch.where(counted_n1, lse_n1 - chosen_n1, 0.0).sum()
+    tokens_V = torch.arange(x_nV.shape[1], device=x_nV.device)
+    d_nV = torch.exp(x_nV - lse_n1) - (tokens_V == targets_n[:, None]).to(wide)
+    return cost, torch.where(counted_n1, d_nV, 0.0).to(logits_nV.dtype)

@@ -4,7 +4,7 @@
     x ← x + Wout attention(q, cached keys, k; cached values, v)
     x ← x + Wdown (silu(Wgate n(x)) · Wup n(x))
 
-Shapes: D width, F hidden width, M query heads, K key/value heads, E head width, S positions that the cache has room for.
+Shapes: D width, F hidden width, M query heads, K key/value heads, E head width, S positions of the cache.
 """
 
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from freetf_cli.kernels.support import on_device_of, runs_kernels
 
 
 class BlockWeights(NamedTuple):
-    """The weights of a block, with their outputs first; the norms' [D]. eps: of both norms."""
+    """The weights of a block, [outputs, inputs]; of the norms [D]. eps: of both norms."""
 
     attention_norm: Tensor
     q: Tensor
@@ -37,7 +37,7 @@ class BlockWeights(NamedTuple):
 
 
 def takes_decode_block(x_BTD: Tensor, weights: BlockWeights, head_width: int) -> bool:
-    """Whether the kernels compute it: one position of one sequence in bfloat16, without gradients."""
+    """Whether the kernels can compute it: one position of one sequence, in bfloat16, without gradients."""
     one = x_BTD.shape[:2] == (1, 1) and head_width in (32, 64, 128) and not torch.is_grad_enabled()
     fits = all(each.dtype == torch.bfloat16 for each in (x_BTD, weights.down)) and all(each.is_contiguous() for each in weights.tensors)
     return one and fits and runs_kernels(x_BTD.device)
@@ -46,10 +46,10 @@ def takes_decode_block(x_BTD: Tensor, weights: BlockWeights, head_width: int) ->
 def decode_block(
     x_11D: Tensor, kv_11D: Tensor, rotary: Rotary, k_1KSE: Tensor, v_1KSE: Tensor, position: Tensor, weights: BlockWeights
 ) -> Tensor:
-    """The block's output, [1, 1, D], by the kernels: `takes_decode_block` says where they run.
+    """The block's output, [1, 1, D], by the kernels. Call it only where `takes_decode_block` holds.
 
     kv_11D: the stream of keys and values. rotary: cos and sin of the position, [1, E/2]. position: [] int64; the new key and value are
-    written there in the cache, and positions before it are attended to. No operator: generation is not compiled, but captured as a graph.
+    written there in the cache, and earlier positions are attended to. Not an operator: generation is captured as a graph, not compiled.
     """
     from freetf_cli.kernels import decoding_triton
 

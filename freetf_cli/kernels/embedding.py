@@ -1,7 +1,7 @@
-"""Rows of an embedding table, with a gradient that is fast and deterministic where the table is small.
+"""Rows of an embedding table, with a fast and deterministic gradient for small tables.
 
-PyTorch adds the gradient of every token to its row. On a GPU thousands of tokens that add to each of a few rows wait for each other, and
-add in any order. Here the gradient of such a table is a product with the one-hot tokens.
+PyTorch adds the gradient of every token to its row. On a GPU, thousands of tokens that add to a few rows wait for each other, and add in
+any order. For a small table the gradient here is a product with the one-hot tokens, one_hot(tokens)ᵀ · dx.
 
 Shapes: B sequences, T positions, N = B · T tokens, V vocabulary, D width.
 """
@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-FEW_ROWS = 512  # the one-hot product is used for tables of up to this many rows,
-ONE_HOT = 1 << 26  # if the one-hot tokens are no more numbers than this
+FEW_ROWS = 512  # V, at most, for the one-hot product
+ONE_HOT = 1 << 26  # N · V, at most
 
 
 class Embedding(nn.Embedding):
@@ -31,7 +31,7 @@ def embed(table_VD: Tensor, tokens_BT: Tensor) -> Tensor:
 
 
 def embed_one_hot(table_VD: Tensor, tokens_BT: Tensor) -> Tensor:
-    """`F.embedding` whose gradient is one_hot(tokens)ᵀ · dx, a product in dx's dtype."""
+    """`F.embedding` with the gradient one_hot(tokens)ᵀ · dx, a product in dx's dtype."""
     rows_BTD: Tensor = _OneHotGradient.apply(table_VD, tokens_BT)  # type: ignore[no-untyped-call]
     return rows_BTD
 
@@ -47,5 +47,5 @@ class _OneHotGradient(torch.autograd.Function):
     def backward(ctx: Any, dx_BTD: Tensor) -> tuple[Tensor, None]:
         (tokens_BT,) = ctx.saved_tensors
         with torch.autocast(dx_BTD.device.type, enabled=False):
-            chosen_NV = F.one_hot(tokens_BT.flatten(), ctx.rows).to(dx_BTD.dtype)
-            return chosen_NV.T @ dx_BTD.flatten(0, -2), None
+            one_hot_NV = F.one_hot(tokens_BT.flatten(), ctx.rows).to(dx_BTD.dtype)
+            return one_hot_NV.T @ dx_BTD.flatten(0, -2), None

@@ -1,10 +1,16 @@
-"""The causal mix of attention weights over heads, tril(w · tril(x)), and its gradients in Triton.
+"""The causal mix of attention weights over heads and its gradients, in Triton.
 
-A library's batched product of a small mix with millions of cells takes several times what reading and writing them does. Here it is a read
-and a write; for both gradients two reads and a write. A row of a tile is a query of one head: all heads of a group, and where they are
-fewer than a matrix product's 16 rows, of several queries, with the mix as the blocks of a diagonal.
+    y = tril(mix · tril(x)),  dx = tril(mixᵀ · tril(dy)),  dmix = Σ_{i ≥ j} dy[:, i, j] · x[:, i, j]ᵀ
 
-Shapes: B sequences, M heads in G groups of C, T queries and S = T keys; R rows of a tile, H of them for a query.
+A row of a tile is one query of one head: all heads of a group, for as many queries as fill the 16 rows of a matrix product, with the mix
+repeated along a block diagonal. The mix is one read and one write of x, both gradients together two reads and one write.
+
+Why: a library's batched product of a small mix with millions of cells takes several times as long as reading and writing them. All mixes
+of `paper-880m-multi-token` take 37 ms of a step of 266 at T = 2,048 on an H200 (docs/multi-token-attention.md, "ms by kernel").
+
+float32 or 16-bit x, sums in float32. Tests: 1e-6 of float64 in the interpreter; compiled, 2⁻⁹ in bfloat16 and 1e-5 in float32.
+
+Shapes: B sequences, M heads in G groups of C (at most 64), T queries and T keys; R rows of a tile, H of them for one query.
 """
 
 import torch
@@ -12,11 +18,29 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from freetf_cli.kernels.support import operator
+
 PROGRAMS = 8 * 132  # of the gradients' kernel, each with a sum of its own: enough to fill an H100 or H200
 
 
-def mix(x_BMTS: Tensor, mix_GCC: Tensor) -> Tensor:
-    """tril(w · tril(x)) of whole maps, T = S, in x's type, summed in float32."""
+@operator(lambda dy, x, mix: (x.new_empty(x.shape), mix.new_empty(mix.shape, dtype=torch.float32)))
+def causal_mix_backward(dy_BMTS: Tensor, x_BMTS: Tensor, mix_GCC: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of x, [B, M, T, T], and of the mix, [G, C, C] float32."""
+    dy_BMTS, x_BMTS = dy_BMTS.contiguous(), x_BMTS.contiguous()
+    dx_BMTS, length, (groups, heads, _) = torch.empty_like(x_BMTS), x_BMTS.shape[2], mix_GCC.shape
+    rows, of_query, keys = _tile(x_BMTS, heads)
+    strips = len(x_BMTS) * triton.cdiv(length, rows // of_query)
+    programs = min(strips, triton.cdiv(PROGRAMS, groups))
+    parts_GPRR = mix_GCC.new_empty(groups, programs, rows, rows, dtype=torch.float32)
+    sizes = strips, length, heads, rows, of_query, keys
+    _mix_gradients[(programs, groups)](dy_BMTS, x_BMTS, mix_GCC.contiguous(), dx_BMTS, parts_GPRR, *sizes)
+    blocks_GQHQH = parts_GPRR.sum(1).view(groups, rows // of_query, of_query, rows // of_query, of_query)
+    return dx_BMTS, blocks_GQHQH.diagonal(dim1=1, dim2=3).sum(-1)[:, :heads, :heads].contiguous()
+
+
+@operator(lambda x, mix: x.new_empty(x.shape), backward=causal_mix_backward)
+def causal_mix(x_BMTS: Tensor, mix_GCC: Tensor) -> Tensor:
+    """y [B, M, T, T], in x's dtype."""
     x_BMTS, out_BMTS = x_BMTS.contiguous(), torch.empty_like(x_BMTS, memory_format=torch.contiguous_format)
     length, (groups, heads, _) = x_BMTS.shape[2], mix_GCC.shape
     rows, of_query, keys = _tile(x_BMTS, heads)
@@ -25,39 +49,25 @@ def mix(x_BMTS: Tensor, mix_GCC: Tensor) -> Tensor:
     return out_BMTS
 
 
-def mix_gradients(dy_BMTS: Tensor, x_BMTS: Tensor, mix_GCC: Tensor) -> tuple[Tensor, Tensor]:
-    """Those of x, [B, M, T, S], and of the mix, [G, C, C] float32."""
-    dy_BMTS, x_BMTS = dy_BMTS.contiguous(), x_BMTS.contiguous()
-    dx_BMTS, length, (groups, heads, _) = torch.empty_like(x_BMTS), x_BMTS.shape[2], mix_GCC.shape
-    rows, of_query, keys = _tile(x_BMTS, heads)
-    strips = len(x_BMTS) * triton.cdiv(length, rows // of_query)
-    programs = min(strips, triton.cdiv(PROGRAMS, groups))
-    parts_GPRR = mix_GCC.new_empty(groups, programs, rows, rows, dtype=torch.float32)
-    _mix_gradients[(programs, groups)](
-        dy_BMTS, x_BMTS, mix_GCC.contiguous(), dx_BMTS, parts_GPRR, strips, length, heads, rows, of_query, keys
-    )
-    blocks_GQHQH = parts_GPRR.sum(1).view(groups, rows // of_query, of_query, rows // of_query, of_query)
-    return dx_BMTS, blocks_GQHQH.diagonal(dim1=1, dim2=3).sum(-1)[:, :heads, :heads].contiguous()
-
-
 def _tile(x_BMTS: Tensor, heads: int) -> tuple[int, int, int]:
-    """Rows, those for a query, keys: of a head 256 bytes side by side or more. A product in float32 has a row of it in registers."""
+    """Rows, rows of one query, and keys of a tile: at least 256 bytes of a head side by side. Fewer in float32, for the registers."""
     of_query = triton.next_power_of_2(heads)
     rows = max(16, of_query)
     return rows, of_query, 64 if x_BMTS.dtype == torch.float32 else 8192 // rows
 
 
 @triton.jit
-def _mix_block(mix_CC, C: tl.constexpr, R: tl.constexpr, H: tl.constexpr, TRANSPOSED: tl.constexpr):
-    """The mix, or its transpose, for each query of a tile, [R, R]."""
+def _block_diagonal(mix_CC, C: tl.constexpr, R: tl.constexpr, H: tl.constexpr, TRANSPOSED: tl.constexpr):
+    """The mix, or its transpose, once for each query of a tile, [R, R]."""
     o, h = tl.arange(0, R)[:, None], tl.arange(0, R)[None, :]
     inside = (o // H == h // H) & (o % H < C) & (h % H < C)
     return tl.load(mix_CC + (h % H * C + o % H if TRANSPOSED else o % H * C + h % H), mask=inside, other=0.0)
 
 
 @triton.jit
-def _cells_of_heads(x_CTS, i, h, j, T, C: tl.constexpr):
-    """x[h, i, j], 0 outside and after the query. Read 16 keys at a time: a mask that ends anywhere would have every number read alone."""
+def _cells(x_CTS, i, h, j, T, C: tl.constexpr):
+    """x[h, i, j], 0 outside and after the query. The mask ends at multiples of 16 keys: one that can end anywhere makes Triton read every
+    number alone."""
     inside = ((h < C) & (i < T))[:, None] & (j < T)[None, :] & (j[None, :] // 16 <= i[:, None] // 16)
     x_RN = tl.load(x_CTS + ((h.to(tl.int64) * T + i) * T)[:, None] + j[None, :], mask=inside, other=0.0)
     return tl.where(j[None, :] <= i[:, None], x_RN, 0.0)
@@ -71,7 +81,6 @@ def _store_cells(out_CTS, y_RN, i, h, j, T, C: tl.constexpr):
 
 @triton.jit
 def _mix(x_BMTS, mix_GCC, out_BMTS, G, T, C: tl.constexpr, R: tl.constexpr, H: tl.constexpr, BN: tl.constexpr):
-    """A tile of the mix: the sum of cells after their query is one of zeros."""
     tiles, strips = tl.cdiv(T, BN), tl.cdiv(T, R // H)
     strip, r = tl.program_id(0) // tiles, tl.arange(0, R)
     n = strip // strips
@@ -81,29 +90,20 @@ def _mix(x_BMTS, mix_GCC, out_BMTS, G, T, C: tl.constexpr, R: tl.constexpr, H: t
     at = n.to(tl.int64) * C * T * T
     sum_RN = tl.zeros((R, BN), tl.float32)
     if j0 < strip % strips * (R // H) + R // H:
-        x_RN = _cells_of_heads(x_BMTS + at, i, h, j, T, C)
-        mix_RR = _mix_block(mix_GCC + n % G * C * C, C, R, H, False).to(x_RN.dtype)
+        x_RN = _cells(x_BMTS + at, i, h, j, T, C)
+        mix_RR = _block_diagonal(mix_GCC + n % G * C * C, C, R, H, False).to(x_RN.dtype)
         sum_RN = tl.dot(mix_RR, x_RN, input_precision="ieee")
     _store_cells(out_BMTS + at, sum_RN, i, h, j, T, C)
 
 
 @triton.jit
 def _mix_gradients(
-    dy_BMTS,
-    x_BMTS,
-    mix_GCC,
-    dx_BMTS,
-    parts_GPRR,
-    strips,
-    T,
-    C: tl.constexpr,
-    R: tl.constexpr,
-    H: tl.constexpr,
-    BN: tl.constexpr,
-):
-    """x's gradient in every so manieth strip of queries of one group, and what they give to the mix's."""
+    dy_BMTS, x_BMTS, mix_GCC, dx_BMTS, parts_GPRR,
+    strips, T, C: tl.constexpr, R: tl.constexpr, H: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """dx in every P-th strip of queries of one group, and the sum of these strips' share of dmix."""
     p, g, r = tl.program_id(0), tl.program_id(1), tl.arange(0, R)
-    mix_RR = _mix_block(mix_GCC + g * C * C, C, R, H, True).to(dy_BMTS.dtype.element_ty)
+    mix_RR = _block_diagonal(mix_GCC + g * C * C, C, R, H, True).to(dy_BMTS.dtype.element_ty)
     sum_RR = tl.zeros((R, R), tl.float32)
     in_map = tl.cdiv(T, R // H)
     strip = p
@@ -116,8 +116,8 @@ def _mix_gradients(
             j = j0 + tl.arange(0, BN)
             dx_RN = tl.zeros((R, BN), tl.float32)
             if j0 < i0 + R // H:
-                dy_RN = _cells_of_heads(dy_BMTS + at, i, h, j, T, C)
-                x_RN = _cells_of_heads(x_BMTS + at, i, h, j, T, C)
+                dy_RN = _cells(dy_BMTS + at, i, h, j, T, C)
+                x_RN = _cells(x_BMTS + at, i, h, j, T, C)
                 sum_RR = tl.dot(dy_RN, tl.trans(x_RN), sum_RR, input_precision="ieee")
                 dx_RN = tl.dot(mix_RR, dy_RN, input_precision="ieee")
             _store_cells(dx_BMTS + at, dx_RN, i, h, j, T, C)

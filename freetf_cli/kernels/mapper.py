@@ -1,11 +1,11 @@
-"""The gradient that the binary mapper gives to the logits of Z's bits (paper §3.4, eq. 8).
+"""The gradient that the binary mapper gives to the logits of Z's bits (paper §3.4, equation 8).
 
     s = W · dr,  dL_h = Σ_d G_d (U_h(d) − p_h) s_d = Cov_G(U_h, s)
 
-with p = sigmoid(L), U_h(d) the bit h of code d, and G_d = Π_h p_h or 1 − p_h the probability of code d. [N, C] tensors are gigabytes at
-H = 16, so neither G nor all of s is ever in memory. G factorises over the low and the high half of the bits: the covariance of a token
-costs two products of s, seen as a [2^(H − H/2), 2^(H/2)] matrix, with a vector. The Triton kernels do not write s to memory at all, or
-read it once.
+with p = sigmoid(L), U_h(d) bit h of code d, and G_d = Π_h (p_h or 1 − p_h) the probability of code d. A tensor [N, C] is gigabytes at
+H = 16, so that neither G nor all of s is ever in memory. G factorises over the low and the high half of the bits, which makes the
+covariance of a token two products of s, seen as a matrix [2^(H − H/2), 2^(H/2)], with a vector. The Triton kernels do not write s to
+memory at all, or read it once.
 
 Shapes: N tokens, H bits, C = 2^H codes, D width; I and J values of the low and the high half of the bits.
 """
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from freetf_cli.kernels.support import operator, runs_kernels
 
-CHUNK_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 28}  # of s at a time: 16 MB in float32 on a CPU, 0.5 GB in bfloat16 on a GPU
-WIDEST_FUSED = 768  # of wider models a library's product that writes s to memory, and a kernel that reads it, are faster than one kernel
+CHUNK_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 28}  # of s at a time: 16 MB of float32 on a CPU, 0.5 GB of bfloat16 on a GPU
+WIDEST_FUSED = 768  # D above which a library's product that writes s, and a kernel that reads it, are faster than one kernel
 
 
 def reference_logit_gradient(dr_ND: Tensor, bit_logits_NH: Tensor, table_CD: Tensor) -> Tensor:
@@ -31,17 +31,16 @@ def reference_logit_gradient(dr_ND: Tensor, bit_logits_NH: Tensor, table_CD: Ten
 def logit_gradient(dr_ND: Tensor, bit_logits_NH: Tensor, table_CD: Tensor, float8: bool = False) -> Tensor:
     """dL [N, H], in the logits' dtype, for the gradient dr [N, D] of R.
 
-    The product W · dr runs in bfloat16 where the logits are bfloat16 (autocast), else in the table's dtype. What all rows of W have in
-    common changes no covariance, and in bfloat16 would drown the differences: the mean of a thousand rows is subtracted first. Kernels
-    compute the bfloat16 product where they run; all else is computed in chunks of tokens. float8: the kernels' product is in e4m3
-    instead, and dL is off by 4 % in the norm.
+    The product W · dr is in bfloat16 where the logits are bfloat16 (autocast), else in the table's dtype. The common part of all rows of
+    W changes no covariance, but in bfloat16 would drown their differences: the mean of a thousand rows is subtracted first.
+    float8: the kernels' product is in e4m3, and dL is off by 4 % in norm.
 
     An operator throughout, so that torch.compile keeps the loop over chunks out of its graph.
     """
-    product = torch.bfloat16 if bit_logits_NH.dtype == torch.bfloat16 else table_CD.dtype
-    if product == torch.bfloat16 and _fits(dr_ND, bit_logits_NH.shape[1]):
+    product_dtype = torch.bfloat16 if bit_logits_NH.dtype == torch.bfloat16 else table_CD.dtype
+    if product_dtype == torch.bfloat16 and _fits(dr_ND, bit_logits_NH.shape[1]):
         return _by_kernels(dr_ND, bit_logits_NH, table_CD, float8)
-    return logit_gradient_in_chunks(dr_ND, bit_logits_NH, table_CD, product)
+    return logit_gradient_in_chunks(dr_ND, bit_logits_NH, table_CD, product_dtype)
 
 
 def _fits(dr_ND: Tensor, bits: int) -> bool:
@@ -52,20 +51,22 @@ def _fits(dr_ND: Tensor, bits: int) -> bool:
 def _by_kernels(dr_ND: Tensor, bit_logits_NH: Tensor, table_CD: Tensor, float8: bool) -> Tensor:
     from freetf_cli.kernels import mapper_triton as kernel
 
-    p_NH, common_D = torch.sigmoid(bit_logits_NH.float()), common_row(table_CD)
-    if float8 and dr_ND.shape[1] % 16 == 0:
-        dl_NH = kernel.logit_gradient_in_8_bits(dr_ND, p_NH, table_CD, common_D)
+    p_NH, common_D, width = torch.sigmoid(bit_logits_NH.float()), common_row(table_CD), dr_ND.shape[1]
+    if float8 and width % 16 == 0:
+        table8_CD, table_scale_C = kernel.in_8_bits(table_CD, common_D)
+        dr8_ND, scale_N = kernel.in_8_bits(dr_ND, torch.zeros_like(common_D))
+        dl_NH = kernel.covariance(dr8_ND, table8_CD, p_NH, kernel.IN_8_BITS, table_scale_C=table_scale_C) * scale_N[:, None]
     else:
         dr_ND, table_CD = dr_ND.bfloat16(), kernel.centred(table_CD, common_D)
-        if dr_ND.shape[1] <= WIDEST_FUSED:
-            dl_NH = kernel.fused_logit_gradient(dr_ND, p_NH, table_CD)
+        if width <= WIDEST_FUSED:
+            dl_NH = kernel.covariance(dr_ND, table_CD, p_NH, kernel.choose_tiles(width))
         else:
-            dl_NH = torch.cat([kernel.covariance(dr_ND[part] @ table_CD.T, p_NH[part]) for part in _chunks(dr_ND, table_CD)])
+            dl_NH = torch.cat([kernel.covariance(dr_ND[part] @ table_CD.T, None, p_NH[part]) for part in _chunks(dr_ND, table_CD)])
     return dl_NH.to(bit_logits_NH.dtype)
 
 
 def logit_gradient_in_chunks(dr_ND: Tensor, bit_logits_NH: Tensor, table_CD: Tensor, product_dtype: torch.dtype) -> Tensor:
-    """`logit_gradient` without kernels: s = W · dr of some tokens at a time is written to memory."""
+    """`logit_gradient` without kernels: writes s = W · dr of a chunk of tokens to memory."""
     table_DC = (table_CD - common_row(table_CD)).to(product_dtype).T
     out_NH = torch.empty_like(bit_logits_NH)
     for part in _chunks(dr_ND, table_CD):
@@ -80,7 +81,7 @@ def _chunks(dr_ND: Tensor, table_CD: Tensor) -> list[slice]:
 
 
 def common_row(table_CD: Tensor) -> Tensor:
-    """About what all rows have in common, [D]: the mean of 1,024 of them, one of each run of neighbours, at varying places in the runs."""
+    """An estimate of the mean row, [D]: the mean of 1,024 rows, one from each run of neighbours, at varying places in the runs."""
     stride = max(1, table_CD.shape[0] // 1024)
     rows = torch.arange(0, table_CD.shape[0], stride, device=table_CD.device)
     return table_CD[rows + rows // stride % stride].mean(0)
@@ -99,7 +100,7 @@ def _covariance(s_NC: Tensor, bit_logits_NH: Tensor) -> Tensor:
 
 
 def _probabilities(p_Nh: Tensor) -> Tensor:
-    """Of all 2^h values of h bits, [N, 2^h]."""
+    """The probabilities of all 2^h values of h bits, [N, 2^h]."""
     g = p_Nh.new_ones(p_Nh.shape[0], 1)
     for h in range(p_Nh.shape[1]):
         p = p_Nh[:, h : h + 1]

@@ -1,7 +1,7 @@
-"""Several linear layers of one stream as one product.
+"""Several linear layers of one stream as one matrix product.
 
-A GPU takes as long to start a small product as to compute it, so compiled code multiplies once, by all weights side by side. Eager code
-does not: it would copy the weights for each call.
+A GPU takes as long to start a small product as to compute it. Compiled code therefore multiplies once, by all weights side by side.
+Eager code does not, since it would copy the weights at each call.
 
 Shapes: B sequences, T positions, D width, P outputs of all layers together.
 """
@@ -19,15 +19,15 @@ def project(x_BTD: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
 
 
 def project_packed(x_BTD: Tensor, *layers: nn.Linear) -> Tensor:
-    """The layers' outputs side by side, [B, T, P]. The layers have no biases."""
+    """The outputs of layers without biases side by side, [B, T, P]."""
     return F.linear(x_BTD, torch.cat([layer.weight for layer in layers]))
 
 
 def packs(*layers: nn.Linear) -> bool:
-    """Whether one product is faster: in compiled code, of layers without a product of their own."""
+    """Whether one product is faster: in compiled code, if all layers are plain."""
     return torch.compiler.is_compiling() and are_plain(*layers)
 
 
 def are_plain(*layers: nn.Linear) -> bool:
-    """Whether all are nn.Linear itself; `train.float8` replaces them by layers with a product of their own."""
+    """Whether all are nn.Linear itself; `train.float8` replaces it by a layer with its own product."""
     return all(type(layer) is nn.Linear for layer in layers)

@@ -1,10 +1,10 @@
 """The rotary position embedding (Su et al., arXiv 2104.09864), and the split of a packed projection into rotated heads.
 
-Pair (e, e + E/2) of a head at position t is turned by the angle t · base^(−2e/E):
+At position t, the pair (e, e + E/2) of a head is rotated by the angle t · base^(−2e/E):
 
     (a, b) → (a cos − b sin, b cos + a sin)
 
-Shapes: B sequences, T positions, M heads, E head width, F = E/2 angles, P = all heads' widths side by side.
+Shapes: B sequences, T positions, M heads, E head width, H = E/2 angles, P = all heads' widths side by side.
 """
 
 from typing import Any
@@ -14,11 +14,11 @@ from torch import Tensor
 
 from freetf_cli.kernels.support import operator, runs_kernels
 
-Rotary = tuple[Tensor, Tensor]  # cos and sin, [T, F] each; [B, T, F] where sequences are padded
+Rotary = tuple[Tensor, Tensor]  # cos and sin, [T, H] each; [B, T, H] where sequences are padded
 
 
 def rotary_tables(positions_T: Tensor, head_width: int, base: float) -> Rotary:
-    """cos and sin of every position's angles, [..., E/2] each, float32."""
+    """cos and sin of every position's angles, [..., H] each, float32."""
     make = _rotary_tables if torch.compiler.is_compiling() else reference_tables
     return make(positions_T, head_width, base)
 
@@ -36,27 +36,26 @@ def _fake_tables(positions_T: Tensor, head_width: int, base: float) -> Rotary:
 
 @operator(_fake_tables)
 def _rotary_tables(positions_T: Tensor, head_width: int, base: float) -> tuple[Tensor, Tensor]:
-    """The reference, opaque to torch.compile: it would compute a cosine and a sine, which cost more than all the rest, in every kernel that
-    rotates a query or a key, for each of its elements."""
+    """The reference, opaque to torch.compile, which would recompute cosine and sine for every element of every kernel that rotates."""
     return reference_tables(positions_T, head_width, base)
 
 
 def rotate(x_BTME: Tensor, rotary: Rotary) -> Tensor:
     """Rotate the heads of every position.
 
-    Written as one product of both halves and one of both exchanged, because torch.compile makes branches of two results that are
-    concatenated; and on [B, T, M, E], before heads and positions change places, so that it reads and writes in the order of memory.
+    The sum of two products compiles to one expression, where a concatenation of both halves would compile to branches. On
+    [B, T, M, E], before the transpose, it reads and writes in memory order.
     """
-    cos_T1F, sin_T1F = (table.to(x_BTME.dtype)[..., None, :] for table in rotary)
-    x_BTM2F = x_BTME.view(*x_BTME.shape[:-1], 2, -1)
-    turned_BTM2F = x_BTM2F * cos_T1F[..., None, :] + x_BTM2F.flip(-2) * torch.stack((-sin_T1F, sin_T1F), dim=-2)
-    return turned_BTM2F.flatten(-2)
+    cos_T1H, sin_T1H = (table.to(x_BTME.dtype)[..., None, :] for table in rotary)
+    x_BTM2H = x_BTME.view(*x_BTME.shape[:-1], 2, -1)
+    rotated_BTM2H = x_BTM2H * cos_T1H[..., None, :] + x_BTM2H.flip(-2) * torch.stack((-sin_T1H, sin_T1H), dim=-2)
+    return rotated_BTM2H.flatten(-2)
 
 
 def rotate_and_split(packed_BTP: Tensor, rotary: Rotary, heads: tuple[int, ...], rotated: int) -> tuple[Tensor, ...]:
-    """Split projections that lie side by side into parts of so many heads each, [B, T, heads, E]; the first `rotated` parts are rotated.
+    """Split a packed projection into parts of so many heads each, [B, T, heads, E], and rotate the first `rotated` parts.
 
-    The tables may have more positions than the projection has, if that has only one: the query that all positions share.
+    A projection of one position may meet tables of many: the query that all positions share.
     """
     width, every_position = packed_BTP.shape[2] // sum(heads), rotary[0].shape[:-1] == packed_BTP.shape[1:2]
     if every_position and width in (32, 64, 128, 256) and packed_BTP.dtype != torch.float64 and runs_kernels(packed_BTP.device):
@@ -70,29 +69,18 @@ def reference_split(packed_BTP: Tensor, rotary: Rotary, heads: tuple[int, ...], 
     return tuple(rotate(part, rotary) if place < rotated else part for place, part in enumerate(torch.split(x_BTME, list(heads), dim=2)))
 
 
-def _fake_packed(parts_BTME: list[Tensor], cos_TF: Tensor, sin_TF: Tensor, rotated: int) -> Tensor:
-    first = parts_BTME[0]
-    return first.new_empty(*first.shape[:2], sum(part.shape[2] for part in parts_BTME) * first.shape[3])
-
-
-@operator(_fake_packed)
-def pack_gradients(parts_BTME: list[Tensor], cos_TF: Tensor, sin_TF: Tensor, rotated: int) -> Tensor:
-    """The gradient [B, T, P] of packed projections from those of their parts."""
-    from freetf_cli.kernels import rotary_triton
-
-    return rotary_triton.pack_gradients(parts_BTME, cos_TF, sin_TF, rotated)
-
-
 class _RotateAndSplit(torch.autograd.Function):
-    """The reference, which torch.compile fuses, with the kernel for its gradient."""
+    """The reference forward, which torch.compile fuses with its neighbours, and a kernel for its gradient."""
 
     @staticmethod
-    def forward(ctx: Any, packed_BTP: Tensor, cos_TF: Tensor, sin_TF: Tensor, heads: tuple[int, ...], rotated: int) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(cos_TF, sin_TF)
+    def forward(ctx: Any, packed_BTP: Tensor, cos_TH: Tensor, sin_TH: Tensor, heads: tuple[int, ...], rotated: int) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(cos_TH, sin_TH)
         ctx.rotated = rotated
-        return reference_split(packed_BTP, (cos_TF, sin_TF), heads, rotated)
+        return reference_split(packed_BTP, (cos_TH, sin_TH), heads, rotated)
 
     @staticmethod
     def backward(ctx: Any, *d_BTME: Tensor) -> tuple[Tensor, None, None, None, None]:
-        cos_TF, sin_TF = ctx.saved_tensors
-        return pack_gradients(list(d_BTME), cos_TF, sin_TF, ctx.rotated), None, None, None, None
+        from freetf_cli.kernels.rotary_triton import pack_gradients
+
+        cos_TH, sin_TH = ctx.saved_tensors
+        return pack_gradients(list(d_BTME), cos_TH, sin_TH, ctx.rotated), None, None, None, None

@@ -1,4 +1,4 @@
-"""What every operation of this package needs: where Triton runs, and how a function becomes an operator."""
+"""Shared by all operations of this package: where Triton runs, and how a function becomes a custom operator."""
 
 import importlib.util
 import os
@@ -15,7 +15,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-@torch.compiler.assume_constant_result  # torch.compile would trace into the look-ups, past the cache, and break the graph
+@torch.compiler.assume_constant_result  # torch.compile would trace into the look-ups and break the graph
 def runs_kernels(device: torch.device) -> bool:
     """Whether the Triton kernels of this package run on a device."""
     return _runs_kernels(device)
@@ -23,8 +23,9 @@ def runs_kernels(device: torch.device) -> bool:
 
 @cache
 def _runs_kernels(device: torch.device) -> bool:
-    """Tiles are sized for the shared memory and matrix units of compute capability 9 and are tested on no other. Triton exists for some
-    systems only, and builds its launcher with a C compiler. Triton's interpreter (TRITON_INTERPRET=1) runs kernels anywhere; tests use it.
+    """Tiles are sized for, and tested on, compute capability 9 only. Triton needs a C compiler for its launcher.
+
+    Triton's interpreter (TRITON_INTERPRET=1) runs kernels on any device; tests use it.
     """
     if importlib.util.find_spec("triton") is None:
         return False
@@ -51,12 +52,12 @@ def operator(
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Decorator: register a function that launches Triton as the custom operator `freetf::<its name>`.
 
-    torch.compile keeps an operator as one opaque call. The operation's plain reference is therefore chosen outside of it: there the
-    compiler can fuse it with its neighbours.
+    torch.compile keeps an operator as one opaque call. Choose between operator and plain reference outside of it: the compiler can fuse
+    the reference with its neighbours. Arguments are tensors first, then numbers.
 
-    fake: given the operator's inputs, returns empty tensors of the result's shapes, dtypes and strides.
-    backward: another operator. Given the result's gradient and then the inputs, it returns the gradients of the first inputs, one for
-    each of its results; inputs after those get none. Inputs are tensors first, then numbers.
+    fake: given the operator's arguments, returns empty tensors of the result's shapes, dtypes and strides.
+    backward: another operator. Given the result's gradient and then the arguments, it returns the gradients of the first arguments, as
+    many as it has results; the others get none.
     mutates: names of the arguments that are written.
     """
 

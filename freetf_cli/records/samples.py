@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -14,8 +12,6 @@ from freetf_cli.report.units import count, share, times
 # What each piece of a text is: (piece, role) with roles prompt, blank, target, noise, invalid, plain. Joined, the pieces are the text.
 Spans = Mapping[str, Sequence[Span]]
 HIDDEN = {"json": ""}  # metadata of a field that `to_json` leaves out
-
-_LETTERS = re.compile(r"[A-Z]>[A-Z_!>]*")
 
 
 @dataclass(frozen=True)
@@ -84,20 +80,11 @@ def box(title: str, rows: Sequence[str], prompt: str, *, shared: bool = False, s
 
 
 def line_spans(text: str, prompt: str = "", spans: Spans | None = None) -> list[Span]:
-    """The pieces of a text: the given ones, else those of a row of letters, else the prompt and the rest."""
+    """The pieces of a text: the given ones, else the prompt and the rest."""
     if spans and text in spans:
         return list(spans[text])
-    return letters_spans(text, prompt)
-
-
-def letters_spans(text: str, prompt: str = "") -> list[Span]:
-    """A row of the task letters (`K>__KK!_`) by its characters; any other text as prompt and plain text."""
-    if not _LETTERS.fullmatch(text):
-        given = prompt if text.startswith(prompt) else ""
-        return [piece for piece in ((given, "prompt"), (text[len(given) :], "plain")) if piece[0]]
-    roles = {"_": "blank", "!": "noise", text[0]: "target"}
-    runs = itertools.groupby(text[2:], lambda char: roles.get(char, "invalid"))
-    return [(text[:2], "prompt"), *(("".join(run), role) for role, run in runs)]
+    given = prompt if text.startswith(prompt) else ""
+    return [piece for piece in ((given, "prompt"), (text[len(given) :], "plain")) if piece[0]]
 
 
 def agreement_table(agreement: Sequence[Agreement]) -> Table:

@@ -11,13 +11,14 @@ from __future__ import annotations
 import ast
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from freetf_cli.errors import InputError, nearest
 
 if TYPE_CHECKING:
     from freetf_cli.tasks.base import Task
+    from freetf_cli.tasks.factors import Span
 
 SHARED = {"base", "factors"}  # modules that are no task
 
@@ -45,6 +46,14 @@ def make_task(name: str, params: Mapping[str, Any]) -> Task:
 
     found = task_class(name)
     return found(resolve(name, found.PARAMS, params))
+
+
+def spans_by_text(name: str | None, params: Mapping[str, Any], texts: Iterable[str]) -> dict[str, list[Span]]:
+    """The pieces of generated rows with their roles, for colouring, by row. Rows that the task has no roles for are left out."""
+    if name is None or name not in task_names():
+        return {}
+    task = make_task(name, params)
+    return {text: spans for text in texts if (spans := task.spans(text))}
 
 
 def describe(name: str) -> tuple[str, list[str]]:

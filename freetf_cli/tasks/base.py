@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freetf_cli.errors import InputError, nearest
-from freetf_cli.tasks.factors import Reading, RowReader, Span
+from freetf_cli.tasks.factors import Reading, RowReader
 
 BLOCK_ROWS = 1024  # rows drawn at a time
 PAD = -1  # fills an array after the end of a shorter row
@@ -102,10 +102,6 @@ class Task(RowReader):
 
     def read_all(self, texts: Sequence[str]) -> list[Reading]:
         return [self.read(text) for text in texts]
-
-    def spans(self, text: str) -> list[Span]:
-        """The row in pieces with their roles, for colouring; joined they are the row."""
-        return [(text, "plain")] if text else []
 
     def tokens(self, seed: int, start: int, count: int) -> Tokens:
         """Rows start … start + count − 1 of a stream as token ids [count, row_tokens], padded with PAD."""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 UNREAD = -1  # the number of a factor that a row does not show
 
 Ints = NDArray[np.int64]
-Role = Literal["target", "noise", "plain", "invalid"]
+Role = Literal["prompt", "blank", "target", "noise", "plain", "invalid"]
 Span = tuple[str, Role]
 
 
@@ -80,6 +80,10 @@ class RowReader(ABC):
     def other_prompt(self, factors: Mapping[str, Any]) -> str:
         """A prompt that is not that of a row with these factors."""
         return ""
+
+    def spans(self, text: str) -> list[Span]:
+        """The row in pieces with their roles, for colouring; joined they are the row. Empty: the reader knows of no roles."""
+        return []
 
     def marks(self, text: str) -> dict[str, list[bool]]:
         """Heat maps by title: the places of a row at which something stands."""

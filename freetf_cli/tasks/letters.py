@@ -109,8 +109,8 @@ class Letters(Task):
         return [start for start in range(first, last + 1) if not set(line[start : start + self.target]) - {letter, "!"}]
 
     def spans(self, text: str) -> list[Span]:
-        roles: dict[str, Role] = {"_": "plain", "!": "noise", text[:1]: "target"}
-        return spans_of(text, ["plain" if place < PROMPT else roles.get(char, "invalid") for place, char in enumerate(text)])
+        roles: dict[str, Role] = {"_": "blank", "!": "noise", text[:1]: "target"}
+        return spans_of(text, ["prompt" if place < PROMPT else roles.get(char, "invalid") for place, char in enumerate(text)])
 
     def marks(self, text: str) -> dict[str, list[bool]]:
         line = text[PROMPT:]

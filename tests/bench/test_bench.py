@@ -1,4 +1,4 @@
-"""`freetf bench` on a CPU: what it counts and how it is put together. No time is asserted."""
+"""`freetf bench` on a CPU: what it counts and how results are computed. No time is asserted."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_one_free_recipe_comes_after_its_baseline() -> None:
 
 
 def test_a_benchmarked_step_trains(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is the step of training: the same batch again and again is learnt."""
+    """It is a training step: repeated on one batch, it learns the batch."""
     from freetf_cli.training.step import TrainStep
 
     steps: list[TrainStep] = []
@@ -61,7 +61,7 @@ def test_a_benchmarked_step_trains(monkeypatch: pytest.MonkeyPatch) -> None:
     assert costs[-1] < 0.7 * costs[0]
 
 
-def test_training_is_told_in_ratios_shares_and_parts() -> None:
+def test_training_result_has_ratios_shares_and_parts() -> None:
     seen: list[None] = []
     result = bench_train(with_baselines([Variant("free", FREE)]), CPU, ONCE, lambda: seen.append(None))
     baseline, free = result.rows
@@ -92,15 +92,15 @@ def test_the_products_of_a_step_are_found() -> None:
 
     found = products_of(step)
     shapes = {(left.shape, right.shape, right.stride): count for (left, right), count in found.items()}
-    assert shapes[(3, 4), (4, 5), (1, 4)] == 1  # with the layout that it had
+    assert shapes[(3, 4), (4, 5), (1, 4)] == 1  # with its layout
     assert shapes[(3, 5), (5, 4), (4, 1)] == 1  # the gradient of a
     assert shapes[(4, 6, 4), (4, 4, 6), (24, 1, 4)] == shapes[(4, 6, 6), (4, 6, 4), (24, 4, 1)] == 3  # one forward, two backward
     assert sum(found.values()) == 8
     assert seconds_of(found, CPU, ONCE) > 0
 
 
-def test_a_models_products_are_what_the_plan_counts() -> None:
-    """But for attention, of which the plan leaves out what the mask hides; and the encoder projects its one query once."""
+def test_products_of_a_step_agree_with_the_plan() -> None:
+    """Except in attention, where the plan leaves out masked scores; and the encoder projects its one query once."""
     step = made_step(FREE, CPU)
     found = {pair: count for pair, count in products_of(step).items() if len(pair[0].shape) == 2}
     flops = sum(2 * count * math.prod(left.shape) * right.shape[-1] for (left, right), count in found.items())
@@ -109,10 +109,10 @@ def test_a_models_products_are_what_the_plan_counts() -> None:
     assert flops == pytest.approx(36 * (plan.train_flops_per_token - attention), rel=0.03)
 
 
-def test_the_mappers_ways_agree_with_float64() -> None:
+def test_all_ways_to_the_mappers_gradient_agree_with_float64() -> None:
     product, *ways = bench_mapper(40, 16, 9, CPU, ONCE).rows
     assert product.error is None and product.ratio == 1.0
-    assert [way.way for way in ways] == ["through memory, in chunks", "as training does it"]
+    assert [way.way for way in ways] == ["through memory, in chunks", "as in training"]
     assert all(way.error is not None and way.error < 1e-5 for way in ways)
     assert product.flops == pytest.approx(2 * 40 * 512 * 16 / product.time.median)
 

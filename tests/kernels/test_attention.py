@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from freetf_cli.kernels import rotary_tables, short_attention
-from freetf_cli.kernels.attention import _short_attention, reference_short_attention
+from freetf_cli.kernels.attention import reference_short_attention
 from tests.kernels.interpreter import interpreted, interprets, relative
 
 # name: sequences, positions, heads, head width, causal, one query for all positions.
@@ -46,6 +46,8 @@ def test_the_reference_is_the_formula() -> None:
 
 def compared(batch: int, length: int, heads: int, width: int, causal: bool, one: bool) -> list[float]:
     """Errors of the output, and of the gradients of packed and q."""
+    from freetf_cli.kernels.attention_triton import attend
+
     torch.manual_seed(length)
     full = heads * width
     given = [torch.randn(batch, length, (2 if one else 3) * full), *([torch.randn(1, 1, full)] if one else [])]
@@ -58,7 +60,7 @@ def compared(batch: int, length: int, heads: int, width: int, causal: bool, one:
         return [y.detach(), *torch.autograd.grad(y, inputs, dy.to(kind))]
 
     operands = given[0].requires_grad_(), given[1].expand(batch, length, -1) if one else None, cos, sin, heads, causal
-    torch.library.opcheck(_short_attention, operands, test_utils=("test_schema", "test_faketensor", "test_autograd_registration"))
+    torch.library.opcheck(attend, operands, test_utils=("test_schema", "test_faketensor", "test_autograd_registration"))
     pairs = zip(outcome(short_attention, torch.float32), outcome(reference_short_attention, torch.float64), strict=True)
     return [relative(ours, theirs) for ours, theirs in pairs]
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from freetf_cli.kernels import convolve_weights
-from freetf_cli.kernels.convolution import causal_convolution, reference_convolution
+from freetf_cli.kernels.convolution import reference_convolution
 from tests.kernels.interpreter import interpreted, interprets, relative
 
 # name: sequences, heads, positions, rows and columns of the kernel.
@@ -21,6 +21,8 @@ CASES = {
 
 def compared(batch: int, heads: int, length: int, rows: int, width: int) -> list[float]:
     """Errors of the output and of the gradients of x and the kernel."""
+    from freetf_cli.kernels.convolution_triton import causal_convolution
+
     torch.manual_seed(rows + width)
     x, dy = (torch.randn(batch, heads, length, length) for _ in range(2))
     kernel = torch.randn(heads, 1, rows, width)

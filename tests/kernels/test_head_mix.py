@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from freetf_cli.kernels.head_mix import causal_mix, reference_mix
+from freetf_cli.kernels.head_mix import reference_mix
 from tests.kernels.interpreter import interpreted, interprets, relative
 
 # name: dtype, sequences, groups, heads of a group, positions.
@@ -22,6 +22,7 @@ CASES = {
 def compared(kind: str, batch: int, groups: int, heads: int, length: int) -> list[float]:
     """The largest number after its query, and the errors of the output and of the gradients of x and the mix."""
     from freetf_cli.kernels import head_mix_triton
+    from freetf_cli.kernels.head_mix_triton import causal_mix
 
     head_mix_triton.PROGRAMS = 6  # each sums several strips of queries
     torch.manual_seed(heads + length)

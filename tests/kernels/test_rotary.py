@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from freetf_cli.kernels import rotary_tables, rotate, rotate_and_split
-from freetf_cli.kernels.rotary import pack_gradients, reference_split
+from freetf_cli.kernels.rotary import reference_split
 from tests.kernels.interpreter import interpreted, interprets, relative
 
 
@@ -42,7 +42,9 @@ CASES = {
 
 
 def error(sequences: int, length: int, heads: list[int], rotated: int, width: int) -> float:
-    """Of the packed gradient, from gradients in the layout that attention gives them."""
+    """Error of the packed gradient, from gradients in the layout that attention returns."""
+    from freetf_cli.kernels.rotary_triton import pack_gradients
+
     torch.manual_seed(length)
     tables = rotary_tables(torch.arange(3, 3 + length), width, 100.0)
     packed = torch.randn(sequences, length, sum(heads) * width, requires_grad=True)

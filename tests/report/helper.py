@@ -9,6 +9,7 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from freetf_cli.records.probing import ProbeResult, Sweep
 from freetf_cli.records.recipes import RecipeDiff, RecipeEntry, RecipeList, Setting
 from freetf_cli.records.run import DemoResult, RunSummary
 from freetf_cli.records.samples import Agreement, SampleGroups
+from freetf_cli.tasks import spans_by_text
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
 FACTS = DataFacts("letters", "letters", 29, 65, 65, 27.412, "ab" * 32)
@@ -80,7 +82,7 @@ def letters_row(letter: str, start: int, seed: int) -> str:
 
 def letters_groups(shared: bool, groups: int = 3, count: int = 6) -> SampleGroups:
     rows = [[letters_row("K", (7 * g + (0 if shared else 9 * i)) % 57, 100 * g + i) for i in range(count)] for g in range(groups)]
-    return SampleGroups("", shared, rows, "K>")
+    return SampleGroups("", shared, rows, "K>", spans_by_text("letters", {}, chain.from_iterable(rows)))
 
 
 def metrics(step: int, split: str = "train", *, free: bool = True, **changes: Any) -> Metrics:

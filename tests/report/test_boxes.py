@@ -10,6 +10,7 @@ import pytest
 from freetf_cli.records.samples import SampleGroups, box
 from freetf_cli.report.blocks import Samples
 from freetf_cli.report.boxes import box_svg, figure
+from freetf_cli.tasks import spans_by_text
 from tests.report.helper import EVIL, letters_groups
 
 GROUPS = [letters_groups(False, 1), letters_groups(True, 3)]
@@ -57,7 +58,7 @@ def test_every_row_is_there_in_order_under_its_box() -> None:
 
 
 def test_characters_have_their_colours_in_light_and_dark() -> None:
-    picture = figure([Samples([box("shared Z", ["K>__KQ!_"], "", shared=True)])])
+    picture = figure([Samples([box("shared Z", ["K>__KQ!_"], "", shared=True, spans=spans_by_text("letters", {}, ["K>__KQ!_"]))])])
     spans = [(span.get("class"), span.text) for span in parsed(picture).iter(f"{SVG}tspan")]
     assert spans == [("s-prompt", "K>"), ("s-blank", "__"), ("s-target", "K"), ("s-invalid", "Q"), ("s-noise", "!"), ("s-blank", "_")]
     assert all(f".{name} " in picture or f".{name}," in picture for name in dict(spans)) and picture.count("--noise:") == 2

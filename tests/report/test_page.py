@@ -72,7 +72,11 @@ def test_pages_show_more_than_a_terminal() -> None:
 
 def test_the_page_of_a_sweep_links_to_its_runs() -> None:
     page = html(sweep().report())
-    assert page.count("<article") == 4 and [link for link in Reader(page).links if "part" in link] == [f"#part-{i}" for i in range(1, 5)]
+    assert (
+        page.count("<article") == 4
+        and page.count('class="glossary"') == 1
+        and [link for link in Reader(page).links if "part" in link] == [f"#part-{i}" for i in range(1, 5)]
+    )
     assert page.index("I(Z; factor) by κ") < page.index("Samples by κ") < page.index("Verdict: ")
 
 

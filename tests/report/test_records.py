@@ -18,6 +18,7 @@ from freetf_cli.records.probing import Sweep, kappa_title, panels_note, sweep_pa
 from freetf_cli.records.run import RunSummary
 from freetf_cli.records.samples import SampleGroups, line_spans
 from freetf_cli.report.units import bracket, duration, number, short, signed, times
+from freetf_cli.tasks import spans_by_text
 from tests.report.helper import FACTS, comparison, likelihood, metrics, mixed, pair, probe, summary, sweep
 
 Said = Callable[[object], str]
@@ -138,10 +139,9 @@ def test_factors_have_the_colours_of_samples() -> None:
     assert (roles["position"], roles["noise"]) == ("target", "noise") and len(set(roles.values())) == 4
 
 
-def test_letters_by_their_characters() -> None:
-    assert line_spans("K>__KQ!_") == [
-        *(("K>", "prompt"), ("__", "blank"), ("K", "target"), ("Q", "invalid"), ("!", "noise"), ("_", "blank")),
-    ]
+def test_the_pieces_of_a_row() -> None:
+    pieces = [*(("K>", "prompt"), ("__", "blank"), ("K", "target"), ("Q", "invalid"), ("!", "noise"), ("_", "blank"))]
+    assert line_spans("K>__KQ!_", spans=spans_by_text("letters", {}, ["K>__KQ!_"])) == pieces
     assert line_spans("The film was good.", "The film was ") == [("The film was ", "prompt"), ("good.", "plain")]
     assert line_spans("K>K", spans={"K>K": [("K>K", "noise")]}) == [("K>K", "noise")]
 

@@ -123,7 +123,7 @@ def test_every_true_row_is_valid_and_its_start_is_nearly_always_found() -> None:
 
 
 def test_spans_and_marks() -> None:
-    assert SHORT.spans("K>_!KQK") == [("K>_", "plain"), ("!", "noise"), ("K", "target"), ("Q", "invalid"), ("K", "target")]
+    assert SHORT.spans("K>_!KQK") == [("K>", "prompt"), ("_", "blank"), ("!", "noise"), ("K", "target"), ("Q", "invalid"), ("K", "target")]
     assert SHORT.marks("K>_!K") == {"the letter": [False, False, True], "noise": [False, True, False]}
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,7 +64,7 @@ def intervene(model: Decoder, tokenizer: Tokenizer, reader: RowReader, prompt: s
         factors=factors,
         valid=_valid(readings, shape, spec.seed),
         heat_maps=_heat_maps(reader, groups[:MAPPED_GROUPS]),
-        samples=_shown(model, tokenizer, prompt, spec, groups),
+        samples=_shown(model, tokenizer, reader, prompt, spec, groups),
         readers=list(reader.notes),
     )
 
@@ -130,15 +131,18 @@ def _heat_maps(reader: RowReader, groups: Sequence[Sequence[str]]) -> list[HeatM
     return [HeatMap(title, share[order].round(4).tolist()) for title, share in zip(titles, shares, strict=True)]
 
 
-def _shown(model: Decoder, tokenizer: Tokenizer, prompt: str, spec: SampleSpec, groups: Sequence[Sequence[str]]) -> list[SampleGroups]:
+def _shown(
+    model: Decoder, tokenizer: Tokenizer, reader: RowReader, prompt: str, spec: SampleSpec, groups: Sequence[Sequence[str]]
+) -> list[SampleGroups]:
     """A blue box of samples with independent Zs, and the first green ones, of samples that share a Z."""
     blue = replace(spec, z="independent", groups=1, count=min(SHOWN_COUNT, spec.count), seed=spec.seed + 1)
     independent = [sample.text for sample in generate(model, tokenizer, [prompt], blue)]
     green = [list(group[:SHOWN_COUNT]) for group in groups[:SHOWN_GROUPS]]
-    return [SampleGroups("", False, [independent], prompt), SampleGroups("", True, green, prompt)]
+    spans = {text: found for text in chain(independent, *green) if (found := reader.spans(text))}
+    return [SampleGroups("", False, [independent], prompt, spans), SampleGroups("", True, green, prompt, spans)]
 
 
-def swap_latents(
+def latent_swap(
     model: Decoder,
     tokenizer: Tokenizer,
     reader: RowReader,

@@ -10,7 +10,7 @@ from freetf_cli.errors import InputError
 from freetf_cli.evaluation.posterior import latent_of
 from freetf_cli.evaluation.probe.decoding import HiddenFeatures, decode
 from freetf_cli.evaluation.probe.factors import factor_reader
-from freetf_cli.evaluation.probe.intervention import Stage, intervene, swap_latents
+from freetf_cli.evaluation.probe.intervention import Stage, intervene, latent_swap
 from freetf_cli.evaluation.probe.rate import latent_ablation, rate, read_posterior
 from freetf_cli.evaluation.probe.verdict import verdict
 from freetf_cli.evaluation.statistics import check_enough
@@ -61,7 +61,7 @@ def probe_latent(checkpoint: Checkpoint, model: Decoder, source: DataSource, spe
         sampling = SampleSpec(total=min(source.row_tokens, LONGEST), groups=groups, count=count, seed=seed)
         intervention = intervene(model, source.tokenizer, reader, prompt, sampling, stage)
         carried = SampleSpec(total=sampling.total, count=TRANSPLANTED.get(kind, 256), seed=seed)
-        taken = swap_latents(model, source.tokenizer, reader, posterior, rows, carried, stage)
+        taken = latent_swap(model, source.tokenizer, reader, posterior, rows, carried, stage)
         decoded = decode(posterior, reader, rows, checkpoint.recipe.latent.bits if checkpoint.recipe.latent else 0, seed, stage)
         notes += _doubts(intervention)
     return ProbeResult(

@@ -9,10 +9,10 @@ import pytest
 
 from freetf_cli.evaluation.probe.verdict import verdict
 from freetf_cli.records.likelihood import Cost, Estimate
-from freetf_cli.records.probe import Budget, Decoding, FactorInformation, Intervention, Reliance
+from freetf_cli.records.probe import Decoding, FactorInformation, Intervention, LatentAblation, Rate
 
 
-def numbers(ce: float, other: float, floor: float | None = 27.4) -> tuple[Budget, Reliance]:
+def numbers(ce: float, other: float, floor: float | None = 27.4) -> tuple[Rate, LatentAblation]:
     """CE and the CE with another sequence's Z, in bits per sequence of 65 targets."""
     one = Estimate(10, 9, 11)
     ln2 = math.log(2)
@@ -22,9 +22,9 @@ def numbers(ce: float, other: float, floor: float | None = 27.4) -> tuple[Budget
         return Cost(nats, nats, nats, bits / 65, None, bits)
 
     length = Estimate(ce + 30, ce + 30, ce + 30)
-    flow = Budget(one, Estimate(ce, ce, ce), length, [], [], 1.0, 0.1, 1, 2, 1.0, 2.0, 8.0, 9.0, 0.1, None, floor, 100, 100, 65)
+    flow = Rate(one, Estimate(ce, ce, ce), length, [], [], 1.0, 0.1, 1, 2, 1.0, 2.0, 8.0, 9.0, 0.1, None, floor, 100, 100, 65)
     gain = (other - ce) * ln2 / 65
-    return flow, Reliance(cost(ce), cost(other), cost(other), Estimate(gain, gain - 1e-4, gain + 1e-4))
+    return flow, LatentAblation(cost(ce), cost(other), cost(other), Estimate(gain, gain - 1e-4, gain + 1e-4))
 
 
 def measured(name: str, bits: float, entropy: float, sites: int = 1) -> FactorInformation:
