@@ -214,12 +214,12 @@ class RunSummary:
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing `doctor` looked at: ok, or the command that mends it."""
+    """One thing that `doctor` checked: fine, or with the command that fixes it."""
 
     name: str
     value: str
     ok: bool
-    mend: str = ""
+    fix: str = ""
 
 
 @dataclass(frozen=True)

@@ -160,7 +160,7 @@ def _value(value: Any) -> str:
 def findings(found: Sequence[Finding]) -> None:
     """What this machine has, and how to mend what it lacks."""
     rows: list[list[Cell]] = [
-        [Text("✓", "green") if one.ok else Text("✗", "bold red"), one.name, one.value, Text(visible(one.mend), style="cyan")]
+        [Text("✓", "green") if one.ok else Text("✗", "bold red"), one.name, one.value, Text(visible(one.fix), style="cyan")]
         for one in found
     ]
     print_table(out(), ["", "what", "found", "to mend it"], rows)

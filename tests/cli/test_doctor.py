@@ -24,7 +24,7 @@ def test_each_lack_has_a_mend(monkeypatch):
     monkeypatch.setattr(device.shutil, "which", lambda name: None)
     lacks = [finding for finding in device.findings() if not finding.ok]
     assert "torch.compile" in [finding.name for finding in lacks]
-    assert all(finding.mend for finding in lacks)
+    assert all(finding.fix for finding in lacks)
 
 
 def test_doctor_for_people(run_cli):

@@ -32,7 +32,7 @@ from freetf_cli.evaluation.probe.intervention import Stage
 from freetf_cli.evaluation.probe.rate import Posterior
 from freetf_cli.evaluation.statistics import LEAST, bootstrap
 from freetf_cli.latent.binary import code_bits
-from freetf_cli.latent.objective import LN2
+from freetf_cli.records import LN2
 from freetf_cli.records.probe import Decoding
 
 PROBES = ("linear", "mlp")
