@@ -1,4 +1,4 @@
-"""`python -m freetf_cli` is `freetf`."""
+"""Runs `freetf` as `python -m freetf_cli`."""
 
 from freetf_cli.cli.app import main
 

@@ -1,6 +1,6 @@
 """The machine: which device computes, in which precision, and what `freetf doctor` finds.
 
-torch is imported inside the functions: the command line reads this module before it knows whether torch is needed.
+torch is imported inside the functions, because the command line imports this module before it knows whether torch is needed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ NAMES = ("cuda", "mps", "cpu")  # in the order that `auto` prefers
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device that `auto`, `cpu`, `cuda` or `mps` names; InputError when this machine has none such."""
+    """The device that `auto`, `cpu`, `cuda` or `mps` means. Raises InputError if this machine does not have it."""
     import torch
 
     usable = available()
@@ -35,12 +35,12 @@ def resolve_device(name: str) -> torch.device:
     if name not in NAMES:
         raise InputError(f"no device named '{name}'", hint=f"choose from: auto, {', '.join(sorted(NAMES))}")
     if name not in usable:
-        raise InputError(f"--device {name}: torch finds no such device here", hint="`freetf doctor` tells what it finds; or --device auto")
+        raise InputError(f"--device {name}: torch finds no such device", hint="see `freetf doctor`, or use --device auto")
     return torch.device(name)
 
 
 def available() -> list[str]:
-    """The usable devices, best first; the last is always cpu."""
+    """The usable devices, best first; the last one is always cpu."""
     import torch
 
     has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
@@ -48,7 +48,7 @@ def available() -> list[str]:
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """What matrix products run in: bfloat16 for `bf16`, and for `auto` on CUDA; None leaves them in float32."""
+    """The dtype of matrix products under autocast: bfloat16 for `bf16`, and for `auto` on CUDA; None for float32."""
     import torch
 
     if precision == "bf16" or (precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()):
@@ -57,7 +57,7 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
 
 
 def set_threads(count: int) -> None:
-    """Limit torch to this many CPU threads; 0 leaves its own choice."""
+    """Limit torch to this many CPU threads; 0 keeps its default."""
     import torch
 
     if count:
@@ -65,13 +65,12 @@ def set_threads(count: int) -> None:
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """The machine as a manifest records it: enough to judge a repetition, nothing that names the machine or its user."""
+    """The machine as a manifest records it: enough to judge a repetition, nothing that identifies the machine or its user."""
     import torch
 
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
         "device": device.type,
-        "name": name,
+        "name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),
         "platform": platform.system(),
         "python": platform.python_version(),
@@ -81,14 +80,13 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 
 def findings() -> list[Finding]:
-    """What this machine has, and for each lack the command that fixes it."""
+    """What this machine has, and for each problem the command that fixes it."""
     found = [_python(), *_torch(), _package("tokenizers"), _package("safetensors"), *_terminal(), _recipes()]
     return [replace(finding, fix="") if finding.ok else finding for finding in found]
 
 
 def _python() -> Finding:
-    version = platform.python_version()
-    return Finding("python", version, sys.version_info >= (3, 11), "make setup PYTHON=python3.12")
+    return Finding("python", platform.python_version(), sys.version_info >= (3, 11), "make setup PYTHON=python3.12")
 
 
 def _torch() -> list[Finding]:
@@ -98,13 +96,8 @@ def _torch() -> list[Finding]:
         return [Finding("torch", f"cannot be imported: {error}", False, "make setup")]
     release = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
     tested = TORCH_TESTED[0] <= release <= TORCH_TESTED[1]
-    return [
-        Finding("torch", str(torch.__version__), tested, "pip install 'torch>=2.11,<2.14'"),
-        _devices(),
-        _bf16(),
-        _compiler(),
-        _attention(),
-    ]
+    version = Finding("torch", str(torch.__version__), tested, "pip install 'torch>=2.11,<2.14'")
+    return [version, _devices(), _bf16(), _compiler(), _attention()]
 
 
 def _devices() -> Finding:
@@ -112,9 +105,9 @@ def _devices() -> Finding:
 
     names = available()
     shown = ", ".join(torch.cuda.get_device_name(0) if name == "cuda" else name for name in names)
-    idle = "cuda" not in names and shutil.which("nvidia-smi") is not None
-    fix = "make clean setup TORCH=cuda"
-    return Finding("devices", f"{shown} (an NVIDIA GPU is here, but this torch cannot use it)" if idle else shown, not idle, fix)
+    unused = "cuda" not in names and shutil.which("nvidia-smi") is not None
+    what = f"{shown} (this machine has an NVIDIA GPU, but this torch cannot use it)" if unused else shown
+    return Finding("devices", what, not unused, "make clean setup TORCH=cuda")
 
 
 def _bf16() -> Finding:
@@ -130,19 +123,19 @@ def _bf16() -> Finding:
 
 
 def _compiler() -> Finding:
-    """torch.compile builds C++ at run time; on CUDA it needs Triton too."""
+    """torch.compile needs a C++ compiler at run time, and on CUDA Triton too."""
     candidates = [os.environ.get("CXX", ""), "c++", "g++", "clang++"]
     compiler = next((name for name in candidates if name and shutil.which(name)), None)
-    install = "xcode-select --install" if sys.platform == "darwin" else "sudo apt-get install g++"
     if compiler is None:
-        return Finding("torch.compile", "no C++ compiler found: runs uncompiled", False, install)
+        install = "xcode-select --install" if sys.platform == "darwin" else "sudo apt-get install g++"
+        return Finding("torch.compile", "no C++ compiler found: models run uncompiled", False, install)
     if available()[0] == "cuda" and importlib.util.find_spec("triton") is None:
-        return Finding("torch.compile", "no triton: runs uncompiled", False, "pip install triton")
+        return Finding("torch.compile", "Triton is missing: models run uncompiled", False, "pip install triton")
     return Finding("torch.compile", f"usable (with {Path(compiler).name})", True)
 
 
 def _attention() -> Finding:
-    """The kernel that torch takes for causal attention as training has it, and what else is there."""
+    """The kernel that torch chooses for causal attention in training."""
     import torch
     from torch.nn.attention import SDPBackend
 
@@ -153,29 +146,28 @@ def _attention() -> Finding:
     heads = torch.zeros(1, 2, 256, 64, device=kind, dtype=dtype, requires_grad=True)
     try:
         chosen = SDPBackend(torch._fused_sdp_choice(heads, heads, heads, is_causal=True))
-    except (AttributeError, RuntimeError, ValueError):  # no part of torch's promises
+    except (AttributeError, RuntimeError, ValueError):  # a private function of torch
         return Finding("attention", "torch's own choice", True)
     names = {"FLASH_ATTENTION": "flash", "CUDNN_ATTENTION": "cuDNN", "EFFICIENT_ATTENTION": "memory-efficient", "MATH": "plain products"}
-    what = f"{names.get(chosen.name, chosen.name.lower())} ({kind}), as torch chooses"
+    what = f"{names.get(chosen.name, chosen.name.lower())} ({kind}), chosen by torch"
     if runs_kernels(torch.device(kind)):
-        what += "; up to 128 positions a kernel of freetf's"
+        what += "; freetf's own kernel for up to 128 positions"
     return Finding("attention", what, chosen != SDPBackend.MATH, "a GPU of compute capability 8.0 or newer has faster ones")
 
 
 def _package(name: str) -> Finding:
     try:
-        version = importlib.import_module(name).__version__
+        return Finding(name, importlib.import_module(name).__version__, True)
     except ImportError as error:
         return Finding(name, f"cannot be imported: {error}", False, f"pip install {name}")
-    return Finding(name, version, True)
 
 
 def _terminal() -> list[Finding]:
     encoding = sys.stdout.encoding or "unknown"
-    wide = encoding.lower().replace("-", "").startswith("utf")
+    unicode = encoding.lower().replace("-", "").startswith("utf")
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
     return [
-        Finding("terminal encoding", encoding, wide, "export PYTHONUTF8=1"),
+        Finding("terminal encoding", encoding, unicode, "export PYTHONUTF8=1"),
         Finding("terminal colour", "on" if colour else "off (NO_COLOR is set, or not a terminal)", True),
     ]
 

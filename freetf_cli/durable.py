@@ -1,7 +1,7 @@
-"""The one seam through which files are made to survive a power cut, and a process that is killed.
+"""Files that survive a power cut or a killed process. All files that must are written through this module.
 
-Content is flushed before its name is; a name is changed by one rename, and the folder flushed after it. What a kill leaves behind has
-a name that begins with a dot and ends in `.tmp`.
+Content is flushed to the disk before its name: a file gets its name by one rename, and then the folder is flushed. What a killed process
+leaves behind has a name that begins with a dot and ends in `.tmp`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import shutil
 from pathlib import Path
 
-SMALL = 10_000_000  # bytes, at most: of a recipe, a manifest, a state, a header, a line of a record
+SMALL = 10_000_000  # bytes: size limit of recipes, manifests, states, headers and lines of records
 
 
 def write_durably(path: Path, content: bytes | str) -> None:
@@ -19,7 +19,7 @@ def write_durably(path: Path, content: bytes | str) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         temporary.unlink(missing_ok=True)
-        with temporary.open("xb") as file:  # x: never through a link that has the name
+        with temporary.open("xb") as file:  # x: never write through a link of that name
             file.write(content.encode() if isinstance(content, str) else content)
         flush_file(temporary)
         move(temporary, path)
@@ -29,7 +29,7 @@ def write_durably(path: Path, content: bytes | str) -> None:
 
 
 def read_small(path: Path) -> bytes:
-    """A file that is never large; OSError where it is, before it is read."""
+    """The content of a file. Raises OSError if it has more than SMALL bytes, before it is read."""
     with path.open("rb") as file:
         content = file.read(SMALL + 1)
     if len(content) > SMALL:
@@ -48,18 +48,18 @@ def flush_folder(folder: Path) -> None:
 
 
 def move(source: Path, target: Path) -> None:
-    """Give a flushed file or folder its name, durably. A file takes the place of one that has it, a folder of an empty one."""
+    """Rename a flushed file or folder durably. A file may replace a file, a folder an empty folder."""
     source.replace(target)
     flush_folder(target.parent)
 
 
 def is_left_over(path: Path) -> bool:
-    """Whether it is what a killed process left of its writing."""
+    """Whether a killed process left this file or folder while it was writing."""
     return path.name.startswith(".") and path.name.endswith(".tmp")
 
 
 def sweep(folder: Path) -> None:
-    """Remove what a killed process left of its writing in a folder."""
+    """Remove what killed processes left in a folder."""
     for left in filter(is_left_over, folder.iterdir() if folder.is_dir() else ()):
         if left.is_dir() and not left.is_symlink():
             shutil.rmtree(left, ignore_errors=True)

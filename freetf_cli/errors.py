@@ -1,6 +1,6 @@
-"""The errors that users see, and the one list of exit codes.
+"""The errors that users see, and the exit codes.
 
-An error says WHAT is wrong, WHERE (file, key, line), and what to do about it (HINT). Library code raises these; only
+An error says WHAT is wrong, WHERE (file, key, line), and what to do about it (HINT). Library code raises these errors; only
 `cli.app` turns them into a line on stderr and an exit code.
 """
 
@@ -12,15 +12,15 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """Every exit code of `freetf`."""
+    """All exit codes of `freetf`."""
 
     OK = 0
     FAILED = 1  # failed while running
     USAGE = 2  # bad usage, recipe or input; also a damaged file
     CHECK = 3  # a check did not hold: compare --fail-if, reproduce, evaluate --min
-    STOPPED = 75  # stopped by a signal after saving a checkpoint: resume me
+    STOPPED = 75  # stopped by a signal after saving a checkpoint; can be resumed
     INTERRUPTED = 130  # SIGINT
-    PIPE = 141  # the reader of our output went away
+    PIPE = 141  # the reader of the output went away
 
 
 class FreetfError(Exception):
@@ -33,7 +33,7 @@ class FreetfError(Exception):
         self.what, self.where, self.hint = what, where, hint
 
     def lines(self) -> list[str]:
-        """One line an error: `WHAT, WHERE; HINT`."""
+        """One line per error: `WHAT, WHERE; HINT`."""
         line = self.what + (f", {self.where}" if self.where else "") + (f"; {self.hint}" if self.hint else "")
         return [" ".join(line.split())]
 
@@ -65,24 +65,24 @@ class CheckFailed(FreetfError):
 
 
 class Stopped(FreetfError):
-    """Stopped by SIGTERM, SIGUSR1 or SIGHUP, all steps that were made being saved (exit 75)."""
+    """Stopped by SIGTERM, SIGUSR1 or SIGHUP, with all finished steps saved (exit 75)."""
 
     exit_code = ExitCode.STOPPED
 
 
 class Interrupted(FreetfError):
-    """Stopped by SIGINT after saving what there was (exit 130)."""
+    """Stopped by SIGINT, with all finished steps saved (exit 130)."""
 
     exit_code = ExitCode.INTERRUPTED
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Python's error, CUDA's, or that of torch's allocator on a CPU, which has no type of its own; without importing torch."""
+    """Whether an error is Python's, CUDA's or the CPU allocator's out-of-memory error. Does not import torch."""
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
-    """A hint that names the nearest right word: `did you mean 'kappa'?`, or the choices when none is near."""
+    """A hint with the most similar choice, `did you mean 'kappa'?`, or with all choices if none is similar."""
     names = sorted(choices)
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
     if close:

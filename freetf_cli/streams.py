@@ -15,15 +15,16 @@ def keyed(*key: int | str) -> np.random.Generator:
     """A NumPy generator (Philox) for a key of non-negative integers and words."""
     import numpy as np
 
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence(_words(key))))
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(_entropy(key))))
 
 
 def torch_seed(*key: int | str) -> int:
-    """A seed for `torch.Generator.manual_seed`, from a key."""
+    """A seed for `torch.Generator.manual_seed`, from the same kind of key."""
     import numpy as np
 
-    return int(np.random.SeedSequence(_words(key)).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence(_entropy(key)).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _words(key: tuple[int | str, ...]) -> list[int]:
-    return [word for part in key for word in (part.encode() if isinstance(part, str) else [part])]
+def _entropy(key: tuple[int | str, ...]) -> list[int]:
+    """The key as integers; a word becomes its bytes."""
+    return [number for part in key for number in (part.encode() if isinstance(part, str) else [part])]

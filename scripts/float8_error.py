@@ -21,11 +21,11 @@ from torch import Tensor
 from freetf_cli.config.files import load_recipe
 from freetf_cli.kernels import mapper
 from freetf_cli.latent.build import build_model, initialise_model
-from freetf_cli.latent.objective import LN2
+from freetf_cli.model.latent import ObjectiveWeights
+from freetf_cli.records import LN2
 from freetf_cli.training.optimizer import make_optimizer
 from freetf_cli.training.prefetch import host_batch
 from freetf_cli.training.start import resolve
-from freetf_cli.training.step import loss_function
 
 MEASURED = (1, 10, 30, 60, 100, 200, 300)  # steps
 LAST: dict[str, tuple[Tensor, Tensor, Tensor]] = {}  # inputs of the latest gradient
@@ -70,21 +70,21 @@ def main() -> None:
     mapper.logit_gradient_in_chunks = recording
     model = build_model(recipe.model, recipe.latent)
     initialise_model(model, recipe.train.seed)
-    optimizer, loss = make_optimizer(model, recipe.train, torch.device("cpu")), loss_function(model)
-    generator, weights = torch.Generator().manual_seed(recipe.train.seed), torch.tensor([recipe.latent.kappa * LN2, 0.0, 0.0])
+    optimizer, generator = make_optimizer(model, recipe.train, torch.device("cpu")), torch.Generator().manual_seed(recipe.train.seed)
+    weights = ObjectiveWeights(*torch.tensor([recipe.latent.kappa * LN2, 0.0, 0.0]))
     found: list[dict[str, Any]] = []
     for step in range(1, chosen.steps + 1):
         batch = host_batch(source.train_batch(step - 1, recipe.train.batch))
         noise = torch.rand(*batch.inputs.shape, recipe.latent.bits, generator=generator)
         optimizer.zero_grad()
-        ce, kl, penalty, *_ = loss(batch.inputs, batch.targets, noise, *weights)
-        ((ce + penalty) / batch.count).backward()
+        losses = model(batch.inputs, noise=noise, targets_BT=batch.targets, weights=weights).losses
+        (losses.objective / batch.count).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.train.grad_clip)
         for group in optimizer.param_groups:
             group["lr"] = recipe.train.lr * min(1.0, step / max(1, recipe.train.warmup))
         optimizer.step()
         if step in MEASURED:
-            found.append({"step": step, "ce": ce.item() / batch.count, "kl": kl.item() / batch.count, **errors()})
+            found.append({"step": step, "ce": losses.ce.item() / batch.count, "kl": losses.kl.item() / batch.count, **errors()})
             print({key: round(value, 4) for key, value in found[-1].items()}, flush=True)
     about = {"recipe": chosen.recipe, "settings": chosen.settings, "torch": torch.__version__, "rows": found}
     chosen.out.write_text(json.dumps(about) + "\n")

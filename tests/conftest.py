@@ -1,4 +1,4 @@
-"""Fixtures that every test may use: the program in this process, and the program as a process."""
+"""Fixtures for all tests: the program in this process, and as a process of its own."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-if "PYTEST_XDIST_WORKER" in os.environ:  # workers with as many threads each as there are cores wait for each other
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny: more threads only wait for each other
 
 
 class Outcome(NamedTuple):
@@ -27,7 +26,7 @@ class Outcome(NamedTuple):
 
 @pytest.fixture
 def shell(environment: dict[str, str]) -> Callable[[str], Outcome]:
-    """`shell("freetf recipe list | head -n 1")`: a line of bash; the exit code of the first part that fails."""
+    """`shell("freetf recipe list | head -n 1")`: run a line of bash; the exit code is that of the first part that fails."""
 
     def run(line: str) -> Outcome:
         program = line.replace("freetf", f"'{sys.executable}' -m freetf_cli", 1)
@@ -40,7 +39,7 @@ def shell(environment: dict[str, str]) -> Callable[[str], Outcome]:
 
 @pytest.fixture
 def run_cli(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
-    """`run_cli("recipe", "list")`: main() in this process, with captured streams that are no terminal."""
+    """`run_cli("recipe", "list")`: call main() in this process, with captured streams that are not a terminal."""
 
     def run(*args: object, input: str | bytes | None = None) -> Outcome:
         from freetf_cli.cli.app import main
@@ -59,13 +58,13 @@ def run_cli(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
 
 @pytest.fixture(scope="session")
 def environment() -> dict[str, str]:
-    """The environment of a process that is to import this checkout."""
+    """Environment variables for a process that imports this checkout."""
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)}
 
 
 @pytest.fixture
 def run_process(environment: dict[str, str]) -> Callable[..., Outcome]:
-    """`run_process("recipe", "list", cwd=…)`: freetf in a process of its own, for streams, signals and start-up."""
+    """`run_process("recipe", "list", cwd=…)`: run freetf in a process of its own, for streams, signals and start-up."""
 
     def run(*args: object, input: str | None = None, timeout: float = 240, **settings: object) -> Outcome:
         variables = {**environment, **settings.pop("env", {})}  # type: ignore[dict-item]

@@ -1,4 +1,4 @@
-"""The error family: one line an error, and hints that name the nearest right word."""
+"""Errors: one line each, and hints that name the nearest valid word."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from freetf_cli.errors import ExitCode, FreetfError, InputError, InputErrors, ne
     [
         (FreetfError("it broke"), "it broke"),
         (FreetfError("it broke", "a.toml, line 3"), "it broke, a.toml, line 3"),
-        (FreetfError("it broke", "a.toml", "mend it"), "it broke, a.toml; mend it"),
+        (FreetfError("it broke", "a.toml", "fix it"), "it broke, a.toml; fix it"),
         (FreetfError("it\nbroke\t twice"), "it broke twice"),
     ],
 )

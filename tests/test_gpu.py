@@ -510,7 +510,7 @@ def test_a_replayed_step_equals_a_launched_one(tmp_path: Path, settings: dict[st
 def test_capturing_changes_no_state(tmp_path: Path) -> None:
     running = loop(tmp_path / "run", small(cuda_graph="on"))
     weights = [value.detach().clone() for value in running.model.parameters()]
-    running.update._captured()
+    running.update._capture()
     torch.use_deterministic_algorithms(False)
     assert all(torch.equal(a, b) for a, b in zip(running.model.parameters(), weights, strict=True))
     assert all(not value.any() for entry in running.optimizer.state.values() for value in entry.values())
@@ -533,7 +533,7 @@ def test_a_loss_that_is_not_finite_stops_updates_at_once_and_the_run_at_the_next
     monkeypatch.setattr("freetf_cli.training.loop.objective_weights", poisoned)
     running = loop(tmp_path / "run", recipe)
     with pytest.raises(FreetfError, match="not finite at step 4"):
-        running.run_to_end()
+        running.run()
     torch.use_deterministic_algorithms(False)
     assert running.step == 8
     assert all(torch.equal(a, b) for a, b in zip(state(running), state(good), strict=True))

@@ -19,14 +19,13 @@ from freetf_cli.kernels import logit_gradient
 from freetf_cli.latent.binary import BinaryLatent, bit_logits
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.records.bench import PartRow, StepRow, Timing, TrainBench
-from freetf_cli.training.distributed import World
 from freetf_cli.training.float8 import check_float8, use_float8
 from freetf_cli.training.memory import plan_on
 from freetf_cli.training.optimizer import make_optimizer
 from freetf_cli.training.prefetch import host_batch
 from freetf_cli.training.schedule import objective_weights
 from freetf_cli.training.start import make_model
-from freetf_cli.training.step import TrainStep, autocast, compiled, loss_function
+from freetf_cli.training.step import TrainStep, autocast, compiled
 
 
 class Variant(NamedTuple):
@@ -92,9 +91,7 @@ def made_step(recipe: Recipe, device: torch.device) -> Callable[[], None]:
     """A training step that can be called repeatedly, on the same random tokens."""
     config, context = recipe.train, recipe.model.context or 1
     model = _model(recipe, device)
-    loss = compiled(loss_function(model), config, device)
-    noise_shape = () if model.latent is None else model.latent.noise_shape(context)
-    update = TrainStep(model, loss, make_optimizer(model, config, device), config, device, (config.batch, context), noise_shape, World())
+    update = TrainStep(model, make_optimizer(model, config, device), config, device, (config.batch, context))
     generator = torch.Generator().manual_seed(config.seed)
     rows = torch.randint(recipe.model.vocab or 2, (config.batch, context + 1), generator=generator).numpy()
     batch = host_batch(Batch(rows[:, :-1], rows[:, 1:]), pinned=device.type == "cuda")

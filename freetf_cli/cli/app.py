@@ -1,6 +1,6 @@
-"""The program: which command lives where, and how an invocation begins and ends.
+"""The program: its commands and its entry point.
 
-A command's module is imported only when that command runs, or when help needs them all; none imports torch on import.
+A command's module is imported only if that command runs, or if help lists all commands. Importing one does not import torch.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ GROUPS = {
     "recipe": "List, show and compare recipes.\n\n$ freetf recipe list",
     "bench": "Time training, sampling and the mapper: ratios within one run.\n\n$ freetf bench train letters-free",
 }
-ABOUT = """The Free Transformer (arXiv 2510.17558): train it, sample from it, look into it.
+ABOUT = """Train the Free Transformer (arXiv 2510.17558), sample from it, and look into its latent.
 
 $ freetf demo
 $ freetf recipe list
@@ -65,19 +65,19 @@ GLOBAL_FLAGS = ("--json", "--quiet", "-q", "--verbose", "-v", "--debug")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command line and return its exit code; `argv` is without the program's name."""
+    """Run a command line, without the program's name, and return its exit code."""
     words = after_command(sys.argv[1:] if argv is None else argv)
     code = failures.attempt(failures.prepare_streams, words) or failures.attempt(lambda: _run(words), words)
-    # What is still buffered may meet a full disk or a closed pipe only now.
+    # Writing what is still buffered can fail too: a full disk, a closed pipe.
     code = code or failures.attempt(sys.stdout.flush, words)
     distributed = sys.modules.get("freetf_cli.training.distributed")
     if distributed is not None and distributed.left_open:
-        os._exit(code)  # the interpreter's clean-up would wait for processes that are gone, or abort
+        os._exit(code)  # the interpreter's clean-up would wait for dead processes, or abort
     return code
 
 
 def after_command(words: list[str]) -> list[str]:
-    """`freetf -q recipe --json list` as `recipe list -q --json`: global flags may stand anywhere."""
+    """Move global flags behind the command: `-q recipe --json list` becomes `recipe list -q --json`."""
     flags: list[str] = []
     names: list[str] = []
     for number, word in enumerate(words):
@@ -91,7 +91,7 @@ def after_command(words: list[str]) -> list[str]:
 
 
 def _run(words: list[str]) -> int | None:
-    if "_FREETF_COMPLETE" in os.environ:  # a shell asks for completions
+    if "_FREETF_COMPLETE" in os.environ:  # a shell requests completions
         build_app()(prog_name="freetf")
     command = typer.main.get_command(build_app(_needed(words)))
     with command.make_context("freetf", list(words), obj=words) as context:
@@ -100,13 +100,13 @@ def _run(words: list[str]) -> int | None:
 
 
 def _needed(words: list[str]) -> list[Entry]:
-    """The entries that an invocation needs: those of its command, or all when none is named."""
+    """The entries of the command that an invocation names, or all entries if it names none."""
     first = next(iter(words), "")
     return [entry for entry in COMMANDS if first == (entry.group or entry.name)] or list(COMMANDS)
 
 
 def build_app(entries: Iterable[Entry] = COMMANDS) -> typer.Typer:
-    """The Typer app of some commands, whose modules are imported now."""
+    """The Typer app of some commands. Imports their modules."""
     app = _group(ABOUT, completion=True)
     app.callback()(_root)
     groups: dict[str, typer.Typer] = {}
@@ -139,7 +139,7 @@ def _register(app: typer.Typer, entry: Entry) -> None:
 
 
 def with_globals(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The command with `--quiet`, `--verbose` and `--debug` among its options, whether it declares them or not."""
+    """The command with the options `--quiet`, `--verbose` and `--debug`, whether it declares them or not."""
     added = {"quiet": QuietOption, "verbose": VerboseOption, "debug": DebugOption}
     signature = inspect.signature(function, eval_str=True)
     own = signature.parameters
@@ -151,14 +151,14 @@ def with_globals(function: Callable[..., Any]) -> Callable[..., Any]:
         return function(**{name: value for name, value in values.items() if name in own})
 
     parameters = [*own.values(), *extra]
-    setattr(command, "__signature__", signature.replace(parameters=parameters))  # noqa: B010 (mypy knows no such attribute)
+    setattr(command, "__signature__", signature.replace(parameters=parameters))  # noqa: B010 (mypy does not know the attribute)
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return command
 
 
 def _set_verbosity(quiet: bool, verbose: bool) -> None:
     if quiet and verbose:
-        raise InputError("--quiet and --verbose contradict each other", hint="give one of them")
+        raise InputError("--quiet and --verbose contradict each other", hint="give only one of them")
     from freetf_cli.report import console
 
     console.set_verbosity(quiet, verbose)

@@ -94,7 +94,7 @@ def _make_data(folder: Path, *, quiet: bool) -> None:
 
 
 def _train(recipe: str, data: Path, run: Path, device: str, seed: int, *, smoke: bool, quiet: bool) -> TrainResult:
-    from freetf_cli.cli.train import resume_from, run_training
+    from freetf_cli.cli.train import run_training
     from freetf_cli.config.files import load_recipe
     from freetf_cli.records.run import trained
     from freetf_cli.report import terminal
@@ -102,7 +102,7 @@ def _train(recipe: str, data: Path, run: Path, device: str, seed: int, *, smoke:
 
     loaded = load_recipe(recipe, smoke=smoke, overrides=[f"data.dir={json_text.dumps(str(data))}", f"train.seed={seed}"])
     with stop_on_signals() as stop:
-        result = run_training(loaded, run, device, resume=resume_from(run, "auto"), again=True, stop=stop, quiet=quiet)
+        result = run_training(loaded, run, device, stop, resume="auto", quiet=quiet)
     if not quiet:
         terminal.show_blocks([trained(result)])
     return result

@@ -1,4 +1,4 @@
-"""How an invocation ends: every exception becomes a line on stderr and an exit code, here and nowhere else."""
+"""How an invocation ends: this module turns every exception into a line on stderr and an exit code."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from freetf_cli.records import SCHEMA_VERSION
 
 
 class PipeClosed(FreetfError):
-    """The reader of our output went away: `| head` (exit 141, nothing said)."""
+    """The reader of the output went away, as with `| head` (exit 141, no message)."""
 
     exit_code = ExitCode.PIPE
 
@@ -30,21 +30,21 @@ class PipeClosed(FreetfError):
 
 
 def prepare_streams() -> None:
-    """Make the standard streams safe to use, also where a parent closed them."""
+    """Make the standard streams safe to use, even if the parent process closed them."""
     if sys.stdin is None:
-        sys.stdin = Path(os.devnull).open(encoding="utf-8")  # noqa: SIM115 (they live as long as the process)
+        sys.stdin = Path(os.devnull).open(encoding="utf-8")  # noqa: SIM115 (open as long as the process)
     if sys.stderr is None:
         sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
     if sys.stdout is None:
-        # A file that a command opens would get the number of the closed stream, and prints would land in it.
+        # A file that a command opens would get the number of the closed stream, and receive what is printed.
         raise FreetfError("standard output is closed")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="freetf.escape")  # κ on an ASCII terminal is no reason to fail
+            stream.reconfigure(errors="freetf.escape")  # printing κ on an ASCII terminal must not fail
 
 
 def _escape(fault: UnicodeError) -> tuple[str, int]:
-    """What an encoding lacks as \\uXXXX, which JSON reads too."""
+    """Write characters that the encoding lacks as \\uXXXX, which is valid JSON too."""
     if not isinstance(fault, UnicodeEncodeError):
         raise fault
     return json.dumps(fault.object[fault.start : fault.end])[1:-1], fault.end
@@ -54,7 +54,7 @@ codecs.register_error("freetf.escape", _escape)
 
 
 def attempt(work: Callable[[], int | None], words: Sequence[str]) -> int:
-    """Do it; what it raises is reported. The exit code."""
+    """Run a function, report what it raises, and return the exit code."""
     try:
         return work() or ExitCode.OK
     except typer.Exit as leave:
@@ -70,27 +70,25 @@ def attempt(work: Callable[[], int | None], words: Sequence[str]) -> int:
 
 
 def as_failure(error: BaseException, words: Sequence[str]) -> FreetfError:
-    """Any exception as one of ours."""
+    """Any exception as a FreetfError."""
     if isinstance(error, FreetfError):
         return error
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         return Interrupted("interrupted")
-    if hasattr(error, "format_message"):  # Typer's usage errors have no public base class in every release
+    if hasattr(error, "format_message"):  # not every release of Typer has a public base class for usage errors
         return _usage_failure(error)
     if isinstance(error, BrokenPipeError):
         return PipeClosed("broken pipe")
     if isinstance(error, OSError):
         return _system_failure(error, words)
     if is_out_of_memory(error):
-        return FreetfError(
-            "out of memory", hint="less at a time: a smaller train.batch, a larger train.grad_accum_steps, or a smaller --count"
-        )
+        return FreetfError("out of memory", hint="use a smaller train.batch, a larger train.grad_accum_steps, or a smaller --count")
     summary = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     return FreetfError(f"internal error: {summary}", hint="run again with --debug for the traceback")
 
 
 def _usage_failure(error: Any) -> InputError:
-    """A Typer error: `no such option '--cuont'; did you mean '--count'?`."""
+    """A Typer error in the form `no such option '--cuont'; did you mean '--count'?`."""
     message = error.format_message().split(" (Possible options:")[0].split(" Did you mean")[0].replace("Value error, ", "").rstrip(".")
     context = getattr(error, "ctx", None)
     hint = f"see `{context.command_path} --help`" if context else "see `freetf --help`"
@@ -105,7 +103,7 @@ def _usage_failure(error: Any) -> InputError:
 
 
 def _system_failure(error: OSError, words: Sequence[str]) -> FreetfError:
-    """Exit 2 when the operating system refuses a path that the user named to be read; else 1."""
+    """Exit 2 if the operating system refuses to read a path that the user named, else 1."""
     what = error.strerror or str(error) or type(error).__name__
     what = what[:1].lower() + what[1:]
     name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes | os.PathLike) else ""
@@ -123,14 +121,13 @@ def _report(failure: FreetfError, error: BaseException, words: Sequence[str]) ->
     if "--debug" in words:
         traceback.print_exception(error)
     if "--json" in words and lines:
-        lines = [json.dumps(error_record(failure), ensure_ascii=False)]
-        _write(lines)
+        _write([json.dumps(error_record(failure), ensure_ascii=False)])
     else:
         _say(lines)
 
 
 def error_record(failure: FreetfError) -> dict[str, Any]:
-    """The JSON form: `error` is the first, and `errors` lists all when there are several."""
+    """The JSON form: `error` is the first error; `errors` lists all if there are several."""
     several = failure.errors if isinstance(failure, InputErrors) else [failure]
     records = [
         {"what": one.what, "where": one.where, "hint": one.hint, "exit_code": int(failure.exit_code)} for one in several or [failure]
@@ -141,7 +138,7 @@ def error_record(failure: FreetfError) -> dict[str, Any]:
 
 def _say(lines: Sequence[str]) -> None:
     shown = (re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", line) for line in lines)
-    _write([f"freetf: error: {line}" for line in shown])  # without control characters: a file name may not steer the terminal
+    _write([f"freetf: error: {line}" for line in shown])  # no control characters: a file name must not control the terminal
 
 
 def _write(lines: Sequence[str]) -> None:
@@ -149,20 +146,20 @@ def _write(lines: Sequence[str]) -> None:
         sys.stderr.write("".join(f"{line}\n" for line in lines))
         sys.stderr.flush()
     except (OSError, ValueError):
-        pass  # nobody is left to tell
+        pass  # nobody reads stderr
 
 
 def _before_dashes(words: Sequence[str]) -> Sequence[str]:
-    """The words that can be options: those before a bare `--`."""
+    """The words that can be options: all before a bare `--`."""
     return words[: words.index("--")] if "--" in words else words
 
 
 def _drop_stdout() -> None:
-    """Let what stdout still buffers go nowhere, or the interpreter fails again when it exits."""
+    """Discard what stdout still buffers, or the interpreter fails again at exit."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError):
         try:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except (OSError, ValueError):
-            pass  # captured in memory, or closed
+            pass  # stdout is closed, or captured in memory

@@ -21,17 +21,17 @@ if TYPE_CHECKING:
     from freetf_cli.training.distributed import World
     from freetf_cli.training.signals import StopRequest
 
-RunOption = Annotated[Path | None, typer.Option("--out", "-o", metavar="RUN", help="The run's folder; needed unless --dry-run.")]
+RunOption = Annotated[Path | None, typer.Option("--out", "-o", metavar="RUN", help="The run's folder; required unless --dry-run.")]
 ResumeOption = Annotated[
     str,
-    typer.Option("--resume", metavar="never|auto|PATH", help="auto: resume the run if it exists; PATH: from that checkpoint of it."),
+    typer.Option("--resume", metavar="never|auto|PATH", help="auto: resume the run if it exists; PATH: resume it from this checkpoint."),
 ]
 InitOption = Annotated[
     Path | None,
-    typer.Option("--init-from", metavar="CHECKPOINT", help="Start from these weights; of a baseline: a Free model, other attention."),
+    typer.Option("--init-from", metavar="CHECKPOINT", help="Start a new run with these weights; a Free model can use its baseline's."),
 ]
 DryRunOption = Annotated[
-    bool, typer.Option("--dry-run", help="Only print sizes, FLOPs, memory, steps and tokens; needs neither data nor GPU.")
+    bool, typer.Option("--dry-run", help="Only show sizes, FLOPs, memory, steps and tokens; needs neither data nor GPU.")
 ]
 
 
@@ -51,7 +51,7 @@ def train(
 ) -> None:
     """Train a baseline or a Free Transformer from a recipe.
 
-    The run's folder describes itself: recipe, manifest, metrics.jsonl, checkpoints, samples, report.html.
+    The run's folder gets its recipe, manifest.json, metrics.jsonl, checkpoints, samples and report.html.
 
     $ freetf train letters-free -o runs/letters-free
     $ freetf train letters-free -o runs/quick --smoke
@@ -60,7 +60,8 @@ def train(
     $ freetf train paper-1.5b-free --dry-run
     """
     from freetf_cli.config.files import load_recipe
-    from freetf_cli.training.launch import launch, started_processes, stop_when_orphaned
+    from freetf_cli.training.launch import is_main_process, launch, started_processes
+    from freetf_cli.training.signals import stop_on_signals
 
     started = started_processes()
     overrides = [*([] if started == 1 else [f"parallel.processes={started}"]), *(set_ or [])]
@@ -68,17 +69,16 @@ def train(
     if dry_run:
         _dry_run(loaded, recipe, device, json)
     elif out is None or str(out) == "-":
-        raise InputError("no folder for the run" if out is None else "a run is a folder, it cannot go to stdout", hint="name one: -o RUN")
+        raise InputError("the run needs a folder" if out is None else "a run is a folder and cannot go to stdout", hint="name one: -o RUN")
     elif loaded.parallel.processes > 1 and started == 1:
         raise typer.Exit(launch(context.find_root().obj, loaded.parallel.processes))
     elif loaded.parallel.processes != started:
         raise InputError(f"parallel.processes = {loaded.parallel.processes}, but {started} were started")
     else:
-        from freetf_cli.training.signals import stop_on_signals
-
-        with stop_on_signals() as stop:  # from here on, loading too
-            stop_when_orphaned()
-            _train(loaded, out, device, resume, init_from, stop, json=json, quiet=quiet or json)
+        with stop_on_signals() as stop:  # loading takes seconds, and must react to signals too
+            result = run_training(loaded, out, device, stop, resume=resume, init_from=init_from, quiet=quiet or json)
+            if is_main_process():
+                show(result, json=json)
 
 
 def _dry_run(recipe: Recipe, name: str, device: str, json: bool) -> None:
@@ -91,102 +91,76 @@ def _dry_run(recipe: Recipe, name: str, device: str, json: bool) -> None:
     if recipe.model.vocab is None or recipe.model.context is None:
         recipe, _ = resolve(recipe)
     precision = recipe.train.precision
-    target = torch.device("cuda") if device == "cuda" else resolve_device(device)  # a plan for a GPU needs none here
+    target = torch.device("cuda") if device == "cuda" else resolve_device(device)  # planning for a GPU does not need one
     bf16 = precision == "bf16" or (precision == "auto" and target.type == "cuda")
-    known = None if device == "auto" and target.type == "cpu" else target.type  # a machine without a GPU may plan for one
-    plan = plan_run(recipe, name, bf16, known)
-    show(plan, json=json)
+    known = None if device == "auto" and target.type == "cpu" else target.type  # on a machine without a GPU, bf16 means CUDA
+    show(plan_run(recipe, name, bf16, known), json=json)
 
 
-def _train(
-    recipe: Recipe, out: Path, device: str, resume: str, init_from: Path | None, stop: StopRequest, *, json: bool, quiet: bool
-) -> None:
-    from freetf_cli.device import resolve_device
+def run_training(
+    recipe: Recipe, out: Path, device: str, stop: StopRequest, *, resume: str = "never", init_from: Path | None = None, quiet: bool = False
+) -> TrainResult:
+    """Train with a live display, and keep the run's report.html current. resume: as in --resume; init_from: a run or checkpoint folder."""
+    from freetf_cli.device import resolve_device, set_threads
     from freetf_cli.report.console import warn
+    from freetf_cli.report.progress import TrainingProgress
     from freetf_cli.runs.checkpoint import open_checkpoint
-    from freetf_cli.training.distributed import joined
+    from freetf_cli.training.distributed import local_device, process_group
+    from freetf_cli.training.launch import stop_when_orphaned
+    from freetf_cli.training.loop import Hooks
+    from freetf_cli.training.run import train as train_recipe
+    from freetf_cli.training.start import current_argv
 
-    with joined(resolve_device(device), stop) as world:
-        start = _led(world, lambda: resume_from(out, resume))
+    stop_when_orphaned()
+    target = resolve_device(device)
+    with process_group(target, stop) as world:
+        start = _choose_on_main(world, lambda: resume_from(out, resume))
         if start is not None and init_from is not None:
-            raise InputError("--init-from starts a new run, --resume continues one", hint="give one of them")
-        weights = None if init_from is None else _led(world, lambda: open_checkpoint(init_from, warn))
-        result = run_training(
-            recipe, out, device, resume=start, init_from=weights, again=resume == "auto", stop=stop, world=world, quiet=quiet
-        )
-    if world.leads:
-        show(result, json=json)
+            raise InputError("--init-from starts a new run, --resume continues one", hint="give only one of them")
+        weights = None if init_from is None else _choose_on_main(world, lambda: open_checkpoint(init_from, warn))
+        set_threads(recipe.parallel.threads)
+        with TrainingProgress(quiet=quiet or not world.is_main) as display:
+            return train_recipe(
+                recipe,
+                out,
+                device=local_device(target),
+                resume=start,
+                init_from=weights,
+                again=resume == "auto",
+                hooks=Hooks(progress=lambda progress: display.update(progress.status()), saved=write_report, warn=warn),
+                stop=stop,
+                argv=current_argv(),
+                world=world,
+            )
 
 
-def _led(world: World, choose: Callable[[], Checkpoint | None]) -> Checkpoint | None:
-    """The checkpoint that process 0 chooses, which may repair a folder for it; then the other processes open it."""
+def _choose_on_main(world: World, choose: Callable[[], Checkpoint | None]) -> Checkpoint | None:
+    """The checkpoint that process 0 chooses, opened in every process."""
     from freetf_cli.runs.checkpoint import Checkpoint
 
-    chosen = choose() if world.leads else None
-    folder = world.told(str(chosen.folder) if chosen else "")
+    chosen = choose() if world.is_main else None
+    folder = world.broadcast(str(chosen.folder) if chosen else "")
     return chosen or (Checkpoint.open(Path(folder)) if folder else None)
 
 
 def resume_from(out: Path, resume: str) -> Checkpoint | None:
-    """The checkpoint to resume from: none (never, or auto without one), the run's newest intact one, or the named one."""
+    """The checkpoint that --resume means: none (`never`, or `auto` if there is none), the run's newest intact one, or the one named."""
     from freetf_cli.report.console import warn
     from freetf_cli.runs.checkpoint import Checkpoint, checkpoint_folders, open_checkpoint
 
     if resume == "never" or (resume == "auto" and not checkpoint_folders(out)):
         return None
-    if resume == "auto":
-        return open_checkpoint(out, warn)
-    path = Path(resume)
+    path = out if resume == "auto" else Path(resume)
     if path.resolve() == out.resolve():
         return open_checkpoint(path, warn)
     if path.resolve().parent != (out / "checkpoints").resolve():
-        raise InputError(
-            "--resume takes a checkpoint of the run that -o names", resume, "--init-from starts a new run from another's weights"
-        )
+        hint = "--init-from starts a new run with another run's weights"
+        raise InputError("--resume needs a checkpoint of the run that -o names", resume, hint)
     return Checkpoint.open(path)
 
 
-def run_training(
-    recipe: Recipe,
-    out: Path,
-    device: str,
-    *,
-    resume: Checkpoint | None = None,
-    init_from: Checkpoint | None = None,
-    again: bool = False,
-    stop: StopRequest,
-    world: World | None = None,
-    quiet: bool = False,
-) -> TrainResult:
-    """Train with a live display, stop cleanly when asked, and keep the run's report.html current."""
-    from freetf_cli.device import resolve_device, set_threads
-    from freetf_cli.report.console import warn
-    from freetf_cli.report.progress import TrainingProgress
-    from freetf_cli.runs.folder import current_argv
-    from freetf_cli.training.distributed import own_device
-    from freetf_cli.training.loop import Hooks
-    from freetf_cli.training.run import train as train_recipe
-
-    set_threads(recipe.parallel.threads)
-    target = own_device(resolve_device(device))
-    with TrainingProgress(quiet=quiet or not (world is None or world.leads)) as display:
-        hooks = Hooks(progress=lambda progress: display.update(progress.status()), saved=write_report, warn=warn)
-        return train_recipe(
-            recipe,
-            out,
-            device=target,
-            resume=resume,
-            init_from=init_from,
-            again=again,
-            hooks=hooks,
-            stop=stop,
-            argv=current_argv(),
-            world=world,
-        )
-
-
 def write_report(run: RunFolder) -> None:
-    """RUN/report.html as the run stands."""
+    """Write RUN/report.html from the current state of the run."""
     from freetf_cli.durable import write_durably
     from freetf_cli.evaluation.summary import summarise
     from freetf_cli.report import page

@@ -34,11 +34,12 @@ from torch import Tensor, nn
 from freetf_cli import kernels
 from freetf_cli.config.recipe import LatentConfig, ModelConfig
 from freetf_cli.errors import InputError
-from freetf_cli.latent.objective import LN2, aggregate_mismatch, free_bits_penalty
+from freetf_cli.latent.objective import aggregate_mismatch, free_bits_penalty
 from freetf_cli.model.block import Block
 from freetf_cli.model.context import Context
 from freetf_cli.model.decoder import initialise
 from freetf_cli.model.latent import Distribution, Injection, Latent, ObjectiveWeights
+from freetf_cli.records import LN2
 
 ZETA_STD = 0.02
 

@@ -12,8 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LN2 = math.log(2.0)
-
 
 def free_bits_penalty(
     kl_BT: Tensor, counted_BT: Tensor, kappa: float | Tensor, pool: Literal["token", "sequence"], slope: float | Tensor = 0.0

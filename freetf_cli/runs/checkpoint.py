@@ -1,13 +1,13 @@
-"""Checkpoints: safetensors, a state, a tokenizer, and a SHA-256 manifest; written whole or not at all.
+"""Checkpoints: weights, optimizer state, tokenizer and a SHA-256 manifest in one folder, written whole or not at all.
 
     step-000500/
       model.safetensors      every parameter, once
-      optimizer.safetensors  AdamW's moments and steps, `parameter.moment`
-      state.json             format, step, the resolved recipe, what the data was
+      optimizer.safetensors  AdamW's moments and step counters, `parameter.moment`
+      state.json             format, step, the resolved recipe, facts about the data
       tokenizer.json
-      MANIFEST.sha256        as sha256sum writes it; checked on every load
+      MANIFEST.sha256        in the format of sha256sum; verified on every load
 
-safetensors notices a file cut short but loads flipped data bytes, so the manifest is checked before anything is read.
+safetensors notices a file that was cut short but loads flipped data bytes, so the manifest is verified before anything is read.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,17 +38,17 @@ from freetf_cli.model.decoder import Decoder
 FORMAT = "freetf-checkpoint"
 FORMAT_VERSION = 1
 MANIFEST = "MANIFEST.sha256"
-TRIES = 5  # at a checkpoint of a run that is being trained
-_FILES = ("model.safetensors", "optimizer.safetensors", "state.json", "tokenizer.json")
+TRIES = 5  # attempts to load a checkpoint of a run that is being trained
 _REQUIRED = ("model.safetensors", "state.json", "tokenizer.json")
+_FILES = (*_REQUIRED, "optimizer.safetensors")
 
 
 def save_checkpoint(
     folder: Path, model: Decoder, optimizer: Mapping[str, torch.Tensor] | None, state: Mapping[str, Any], tokenizer: Tokenizer
 ) -> None:
-    """Write a checkpoint folder: everything into a temporary folder, flushed, then one rename."""
+    """Write a checkpoint folder: all files into a temporary folder, flushed to the disk, then one rename."""
     recover(folder.parent)
-    temporary, old = folder.with_name(f".{folder.name}.tmp"), _set_aside(folder)
+    temporary, old = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
     temporary.mkdir(parents=True)
     try:
         tensors = {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
@@ -57,7 +58,7 @@ def save_checkpoint(
         header = {"format": FORMAT, "format_version": FORMAT_VERSION}
         (temporary / "state.json").write_text(json.dumps({**header, **state}, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         (temporary / "tokenizer.json").write_text(tokenizer.json, encoding="utf-8")
-        names = [name for name in _FILES if (temporary / name).exists()]
+        names = sorted(path.name for path in temporary.iterdir())
         manifest = "".join(f"{_sha256(temporary / name)}  {name}\n" for name in names)
         (temporary / MANIFEST).write_text(manifest, encoding="utf-8")
         for name in [*names, MANIFEST]:
@@ -75,13 +76,8 @@ def save_checkpoint(
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _set_aside(folder: Path) -> Path:
-    """The name of a checkpoint while another takes its place."""
-    return folder.with_name(f".{folder.name}.old")
-
-
 def recover(checkpoints: Path) -> None:
-    """Put right what a killed save left in a folder of checkpoints: its parts go, and one that was set aside for it comes back."""
+    """Clean up after a killed save: remove its temporary files, and put back a checkpoint that it had moved out of the way."""
     durable.sweep(checkpoints)
     for old in checkpoints.glob(".step-*.old"):
         folder = old.with_name(old.name[1:-4])
@@ -98,7 +94,7 @@ def _sha256(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose files agree with their manifest."""
+    """A checkpoint whose files match their manifest."""
 
     folder: Path
     state: Mapping[str, Any]
@@ -106,12 +102,12 @@ class Checkpoint:
 
     @classmethod
     def open(cls, folder: Path) -> Checkpoint:
-        """Verify a checkpoint folder; raises InputError naming the damaged file."""
+        """Verify a checkpoint folder. Raises InputError, which names the damaged file."""
         _verify(folder)
         state = _read_state(folder / "state.json")
         try:
             if not isinstance(state.get("recipe"), dict):
-                raise InputErrors([InputError("it is no table")])
+                raise InputErrors([InputError("it is not a table")])
             recipe = check_recipe(state["recipe"], where=folder / "state.json")
         except InputErrors as error:
             raise InputError(f"the checkpoint's recipe is not valid: {error}", str(folder / "state.json")) from None
@@ -125,7 +121,7 @@ class Checkpoint:
         return tokenizers.load(self.folder / "tokenizer.json")
 
     def model(self, device: torch.device) -> Decoder:
-        """The model with its weights on `device`, ready for inference."""
+        """The model with its weights on `device`, in evaluation mode."""
         with torch.device("meta"):
             model = build_model(self.recipe.model, self.recipe.latent)
         load_weights(model, self.folder / "model.safetensors", device)
@@ -135,30 +131,29 @@ class Checkpoint:
         """The optimizer's tensors, on the CPU."""
         path = self.folder / "optimizer.safetensors"
         if not path.is_file():
-            raise InputError("the checkpoint holds no optimizer state, it cannot be resumed", str(self.folder))
+            raise InputError("the checkpoint has no optimizer state and cannot be resumed", str(self.folder))
         return _load(path, torch.device("cpu"))
 
 
 def load_weights(model: Decoder, path: Path, device: torch.device, *, partial: bool = False) -> list[str]:
-    """Give a model (on the meta device, or built) the tensors of a file; names and shapes must match.
+    """Load a file's tensors into a model, which may be on the meta device. Raises InputError unless names and shapes match.
 
-    Shapes are compared in the header, before anything is allocated. partial: parameters that the file lacks keep their values, and their
-    names are returned (a Free model started from its baseline); tensors that the model lacks are an error either way.
+    Shapes are compared with the file's header before anything is allocated. partial: parameters that the file does not have keep their
+    values (a Free model that starts from its baseline). Returns the names of those parameters.
     """
-    wanted = dict(model.named_parameters())
-    found = _header(path)
-    faults = [f"{name} {found[name]} is not in the model" for name in found if name not in wanted]
-    faults += [
-        f"{name} is {found[name]}, not {tuple(p.shape)}" for name, p in wanted.items() if name in found and found[name] != tuple(p.shape)
-    ]
-    missing = [name for name in wanted if name not in found]
-    if missing and not partial:
+    expected, found = dict(model.named_parameters()), _header(path)
+    faults = [f"{name} {shape} is not in the model" for name, shape in found.items() if name not in expected]
+    for name, parameter in expected.items():
+        if name in found and found[name] != tuple(parameter.shape):
+            faults.append(f"{name} is {found[name]}, not {tuple(parameter.shape)}")
+    missing = [name for name in expected if name not in found]
+    if not partial:
         faults += [f"{name} is missing" for name in missing]
     if faults:
         more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
         raise InputError(f"the weights do not fit the model: {faults[0]}{more}", str(path))
     tensors = _load(path, device)
-    if device.type == "cpu":  # in the file's pages a tensor begins anywhere: products would be summed in another order than in training
+    if device.type == "cpu":  # tensors in the file's pages are not aligned, and products would be summed in another order than in training
         tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     model.load_state_dict(tensors, strict=False, assign=True)
     for parameter in model.parameters():
@@ -167,45 +162,31 @@ def load_weights(model: Decoder, path: Path, device: torch.device, *, partial: b
 
 
 def _header(path: Path) -> dict[str, tuple[int, ...]]:
-    _check_header_size(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            types = {part.get_dtype() for part in slices.values()}
-            if types - {"F32"}:
-                raise InputError(f"weights are kept in float32, not {', '.join(sorted(types))}", str(path))
-            return {name: tuple(part.get_shape()) for name, part in slices.items()}
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"not a readable safetensors file: {error}", str(path)) from None
+    """The shape of each tensor in a file."""
+    with _readable(path), safe_open(path, framework="pt") as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        types = {part.get_dtype() for part in slices.values()}
+        if types - {"F32"}:
+            raise InputError(f"weights must be float32, not {', '.join(sorted(types))}", str(path))
+        return {name: tuple(part.get_shape()) for name, part in slices.items()}
 
 
-def _check_header_size(path: Path) -> None:
-    """Before the library reads it: a header of 100 MB is no fault to safetensors."""
+def _load(path: Path, device: torch.device) -> dict[str, torch.Tensor]:
+    with _readable(path):
+        return load_file(path, device=str(device))
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Raise InputError if a block cannot read a safetensors file, or if the header is too large, before the library reads it."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
     if size > durable.SMALL:
         raise InputError(f"not a readable safetensors file: its header claims {size:,} bytes", str(path))
-
-
-def _load(path: Path, device: torch.device) -> dict[str, torch.Tensor]:
-    _check_header_size(path)
     try:
-        return load_file(path, device=str(device))
+        yield
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"not a readable safetensors file: {error}", str(path)) from None
-
-
-def open_model(path: Path, device: torch.device, warn: Callable[[str], None]) -> tuple[Checkpoint, Decoder]:
-    """`open_checkpoint` and its model. A run in training may delete the checkpoint in between: then the newest is looked for again."""
-    for _ in range(TRIES - 1):
-        checkpoint = open_checkpoint(path, warn)
-        try:
-            return checkpoint, checkpoint.model(device)
-        except InputError:
-            if checkpoint.folder.exists():
-                raise
-    checkpoint = open_checkpoint(path, warn)
-    return checkpoint, checkpoint.model(device)
 
 
 def _verify(folder: Path) -> None:
@@ -231,7 +212,7 @@ def _verify(folder: Path) -> None:
         if not path.is_file():
             raise InputError("a file of the checkpoint is missing", str(path))
         if _sha256(path) != digest:
-            raise InputError("the file is damaged or cut short: its SHA-256 is not the one in the manifest", str(path))
+            raise InputError("the file is damaged or cut short: its SHA-256 does not match the manifest", str(path))
 
 
 def _read_state(path: Path) -> dict[str, Any]:
@@ -247,12 +228,12 @@ def _read_state(path: Path) -> dict[str, Any]:
     if type(state.get("step")) is not int or not 0 <= state["step"] < 2**53:
         raise InputError("the checkpoint's state has no step", str(path))
     if not isinstance(state.get("data"), dict) or not isinstance(state["data"].get("sha256"), str):
-        raise InputError("the checkpoint's state does not say what data it had", str(path))
+        raise InputError("the checkpoint's state does not say what data it was trained on", str(path))
     return state
 
 
 def checkpoint_folders(run: Path) -> list[Path]:
-    """A run's checkpoints, oldest first; a copy under another name is none of them."""
+    """The checkpoints of a run, oldest first. Folders with other names, such as copies, are left out."""
     folders = (path for path in (run / "checkpoints").glob("step-*") if re.fullmatch(r"step-\d+", path.name) and path.is_dir())
     return sorted(folders, key=folder_step)
 
@@ -263,19 +244,36 @@ def folder_step(folder: Path) -> int:
 
 
 def open_checkpoint(path: Path, warn: Callable[[str], None]) -> Checkpoint:
-    """The checkpoint that RUN means: a checkpoint folder itself, or a run folder's newest intact one (each damaged one is warned of)."""
+    """The checkpoint that a RUN argument means: the folder itself if it is a checkpoint, or a run's newest intact checkpoint.
+
+    warn: called with a message for each damaged checkpoint of a run. Raises InputError if there is no intact one.
+    """
     if not path.is_dir():
-        raise InputError("no such run or checkpoint", str(path), "`freetf train RECIPE -o RUN` makes one")
-    if (path / MANIFEST).is_file() or (path.name.startswith("step-") and not (path / "recipe.toml").is_file()):
+        raise InputError("no such run or checkpoint", str(path), "create a run with `freetf train RECIPE -o RUN`")
+    is_run = (path / "recipe.toml").is_file()
+    if (path / MANIFEST).is_file() or (path.name.startswith("step-") and not is_run):
         return Checkpoint.open(path)
     folders = checkpoint_folders(path)
+    if not folders and is_run:
+        raise InputError("the run has no checkpoint yet", str(path))
     if not folders:
-        if (path / "recipe.toml").is_file():
-            raise InputError("the run has no checkpoint yet", str(path))
-        raise InputError("the folder is not a run: it has no checkpoints", str(path), "a run is made by `freetf train RECIPE -o RUN`")
+        raise InputError("the folder is not a run: it has no checkpoints", str(path), "create a run with `freetf train RECIPE -o RUN`")
     for folder in reversed(folders):
         try:
             return Checkpoint.open(folder)
         except InputError as error:
             warn(f"{error}: trying the checkpoint before it")
     raise InputError("every checkpoint of the run is damaged", str(path))
+
+
+def open_model(path: Path, device: torch.device, warn: Callable[[str], None]) -> tuple[Checkpoint, Decoder]:
+    """`open_checkpoint` and its model. A running training may delete the checkpoint in between; then the newest is looked up again."""
+    for _ in range(TRIES - 1):
+        checkpoint = open_checkpoint(path, warn)
+        try:
+            return checkpoint, checkpoint.model(device)
+        except InputError:
+            if checkpoint.folder.exists():
+                raise
+    checkpoint = open_checkpoint(path, warn)
+    return checkpoint, checkpoint.model(device)

@@ -1,11 +1,11 @@
-"""One process trains into a run folder. The lock is the kernel's: a process that is killed holds it no longer."""
+"""The lock that lets one process train into a run folder. It is the kernel's lock, so a process that is killed releases it."""
 
 from __future__ import annotations
 
 import json
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -17,10 +17,11 @@ LOCK, HOLDER = ".lock", ".lock.json"
 
 
 @contextmanager
-def hold(run: Path) -> Iterator[None]:
-    """Have a run folder to oneself while the block runs; made if it is not there, and gone again if nothing came into it.
+def lock_run(run: Path) -> Iterator[None]:
+    """Hold the lock of a run folder for the length of a block. Processes that only read a run do not need it.
 
-    Raises FreetfError, which names the holder, if another process has it. Whoever only reads a run does not ask.
+    The folder is created if it does not exist, and removed again if nothing was put into it. Raises FreetfError, which names the holder,
+    if another process has the lock.
     """
     made = [folder for folder in (run, *run.parents) if not folder.exists()]
     run.mkdir(parents=True, exist_ok=True)
@@ -31,22 +32,17 @@ def hold(run: Path) -> Iterator[None]:
         raise FreetfError(f"{_holder(run)} is training this run", str(run), "wait for it, or choose another -o") from None
     try:
         (run / HOLDER).unlink(missing_ok=True)
-        with (run / HOLDER).open("x", encoding="utf-8") as file:  # x: never through a link that has the name
+        with (run / HOLDER).open("x", encoding="utf-8") as file:  # x: never write through a link of that name
             file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}) + "\n")
         yield
     finally:
         (run / HOLDER).unlink(missing_ok=True)
         if made and {path.name for path in run.iterdir()} <= {LOCK}:
             (run / LOCK).unlink(missing_ok=True)
-            _remove_empty(made)
+            with suppress(OSError):  # a parent that is not empty stays
+                for folder in made:
+                    folder.rmdir()
         lock.release()
-
-
-def _remove_empty(folders: Sequence[Path]) -> None:
-    """Folders, the innermost first, as far as nobody has put anything into them."""
-    with suppress(OSError):
-        for folder in folders:
-            folder.rmdir()
 
 
 def _holder(run: Path) -> str:

@@ -1,8 +1,8 @@
-"""Data-parallel training: the processes that train one run together, each on its part of every batch.
+"""Data-parallel training: processes that train one run together, each on its rows of every batch.
 
-All have the same weights, since all begin alike and make the same updates: those of the gradient summed over the processes, which is the
-gradient of the whole batch. What the host decides, such as where to stop, is agreed on over gloo; gradients on CUDA go over NCCL.
-Process 0 leads: it alone writes the run. Where one of them ends before its time, the others find out at their next agreement.
+All processes start with the same weights and apply the same updates: gradients are summed over the processes, which gives the gradient of
+the whole batch. Decisions of the host, such as when to stop, are agreed on over gloo; gradients on CUDA go over NCCL. Process 0 is the
+main process, and the only one that writes the run. If a process dies, the others notice at their next collective operation.
 """
 
 from __future__ import annotations
@@ -22,15 +22,17 @@ from freetf_cli.errors import FreetfError, InputError, Interrupted, Stopped, is_
 from freetf_cli.training.launch import LOST, RESUME, launched, started_processes
 from freetf_cli.training.signals import StopRequest
 
-JOIN_LIMIT = 300.0  # seconds that processes wait for each other at the start
-BUCKET = 2**24  # numbers that are summed at once: a copy of all gradients would double them
+JOIN_TIMEOUT = 300.0  # seconds that processes wait for each other at the start
+BUCKET = 2**24  # numbers per all-reduce: one for all gradients would need a copy of them all
+
+left_open = False  # whether this process belongs to a group that it could not leave: it must exit without the interpreter's clean-up
 
 
 class PeerLost(FreetfError):
-    """Another process of the run ended before its time. Which one knows who started them all, and says so."""
+    """Another process of the run died. The launcher knows which one and reports it; without a launcher this error is shown."""
 
     def __init__(self) -> None:
-        super().__init__("another process of the run is gone", hint=RESUME)
+        super().__init__("another process of the run died", hint=RESUME)
         if launched():
             self.exit_code = LOST
 
@@ -40,100 +42,97 @@ class PeerLost(FreetfError):
 
 @dataclass(frozen=True)
 class World:
-    """Which of how many processes this one is. One process alone needs no group: for it every method gives back what it is given."""
+    """This process's rank among `size` processes. With one process every method returns its argument and no process group is needed."""
 
     rank: int = 0
     size: int = 1
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         return self.rank == 0
 
     def rows(self, batch: int) -> slice:
-        """Which of a batch's rows are this process's."""
+        """This process's rows of a batch of `batch` rows."""
         share = batch // self.size
         return slice(self.rank * share, (self.rank + 1) * share)
 
-    def sum_(self, tensors: Sequence[Tensor]) -> None:
-        """Make each tensor its sum over the processes, in place; all of one device and type."""
+    def all_reduce_sum(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor by its sum over the processes. All must have one device and dtype."""
         if self.size == 1:
             return
         for bucket in _buckets(tensors):
             flat = torch.cat([tensor.flatten() for tensor in bucket])
-            with _watched():
+            with _peer_errors():
                 dist.all_reduce(flat)
             for tensor, summed in zip(bucket, torch.split(flat, [tensor.numel() for tensor in bucket]), strict=True):
                 tensor.copy_(summed.view_as(tensor))
 
-    def largest(self, number: int) -> int:
-        """The largest number that any process gives."""
+    def all_reduce_max(self, number: int) -> int:
+        """The maximum of a number over the processes."""
         if self.size == 1:
             return number
-        agreed = torch.tensor([number])
-        with _watched():
-            dist.all_reduce(agreed, dist.ReduceOp.MAX)
-        return int(agreed)
+        largest = torch.tensor([number])
+        with _peer_errors():
+            dist.all_reduce(largest, dist.ReduceOp.MAX)
+        return int(largest)
 
-    def alike(self, numbers: Tensor) -> bool:
-        """Whether all processes give the same integers."""
+    def all_equal(self, numbers: Tensor) -> bool:
+        """Whether all processes have the same integers."""
         if self.size == 1:
             return True
-        ends = torch.stack((numbers, -numbers)).cpu()
-        with _watched():
-            dist.all_reduce(ends, dist.ReduceOp.MAX)
-        return bool((ends[0] == -ends[1]).all())
+        bounds = torch.stack((numbers, -numbers)).cpu()
+        with _peer_errors():
+            dist.all_reduce(bounds, dist.ReduceOp.MAX)
+        return bool((bounds[0] == -bounds[1]).all())
 
-    def told(self, words: str) -> str:
-        """What process 0 gives, to all."""
+    def broadcast(self, text: str) -> str:
+        """The text of process 0, in every process."""
         if self.size == 1:
-            return words
-        raw = os.fsencode(words)
-        data = torch.zeros(self.largest(len(raw) if self.leads else 0), dtype=torch.uint8)
-        if self.leads and raw:
+            return text
+        raw = os.fsencode(text)
+        data = torch.zeros(self.all_reduce_max(len(raw) if self.is_main else 0), dtype=torch.uint8)
+        if self.is_main and raw:
             data = torch.frombuffer(bytearray(raw), dtype=torch.uint8)
-        with _watched():
+        with _peer_errors():
             dist.broadcast(data, 0)
         return os.fsdecode(bytes(data.tolist()))
 
-    def wait(self) -> None:
-        """Until all processes are here."""
-        self.largest(0)
+    def barrier(self) -> None:
+        """Wait until all processes are here."""
+        self.all_reduce_max(0)
 
 
-def own_device(device: torch.device) -> torch.device:
-    """The device of this kind that is this process's: of several processes on a machine each has a GPU of its own."""
+def local_device(device: torch.device) -> torch.device:
+    """This process's own device of the given kind: with several processes on a machine each has its own GPU."""
     if device.type != "cuda" or started_processes() == 1:
         return device
     return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
 
 
 @contextmanager
-def joined(device: torch.device, stop: StopRequest) -> Iterator[World]:
-    """The world that the environment tells of (torchrun's variables), for a block; it is made when all its processes have come.
+def process_group(device: torch.device, stop: StopRequest) -> Iterator[World]:
+    """Join the process group that the environment describes (torchrun's variables), for the length of a block.
 
-    Raises Stopped or Interrupted when `stop` asks while they are waited for, FreetfError when they do not come.
+    Raises Stopped or Interrupted if a signal comes while this process waits for the others, FreetfError if they do not come.
     """
     if (size := started_processes()) == 1:
         yield World()
         return
     if device.type == "cuda":
         _check_devices(size)
-        torch.cuda.set_device(own_device(device))
+        torch.cuda.set_device(local_device(device))
     global left_open
     left_open = True
-    _meet("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", size, stop)
+    _rendezvous("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", size, stop)
     try:
         yield World(dist.get_rank(), size)
     except (Stopped, Interrupted):
-        _part()  # all leave at the same step
+        _leave()  # all processes stop at the same step
         raise
-    _part()
+    _leave()
 
 
-left_open = False  # whether this process is in a group that it could not leave: then it must end without the interpreter's clean-up
-
-
-def _part() -> None:
+def _leave() -> None:
     global left_open
     dist.destroy_process_group()
     left_open = False
@@ -143,35 +142,36 @@ def _check_devices(size: int) -> None:
     here = int(os.environ.get("LOCAL_WORLD_SIZE", int(os.environ["LOCAL_RANK"]) + 1))
     if here > torch.cuda.device_count():
         what = f"parallel.processes = {size}: {here} on a machine with {torch.cuda.device_count()} CUDA devices"
-        raise InputError(what, hint="one process a device, or --device cpu")
+        raise InputError(what, hint="use one process per device, or --device cpu")
 
 
-def _meet(backend: str, size: int, stop: StopRequest) -> None:
-    """Wait for the others in a thread of its own: it is deaf to signals."""
+def _rendezvous(backend: str, size: int, stop: StopRequest) -> None:
+    """Initialise the process group in a thread, because the call blocks and does not react to signals."""
     failed: list[BaseException] = []
 
-    def meet() -> None:
+    def initialise() -> None:
         try:
             dist.init_process_group(backend)
         except BaseException as error:
             failed.append(error)
 
-    thread, began = threading.Thread(target=meet, daemon=True, name="freetf-join"), time.monotonic()
+    thread, began = threading.Thread(target=initialise, daemon=True, name="freetf-rendezvous"), time.monotonic()
     thread.start()
-    where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    what = f"{size} processes could not connect at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} (WORLD_SIZE, MASTER_ADDR)"
     while thread.is_alive():
         thread.join(0.05)
         if stop.signal is not None and thread.is_alive():
             kind = Interrupted if stop.signal.name == "SIGINT" else Stopped
             raise kind(f"stopped by {stop.signal.name} before its first step", hint=RESUME)
-        if time.monotonic() - began > JOIN_LIMIT:
-            raise FreetfError(f"{size} processes were to meet at {where} (WORLD_SIZE, MASTER_ADDR), and did not within {JOIN_LIMIT:.0f} s")
+        if time.monotonic() - began > JOIN_TIMEOUT:
+            raise FreetfError(f"{what} within {JOIN_TIMEOUT:.0f} s")
     if failed:
         reason = (str(failed[0]).splitlines() or [type(failed[0]).__name__])[0][:200]
-        raise FreetfError(f"{size} processes were to meet at {where} (WORLD_SIZE, MASTER_ADDR), and could not: {reason}")
+        raise FreetfError(f"{what}: {reason}")
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """The tensors in order, in groups of at most BUCKET numbers; a larger tensor is alone in its group."""
     bucket: list[Tensor] = []
     for tensor in tensors:
         if bucket and sum(each.numel() for each in bucket) + tensor.numel() > BUCKET:
@@ -183,8 +183,8 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 
 
 @contextmanager
-def _watched() -> Iterator[None]:
-    """What a collective says when a process is gone, in our words."""
+def _peer_errors() -> Iterator[None]:
+    """Raise PeerLost when a collective operation fails because a process is gone."""
     try:
         yield
     except RuntimeError as error:

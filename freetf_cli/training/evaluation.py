@@ -1,4 +1,4 @@
-"""The held-out split, as a run sees it while it trains."""
+"""The loss on the held-out split during training."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ from collections.abc import Callable
 from signal import Signals
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from freetf_cli.config.recipe import Recipe
-from freetf_cli.data.batches import DataSource
-from freetf_cli.model.loss import LossTerms
+from freetf_cli.data.batches import IGNORE, DataSource
+from freetf_cli.evaluation.posterior import tensors
+from freetf_cli.model.decoder import Decoder
+from freetf_cli.model.latent import ObjectiveWeights
 from freetf_cli.training.distributed import World
-from freetf_cli.training.prefetch import host_batch
 from freetf_cli.training.schedule import objective_weights
-from freetf_cli.training.step import LossFunction, autocast
+from freetf_cli.training.step import autocast
 
 
-class CutShort(Exception):
+class EvaluationStopped(Exception):
     """A signal came during an evaluation."""
 
     def __init__(self, signal: Signals) -> None:
@@ -26,36 +27,31 @@ class CutShort(Exception):
 
 @torch.no_grad()
 def held_out_sums(
-    recipe: Recipe,
-    source: DataSource,
-    model: nn.Module,
-    loss: LossFunction,
-    noise_NTH: Tensor,
-    world: World,
-    asked: Callable[[], Signals | None],
+    recipe: Recipe, source: DataSource, model: Decoder, noise_NTH: Tensor, world: World, stop_signal: Callable[[], Signals | None]
 ) -> tuple[Tensor, int]:
-    """Sums of the LossTerms [5] over the held-out rows, and how many targets count; at the final κ and weights, Z from the posterior.
+    """Sums of the LossTerms [5] over the held-out rows, and the count of their targets. Z is sampled from the posterior.
 
-    noise_NTH: of each of the N rows, whatever the batches. Of several processes each takes every `size`-th batch, and all have the sums.
-    Raises CutShort when `asked` gives a signal.
+    κ and the other weights of the objective are the final ones. noise_NTH: noise of each of the N rows, whatever the batch size.
+    Each process takes every `world.size`-th batch; all return the sums over all of them. Raises EvaluationStopped on a signal.
     """
     config, device = recipe.eval, noise_NTH.device
-    weights = torch.tensor(objective_weights(recipe.train.steps, recipe.latent, recipe.train.steps), device=device).unbind()
+    final = objective_weights(recipe.train.steps, recipe.latent, recipe.train.steps)
+    weights = ObjectiveWeights(*torch.tensor(final, device=device).unbind())
     total, count, row = torch.zeros(5, device=device), 0, 0
     model.eval()
     try:
         for number, batch in enumerate(source.held_out(config.split, config.sequences, recipe.rows_at_once)):
-            if number % world.size == 0 and (signal := asked()):
-                raise CutShort(signal)
+            if number % world.size == 0 and (signal := stop_signal()):
+                raise EvaluationStopped(signal)
             noise_BTH = noise_NTH[row : row + len(batch.inputs)]
             row += len(batch.inputs)
-            rows = host_batch(batch)
-            count += rows.count
+            count += int((batch.targets != IGNORE).sum())
             if number % world.size == world.rank:
+                tokens_BT, targets_BT = tensors(model, batch)
                 with autocast(recipe.train, device):
-                    terms = loss(rows.inputs.to(device), rows.targets.to(device), noise_BTH, *weights)
-                total += LossTerms(*terms).stack()
-        world.sum_([total])
+                    output = model(tokens_BT, noise=noise_BTH, targets_BT=targets_BT, weights=weights)
+                total += output.losses.stack()
+        world.all_reduce_sum([total])
     finally:
         model.train()
     return total, count

@@ -1,7 +1,7 @@
-"""Linear layers of the blocks that multiply in 8-bit floating point while training, as torchao has them (`train.float8`).
+"""8-bit floating point for training (`train.float8`): linear layers of the blocks multiply as torchao's float8 training does.
 
-Weights stay in float32 and keep their names. Each product scales both its operands by their largest number, e4m3 forward and e5m2 for the
-gradient, and its result is bfloat16: twice the arithmetic of a GPU of compute capability 8.9, less the casts.
+Weights stay in float32 and keep their names. Each product scales both operands by their largest absolute value, with e4m3 in the forward
+pass and e5m2 for the gradient, and returns bfloat16. GPUs of compute capability 8.9 do this at twice the rate of bfloat16, minus the casts.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from torch import nn
 from freetf_cli.config.recipe import Recipe
 from freetf_cli.errors import FreetfError, InputError
 
-NARROWEST = 512  # a narrower product saves less than its casts take
+MIN_WIDTH = 512  # a narrower product saves less time than its casts take
 
 
 def check_float8(recipe: Recipe, device: torch.device) -> None:
-    """InputError on a device that has no such products, or for batches that they cannot take; FreetfError without torchao."""
+    """Raise InputError if the device or the batch size does not support float8 products, FreetfError if torchao is missing."""
     if not recipe.train.float8:
         return
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
         raise InputError(f"train.float8 on {device.type}: 8-bit products need a GPU of compute capability 8.9 or newer")
     tokens = recipe.rows_at_once * (recipe.model.context or 1)
     if tokens % 16:
-        raise InputError(f"train.float8 with {tokens} tokens at a time: 8-bit products need a multiple of 16", hint="another train.batch")
+        raise InputError(f"train.float8 with {tokens} tokens at a time: 8-bit products need a multiple of 16", hint="change train.batch")
     _torchao()
 
 
 def use_float8(model: nn.Module, *, emulate: bool = False) -> None:
-    """Make the wide linear layers of blocks such. emulate: compute the same in float32, on any device, for tests."""
+    """Convert the wide linear layers of the blocks, in place. emulate: compute the same in float32 on any device, for tests."""
     float8 = _torchao()
     config = dataclasses.replace(float8.Float8LinearConfig.from_recipe_name("tensorwise"), emulate=emulate)
-    float8.convert_to_float8_training(model, config=config, module_filter_fn=_wide)
+    float8.convert_to_float8_training(model, config=config, module_filter_fn=_is_wide)
 
 
 def _torchao() -> Any:
@@ -45,8 +45,8 @@ def _torchao() -> Any:
     return torchao.float8
 
 
-def _wide(module: nn.Module, name: str) -> bool:
+def _is_wide(module: nn.Module, name: str) -> bool:
     if not isinstance(module, nn.Linear) or "block" not in name:
         return False
     sizes = (module.in_features, module.out_features)
-    return min(sizes) >= NARROWEST and all(size % 16 == 0 for size in sizes)
+    return min(sizes) >= MIN_WIDTH and all(size % 16 == 0 for size in sizes)

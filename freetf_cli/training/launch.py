@@ -1,6 +1,6 @@
-"""The process that starts those of a data-parallel run on one machine, hands signals on to them, and tells how it ended.
+"""The launcher of a data-parallel run on one machine: it starts the processes, passes signals on to them and reports how they ended.
 
-torchrun does the same over several machines: `torchrun --nproc-per-node 2 -m freetf_cli train …`.
+torchrun does the same for several machines: `torchrun --nproc-per-node 2 -m freetf_cli train …`.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from types import FrameType
 from typing import IO
 
 from freetf_cli.errors import ExitCode, FreetfError, InputError, Interrupted, Stopped
-from freetf_cli.training.signals import heeded
+from freetf_cli.training.signals import handled_signals
 
-LAUNCHED = "FREETF_LAUNCHED"  # "reading end of a pipe:pid of the launcher", in the environment of the processes started here
-LOST = 76  # exit code of a process that ended because another was gone: told to this module, to nobody else
-VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # those of torchrun
-FOREIGN = ("TORCHELASTIC_", "GROUP_", "ROLE_")  # of a launcher around this one
-GRACE = 30.0  # seconds that the others have once one has ended
-AT_ONCE = 2.0  # and that all have once a second SIGINT came
-RESUME = "the same command with --resume auto goes on"
+LAUNCHED = "FREETF_LAUNCHED"  # environment variable of the launched processes: "reading end of a pipe:pid of the launcher"
+LOST = 76  # exit code of a process that ended because another one died; only the launcher sees it
+VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # the ones torchrun sets
+FOREIGN = ("TORCHELASTIC_", "GROUP_", "ROLE_")  # variables of another launcher around this one, not passed on
+GRACE = 30.0  # seconds that the other processes have once one has ended
+KILL_AFTER = 2.0  # seconds that all processes have after a second SIGINT
+RESUME = "resume with the same command and --resume auto"
 
 
 def started_processes() -> int:
-    """How many processes were started to train together, this one among them, by the environment: torchrun's, or that of `launch`."""
+    """How many processes were started to train together, this one included, according to the environment."""
     found = {name: os.environ.get(name, "").strip() for name in VARIABLES}
     if not all(found.values()):
         return 1
@@ -39,18 +39,23 @@ def started_processes() -> int:
     for name, number in numbers.items():
         least, most = {"WORLD_SIZE": (1, 1 << 20), "MASTER_PORT": (1, 65535)}.get(name, (0, numbers["WORLD_SIZE"] - 1))
         if not least <= number <= most:
-            hint = f"unset {' '.join(VARIABLES)} where no torchrun set them"
+            hint = f"unset {' '.join(VARIABLES)} unless torchrun set them"
             raise InputError(f"the environment has {name}={found[name][:40]!r} with WORLD_SIZE={found['WORLD_SIZE'][:40]!r}", hint=hint)
     return numbers["WORLD_SIZE"]
 
 
+def is_main_process() -> bool:
+    """Whether this process is alone, or process 0 of those that train together."""
+    return started_processes() == 1 or int(os.environ["RANK"]) == 0
+
+
 def launched() -> bool:
-    """Whether `launch` of the process above has started this one."""
+    """Whether the parent process is a launcher that started this process."""
     return os.environ.get(LAUNCHED, "").endswith(f":{os.getppid()}")
 
 
 class Children:
-    """Processes started here, and the signals passed on to them."""
+    """The processes that were started, and the signals that were passed on to them."""
 
     def __init__(self) -> None:
         self.all: list[subprocess.Popen[bytes]] = []
@@ -58,12 +63,12 @@ class Children:
 
     def add(self, process: subprocess.Popen[bytes]) -> None:
         self.all.append(process)
-        for number in self.handed:  # which came while it was being started
+        for number in self.handed:  # signals that came while it was being started
             process.send_signal(number)
 
     def pass_signals(self, stack: ExitStack) -> None:
         """Pass the signals of this process on to the children until the stack is closed."""
-        for number in heeded():
+        for number in handled_signals():
             stack.callback(signal.signal, number, signal.signal(number, self.hand_on))
         stack.callback(signal.signal, signal.SIGTSTP, signal.signal(signal.SIGTSTP, self.pause))
 
@@ -72,9 +77,9 @@ class Children:
         self._send(number)
 
     def pause(self, number: int, frame: FrameType | None) -> None:
-        """A terminal's Ctrl-Z stops all, and `fg` goes on with all."""
+        """A terminal's Ctrl-Z stops all processes, and `fg` continues them."""
         self._send(signal.SIGSTOP)
-        os.kill(os.getpid(), signal.SIGSTOP)  # until SIGCONT comes
+        os.kill(os.getpid(), signal.SIGSTOP)  # returns when SIGCONT comes
         self._send(signal.SIGCONT)
 
     def _send(self, number: int) -> None:
@@ -84,37 +89,38 @@ class Children:
 
     @property
     def interrupted(self) -> bool:
-        """A second SIGINT came."""
+        """Whether a second SIGINT came."""
         return self.handed.count(signal.SIGINT) > 1
 
 
 def launch(words: Sequence[str], count: int) -> int:
-    """Run `freetf WORDS` in `count` processes, and give the exit code of the run.
+    """Run `freetf WORDS` in `count` processes and return the exit code of the run.
 
-    The first process has this one's streams. What another says is shown only if it ended for a reason of its own. They are in sessions of
-    their own, so that a terminal's Ctrl-C reaches them once, through here; and stop, having saved, when this process is gone.
+    Process 0 has this process's streams; the stderr of another is shown only if that process failed for a reason of its own. The
+    processes are in sessions of their own, so that a terminal's Ctrl-C reaches them once, through the launcher. They save and stop if
+    the launcher dies.
     """
     processes = Children()
     with ExitStack() as stack:
-        ears = os.pipe()
-        for end in ears:
+        pipe = os.pipe()
+        for end in pipe:
             stack.callback(os.close, end)
         processes.pass_signals(stack)
-        said = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(count)]
-        shared = {**_surroundings(count), LAUNCHED: f"{ears[0]}:{os.getpid()}"}
+        outputs = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(count)]
+        shared = {**_environment(count), LAUNCHED: f"{pipe[0]}:{os.getpid()}"}
         for rank in range(count):
             environment = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-            processes.add(_started(words, environment, ears[0], None if rank == 0 else said[rank]))
-            stack.callback(_end, processes.all[-1])
+            processes.add(_start(words, environment, pipe[0], None if rank == 0 else outputs[rank]))
+            stack.callback(_kill, processes.all[-1])
         stuck = _wait(processes)
-        return _outcome(processes, said, stuck)
+        return _outcome(processes, outputs, stuck)
 
 
-def _started(words: Sequence[str], environment: dict[str, str], ear: int, said: IO[bytes] | None) -> subprocess.Popen[bytes]:
-    """A process with this one's streams; with `said`, its stderr goes there and it has no other streams."""
-    nothing = None if said is None else subprocess.DEVNULL
+def _start(words: Sequence[str], environment: dict[str, str], pipe: int, stderr: IO[bytes] | None) -> subprocess.Popen[bytes]:
+    """Start a process with this one's streams; with `stderr`, that is its only stream."""
+    null = None if stderr is None else subprocess.DEVNULL
     return subprocess.Popen(
-        freetf_command(words), stdin=nothing, stdout=nothing, stderr=said, env=environment, start_new_session=True, pass_fds=(ear,)
+        freetf_command(words), stdin=null, stdout=null, stderr=stderr, env=environment, start_new_session=True, pass_fds=(pipe,)
     )
 
 
@@ -124,66 +130,66 @@ def freetf_command(words: Sequence[str]) -> list[str]:
     return [sys.executable, "-c", code, *words]
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _kill(process: subprocess.Popen[bytes]) -> None:
     process.kill()
     process.wait()
 
 
 def stop_when_orphaned() -> None:
-    """In a process that `launch` has started: the end of that one is a SIGTERM to this one, and some time later its end."""
+    """In a launched process: watch the launcher. When it dies, send SIGTERM to this process, and end it if it does not stop in time."""
     if not launched():
         return
-    ear = int(os.environ[LAUNCHED].split(":")[0])
+    pipe = int(os.environ[LAUNCHED].split(":")[0])
 
-    def listen() -> None:
-        os.read(ear, 1)  # returns when the last writing end is closed
+    def watch() -> None:
+        os.read(pipe, 1)  # returns when the launcher's end is closed
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(10 * GRACE)  # a large checkpoint may take its time
+        time.sleep(10 * GRACE)  # saving a large checkpoint takes time
         os._exit(ExitCode.FAILED)
 
-    threading.Thread(target=listen, daemon=True, name="freetf-launcher").start()
+    threading.Thread(target=watch, daemon=True, name="freetf-launcher").start()
 
 
-def _surroundings(count: int) -> dict[str, str]:
-    """The environment with what torchrun would set, for processes of this machine that meet on its loopback; a thread for each core."""
+def _environment(count: int) -> dict[str, str]:
+    """The environment with the variables that torchrun would set for processes of this machine, and a share of the cores for each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     kept = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
     threads = str(max(1, (os.cpu_count() or 1) // count))
-    asked = {"OMP_NUM_THREADS": threads, "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    defaults = {"OMP_NUM_THREADS": threads, "TORCH_CPP_LOG_LEVEL": "ERROR"}
     fixed = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     if sys.platform == "linux":
         fixed["GLOO_SOCKET_IFNAME"] = "lo"
-    return {**asked, **kept, **fixed}
+    return {**defaults, **kept, **fixed}
 
 
 def _wait(processes: Children) -> set[int]:
-    """Until all have ended; those that do not after another has are killed. Their ranks."""
+    """Wait for all processes. Kill those that are still there GRACE seconds after the first has ended, and return their ranks."""
     deadline = None
     while None in (codes := [process.poll() for process in processes.all]):
         now = time.monotonic()
         if processes.interrupted:
-            deadline = min(deadline or now + AT_ONCE, now + AT_ONCE)
+            deadline = min(deadline or now + KILL_AFTER, now + KILL_AFTER)
         elif deadline is None and any(code is not None for code in codes):
             deadline = now + GRACE
         if deadline is not None and now > deadline:
             stuck = {rank for rank, code in enumerate(codes) if code is None}
             for rank in stuck:
-                _end(processes.all[rank])
+                _kill(processes.all[rank])
             return stuck
         time.sleep(0.05)
     return set()
 
 
-def _outcome(processes: Children, said: Sequence[IO[bytes]], stuck: set[int]) -> int:
-    """One exit code of several: a process's own comes before that of one which was lost or killed."""
+def _outcome(processes: Children, outputs: Sequence[IO[bytes]], stuck: set[int]) -> int:
+    """The exit code of the run: that of a process that failed itself comes before those that lost it or were killed."""
     codes = [process.returncode for process in processes.all]
     own = [rank for rank, code in enumerate(codes) if code > 0 and code != LOST and rank not in stuck]
     if own:
-        if own[0] != 0:  # the first process has told by itself
-            said[own[0]].seek(0)
-            sys.stderr.write(said[own[0]].read().decode(errors="replace"))
+        if own[0] != 0:  # process 0 has written to stderr itself
+            outputs[own[0]].seek(0)
+            sys.stderr.write(outputs[own[0]].read().decode(errors="replace"))
         return codes[own[0]]
     if processes.interrupted:
         raise Interrupted("interrupted")

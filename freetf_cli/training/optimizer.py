@@ -1,4 +1,4 @@
-"""AdamW with its parameter groups, and its moments by the names of the parameters."""
+"""AdamW with its parameter groups, and its moments under the parameters' names."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from freetf_cli.config.recipe import TrainConfig
 def make_optimizer(model: nn.Module, config: TrainConfig, device: torch.device) -> torch.optim.AdamW:
     """AdamW with weight decay on matrices only.
 
-    Norms and ζ are not decayed; nor are tables (token embeddings, the post-sampler), whose rows would shrink in batches that do not
-    read them; nor the kernels and head mixes of Multi-Token Attention, which decay would pull away from the identity that they start
-    as (arXiv 2504.00927; they have three or four dimensions).
+    Not decayed: norms and ζ; tables (token embeddings, the post-sampler), whose rows would shrink in batches that do not read them; and
+    the kernels and head mixes of Multi-Token Attention (arXiv 2504.00927), which start as the identity and have three or four dimensions.
     """
     tables = getattr(model, "no_weight_decay", ())
     decayed: list[nn.Parameter] = []
@@ -26,18 +25,18 @@ def make_optimizer(model: nn.Module, config: TrainConfig, device: torch.device) 
 
 def named_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """The optimizer's tensors as `parameter.moment`, for safetensors."""
-    state = {}
-    for name, parameter in model.named_parameters():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            state[f"{name}.{key}"] = torch.as_tensor(value)
-    return state
+    return {
+        f"{name}.{key}": torch.as_tensor(value)
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
 
 
 def load_named_state(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, torch.Tensor]) -> None:
-    """Put `named_state`'s tensors back."""
+    """Put the tensors of `named_state` back. Raises ValueError if one is missing, or of another shape or dtype."""
     for name, parameter in model.named_parameters():
-        moments = {key: state.get(f"{name}.{key}") for key in ("step", "exp_avg", "exp_avg_sq")}
-        for key, value in moments.items():
+        for key in ("step", "exp_avg", "exp_avg_sq"):
+            value = state.get(f"{name}.{key}")
             if value is None:
                 raise ValueError(f"{name}.{key} is missing")
             shape = () if key == "step" else parameter.shape

@@ -1,6 +1,6 @@
-"""Sizes without a device: parameters by part, FLOPs per token, and the memory that training will want.
+"""The cost of training a recipe, without a device: parameters by part, FLOPs per token, and estimated memory.
 
-Counted on the meta device, so that an 8B model costs nothing to ask about. A multiply-add is two FLOPs.
+Everything is counted on the meta device, so that an 8B model allocates nothing. A multiply-add is two FLOPs.
 """
 
 from __future__ import annotations
@@ -18,21 +18,18 @@ from freetf_cli.model.attention.registry import make_attention
 from freetf_cli.model.attention.softmax import Attention
 from freetf_cli.records.plan import PartCost, Plan
 
-MAPS = "attention maps (estimated)"  # a plan's memory, where a kind of attention makes them
+ATTENTION_WEIGHTS = "attention weights (estimated)"  # in a plan's memory if a kind of attention materialises them
 
 
 def plan_run(recipe: Recipe, name: str, bf16: bool, device_type: str | None = None) -> Plan:
-    """What training a recipe takes. model.vocab and model.context must be resolved. bf16: activations under autocast.
+    """What training a recipe costs. model.vocab and model.context must be resolved. bf16: activations under autocast.
 
-    device_type: where, as torch names it; unless it is known CUDA for bf16, else a CPU.
+    device_type: torch's name of the device; by default CUDA with bf16, else CPU.
     """
-    context = recipe.model.context or 1
-    parts = part_costs(recipe.model, recipe)
-    train_flops = _train_flops(recipe, parts)
-    baseline = recipe.model_copy(update={"latent": None})
+    parts, baseline = part_costs(recipe.model, recipe), recipe.model_copy(update={"latent": None})
     base_parts = part_costs(recipe.model, baseline)
     parameters, base_parameters = (sum(part.parameters for part in group) for group in (parts, base_parts))
-    free = recipe.latent is not None
+    train_flops, free = _train_flops(recipe, parts), recipe.latent is not None
     return Plan(
         recipe=name,
         kind=recipe.kind,
@@ -44,7 +41,7 @@ def plan_run(recipe: Recipe, name: str, bf16: bool, device_type: str | None = No
         overhead_parameters=parameters / base_parameters - 1 if free else None,
         memory=_memory(recipe, parameters, bf16, device_type or ("cuda" if bf16 else "cpu")),
         steps=recipe.train.steps,
-        tokens=recipe.train.steps * recipe.train.batch * context,
+        tokens=recipe.train.steps * recipe.train.batch * (recipe.model.context or 1),
         precision="bf16" if bf16 else "fp32",
         processes=recipe.parallel.processes,
     )
@@ -55,14 +52,14 @@ def part_costs(config: ModelConfig, recipe: Recipe) -> list[PartCost]:
     with torch.device("meta"):
         model = build_model(config, recipe.latent)
     context = config.context or 1
-    blocks = _linear_flops(model.blocks) + sum(_own_flops(attention, config, context) for attention in model.attentions())
+    blocks = _linear_flops(model.blocks) + sum(_attention_flops(attention, config, context) for attention in model.attentions())
     parts = [
         PartCost("embedding" + (" (tied with lm_head)" if config.tie_embeddings else ""), model.embedding.weight.numel(), 0.0),
         PartCost(f"blocks × {config.layers}", _count(model.blocks), blocks),
     ]
     for name, module in ({} if model.latent is None else model.latent.parts()).items():
-        attentions_within = sum(isinstance(child, Attention) for child in module.modules())
-        parts.append(PartCost(name, _count(module), _linear_flops(module) + attentions_within * _attention_flops(config, context)))
+        attentions = sum(isinstance(child, Attention) for child in module.modules())  # not causal
+        parts.append(PartCost(name, _count(module), _linear_flops(module) + attentions * _product_flops(config, context)))
     head = 0 if model.lm_head is None else model.lm_head.weight.numel()
     parts.append(PartCost("norm and lm_head", head + _count(model.norm), 2.0 * model.lm_head_weight.numel()))
     return parts
@@ -78,25 +75,23 @@ def _linear_flops(module: nn.Module) -> float:
     return float(sum(2 * layer.weight.numel() for layer in module.modules() if isinstance(layer, nn.Linear)))
 
 
-def _attention_flops(config: ModelConfig, keys: float) -> float:
-    """Scores and weighted values over `keys` keys; half the context on average when causal."""
+def _product_flops(config: ModelConfig, keys: float) -> float:
+    """Attention scores and weighted values over `keys` keys; a causal position sees half the context on average."""
     return 4.0 * config.heads * config.head_width * keys
 
 
-def _own_flops(attention: Attention, config: ModelConfig, context: int) -> float:
-    """Of a decoder block's kind of attention. Maps that are mixed are made in full, and each number of a kernel or a mix is a multiply-add
-    in every cell of one. Where no map is made, what is mixed has the heads of a group side by side; differential attention reads values of
-    twice the width."""
+def _attention_flops(attention: Attention, config: ModelConfig, context: int) -> float:
+    """The attention products of one decoder block.
+
+    Convolutions and head mixes need the attention weights of all keys, and each of their parameters is a multiply-add per weight. Fused
+    mixes compute with the heads of a group side by side instead. Differential attention has values of twice the width.
+    """
     if isinstance(attention, MaterialisedAttention) and attention.is_fused:
-        return _attention_flops(config, context / 2) * attention.fused_heads
+        return _product_flops(config, context / 2) * attention.fused_heads
     if isinstance(attention, MaterialisedAttention):
-        return _attention_flops(config, context) + 2.0 * context * sum(operator.numel() for operator in _operators(attention))
-    return _attention_flops(config, context / 2) * (1.5 if isinstance(attention, Differential) else 1)
-
-
-def _operators(attention: MaterialisedAttention) -> list[nn.Parameter]:
-    """Kernels and mixes: what has more dimensions than a matrix."""
-    return [parameter for parameter in attention.parameters() if parameter.dim() > 2]
+        operators = sum(parameter.numel() for parameter in attention.parameters() if parameter.dim() > 2)
+        return _product_flops(config, context) + 2.0 * context * operators
+    return _product_flops(config, context / 2) * (1.5 if isinstance(attention, Differential) else 1)
 
 
 def _count(module: nn.Module) -> int:
@@ -104,47 +99,39 @@ def _count(module: nn.Module) -> int:
 
 
 def _memory(recipe: Recipe, parameters: int, bf16: bool, device_type: str) -> dict[str, float]:
-    """Bytes: parameters, gradients and AdamW's two moments in float32, and what a step wants beyond them, estimated.
+    """Bytes of parameters, gradients and AdamW's two moments in float32, and an estimate of what a step needs beyond them.
 
-    Most is wanted either where the forward ends and no gradient is there yet, or where the backward ends and all of them are: gradients
-    come as activations go. A batch in parts keeps the gradients of the first while it goes through the next.
+    The peak is at the end of the forward, when there are no gradients yet, or at the end of the backward, when all of them exist:
+    gradients replace activations one by one. With gradient accumulation the gradients of the first part are there in later forwards.
     """
-    states = 16.0 * parameters
     gradients = 4.0 * parameters
-    maps = _map_bytes(recipe, 2 if bf16 else 4)
-    forward = _activations(recipe, bf16, device_type) + maps + (gradients if recipe.train.grad_accum_steps > 1 else 0.0)
+    weights = _attention_weight_bytes(recipe, 2 if bf16 else 4)
+    forward = _activation_bytes(recipe, bf16, device_type) + weights + (gradients if recipe.train.grad_accum_steps > 1 else 0.0)
     beyond = max(forward - gradients, _mapper_bytes(recipe, bf16, device_type))
-    maps = min(maps, beyond)
-    parts = {
-        "parameters": gradients,
-        "gradients": gradients,
-        "optimizer": 2 * gradients,
-        "activations (estimated)": beyond - maps,
-    }
-    if maps:
-        parts[MAPS] = maps
-    return {**parts, "total": states + beyond}
+    weights = min(weights, beyond)
+    parts = {"parameters": gradients, "gradients": gradients, "optimizer": 2 * gradients, "activations (estimated)": beyond - weights}
+    return {**parts, **({ATTENTION_WEIGHTS: weights} if weights else {}), "total": 4 * gradients + beyond}
 
 
-def _activations(recipe: Recipe, bf16: bool, device_type: str) -> float:
-    """Bytes at the end of the forward: what blocks keep for the backward, and the read-out's logits with what their gradients want."""
-    config, number = recipe.model, 2 if bf16 else 4
+def _activation_bytes(recipe: Recipe, bf16: bool, device_type: str) -> float:
+    """At the end of the forward: what blocks keep for the backward, and the logits with what their gradients need."""
+    config, size = recipe.model, 2 if bf16 else 4
     tokens, vocabulary = recipe.rows_at_once * (config.context or 1), config.vocab or 0
     attention = (2 * config.heads + 2 * config.key_heads) * config.head_width
-    block = 3 * 4 * config.width + number * (2 * config.width + attention + 3 * config.hidden)
+    block = 3 * 4 * config.width + size * (2 * config.width + attention + 3 * config.hidden)
     blocks = config.layers + (1 if recipe.latent else 0)
-    injection = (2 * 4 + number) * config.width if recipe.latent else 0
+    injection = (2 * 4 + size) * config.width if recipe.latent else 0
     logits = tokens * vocabulary
     if logits <= FEW_LOGITS.get(device_type, FEW_LOGITS["cpu"]):
-        readout = logits * (number + 2 * 4)
+        head = logits * (size + 2 * 4)
     else:
-        copies = 1 if bf16 and device_type == "cuda" else 3  # on a GPU the gradient takes the place of the logits
-        readout = copies * number * min(logits, most_logits(device_type)) + (2 * number + 2 * 4) * vocabulary * config.width
-    return float(tokens * (blocks * block + injection) + readout + _pairs(recipe))
+        copies = 1 if bf16 and device_type == "cuda" else 3  # on a GPU the gradient overwrites the logits
+        head = copies * size * min(logits, most_logits(device_type)) + (2 * size + 2 * 4) * vocabulary * config.width
+    return float(tokens * (blocks * block + injection) + head + _mismatch_bytes(recipe))
 
 
 def _mapper_bytes(recipe: Recipe, bf16: bool, device_type: str) -> float:
-    """Of the mapper's gradient: a centred copy of the table, and some tokens' s = W · dr where it goes through memory."""
+    """The mapper's gradient: a centred copy of the table, and s = W · dr of some tokens unless a kernel fuses it."""
     if recipe.latent is None:
         return 0.0
     codes, width = 2**recipe.latent.bits, recipe.model.width
@@ -154,39 +141,45 @@ def _mapper_bytes(recipe: Recipe, bf16: bool, device_type: str) -> float:
     return float((2 if bf16 else 4) * (codes * width + s))
 
 
-def _map_bytes(recipe: Recipe, number: int) -> float:
-    """Bytes of the maps kept for the backward: softmax's in float32, what reads the values, and what each kernel and mix reads. Maps that
-    are made once more in the backward are there of one block at a time. Where none is made: the heads of groups side by side."""
+def _attention_weight_bytes(recipe: Recipe, size: int) -> float:
+    """Attention weights that are materialised and kept for the backward; with activation checkpointing those of one block at a time.
+
+    size: bytes of an activation. Where fused mixes replace them: the queries, keys and values of a group's heads side by side.
+    """
     config = recipe.model
     with torch.device("meta"):
         kinds = [make_attention(config, index) for index in range(config.layers)]
-    numbers = recipe.rows_at_once * config.heads * (config.context or 1) ** 2
-    mapping = [kind for kind in kinds if isinstance(kind, MaterialisedAttention)]
-    makers = [kind for kind in mapping if not kind.is_fused]
-    each = [_maps_kept(kind, recipe, number) for kind in makers]
-    kept = max(each, default=0) if recomputes(recipe.train.attention_checkpointing, len(makers) * numbers) else sum(each)
-    if number == 4:  # CPUs have no kernel for values wider than keys; softmax itself is kept
-        kept += number * sum(isinstance(kind, Differential) for kind in kinds)
-    heads = number * recipe.rows_at_once * (config.context or 1) * config.heads * config.head_width
-    wide = heads * sum(4 * kind.fused_heads for kind in mapping if kind.is_fused and kind.fused_heads > 1)
-    return float(numbers * kept + wide)
+    count = recipe.rows_at_once * config.heads * (config.context or 1) ** 2  # of one block
+    materialised = [kind for kind in kinds if isinstance(kind, MaterialisedAttention) and not kind.is_fused]
+    bytes_each = [_bytes_per_weight(kind, recipe, size) for kind in materialised]
+    recomputed = recomputes(recipe.train.attention_checkpointing, len(materialised) * count)
+    kept = max(bytes_each, default=0) if recomputed else sum(bytes_each)
+    if size == 4:  # CPUs have no kernel for values that are wider than keys, so softmax's output is kept
+        kept += size * sum(isinstance(kind, Differential) for kind in kinds)
+    heads = size * recipe.rows_at_once * (config.context or 1) * config.heads * config.head_width
+    fused = heads * sum(
+        4 * kind.fused_heads for kind in kinds if isinstance(kind, MaterialisedAttention) and kind.is_fused and kind.fused_heads > 1
+    )
+    return float(count * kept + fused)
 
 
-def _maps_kept(attention: MaterialisedAttention, recipe: Recipe, number: int) -> int:
-    """Bytes a cell: softmax's, what reads the values, and what each kernel and mix reads; a kernel that is applied a row at a time, as with
-    `exact` and between documents, reads a copy for each row."""
+def _bytes_per_weight(attention: MaterialisedAttention, recipe: Recipe, size: int) -> int:
+    """Bytes kept per attention weight: softmax's in float32, the one that multiplies the values, and the input of each kernel and mix.
+
+    A kernel that is applied row by row (with `mask = "exact"`, and between documents) keeps a copy per row.
+    """
     packed = recipe.model.separator is not None or (recipe.data.dir is not None and recipe.data.rows != "documents")  # as far as is known
-    apart = recipe.model.masks_documents and packed
+    masked = recipe.model.masks_documents and packed
     copies = 0
     for name, operator in attention.named_parameters():
         if operator.dim() > 2:
             exact = recipe.model.multi_token is not None and recipe.model.multi_token.mask == "exact" and name.startswith("pre.")
-            copies += 1 + operator.shape[2] if operator.dim() == 4 and (apart or exact) else 1
-    return 4 + number * (1 + copies)
+            copies += 1 + operator.shape[2] if operator.dim() == 4 and (masked or exact) else 1
+    return 4 + size * (1 + copies)
 
 
-def _pairs(recipe: Recipe) -> int:
-    """Bytes of `latent.aggregate_mismatch`: three float32 tensors over the pairs of sequences, where a recipe has it."""
+def _mismatch_bytes(recipe: Recipe) -> int:
+    """`latent.mismatch`: three float32 tensors over the pairs of sequences, if the recipe uses it."""
     latent = recipe.latent
     if latent is None or not latent.objective.has_mismatch:
         return 0

@@ -1,4 +1,4 @@
-"""What changes with the step: the learning rate, and the weights of the latent's terms. Pure functions of (recipe, step)."""
+"""What changes with the step: the learning rate and the weights of the latent's terms. Pure functions of (recipe, step)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Literal
 
 from freetf_cli.config.recipe import LatentConfig, TrainConfig
 from freetf_cli.model.latent import ObjectiveWeights
-
-LN2 = math.log(2.0)
+from freetf_cli.records import LN2
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
@@ -22,7 +21,7 @@ def learning_rate(step: int, config: TrainConfig) -> float:
 
 
 def objective_weights(step: int, config: LatentConfig | None, steps: int) -> ObjectiveWeights:
-    """The objective's weights at a step of a run of `steps` steps; at `steps` itself the final ones. All 0 for a baseline."""
+    """The objective's weights at a step of a run of `steps` steps; at `steps` the final ones. All 0 for a baseline. κ in nats."""
     if config is None:
         return ObjectiveWeights(0.0, 0.0, 0.0)
 
@@ -35,7 +34,10 @@ def objective_weights(step: int, config: LatentConfig | None, steps: int) -> Obj
 
 
 def scheduled(points: Sequence[Sequence[float]], final: float, share: float) -> float:
-    """The value at a share of the run. Points are [share, value], straight lines between; from the last, [share], on it is `final`."""
+    """The value of a schedule after a share of the run.
+
+    Points are [share, value] with straight lines between them; the last is [share], and from there on the value is `final`.
+    """
     if not points or share >= points[-1][0]:
         return final
     path = [*((begin, value) for begin, value in points[:-1]), (points[-1][0], final)]

@@ -9,32 +9,32 @@ from types import FrameType
 
 
 class StopRequest:
-    """Which signal asked the loop to stop, if any."""
+    """The signal that asked the loop to stop, if one did. An instance is the signal handler."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt  # a second one stops at once
+            raise KeyboardInterrupt  # a second SIGINT stops at once
         self.signal = signal.Signals(number)
 
 
-def heeded() -> list[signal.Signals]:
-    """SIGINT, SIGTERM, SIGUSR1 and SIGHUP, where they are and unless `nohup` or the like has them ignored; SIGINT always."""
+def handled_signals() -> list[signal.Signals]:
+    """SIGINT, and those of SIGTERM, SIGUSR1 and SIGHUP that the system has and that are not ignored (as `nohup` does)."""
     numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name)]
     return [number for number in numbers if number is signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN]
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Turn the signals that are `heeded` into a request while the block runs."""
+    """Turn the handled signals into a StopRequest while the block runs."""
     request = StopRequest()
     before = {}
     try:
-        for number in heeded():
+        for number in handled_signals():
             before[number] = signal.signal(number, request)
-    except ValueError:  # not the main thread: signals are somebody else's
+    except ValueError:  # only the main thread may set handlers
         pass
     try:
         yield request

@@ -1,14 +1,19 @@
-"""How a run begins: what its recipe needs from the data, the model that it starts with, and what its manifest says of that."""
+"""The start of a run: the recipe completed from its data, the model with its first weights, and the manifest."""
 
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from freetf_cli import __version__
 from freetf_cli.config.recipe import Recipe, flat
 from freetf_cli.data.batches import DataSource, open_data
 from freetf_cli.data.rows import TRAIN, PackedRows
@@ -18,17 +23,18 @@ from freetf_cli.latent.build import build_model, initialise_model
 from freetf_cli.model.attention.materialised import set_attention_checkpointing
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.runs.checkpoint import Checkpoint, load_weights
-from freetf_cli.runs.folder import RunFolder, now
+from freetf_cli.runs.folder import now
+from freetf_cli.training.loop import Loop
 
 
 def resolve(recipe: Recipe) -> tuple[Recipe, DataSource]:
-    """Open the recipe's data, and fill in what only the data knows: vocabulary, context, and what separates the documents of a row."""
+    """Open the recipe's data, and fill in what only the data knows: vocabulary, context and document separator."""
     source = open_data(recipe.data, context=recipe.model.context, seed=recipe.train.seed)
     vocabulary = source.tokenizer.vocab_size
     if recipe.model.vocab is not None and recipe.model.vocab < vocabulary:
         raise InputError(f"model.vocab = {recipe.model.vocab} is less than the tokenizer's {vocabulary} tokens")
     for split in (TRAIN, recipe.eval.split):
-        source.rows.size(split)  # InputError where the data lacks it: now, not after hours of training
+        source.rows.size(split)  # InputError if the data lacks it: now, not after hours of training
     separator = recipe.model.separator
     if separator is None and recipe.model.masks_documents and isinstance(source.rows, PackedRows):
         separator = source.separator
@@ -42,25 +48,23 @@ def resolve(recipe: Recipe) -> tuple[Recipe, DataSource]:
 
 
 def check_same_run(recipe: Recipe, source: DataSource, checkpoint: Checkpoint) -> None:
-    """Refuse to resume with other data or another recipe: it would not be the same run."""
+    """Raise InputError if data, tokenizer or recipe are not those of the checkpoint's run."""
+    where, hint = str(checkpoint.folder), "use --init-from to start a new run from its weights"
     if checkpoint.state["data"]["sha256"] != source.facts.sha256:
-        raise InputError(
-            "the data is not what the run was trained on (its hash differs)", str(checkpoint.folder), "use --init-from to start anew"
-        )
+        raise InputError("the data is not what the run was trained on (its hash differs)", where, hint)
     if checkpoint.tokenizer().sha256 != source.tokenizer.sha256:
         raise InputError("the checkpoint's tokenizer is not the data's (its hash differs)", str(checkpoint.folder / "tokenizer.json"))
     ours, theirs = flat(recipe), flat(checkpoint.recipe)
-    free: tuple[str, ...] = ("data.dir", "eval.every", "eval.samples", "parallel.")
-    free += tuple(f"train.{name}" for name in ("keep_", "log_every", "save_every", "attention_checkpointing"))
+    changeable = ("keep_", "log_every", "save_every", "attention_checkpointing")
+    free = ("data.dir", "eval.every", "eval.samples", "parallel.", *(f"train.{name}" for name in changeable))
     changed = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key) and not key.startswith(free))
     if changed:
         first = f"{changed[0]} is {ours.get(changed[0])!r}, was {theirs.get(changed[0])!r}"
-        raise InputError(
-            f"the recipe is not the run's: {first}", str(checkpoint.folder), "use --init-from to start a new run from its weights"
-        )
+        raise InputError(f"the recipe is not the run's: {first}", where, hint)
 
 
 def make_model(recipe: Recipe, device: torch.device, init_from: Checkpoint | None, resume: Checkpoint | None) -> Decoder:
+    """The model to train, with the weights of a checkpoint or freshly initialised ones."""
     if resume is not None:
         model = resume.model(device)
     else:
@@ -74,7 +78,7 @@ def make_model(recipe: Recipe, device: torch.device, init_from: Checkpoint | Non
 
 
 def _check_only_additions(missing: Sequence[str], start: Checkpoint) -> None:
-    """What a Free model or a kind of attention adds may be missing, and nothing else: a deeper model would silently start half random."""
+    """Only what a Free model or a kind of attention adds may be missing: a deeper model would silently start half random."""
     other = [name for name in missing if not re.match(r"latent\.|blocks\.\d+\.attention\.(pre|post|norm|lambdas)\b", name)]
     if other:
         raise InputError(f"the weights do not fit the model: {other[0]} is missing", str(start.folder))
@@ -104,23 +108,39 @@ def unlike_its_start(recipe: Recipe, init_from: Recipe) -> str | None:
     return f"the model does not begin as the one that --init-from names: {'; '.join(why)}" if why else None
 
 
-def record_start(run: RunFolder, about: dict[str, Any], resume: Checkpoint | None) -> None:
-    """A new run's manifest; a resumed run keeps how it began, and adds how it went on."""
-    if resume is None:
-        run.update_manifest(**about, resumed=[], status="running")
-        return
-    before = run.manifest()
-    part = {name: about[name] for name in ("started", "argv", "device", "packages", "git")}
-    entries = {**about, **before, "resumed": [*before.get("resumed", []), {"step": resume.step, **part}], "status": "running"}
-    run.update_manifest(**entries)
-
-
-def describe_run(recipe: Recipe, source: DataSource, device: torch.device, init_from: Checkpoint | None) -> dict[str, Any]:
-    return {
+def record_start(loop: Loop, argv: Sequence[str], init_from: Checkpoint | None, resume: Checkpoint | None) -> None:
+    """Write the manifest of a new run; to the manifest of a resumed run, add how it continued."""
+    source, before = loop.source, {} if resume is None else loop.folder.manifest()
+    entries = {
+        "schema_version": 1,
+        "argv": list(argv),
+        "freetf": __version__,
+        "packages": {name: metadata.version(name) for name in ("torch", "numpy", "safetensors", "tokenizers")},
+        "git": _git_state(),
         "started": now(),
-        "seed": recipe.train.seed,
-        "device": describe(device),
+        "seed": loop.config.seed,
+        "device": describe(loop.device),
         "data": asdict(source.facts),
         "tokenizer_sha256": source.tokenizer.sha256,
         "init_from": init_from and str(init_from.folder),
+        "processes": loop.world.size,
     }
+    resumed = list(before.get("resumed", []))
+    if resume is not None:
+        resumed.append({"step": resume.step, **{name: entries[name] for name in ("started", "argv", "device", "packages", "git")}})
+    loop.folder.update_manifest(**{**entries, **before, "resumed": resumed, "status": "running"})
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Commit of the current folder, and whether files have changed since; None outside a repository."""
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+        changes = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=5, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit, "changed": bool(changes.strip())}
+
+
+def current_argv() -> list[str]:
+    """The command line of this process, without the program's folder."""
+    return [Path(sys.argv[0]).name, *sys.argv[1:]]

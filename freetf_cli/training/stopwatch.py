@@ -1,4 +1,7 @@
-"""How long a step takes. Launches return before the work is done, so one step's time means nothing: a mean over many does."""
+"""The time of a training step.
+
+Kernel launches return before the work is done, so the time of a single step means nothing; the mean over many steps does.
+"""
 
 from __future__ import annotations
 
@@ -8,31 +11,31 @@ from contextlib import contextmanager
 
 
 class Stopwatch:
-    """Mean seconds of a step since the last reading, evaluations and the like left out."""
+    """Mean seconds per step since the last reading, without the time that was spent in `paused` blocks."""
 
     def __init__(self) -> None:
         self._seconds, self._steps, self._since = 0.0, 0, time.perf_counter()
 
     def count(self) -> None:
-        """A step was given to the device."""
+        """Count a step that was launched."""
         self._steps += 1
 
     def read(self) -> float:
-        """Read, and start anew; the device must have caught up."""
-        self._halt()
+        """Return the mean and start over. The device must have finished its work."""
+        self._accumulate()
         mean = self._seconds / max(1, self._steps)
         self._seconds, self._steps = 0.0, 0
         return mean
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """What the block takes is no part of a step."""
-        self._halt()
+        """Leave out the time of the block."""
+        self._accumulate()
         try:
             yield
         finally:
             self._since = time.perf_counter()
 
-    def _halt(self) -> None:
+    def _accumulate(self) -> None:
         now = time.perf_counter()
         self._seconds, self._since = self._seconds + now - self._since, now

@@ -50,7 +50,7 @@ def test_help_is_exit_0(run_cli, words):
         (["recipe", "show", "--smok", "x"], "no such option '--smok'; did you mean '--smoke'?"),
         (["doctor", "--xyzzy"], "no such option '--xyzzy'; see `freetf doctor --help`"),
         (["recipe", "show"], "missing argument 'RECIPE'; see `freetf recipe show --help`"),
-        (["doctor", "-q", "-v"], "--quiet and --verbose contradict each other; give one of them"),
+        (["doctor", "-q", "-v"], "--quiet and --verbose contradict each other; give only one of them"),
     ],
 )
 def test_bad_usage_names_the_right_word(run_cli, words, line):

@@ -1,4 +1,4 @@
-"""`freetf train`: the run's folder, the same twice, resuming, stopping, and what it says on which stream."""
+"""`freetf train`: the run folder, options, resuming, stopping, and what goes to which stream."""
 
 from __future__ import annotations
 
@@ -10,17 +10,22 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 
+from freetf_cli import device
+from freetf_cli.cli.train import train
 from freetf_cli.config.files import load_recipe
 from freetf_cli.runs.folder import RunFolder
+from freetf_cli.runs.lock import lock_run
+from freetf_cli.training.loop import Loop
 
 KEYS = ["step", "tokens", "split", "loss", "ce", "kl", "penalty", "above_kappa", "kappa", "lr", "grad_norm"]
 CHECKPOINT = {"model.safetensors", "optimizer.safetensors", "state.json", "tokenizer.json", "MANIFEST.sha256"}
@@ -32,7 +37,7 @@ def rows(run: Path) -> list[dict[str, Any]]:
 
 
 def record(run: Path) -> dict[str, bytes]:
-    """What must be the same byte for byte when a run is."""
+    """What must be equal byte for byte in equal runs."""
     last = max((run / "checkpoints").glob("step-*"))
     files = [run / "metrics.jsonl", last / "model.safetensors", last / "optimizer.safetensors", *(run / "samples").iterdir()]
     return {str(file.relative_to(run)): file.read_bytes() for file in files}
@@ -44,7 +49,7 @@ def assert_same_record(one: Path, other: Path) -> None:
     assert [name for name in left if left[name] != right[name]] == []
 
 
-# --- what a run leaves ------------------------------------------------------------------------------------------------
+# --- the run folder ---------------------------------------------------------------------------------------------------
 
 
 def test_a_run_folder_has_its_parts(free_run):
@@ -66,14 +71,14 @@ def test_checkpoints_agree_with_sha256sum(free_run):
             assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
 
 
-def test_the_runs_recipe_is_a_recipe(free_run, workshop):
+def test_the_recipe_of_a_run_is_a_recipe(free_run, workshop):
     ours, given = load_recipe(str(free_run / "recipe.toml")), load_recipe(str(workshop / "free.toml"))
     assert (ours.model.vocab, ours.model.context) == (7, 13)
     unresolved = ours.model.model_copy(update={"vocab": None, "context": None})
     assert ours.model_copy(update={"model": unresolved}) == given
 
 
-def test_the_manifest_tells_how_it_was_made(free_run, workshop):
+def test_the_manifest_describes_the_run(free_run, workshop):
     manifest = json.loads((free_run / "manifest.json").read_text(encoding="utf-8"))
     needed = {"schema_version", "argv", "seed", "freetf", "packages", "git", "device", "data", "tokenizer_sha256", "started", "finished"}
     assert needed <= manifest.keys()
@@ -110,7 +115,7 @@ def test_a_baselines_metrics_have_no_z(baseline_run):
         assert row["loss"] == row["ce"]
 
 
-def test_timing_tells_the_rate_of_a_step(free_run):
+def test_timing_has_the_rate_of_a_step(free_run):
     found = [json.loads(line) for line in (free_run / "timing.jsonl").read_text().splitlines()]
     assert [row["step"] for row in found] == [1, 2, 4, 6]
     for row in found:  # seconds are rounded to a thousandth
@@ -135,26 +140,6 @@ def test_samples_share_z_only_in_shared_groups(free_run):
     shared = codes("shared")
     assert len(shared) == 4
     assert len(set(shared)) == 2
-
-
-# --- the same twice ---------------------------------------------------------------------------------------------------
-
-
-def test_two_processes_give_the_same_bytes(workshop, tmp_path, environment):
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "freetf_cli", "train", workshop / "free.toml", "-o", tmp_path / name, "--json"],
-            env={**environment, "PYTHONHASHSEED": seed},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        for name, seed in (("a", "1"), ("b", "2"))
-    ]
-    for process in processes:
-        stdout, stderr = process.communicate(timeout=200)
-        assert (process.returncode, stderr) == (0, b"")
-        assert json.loads(stdout)["schema_version"] == 1
-    assert_same_record(tmp_path / "a", tmp_path / "b")
 
 
 def test_another_seed_is_another_run(run_cli, workshop, free_run, tmp_path):
@@ -223,7 +208,7 @@ def test_an_existing_run_is_refused_with_a_hint(refused, workshop, free_run):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
-def test_a_device_that_is_not_there(refused, workshop, tmp_path):
+def test_a_missing_device_is_refused(refused, workshop, tmp_path):
     assert "--device cuda" in refused("train", workshop / "free.toml", "-o", tmp_path / "run", "--device", "cuda")
     assert not (tmp_path / "run").exists()
 
@@ -248,7 +233,7 @@ def test_init_from_a_baseline(run_cli, workshop, baseline_run, tmp_path):
         (["attention=talking-heads"], ""),
     ],
 )
-def test_a_model_that_does_not_begin_as_its_start_says_so(run_cli, workshop, baseline_run, tmp_path, settings, warning):
+def test_a_model_that_computes_something_else_than_its_start_is_warned_of(run_cli, workshop, baseline_run, tmp_path, settings, warning):
     words = [word for setting in settings for word in ("--set", f"model.{setting}")]
     done = run_cli("train", workshop / "baseline.toml", "-o", tmp_path / "run", "--init-from", baseline_run, "--quiet", *words)
     assert done.code == 0
@@ -256,10 +241,9 @@ def test_a_model_that_does_not_begin_as_its_start_says_so(run_cli, workshop, bas
     assert ("begin" in done.stderr) == bool(warning)
 
 
-@pytest.mark.parametrize("settings", [["model.width=32"], ["model.layers=4"], ["model.tie_embeddings=false"]])
-def test_init_from_a_model_that_does_not_fit(refused, workshop, baseline_run, tmp_path, settings):
-    words = [word for setting in settings for word in ("--set", setting)]
-    assert "do not fit" in refused("train", workshop / "free.toml", "-o", tmp_path / "run", "--init-from", baseline_run, *words)
+@pytest.mark.parametrize("setting", ["model.width=32", "model.layers=4", "model.tie_embeddings=false"])
+def test_init_from_a_model_that_does_not_fit(refused, workshop, baseline_run, tmp_path, setting):
+    assert "do not fit" in refused("train", workshop / "free.toml", "-o", tmp_path / "run", "--init-from", baseline_run, "--set", setting)
     assert not (tmp_path / "run").exists()
 
 
@@ -271,7 +255,7 @@ def test_init_from_and_resume_contradict_each_other(refused, run_cli, workshop, 
 # --- resuming ---------------------------------------------------------------------------------------------------------
 
 
-def test_resume_auto_starts_a_run_that_is_not_there(run_cli, workshop, free_run, tmp_path):
+def test_resume_auto_starts_a_missing_run(run_cli, workshop, free_run, tmp_path):
     assert run_cli("train", workshop / "free.toml", "-o", tmp_path / "run", "--resume", "auto").code == 0
     assert_same_record(tmp_path / "run", free_run)
 
@@ -285,8 +269,8 @@ def test_resume_auto_of_a_finished_run_leaves_it(run_cli, workshop, free_run, co
 
 
 @pytest.mark.parametrize("which", ["auto", "path", "run"])
-def test_resume_goes_on_exactly(run_cli, workshop, free_run, copied, which):
-    """From step 3: auto finds it as the newest, PATH names it though a later one is there."""
+def test_resume_is_exact(run_cli, workshop, free_run, copied, which):
+    """From step 3: `auto` finds it as the newest checkpoint, PATH names it although there is a later one."""
     run = copied(free_run)
     first = run / "checkpoints" / "step-000003"
     if which != "path":
@@ -301,7 +285,7 @@ def test_resume_goes_on_exactly(run_cli, workshop, free_run, copied, which):
     assert [part["step"] for part in json.loads((run / "manifest.json").read_text())["resumed"]] == [3]
 
 
-def test_resume_falls_back_to_an_intact_checkpoint_and_mends_the_other(run_cli, workshop, free_run, copied):
+def test_resume_falls_back_to_an_intact_checkpoint_and_replaces_the_damaged_one(run_cli, workshop, free_run, copied):
     run = copied(free_run)
     (run / "checkpoints" / "step-000006" / "model.safetensors").write_bytes(b"cut")
     code, _, stderr = run_cli("-q", "train", workshop / "free.toml", "-o", run, "--resume", "auto")
@@ -311,8 +295,8 @@ def test_resume_falls_back_to_an_intact_checkpoint_and_mends_the_other(run_cli, 
     assert_same_record(run, free_run)
 
 
-def test_what_was_saved_later_is_forgotten_when_a_run_goes_back(free_run, copied):
-    """A damaged newest checkpoint left behind would count as newest again, and the new ones be thrown away for it."""
+def test_going_back_to_a_checkpoint_deletes_later_ones(free_run, copied):
+    """A damaged newest checkpoint that stayed would be the newest again, and the new ones would be deleted for it."""
     run = copied(free_run)
     (run / "checkpoints" / "best.json").write_text('{"step": 6, "loss": 0.1}')
     folder = RunFolder.open(run)
@@ -322,8 +306,8 @@ def test_what_was_saved_later_is_forgotten_when_a_run_goes_back(free_run, copied
     assert [row["step"] for row in rows(run)] == [1, 2, 3]
 
 
-def test_resume_auto_begins_anew_where_nothing_was_saved(run_cli, workshop, free_run, copied):
-    """Killed before its first checkpoint: a scheduler's `--resume auto` must not be stuck."""
+def test_resume_auto_starts_over_without_a_checkpoint(run_cli, workshop, free_run, copied):
+    """A run that was killed before its first checkpoint must not block a scheduler's `--resume auto`."""
     run = copied(free_run)
     (run / "checkpoints").rename(run / "gone")
     (run / "gone").rename(run.with_name("gone"))
@@ -331,7 +315,7 @@ def test_resume_auto_begins_anew_where_nothing_was_saved(run_cli, workshop, free
     assert_same_record(run, free_run)
 
 
-def test_resume_from_anothers_checkpoint_is_refused(refused, workshop, free_run, baseline_run, copied):
+def test_resume_from_another_runs_checkpoint_is_refused(refused, workshop, free_run, baseline_run, copied):
     run = copied(free_run)
     before = record(run)
     line = refused("train", workshop / "free.toml", "-o", run, "--resume", baseline_run / "checkpoints" / "step-000006")
@@ -370,7 +354,7 @@ def test_resume_from_nothing(refused, workshop, free_run, copied, start):
 
 @contextmanager
 def training(words: list[object], environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
-    """A training process, once it has logged its first step."""
+    """A training process."""
     command = [sys.executable, "-m", "freetf_cli", "train", *(str(word) for word in words)]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
@@ -393,83 +377,64 @@ LONG = ["--set", "train.steps=100000", "--set", "eval.every=0"]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
-def test_a_signal_saves_and_stops(workshop, tmp_path, environment, number, code):
-    run = tmp_path / "run"
-    with training([workshop / "free.toml", "-o", run, *LONG], environment) as process:
+def test_a_signal_saves_and_stops_and_the_resumed_run_is_the_same(run_cli, workshop, tmp_path, environment):
+    """The other signals, and other moments, are in tests/reliability (`signals`)."""
+    run = tmp_path / "parts"
+    words = ["train", workshop / "free.toml", "--set", "train.steps=300", "--set", "eval.every=0", "--set", "train.log_every=1"]
+    with training([*words[1:], "-o", run], environment) as process:
         wait_for_a_step(run, process)
-        process.send_signal(number)
+        process.send_signal(signal.SIGTERM)
         stdout, stderr = process.communicate(timeout=200)
-    assert (process.returncode, stdout) == (code, "")
+    assert (process.returncode, stdout) == (75, "")
     last = stderr.splitlines()[-1]
-    assert last.startswith(f"freetf: error: stopped by {number.name} after step ")
+    assert last.startswith("freetf: error: stopped by SIGTERM after step ")
     assert "--resume auto" in last
     assert "Traceback" not in stderr
     step = int(last.split("after step ")[1].split(",")[0])
     assert [path.name for path in (run / "checkpoints").glob("step-*")] == [f"step-{step:06d}"]
     assert json.loads((run / "manifest.json").read_text())["status"] == "stopped"
-
-
-@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-def test_a_stopped_run_goes_on_as_if_it_had_not(workshop, tmp_path, environment, run_process):
-    words = ["--set", "train.steps=90", "--set", "eval.every=0", "--set", "train.log_every=1"]
-    run = tmp_path / "parts"
-    with training([workshop / "free.toml", "-o", run, *words], environment) as process:
-        wait_for_a_step(run, process)
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=200)
-    assert process.returncode == 75
-    assert not (run / "checkpoints" / "step-000090").exists()
-    assert run_process("train", workshop / "free.toml", "-o", run, *words, "--resume", "auto").code == 0
-    assert run_process("train", workshop / "free.toml", "-o", tmp_path / "whole", *words).code == 0
+    assert run_cli(*words, "-o", run, "--resume", "auto").code == 0
+    assert run_cli(*words, "-o", tmp_path / "whole").code == 0
     assert_same_record(run, tmp_path / "whole")
 
 
+@pytest.fixture
+def stopped_at(monkeypatch) -> Callable[[Any, str], None]:
+    """`stopped_at(Loop, "train_step")`: this process gets SIGTERM when the function is called."""
+
+    def patch(owner: Any, name: str) -> None:
+        plain = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *args: (os.kill(os.getpid(), signal.SIGTERM), plain(*args))[1])
+
+    return patch
+
+
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-def test_json_of_a_stopped_run_is_an_error_object(workshop, tmp_path, environment):
-    run = tmp_path / "run"
-    with training([workshop / "free.toml", "-o", run, *LONG, "--json"], environment) as process:
-        wait_for_a_step(run, process)
-        process.send_signal(signal.SIGTERM)
-        stdout, stderr = process.communicate(timeout=200)
-    assert stdout == ""
+def test_json_of_a_stopped_run_is_an_error_object(run_cli, workshop, tmp_path, stopped_at):
+    stopped_at(Loop, "train_step")
+    code, stdout, stderr = run_cli("train", workshop / "free.toml", "-o", tmp_path / "run", "--json")
+    assert (code, stdout) == (75, "")
     assert json.loads(stderr)["error"]["exit_code"] == 75
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-def test_a_run_in_training_is_refused_and_free_after_a_kill(run_cli, workshop, tmp_path, environment):
-    run = tmp_path / "run"
-    words = ["train", workshop / "free.toml", "-o", run, *LONG, "--set", "train.save_every=1"]
-    with training(words[1:], environment) as process:
-        wait_for_a_step(run, process)
-        for resume in ("never", "auto"):
-            code, stdout, stderr = run_cli(*words, "--resume", resume)
-            assert (code, stdout, stderr.count("\n")) == (1, "", 1)
-            assert f"process {process.pid} on " in stderr and "is training this run" in stderr
-        process.kill()
-        process.communicate()
-    code, _, stderr = run_cli("train", workshop / "free.toml", "-o", run, *LONG, "--set", "train.save_every=1", "--resume", "never")
-    assert code == 2 and "the run exists" in stderr
+def test_a_signal_before_anything_is_loaded(run_cli, workshop, tmp_path, stopped_at):
+    """There is nothing to save yet, and the message says so."""
+    stopped_at(device, "set_threads")
+    code, _, stderr = run_cli("train", workshop / "free.toml", "-o", tmp_path / "run")
+    assert code == 75
+    assert "stopped by SIGTERM before its first step" in stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("resume", ["never", "auto"])
+def test_a_run_that_another_process_trains_is_refused(run_cli, workshop, free_run, copied, resume):
+    """Two processes, and one that was killed, are in tests/reliability (`starters`)."""
+    run = copied(free_run)
+    with lock_run(run):
+        code, stdout, stderr = run_cli("train", workshop / "free.toml", "-o", run, "--resume", resume)
+    assert (code, stdout, stderr.count("\n")) == (1, "", 1)
+    assert f"process {os.getpid()} on " in stderr and "is training this run" in stderr
     assert not (run / ".lock.json").exists()
-
-
-@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-def test_a_signal_while_torch_is_loaded(workshop, tmp_path, environment):
-    """As early as the program can: a run that has nothing to save yet, and says so."""
-    command = [sys.executable, "-c", SIGNALLED, str(workshop / "free.toml"), str(tmp_path / "run")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 75, done.stderr
-    assert "stopped by SIGTERM before its first step" in done.stderr.splitlines()[-1]
-
-
-SIGNALLED = """
-import os, signal, sys
-import freetf_cli.device as device
-plain = device.set_threads
-device.set_threads = lambda count: (os.kill(os.getpid(), signal.SIGTERM), plain(count))
-from freetf_cli.cli.app import main
-sys.exit(main(["train", sys.argv[1], "-o", sys.argv[2]]))
-"""
 
 
 def test_a_loss_that_is_not_finite_fails_with_exit_1(run_cli, workshop, tmp_path):
@@ -480,6 +445,28 @@ def test_a_loss_that_is_not_finite_fails_with_exit_1(run_cli, workshop, tmp_path
     assert re.match(r"freetf: error: the loss or its gradient is not finite at step \d+ and the 2 before it", error)
     assert len(warnings) == 3 and all(re.match(r"freetf: warning: step \d+ skipped: CE ", line) for line in warnings)
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["status"] == "failed"
+
+
+# --- frames -----------------------------------------------------------------------------------------------------------
+
+
+def test_few_calls_lie_between_the_command_and_the_attention_product(run_cli, workshop, tmp_path, monkeypatch):
+    """A reader follows at most 12 functions of this package from `train` to `attend`, both included."""
+    plain, found = F.scaled_dot_product_attention, []
+
+    def traced(*args: Any, **options: Any) -> Any:
+        monkeypatch.setattr(F, "scaled_dot_product_attention", plain)
+        frame = sys._getframe(1)
+        while frame is not None and frame.f_code is not train.__code__:
+            if f"{os.sep}freetf_cli{os.sep}" in frame.f_code.co_filename:
+                found.append(frame.f_code.co_qualname)
+            frame = frame.f_back
+        return plain(*args, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", traced)
+    assert run_cli("train", workshop / "free.toml", "-o", tmp_path / "run", "--smoke").code == 0
+    assert (found[0], found[-1]) == ("Attention.attend", "run_training")
+    assert len(found) + 1 <= 12, found
 
 
 # --- dry runs ---------------------------------------------------------------------------------------------------------
@@ -493,7 +480,7 @@ def plan(run_cli, recipe: object, *words: object) -> dict[str, Any]:
     return found
 
 
-def test_a_dry_run_makes_nothing(run_cli, workshop, tmp_path, monkeypatch):
+def test_a_dry_run_writes_nothing(run_cli, workshop, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     plan(run_cli, workshop / "free.toml", "-o", tmp_path / "run")
     for name in NO_DATA:
@@ -501,7 +488,7 @@ def test_a_dry_run_makes_nothing(run_cli, workshop, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_dry_run_counts_what_training_makes(run_cli, workshop, free_run):
+def test_a_dry_run_counts_the_parameters_of_training(run_cli, workshop, free_run):
     found = plan(run_cli, workshop / "free.toml")
     weights = load_file(free_run / "checkpoints" / "step-000006" / "model.safetensors")
     assert found["parameters"] == sum(part["parameters"] for part in found["parts"]) == sum(value.numel() for value in weights.values())
@@ -517,7 +504,7 @@ def test_the_papers_sizes(run_cli, name, billions, tokens, layers):
     assert table == 2**16 * {28: 1536, 32: 4096}[layers]
     assert baseline["overhead_compute"] is None
     assert free["overhead_compute_paper"] == pytest.approx(1 / layers)
-    assert 1 / layers < free["overhead_compute"] < 2 / layers  # an encoder block, and its read-out of 2^H codes
+    assert 1 / layers < free["overhead_compute"] < 2 / layers  # an encoder block, and the mapper over 2^H codes
     assert free["overhead_parameters"] == pytest.approx(free["parameters"] / baseline["parameters"] - 1)
     assert free["memory"]["optimizer"] == 8 * free["parameters"]
     # Six FLOPs a parameter and token, plus attention.
@@ -529,7 +516,7 @@ def test_the_1_5b_table_is_100_7_million(run_cli):
     assert round(table["parameters"] / 1e6, 1) == 100.7
 
 
-def test_a_plan_for_a_gpu_needs_none(run_cli):
+def test_a_plan_for_a_gpu_does_not_need_one(run_cli):
     assert plan(run_cli, "letters-free", "--device", "cuda")["precision"] == "bf16"
     assert plan(run_cli, "letters-free", "--device", "cpu")["precision"] == "fp32"
     assert plan(run_cli, "letters-free", "--device", "cuda", "--set", "train.precision='fp32'")["precision"] == "fp32"

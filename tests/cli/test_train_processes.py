@@ -1,4 +1,7 @@
-"""`freetf train` in two processes: one run, one line when it ends badly, and the exit code of its reason."""
+"""`freetf train` with two processes: one run, one line on stderr if it fails, and the exit code of the reason.
+
+Signals and kills at many moments are in tests/reliability (`ranks`, `launched`); the launcher alone is in tests/training/test_launch.py.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -18,14 +20,14 @@ from tests.cli.test_train import LONG, rows, training, wait_for_a_step
 from tests.reliability.ranks import ranks_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reason="POSIX")]
-GONE = "process 1 of 2 was ended by SIGKILL; the same command with --resume auto"
-ENDS = [("launcher", signal.SIGTERM, 75), ("rank 1", signal.SIGKILL, 1), ("launcher", signal.SIGINT, 130)]
+GONE = "process 1 of 2 was ended by SIGKILL; resume with the same command and --resume auto"
+ENDS = [("launcher", signal.SIGTERM, 75), ("rank 1", signal.SIGKILL, 1)]
 TWO = ["--set", "parallel.processes=2", "--device", "cpu", "-q"]
 
 
 @pytest.fixture(scope="module")
 def pair(workshop, tmp_path_factory, environment):
-    """A run of two processes, and what it said."""
+    """A run of two processes, and its result."""
     run = tmp_path_factory.mktemp("pair") / "run"
     command = [sys.executable, "-m", "freetf_cli", "train", str(workshop / "free.toml"), "-o", str(run), *TWO, "--json"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
@@ -72,27 +74,6 @@ def test_one_signal_ends_both(workshop, tmp_path, environment, whom, number, cod
     assert not any(Path(f"/proc/{each}").exists() for each in both)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
-def test_processes_stop_when_their_launcher_is_gone(workshop, tmp_path, environment):
-    run = tmp_path / "run"
-    with training([workshop / "free.toml", "-o", run, *TWO, *LONG], environment) as process:
-        wait_for_a_step(run, process)
-        both = ranks_of(process.pid)
-        process.kill()
-        end = time.monotonic() + 60
-        while any(Path(f"/proc/{each}").exists() for each in both) and time.monotonic() < end:
-            time.sleep(0.05)
-    assert not any(Path(f"/proc/{each}").exists() for each in both)
-    assert json.loads((run / "manifest.json").read_text())["status"] == "stopped"
-    assert list((run / "checkpoints").glob("step-*"))
-
-
-def test_what_is_wrong_is_said_once(workshop, pair, run_process):
-    done = run_process("train", workshop / "free.toml", "-o", pair[0], *TWO)
-    assert (done.code, done.stdout) == (2, "")
-    assert done.stderr == f"freetf: error: the run exists, {pair[0]}; --resume auto goes on with it; another -o starts a new one\n"
-
-
 def test_a_batch_is_divided_evenly(refused, workshop, tmp_path):
     line = refused("train", workshop / "free.toml", "-o", tmp_path / "run", "--set", "parallel.processes=3")
     assert "parallel.processes = 3 times train.grad_accum_steps = 1 does not divide train.batch" in line
@@ -107,42 +88,8 @@ def test_a_batch_is_divided_evenly(refused, workshop, tmp_path):
         ({"MASTER_PORT": "70000"}, "MASTER_PORT='70000'"),
     ],
 )
-def test_an_environment_that_cannot_be_is_named(refused, monkeypatch, recipe_file, variables, what):
+def test_an_impossible_environment_is_refused(refused, monkeypatch, recipe_file, variables, what):
     usual = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
     for name, value in {**usual, **variables}.items():
         monkeypatch.setenv(name, value)
     assert what in refused("train", recipe_file, "--dry-run")
-
-
-def test_a_process_that_waits_for_others_hears_signals(workshop, tmp_path, environment):
-    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29871"}
-    with training([workshop / "free.toml", "-o", tmp_path / "run", "--device", "cpu"], {**environment, **alone}) as process:
-        time.sleep(5)
-        assert process.poll() is None
-        process.send_signal(signal.SIGTERM)
-        _, stderr = process.communicate(timeout=20)
-    assert (process.returncode, stderr.count("\n")) == (75, 1)
-    assert "stopped by SIGTERM before its first step" in stderr
-
-
-def test_the_current_folder_is_not_imported_from(workshop, tmp_path, environment):
-    (tmp_path / "safetensors.py").write_text("raise SystemExit(9)\n")
-    script = "import sys; from freetf_cli.cli.app import main; sys.exit(main())"
-    command = [sys.executable, "-P", "-c", script, "train", str(workshop / "free.toml"), "-o", "run", *TWO]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stderr) == (0, "")
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
-def test_a_second_interrupt_does_not_wait_for_one_that_is_stuck(workshop, tmp_path, environment):
-    run = tmp_path / "run"
-    with training([workshop / "free.toml", "-o", run, *TWO, *LONG], environment) as process:
-        wait_for_a_step(run, process)
-        both = ranks_of(process.pid)
-        os.kill(both[1], signal.SIGSTOP)
-        for _ in range(2):
-            process.send_signal(signal.SIGINT)
-            time.sleep(0.3)
-        _, stderr = process.communicate(timeout=10)
-    assert (process.returncode, stderr) == (130, "freetf: error: interrupted\n")
-    assert not any(Path(f"/proc/{each}").exists() for each in both)

@@ -1,4 +1,4 @@
-"""Trials of commands: where their output goes, and what they are given to read."""
+"""Trials of commands: where their output goes, and what they read."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from freetf_cli.config.files import load_recipe
 from freetf_cli.runs.checkpoint import checkpoint_folders
 from freetf_cli.training.step import TrainStep
 from tests.reliability.world import (
+    FEW,
     Tally,
     call_at,
     forked,
@@ -26,11 +27,11 @@ from tests.reliability.world import (
     tiny,
 )
 
-NEW = "NEW"  # a name that nothing has yet
+NEW = "NEW"  # stands for a path that does not exist
 
 
 def outputs(count: int, folder: Path) -> dict[str, Any]:
-    """Every command with its reader gone, a full disk behind stdout, none at all, 20 columns, ASCII: no traceback, and the exit code."""
+    """Every command with a closed pipe, a full disk or nothing as stdout, 20 columns, ASCII: no traceback, the right exit code."""
     recipe = tiny(folder)
     assert forked(lambda: go(load_recipe(str(recipe)), folder / "whole")) == 0
     run, text = str(folder / "whole"), folder / "text.txt"
@@ -38,9 +39,9 @@ def outputs(count: int, folder: Path) -> dict[str, Any]:
     commands = [
         ["show", run],
         ["sample", run, "--prompt", "A>", "-n", "3", "--device", "cpu"],
-        ["compare", run, run, "--device", "cpu"],
-        ["evaluate", run, "--task", "likelihood", "--device", "cpu"],
-        ["probe-latent", run, "-g", "20", "-n", "2", "--device", "cpu"],
+        ["compare", run, run, "--device", "cpu", *FEW],
+        ["evaluate", run, "--task", "likelihood", "--device", "cpu", *FEW],
+        ["probe-latent", run, "-g", "20", "-n", "2", "--sequences", "64", "--device", "cpu"],
         ["gen-synthetic", "letters", "-o", "-", "--count", "50"],
         ["recipe", "list"],
         ["recipe", "schema"],
@@ -73,7 +74,7 @@ def outputs(count: int, folder: Path) -> dict[str, Any]:
                 os.environ.update(COLUMNS="20", NO_COLOR="1")
             elif sink == "closed":
                 os.close(1)
-                sys.stdout = None  # type: ignore[assignment]  # as the interpreter would have it
+                sys.stdout = None  # type: ignore[assignment]  # as the interpreter sets it
             else:
                 for stream in (sys.stdout, sys.stderr):
                     stream.reconfigure(encoding="ascii")  # type: ignore[union-attr]
@@ -83,19 +84,19 @@ def outputs(count: int, folder: Path) -> dict[str, Any]:
             try:
                 sys.stdout.flush()
             except OSError:
-                code = 120  # as the interpreter would
+                code = 120  # as the interpreter does
             return code
 
         code = forked(work, said)
         text = said.read_bytes()
-        wanted = {"reader gone": (141,), "full": (1,), "narrow": (0, 1), "ascii": (0, 1), "closed": (1,)}[sink]
-        good = code in wanted and b"Traceback" not in text and b"internal error" not in text
+        expected = {"reader gone": (141,), "full": (1,), "narrow": (0, 1), "ascii": (0, 1), "closed": (1,)}[sink]
+        good = code in expected and b"Traceback" not in text and b"internal error" not in text
         tally.add(good, f"{' '.join(words[:2])} {words[-1]}, {sink}: exit {code}: {text[-300:]!r}")
     return {**tally.record(), "forms": len(forms) * len(sinks)}
 
 
 def listeners(count: int, folder: Path) -> dict[str, Any]:
-    """Training whose stderr has no reader, or is full, or closes on the way: the run ends as if it were heard."""
+    """Training whose stderr has no reader, is full, or is closed on the way: the run ends normally."""
     recipe, tally = tiny(folder), Tally()
     assert forked(lambda: go(load_recipe(str(recipe)), folder / "whole")) == 0
     for number in range(count):
@@ -111,7 +112,7 @@ def listeners(count: int, folder: Path) -> dict[str, Any]:
                 call_at(TrainStep, "_update", 5, lambda: os.close(reader))
             elif kind == "closed":
                 os.close(2)
-            sys.stderr = None if kind == "closed" else os.fdopen(2, "w")  # type: ignore[assignment]  # as the interpreter would have it
+            sys.stderr = None if kind == "closed" else os.fdopen(2, "w")  # type: ignore[assignment]  # as the interpreter sets it
             return freetf(words)
 
         code = forked(work)
@@ -120,8 +121,8 @@ def listeners(count: int, folder: Path) -> dict[str, Any]:
 
 
 def readonly(count: int, folder: Path) -> dict[str, Any]:
-    """A user who may not write there: one line that names the place, exit 1 or 2, and nothing left behind."""
-    with tempfile.TemporaryDirectory() as own:  # where another user may look
+    """A user without write permission: one line that names the folder, exit 1 or 2, and no files left behind."""
+    with tempfile.TemporaryDirectory() as own:  # which another user may enter
         Path(own).chmod(0o755)
         return _readonly(count, Path(own))
 
@@ -141,10 +142,10 @@ def _readonly(count: int, folder: Path) -> dict[str, Any]:
         ["gen-synthetic", "letters", "-o", str(place / "data"), "--count", "20"],
         ["gen-synthetic", "letters", "-o", str(place / "rows.jsonl"), "--count", "20"],
         ["prepare", str(folder / "text.txt"), "-o", str(place / "data")],
-        ["probe-latent", str(run), "-g", "20", "-n", "2", "--device", "cpu", "--report", str(place / "probe.html")],
-        ["compare", str(run), str(run), "--device", "cpu", "--report", str(place / "compare.html")],
+        ["probe-latent", str(run), "-g", "20", "-n", "2", "--sequences", "64", "--device", "cpu", "--report", str(place / "probe.html")],
+        ["compare", str(run), str(run), "--device", "cpu", *FEW, "--report", str(place / "compare.html")],
     ]
-    for words in commands:  # imports what another user may not be able to read
+    for words in commands:  # imports modules that the other user may not be able to read
         quiet(
             [word.replace(str(place), str(scratch)).replace(f"{run}", str(run if "-o" not in words else scratch / "run")) for word in words]
         )
@@ -155,7 +156,7 @@ def _readonly(count: int, folder: Path) -> dict[str, Any]:
         words = commands[number % len(commands)]
 
         def work(words: list[str] = words) -> int:
-            if os.geteuid() == 0:  # to whom nothing is forbidden
+            if os.geteuid() == 0:  # root may write everywhere
                 os.setuid(65534)
             code, said = quiet(words)
             refused = "permission denied" in said or "cannot be written" in said
@@ -173,7 +174,7 @@ def listing(folder: Path) -> set[str]:
 
 
 def inputs(count: int, folder: Path) -> dict[str, Any]:
-    """No UTF-8, a byte order mark, nothing, CRLF, NUL, a line of a megabyte: to every command that reads a file or stdin."""
+    """Invalid UTF-8, a byte order mark, no content, CRLF, NUL, a line of a megabyte: to every command that reads a file or stdin."""
     recipe = tiny(folder)
     assert forked(lambda: go(load_recipe(str(recipe)), folder / "whole")) == 0
     run, row = str(folder / "whole"), b'{"z": [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13]}'

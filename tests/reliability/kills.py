@@ -1,4 +1,4 @@
-"""Trials of a run that is killed, or has no room to write: what is saved, and that it goes on as if nothing had been."""
+"""Trials of a run that is killed or cannot write: what is saved, and whether the resumed run is the same."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from freetf_cli import durable
 from freetf_cli.cli.app import main as freetf
 from freetf_cli.config.files import load_recipe
 from freetf_cli.config.recipe import Recipe
-from freetf_cli.runs.checkpoint import checkpoint_folders
+from freetf_cli.runs.checkpoint import Checkpoint, checkpoint_folders, recover, save_checkpoint
 from freetf_cli.training.loop import Loop
 from freetf_cli.training.step import TrainStep
 from tests.reliability.world import (
+    CPU,
     LETTERS,
     STEPS,
     Tally,
@@ -35,9 +36,11 @@ from tests.reliability.world import (
     tiny,
 )
 
+OVERWRITE_CALLS = 10  # flushes and moves of a save that replaces a checkpoint
+
 
 def kills(count: int, folder: Path) -> dict[str, Any]:
-    """kill -9 around a chosen step, resume: weights, moments, samples and metrics as of a run that was not killed."""
+    """kill -9 around a chosen step, resume: weights, moments, samples and metrics equal those of a run that was not killed."""
     recipe = load_recipe(str(tiny(folder)))
     assert forked(lambda: go(recipe, folder / "whole")) == 0
     places: list[tuple[Any, str, bool]] = [
@@ -61,11 +64,11 @@ def kills(count: int, folder: Path) -> dict[str, Any]:
         tally.add(trial(number, lambda: None, 0), f"kill {number}")
     for number in range(max(2, count // 5)):
         control.add(trial(number, forget_noise, 5), f"kill {number}")
-    return {**tally.record(), "control": {"what": "the noise of Z begins anew", **control.record()}}
+    return {**tally.record(), "control": {"what": "the noise of Z starts over", **control.record()}}
 
 
 def forget_noise() -> None:
-    """As if a generator's state were not restored: keys count from the start of the process."""
+    """As if the state of a random generator were not restored: keys count from the start of the process."""
     plain, first = Loop._noise, []
 
     def noise(self: Loop, key: int, *words: Any, **options: Any) -> Any:
@@ -78,7 +81,7 @@ def forget_noise() -> None:
 
 
 def saves(count: int, folder: Path) -> dict[str, Any]:
-    """kill -9 at a flush or a rename, of checkpoints and of all else that is made durable, resume: as a run that was not killed."""
+    """kill -9 at a flush or a rename of any file that is written durably, resume: the run is the same."""
     recipe = load_recipe(str(tiny(folder)))
     calls = seam_calls(recipe, folder / "whole")
     tally = Tally()
@@ -96,7 +99,7 @@ def saves(count: int, folder: Path) -> dict[str, Any]:
 
 
 def flushed_first(recipe: Recipe, run: Path, broken: bool) -> bool:
-    """Whether every file was flushed, after it was last written, before the rename that gives it its name."""
+    """Whether every file was flushed between its last write and the rename that gives it its name."""
 
     def work() -> int:
         flushed: dict[str, int] = {}
@@ -124,8 +127,29 @@ def flushed_first(recipe: Recipe, run: Path, broken: bool) -> bool:
     return forked(work) == 0
 
 
+def overwrites(count: int, folder: Path) -> dict[str, Any]:
+    """kill -9 at a flush or a rename of a save that replaces a checkpoint: the old one or the new one is there after the next start."""
+    recipe, tally = load_recipe(str(tiny(folder))), Tally()
+    assert forked(lambda: go(recipe, folder / "whole")) == 0
+    last = checkpoint_folders(folder / "whole")[-1]
+    for number in range(count):
+        place = Path(shutil.copytree(last.parent, folder / f"checkpoints-{number}")) / last.name
+
+        def save(place: Path = place) -> None:
+            old = Checkpoint.open(place)
+            save_checkpoint(place, old.model(CPU), old.optimizer(), {**old.state, "step": STEPS + 1}, old.tokenizer())
+
+        code = forked(lambda number=number, save=save: (at_seam_call(number + 1, killed), save())[1])
+        recover(place.parent)
+        clean = not list(place.parent.glob(".*"))
+        step = Checkpoint.open(place).step
+        ended = code == (-signal.SIGKILL if number < OVERWRITE_CALLS else 0)
+        tally.add(ended and clean and step == STEPS + (number >= OVERWRITE_CALLS - 1), f"call {number + 1}: exit {code}, step {step}")
+    return tally.record()
+
+
 def disk(count: int, folder: Path) -> dict[str, Any]:
-    """No space at a flush or a rename: one line, exit 1, the checkpoints before it valid; after the next start nothing is left over."""
+    """No space at a flush or a rename: one line, exit 1, earlier checkpoints valid; the next start leaves no temporary files."""
     recipe = tiny(folder)
     calls = seam_calls(load_recipe(str(recipe)), folder / "whole")
     tally = Tally()
@@ -147,7 +171,7 @@ def disk(count: int, folder: Path) -> dict[str, Any]:
 
 
 def streams(count: int, folder: Path) -> dict[str, Any]:
-    """Resume before, at and after the end of an epoch, and with a batch in parts: the rows of every step as without a stop."""
+    """Resume before, at and after the end of an epoch, and with gradient accumulation: every step has the same rows."""
     source = folder / "source.txt"
     source.write_text("%".join(["yes it is\n", "no\n", "été\n", "ok then\n"] * 40), encoding="utf-8")
     words = ["prepare", str(source), "-o", str(folder / "text"), "--document-separator", "%", "-q"]
@@ -165,7 +189,7 @@ def streams(count: int, folder: Path) -> dict[str, Any]:
         recipe = load_recipe(str(tiny(folder)))
         rows = [rows_seen(recipe, folder / f"forgetful-{number}-{at}", at, forget_position) for at in (0, 4 + number)]
         control.add(rows[0] == rows[1], f"stopped after {4 + number}")
-    return {**tally.record(), "control": {"what": "the position in the data begins anew", **control.record()}}
+    return {**tally.record(), "control": {"what": "the position in the data starts over", **control.record()}}
 
 
 def forget_position() -> None:
@@ -179,7 +203,7 @@ def forget_position() -> None:
 
 
 def rows_seen(recipe: Recipe, run: Path, stop: int, sabotage: Callable[[], None]) -> dict[int, str]:
-    """Hashes of every step's inputs, of a run that is killed after `stop` steps (0: not) and resumed."""
+    """Hashes of the inputs of every step, of a run that is killed after `stop` steps (0: never) and resumed."""
     seen = run.with_name(run.name + ".seen")
     seen.write_text("")
 
@@ -205,7 +229,7 @@ def rows_seen(recipe: Recipe, run: Path, stop: int, sabotage: Callable[[], None]
 
 
 def system_calls(count: int, folder: Path) -> dict[str, Any]:
-    """kill -9 by strace at a chosen fsync, rename or write of a whole training process, resume: as a run that was not killed."""
+    """kill -9 by strace at a chosen fsync, rename or write of a whole training process, resume: the run is the same."""
     recipe, tally = tiny(folder), Tally()
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2]), "OMP_NUM_THREADS": "1"}
 
@@ -230,7 +254,7 @@ def system_calls(count: int, folder: Path) -> dict[str, Any]:
 
 
 def small_disk(count: int, folder: Path) -> dict[str, Any]:
-    """Into a file system of some hundred kilobytes until it is full: one line, exit 1, what was saved valid; with more room it goes on."""
+    """A file system of a few hundred kilobytes fills up: one line, exit 1, checkpoints valid; with more room the run resumes."""
     recipe, tally = tiny(folder), Tally()
     more = ["--set", "train.save_every=1", "--set", "train.keep_last=12"]
     words = ["train", str(recipe), "-q", "--device", "cpu", "--resume", "auto", *more]

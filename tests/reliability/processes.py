@@ -1,4 +1,4 @@
-"""Trials of processes: signals, two starters, numbers that are not finite, other surroundings."""
+"""Trials of processes: signals, two starts of one run, numbers that are not finite, other environments."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from freetf_cli import durable
 from freetf_cli.cli.app import main as freetf
 from freetf_cli.config.files import load_recipe
+from freetf_cli.model.decoder import Output
 from freetf_cli.runs.checkpoint import Checkpoint, checkpoint_folders
 from freetf_cli.training.loop import Loop
 from freetf_cli.training.step import TrainStep
@@ -35,7 +37,7 @@ from tests.reliability.world import (
 
 
 def signals(count: int, folder: Path) -> dict[str, Any]:
-    """SIGTERM, SIGUSR1, SIGHUP and SIGINT in a step, an evaluation, a save, while all is loaded: exit code, what was saved, the rest."""
+    """SIGTERM, SIGUSR1, SIGHUP and SIGINT in a step, an evaluation, a save, while loading: exit code, valid checkpoint, exact resume."""
     from freetf_cli.data.batches import DataSource
 
     recipe = tiny(folder)
@@ -49,7 +51,7 @@ def signals(count: int, folder: Path) -> dict[str, Any]:
     ]
     tally = Tally()
     for number in range(count):
-        (kind, wanted), (owner, name, at) = kinds[number % 4], places[number // 4 % 4]
+        (kind, expected), (owner, name, at) = kinds[number % 4], places[number // 4 % 4]
         run, said = folder / f"run-{number}", folder / f"said-{number}"
         words = ["train", str(recipe), "-o", str(run), "-q", "--device", "cpu", "--resume", "auto"]
 
@@ -63,7 +65,7 @@ def signals(count: int, folder: Path) -> dict[str, Any]:
 
         code = forked(work, said)
         lines = said.read_text().splitlines()
-        good = code == wanted and f"stopped by {kind.name}" in lines[-1] and all(intact(each) for each in checkpoint_folders(run))
+        good = code == expected and f"stopped by {kind.name}" in lines[-1] and all(intact(each) for each in checkpoint_folders(run))
         good &= forked(lambda words=words: freetf(words), said) == 0 and same(run, folder / "whole")  # type: ignore[misc]
         tally.add(good, f"{kind.name} in {name}: exit {code}, {lines[-1:]}")
     words = ["train", str(recipe), "-o", str(folder / "twice"), "-q", "--device", "cpu"]
@@ -78,7 +80,7 @@ def signals(count: int, folder: Path) -> dict[str, Any]:
 
 
 def starters(count: int, folder: Path) -> dict[str, Any]:
-    """Two processes that train into one folder: one does, the other says who; and a folder whose holder was killed is free."""
+    """Two processes train into one folder: one does, the other names it; and a folder whose process was killed is free."""
     recipe = tiny(folder)
     tally, control = Tally(), Tally()
 
@@ -89,7 +91,7 @@ def starters(count: int, folder: Path) -> dict[str, Any]:
         for name in "ab":
             if (child := os.fork()) == 0:
                 os.close(writer)
-                os.read(reader, 1)  # both begin when the pipe closes
+                os.read(reader, 1)  # both start when the pipe closes
                 sabotage()
                 call_at(TrainStep, "_update", 2, lambda: time.sleep(0.5))
                 handle = os.open(run.with_name(f"{run.name}-{name}"), os.O_WRONLY | os.O_CREAT)
@@ -120,20 +122,25 @@ def unlocked() -> None:
     def free(path: Path) -> Iterator[None]:
         yield
 
-    run.hold = free
+    run.lock_run = free
 
 
 def plant(step: int, length: int, value: float, gradient: bool) -> None:
-    """From here on the loss, or a gradient, of some steps in a row is multiplied by a value that is not finite."""
+    """From here on the loss, or a gradient, of some consecutive steps is multiplied by a value that is not finite."""
     plain = TrainStep._update
 
     def update(self: TrainStep) -> None:
-        now, loss = step <= int(self.number) + 1 < step + length, self.loss
+        forward = self.forward
+
+        def poisoned(*words: Any, **options: Any) -> Output:
+            output = forward(*words, **options)
+            return replace(output, losses=output.losses._replace(ce=output.losses.ce * value))
+
+        now = step <= int(self.number) + 1 < step + length
         hook = next(self.model.parameters()).register_hook(lambda grad: grad * value) if now and gradient else None
-        if now and not gradient:
-            self.loss = lambda *words: (lambda terms: (terms[0] * value, *terms[1:]))(loss(*words))
+        self.forward = poisoned if now and not gradient else forward
         plain(self)
-        self.loss = loss
+        self.forward = forward
         if hook is not None:
             hook.remove()
 
@@ -141,11 +148,11 @@ def plant(step: int, length: int, value: float, gradient: bool) -> None:
 
 
 def unchecked() -> None:
-    TrainStep._note_fault = lambda self: None  # type: ignore[method-assign]
+    TrainStep._check_finite = lambda self: None  # type: ignore[method-assign]
 
 
 def faults(count: int, folder: Path) -> dict[str, Any]:
-    """NaN and Inf in the loss or a gradient: no update, no poisoned checkpoint; again from the last checkpoint, the same."""
+    """NaN and Inf in the loss or a gradient: no update, no poisoned checkpoint; the same when repeated from the last checkpoint."""
     recipe, said = tiny(folder), folder / "said"
 
     def trial(number: int, sabotage: Callable[[], None], name: str) -> tuple[bool, str]:
@@ -169,17 +176,18 @@ def faults(count: int, folder: Path) -> dict[str, Any]:
         tally.add(*trial(number, nothing, "run"))
     for number in range(2):
         control.add(*trial(number, unchecked, "unchecked"))
-    return {**tally.record(), "control": {"what": "the update is not held back", **control.record()}}
+    return {**tally.record(), "control": {"what": "the update is not skipped", **control.record()}}
 
 
 def processes(count: int, folder: Path) -> dict[str, Any]:
     """Processes with other hash seeds, time zones, locales and working folders: the same bytes."""
     recipe, tally = tiny(folder), Tally()
+    assert forked(lambda: go(load_recipe(str(recipe)), folder / "whole")) == 0
     for number in range(count):
         place = folder / f"place-{number}"
         place.mkdir()
         changed = {
-            "PYTHONHASHSEED": str(number),
+            "PYTHONHASHSEED": str(number + 1),
             "TZ": f"UTC{number - 6:+d}",
             "LC_ALL": ("C", "C.UTF-8")[number % 2],
             "COLUMNS": str(20 + number),
@@ -188,5 +196,5 @@ def processes(count: int, folder: Path) -> dict[str, Any]:
         environment = {**os.environ, **changed, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "freetf_cli", "train", str(recipe), "-o", "run", "-q", "--device", "cpu"]
         code = subprocess.run(command, env=environment, cwd=place, capture_output=True).returncode
-        tally.add(code == 0 and same(place / "run", folder / "place-0" / "run"), f"process {number}: exit {code}")
+        tally.add(code == 0 and same(place / "run", folder / "whole"), f"process {number}: exit {code}")
     return tally.record()

@@ -1,8 +1,8 @@
-"""`make soak`: every trial with its full number; the record in docs/results/reliability.json, the table in docs/reliability.md.
+"""`make soak`: every trial in full; writes docs/results/reliability.json and the table of docs/reliability.md.
 
     python -m tests.reliability.soak [NAME…]
 
-Some minutes on two cores. What needs strace, or root for a small file system, is left out where they are not, and the table says so.
+Takes a quarter of an hour on two cores. Trials that need strace, root or a GPU are left out without them, and the table says so.
 """
 
 from __future__ import annotations
@@ -26,7 +26,17 @@ from tests.reliability.trials import SOAK_ONLY, TRIALS
 ROOT = Path(__file__).resolve().parents[2]
 RESULT, PAGE = ROOT / "docs" / "results" / "reliability.json", ROOT / "docs" / "reliability.md"
 MARKS = "<!-- soak: generated -->", "<!-- end of soak -->"
-NUMBERS = {"kills": 50, "saves": 66, "system_calls": 21, "streams": 24, "damaged": 200, "fallback": 20, "hostile": 69, "disk": 20}
+NUMBERS = {
+    "kills": 50,
+    "saves": 66,
+    "overwrites": 11,
+    "system_calls": 21,
+    "streams": 24,
+    "damaged": 200,
+    "fallback": 20,
+    "hostile": 69,
+    "disk": 20,
+}
 NUMBERS |= {"small_disk": 10, "signals": 32, "starters": 50, "faults": 40, "ranks": 24, "launched": 30, "outputs": 175, "listeners": 20}
 NUMBERS |= {"inputs": 99, "readonly": 14, "processes": 5, "gpu": 20}
 FUZZ = 1000
@@ -43,7 +53,7 @@ def trial(name: str) -> dict[str, Any]:
 
 
 def fuzzed() -> dict[str, Any]:
-    """tests/reliability/test_fuzz.py with many examples: its tests, and how many passed."""
+    """Run tests/reliability/test_fuzz.py with many examples."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/reliability/test_fuzz.py"]
     begun = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**environment(), "FUZZ": str(FUZZ)})
@@ -59,13 +69,13 @@ def environment() -> dict[str, str]:
 def table(found: dict[str, Any]) -> str:
     left_out = ", ".join(found["left_out"]) or "nothing"
     about = f"{found['date']}, {found['system']}, Python {found['python']}, torch {found['torch']}; left out: {left_out}."
-    lines = [about, "", "| trial | what | passed | control: what is taken away | passed with it |", "|---|---|---|---|---|"]
+    lines = [about, "", "| trial | what | passed | control: what is removed | passed without it |", "|---|---|---|---|---|"]
     for name, row in found["trials"].items():
         work = {**TRIALS, **SOAK_ONLY}.get(name)
         what = (
             work.__doc__
             if work
-            else f"{FUZZ} examples each of mutated checkpoints, recipes, data and codes, and {FUZZ // 20} lives of a run"
+            else f"{FUZZ} examples each of mutated checkpoints, recipes, data and codes, and {FUZZ // 20} lifetimes of a run"
         ).strip()
         control = row.get("control")
         against = f"{control['what']} | {control['passed']} of {control['trials']}" if control else " | "
@@ -77,11 +87,11 @@ def table(found: dict[str, Any]) -> str:
 def main(*names: str) -> int:
     left_out = {} if shutil.which("strace") else {"system_calls": "no strace"}
     if os.geteuid() != 0 or sys.platform != "linux":
-        left_out["small_disk"] = "mounting wants root"
+        left_out["small_disk"] = "mounting needs root"
     before = json.loads(RESULT.read_text(encoding="utf-8"))["trials"] if RESULT.is_file() else {}
     if not torch.cuda.is_available():
         left_out["gpu"] = "no GPU"
-    rows = dict(before) if names else {name: row for name, row in before.items() if name == "gpu"}  # says itself where it was made
+    rows = dict(before) if names else {name: row for name, row in before.items() if name == "gpu"}  # its row says on which GPU it ran
     for name in (*NUMBERS, "fuzz"):
         if name in left_out or (names and name not in names):
             continue

@@ -1,15 +1,17 @@
-"""The trials of docs/reliability.md: `python -m tests.reliability.trials NAME COUNT FOLDER` makes COUNT of them and prints one JSON object.
+"""The trials of docs/reliability.md: `python -m tests.reliability.trials NAME COUNT FOLDER` runs COUNT of them and prints a JSON object.
 
     {"trials": 50, "passed": 50, "failures": [], "control": {"what": "…", "trials": 10, "passed": 0}}
 
-A control makes the same trials with the thing under test taken away: it must not pass, or the trials show nothing. Each trial runs in a
-forked process, so that it can be killed at a chosen call and none of its clean-up happens; for that this module is its own program, with
-one thread. Continuous integration runs it with small counts (test_trials.py), `make soak` with those of the page.
+A control runs the same trials without the thing under test: it must fail, or the trials show nothing. Each trial runs in a forked
+process, so that it can be killed at a chosen call without any clean-up; for that this module is a program of its own, with one thread.
+Without arguments it reads `NAME COUNT FOLDER` from stdin line by line, and runs each in a fork: test_trials.py imports torch only once.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
+import pkgutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,23 +19,39 @@ from typing import Any
 
 import torch
 
+import freetf_cli
 from tests.reliability.commands import inputs, listeners, outputs, readonly
 from tests.reliability.files import damaged, fallback, hostile
-from tests.reliability.kills import disk, kills, saves, small_disk, streams, system_calls
+from tests.reliability.kills import disk, kills, overwrites, saves, small_disk, streams, system_calls
 from tests.reliability.processes import faults, processes, signals, starters
 from tests.reliability.ranks import gpu, launched, ranks
+from tests.reliability.world import forked
 
 PARTS = (
-    *(kills, saves, streams, damaged, fallback, hostile, disk, signals, starters, faults, ranks, launched),
+    *(kills, saves, overwrites, streams, damaged, fallback, hostile, disk, signals, starters, faults, ranks),
     *(outputs, listeners, inputs, readonly, processes),
 )
 TRIALS: dict[str, Callable[[int, Path], dict[str, Any]]] = {each.__name__: each for each in PARTS}
-SOAK_ONLY = {each.__name__: each for each in (system_calls, small_disk, gpu)}
+SOAK_ONLY = {each.__name__: each for each in (system_calls, small_disk, launched, gpu)}
 
 
-def main(name: str, count: str, folder: str) -> None:
+def main(*words: str) -> None:
     torch.set_num_threads(1)
-    print(json.dumps({**TRIALS, **SOAK_ONLY}[name](int(count), Path(folder))))
+    for module in pkgutil.walk_packages(freetf_cli.__path__, "freetf_cli."):  # so that the forks need not import them
+        if not module.name.endswith(("_triton", "__main__")):
+            importlib.import_module(module.name)
+    if words:
+        run(*words)
+    for line in sys.stdin if not words else ():
+        folder = line.split()[2]
+        if forked(lambda line=line: run(*line.split()), Path(folder) / "printed"):  # type: ignore[misc]
+            print(json.dumps({"trials": 1, "passed": 0, "failures": [(Path(folder) / "printed").read_text()[-3000:]]}), flush=True)
+        else:
+            print((Path(folder) / "printed").read_text().splitlines()[-1], flush=True)
+
+
+def run(name: str, count: str, folder: str) -> None:
+    print(json.dumps({**TRIALS, **SOAK_ONLY}[name](int(count), Path(folder))), flush=True)
 
 
 if __name__ == "__main__":

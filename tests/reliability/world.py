@@ -1,4 +1,4 @@
-"""What the trials share: a tiny run, a process of its own to try something in, and calls at which something happens to it."""
+"""What the trials share: a tiny run, forked processes, and events at chosen calls."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from freetf_cli.runs.checkpoint import Checkpoint, checkpoint_folders, open_chec
 from freetf_cli.training.run import train
 
 CPU = torch.device("cpu")
-STEPS, SAVED = 12, 3
+STEPS = 12
+FEW = ["--sequences", "20", "--samples", "2"]  # short forms of commands that measure
 TINY = """\
 data = {{ {data} }}
 model = {{ layers = 2, width = 16, heads = 2{model} }}
@@ -35,7 +36,7 @@ LETTERS = 'task = "letters", params = { length = 12, target = 3, letters = 4 }'
 
 
 class Tally:
-    """What came of some trials."""
+    """The outcomes of some trials."""
 
     def __init__(self) -> None:
         self.trials = self.passed = 0
@@ -52,7 +53,7 @@ class Tally:
 
 
 def forked(work: Callable[[], Any], output: Path | None = None) -> int:
-    """The exit code of `work` in a process of its own; of a signal, minus its number. output: where stdout and stderr go."""
+    """Call `work` in a forked process and return its exit code; minus the number of a signal. output: file for stdout and stderr."""
     sys.stdout.flush()
     if (child := os.fork()) == 0:
         code = 70
@@ -78,13 +79,13 @@ def tiny(folder: Path, *, data: str = LETTERS, batch: int = 4, parts: int = 1, m
 
 
 def go(recipe: Recipe, run: Path) -> None:
-    """Train to the end: from the newest checkpoint that is intact, or from the beginning."""
+    """Train to the end, from the newest intact checkpoint or from the beginning."""
     start = open_checkpoint(run, lambda message: None) if checkpoint_folders(run) else None
     train(recipe, run, device=CPU, resume=start, again=True)
 
 
 def record(run: Path) -> dict[str, bytes]:
-    """What must be the same byte for byte when a run is."""
+    """What must be equal byte for byte in equal runs."""
     last = run / "checkpoints" / f"step-{STEPS:06d}"
     names = ("model.safetensors", "optimizer.safetensors", "state.json")
     found = {name: (last / name).read_bytes() for name in names if (last / name).is_file()}
@@ -97,7 +98,7 @@ def same(run: Path, whole: Path) -> bool:
 
 
 def call_at(owner: Any, name: str, number: int, what: Callable[[], None], *, after: bool = False) -> None:
-    """From here on the number-th call (from 1) of owner.name also does `what`, before or after it."""
+    """Patch owner.name so that its number-th call (from 1) also calls `what`, before or after it."""
     plain, made = getattr(owner, name), iter(range(1, 1 << 30))
 
     def replaced(*words: Any, **options: Any) -> Any:

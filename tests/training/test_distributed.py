@@ -1,11 +1,13 @@
-"""What several processes agree on; two of them train in tests/reliability/ranks.py and tests/cli/test_train_processes.py."""
+"""Collective operations. Two processes train in tests/reliability/ranks.py and tests/cli/test_train_processes.py."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import socket
 import sys
+import threading
 import time
 from multiprocessing.connection import Connection
 from typing import Any
@@ -13,17 +15,18 @@ from typing import Any
 import pytest
 import torch
 
-from freetf_cli.errors import FreetfError
+from freetf_cli.errors import FreetfError, Stopped
 from freetf_cli.training import distributed
-from freetf_cli.training.distributed import World, joined
+from freetf_cli.training.distributed import World, process_group
 from freetf_cli.training.signals import StopRequest
 
 
-def test_one_process_gives_back_what_it_is_given() -> None:
+def test_with_one_process_every_operation_returns_its_argument() -> None:
     alone, numbers = World(), torch.arange(3.0)
-    alone.sum_([numbers])
+    alone.all_reduce_sum([numbers])
     assert numbers.tolist() == [0, 1, 2]
-    assert (alone.largest(7), alone.told("x"), alone.alike(torch.arange(2)), alone.leads) == (7, "x", True, True)
+    found = (alone.all_reduce_max(7), alone.broadcast("x"), alone.all_equal(torch.arange(2)), alone.is_main)
+    assert found == (7, "x", True, True)
     assert alone.rows(6) == slice(0, 6)
 
 
@@ -32,7 +35,7 @@ def test_rows_of_all_processes_are_the_batch() -> None:
     assert rows == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
 
 
-def test_buckets_hold_all_in_order_and_no_more_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_buckets_hold_all_tensors_in_order_up_to_their_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributed, "BUCKET", 10)
     tensors = [torch.zeros(size) for size in (4, 6, 1, 25, 3, 3)]
     found = [[len(tensor) for tensor in bucket] for bucket in distributed._buckets(tensors)]
@@ -45,12 +48,13 @@ def member(rank: int, port: int, answer: Connection) -> None:
     if sys.platform == "linux":
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     distributed.BUCKET = 5
-    with joined(torch.device("cpu"), StopRequest()) as world:
+    with process_group(torch.device("cpu"), StopRequest()) as world:
         parts = [torch.full((2, 2), 1.0 + rank), torch.full((3,), 10.0 * (1 + rank)), torch.tensor(float(rank))]
-        world.sum_(parts)
+        world.all_reduce_sum(parts)
         found = [part.tolist() for part in parts]
-        same, other = (world.alike(torch.tensor([5, number])) for number in (7, rank))
-        answer.send((found, world.largest(3 - rank), world.told("päth/" * 40 if world.leads else "not this"), world.told(""), same, other))
+        same, other = (world.all_equal(torch.tensor([5, number])) for number in (7, rank))
+        texts = world.broadcast("päth/" * 40 if world.is_main else "not this"), world.broadcast("")
+        answer.send((found, world.all_reduce_max(3 - rank), *texts, same, other))
 
 
 def test_two_processes_sum_and_agree() -> None:
@@ -70,14 +74,29 @@ def test_two_processes_sum_and_agree() -> None:
     assert answers[0] == ([[[3.0, 3.0], [3.0, 3.0]], [30.0, 30.0, 30.0], 1.0], 3, "päth/" * 40, "", True, False)
 
 
-def test_others_that_do_not_come_are_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distributed, "JOIN_LIMIT", 0.2)
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 1 of 3, whose peers never come."""
     monkeypatch.setattr(distributed.dist, "init_process_group", lambda backend: time.sleep(5))
     monkeypatch.setattr(distributed, "left_open", False)
     for name, value in {"RANK": 1, "LOCAL_RANK": 1, "WORLD_SIZE": 3, "MASTER_ADDR": "somewhere", "MASTER_PORT": 1234}.items():
         monkeypatch.setenv(name, str(value))
+
+
+def test_waiting_for_peers_ends_after_a_timeout(alone: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "JOIN_TIMEOUT", 0.2)
     began = time.monotonic()
-    with pytest.raises(FreetfError, match="3 processes were to meet at somewhere:1234"), joined(torch.device("cpu"), StopRequest()):
+    error = "3 processes could not connect at somewhere:1234 .* within 0 s"
+    with pytest.raises(FreetfError, match=error), process_group(torch.device("cpu"), StopRequest()):
         pass
     assert time.monotonic() - began < 3
-    assert distributed.left_open  # so that the program ends without the interpreter's clean-up
+    assert distributed.left_open  # the program must exit without the interpreter's clean-up
+
+
+def test_a_signal_ends_the_wait_for_peers(alone: None) -> None:
+    stop = StopRequest()
+    threading.Timer(0.2, stop, (signal.SIGTERM, None)).start()
+    began = time.monotonic()
+    with pytest.raises(Stopped, match="stopped by SIGTERM before its first step"), process_group(torch.device("cpu"), stop):
+        pass
+    assert time.monotonic() - began < 3

@@ -1,4 +1,4 @@
-"""Linear layers in 8-bit numbers, computed in float32 as torchao emulates them."""
+"""Training with 8-bit linear layers, in torchao's float32 emulation."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def hopper(monkeypatch: pytest.MonkeyPatch) -> torch.device:
     return torch.device("cuda")
 
 
-def test_a_device_without_such_products_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+def test_a_device_without_float8_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"train\.float8 on cpu: 8-bit products need a GPU of compute capability 8\.9"):
         train(recipe(float8="true"), tmp_path / "run", device=CPU)
     assert not (tmp_path / "run").exists() or not list((tmp_path / "run").glob("[!.]*"))
     check_float8(recipe(), CPU)
 
 
-def test_batches_that_such_products_cannot_take_are_refused(hopper: torch.device) -> None:
+def test_a_batch_size_that_float8_does_not_support_is_refused(hopper: torch.device) -> None:
     check_float8(recipe(float8="true", batch=32), hopper)
     with pytest.raises(InputError, match=r"train\.float8 with 1950 tokens at a time: 8-bit products need a multiple of 16"):
         check_float8(recipe(float8="true", batch=60, grad_accum_steps=2), hopper)
@@ -59,7 +59,7 @@ def test_without_torchao_the_error_says_what_to_install(hopper: torch.device, mo
 
 
 @pytest.mark.slow
-def test_wide_layers_of_blocks_are_converted_and_near_the_plain_ones() -> None:
+def test_wide_layers_of_blocks_are_converted_and_close_to_float32() -> None:
     pytest.importorskip("torchao", reason="train.float8 is an extra")
     plain, rough = model_of(), model_of()
     names, weights = [name for name, _ in rough.named_parameters()], dict(rough.named_parameters())

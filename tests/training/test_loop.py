@@ -1,4 +1,4 @@
-"""The loop: exact resume, records, checkpoints kept, and what it refuses."""
+"""The training loop: exact resume, records, checkpoints that are kept, and what it refuses."""
 
 import dataclasses
 import hashlib
@@ -25,7 +25,7 @@ from freetf_cli.model.latent import ObjectiveWeights
 from freetf_cli.records import Progress, TrainResult
 from freetf_cli.runs.checkpoint import Checkpoint, checkpoint_folders, save_checkpoint
 from freetf_cli.runs.folder import RunFolder
-from freetf_cli.runs.lock import hold
+from freetf_cli.runs.lock import lock_run
 from freetf_cli.training import loop as loop_module
 from freetf_cli.training import memory as memory_module
 from freetf_cli.training import run as run_module
@@ -38,12 +38,12 @@ CPU = torch.device("cpu")
 KEYS = ["step", "tokens", "split", "loss", "ce", "kl", "penalty", "above_kappa", "kappa", "lr", "grad_norm"]
 
 
-def recipe(latent: bool = True, **train_settings: Any) -> Recipe:
+def recipe(latent: bool = True, every: int = 2, **train_settings: Any) -> Recipe:
     tree: dict[str, Any] = {
         "data": {"task": "letters", "params": {"length": 12, "target": 3, "letters": 4}},
         "model": {"layers": 2, "width": 16, "heads": 2},
         "train": {"steps": 6, "batch": 4, "lr": 1e-2, "warmup": 2, "log_every": 1, **train_settings},
-        "eval": {"every": 2, "sequences": 10, "samples": 1},
+        "eval": {"every": every, "sequences": 10, "samples": 1},
     }
     if latent:
         tree["latent"] = {"kappa": 0.5, "bits": 4, "objective": {"schedule": {"kappa": [[0, 2.0], [4 / 6]]}}}
@@ -67,26 +67,27 @@ def stopped_run(path: Path, step: int, made: Recipe, number: signal.Signals = si
 
 
 def files(run: Path) -> dict[str, bytes]:
-    """What must be the same byte for byte when a run is: weights, moments, samples, metrics."""
+    """What must be equal byte for byte in equal runs: weights, moments, samples, metrics."""
     last = checkpoint_folders(run)[-1]
     found = {name: (last / name).read_bytes() for name in ("model.safetensors", "optimizer.safetensors")}
     return {**found, "metrics": (run / "metrics.jsonl").read_bytes(), **{p.name: p.read_bytes() for p in (run / "samples").iterdir()}}
 
 
 @pytest.mark.parametrize("latent", [True, False])
-@pytest.mark.parametrize("step", [1, 2, 3, 5])
-def test_resume_goes_on_exactly(tmp_path: Path, step: int, latent: bool) -> None:
+def test_resume_is_exact(tmp_path: Path, latent: bool) -> None:
     train(recipe(latent), tmp_path / "whole", device=CPU)
-    stopped_run(tmp_path / "parts", step, recipe(latent))
-    train(recipe(latent), tmp_path / "parts", device=CPU, resume=Checkpoint.open(checkpoint_folders(tmp_path / "parts")[-1]))
-    whole, parts = files(tmp_path / "whole"), files(tmp_path / "parts")
-    assert whole.keys() == parts.keys()
-    assert [name for name in whole if whole[name] != parts[name]] == []
+    whole = files(tmp_path / "whole")
+    for step in (1, 2, 3, 5) if latent else (3,):
+        run = tmp_path / f"stopped-{step}"
+        stopped_run(run, step, recipe(latent))
+        train(recipe(latent), run, device=CPU, resume=Checkpoint.open(checkpoint_folders(run)[-1]))
+        assert files(run).keys() == whole.keys()
+        assert [name for name, content in files(run).items() if content != whole[name]] == [], step
 
 
 @pytest.mark.slow
-def test_resume_of_a_wider_model_goes_on_exactly(tmp_path: Path) -> None:
-    """Products of its size are summed in another order where a tensor does not begin at a multiple of 64 bytes, as in a file."""
+def test_resume_of_a_wider_model_is_exact(tmp_path: Path) -> None:
+    """Products of this size are summed in another order if a tensor is not aligned to 64 bytes, as in a file."""
     made = load_recipe("letters-free", smoke=True, overrides=["train.steps=12", "train.log_every=1", "eval.sequences=8"])
     train(made, tmp_path / "whole", device=CPU)
     stopped_run(tmp_path / "parts", 3, made)
@@ -95,7 +96,7 @@ def test_resume_of_a_wider_model_goes_on_exactly(tmp_path: Path) -> None:
 
 
 def test_resume_without_the_moments_would_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The control: the test above can fail."""
+    """The control: without the moments the tests above would fail."""
     train(recipe(), tmp_path / "whole", device=CPU)
     stopped_run(tmp_path / "parts", 3, recipe())
     monkeypatch.setattr("freetf_cli.training.loop.load_named_state", lambda *_: None)
@@ -103,7 +104,7 @@ def test_resume_without_the_moments_would_differ(tmp_path: Path, monkeypatch: py
     assert files(tmp_path / "whole")["model.safetensors"] != files(tmp_path / "parts")["model.safetensors"]
 
 
-def test_resume_forgets_what_was_recorded_after_the_checkpoint(tmp_path: Path) -> None:
+def test_resume_deletes_the_records_after_the_checkpoint(tmp_path: Path) -> None:
     train(recipe(), tmp_path / "run", device=CPU)
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
     earlier = recipe(keep_last=3)
@@ -146,7 +147,7 @@ def test_a_run_folder_describes_itself(tmp_path: Path) -> None:
     assert "time" not in (tmp_path / "run" / "metrics.jsonl").read_text()
 
 
-def test_a_resumed_run_keeps_how_it_began(tmp_path: Path) -> None:
+def test_the_manifest_of_a_resumed_run_keeps_its_start(tmp_path: Path) -> None:
     hooks, request = stop_at(3)
     with pytest.raises(Stopped):
         train(recipe(), tmp_path / "run", device=CPU, hooks=hooks, stop=request, argv=["freetf", "first"])
@@ -176,7 +177,7 @@ def test_accumulation_gives_the_same_update(tmp_path: Path) -> None:
 
 
 def test_training_lowers_the_loss(tmp_path: Path) -> None:
-    result = train(recipe(steps=120, log_every=50), tmp_path / "run", device=CPU)
+    result = train(recipe(every=0, steps=120, log_every=50), tmp_path / "run", device=CPU)
     first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
     assert result.val is not None
     assert result.val.loss < 0.6 * first["loss"]
@@ -217,13 +218,13 @@ def test_resume_of_another_run_is_refused(tmp_path: Path, change: Callable[[Reci
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
 
-def test_a_stop_tells_of_what_it_saved(tmp_path: Path) -> None:
+def test_a_stop_calls_the_hook_for_its_checkpoint(tmp_path: Path) -> None:
     hooks, request = stop_at(3)
-    told: list[int] = []
-    hooks = dataclasses.replace(hooks, saved=lambda run: told.append(len(checkpoint_folders(run.path))))
+    saved: list[int] = []
+    hooks = dataclasses.replace(hooks, saved=lambda run: saved.append(len(checkpoint_folders(run.path))))
     with pytest.raises(Stopped):
         train(recipe(), tmp_path / "run", device=CPU, hooks=hooks, stop=request)
-    assert len(told) == 2  # the evaluation at step 2, and the stop at step 3: the report is written then
+    assert len(saved) == 2  # the evaluation at step 2 and the stop at step 3, when the report is written
 
 
 def test_signals_save_and_stop(tmp_path: Path) -> None:
@@ -251,7 +252,7 @@ def loop(path: Path, made: Recipe) -> Loop:
 
 def test_latent_noise_is_a_function_of_seed_and_step(tmp_path: Path) -> None:
     one, other = loop(tmp_path / "a", recipe()), loop(tmp_path / "b", recipe(seed=1))
-    keys = [0, 1, 2, -1, -2, -3]  # training steps, and held-out batches below zero
+    keys = [0, 1, 2, -1, -2, -3]  # training steps; below zero: held-out batches
     drawn = [one._noise(key, 3) for key in keys]
     assert all(torch.equal(noise, one._noise(key, 3)) for key, noise in zip(keys, drawn, strict=True))
     assert all(not torch.equal(a, b) for a, b in combinations(drawn, 2))
@@ -260,7 +261,7 @@ def test_latent_noise_is_a_function_of_seed_and_step(tmp_path: Path) -> None:
 
 
 def test_the_schedule_and_the_clipping_reach_the_weights(tmp_path: Path) -> None:
-    """Adam's first step moves a weight by the learning rate, whatever the gradient; under its epsilon it moves nothing."""
+    """Adam's first step moves a weight by the learning rate, whatever the gradient, unless that is below its epsilon."""
 
     def largest_change(name: str, **settings: Any) -> float:
         running = loop(tmp_path / name, recipe(weight_decay=0.0, **settings))
@@ -273,8 +274,8 @@ def test_the_schedule_and_the_clipping_reach_the_weights(tmp_path: Path) -> None
     assert largest_change("clipped", warmup=0, grad_clip=1e-12) < 1e-4
 
 
-def test_parts_of_unequal_weight_add_up(tmp_path: Path) -> None:
-    """Reviews differ in length: every part of a batch must be divided by the whole batch's count of targets."""
+def test_accumulated_parts_of_unequal_size_add_up(tmp_path: Path) -> None:
+    """Reviews differ in length: every part of a batch must be divided by the count of targets in the whole batch."""
     tree = recipe().model_dump(exclude_none=True)
     tree["data"] = {"task": "reviews"}
     tree["model"]["context"] = 80
@@ -317,11 +318,11 @@ def test_the_best_is_kept_when_later_ones_are_worse(tmp_path: Path, monkeypatch:
     assert [path.name for path in checkpoint_folders(tmp_path / "run")] == ["step-000002", "step-000008"]
 
 
-def test_the_loss_is_given_the_kappa_that_is_recorded(tmp_path: Path) -> None:
+def test_the_recorded_kappa_is_the_one_of_the_loss(tmp_path: Path) -> None:
     running = loop(tmp_path / "run", recipe())
-    plain, given = running.update.loss, []
-    running.update.loss = lambda *args: (given.append(float(args[3])), plain(*args))[1]
-    running.run_to_end()
+    plain, given = running.update.forward, []
+    running.update.forward = lambda *args, **options: (given.append(float(options["weights"].kappa)), plain(*args, **options))[1]
+    running.run()
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert given == pytest.approx([row["kappa"] for row in rows if row["split"] == "train"])
 
@@ -331,23 +332,23 @@ def test_no_update_is_made_from_a_gradient_that_is_not_finite(tmp_path: Path) ->
     running.model.norm.weight.register_hook(lambda gradient: gradient * math.inf)
     before = [value.detach().clone() for value in running.model.parameters()]
     with pytest.raises(FreetfError, match="not finite at step 1"):
-        running.run_to_end()
+        running.run()
     assert all(torch.equal(a, b) for a, b in zip(before, running.model.parameters(), strict=True))
     assert checkpoint_folders(tmp_path / "run") == []
 
 
-def test_a_cpu_says_at_once_which_step_was_not_finite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_reports_a_step_that_is_not_finite_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "freetf_cli.training.loop.objective_weights", lambda step, *_: ObjectiveWeights(math.nan if step == 2 else 0.1, 0.0, 0.0)
     )
     running = loop(tmp_path / "run", recipe(log_every=100, skip_limit=0))
     with pytest.raises(FreetfError, match="not finite at step 3"):
-        running.run_to_end()
+        running.run()
     assert running.step == 2
 
 
 def test_nothing_is_saved_after_too_many_steps_that_were_not_finite(tmp_path: Path) -> None:
-    """As on CUDA, where the host may be steps ahead when it comes to a checkpoint."""
+    """As on CUDA, where the host may be steps ahead of the device when it saves a checkpoint."""
     running = loop(tmp_path / "run", recipe(skip_limit=0))
     running.train_step()
     running.update(1, running.batches.take(1), 1e-2, (math.nan, 0.0, 0.0))
@@ -364,12 +365,12 @@ def planted(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
     monkeypatch.setattr(loop_module, "objective_weights", lambda step, *rest: weights if step + 1 in steps else plain(step, *rest))
 
 
-def test_a_skipped_step_is_recorded_and_the_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_skipped_step_is_recorded_and_the_run_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     planted(monkeypatch, 3, 4)
-    told: list[str] = []
-    train(recipe(), tmp_path / "run", device=CPU, hooks=Hooks(warn=told.append))
+    warnings: list[str] = []
+    train(recipe(), tmp_path / "run", device=CPU, hooks=Hooks(warn=warnings.append))
     rows = [json.loads(line) for line in (tmp_path / "run" / "faults.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [3, 4] and len(told) == 2
+    assert [row["step"] for row in rows] == [3, 4] and len(warnings) == 2
     inputs = resolve(recipe())[1].train_batch(2, 4).inputs
     assert rows[0]["inputs_sha256"] == hashlib.sha256(inputs.tobytes()).hexdigest()
     record = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -390,7 +391,7 @@ def test_a_run_that_failed_fails_again_from_its_last_checkpoint(tmp_path: Path, 
     assert (tmp_path / "run" / "faults.jsonl").read_text() == before
 
 
-def test_a_held_out_loss_that_is_not_finite_is_no_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_held_out_loss_that_is_not_finite_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     running = loop(tmp_path / "run", recipe())
     with torch.no_grad():
         running.model.norm.weight.fill_(math.nan)
@@ -398,14 +399,14 @@ def test_a_held_out_loss_that_is_not_finite_is_no_metric(tmp_path: Path, monkeyp
         running.evaluate()
 
 
-def test_checkpoints_of_every_so_many_steps_are_kept(tmp_path: Path) -> None:
+def test_checkpoints_of_every_third_step_are_kept(tmp_path: Path) -> None:
     train(recipe(save_every=1, keep_every=3), tmp_path / "run", device=CPU)
     kept = {folder.name for folder in checkpoint_folders(tmp_path / "run")}
     assert {"step-000003", "step-000006"} <= kept and "step-000001" not in kept
 
 
-def test_a_signal_cuts_an_evaluation_short_and_the_resumed_run_makes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Byte for byte, and also where a kill follows the evaluation that was made up for."""
+def test_a_signal_ends_an_evaluation_and_the_resumed_run_repeats_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runs are equal byte for byte, also if the first resumed run dies after its evaluation."""
     train(recipe(), tmp_path / "whole", device=CPU)
     request, plain = StopRequest(), DataSource.held_out
 
@@ -420,7 +421,7 @@ def test_a_signal_cuts_an_evaluation_short_and_the_resumed_run_makes_it(tmp_path
         train(recipe(), tmp_path / "run", device=CPU, stop=request)
     monkeypatch.undo()
     saved = Checkpoint.open(checkpoint_folders(tmp_path / "run")[-1])
-    assert saved.state["owes_evaluation"] is True and "val" not in (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert saved.state["evaluation_pending"] is True and "val" not in (tmp_path / "run" / "metrics.jsonl").read_text()
     shutil.copytree(tmp_path / "run", tmp_path / "again")
     train(recipe(), tmp_path / "run", device=CPU, resume=saved)
     assert files(tmp_path / "run") == files(tmp_path / "whole")
@@ -433,7 +434,7 @@ def test_a_signal_cuts_an_evaluation_short_and_the_resumed_run_makes_it(tmp_path
     assert files(tmp_path / "again") == files(tmp_path / "whole")
 
 
-def test_a_signal_while_all_is_loaded_stops_before_the_first_step(tmp_path: Path) -> None:
+def test_a_signal_during_loading_stops_before_the_first_step(tmp_path: Path) -> None:
     request = StopRequest()
     request(signal.SIGTERM, None)
     with pytest.raises(Stopped, match="before its first step"):
@@ -443,16 +444,16 @@ def test_a_signal_while_all_is_loaded_stops_before_the_first_step(tmp_path: Path
 
 
 def test_a_run_that_another_process_trains_is_refused(tmp_path: Path) -> None:
-    with hold(tmp_path / "run"), pytest.raises(FreetfError, match=rf"process {os.getpid()} on .* is training this run"):
+    with lock_run(tmp_path / "run"), pytest.raises(FreetfError, match=rf"process {os.getpid()} on .* is training this run"):
         train(recipe(), tmp_path / "run", device=CPU)
     assert not (tmp_path / "run").exists()
     train(recipe(), tmp_path / "run", device=CPU)
 
 
-def test_a_model_that_cannot_fit_is_refused_before_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_cannot_fit_is_refused_before_it_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory_module, "total_memory", lambda device: 1000)
-    monkeypatch.setattr(run_module, "make_model", lambda *_: pytest.fail("made"))
-    with pytest.raises(FreetfError, match=r"batches of 4 × 13 tokens take some .* GiB, .* a smaller model: model\.layers"):
+    monkeypatch.setattr(run_module, "make_model", lambda *_: pytest.fail("built"))
+    with pytest.raises(FreetfError, match=r"batches of 4 × 13 tokens need about .* GiB, .* a smaller model: model\.layers"):
         train(recipe(), tmp_path / "run", device=CPU)
     assert not (tmp_path / "run").exists()
 
@@ -467,7 +468,7 @@ def test_out_of_memory_names_the_batch_and_what_to_lower(tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize(("setting", "named"), [("auto", True), ("on", False)])
-def test_out_of_memory_names_maps_that_are_kept(setting: str, named: bool) -> None:
+def test_out_of_memory_suggests_activation_checkpointing(setting: str, named: bool) -> None:
     words = ["model.vocab=29", "model.context=65", "model.attention=talking-heads", f"train.attention_checkpointing={setting}"]
     hint = memory_module.out_of_memory(load_recipe("letters-baseline", overrides=words), CPU).hint
     assert "lower train.batch" in str(hint)

@@ -1,4 +1,4 @@
-"""The objective against its formula, written out."""
+"""The objective of `Decoder.forward` against its formula, written out."""
 
 import math
 
@@ -9,8 +9,8 @@ from freetf_cli.config.recipe import LatentConfig, ModelConfig, ObjectiveConfig
 from freetf_cli.data.batches import IGNORE
 from freetf_cli.latent.build import build_model, initialise_model
 from freetf_cli.latent.objective import aggregate_mismatch
-from freetf_cli.model.loss import LossTerms, latent_mask
-from freetf_cli.training.step import loss_function
+from freetf_cli.model.latent import ObjectiveWeights
+from freetf_cli.model.loss import latent_mask
 
 CONFIG = ModelConfig(layers=2, width=16, heads=2, vocab=7, context=6)
 LATENT = LatentConfig(kappa=0.25, bits=3)
@@ -37,8 +37,8 @@ def test_free_terms_are_the_formula(pool: str, slope: float, mismatch: float, ov
     initialise_model(model, 0)
     inputs, targets, noise = batch()
     kappa = 0.25 * math.log(2)
-    weights = torch.tensor([kappa, slope, mismatch])
-    terms = LossTerms(*loss_function(model)(inputs, targets, noise, *weights))
+    weights = ObjectiveWeights(*torch.tensor([kappa, slope, mismatch]))
+    terms = model(inputs, noise=noise, targets_BT=targets, weights=weights).losses
 
     out = model(inputs, noise=noise)
     logp = torch.log_softmax(out.logits, -1)
@@ -54,7 +54,7 @@ def test_free_terms_are_the_formula(pool: str, slope: float, mismatch: float, ov
         penalty = sum(max(0.0, used - allowed) + slope * min(used, allowed) for used, allowed in sums)
     counted = torch.tensor([[float(t < last[b]) for t in range(6)] for b in range(3)])
     divergence = aggregate_mismatch(out.posterior.bit_logits, counted, over).item()  # type: ignore[arg-type]
-    assert divergence > 0.1  # at 0 the next line would ask nothing
+    assert divergence > 0.1  # at 0 the next line would test nothing
     penalty += mismatch * 3 * divergence
     assert terms.ce.item() == pytest.approx(ce.item(), rel=1e-5)
     assert terms.kl.item() == pytest.approx(sum(k.item() for row in kls for k in row), rel=1e-5)
@@ -73,6 +73,6 @@ def test_a_baseline_has_cross_entropy_only() -> None:
     model = build_model(CONFIG, None)
     initialise_model(model, 0)
     inputs, targets, noise = batch()
-    terms = LossTerms(*loss_function(model)(inputs, targets, noise, *torch.zeros(3)))
+    terms = model(inputs, noise=noise, targets_BT=targets, weights=ObjectiveWeights(*torch.zeros(3))).losses
     assert terms.objective.item() == terms.ce.item() > 0
     assert terms.kl.item() == terms.penalty.item() == terms.above.item() == 0

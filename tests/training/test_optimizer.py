@@ -23,7 +23,7 @@ def test_only_matrices_decay() -> None:
     assert decayed | kept == set(names.values())
 
 
-def test_named_state_brings_every_moment_back() -> None:
+def test_named_state_restores_every_moment() -> None:
     def trained(steps: int) -> tuple[torch.nn.Module, torch.optim.AdamW]:
         torch.manual_seed(0)
         model = torch.nn.Linear(3, 2, bias=False)

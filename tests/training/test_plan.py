@@ -1,4 +1,4 @@
-"""Sizes against arithmetic by hand, and against a model that is really built."""
+"""The cost of training against arithmetic by hand, measured memory, and models that are built."""
 
 import json
 from itertools import pairwise
@@ -9,7 +9,7 @@ import torch
 
 from freetf_cli.config.files import check_recipe, load_recipe
 from freetf_cli.latent.build import build_model
-from freetf_cli.training.plan import MAPS, plan_run
+from freetf_cli.training.plan import ATTENTION_WEIGHTS, plan_run
 
 
 def test_the_papers_small_model_by_hand() -> None:
@@ -41,7 +41,7 @@ def test_eight_billion(name: str) -> None:
     assert plan.memory["total"] == pytest.approx(sum(value for name, value in plan.memory.items() if name != "total"))
 
 
-def test_the_pairs_of_a_mismatch_penalty_are_counted() -> None:
+def test_the_pairs_of_the_mismatch_penalty_are_counted() -> None:
     """Three tensors of (128 / 2)² pairs, 2 of the positions, 16 bits."""
     sizes, plain = ["model.vocab=29", "model.context=65"], ["latent.objective.mismatch=0.0", "latent.objective.schedule={}"]
     recipes = (load_recipe("figure4/8th", overrides=overrides) for overrides in (sizes, sizes + plain))
@@ -49,7 +49,7 @@ def test_the_pairs_of_a_mismatch_penalty_are_counted() -> None:
     assert with_it.memory["total"] - without.memory["total"] == 3 * 4 * 64**2 * 2 * 16
 
 
-def test_memory_is_foretold_within_a_tenth_of_what_was_measured() -> None:
+def test_predicted_memory_is_within_a_tenth_of_the_measured() -> None:
     """docs/results/speed-h200.json: peaks of allocated memory on a GPU. 8-bit layers keep less."""
     results = json.loads((Path(__file__).parents[2] / "docs" / "results" / "speed-h200.json").read_text())
     rows = [row for row in results["rows"] if "train.float8=true" not in row["settings"]]
@@ -60,8 +60,8 @@ def test_memory_is_foretold_within_a_tenth_of_what_was_measured() -> None:
         assert plan.memory["total"] == pytest.approx(row["peak"], rel=0.1), row["name"]
 
 
-def test_where_the_step_runs_counts() -> None:
-    """The logits' gradient takes their place on CUDA in bfloat16 alone; a CPU has fewer of them at once."""
+def test_memory_depends_on_the_device() -> None:
+    """Only on CUDA in bfloat16 does the gradient of the logits overwrite them; a CPU computes fewer logits at once."""
     recipe = load_recipe("paper-1.5b-baseline", overrides=["train.batch=4", "train.grad_accum_steps=1", "model.context=2048"])
     found = {(bf16, kind): plan_run(recipe, "", bf16, kind).memory["total"] for bf16 in (True, False) for kind in ("cuda", "cpu")}
     logits = 8192 * 131_072
@@ -72,7 +72,7 @@ def test_where_the_step_runs_counts() -> None:
     assert plan_run(recipe, "", False).memory["total"] == found[False, "cpu"]
 
 
-def test_a_batch_in_parts_keeps_gradients_beside_activations() -> None:
+def test_gradient_accumulation_keeps_gradients_beside_activations() -> None:
     whole, parts = (
         plan_run(load_recipe("paper-1.5b-free", overrides=[f"train.batch={n}", f"train.grad_accum_steps={n // 4}"]), "", bf16=True)
         for n in (4, 8)
@@ -81,7 +81,7 @@ def test_a_batch_in_parts_keeps_gradients_beside_activations() -> None:
 
 
 @pytest.mark.parametrize("name", ["letters-free", "letters-baseline", "demo-free"])
-def test_parameters_are_those_of_the_model(name: str) -> None:
+def test_parameters_are_counted_as_in_the_model(name: str) -> None:
     recipe = load_recipe(name, overrides=["model.vocab=29", "model.context=65"])
     assert plan_run(recipe, name, bf16=False).parameters == sum(
         parameter.numel() for parameter in build_model(recipe.model, recipe.latent).parameters()
@@ -108,12 +108,12 @@ def test_the_kinds_of_attention_by_hand() -> None:
     assert added["differential"] == (4 * (4 * 128 + 256), pytest.approx(half / 2))
     assert added["talking-heads"] == (4 * 2 * 2 * 2, pytest.approx(half + 2 * context * 2 * 2 * 2))
     assert added["multi-token"] == (144, pytest.approx(half + 2 * context * 2 * 2 * 9))
-    cells = load_recipe("letters-baseline").rows_at_once * context * context * 2 * 4  # of the maps of four blocks
-    maps = {kind: plan.memory.get("attention maps (estimated)") for kind, plan in plans.items()}
-    assert maps == {"softmax": None, "differential": None, "talking-heads": cells * (4 + 3 * 2), "multi-token": cells * (4 + 2 * 2)}
+    cells = load_recipe("letters-baseline").rows_at_once * context * context * 2 * 4  # attention weights of four blocks
+    found = {kind: plan.memory.get("attention weights (estimated)") for kind, plan in plans.items()}
+    assert found == {"softmax": None, "differential": None, "talking-heads": cells * (4 + 3 * 2), "multi-token": cells * (4 + 2 * 2)}
 
 
-KEPT = {  # foretold bytes of the maps over those that autograd keeps, of a block with this kind: 1, but for what both count a little apart
+KEPT = {  # kinds of attention that materialise attention weights, and options
     "talking-heads": {"attention": "talking-heads"},
     "differential": {"attention": "differential"},
     "multi-token": {"attention": "multi-token"},
@@ -124,8 +124,8 @@ KEPT = {  # foretold bytes of the maps over those that autograd keeps, of a bloc
 
 
 @pytest.mark.parametrize("kind", KEPT)
-def test_maps_that_autograd_keeps_are_those_foretold(kind: str) -> None:
-    """In float32, as CPUs have it; a long context and a narrow model, so that maps are nearly all."""
+def test_attention_weights_that_autograd_keeps_are_predicted(kind: str) -> None:
+    """In float32 on a CPU; with a long context and a narrow model they are nearly all of the memory."""
     options = dict(KEPT[kind])
     if "multi_token" in options or options["attention"] == "multi-token":
         options["multi_token"] = {"kq_layers": [0, 1], **options.get("multi_token", {})}
@@ -134,32 +134,32 @@ def test_maps_that_autograd_keeps_are_those_foretold(kind: str) -> None:
     made, kept = build_model(recipe.model, None), {}
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.setdefault(x.untyped_storage().data_ptr(), x), lambda x: x):
         made(torch.randint(1, 5, (2, 192)))
-    maps = sum(x.untyped_storage().nbytes() for x in kept.values() if x.numel() >= 2 * 192 * 192 and x.is_floating_point())
-    foretold = plan_run(recipe, "", bf16=False).memory["attention maps (estimated)"]
-    assert 0.75 < foretold / maps < 1.5, (foretold, maps)
+    measured = sum(x.untyped_storage().nbytes() for x in kept.values() if x.numel() >= 2 * 192 * 192 and x.is_floating_point())
+    predicted = plan_run(recipe, "", bf16=False).memory["attention weights (estimated)"]
+    assert 0.75 < predicted / measured < 1.5, (predicted, measured)
 
 
-def test_fewer_sequences_never_take_more_for_maps_than_is_kept_by_default() -> None:
-    """Maps are kept while those of all blocks are few: 2²⁸ numbers, with at most 4 + 2 · 5 bytes each in bfloat16."""
+def test_a_smaller_batch_never_needs_more_than_the_limit_of_kept_attention_weights() -> None:
+    """Attention weights are kept if all blocks together have at most 2²⁸, of at most 4 + 2 · 5 bytes each in bfloat16."""
     plans = []
     for batch, context in [(1, 256), (2, 256), (4, 256), (8, 256), (1, 2048), (2, 2048), (4, 2048)]:
         words = ["train.grad_accum_steps=1", f"train.batch={batch}", f"model.context={context}"]
         plans.append(plan_run(load_recipe("paper-880m-multi-token", overrides=words), "", bf16=True).memory)
-    assert max(plan.get(MAPS, 0) for plan in plans) <= 14 * 2**28  # of one block, at the largest
+    assert max(plan.get(ATTENTION_WEIGHTS, 0) for plan in plans) <= 14 * 2**28  # of one block, at the largest
     for few, many in pairwise(plans):
         assert many["total"] > few["total"] - 14 * 2**28
 
 
-def test_attention_checkpointing_says_whether_they_are_kept() -> None:
+def test_attention_checkpointing_decides_whether_they_are_kept() -> None:
     found = {}
     for setting in ("on", "off", "auto"):
         words = ["model.vocab=29", "model.context=65", "model.attention='talking-heads'", f"train.attention_checkpointing='{setting}'"]
-        found[setting] = plan_run(load_recipe("letters-baseline", overrides=words), "", bf16=True).memory[MAPS]
+        found[setting] = plan_run(load_recipe("letters-baseline", overrides=words), "", bf16=True).memory[ATTENTION_WEIGHTS]
     assert found["off"] == found["auto"] == 8 * found["on"]
 
 
-def test_blocks_without_maps_do_not_count() -> None:
-    """Six of 24 blocks make maps, the others have groups of two heads and fused attention: 6 · 2²⁴ numbers in all are few."""
+def test_blocks_that_fuse_their_attention_do_not_count() -> None:
+    """Six of 24 blocks materialise attention weights, 6 · 2²⁴ in all; the others have groups of two heads and fused attention."""
     words = ["train.grad_accum_steps=1", "train.batch=4", "model.context=512", "model.multi_token.c_h=2"]
     found = {
         setting: plan_run(
@@ -170,20 +170,20 @@ def test_blocks_without_maps_do_not_count() -> None:
     assert found["auto"].memory["total"] == found["off"].memory["total"] > found["on"].memory["total"]
 
 
-def test_differential_attention_has_nothing_to_make_once_more() -> None:
+def test_differential_attention_has_nothing_to_recompute() -> None:
     words = ["model.vocab=29", "model.context=65", "model.attention=differential"]
     on, off = (
         plan_run(load_recipe("letters-baseline", overrides=[*words, f"train.attention_checkpointing={setting}"]), "", bf16=False).memory
         for setting in ("on", "off")
     )
     assert on == off
-    assert on[MAPS] == 8 * 4 * 256 * 8 * 65**2
+    assert on[ATTENTION_WEIGHTS] == 8 * 4 * 256 * 8 * 65**2
 
 
-def test_text_is_foretold_packed_where_the_data_is_not_open() -> None:
-    """Documents kept apart take a copy of the maps for each row of a kernel."""
-    apart, joined = (
-        plan_run(load_recipe("paper-880m-multi-token", overrides=[f"model.document_mask={word}"]), "", bf16=True).memory[MAPS]
+def test_text_is_assumed_packed_before_its_data_is_opened() -> None:
+    """With a document mask, each row of a kernel keeps a copy of the attention weights."""
+    masked, unmasked = (
+        plan_run(load_recipe("paper-880m-multi-token", overrides=[f"model.document_mask={word}"]), "", bf16=True).memory[ATTENTION_WEIGHTS]
         for word in ("true", "false")
     )
-    assert apart > 2 * joined
+    assert masked > 2 * unmasked

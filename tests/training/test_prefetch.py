@@ -1,4 +1,4 @@
-"""Batches made ahead: the same ones, in order, with their errors, and no thread left behind."""
+"""Prefetched batches: the same ones, in order, with their errors, and no thread left behind."""
 
 import threading
 
@@ -13,7 +13,7 @@ def threads() -> set[threading.Thread]:
     return {thread for thread in threading.enumerate() if thread.name.startswith("freetf-prefetch")}
 
 
-def test_each_number_gets_its_own_and_is_made_once() -> None:
+def test_each_batch_is_made_once_and_in_order() -> None:
     asked: list[int] = []
 
     def make(number: int) -> int:
@@ -25,19 +25,19 @@ def test_each_number_gets_its_own_and_is_made_once() -> None:
     assert asked == list(range(20))  # in order, and nothing past the end
 
 
-def test_work_is_done_ahead() -> None:
+def test_batches_are_made_ahead() -> None:
     ahead = threading.Event()
     with Prefetch(lambda number: ahead.set() if number == 2 else None, stop=9, ahead=2) as made:
         made.take(0)
         assert ahead.wait(10)
 
 
-def test_a_jump_asks_anew() -> None:
+def test_batches_may_be_taken_in_any_order() -> None:
     with Prefetch(lambda number: number, stop=10) as made:
         assert [made.take(n) for n in (0, 5, 3, 9, 12)] == [0, 5, 3, 9, 12]
 
 
-def test_an_error_is_raised_by_the_number_that_has_it() -> None:
+def test_an_error_is_raised_when_its_batch_is_taken() -> None:
     def make(number: int) -> int:
         if number == 2:
             raise OSError(5, "cannot read")
@@ -50,7 +50,7 @@ def test_an_error_is_raised_by_the_number_that_has_it() -> None:
         assert made.take(3) == 3
 
 
-def test_the_thread_ends_with_the_block_whatever_happens() -> None:
+def test_the_thread_ends_with_the_block() -> None:
     before = threads()
     with pytest.raises(KeyboardInterrupt), Prefetch(lambda number: number, stop=1000, ahead=50) as made:
         made.take(0)

@@ -5,7 +5,8 @@ import math
 import pytest
 
 from freetf_cli.config.recipe import LatentConfig, ObjectiveConfig, TrainConfig
-from freetf_cli.training.schedule import LN2, learning_rate, objective_weights, scheduled
+from freetf_cli.records import LN2
+from freetf_cli.training.schedule import learning_rate, objective_weights, scheduled
 
 TRAIN = TrainConfig(steps=110, batch=4, lr=1.0, min_lr_ratio=0.1, warmup=10)
 

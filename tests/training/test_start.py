@@ -1,4 +1,4 @@
-"""What a recipe leaves to its data: vocabulary, context, and the token that keeps packed documents apart."""
+"""The start of a run: what its data adds to a recipe (vocabulary, context, separator), and the weights it starts with."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ def folder(path: Path, separator: bool) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", ["softmax", "multi-token", "differential", "talking-heads"])
-def test_packed_documents_are_kept_apart_by_every_kind_but_softmax(kind: str, tmp_path: Path) -> None:
+def test_packed_documents_are_masked_by_every_kind_but_softmax(kind: str, tmp_path: Path) -> None:
     data, options = folder(tmp_path / "d", separator=True), {"multi_token": {"c_k": 3, "c_q": 3}} if kind == "multi-token" else {}
     sizes = {"context": 4, "attention": kind, **options}
     assert resolved(data, **sizes).separator == (None if kind == "softmax" else 2)
     assert resolved(data, document_mask=True, **sizes).separator == 2
     assert resolved(data, document_mask=False, **sizes).separator is None
-    assert resolved({**data, "rows": "documents"}, **sizes).separator is None  # a document a row: nothing to keep apart
+    assert resolved({**data, "rows": "documents"}, **sizes).separator is None  # a row has one document
 
 
-def test_without_a_separator_they_cannot_be(tmp_path: Path) -> None:
+def test_documents_without_a_separator_cannot_be_masked(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="the data has no separator"):
         resolved(folder(tmp_path / "d", separator=False), context=4, attention="differential")
 

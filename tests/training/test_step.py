@@ -1,4 +1,4 @@
-"""One update, against the loop that it stands for; what it does when a number is not finite."""
+"""One update against a plain loop; what it does if the loss or a gradient is not finite."""
 
 import math
 from collections.abc import Callable
@@ -11,11 +11,10 @@ from freetf_cli.config.recipe import LatentConfig, ModelConfig, TrainConfig
 from freetf_cli.errors import InputError
 from freetf_cli.latent.build import build_model, initialise_model
 from freetf_cli.model.decoder import Decoder
-from freetf_cli.model.loss import LossTerms
-from freetf_cli.training.distributed import World
+from freetf_cli.model.latent import ObjectiveWeights
 from freetf_cli.training.optimizer import make_optimizer
 from freetf_cli.training.prefetch import HostBatch
-from freetf_cli.training.step import REMEMBERED, Fault, TrainStep, loss_function, uses_graph
+from freetf_cli.training.step import FAULTS_KEPT, Fault, TrainStep, uses_graph
 
 CPU = torch.device("cpu")
 CONFIG = ModelConfig(layers=2, width=16, heads=2, vocab=7, context=6)
@@ -35,7 +34,7 @@ def fresh(latent: bool) -> Decoder:
 
 
 def batch(step: int) -> tuple[HostBatch, torch.Tensor]:
-    """Rows and noise of a step; every batch has another count of targets."""
+    """Rows and noise of a step; batches differ in their count of targets."""
     generator = torch.Generator().manual_seed(step)
     rows = torch.randint(0, 7, (4, 7), generator=generator)
     targets = rows[:, 1:].clone()
@@ -45,12 +44,13 @@ def batch(step: int) -> tuple[HostBatch, torch.Tensor]:
 
 
 def updater(model: Decoder, config: TrainConfig) -> TrainStep:
-    return TrainStep(model, loss_function(model), make_optimizer(model, config, CPU), config, CPU, SHAPE, NOISE, World())
+    return TrainStep(model, make_optimizer(model, config, CPU), config, CPU, SHAPE)
 
 
 def advance(update: TrainStep, step: int, kappa: float | None = None) -> None:
     rows, noise = batch(step)
-    update.noise.copy_(noise)
+    if update.model.latent is not None:
+        update.noise.copy_(noise)
     update(step, rows, RATES[step % 3], (KAPPAS[step % 3] if kappa is None else kappa, 0.2, 0.5))
 
 
@@ -64,17 +64,17 @@ def same(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> bool:
     return len(ours) == len(theirs) and all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-def spelt_out(model: Decoder, config: TrainConfig) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """The same steps as a textbook writes them; sums and gradient norm of each."""
-    loss, optimizer, records = loss_function(model), make_optimizer(model, config, CPU), []
+def plain_loop(model: Decoder, config: TrainConfig) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The same steps as a plain loop; sums and gradient norm of each."""
+    optimizer, records = make_optimizer(model, config, CPU), []
     for step in range(3):
         rows, noise = batch(step)
         for group in optimizer.param_groups:
             group["lr"] = RATES[step]
         optimizer.zero_grad()
-        total = torch.zeros(5)
+        total, weights = torch.zeros(5), ObjectiveWeights(*torch.tensor([KAPPAS[step], 0.2, 0.5]))
         for part in torch.arange(4).chunk(config.grad_accum_steps):
-            terms = LossTerms(*loss(rows.inputs[part], rows.targets[part], noise[part], *torch.tensor([KAPPAS[step], 0.2, 0.5])))
+            terms = model(rows.inputs[part], noise=noise[part], targets_BT=rows.targets[part], weights=weights).losses
             ((terms.ce + terms.penalty) / rows.count).backward()
             total += torch.stack([terms.ce, terms.kl, terms.penalty, terms.above, terms.latents]).detach()
         records.append((total, torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or math.inf)))
@@ -84,10 +84,10 @@ def spelt_out(model: Decoder, config: TrainConfig) -> list[tuple[torch.Tensor, t
 
 @pytest.mark.parametrize("latent", [True, False])
 @pytest.mark.parametrize("changed", [{}, {"grad_accum_steps": 2}, {"grad_clip": 0.0}, {"grad_clip": 0.1}])
-def test_a_step_is_the_loop_spelt_out(latent: bool, changed: dict[str, Any]) -> None:
+def test_a_step_equals_a_plain_loop(latent: bool, changed: dict[str, Any]) -> None:
     """Bit for bit on a CPU."""
     plain, update = fresh(latent), updater(fresh(latent), settings(**changed))
-    for step, (sums, grad_norm) in enumerate(spelt_out(plain, settings(**changed))):
+    for step, (sums, grad_norm) in enumerate(plain_loop(plain, settings(**changed))):
         advance(update, step)
         assert torch.equal(update.sums, sums)
         assert torch.equal(update.grad_norm, grad_norm)
@@ -108,7 +108,7 @@ def poison_gradient(update: TrainStep) -> Callable[[], None]:
 
 @pytest.mark.parametrize("poison", [poison_loss, poison_gradient])
 def test_a_step_that_is_not_finite_is_skipped(poison: Callable[[TrainStep], Callable[[], None]]) -> None:
-    """And the next one is as if it had not been."""
+    """And the next step is not affected by it."""
     update, other = updater(fresh(True), settings()), updater(fresh(True), settings())
     for each in (update, other):
         advance(each, 0)
@@ -120,21 +120,21 @@ def test_a_step_that_is_not_finite_is_skipped(poison: Callable[[TrainStep], Call
     assert same(everything(update), everything(other)) and not same(everything(update), good)
     (fault,) = update.faults()
     assert isinstance(fault, Fault) and fault.step == 1
-    assert update.faults() == [] and not update.ended
+    assert update.faults() == [] and not update.halted
 
 
 @pytest.mark.parametrize("limit", [0, 2])
-def test_after_too_many_steps_in_a_row_no_update_is_made(limit: int) -> None:
+def test_too_many_consecutive_skips_halt_the_updates(limit: int) -> None:
     update = updater(fresh(True), settings(skip_limit=limit))
     advance(update, 0)
-    for _ in range(limit):  # a good step between starts the count anew
+    for _ in range(limit):  # a good step in between resets the count
         poison_loss(update)
         advance(update, 0)
-    assert not update.ended
+    assert not update.halted
     good = everything(update)
     for _ in range(limit + 1):
         poison_loss(update)
-    assert update.ended
+    assert update.halted
     advance(update, 2)
     assert same(everything(update), good)
     assert len(update.faults()) == 2 * limit + 1
@@ -142,19 +142,19 @@ def test_after_too_many_steps_in_a_row_no_update_is_made(limit: int) -> None:
 
 def test_the_last_faults_are_remembered_in_their_order() -> None:
     update = updater(fresh(True), settings(skip_limit=1000))
-    for step in range(REMEMBERED + 6):
+    for step in range(FAULTS_KEPT + 6):
         update.noise.copy_(batch(0)[1])
         update(step, batch(0)[0], 1e-2, (math.nan, 0.0, 0.0))
         if step == 2:
             assert [fault.step for fault in update.faults()] == [0, 1, 2]
-    assert [fault.step for fault in update.faults()] == list(range(6, REMEMBERED + 6))
+    assert [fault.step for fault in update.faults()] == list(range(6, FAULTS_KEPT + 6))
 
 
-def test_an_optimizer_that_cannot_be_told_is_not_called() -> None:
-    """As on MPS: AdamW is not fused there."""
+def test_an_optimizer_that_is_not_fused_is_not_called() -> None:
+    """As on MPS, where AdamW is not fused."""
     model, config = fresh(True), settings()
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, fused=False)
-    update = TrainStep(model, loss_function(model), optimizer, config, CPU, SHAPE, NOISE, World())
+    update = TrainStep(model, optimizer, config, CPU, SHAPE)
     advance(update, 0)
     good = everything(update)
     advance(update, 1, kappa=math.nan)
@@ -163,13 +163,13 @@ def test_an_optimizer_that_cannot_be_told_is_not_called() -> None:
     assert not same(everything(update), good)
 
 
-def test_updates_after_the_end_leave_no_trace() -> None:
-    """What the warm-up before a capture relies on."""
+def test_updates_while_halted_leave_no_trace() -> None:
+    """The warm-up before a capture relies on this."""
     warmed, plain = updater(fresh(True), settings()), updater(fresh(True), settings())
-    warmed._ended.fill_(1.0)
+    warmed._halted.fill_(1.0)
     for _ in range(3):
         warmed._update()
-    warmed._ended.zero_()
+    warmed._halted.zero_()
     for step in range(3):
         advance(warmed, step)
         advance(plain, step)

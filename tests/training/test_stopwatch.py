@@ -1,4 +1,4 @@
-"""The mean time of a step."""
+"""The mean time of a training step."""
 
 import pytest
 

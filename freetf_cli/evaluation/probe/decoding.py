@@ -32,7 +32,7 @@ from freetf_cli.evaluation.probe.libraries import probe_library
 from freetf_cli.evaluation.probe.rate import Posterior
 from freetf_cli.evaluation.statistics import LEAST, bootstrap
 from freetf_cli.latent.binary import code_bits
-from freetf_cli.latent.objective import LN2
+from freetf_cli.records import LN2
 from freetf_cli.records.probe import Decoding
 from freetf_cli.tasks.factors import UNREAD, Factor, Ints, RowReader, encode
 

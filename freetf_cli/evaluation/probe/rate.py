@@ -30,8 +30,8 @@ from freetf_cli.evaluation.likelihood import Floats, cost
 from freetf_cli.evaluation.posterior import draw, given_z_nats, latent_of, posterior_pass, prior_draws
 from freetf_cli.evaluation.statistics import bootstrap, check_enough
 from freetf_cli.latent.binary import BinaryDistribution, at_least_float32, bit_logits, code_bits, kl_per_token
-from freetf_cli.latent.objective import LN2
 from freetf_cli.model.decoder import Decoder
+from freetf_cli.records import LN2
 from freetf_cli.records.likelihood import Cost
 from freetf_cli.records.probe import LatentAblation, Rate
 from freetf_cli.streams import keyed
