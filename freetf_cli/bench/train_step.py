@@ -112,7 +112,8 @@ def _works(recipe: Recipe, device: torch.device) -> Iterator[tuple[str, Callable
     """Name, work, and how often a step does it: once for each accumulated part of a batch, or once."""
     model = _model(recipe, device)
     latent, config, times = model.latent, recipe.train, recipe.train.grad_accum_steps
-    assert isinstance(latent, BinaryLatent)
+    if not isinstance(latent, BinaryLatent):  # the parts are those of the paper's mapper
+        return
     dtype = autocast_dtype(config.precision, device) or torch.float32
     x_BTD = torch.randn(recipe.rows_at_once, recipe.model.context or 1, recipe.model.width, device=device, requires_grad=True)
     dr_ND, bits = x_BTD.detach().flatten(0, 1).to(dtype), latent.bits

@@ -21,9 +21,10 @@ MOODS: dict[str, Mood] = {"finished": "good", "done": "good", "failed": "bad", "
 # Settings that distinguish runs; the page has all of them.
 HIGHLIGHTS = (
     *("data.task", "data.dir", "model.layers", "model.width", "model.heads", "model.context"),
-    *("model.attention", "model.attention_layers", "model.documents"),
-    *("latent.bits", "latent.kappa", "latent.window", "latent.free_bits", "latent.slope", "latent.mismatch", "latent.mismatch_over"),
-    *("latent.schedule", "latent.gradient", "latent.encoder"),
+    *("model.attention", "model.attention_layers", "model.document_mask"),
+    *("latent.kind", "latent.bits", "latent.kappa", "latent.window", "latent.encoder"),
+    *(f"latent.objective.{name}" for name in ("free_bits", "slope", "mismatch", "mismatch_over", "schedule")),
+    "latent.numerics.gradient",
     *("train.steps", "train.batch", "train.lr", "train.seed", "train.precision"),
 )
 
@@ -128,7 +129,7 @@ class RunSummary:
     def _highlights(self) -> str:
         """The recipe in a line: `model.layers 8, model.width 256, …`."""
         known = flattened(self.recipe)
-        return ", ".join(f"{key} {known[key]}" for key in HIGHLIGHTS if known.get(key, "softmax") != "softmax")
+        return ", ".join(f"{key} {known[key]}" for key in HIGHLIGHTS if known.get(key) not in (None, "softmax", "binary"))
 
     def _settings(self) -> list[Table]:
         tables = [(name, flattened(value)) for name, value in self.recipe.items() if isinstance(value, dict)]

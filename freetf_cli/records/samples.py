@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from freetf_cli.report.blocks import Box, Samples, Span, Table
 from freetf_cli.report.units import count, share, times
@@ -18,7 +19,8 @@ HIDDEN = {"json": ""}  # metadata of a field that `to_json` leaves out
 class Sample:
     """One generated sequence: the record of `sample --json`.
 
-    text holds prompt and continuation. z has one code for each input position, the prompt's first; None for a baseline.
+    text holds prompt and continuation. z has one entry for each input position, the prompt's first (of the binary latent, a code);
+    None for a baseline.
     """
 
     prompt: str
@@ -26,7 +28,7 @@ class Sample:
     group: int
     index: int
     seed: int
-    z: list[int] | None
+    z: list[Any] | None
 
 
 @dataclass(frozen=True)
