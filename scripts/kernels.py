@@ -369,9 +369,12 @@ def replayed(call: Callable[[], object]) -> Callable[[], object]:
         print("not captured:", str(error).splitlines()[0], file=sys.stderr)
         torch.cuda.synchronize()
         return call
-    graph.replay()
-    torch.cuda.synchronize()  # a graph that reads freed memory fails here, with its own name
-    return graph.replay
+
+    def replay(kept: Callable[[], object] = call) -> None:
+        """kept: what the call closes over (a block mask) must outlive it, for the graph reads it."""
+        graph.replay()
+
+    return replay
 
 
 def in_turns(calls: dict[str, Callable[[], object]]) -> dict[str, list[float]]:

@@ -34,7 +34,7 @@ from freetf_cli.records.likelihood import Cost, Estimate, Likelihood
 from freetf_cli.records.plan import PartCost, Plan
 from freetf_cli.records.probe import HeatMap
 from freetf_cli.records.probing import ProbeResult, Sweep
-from freetf_cli.records.recipes import RecipeDiff, RecipeEntry, RecipeList, Setting
+from freetf_cli.records.recipes import RecipeDiff, RecipeEntry, RecipeList, Setting, SweepEntry
 from freetf_cli.records.run import DemoResult, RunSummary
 from freetf_cli.records.samples import Agreement, SampleGroups
 from freetf_cli.tasks import spans_by_text
@@ -202,7 +202,9 @@ RECORDS: dict[str, Any] = {
     "plan": plan(),
     "trained": TRAINED,
     "doctor": Findings([Finding("torch", "2.13", True), Finding("device", "none", False, "pip install torch")]),
-    "recipes": RecipeList([RecipeEntry("letters-free", "free", "as in Figure 4", 8, 256, "letters")]),
+    "recipes": RecipeList(
+        [RecipeEntry("letters-free", "free", "as in Figure 4", 8, 256, 3000, "letters")], [SweepEntry("figure4", "four κ")]
+    ),
     "diff": RecipeDiff("a", "b", [Setting("train.lr", 1e-3, None)]),
     "demo": DemoResult("demo", TRAINED, TRAINED, summary().agreement, 180.0),
     "answers": Answers("runs/blocks", "answers", "free", 10, "val", 30, 0, FACTS, ERRORS, ERRORS, 1.0),
