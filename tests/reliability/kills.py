@@ -104,11 +104,11 @@ def flushed_first(recipe: Recipe, run: Path, broken: bool) -> bool:
     def work() -> int:
         flushed: dict[str, int] = {}
         faults = 0
-        plain_flush, plain_move = durable._flush, durable.move
+        plain_flush, plain_move = durable.flush, durable.move
 
         def flush(path: Path) -> None:
-            flushed[str(path)] = path.stat().st_mtime_ns
-            if not broken:
+            if not (broken and path.is_file()):
+                flushed[str(path)] = path.stat().st_mtime_ns
                 plain_flush(path)
 
         def move(source: Path, target: Path) -> None:
@@ -117,10 +117,8 @@ def flushed_first(recipe: Recipe, run: Path, broken: bool) -> bool:
             faults += sum(flushed.get(str(path)) != path.stat().st_mtime_ns for path in inside)
             plain_move(source, target)
 
-        durable._flush = flush  # type: ignore[assignment]
+        durable.flush = flush  # type: ignore[assignment]
         durable.move = move  # type: ignore[assignment]
-        if broken:
-            durable.flush_file = lambda path: None
         go(recipe, run)
         return int(faults > 0)
 

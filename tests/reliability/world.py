@@ -117,7 +117,7 @@ def killed() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-SEAM = ("_flush", "move")
+SEAM = ("flush", "move")
 
 
 def seam_calls(recipe: Recipe, run: Path) -> int:
