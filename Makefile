@@ -58,9 +58,9 @@ figure4-mini: setup ## the same on shorter sequences, in eight minutes on two CP
 figure4-mini: export OMP_NUM_THREADS = 1
 
 test: lint ## everything that continuous integration checks
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m 'not network'
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m 'not network'
 
-soak: setup ## the trials of docs/reliability.md with their full numbers; a quarter of an hour
+soak: setup ## all trials of docs/reliability.md, in a quarter of an hour
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.reliability.soak
 
 lint: setup ## ruff and mypy

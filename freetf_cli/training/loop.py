@@ -90,7 +90,7 @@ class Loop:
         self.evaluation_pending = checkpoint.state.get("evaluation_pending") is True
         skips = checkpoint.state.get("consecutive_skips", 0)
         if type(skips) is int and 0 <= skips <= self.config.skip_limit:
-            self.update.consecutive_skips = skips
+            self.update.consecutive_skips.fill_(skips)
         try:
             load_named_state(self.model, self.optimizer, checkpoint.optimizer())
         except ValueError as error:
@@ -164,7 +164,7 @@ class Loop:
                 "val_loss": held_out and held_out.loss,
                 "recipe": self.recipe.model_dump(exclude_none=True),
                 "data": asdict(self.source.facts),
-                "consecutive_skips": self.update.consecutive_skips,
+                "consecutive_skips": int(self.update.consecutive_skips),
                 **({"evaluation_pending": True} if evaluation_pending else {}),
             }
             optimizer = named_state(self.model, self.optimizer)
