@@ -81,12 +81,13 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 def findings() -> list[Finding]:
     """What this machine has, and for each problem the command that fixes it."""
-    found = [_python(), *_torch(), _package("tokenizers"), _package("safetensors"), *_terminal(), _recipes()]
+    from freetf_cli.config.files import shipped_recipes
+
+    python = Finding("python", platform.python_version(), sys.version_info >= (3, 11), "make setup PYTHON=python3.12")
+    count = len(shipped_recipes())
+    recipes = Finding("recipes", f"{count} shipped", count > 0, "pip install --force-reinstall freetf")
+    found = [python, *_torch(), _package("tokenizers"), _package("safetensors"), *_terminal(), recipes]
     return [replace(finding, fix="") if finding.ok else finding for finding in found]
-
-
-def _python() -> Finding:
-    return Finding("python", platform.python_version(), sys.version_info >= (3, 11), "make setup PYTHON=python3.12")
 
 
 def _torch() -> list[Finding]:
@@ -170,10 +171,3 @@ def _terminal() -> list[Finding]:
         Finding("terminal encoding", encoding, unicode, "export PYTHONUTF8=1"),
         Finding("terminal colour", "on" if colour else "off (NO_COLOR is set, or not a terminal)", True),
     ]
-
-
-def _recipes() -> Finding:
-    from freetf_cli.config.files import shipped_recipes
-
-    count = len(shipped_recipes())
-    return Finding("recipes", f"{count} shipped", count > 0, "pip install --force-reinstall freetf")

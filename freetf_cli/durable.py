@@ -21,7 +21,7 @@ def write_durably(path: Path, content: bytes | str) -> None:
         temporary.unlink(missing_ok=True)
         with temporary.open("xb") as file:  # x: never write through a link of that name
             file.write(content.encode() if isinstance(content, str) else content)
-        flush_file(temporary)
+        flush(temporary)
         move(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -37,20 +37,19 @@ def read_small(path: Path) -> bytes:
     return content
 
 
-def flush_file(path: Path) -> None:
-    """fsync a file that was written and closed."""
-    _flush(path)
-
-
-def flush_folder(folder: Path) -> None:
-    """fsync a folder, so that a rename in it survives a power cut."""
-    _flush(folder)
+def flush(path: Path) -> None:
+    """fsync a file that was written and closed, or a folder, so that renames in it survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def move(source: Path, target: Path) -> None:
     """Rename a flushed file or folder durably. A file may replace a file, a folder an empty folder."""
     source.replace(target)
-    flush_folder(target.parent)
+    flush(target.parent)
 
 
 def is_left_over(path: Path) -> bool:
@@ -65,11 +64,3 @@ def sweep(folder: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
         else:
             left.unlink(missing_ok=True)
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -117,13 +117,13 @@ def _system_failure(error: OSError, words: Sequence[str]) -> FreetfError:
 
 
 def _report(failure: FreetfError, error: BaseException, words: Sequence[str]) -> None:
-    lines = failure.lines()
     if "--debug" in words:
         traceback.print_exception(error)
-    if "--json" in words and lines:
+    if "--json" in words and failure.lines():
         _write([json.dumps(error_record(failure), ensure_ascii=False)])
-    else:
-        _say(lines)
+    else:  # without control characters: a file name must not control the terminal
+        shown = (re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", line) for line in failure.lines())
+        _write([f"freetf: error: {line}" for line in shown])
 
 
 def error_record(failure: FreetfError) -> dict[str, Any]:
@@ -134,11 +134,6 @@ def error_record(failure: FreetfError) -> dict[str, Any]:
     ]
     record: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "error": records[0]}
     return record | ({"errors": records} if len(records) > 1 else {})
-
-
-def _say(lines: Sequence[str]) -> None:
-    shown = (re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", line) for line in lines)
-    _write([f"freetf: error: {line}" for line in shown])  # no control characters: a file name must not control the terminal
 
 
 def _write(lines: Sequence[str]) -> None:

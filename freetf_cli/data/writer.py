@@ -94,7 +94,7 @@ class DatasetWriter:
         )
         _write_file(self._folder / tokenizers.FILE, self.tokenizer.json.encode("utf-8"))
         _write_file(self._folder / MANIFEST, self.manifest.model_dump_json(indent=1).encode("utf-8") + b"\n")
-        durable.flush_folder(self._folder)
+        durable.flush(self._folder)
         if self.out.is_dir():
             self.out.rmdir()  # it is empty, as checked at the start
         durable.move(self._folder, self.out)
@@ -153,7 +153,7 @@ class _SplitWriter:
     def finish(self) -> SplitFacts:
         self._flush()
         files = {file.path.name: file.finish() for file in (*self._shards, self._offsets, self._lines)}
-        durable.flush_folder(self._folder)
+        durable.flush(self._folder)
         labels = dict(sorted(self._labels.items()))
         return SplitFacts(documents=self._documents, tokens=self._tokens, bytes=self._bytes, labels=labels, files=files)
 
@@ -178,7 +178,7 @@ class _HashedFile:
 
     def finish(self) -> FileFacts:
         self._file.close()
-        durable.flush_file(self.path)
+        durable.flush(self.path)
         return FileFacts(bytes=self._size, sha256=self._hash.hexdigest())
 
     def close(self) -> None:

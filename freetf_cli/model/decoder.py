@@ -37,7 +37,8 @@ EMBEDDING_STD = 0.02
 
 @dataclass(frozen=True)
 class Output:
-    """What a forward returns: logits [B, T, V], or with targets the terms of the loss; Q(Z | S) and Z where there are any."""
+    """What a forward returns: logits [B, T, V], with Q(Z | S) and Z if there are any; or, with targets, the terms of the loss alone,
+    so that a compiled training step has no other outputs to compute gradients for."""
 
     logits: Tensor | None = None
     losses: LossTerms | None = None
@@ -88,7 +89,7 @@ class Decoder(nn.Module):
         if cache is not None:
             cache.advance(tokens_BT.shape[1])
         if targets_BT is not None:
-            return Output(losses=self.losses(hidden_BTD, targets_BT, posterior, weights), posterior=posterior, z=z)
+            return Output(losses=self.losses(hidden_BTD, targets_BT, posterior, weights))
         return Output(logits=self.logits(hidden_BTD[:, -1:] if last_only else hidden_BTD), posterior=posterior, z=z)
 
     def lower(self, tokens_BT: Tensor, ctx: Context) -> Tensor:

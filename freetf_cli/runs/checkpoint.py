@@ -63,8 +63,8 @@ def save_checkpoint(
         (temporary / MANIFEST).write_text(manifest, encoding="utf-8")
         for name in [*names, MANIFEST]:
             (temporary / name).chmod(0o644)  # safetensors writes 0600
-            durable.flush_file(temporary / name)
-        durable.flush_folder(temporary)
+            durable.flush(temporary / name)
+        durable.flush(temporary)
         if folder.exists():
             durable.move(folder, old)
         durable.move(temporary, folder)

@@ -28,8 +28,6 @@ from freetf_cli.records.samples import Sample
 from freetf_cli.runs.checkpoint import checkpoint_folders, folder_step, recover
 from freetf_cli.runs.lock import HOLDER, LOCK
 
-_FIELDS = [field.name for field in dataclasses.fields(Metrics)]
-
 
 class RunFolder:
     """The paths and records of a run."""
@@ -154,14 +152,11 @@ class RunFolder:
 
     def checkpoint_infos(self) -> list[CheckpointInfo]:
         """The run's checkpoints, oldest first."""
-        best = self.best() or {}
+        best = (self.best() or {"step": None})["step"]
         losses = {row.step: row.loss for row in self.metrics() if row.split != "train"}
-        infos = []
-        for folder in checkpoint_folders(self.path):
-            step = folder_step(folder)
-            size = sum(file.stat().st_size for file in folder.iterdir())
-            infos.append(CheckpointInfo(step, str(folder), losses.get(step), step == best.get("step"), size))
-        return infos
+        sizes = {folder: sum(file.stat().st_size for file in folder.iterdir()) for folder in checkpoint_folders(self.path)}
+        steps = ((folder_step(folder), folder, size) for folder, size in sizes.items())
+        return [CheckpointInfo(step, str(folder), losses.get(step), step == best, size) for step, folder, size in steps]
 
     def save_samples(self, step: int, samples: Mapping[str, Sequence[Sample]]) -> None:
         """Write samples by name, such as "shared" to samples/step-000500-shared.jsonl."""
@@ -204,7 +199,7 @@ def _metrics(row: dict[str, Any], file: Path) -> Metrics:
         fits = type(value) in {"int": (int,), "str": (str,)}.get(str(field.type), (int, float, type(None)))
         if not fits or (isinstance(value, int) and abs(value) >= 2**53):
             raise InputError(f"the record is damaged: {field.name} is {json.dumps(value)[:40]}", f"{file}, step {row.get('step')}")
-    return Metrics(*(row.get(name) for name in _FIELDS))  # type: ignore[arg-type]  # checked above
+    return Metrics(**{field.name: row[field.name] for field in dataclasses.fields(Metrics)})
 
 
 def _refuse_links(run: Path) -> None:
@@ -234,24 +229,16 @@ def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
         return
     with path.open("rb") as file:
         for number, line in enumerate(iter(lambda: file.readline(SMALL + 1), b""), start=1):
-            if line == b"\n":
-                continue
-            row = _row(line) if len(line) <= SMALL else None
-            if row is not None:
+            row = _object(line) if len(line) <= SMALL else None
+            if row is not None and type(step := row.get("step", 0)) is int and 0 <= step < 2**53:
                 yield row
-            elif line.endswith(b"\n") or len(line) > SMALL:
+            elif line != b"\n" and (line.endswith(b"\n") or len(line) > SMALL):
                 raise InputError("the record is damaged", f"{path}, line {number}")
 
 
 def _append(path: Path, record: Mapping[str, Any]) -> None:
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record, allow_nan=False) + "\n")
-
-
-def _row(line: bytes) -> dict[str, Any] | None:
-    """The object in a line; None if there is none, or if its `step` is not a step."""
-    row = _object(line)
-    return row if row is not None and type(step := row.get("step", 0)) is int and 0 <= step < 2**53 else None
 
 
 def _object(content: bytes) -> dict[str, Any] | None:

@@ -19,8 +19,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from freetf_cli.errors import FreetfError, InputError, Interrupted, Stopped, is_out_of_memory
-from freetf_cli.training.launch import LOST, RESUME, launched, started_processes
-from freetf_cli.training.signals import StopRequest
+from freetf_cli.training.launch import LOST, launched, started_processes
+from freetf_cli.training.signals import RESUME, StopRequest, stop_error
 
 JOIN_TIMEOUT = 300.0  # seconds that processes wait for each other at the start
 BUCKET = 2**24  # numbers per all-reduce: one for all gradients would need a copy of them all
@@ -161,8 +161,7 @@ def _rendezvous(backend: str, size: int, stop: StopRequest) -> None:
     while thread.is_alive():
         thread.join(0.05)
         if stop.signal is not None and thread.is_alive():
-            kind = Interrupted if stop.signal.name == "SIGINT" else Stopped
-            raise kind(f"stopped by {stop.signal.name} before its first step", hint=RESUME)
+            raise stop_error(stop.signal, "before its first step")
         if time.monotonic() - began > JOIN_TIMEOUT:
             raise FreetfError(f"{what} within {JOIN_TIMEOUT:.0f} s")
     if failed:

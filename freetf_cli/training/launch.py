@@ -18,8 +18,8 @@ from contextlib import ExitStack
 from types import FrameType
 from typing import IO
 
-from freetf_cli.errors import ExitCode, FreetfError, InputError, Interrupted, Stopped
-from freetf_cli.training.signals import handled_signals
+from freetf_cli.errors import ExitCode, FreetfError, InputError, Interrupted
+from freetf_cli.training.signals import RESUME, handled_signals, stop_error
 
 LAUNCHED = "FREETF_LAUNCHED"  # environment variable of the launched processes: "reading end of a pipe:pid of the launcher"
 LOST = 76  # exit code of a process that ended because another one died; only the launcher sees it
@@ -27,7 +27,6 @@ VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  
 FOREIGN = ("TORCHELASTIC_", "GROUP_", "ROLE_")  # variables of another launcher around this one, not passed on
 GRACE = 30.0  # seconds that the other processes have once one has ended
 KILL_AFTER = 2.0  # seconds that all processes have after a second SIGINT
-RESUME = "resume with the same command and --resume auto"
 
 
 def started_processes() -> int:
@@ -196,8 +195,7 @@ def _outcome(processes: Children, outputs: Sequence[IO[bytes]], stuck: set[int])
     dead = {rank: signal.Signals(-code) for rank, code in enumerate(codes) if code < 0 and rank not in stuck}
     for number in dead.values():
         if number in processes.handed:
-            kind = Interrupted if number is signal.SIGINT else Stopped
-            raise kind(f"stopped by {number.name} before its first step", hint=RESUME)
+            raise stop_error(number, "before its first step")
     for rank, number in dead.items():
         raise FreetfError(f"process {rank} of {len(codes)} was ended by {number.name}", hint=RESUME)
     if any(codes):

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from freetf_cli.config.recipe import Recipe
 from freetf_cli.data.batches import DataSource
-from freetf_cli.errors import FreetfError, InputError, Interrupted, Stopped
+from freetf_cli.errors import FreetfError, InputError
 from freetf_cli.generation.sampling import SampleSpec, figure4_samples, prompt_tokens
 from freetf_cli.model.decoder import Decoder
+from freetf_cli.model.latent import ObjectiveWeights
 from freetf_cli.records import Metrics, Progress, TrainResult
 from freetf_cli.runs.checkpoint import Checkpoint, checkpoint_folders, save_checkpoint
 from freetf_cli.runs.folder import RunFolder
@@ -33,7 +34,7 @@ from freetf_cli.training.float8 import use_float8
 from freetf_cli.training.optimizer import load_named_state, make_optimizer, named_state
 from freetf_cli.training.prefetch import HostBatch, Prefetch, host_batch
 from freetf_cli.training.schedule import learning_rate, objective_weights
-from freetf_cli.training.signals import StopRequest
+from freetf_cli.training.signals import StopRequest, stop_error
 from freetf_cli.training.step import TrainStep
 from freetf_cli.training.stopwatch import Stopwatch
 
@@ -89,7 +90,7 @@ class Loop:
         self.evaluation_pending = checkpoint.state.get("evaluation_pending") is True
         skips = checkpoint.state.get("consecutive_skips", 0)
         if type(skips) is int and 0 <= skips <= self.config.skip_limit:
-            self.update.consecutive_skips = skips
+            self.update.consecutive_skips.fill_(skips)
         try:
             load_named_state(self.model, self.optimizer, checkpoint.optimizer())
         except ValueError as error:
@@ -103,7 +104,8 @@ class Loop:
             if self.evaluation_pending:
                 held_out = self._evaluate_and_save()
             if self.step < self.config.steps and (signal := self._stop_signal()):  # it came while everything was loaded
-                self._exit(signal, f"at step {self.step}, where it resumed" if self.step else "before its first step")
+                when = f"at step {self.step}, where it resumed" if self.step else "before its first step"
+                raise stop_error(signal, when, str(self.folder.path))
             while self.step < self.config.steps:
                 sums, grad_norm, count = self.train_step()
                 self.step += 1
@@ -115,7 +117,8 @@ class Loop:
                 if logs or saves:
                     self._record_faults()  # waits for the device, so the stopwatch is right from here on
                 if logs and self.step not in self.skipped:
-                    metrics = self._train_metrics(sums, grad_norm, count)
+                    kappa, lr = self._weights(self.step - 1).kappa, learning_rate(self.step - 1, self.config)
+                    metrics = self._metrics(sums, count, "train", kappa, lr, float(grad_norm))
                     self.folder.append(metrics, seconds=watch.read())
                     self._report(metrics)
                 with watch.paused():
@@ -135,9 +138,8 @@ class Loop:
         Every step writes into the same two tensors: read them before the next one.
         """
         batch = self.batches.take(self.step)
-        weights = objective_weights(self.step, self.recipe.latent, self.config.steps)
         self.update.noise.copy_(self._noise(self.step, self.config.batch)[self.rows])
-        self.update(self.step, batch, learning_rate(self.step, self.config), weights)
+        self.update(self.step, batch, learning_rate(self.step, self.config), self._weights(self.step))
         if self.device.type != "cuda":  # where asking costs nothing
             self._record_faults()
         return self.update.sums, self.update.grad_norm, batch.count
@@ -149,8 +151,7 @@ class Loop:
         total, count = held_out_sums(self.recipe, self.source, self.model, noise_NTH, self.world, self._stop_signal)
         if not torch.isfinite(total).all():
             raise FreetfError(f"the held-out loss is not finite after step {self.step}", str(self.folder.path), self._kept())
-        kappa = objective_weights(self.config.steps, self.recipe.latent, self.config.steps).kappa
-        return self._metrics(total, count, config.split, kappa, lr=None, grad_norm=None)
+        return self._metrics(total, count, config.split, self._weights(self.config.steps).kappa, lr=None, grad_norm=None)
 
     def save(self, held_out: Metrics | None, *, evaluation_pending: bool = False) -> None:
         """Save a checkpoint of this step, and delete those that need not be kept."""
@@ -163,7 +164,7 @@ class Loop:
                 "val_loss": held_out and held_out.loss,
                 "recipe": self.recipe.model_dump(exclude_none=True),
                 "data": asdict(self.source.facts),
-                "consecutive_skips": self.update.consecutive_skips,
+                "consecutive_skips": int(self.update.consecutive_skips),
                 **({"evaluation_pending": True} if evaluation_pending else {}),
             }
             optimizer = named_state(self.model, self.optimizer)
@@ -216,11 +217,7 @@ class Loop:
         if self.saved_step != self.step:
             self.save(None, evaluation_pending=evaluation_pending)
         self.hooks.saved(self.folder)
-        self._exit(signal, f"after step {self.step}, checkpoint saved")
-
-    def _exit(self, signal: Signals, when: str) -> NoReturn:
-        kind = Interrupted if signal.name == "SIGINT" else Stopped
-        raise kind(f"stopped by {signal.name} {when}", str(self.folder.path), "resume with the same command and --resume auto")
+        raise stop_error(signal, f"after step {self.step}, checkpoint saved", str(self.folder.path))
 
     def _record_faults(self) -> None:
         """Record the skipped steps; raise FreetfError if there were too many. Called before anything is recorded or saved."""
@@ -250,9 +247,8 @@ class Loop:
     def _tokens(self) -> int:
         return self.step * self.config.batch * self.source.context
 
-    def _train_metrics(self, sums: Tensor, grad_norm: Tensor, count: int) -> Metrics:
-        weights, lr = objective_weights(self.step - 1, self.recipe.latent, self.config.steps), learning_rate(self.step - 1, self.config)
-        return self._metrics(sums, count, "train", weights.kappa, lr, float(grad_norm))
+    def _weights(self, step: int) -> ObjectiveWeights:
+        return objective_weights(step, self.recipe.latent, self.config.steps)
 
     def _metrics(self, sums: Tensor, count: int, split: str, kappa: float, lr: float | None, grad_norm: float | None) -> Metrics:
         ce, kl, penalty, above, latents = sums.tolist()

@@ -26,8 +26,8 @@ def plan_run(recipe: Recipe, name: str, bf16: bool, device_type: str | None = No
 
     device_type: torch's name of the device; by default CUDA with bf16, else CPU.
     """
-    parts, baseline = part_costs(recipe.model, recipe), recipe.model_copy(update={"latent": None})
-    base_parts = part_costs(recipe.model, baseline)
+    baseline = recipe.model_copy(update={"latent": None})
+    parts, base_parts = part_costs(recipe), part_costs(baseline)
     parameters, base_parameters = (sum(part.parameters for part in group) for group in (parts, base_parts))
     train_flops, free = _train_flops(recipe, parts), recipe.latent is not None
     return Plan(
@@ -47,11 +47,11 @@ def plan_run(recipe: Recipe, name: str, bf16: bool, device_type: str | None = No
     )
 
 
-def part_costs(config: ModelConfig, recipe: Recipe) -> list[PartCost]:
+def part_costs(recipe: Recipe) -> list[PartCost]:
     """Parameters and forward FLOPs per token of each part, in the order of Algorithm 2."""
+    config, context = recipe.model, recipe.model.context or 1
     with torch.device("meta"):
         model = build_model(config, recipe.latent)
-    context = config.context or 1
     blocks = _linear_flops(model.blocks) + sum(_attention_flops(attention, config, context) for attention in model.attentions())
     parts = [
         PartCost("embedding" + (" (tied with lm_head)" if config.tie_embeddings else ""), model.embedding.weight.numel(), 0.0),

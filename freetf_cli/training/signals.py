@@ -7,6 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from freetf_cli.errors import FreetfError, Interrupted, Stopped
+
+RESUME = "resume with the same command and --resume auto"
+
 
 class StopRequest:
     """The signal that asked the loop to stop, if one did. An instance is the signal handler."""
@@ -18,6 +22,12 @@ class StopRequest:
         if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt  # a second SIGINT stops at once
         self.signal = signal.Signals(number)
+
+
+def stop_error(number: signal.Signals, when: str, where: str = "") -> FreetfError:
+    """The exception with which training ends after a signal."""
+    kind = Interrupted if number is signal.SIGINT else Stopped
+    return kind(f"stopped by {number.name} {when}", where, RESUME)
 
 
 def handled_signals() -> list[signal.Signals]:

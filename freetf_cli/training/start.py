@@ -72,16 +72,11 @@ def make_model(recipe: Recipe, device: torch.device, init_from: Checkpoint | Non
         initialise_model(model, recipe.train.seed)
         if init_from is not None:
             missing = load_weights(model, init_from.folder / "model.safetensors", torch.device("cpu"), partial=True)
-            _check_only_additions(missing, init_from)
+            additions = r"latent\.|blocks\.\d+\.attention\.(pre|post|norm|lambdas)\b"  # of a Free model, or of a kind of attention
+            if other := [name for name in missing if not re.match(additions, name)]:  # a deeper model would silently start half random
+                raise InputError(f"the weights do not fit the model: {other[0]} is missing", str(init_from.folder))
     set_attention_checkpointing(model, recipe.train.attention_checkpointing)
     return model.to(device).train()
-
-
-def _check_only_additions(missing: Sequence[str], start: Checkpoint) -> None:
-    """Only what a Free model or a kind of attention adds may be missing: a deeper model would silently start half random."""
-    other = [name for name in missing if not re.match(r"latent\.|blocks\.\d+\.attention\.(pre|post|norm|lambdas)\b", name)]
-    if other:
-        raise InputError(f"the weights do not fit the model: {other[0]} is missing", str(start.folder))
 
 
 def unlike_its_start(recipe: Recipe, init_from: Recipe) -> str | None:

@@ -44,8 +44,9 @@ class Fault(NamedTuple):
 class TrainStep:
     """The update of a step: `step(number, batch, lr, weights)`, after the step's noise was written into `step.noise`.
 
-    Each call writes sums [5] (the LossTerms of the whole batch) and grad_norm [] (before clipping). Weights, moments and these tensors
-    stay the same objects from the first call on, because a graph knows them by address.
+    Each call writes sums [5] (the LossTerms of the whole batch), grad_norm [] (before clipping), skip_update [] (1: this step made no
+    update), consecutive_skips [] (up to this step) and halted [] (1: no later step makes an update either). Reading them waits for the
+    device. Weights, moments and these tensors stay the same objects from the first call on, because a graph knows them by address.
     shape: (B, T) of this process's share of a batch. With several processes each has its rows, and all make the same update.
     """
 
@@ -67,9 +68,7 @@ class TrainStep:
         self.number, self.count, self.lr = (torch.zeros((), device=device) for _ in range(3))
         self.weights = ObjectiveWeights(*(torch.zeros((), device=device) for _ in ObjectiveWeights._fields))
         self.sums, self.grad_norm = torch.zeros(5, device=device), torch.zeros((), device=device)
-        self._skip_update = torch.zeros((), device=device)  # 1.0: this step makes no update
-        self._halted = torch.zeros((), device=device)  # 1.0: no later step makes one either
-        self._consecutive_skips = torch.zeros((), device=device)
+        self.skip_update, self.halted, self.consecutive_skips = (torch.zeros((), device=device) for _ in range(3))
         self._fault_count = torch.zeros((), device=device)
         self._faults = torch.zeros(FAULTS_KEPT, 3, device=device)  # the last ones: step (exact below 2^24), CE, gradient norm
         self._reported = 0  # faults that the host has read
@@ -78,7 +77,7 @@ class TrainStep:
         self._fused = all(group["fused"] for group in optimizer.param_groups)
         self._grad_scale: torch.Tensor | None = None
         if self._fused:  # the attributes through which GradScaler makes a fused optimizer skip a step, and divides its gradient
-            optimizer.found_inf = self._skip_update  # type: ignore[attr-defined]
+            optimizer.found_inf = self.skip_update  # type: ignore[attr-defined]
             if config.grad_clip and device.type == "cuda":
                 self._grad_scale = torch.ones((), device=device)
                 optimizer.grad_scale = self._grad_scale  # type: ignore[attr-defined]
@@ -107,20 +106,6 @@ class TrainStep:
         newest = (rows[(count - back) % FAULTS_KEPT] for back in range(new, 0, -1))
         return [Fault(int(number), ce, grad_norm) for number, ce, grad_norm in newest]
 
-    @property
-    def consecutive_skips(self) -> int:
-        """How many steps up to the last one were skipped in a row: a part of a run's state. Waits for the device."""
-        return int(self._consecutive_skips)
-
-    @consecutive_skips.setter
-    def consecutive_skips(self, count: int) -> None:
-        self._consecutive_skips.fill_(count)
-
-    @property
-    def halted(self) -> bool:
-        """Whether more than `skip_limit` steps in a row were not finite. Waits for the device."""
-        return bool(self._halted)
-
     def close(self) -> None:
         """Free the graph: NCCL does not destroy a process group while a graph uses it."""
         self._graph = None
@@ -138,7 +123,7 @@ class TrainStep:
         self.world.all_reduce_sum([*(p.grad for p in self.model.parameters() if p.grad is not None), self.sums])
         self._clip()
         self._check_finite()
-        if self._fused or not bool(self._skip_update):
+        if self._fused or not bool(self.skip_update):
             self.optimizer.step()
 
     def _clip(self) -> None:
@@ -153,21 +138,21 @@ class TrainStep:
     def _check_finite(self) -> None:
         """Set the flags that skip this update: clipping a gradient that has one Inf would make every weight NaN."""
         failed = ~(torch.isfinite(self.sums).all() & torch.isfinite(self.grad_norm))
-        new = failed & (self._halted == 0)
+        new = failed & (self.halted == 0)
         fault = torch.stack((self.number, self.sums[0], self.grad_norm))
         slot = torch.arange(FAULTS_KEPT, device=self.device) == self._fault_count % FAULTS_KEPT
         self._faults.copy_(torch.where((slot & new)[:, None], fault, self._faults))
         self._fault_count += new
-        self._consecutive_skips.copy_(torch.where(failed, self._consecutive_skips + 1, torch.zeros_like(self._consecutive_skips)))
-        self._halted.copy_(torch.maximum(self._halted, (self._consecutive_skips > self.config.skip_limit).float()))
-        self._skip_update.copy_(torch.maximum(self._halted, failed.float()))
+        self.consecutive_skips.copy_(torch.where(failed, self.consecutive_skips + 1, torch.zeros_like(self.consecutive_skips)))
+        self.halted.copy_(torch.maximum(self.halted, (self.consecutive_skips > self.config.skip_limit).float()))
+        self.skip_update.copy_(torch.maximum(self.halted, failed.float()))
 
     def _capture(self) -> torch.cuda.CUDAGraph:
         """The update as a CUDA graph. The warm-up updates run halted, so that weights, moments and step counters stay as they are."""
         side: torch.cuda.Stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         current = torch.cuda.current_stream(self.device)
-        self._halted.fill_(1.0)
-        skips = self._consecutive_skips.clone()
+        self.halted.fill_(1.0)
+        skips = self.consecutive_skips.clone()
         side.wait_stream(current)
         with torch.cuda.stream(side):
             for _ in range(WARM_UP):
@@ -179,8 +164,8 @@ class TrainStep:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):  # the prefetch thread may pin memory meanwhile
             self._update()
-        self._halted.zero_()
-        self._consecutive_skips.copy_(skips)
+        self.halted.zero_()
+        self.consecutive_skips.copy_(skips)
         return graph
 
 

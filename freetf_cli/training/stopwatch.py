@@ -14,7 +14,7 @@ class Stopwatch:
     """Mean seconds per step since the last reading, without the time that was spent in `paused` blocks."""
 
     def __init__(self) -> None:
-        self._seconds, self._steps, self._since = 0.0, 0, time.perf_counter()
+        self._since, self._steps = time.perf_counter(), 0
 
     def count(self) -> None:
         """Count a step that was launched."""
@@ -22,20 +22,16 @@ class Stopwatch:
 
     def read(self) -> float:
         """Return the mean and start over. The device must have finished its work."""
-        self._accumulate()
-        mean = self._seconds / max(1, self._steps)
-        self._seconds, self._steps = 0.0, 0
+        now = time.perf_counter()
+        mean = (now - self._since) / max(1, self._steps)
+        self._since, self._steps = now, 0
         return mean
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Leave out the time of the block."""
-        self._accumulate()
+        began = time.perf_counter()
         try:
             yield
         finally:
-            self._since = time.perf_counter()
-
-    def _accumulate(self) -> None:
-        now = time.perf_counter()
-        self._seconds, self._since = self._seconds + now - self._since, now
+            self._since += time.perf_counter() - began

@@ -166,8 +166,15 @@ def test_a_recipe_is_valid_as_plain_data(name):
 @pytest.mark.slow
 def test_make_figure4_mini_trains_probes_and_draws_and_resumes(tmp_path):
     """With smoke overlays; a second call finds every run done."""
-    words = ["make", "figure4-mini", "--old-file=setup", f"BIN={Path(sys.executable).parent}", f"RUNS={tmp_path}", "TRAIN=--smoke"]
-    words += ["PROBE=--groups 64 --count 4 --sequences 64"]
+    words = [
+        "make",
+        "figure4-mini",
+        "--old-file=setup",
+        f"BIN={Path(sys.executable).parent}",
+        f"RUNS={tmp_path}",
+        "TRAIN=--smoke --set train.steps=20",
+    ]
+    words += ["PROBE=--groups 24 --count 4 --sequences 40"]
     for _ in range(2):
         done = subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=600)
         assert done.returncode == 0, done.stderr + done.stdout

@@ -61,7 +61,7 @@ def outputs(count: int, folder: Path) -> dict[str, Any]:
     tally = Tally()
     for number in range(count):
         words, sink = forms[number % len(forms)], sinks[(number + number // len(forms)) % len(sinks)]
-        said, words = folder / "said", [word.replace(NEW, str(folder / f"new-{number}")) for word in words]
+        output, words = folder / "output", [word.replace(NEW, str(folder / f"new-{number}")) for word in words]
 
         def work(words: list[str] = words, sink: str = sink) -> int:
             if sink == "reader gone":
@@ -87,8 +87,8 @@ def outputs(count: int, folder: Path) -> dict[str, Any]:
                 code = 120  # as the interpreter does
             return code
 
-        code = forked(work, said)
-        text = said.read_bytes()
+        code = forked(work, output)
+        text = output.read_bytes()
         expected = {"reader gone": (141,), "full": (1,), "narrow": (0, 1), "ascii": (0, 1), "closed": (1,)}[sink]
         good = code in expected and b"Traceback" not in text and b"internal error" not in text
         tally.add(good, f"{' '.join(words[:2])} {words[-1]}, {sink}: exit {code}: {text[-300:]!r}")
@@ -158,9 +158,9 @@ def _readonly(count: int, folder: Path) -> dict[str, Any]:
         def work(words: list[str] = words) -> int:
             if os.geteuid() == 0:  # root may write everywhere
                 os.setuid(65534)
-            code, said = quiet(words)
-            refused = "permission denied" in said or "cannot be written" in said
-            return 0 if code in (1, 2) and said.count("\n") == 1 and refused and str(folder) in said else 70
+            code, output = quiet(words)
+            refused = "permission denied" in output or "cannot be written" in output
+            return 0 if code in (1, 2) and output.count("\n") == 1 and refused and str(folder) in output else 70
 
         code = forked(work)
         tally.add(code == 0 and listing(folder) == before, f"{' '.join(words[:2])}: {code}, {sorted(listing(folder) - before)}")
@@ -205,7 +205,7 @@ def inputs(count: int, folder: Path) -> dict[str, Any]:
     tally = Tally()
     for number in range(count):
         content, form = contents[number % len(contents)], forms[number // len(contents) % len(forms)]
-        path, said = folder / f"given-{number}.jsonl", folder / "said"
+        path, output = folder / f"given-{number}.jsonl", folder / "output"
         path.write_bytes(content)
 
         def work(words: list[str], path: Path = path) -> int:
@@ -214,8 +214,8 @@ def inputs(count: int, folder: Path) -> dict[str, Any]:
             return freetf(words)
 
         words = form(str(path), str(folder / f"out-{number}"))
-        code = forked(partial(work, words), said)
-        text = said.read_bytes()
+        code = forked(partial(work, words), output)
+        text = output.read_bytes()
         good = code in (0, 2) and b"Traceback" not in text and b"internal error" not in text and (code == 0 or b"freetf: error: " in text)
         tally.add(good and (code == 0 or b"\x1b" not in text), f"{words[:2]} {content[:12]!r}: exit {code}: {text[-300:]!r}")
     bad = folder / "swapped"
@@ -223,6 +223,8 @@ def inputs(count: int, folder: Path) -> dict[str, Any]:
     newest = checkpoint_folders(bad)[-1]
     tokens = (newest / "tokenizer.json").read_bytes()
     hashed(newest, "tokenizer.json", tokens.replace(b'"A"', b'"Q"'))
-    code, said = quiet(["train", str(recipe), "-o", str(bad), "--resume", str(newest), "-q", "--device", "cpu"])
-    tally.add(code == 2 and "tokenizer" in said and (newest / "tokenizer.json").stat().st_size == len(tokens), f"tokenizer swapped: {said}")
+    code, output = quiet(["train", str(recipe), "-o", str(bad), "--resume", str(newest), "-q", "--device", "cpu"])
+    tally.add(
+        code == 2 and "tokenizer" in output and (newest / "tokenizer.json").stat().st_size == len(tokens), f"tokenizer swapped: {output}"
+    )
     return {**tally.record(), "forms": len(contents) * len(forms)}

@@ -98,15 +98,15 @@ def damaged(count: int, folder: Path) -> dict[str, Any]:
         damage(bad, number // len(DAMAGE))
         readers = commands(bad, number)
         for words in (readers[number % 6], readers[(number + 1) % 6], readers[(number + 3) % 6]):
-            code, said = quiet(words)
-            good = code == 2 and said.count("\n") == 1 and said.startswith("freetf: error: ") and str(bad) in said
-            tally.add(good, f"{kind} {number}: {words[0]} {words[3:4]} exit {code}: {said[-300:]}")
+            code, output = quiet(words)
+            good = code == 2 and output.count("\n") == 1 and output.startswith("freetf: error: ") and str(bad) in output
+            tally.add(good, f"{kind} {number}: {words[0]} {words[3:4]} exit {code}: {output[-300:]}")
         shutil.rmtree(run)
     control = Tally()
     shutil.copytree(folder / "whole", folder / "intact")
     for words in commands(folder / "intact" / "checkpoints" / f"step-{STEPS:06d}", -1):
-        code, said = quiet(words)
-        control.add(code != 0, f"{words[0]}: {said[-300:]}")
+        code, output = quiet(words)
+        control.add(code != 0, f"{words[0]}: {output[-300:]}")
     return {**tally.record(), "control": {"what": "an intact checkpoint", **control.record()}}
 
 
@@ -120,9 +120,9 @@ def fallback(count: int, folder: Path) -> dict[str, Any]:
         shutil.copytree(folder / "whole", run)
         bad = checkpoint_folders(run)[-1]
         damage(bad, number)
-        code, said = quiet(["train", str(recipe), "-o", str(run), "--resume", "auto", "-q", "--device", "cpu"])
+        code, output = quiet(["train", str(recipe), "-o", str(run), "--resume", "auto", "-q", "--device", "cpu"])
         tally.add(
-            code == 0 and str(bad) in said and "warning" in said and same(run, folder / "whole"), f"{kind}: exit {code} {said[-300:]}"
+            code == 0 and str(bad) in output and "warning" in output and same(run, folder / "whole"), f"{kind}: exit {code} {output[-300:]}"
         )
         for each in checkpoint_folders(run):
             flip(each / "model.safetensors", number * 31)
@@ -131,9 +131,9 @@ def fallback(count: int, folder: Path) -> dict[str, Any]:
             ["train", str(recipe), "-o", str(run), "--resume", "auto", "-q", "--device", "cpu"],
             ["sample", str(run), "--prompt", "A>"],
         ):
-            code, said = quiet(words)
-            good = code == 2 and "every checkpoint of the run is damaged" in said and (run / "metrics.jsonl").read_bytes() == before
-            tally.add(good, f"all damaged, {words[0]}: exit {code} {said[-300:]}")
+            code, output = quiet(words)
+            good = code == 2 and "every checkpoint of the run is damaged" in output and (run / "metrics.jsonl").read_bytes() == before
+            tally.add(good, f"all damaged, {words[0]}: exit {code} {output[-300:]}")
         shutil.rmtree(run)
     control = Tally()
     plain = checkpoint_module._verify
@@ -142,8 +142,8 @@ def fallback(count: int, folder: Path) -> dict[str, Any]:
         run = folder / f"unverified-{number}"
         shutil.copytree(folder / "whole", run)
         flip(checkpoint_folders(run)[-1] / "model.safetensors", -1 - number)
-        code, said = quiet(["sample", str(run), "--prompt", "A>"])
-        control.add("warning" in said or code != 0, said)
+        code, output = quiet(["sample", str(run), "--prompt", "A>"])
+        control.add("warning" in output or code != 0, output)
     checkpoint_module._verify = plain
     return {**tally.record(), "control": {"what": "hashes are not compared", **control.record()}}
 
@@ -228,7 +228,7 @@ def hostile(count: int, folder: Path) -> dict[str, Any]:
     """Hostile files: nothing in them runs, no file outside is opened, under 500 MB and 5 s, one line."""
     recipe = tiny(folder)
     assert forked(lambda: go(load_recipe(str(recipe)), folder / "whole")) == 0
-    given, tally, said, opened = Hostile(folder, recipe), Tally(), folder / "said", folder / "opened"
+    given, tally, output, opened = Hostile(folder, recipe), Tally(), folder / "output", folder / "opened"
     statm = Path("/proc/self/statm")
     idle = int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 1024 if statm.exists() else 0
 
@@ -244,8 +244,8 @@ def hostile(count: int, folder: Path) -> dict[str, Any]:
 
     for number in range(count):
         words = given.cases[number % len(given.cases)]
-        code = forked(partial(work, words), said)
-        *lines, last = said.read_text(errors="replace").rstrip("\n").splitlines()
+        code = forked(partial(work, words), output)
+        *lines, last = output.read_text(errors="replace").rstrip("\n").splitlines()
         seconds, used = (float(part) for part in last.split())
         text = "\n".join(lines)
         good = code in (1, 2) and "Traceback" not in text and "internal error" not in text and text.startswith("freetf: error: ")

@@ -104,11 +104,11 @@ def flushed_first(recipe: Recipe, run: Path, broken: bool) -> bool:
     def work() -> int:
         flushed: dict[str, int] = {}
         faults = 0
-        plain_flush, plain_move = durable._flush, durable.move
+        plain_flush, plain_move = durable.flush, durable.move
 
         def flush(path: Path) -> None:
-            flushed[str(path)] = path.stat().st_mtime_ns
-            if not broken:
+            if not (broken and path.is_file()):
+                flushed[str(path)] = path.stat().st_mtime_ns
                 plain_flush(path)
 
         def move(source: Path, target: Path) -> None:
@@ -117,10 +117,8 @@ def flushed_first(recipe: Recipe, run: Path, broken: bool) -> bool:
             faults += sum(flushed.get(str(path)) != path.stat().st_mtime_ns for path in inside)
             plain_move(source, target)
 
-        durable._flush = flush  # type: ignore[assignment]
+        durable.flush = flush  # type: ignore[assignment]
         durable.move = move  # type: ignore[assignment]
-        if broken:
-            durable.flush_file = lambda path: None
         go(recipe, run)
         return int(faults > 0)
 
@@ -158,13 +156,13 @@ def disk(count: int, folder: Path) -> dict[str, Any]:
         raise OSError(28, "No space left on device")
 
     for number in range(count):
-        run, at, said = folder / f"run-{number}", 1 + number * calls // count, folder / f"said-{number}"
+        run, at, output = folder / f"run-{number}", 1 + number * calls // count, folder / f"output-{number}"
         words = ["train", str(recipe), "-o", str(run), "-q", "--device", "cpu", "--resume", "auto"]
-        code = forked(lambda at=at, words=words: (at_seam_call(at, full), freetf(words))[1], said)
-        lines = said.read_text().splitlines()
+        code = forked(lambda at=at, words=words: (at_seam_call(at, full), freetf(words))[1], output)
+        lines = output.read_text().splitlines()
         good = code == 1 and len(lines) == 1 and "o space left on device" in lines[0]
         good &= all(intact(folder) for folder in checkpoint_folders(run))
-        good &= forked(lambda words=words: freetf(words), said) == 0
+        good &= forked(lambda words=words: freetf(words), output) == 0
         good &= not [path for path in run.rglob(".*") if path.name != ".lock"] and same(run, folder / "whole")
         tally.add(good, f"call {at} of {calls}: exit {code}, {lines[-1:]}")
     return tally.record()
@@ -260,14 +258,14 @@ def small_disk(count: int, folder: Path) -> dict[str, Any]:
     words = ["train", str(recipe), "-q", "--device", "cpu", "--resume", "auto", *more]
     assert forked(lambda: freetf([*words, "-o", str(folder / "whole")])) == 0
     for number in range(count):
-        place, said = folder / f"disk-{number}", folder / "said"
+        place, output = folder / f"disk-{number}", folder / "output"
         place.mkdir()
         size = 256 + 61 * number
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", str(place)], check=True)
         try:
             run = place / "run"
-            code = forked(lambda run=run: freetf([*words, "-o", str(run)]), said)  # type: ignore[misc]
-            text = said.read_text()
+            code = forked(lambda run=run: freetf([*words, "-o", str(run)]), output)  # type: ignore[misc]
+            text = output.read_text()
             good = (
                 code == 1
                 and text.count("\n") == 1
@@ -275,8 +273,8 @@ def small_disk(count: int, folder: Path) -> dict[str, Any]:
                 and all(intact(each) for each in checkpoint_folders(run))
             )
             subprocess.run(["mount", "-o", "remount,size=16m", str(place)], check=True)
-            good &= forked(lambda run=run: freetf([*words, "-o", str(run)]), said) == 0 and same(run, folder / "whole")  # type: ignore[misc]
-            tally.add(good, f"{size} KB: exit {code}, {text[-300:]} {said.read_text()[-200:]}")
+            good &= forked(lambda run=run: freetf([*words, "-o", str(run)]), output) == 0 and same(run, folder / "whole")  # type: ignore[misc]
+            tally.add(good, f"{size} KB: exit {code}, {text[-300:]} {output.read_text()[-200:]}")
         finally:
             subprocess.run(["umount", str(place)], check=True)
     return tally.record()

@@ -52,7 +52,7 @@ def signals(count: int, folder: Path) -> dict[str, Any]:
     tally = Tally()
     for number in range(count):
         (kind, expected), (owner, name, at) = kinds[number % 4], places[number // 4 % 4]
-        run, said = folder / f"run-{number}", folder / f"said-{number}"
+        run, output = folder / f"run-{number}", folder / f"output-{number}"
         words = ["train", str(recipe), "-o", str(run), "-q", "--device", "cpu", "--resume", "auto"]
 
         def send(kind: signal.Signals = kind) -> None:
@@ -63,10 +63,10 @@ def signals(count: int, folder: Path) -> dict[str, Any]:
             call_at(owner, name, at, send)
             return freetf(words)
 
-        code = forked(work, said)
-        lines = said.read_text().splitlines()
+        code = forked(work, output)
+        lines = output.read_text().splitlines()
         good = code == expected and f"stopped by {kind.name}" in lines[-1] and all(intact(each) for each in checkpoint_folders(run))
-        good &= forked(lambda words=words: freetf(words), said) == 0 and same(run, folder / "whole")  # type: ignore[misc]
+        good &= forked(lambda words=words: freetf(words), output) == 0 and same(run, folder / "whole")  # type: ignore[misc]
         tally.add(good, f"{kind.name} in {name}: exit {code}, {lines[-1:]}")
     words = ["train", str(recipe), "-o", str(folder / "twice"), "-q", "--device", "cpu"]
 
@@ -74,7 +74,7 @@ def signals(count: int, folder: Path) -> dict[str, Any]:
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGINT)
 
-    code = forked(lambda: (call_at(TrainStep, "_update", 5, twice), freetf(words))[1], folder / "said")
+    code = forked(lambda: (call_at(TrainStep, "_update", 5, twice), freetf(words))[1], folder / "output")
     tally.add(code == 130 and not (folder / "twice" / "checkpoints" / "step-000005").exists(), f"two SIGINT: exit {code}")
     return tally.record()
 
@@ -104,14 +104,14 @@ def starters(count: int, folder: Path) -> dict[str, Any]:
         return codes, [run.with_name(f"{run.name}-{name}").read_text() for name in "ab"]
 
     for tallied, name, sabotage in [(tally, "run", nothing)] * count + [(control, "unlocked", unlocked)] * 2:
-        codes, said = pair(folder / f"{name}-{tallied.trials}", sabotage)
+        codes, output = pair(folder / f"{name}-{tallied.trials}", sabotage)
         loser = codes.index(1) if 1 in codes else 0
-        good = sorted(codes) == [0, 1] and said[loser].count("\n") == 1 and "is training this run" in said[loser]
-        tallied.add(good, f"{codes} {said}")
+        good = sorted(codes) == [0, 1] and output[loser].count("\n") == 1 and "is training this run" in output[loser]
+        tallied.add(good, f"{codes} {output}")
     run = folder / "killed"
     words = ["train", str(recipe), "-o", str(run), "-q", "--device", "cpu", "--resume", "auto"]
-    code = forked(lambda: (call_at(TrainStep, "_update", 8, killed), freetf(words))[1], folder / "said")
-    tally.add(code == -signal.SIGKILL and forked(lambda: freetf(words), folder / "said") == 0, "after a kill")
+    code = forked(lambda: (call_at(TrainStep, "_update", 8, killed), freetf(words))[1], folder / "output")
+    tally.add(code == -signal.SIGKILL and forked(lambda: freetf(words), folder / "output") == 0, "after a kill")
     return {**tally.record(), "control": {"what": "without the lock", **control.record()}}
 
 
@@ -153,7 +153,7 @@ def unchecked() -> None:
 
 def faults(count: int, folder: Path) -> dict[str, Any]:
     """NaN and Inf in the loss or a gradient: no update, no poisoned checkpoint; the same when repeated from the last checkpoint."""
-    recipe, said = tiny(folder), folder / "said"
+    recipe, output = tiny(folder), folder / "output"
 
     def trial(number: int, sabotage: Callable[[], None], name: str) -> tuple[bool, str]:
         run, step, length = folder / f"{name}-{number}", 4 + number % 5, 1 + number % 4
@@ -162,14 +162,14 @@ def faults(count: int, folder: Path) -> dict[str, Any]:
         work = lambda: (sabotage(), plant(step, length, value, gradient), freetf(words))[2]  # noqa: E731
         outcomes = []
         for _ in range(2):
-            code = forked(work, said)
+            code = forked(work, output)
             outcomes.append((code, (run / "faults.jsonl").read_text() if (run / "faults.jsonl").exists() else ""))
         finite = all(
             weight.isfinite().all() for each in checkpoint_folders(run) for weight in Checkpoint.open(each).model(CPU).parameters()
         )
         named = [json.loads(row)["step"] for row in outcomes[0][1].splitlines()] == list(range(step, step + min(length, 3)))
         good = finite and named and outcomes[0] == outcomes[1] and outcomes[0][0] == int(length > 2)
-        return good, f"steps {step} to {step + length - 1}: {outcomes} finite {finite} {said.read_text()[-200:]}"
+        return good, f"steps {step} to {step + length - 1}: {outcomes} finite {finite} {output.read_text()[-200:]}"
 
     tally, control = Tally(), Tally()
     for number in range(count):

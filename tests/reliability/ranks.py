@@ -52,8 +52,8 @@ def together(recipe: Recipe, run: Path, event: Event, size: int = 2) -> tuple[li
     for rank in range(size):
         if (child := os.fork()) == 0:
             os.environ |= {**address, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-            with Path(f"{run}-{rank}").open("w") as said:
-                os.dup2(said.fileno(), 2)
+            with Path(f"{run}-{rank}").open("w") as output:
+                os.dup2(output.fileno(), 2)
                 os._exit(one(recipe, run, lambda rank=rank: event(rank)))
         children[child] = rank
     codes, first, last = [0] * size, 0.0, time.monotonic() + 4 * LIMIT

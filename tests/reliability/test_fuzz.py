@@ -116,8 +116,8 @@ def test_given_codes(whole: Path, text: str) -> None:
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "z.jsonl"
         path.write_text(text, encoding="utf-8", errors="surrogatepass")
-        code, said = quiet(["sample", str(whole), "--prompt", "A>", "--z", str(path), "--device", "cpu"])
-        assert code in (0, 2) and "internal error" not in said and "Traceback" not in said
+        code, output = quiet(["sample", str(whole), "--prompt", "A>", "--z", str(path), "--device", "cpu"])
+        assert code in (0, 2) and "internal error" not in output and "Traceback" not in output
 
 
 class Life(RuleBasedStateMachine):

@@ -117,7 +117,7 @@ def killed() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-SEAM = ("_flush", "move")
+SEAM = ("flush", "move")
 
 
 def seam_calls(recipe: Recipe, run: Path) -> int:
@@ -170,10 +170,10 @@ def nothing() -> None:
 
 def quiet(words: list[str]) -> tuple[int, str]:
     """A command in this process: exit code and stderr."""
-    said = io.StringIO()
-    with redirect_stdout(io.StringIO()), redirect_stderr(said):
+    output = io.StringIO()
+    with redirect_stdout(io.StringIO()), redirect_stderr(output):
         code = freetf(words)
-    return code, said.getvalue()
+    return code, output.getvalue()
 
 
 def flip(path: Path, at: int) -> None:

@@ -116,7 +116,12 @@ def test_a_run_falls_back_to_its_newest_intact_checkpoint(tmp_path: Path) -> Non
 def test_a_failed_save_keeps_the_old_checkpoint_and_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path / "step-000007")
     before = (tmp_path / "step-000007" / MANIFEST).read_text()
-    monkeypatch.setattr(durable, "flush_folder", lambda folder: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+
+    def full(path: Path) -> None:
+        if path.is_dir():
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(durable, "flush", full)
     with pytest.raises(OSError, match="No space"):
         save(tmp_path / "step-000007", step=9)
     assert [path.name for path in tmp_path.iterdir()] == ["step-000007"]

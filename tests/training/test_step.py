@@ -166,10 +166,10 @@ def test_an_optimizer_that_is_not_fused_is_not_called() -> None:
 def test_updates_while_halted_leave_no_trace() -> None:
     """The warm-up before a capture relies on this."""
     warmed, plain = updater(fresh(True), settings()), updater(fresh(True), settings())
-    warmed._halted.fill_(1.0)
+    warmed.halted.fill_(1.0)
     for _ in range(3):
         warmed._update()
-    warmed._halted.zero_()
+    warmed.halted.zero_()
     for step in range(3):
         advance(warmed, step)
         advance(plain, step)
