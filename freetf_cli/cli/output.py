@@ -21,7 +21,12 @@ class Described(Protocol):
 
 
 def show(result: Described, *, json: bool = False, report: Path | None = None) -> None:
-    """Print a result on stdout: JSON with --json, else its report. With a path, write the report's page too."""
+    """Write the report's page if a path is given, then print the result on stdout: JSON with --json, else its report.
+
+    The page comes first: a reader that closes stdout early (`| head`) must not lose it.
+    """
+    if report is not None:
+        write_page(report, result)
     if json:
         from freetf_cli.records import to_json
 
@@ -30,8 +35,6 @@ def show(result: Described, *, json: bool = False, report: Path | None = None) -
         from freetf_cli.report import terminal
 
         terminal.show(result.report())
-    if report is not None:
-        write_page(report, result)
 
 
 def write_page(file: Path, result: Described, what: str = "report") -> None:
