@@ -40,8 +40,7 @@ from freetf_cli.evaluation.posterior import (
 from freetf_cli.evaluation.statistics import bootstrap, check_enough
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.records import LN2
-from freetf_cli.records.likelihood import BoundPoint, Cost, Likelihood
-from freetf_cli.runs.checkpoint import Checkpoint
+from freetf_cli.records.likelihood import Cost
 from freetf_cli.streams import keyed
 
 SAMPLES = (1, 8, 64, 512)
@@ -215,48 +214,4 @@ def cost(nats: Floats, targets: ArrayLike, bytes_per_token: float | None, seed: 
         bits_per_token=bits,
         bits_per_byte=bits / bytes_per_token if bytes_per_token else None,
         bits_per_sequence=bits * float(counted[0]) if bool((counted == counted[0]).all()) else None,
-    )
-
-
-def evaluate_likelihood(
-    checkpoint: Checkpoint,
-    model: Decoder,
-    source: DataSource,
-    *,
-    run: str,
-    split: str,
-    sequences: int = 256,
-    samples: Sequence[int] = SAMPLES,
-    seed: int = 0,
-    advance: Advance = _no_progress,
-) -> Likelihood:
-    """Everything that `evaluate --task likelihood` tells of one checkpoint."""
-    costs = row_costs(model, source, split=split, sequences=sequences, samples=samples, seed=seed, advance=advance)
-    ratio = source.bytes_per_token.get(split)
-
-    def told(nats: Floats | None) -> Cost | None:
-        return None if nats is None else cost(nats, costs.tokens, ratio, seed, costs.documents)
-
-    return Likelihood(
-        run=run,
-        task="likelihood",
-        kind=checkpoint.recipe.kind,
-        step=checkpoint.step,
-        split=split,
-        sequences=len(costs.tokens),
-        tokens=int(costs.tokens.sum()),
-        seed=seed,
-        facts=source.facts,
-        nll=cost(costs.nll, costs.tokens, ratio, seed, costs.documents),
-        proposal=costs.proposal,
-        elbo=cost(costs.elbo, costs.tokens, ratio, seed, costs.documents),
-        ce_posterior=told(costs.ce_posterior),
-        kl=told(costs.kl),
-        ce_prior=told(costs.ce_prior),
-        bound=[BoundPoint(count, cost(nats, costs.tokens, ratio, seed, costs.documents)) for count, nats in costs.posterior_bound.items()],
-        prior_bound=[
-            BoundPoint(count, cost(nats, costs.tokens, ratio, seed, costs.documents)) for count, nats in costs.prior_bound.items()
-        ],
-        floor_bits=source.facts.floor_bits,
-        seconds=costs.seconds,
     )
