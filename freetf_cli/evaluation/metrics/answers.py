@@ -54,7 +54,7 @@ class Answers(Evaluation):
     def report(self) -> Report:
         rows = [["wrong answers" if self.errors_posterior is None else "wrong answers, prior Z", *self.errors.cells()]]
         if self.errors_posterior is not None:
-            rows.append(["posterior Z, inferred from the answers", *self.errors_posterior.cells()])
+            rows.append(["wrong answers, posterior Z", *self.errors_posterior.cells()])
         table = Table(["", "sequences", "share", "95 % interval"], rows, align="lrrr")
         return Report(self.run, [self.about(), table, Note(READING)], kicker="answers")
 
