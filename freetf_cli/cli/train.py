@@ -102,7 +102,7 @@ def _dry_run(recipe: Recipe, name: str, device: str, json: bool) -> None:
 def run_training(
     recipe: Recipe, out: Path, device: str, stop: StopRequest, *, resume: str = "never", init_from: Path | None = None, quiet: bool = False
 ) -> TrainResult:
-    """Train with a live display, and update the run's report at every checkpoint. resume: as --resume. init_from: a run or checkpoint folder."""
+    """Train with a live display, and update its report at every checkpoint. resume: as --resume. init_from: a run or a checkpoint."""
     from freetf_cli.device import resolve_device, set_threads
     from freetf_cli.report.console import warn
     from freetf_cli.report.progress import TrainingProgress
