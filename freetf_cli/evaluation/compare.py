@@ -58,7 +58,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Settings:
-    """How to compare. data: a folder instead of the runs' own data. samples: draws of the importance-weighted bound. count: shown samples."""
+    """How to compare. data: a folder instead of the runs' own data. samples: draws of the importance bound. count: shown samples."""
 
     data: Path | None = None
     split: str = "val"

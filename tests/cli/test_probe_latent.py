@@ -105,7 +105,7 @@ def test_no_figure_of_text_without_factors(
     monkeypatch.setattr("freetf_cli.evaluation.probe.measure.probe_latent", lambda *args, **options: pytest.fail("work was done"))
     done = run_cli("probe-latent", free_run, text_run, *QUICK, "--figure", tmp_path / "f.svg", "--report", tmp_path / "r.html")
     assert (done.code, done.stdout) == (2, "") and list(tmp_path.iterdir()) == []
-    assert f"no factor of the run's data is known: there are no samples for a figure, {text_run}; leave --figure out" in done.stderr
+    assert f"the run's data has no known factors, so there are no samples to draw, {text_run}; omit --figure" in done.stderr
 
 
 def test_a_figure_where_nothing_can_be_written(run_cli: Callable, free_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

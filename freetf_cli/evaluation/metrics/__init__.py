@@ -15,7 +15,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from freetf_cli.errors import InputError, nearest
 from freetf_cli.records.evaluation import Evaluation
@@ -51,6 +51,12 @@ class Request:
     samples: int = 512
     seed: int = 0
     advance: Callable[[int], None] = _no_progress
+
+    def described(self, task: str, checkpoint: Checkpoint, source: DataSource, sequences: int, seconds: float) -> dict[str, Any]:
+        """The fields of an `Evaluation` of `sequences` sequences."""
+        model = {"run": self.run, "kind": checkpoint.recipe.kind, "step": checkpoint.step}
+        data = {"facts": source.facts, "split": self.split, "sequences": sequences, "seed": self.seed}
+        return {"task": task, **model, **data, "seconds": seconds}
 
 
 def metric_names() -> tuple[str, ...]:

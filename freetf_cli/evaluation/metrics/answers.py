@@ -78,15 +78,7 @@ def evaluate(checkpoint: Checkpoint, model: Decoder, source: DataSource, request
         rows += len(inputs_BT)
         request.advance(len(inputs_BT))
     return Answers(
-        run=request.run,
-        task="answers",
-        kind=checkpoint.recipe.kind,
-        step=checkpoint.step,
-        split=request.split,
-        sequences=rows,
-        seed=request.seed,
-        facts=source.facts,
-        seconds=time.perf_counter() - started,
+        **request.described("answers", checkpoint, source, rows, time.perf_counter() - started),
         errors=Errors(wrong, wilson(wrong, rows)),
         errors_posterior=Errors(wrong_posterior, wilson(wrong_posterior, rows)) if model.latent is not None else None,
     )

@@ -31,15 +31,7 @@ def evaluate(checkpoint: Checkpoint, model: Decoder, source: DataSource, request
     ratio = source.bytes_per_token.get(request.split)
     estimate = partial(cost, targets=costs.tokens, bytes_per_token=ratio, seed=request.seed, documents=costs.documents)
     return Likelihood(
-        run=request.run,
-        task="likelihood",
-        kind=checkpoint.recipe.kind,
-        step=checkpoint.step,
-        split=request.split,
-        sequences=len(costs.tokens),
-        seed=request.seed,
-        facts=source.facts,
-        seconds=costs.seconds,
+        **request.described("likelihood", checkpoint, source, len(costs.tokens), costs.seconds),
         tokens=int(costs.tokens.sum()),
         nll=estimate(costs.nll),
         proposal=costs.proposal,

@@ -41,8 +41,8 @@ class ProbeSpec:
 def probe_latent(checkpoint: Checkpoint, model: Decoder, source: DataSource, spec: ProbeSpec, *, run: str, stage: Stage) -> ProbeResult:
     """Measure rate, latent ablation, intervention, latent swap and decoding, and give a verdict.
 
-    stage(name, total): a context manager that shows the progress of one measurement. InputError if there are too few sequences or groups for
-    an interval.
+    stage(name, total): a context manager that shows the progress of one measurement. InputError if an interval would need more sequences or
+    groups.
     """
     started, seed, kind = time.perf_counter(), spec.seed, model.embedding.weight.device.type
     groups, count = spec.groups or GROUPS.get(kind, 128), spec.count or COUNT.get(kind, 64)
