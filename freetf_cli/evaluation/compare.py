@@ -20,7 +20,7 @@ from freetf_cli.config.files import differences
 from freetf_cli.data.batches import DataSource
 from freetf_cli.errors import InputError
 from freetf_cli.evaluation.checks import Check, check_kinds
-from freetf_cli.evaluation.likelihood import RowCosts, cost, row_costs
+from freetf_cli.evaluation.likelihood import RowCosts, row_costs
 from freetf_cli.evaluation.paired import pairs, positions
 from freetf_cli.evaluation.posterior import latent_of
 from freetf_cli.evaluation.run_data import check_split, open_run_data
@@ -187,7 +187,7 @@ def _latent_use(model: Decoder, costs: RowCosts, source: DataSource, settings: S
     assert kl is not None and prior is not None and posterior is not None and above is not None
     saved = bootstrap((prior - posterior) / LN2, costs.tokens, clusters=costs.documents, seed=settings.seed)
     ratio = source.bytes_per_token.get(settings.split)
-    return LatentUse(cost(kl, costs.tokens, ratio, settings.seed, costs.documents), above, latent_of(model).kappa, saved)
+    return LatentUse(costs.cost(kl, ratio, settings.seed), above, latent_of(model).kappa, saved)
 
 
 def _weights(one: Candidate) -> Path:

@@ -95,6 +95,10 @@ class RowCosts:
             return self.elbo
         return _last(self.posterior_bound if self.proposal == "posterior" else self.prior_bound)
 
+    def cost(self, nats: Floats, bytes_per_token: float | None, seed: int) -> Cost:
+        """The mean cost per token, with its interval, from nats per sequence [N]."""
+        return cost(nats, self.tokens, bytes_per_token, seed, self.documents)
+
     def metrics(self) -> dict[str, Floats | None]:
         """The costs by the names that `evaluate` and `compare` use."""
         return {"nll": self.nll, "elbo": self.elbo, "ce_posterior": self.ce_posterior, "ce_prior": self.ce_prior, "kl": self.kl}

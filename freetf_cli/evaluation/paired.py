@@ -7,10 +7,9 @@ from dataclasses import asdict
 
 import numpy as np
 
-from freetf_cli.evaluation.likelihood import Floats, RowCosts, cost
+from freetf_cli.evaluation.likelihood import Floats, RowCosts
 from freetf_cli.records import LN2
 from freetf_cli.records.compare import METRICS, Difference, MetricPair, Positions
-from freetf_cli.records.likelihood import Cost
 
 
 def pairs(a: RowCosts, b: RowCosts, bytes_per_token: float | None, seed: int = 0) -> dict[str, MetricPair]:
@@ -34,14 +33,10 @@ def positions(a: RowCosts, b: RowCosts) -> Positions:
 
 def _pair(a: Floats | None, b: Floats | None, rows: RowCosts, bytes_per_token: float | None, seed: int) -> MetricPair:
     """A metric of both models. a, b: nats per sequence [N]."""
-
-    def estimate(nats: Floats) -> Cost:
-        return cost(nats, rows.tokens, bytes_per_token, seed, rows.documents)
-
-    first, second = (None if nats is None else estimate(nats) for nats in (a, b))
+    first, second = (None if nats is None else rows.cost(nats, bytes_per_token, seed) for nats in (a, b))
     if a is None or b is None:
         return MetricPair(first, second, difference=None, relative_percent=None)
-    apart = estimate(b - a)
+    apart = rows.cost(b - a, bytes_per_token, seed)
     difference = Difference(**asdict(apart), excludes_zero=apart.low > 0 or apart.high < 0)
     return MetricPair(first, second, difference, relative_percent(float(a.sum()), float(b.sum())))
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 from functools import partial
 
 from freetf_cli.data.batches import DataSource
-from freetf_cli.evaluation.likelihood import cost, row_costs
+from freetf_cli.evaluation.likelihood import row_costs
 from freetf_cli.evaluation.metrics import Request
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.records.likelihood import BoundPoint, Likelihood
@@ -28,8 +28,7 @@ def evaluate(checkpoint: Checkpoint, model: Decoder, source: DataSource, request
         seed=request.seed,
         advance=request.advance,
     )
-    ratio = source.bytes_per_token.get(request.split)
-    estimate = partial(cost, targets=costs.tokens, bytes_per_token=ratio, seed=request.seed, documents=costs.documents)
+    estimate = partial(costs.cost, bytes_per_token=source.bytes_per_token.get(request.split), seed=request.seed)
     return Likelihood(
         **request.described("likelihood", checkpoint, source, len(costs.tokens), costs.seconds),
         tokens=int(costs.tokens.sum()),

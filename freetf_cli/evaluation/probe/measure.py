@@ -53,7 +53,7 @@ def probe_latent(checkpoint: Checkpoint, model: Decoder, source: DataSource, spe
         posterior = read_posterior(model, source, spec.split, spec.sequences, seed, advance, HiddenFeatures())
     rows = source.held_out_factors(spec.split, spec.sequences)
     reader = factor_reader(source, spec.split, spec.sequences)
-    kappa = latent_of(model).kappa
+    bits, kappa = checkpoint.recipe.latent.bits if checkpoint.recipe.latent else 0, latent_of(model).kappa
     found = rate(posterior, kappa, source.facts.floor_bits, seed)
     ablated = latent_ablation(posterior, source.bytes_per_token.get(spec.split), seed)
     notes = _notes(reader, sum(1 for row in rows if row), len(rows))
@@ -63,13 +63,13 @@ def probe_latent(checkpoint: Checkpoint, model: Decoder, source: DataSource, spe
         intervention = intervene(model, source.tokenizer, reader, prompt, sampling, stage)
         carried = SampleSpec(total=sampling.total, count=SWAPPED.get(kind, 256), seed=seed)
         taken = latent_swap(model, source.tokenizer, reader, posterior, rows, carried, stage)
-        decoded = decode(posterior, reader, rows, checkpoint.recipe.latent.bits if checkpoint.recipe.latent else 0, seed, stage)
+        decoded = decode(posterior, reader, rows, bits, seed, stage)
         notes += _doubts(intervention)
     return ProbeResult(
         run=run,
         step=checkpoint.step,
         facts=source.facts,
-        bits=checkpoint.recipe.latent.bits if checkpoint.recipe.latent else 0,
+        bits=bits,
         kappa=kappa,
         split=spec.split,
         seed=seed,
