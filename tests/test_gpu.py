@@ -118,9 +118,12 @@ def test_mapper_gradient_in_8_bits(tokens: int, width: int, bits: int) -> None:
     assert torch.equal(broken[1:-1], got[1:-1])
 
 
-@pytest.mark.parametrize(("tokens", "vocabulary"), [(4000, 50_304), (700, 131_072), (5000, 5056)])  # multiples of 64: else torch.compile pads and copies
+@pytest.mark.parametrize(
+    ("tokens", "vocabulary"), [(4000, 50_304), (700, 131_072), (5000, 5056)]
+)  # multiples of 64: else torch.compile pads and copies
 def test_cross_entropy_in_place(tokens: int, vocabulary: int) -> None:
     """Compiled, in bfloat16 and in two chunks: cost and gradients are close to float64, and the logits are not copied."""
+    # Vocabularies are multiples of 64: torch.compile pads the rows of other logits, and then copies them.
     torch.manual_seed(0)
     hidden = torch.randn(tokens, 64, device=CUDA, requires_grad=True)
     weight = (torch.randn(vocabulary, 64, device=CUDA) / 8).requires_grad_()  # logits of deviation 1, which bfloat16 holds to 0.3 %

@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 RecipesArgument = Annotated[
     list[str],
     typer.Argument(
-        metavar="RECIPE…", help="Names or TOML files; a single Free recipe is compared with its baseline.", autocompletion=complete_recipe
+        metavar="RECIPE…", help="Recipes to compare; one Free recipe alone is compared with its baseline.", autocompletion=complete_recipe
     ),
 ]
-StepsOption = Annotated[int, typer.Option("--steps", min=1, max=100_000, help="Steps in each round, after a warm-up.")]
-RepeatsOption = Annotated[int, typer.Option("--repeats", min=1, max=1000, help="Rounds; median and range are reported.")]
+StepsOption = Annotated[int, typer.Option("--steps", min=1, max=100_000, help="Steps per round, after a warm-up.")]
+RepeatsOption = Annotated[int, typer.Option("--repeats", min=1, max=1000, help="Rounds, reported by median and range.")]
 
 BatchOption = Annotated[
-    list[int] | None, typer.Option("--batch", min=1, max=1 << 16, help="Sequences at once; may be repeated. Default: 1 and 64.")
+    list[int] | None, typer.Option("--batch", min=1, max=1 << 16, help="Sequences generated together. May be repeated. Default: 1 and 64.")
 ]
-PromptOption = Annotated[int, typer.Option("--prompt-tokens", min=1, max=1 << 20, help="Random tokens that each sequence begins with.")]
+PromptOption = Annotated[int, typer.Option("--prompt-tokens", min=1, max=1 << 20, help="Length of the random prompt.")]
 NewTokensOption = Annotated[
-    int | None, typer.Option("--max-tokens", min=1, max=1 << 20, help="Tokens to generate; default: as many as the context has room for.")
+    int | None, typer.Option("--max-tokens", min=1, max=1 << 20, help="Tokens to generate; default: until the context is full.")
 ]
 
 
@@ -41,9 +41,10 @@ def train(
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Time a training step on random tokens: ratios to the first recipe, memory, and the share of a large product's speed.
+    """Time a training step on random tokens.
 
-    Encoder and mapper of a Free model are also measured alone.
+    Reports ratios to the first recipe, peak memory, and the share of the speed of a large matrix product. The encoder and the mapper of a
+    Free model are also measured alone.
 
     $ freetf bench train letters-free
     $ freetf bench train paper-1.5b-free --set train.batch=4 --set train.grad_accum_steps=1 --set model.context=2048
@@ -71,7 +72,9 @@ def sample(
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Time generation from random weights: tokens a second, ratios to the first recipe, and the share of the memory's bandwidth.
+    """Time generation from random weights.
+
+    Reports tokens per second, ratios to the first recipe, and the share of the memory bandwidth.
 
     $ freetf bench sample letters-free --batch 1 --batch 64
     $ freetf bench sample paper-1.5b-free --max-tokens 128
@@ -85,24 +88,26 @@ def sample(
     variants, batches = with_baselines(_variants(recipes, smoke, set_)), batch or [1, 64]
     room = min(variant.recipe.model.context or 1 for variant in variants) + 1 - prompt
     if room < (new_tokens or 1):
-        what = f"{prompt} tokens and {new_tokens or 1} new ones are more than a row of {room + prompt}"
-        raise InputError(what, hint="lower --max-tokens, or a longer row: --set model.context=…")
+        what = f"a prompt of {prompt} tokens and {new_tokens or 1} new tokens exceed the row of {room + prompt} tokens"
+        raise InputError(what, hint="lower --max-tokens, or raise the context: --set model.context=…")
     with counter("batches", total=len(variants) * len(batches), quiet=quiet or json) as advance:
         result = bench_sample(variants, batches, prompt, new_tokens or room, resolve_device(device), Effort(1, repeats), advance)
     show(result, json=json)
 
 
 def mapper(
-    tokens: Annotated[int, typer.Option("--tokens", min=1, max=1 << 24, help="Tokens whose gradient is computed.")] = 1024,
-    width: Annotated[int, typer.Option("--width", min=1, max=1 << 16, help="D, the model's width.")] = 256,
-    bits: Annotated[int, typer.Option("--bits", min=1, max=20, help="H, the latent's bits.")] = 16,
+    tokens: Annotated[int, typer.Option("--tokens", min=1, max=1 << 24, help="Tokens in the batch.")] = 1024,
+    width: Annotated[int, typer.Option("--width", min=1, max=1 << 16, help="Width D of the model.")] = 256,
+    bits: Annotated[int, typer.Option("--bits", min=1, max=20, help="Bits H of the latent.")] = 16,
     steps: StepsOption = 5,
     repeats: RepeatsOption = 5,
     device: DeviceOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Time each method of computing the gradient of the latent's bits, beside its matrix product, with each method's error.
+    """Time each method of computing the mapper's gradient with respect to the bits' logits.
+
+    Reports each method's error, and the time of its matrix product alone.
 
     $ freetf bench mapper --tokens 2048 --width 128 --bits 12
     """
@@ -113,13 +118,13 @@ def mapper(
     from freetf_cli.report.progress import counter
 
     where = resolve_device(device)
-    with counter("ways", total=3 + runs_kernels(where), quiet=quiet or json) as advance:
+    with counter("methods", total=3 + runs_kernels(where), quiet=quiet or json) as advance:
         result = bench_mapper(tokens, width, bits, where, Effort(steps, repeats), advance)
     show(result, json=json)
 
 
 def _variants(names: list[str], smoke: bool, settings: list[str] | None) -> list[Variant]:
-    """Recipes with vocabulary and context, which are read from their data where the recipe does not set them."""
+    """The recipes; vocabulary and context come from the data if a recipe does not set them."""
     from freetf_cli.bench.train_step import Variant
     from freetf_cli.config.files import load_recipe
     from freetf_cli.training.start import resolve

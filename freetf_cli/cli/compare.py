@@ -21,22 +21,24 @@ from freetf_cli.cli.output import check_report, show
 from freetf_cli.errors import InputError
 
 AArgument = Annotated[
-    Path, typer.Argument(metavar="A", help="A run's or one checkpoint's folder: what B is measured against.", autocompletion=complete_run)
+    Path, typer.Argument(metavar="A", help="The reference: a run's folder, or one checkpoint's folder.", autocompletion=complete_run)
 ]
-BArgument = Annotated[Path, typer.Argument(metavar="B", help="The other run's or checkpoint's folder.", autocompletion=complete_run)]
-SequencesOption = Annotated[int, typer.Option("--sequences", min=1, max=1_000_000, help="Held-out sequences, the same for both.")]
-SamplesOption = Annotated[int, typer.Option("--samples", min=1, help="Draws of Z for the importance bound that is a Free model's nll.")]
-CountOption = Annotated[int, typer.Option("--count", "-n", min=0, help="Samples shown of each.")]
+BArgument = Annotated[Path, typer.Argument(metavar="B", help="The run or checkpoint to compare with A.", autocompletion=complete_run)]
+SequencesOption = Annotated[int, typer.Option("--sequences", min=1, max=1_000_000, help="Held-out sequences; the same for both models.")]
+SamplesOption = Annotated[
+    int, typer.Option("--samples", min=1, help="Draws of Z per sequence for a Free model's importance-weighted bound.")
+]
+CountOption = Annotated[int, typer.Option("--count", "-n", min=0, help="Samples to show from each model.")]
 PromptOption = Annotated[
-    str | None, typer.Option("--prompt", metavar="TEXT", help="Text that the samples continue; default: the data's own.")
+    str | None, typer.Option("--prompt", metavar="TEXT", help="Text that the samples continue; default: the task's prompt.")
 ]
 FailIfOption = Annotated[
     list[str] | None,
     typer.Option(
         "--fail-if",
         metavar="CONDITION",
-        help="Exit 3 where B, relative to A, meets it: nll, elbo, ce_posterior, ce_prior or kl; >, >=, < or <=; a number of bits a token, "
-        "or with % a share of A. May be repeated.",
+        help="Exit with code 3 if B − A meets the condition, such as nll>+0.5%: a metric (nll, elbo, ce_posterior, ce_prior, kl), "
+        ">, >=, < or <=, and a number of bits per token, or with % relative to A. May be repeated.",
     ),
 ]
 
@@ -57,9 +59,10 @@ def compare(
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Compare two models, baseline or Free: recipe, weights, metrics, curves, use of Z, samples, size and speed.
+    """Compare two models: recipes, weights, held-out metrics, curves, use of Z, samples, size and speed.
 
-    Metrics are measured on the same held-out sequences; the intervals are of B - A, paired. Equal checkpoints are not measured at all.
+    Either can be a baseline or a Free model. Both are measured on the same held-out sequences, with paired intervals of B − A. Equal
+    checkpoints are not measured.
 
     $ freetf compare runs/a runs/b
     $ freetf compare runs/a runs/b --fail-if 'nll>+0.5%'
@@ -70,7 +73,7 @@ def compare(
     checks = parse_checks(fail_if or [])
     check_report(report)
     if data is not None and not data.is_dir():
-        raise InputError("no such data folder", str(data), "make one with `freetf prepare` or `freetf gen-synthetic`")
+        raise InputError("no such data folder", str(data), "create one with `freetf prepare` or `freetf gen-synthetic`")
 
     from freetf_cli.device import resolve_device, set_threads
     from freetf_cli.evaluation.checks import raise_if_failed

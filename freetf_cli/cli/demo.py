@@ -1,4 +1,4 @@
-"""`freetf demo`: the main features as a short story, with the functions that the commands call."""
+"""`freetf demo`: a guided tour of the main features, built on the functions that the commands call."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from freetf_cli.records import TrainResult
     from freetf_cli.records.samples import Agreement, Sample
 
-OutOption = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for data and runs; an existing one is resumed.")]
+OutOption = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for data and runs; an existing demo is resumed.")]
 
 ROWS = 50_000
 PROMPT = "K>"
 SHOWN_GROUPS, SHOWN_COUNT = 3, 6  # as in the paper's Figure 4
-GROUPS, COUNT = 24, 24  # sequences that the agreement is measured on
+GROUPS, COUNT = 24, 24  # Zs, and sequences per Z, that measure the agreement
 
 
 def demo(
@@ -32,9 +32,9 @@ def demo(
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Train a small Free Transformer and its baseline on letters, and see what the latent decides.
+    """Train a small Free Transformer and its baseline on letters, and show what the latent decides.
 
-    Takes about three minutes on two CPU cores. Run again, it resumes where it stopped.
+    Takes about three minutes on two CPU cores. Running it again resumes it.
 
     $ freetf demo
     $ freetf demo -o /tmp/demo --smoke
@@ -47,7 +47,7 @@ def demo(
     story = _silent if json else _chapter
     story(1, f"Data: {ROWS:,} rows of letters, whose hidden factors are known", f"freetf gen-synthetic letters -o {data} --count {ROWS}")
     _make_data(data, quiet=quiet or json)
-    story(2, "A baseline: it writes one token after the other", f"freetf train demo-baseline -o {baseline} {options}")
+    story(2, "A baseline: it predicts one token after the other", f"freetf train demo-baseline -o {baseline} {options}")
     first = _train("demo-baseline", data, baseline, device, seed, smoke=smoke, quiet=quiet or json)
     story(3, "A Free Transformer: it decides before it writes", f"freetf train demo-free -o {free} {options}")
     second = _train("demo-free", data, free, device, seed, smoke=smoke, quiet=quiet or json)
@@ -58,11 +58,11 @@ def demo(
 
 
 def _silent(number: int, title: str, command: str) -> None:
-    """With --json nothing but the result is printed."""
+    """Print no headings: with --json, stdout carries only the result."""
 
 
 def _chapter(number: int, title: str, command: str) -> None:
-    """Print a heading, and the command that does the same."""
+    """Print a heading, and the equivalent command."""
     from freetf_cli.report import terminal
     from freetf_cli.report.blocks import Note, Section
 
@@ -70,7 +70,7 @@ def _chapter(number: int, title: str, command: str) -> None:
 
 
 def _make_data(folder: Path, *, quiet: bool) -> None:
-    """Write the data, unless it exists, and show a few rows of it."""
+    """Write the data unless it exists, and show a few of its rows."""
     from freetf_cli.data.prepare import write_task
     from freetf_cli.report import terminal
     from freetf_cli.report.blocks import Note
@@ -109,7 +109,7 @@ def _train(recipe: str, data: Path, run: Path, device: str, seed: int, *, smoke:
 
 
 def _figure4(run: Path, device: str, *, shown: bool) -> list[Agreement]:
-    """Draw groups with independent and with shared Z, and measure how far the latter agree."""
+    """Show samples with independent and with shared Z, and measure the agreement of samples that share a Z."""
     from dataclasses import replace
 
     from freetf_cli.device import resolve_device
@@ -124,7 +124,7 @@ def _figure4(run: Path, device: str, *, shown: bool) -> list[Agreement]:
 
     checkpoint = open_checkpoint(run, warn)
     model, tokenizer = checkpoint.model(resolve_device(device)), checkpoint.tokenizer()
-    # Z from the prior at the prompt too: the encoder was trained on whole rows, and from two tokens it infers the same Z every time.
+    # The prompt's Z comes from the prior too: the encoder was trained on whole rows, and infers the same Z from two tokens every time.
     spec = SampleSpec(total=(checkpoint.recipe.model.context or 1) + 1, count=SHOWN_COUNT, prompt_z="prior")
     if shown:
         blue = list(generate(model, tokenizer, [PROMPT], spec))

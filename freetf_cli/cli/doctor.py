@@ -7,9 +7,9 @@ from freetf_cli.cli.output import show
 
 
 def doctor(json: JsonOption = False) -> None:
-    """Check what this machine has for freetf, and print the command that fixes each lack.
+    """Check what this machine offers to freetf, and print the command that installs what is missing.
 
-    A lack is not an error, because there is a slower way around each: the exit code is 0 either way.
+    Everything that is missing has a slower fallback, so the exit code is always 0.
 
     $ freetf doctor
     """

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from freetf_cli.cli.options import DataOption, DeviceOption, JsonOption, QuietOption, RunArgument, SeedOption, SplitOption
 from freetf_cli.cli.output import show
+from freetf_cli.evaluation.metrics import describe, metric_names
 
-TaskOption = Annotated[Literal["likelihood", "answers"], typer.Option("--task", metavar="likelihood|answers", help="What to evaluate.")]
-SequencesOption = Annotated[int, typer.Option("--sequences", min=1, max=1_000_000, help="Held-out sequences, the same every time.")]
+
+def _complete_metric(incomplete: str) -> list[str]:
+    return [name for name in metric_names() if name.startswith(incomplete)]
+
+
+TaskOption = Annotated[
+    str, typer.Option("--task", metavar="|".join(metric_names()), help="The metric to compute.", autocompletion=_complete_metric)
+]
+SequencesOption = Annotated[int, typer.Option("--sequences", min=1, max=1_000_000, help="Held-out sequences; always the same ones.")]
 SamplesOption = Annotated[
-    int,
-    typer.Option(
-        "--samples", min=1, max=1 << 16, help="Largest number K of posterior draws for each sequence's importance-weighted bound."
-    ),
+    int, typer.Option("--samples", min=1, max=1 << 16, help="Draws of Z per sequence for the importance-weighted bound.")
 ]
 
 
@@ -34,30 +38,27 @@ def evaluate(
 ) -> None:
     """Measure a run on held-out data.
 
-    likelihood: a baseline's CE; of a Free model CE with Z from the posterior and from the prior, KL, their sum (the ELBO), and the
-    importance-weighted bound, which with more draws falls to the code length that is comparable with a baseline's CE.
-    answers: where only a part of each row counts, as in the task blocks, the share of rows with a wrong token there.
+    {metrics}
 
     $ freetf evaluate runs/letters-free --task likelihood
     $ freetf evaluate runs/letters-free --task likelihood --sequences 1024 --json
     $ freetf evaluate runs/blocks-softmax --task answers --sequences 1000
     """
     from freetf_cli.device import resolve_device, set_threads
-    from freetf_cli.evaluation.answers import evaluate_answers
-    from freetf_cli.evaluation.likelihood import SAMPLES, evaluate_likelihood
-    from freetf_cli.evaluation.run_data import check_split, open_run_data
+    from freetf_cli.evaluation.metrics import Request, load
+    from freetf_cli.evaluation.run_data import open_split
     from freetf_cli.report.console import warn
     from freetf_cli.report.progress import counter
     from freetf_cli.runs.checkpoint import open_model
 
+    measure = load(task)
     checkpoint, model = open_model(run, resolve_device(device), warn)
     set_threads(checkpoint.recipe.parallel.threads)
-    source = open_run_data(checkpoint, data)
-    chosen = split or checkpoint.recipe.eval.split
-    check_split(source, chosen, checkpoint)
+    source, chosen = open_split(checkpoint, data, split)
     total = min(sequences, source.rows.size(chosen) or sequences)
-    draws = [count for count in SAMPLES if count < samples] + [samples]
-    measure = evaluate_answers if task == "answers" else partial(evaluate_likelihood, samples=draws)
     with counter("sequences", total=total, quiet=quiet or json) as advance:
-        result = measure(checkpoint, model, source, run=str(run), split=chosen, sequences=sequences, seed=seed, advance=advance)
+        result = measure(checkpoint, model, source, Request(str(run), chosen, sequences, samples, seed, advance))
     show(result, json=json)
+
+
+evaluate.__doc__ = str(evaluate.__doc__).replace("{metrics}", "\n\n    ".join(map(describe, metric_names())))

@@ -1,4 +1,4 @@
-"""How an invocation ends: this module turns every exception into a line on stderr and an exit code."""
+"""Turns every exception into a line on stderr and an exit code."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def prepare_streams() -> None:
     if sys.stderr is None:
         sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
     if sys.stdout is None:
-        # A file that a command opens would get the number of the closed stream, and receive what is printed.
+        # The next file that a command opens would get the number of the closed stream, and the output would be written into it.
         raise FreetfError("standard output is closed")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -44,7 +44,7 @@ def prepare_streams() -> None:
 
 
 def _escape(fault: UnicodeError) -> tuple[str, int]:
-    """Write characters that the encoding lacks as \\uXXXX, which is valid JSON too."""
+    """Write characters that the encoding lacks as \\uXXXX, which is also valid in JSON."""
     if not isinstance(fault, UnicodeEncodeError):
         raise fault
     return json.dumps(fault.object[fault.start : fault.end])[1:-1], fault.end
@@ -121,7 +121,7 @@ def _report(failure: FreetfError, error: BaseException, words: Sequence[str]) ->
         traceback.print_exception(error)
     if "--json" in words and failure.lines():
         _write([json.dumps(error_record(failure), ensure_ascii=False)])
-    else:  # without control characters: a file name must not control the terminal
+    else:  # escape control characters: a file name must not control the terminal
         shown = (re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", line) for line in failure.lines())
         _write([f"freetf: error: {line}" for line in shown])
 
@@ -141,7 +141,7 @@ def _write(lines: Sequence[str]) -> None:
         sys.stderr.write("".join(f"{line}\n" for line in lines))
         sys.stderr.flush()
     except (OSError, ValueError):
-        pass  # nobody reads stderr
+        pass  # stderr is closed
 
 
 def _before_dashes(words: Sequence[str]) -> Sequence[str]:

@@ -24,9 +24,11 @@ def _complete_task(incomplete: str) -> list[str]:
 
 
 TaskArgument = Annotated[str, typer.Argument(metavar="TASK", help=f"One of {', '.join(task_names())}.", autocompletion=_complete_task)]
-OutOption = Annotated[str, typer.Option("--out", "-o", metavar="DIR|-", help="A new folder; - writes JSON lines to stdout.")]
+OutOption = Annotated[str, typer.Option("--out", "-o", metavar="DIR|-", help="A new folder, or - for JSON lines on stdout.")]
 CountOption = Annotated[int, typer.Option("--count", min=1, help="Rows to generate; a smaller count yields a prefix.")]
-ParamOption = Annotated[list[str] | None, typer.Option("--param", metavar="NAME=VALUE", help="A parameter of the task. Can be repeated.")]
+ParamOption = Annotated[
+    list[str] | None, typer.Option("--param", metavar="NAME=VALUE", help="Set a parameter of the task. May be repeated.")
+]
 SplitOption = Annotated[
     str | None,
     typer.Option("--split", metavar="NAME=SHARE,…", help="Shares that sum to 1, or numbers of rows. Default: train=0.9,val=0.1."),
@@ -43,7 +45,7 @@ def gen_synthetic(
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Generate a synthetic data set whose hidden factors are known.
+    """Generate a synthetic data set with known factors.
 
     {tasks}
 

@@ -1,7 +1,7 @@
-"""Help pages: Typer's, with the copy-paste examples of a command at their end.
+"""Typer's help pages, with a command's copy-paste examples at their end.
 
-A command's docstring is its help; lines that begin with `$ freetf` are its examples. They are printed last, unindented and
-never wrapped, so that they can be copied (and found by scripts).
+A command's docstring is its help, and lines that begin with `$ freetf` are its examples. They are printed last, without indentation or
+wrapping, so that people can copy them and scripts can find them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ EXAMPLE = "$ freetf"
 
 
 def split_examples(docstring: str) -> tuple[str, str]:
-    """A docstring's text, and its example lines."""
+    """Split a docstring into its text and its example lines."""
     lines = docstring.replace("\b", "").splitlines()
     examples = [line.strip() for line in lines if line.strip().startswith(EXAMPLE)]
     text = "\n".join(line for line in lines if not line.strip().startswith(EXAMPLE))
@@ -22,7 +22,7 @@ def split_examples(docstring: str) -> tuple[str, str]:
 
 
 class _WithExamples:
-    """Mixed into Typer's commands: the epilog holds example lines, and `[` in help is no rich markup."""
+    """A mixin for Typer's commands: the epilog holds the examples, and `[` in help is not read as markup."""
 
     examples: str
 

@@ -1,7 +1,6 @@
 """Options and arguments that several commands share, with their shell completions.
 
-A command names only those it needs; `app` adds `--quiet`, `--verbose` and `--debug` to every command that lacks them, and
-acts on them itself.
+A command declares only those that it needs. `app` adds `--quiet`, `--verbose` and `--debug` to every command that does not declare them.
 
     def show(run: RunArgument, json: JsonOption = False) -> None: ...
 """
@@ -16,7 +15,7 @@ import typer
 
 
 def complete_recipe(incomplete: str) -> list[str]:
-    """Names of shipped recipes, and TOML files, that begin with what is typed."""
+    """Shipped recipes and TOML files that begin with the typed text."""
     from freetf_cli.config.files import shipped_recipes
 
     files = (str(path) for path in _beside(incomplete) if path.suffix == ".toml")
@@ -24,20 +23,20 @@ def complete_recipe(incomplete: str) -> list[str]:
 
 
 def complete_sweep(incomplete: str) -> list[str]:
-    """As for a recipe, and the sweeps themselves."""
+    """Sweeps, recipes and TOML files that begin with the typed text."""
     from freetf_cli.config.files import shipped_files
 
     return list(dict.fromkeys([*_starting(incomplete, shipped_files()), *complete_recipe(incomplete)]))
 
 
 def complete_run(incomplete: str) -> list[str]:
-    """Run folders that begin with what is typed, and folders that hold some."""
+    """Run folders that begin with the typed text, also inside the folders that do."""
     folders = (path for path in _beside(incomplete) if path.is_dir() and not path.name.startswith("."))
     return _starting(incomplete, [str(run) for folder in folders for run in _runs(folder)])
 
 
 def _runs(folder: Path) -> Iterator[Path]:
-    """The folder if it is a run (it holds a recipe.toml), else the runs right inside it."""
+    """The folder itself if it is a run (it contains a recipe.toml), else the runs directly inside it."""
     if (folder / "recipe.toml").is_file():
         yield folder
     else:
@@ -45,7 +44,7 @@ def _runs(folder: Path) -> Iterator[Path]:
 
 
 def _beside(incomplete: str) -> list[Path]:
-    """What lies in the folder that the typed path points into."""
+    """The contents of the folder of the typed path."""
     folder = Path(incomplete) if incomplete.endswith("/") else Path(incomplete).parent
     try:
         return sorted(folder.iterdir())
@@ -59,13 +58,13 @@ def _starting(incomplete: str, choices: Iterable[str]) -> list[str]:
 
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout; errors become JSON on stderr.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no hints on stderr; warnings stay.")]
-VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Tell more on stderr.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Hide progress and hints; warnings stay.")]
+VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Print details on stderr.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 DeviceOption = Annotated[
     Literal["auto", "cpu", "cuda", "mps"],
-    typer.Option("--device", metavar="auto|cpu|cuda|mps", help="Where to compute; auto: cuda, then mps, then cpu."),
+    typer.Option("--device", metavar="auto|cpu|cuda|mps", help="Device to run on; auto: the first available of cuda, mps, cpu."),
 ]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of every random draw.")]
 OptionalSeedOption = Annotated[
@@ -76,7 +75,7 @@ RecipeArgument = Annotated[
     str,
     typer.Argument(
         metavar="RECIPE",
-        help="A shipped recipe's name, or a TOML file; /NAME after it: a variant of a sweep.",
+        help="A shipped recipe or a TOML file; SWEEP/NAME is a variant of a sweep.",
         autocompletion=complete_recipe,
     ),
 ]
@@ -88,11 +87,10 @@ SetOption = Annotated[
 ]
 SmokeOption = Annotated[bool, typer.Option("--smoke", help="Apply the recipe's [smoke] overlay: seconds instead of minutes.")]
 
-RunsArgument = Annotated[
-    list[Path], typer.Argument(metavar="RUN…", help="Folders of runs, or of checkpoints.", autocompletion=complete_run)
-]
+RunsArgument = Annotated[list[Path], typer.Argument(metavar="RUN…", help="Folders of runs or checkpoints.", autocompletion=complete_run)]
 DataOption = Annotated[
-    Path | None, typer.Option("--data", metavar="DIR", help="A data folder to measure on, made like the run's; default: the run's own.")
+    Path | None,
+    typer.Option("--data", metavar="DIR", help="Measure on this data folder, prepared like the run's; default: the run's own data."),
 ]
 SplitOption = Annotated[str | None, typer.Option("--split", metavar="NAME", help="The held-out split; default: the recipe's.")]
 ReportOption = Annotated[
@@ -102,7 +100,5 @@ ReportOption = Annotated[
 
 FigureOption = Annotated[
     Path | None,
-    typer.Option(
-        "--figure", metavar="FILE.svg", help="Draw the samples as the paper's Figure 4: one SVG picture with a panel for each run, by κ."
-    ),
+    typer.Option("--figure", metavar="FILE.svg", help="Draw the samples like the paper's Figure 4, with one panel per run."),
 ]

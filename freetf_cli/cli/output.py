@@ -1,4 +1,4 @@
-"""How a command shows its result: as a report in the terminal, as JSON, as a page. The only place that handles --json and --report."""
+"""Shows a command's result as a report in the terminal, as JSON, or as an HTML page. Only this module handles --json and --report."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Described(Protocol):
-    """A record that describes itself."""
+    """A record with a report."""
 
     def report(self) -> Report: ...
 
@@ -38,14 +38,14 @@ def show(result: Described, *, json: bool = False, report: Path | None = None) -
 
 
 def write_page(file: Path, result: Described, what: str = "report") -> None:
-    """Write a result's page and say where it is."""
+    """Write a result's HTML page, and print its path on stderr."""
     from freetf_cli.report import page
 
     write_file(file, page.html(result.report()), what)
 
 
 def write_file(file: Path, text: str, what: str) -> None:
-    """Write a file and say on stderr where it is."""
+    """Write a file, and print its path on stderr."""
     from freetf_cli.durable import write_durably
     from freetf_cli.report.console import note
 
@@ -54,25 +54,25 @@ def write_file(file: Path, text: str, what: str) -> None:
 
 
 def check_report(report: Path | None) -> None:
-    """Refuse, before any work, a report that could not be written."""
+    """Refuse, before any work, a report that cannot be written."""
     _check_file(report, "report", "--report FILE.html")
 
 
 def check_figure(figure: Path | None, report: Path | None = None) -> None:
-    """Refuse, before any work, a figure that could not be written or that would overwrite the report."""
+    """Refuse, before any work, a figure that cannot be written or would overwrite the report."""
     _check_file(figure, "figure", "--figure FILE.svg")
     if figure is not None and report is not None and figure.absolute() == report.absolute():
-        raise InputError("figure and report are one file", str(figure), "name two: --figure FILE.svg --report FILE.html")
+        raise InputError("the figure and the report are the same file", str(figure), "name two files: --figure FILE.svg --report FILE.html")
 
 
 def _check_file(file: Path | None, what: str, option: str) -> None:
     if file is None:
         return
     if str(file) == "-":
-        raise InputError(f"a {what} is a file, stdout has the result", hint=f"name one: {option}")
+        raise InputError(f"the {what} needs a file, because the result goes to stdout", hint=f"name a file: {option}")
     if file.is_dir():
-        raise InputError(f"the {what}'s name is taken by a folder", str(file), f"name a file: {option}")
+        raise InputError(f"the {what}'s path is a folder", str(file), f"name a file: {option}")
     if not file.parent.is_dir():
-        raise InputError(f"no such folder for the {what}", str(file.parent), "create it first")
+        raise InputError(f"the {what}'s folder does not exist", str(file.parent), "create it first")
     if not os.access(file.parent, os.W_OK):
-        raise InputError(f"the {what}'s folder cannot be written to", str(file.parent))
+        raise InputError(f"the {what}'s folder is not writable", str(file.parent))

@@ -10,15 +10,15 @@ import typer
 from freetf_cli.cli.options import JsonOption, QuietOption, SeedOption
 from freetf_cli.cli.output import show
 
-PathsArgument = Annotated[list[str], typer.Argument(metavar="PATH", help="Files, folders, .gz, .bz2, .zip, .jsonl; - for standard input.")]
+PathsArgument = Annotated[list[str], typer.Argument(metavar="PATH", help="Files, folders, .gz, .bz2, .zip, .jsonl, or - for stdin.")]
 OutOption = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="A new folder.")]
 TokenizerOption = Annotated[
-    str, typer.Option("--tokenizer", metavar="bytes|bpe:SIZE|FILE", help="Bytes, BPE trained on this text, or a tokenizer.json.")
+    str, typer.Option("--tokenizer", metavar="bytes|bpe:SIZE|FILE", help="Use bytes, train BPE on this text, or read a tokenizer.json.")
 ]
-SplitOption = Annotated[str, typer.Option("--split", metavar="NAME=SHARE,…", help="Shares of the documents, which sum to 1.")]
-FieldOption = Annotated[str | None, typer.Option("--field", help="The field of a JSON record that holds the text.")]
+SplitOption = Annotated[str, typer.Option("--split", metavar="NAME=SHARE,…", help="Shares of the documents; they sum to 1.")]
+FieldOption = Annotated[str | None, typer.Option("--field", help="The text's field in JSON records.")]
 SeparatorOption = Annotated[
-    str | None, typer.Option("--document-separator", metavar="TEXT", help="Cut each file into documents at this text.")
+    str | None, typer.Option("--document-separator", metavar="TEXT", help="Split each file into documents at this text.")
 ]
 
 
@@ -33,9 +33,9 @@ def prepare(
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Prepare text for training: token shards with splits by document.
+    """Tokenize text into shards for training, split by document.
 
-    Documents are labelled with their folder's name if it has siblings, such as pos/ and neg/.
+    A document's label is the name of its folder, if that has siblings, such as pos/ and neg/.
 
     $ freetf prepare reviews.zip -o data/reviews
     $ freetf prepare books.jsonl.gz -o data/books --field text --tokenizer bpe:8192

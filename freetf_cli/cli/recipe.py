@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 def list_recipes(json: JsonOption = False) -> None:
-    """List the shipped recipes by family: name, kind of model, size, and what they are for.
+    """List the shipped recipes by family, with model, size and purpose.
 
-    All recipes of a sweep, figure4 for example, can be trained with one `freetf sweep`.
+    One `freetf sweep` trains all recipes of a sweep, such as figure4.
 
     $ freetf recipe list
     """
@@ -32,9 +32,9 @@ def list_recipes(json: JsonOption = False) -> None:
 
 
 def show_recipe(recipe: RecipeArgument, smoke: SmokeOption = False, set: SetOption = None, json: JsonOption = False) -> None:
-    """Print a recipe with everything resolved: what it extends, its overlay, your settings, every default.
+    """Print a recipe with every setting resolved: its base, its overlay, your settings and all defaults.
 
-    The output is a complete recipe file: redirect it, edit it, train it.
+    The output is a complete recipe file that you can edit and train.
 
     $ freetf recipe show letters-free --set latent.kappa=0.25
     """
@@ -45,7 +45,7 @@ def show_recipe(recipe: RecipeArgument, smoke: SmokeOption = False, set: SetOpti
 
 
 def schema(json: JsonOption = False) -> None:
-    """Print the JSON Schema of recipe files, with which editors check and complete them.
+    """Print the JSON Schema of recipe files, for checks and completion in editors.
 
     $ freetf recipe schema > recipe.schema.json
     """
@@ -59,11 +59,11 @@ def _complete_either(incomplete: str) -> list[str]:
     return [*complete_recipe(incomplete), *complete_run(incomplete)]
 
 
-EitherArgument = Annotated[str, typer.Argument(help="A shipped recipe, a TOML file, or a run's folder.", autocompletion=_complete_either)]
+EitherArgument = Annotated[str, typer.Argument(help="A shipped recipe, a TOML file or a run's folder.", autocompletion=_complete_either)]
 
 
 def diff(a: EitherArgument, b: EitherArgument, json: JsonOption = False) -> None:
-    """Compare two recipes, both resolved: show the settings that differ.
+    """Show the settings in which two resolved recipes differ.
 
     $ freetf recipe diff letters-baseline letters-free
     """
@@ -81,6 +81,6 @@ def _load(name: str) -> Recipe:
 
 
 def _entry(name: str, recipe: Recipe) -> RecipeEntry:
-    """`figure4/8th` belongs to the sweep figure4, `letters-free` to letters."""
+    """The row of a recipe. `figure4/8th` is of the family figure4, `letters-free` of letters."""
     family = name.partition("/" if "/" in name else "-")[0]
     return RecipeEntry(name, recipe.kind, recipe.description, recipe.model.layers, recipe.model.width, recipe.train.steps, family)

@@ -1,6 +1,6 @@
-"""The tables of docs/recipes.md, generated from the recipe's types: every key, and every shipped recipe.
+"""Generates the tables of docs/recipes.md: every key, from the recipe's types, and every shipped recipe.
 
-`python -m freetf_cli.cli.reference` writes them between the page's markers; a test compares the page with them.
+`python -m freetf_cli.cli.reference` writes them between the page's markers; a test checks that they are current.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def shipped_table() -> str:
     """Every shipped recipe: kind, size, description."""
     recipes = [(name, load_recipe(name)) for name in shipped_recipes()]
     rows = [(f"`{name}`", r.kind, f"{r.model.layers} × {r.model.width}", f"{r.train.steps:,}", r.description) for name, r in recipes]
-    return markdown_table(("recipe", "kind", "layers × width", "steps", "what it is"), rows)
+    return markdown_table(("recipe", "kind", "layers × width", "steps", "description"), rows)
 
 
 def _section(name: str, table: dict[str, Any]) -> str:

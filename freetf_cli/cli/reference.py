@@ -1,6 +1,6 @@
-"""Generate docs/cli.md and the tables of docs/recipes.md from the program itself: `python -m freetf_cli.cli.reference`.
+"""Generates docs/cli.md and the tables of docs/recipes.md from the program: `python -m freetf_cli.cli.reference`.
 
-Generated pages cannot be out of date: tests compare them with what this module writes.
+Tests check that the pages are current.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ go to stderr. `-` stands for stdin or stdout where a file is expected.
 Every command takes these options, before or after its name:"""
 ERRORS = """## Errors
 
-One line an error on stderr: `freetf: error: WHAT, WHERE; HINT`. All errors of a recipe are shown at once. With `--json`
+An error is one line on stderr: `freetf: error: WHAT, WHERE; HINT`. All errors of a recipe are shown at once. With `--json`
 they are one object on one line:
 
 ```json
@@ -41,7 +41,7 @@ When there are several, `error` is the first and `errors` lists them all."""
 
 
 def commands() -> dict[str, Any]:
-    """Every command by its full name, `recipe show` for one in a group."""
+    """Every command by its full name, such as `recipe show`."""
     root: Any = typer.main.get_command(build_app())
     found: dict[str, Any] = {}
     for name, command in root.commands.items():
@@ -62,7 +62,7 @@ def page() -> str:
 
 
 def exit_codes() -> dict[ExitCode, str]:
-    """Each exit code with the comment beside it in the source, so that its meaning is written once."""
+    """Each exit code with its meaning, which is the comment beside it in the source."""
     source, _ = inspect.getsourcelines(ExitCode)
     meanings = {}
     for line in source:

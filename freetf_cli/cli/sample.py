@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Iterable, Iterator
 from itertools import chain, groupby
-from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal
 
 import typer
 
@@ -14,38 +14,41 @@ from freetf_cli.cli.options import DeviceOption, JsonOption, RunArgument, SeedOp
 from freetf_cli.errors import InputError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from freetf_cli.model.latent import Latent
     from freetf_cli.records.samples import Sample
     from freetf_cli.runs.checkpoint import Checkpoint
 
 PromptOption = Annotated[
     list[str] | None,
-    typer.Option("--prompt", metavar="TEXT|-", help="Text to continue; -: one prompt for each line of stdin. May be repeated."),
+    typer.Option("--prompt", metavar="TEXT|-", help="Text to continue, or - for one prompt per line of stdin. May be repeated."),
 ]
-CountOption = Annotated[int, typer.Option("--count", "-n", min=1, help="Sequences in each group.")]
+CountOption = Annotated[int, typer.Option("--count", "-n", min=1, help="Sequences per group.")]
 ZOption = Annotated[
     str,
     typer.Option(
-        "--z", metavar="independent|shared|FILE", help="One Z for each sequence, one for each group, or the Zs of a JSONL file (-: stdin)."
+        "--z", metavar="independent|shared|FILE", help="Use one Z per sequence, one per group, or the Zs of a JSONL file (-: stdin)."
     ),
 ]
-GroupsOption = Annotated[int, typer.Option("--groups", "-g", min=1, help="Groups for each prompt.")]
+GroupsOption = Annotated[int, typer.Option("--groups", "-g", min=1, help="Groups per prompt.")]
 PromptZOption = Annotated[
     Literal["posterior", "prior"],
-    typer.Option("--prompt-z", metavar="posterior|prior", help="The prompt's own Z: inferred by the encoder, or drawn."),
+    typer.Option("--prompt-z", metavar="posterior|prior", help="Infer the prompt's Z with the encoder, or draw it from the prior."),
 ]
-TemperatureOption = Annotated[float, typer.Option("--temperature", min=0, help="0: always take the likeliest token.")]
-TopKOption = Annotated[int, typer.Option("--top-k", min=0, help="Only the k likeliest tokens; 0: all.")]
-TopPOption = Annotated[float, typer.Option("--top-p", min=0, max=1, help="Only the likeliest tokens that make up this share.")]
+TemperatureOption = Annotated[float, typer.Option("--temperature", min=0, help="Divide the logits by this; 0 takes the most likely token.")]
+TopKOption = Annotated[int, typer.Option("--top-k", min=0, help="Sample from the k most likely tokens; 0: all.")]
+TopPOption = Annotated[float, typer.Option("--top-p", min=0, max=1, help="Sample from the most likely tokens with this total probability.")]
 PrecisionOption = Annotated[
     Literal["fp32", "bf16"],
     typer.Option(
         "--precision",
         metavar="fp32|bf16",
-        help="Precision of the weights; bf16 halves the memory to read. A replay with --z needs the same precision.",
+        help="Precision of the weights. bf16 halves their memory traffic. A replay with --z needs the same precision.",
     ),
 ]
 MaxTokensOption = Annotated[
-    int | None, typer.Option("--max-tokens", min=1, help="Tokens to generate; default: up to the data's row length.")
+    int | None, typer.Option("--max-tokens", min=1, help="Tokens to generate; default: until the data's row length.")
 ]
 
 
@@ -65,9 +68,9 @@ def sample(
     seed: SeedOption = 0,
     json: JsonOption = False,
 ) -> None:
-    """Generate sequences: groups × count rows for each prompt, group by group.
+    """Generate sequences: groups × count for each prompt, group by group.
 
-    Without --prompt the data's own prompt is used. --json writes one record a line with its Z; --z FILE replays each of them.
+    The default prompt is the task's. --json writes one record per line with its Z, and --z FILE replays these records.
 
     $ freetf sample runs/letters-free --prompt 'K>' --z shared --groups 3 --count 8
     $ freetf sample runs/letters-free --count 4 --json > z.jsonl
@@ -75,38 +78,20 @@ def sample(
     $ freetf sample runs/books-free --prompt 'Once upon a time' --max-tokens 500 --precision bf16
     """
     from freetf_cli.device import resolve_device
-    from freetf_cli.generation.replay import read_z_file
     from freetf_cli.generation.sampling import SampleSpec, check_prompts, generate
-    from freetf_cli.report.console import hint, warn
+    from freetf_cli.report.console import warn
     from freetf_cli.runs.checkpoint import open_model
 
     for name, value in (("--temperature", temperature), ("--top-p", top_p)):
         if not math.isfinite(value):
             raise InputError(f"{name} {value}: not a finite number")
     checkpoint, model = open_model(run, resolve_device(device), warn)
-    shared, given = z == "shared", None
-    if model.latent is None:
-        if z != "independent":
-            raise InputError(f"--z {z}: this run is a baseline, it has no Z", str(run))
-    elif z not in ("independent", "shared"):
-        if z == "-" and "-" in (prompt or []):
-            raise InputError("--prompt - and --z - cannot both read stdin")
-        given = read_z_file(z, model.latent)
-    elif (window := model.latent.window) is not None and prompt_z == "posterior":
-        hint(f"Z of the first {window} positions decides the rest, and the prompt's Z is inferred; --prompt-z prior draws it")
-    spec = SampleSpec(
-        total=(checkpoint.recipe.model.context or 1) + 1,
-        new_tokens=max_tokens,
-        count=count,
-        groups=groups,
-        z="shared" if shared else "independent",
-        given_z=given,
-        prompt_z=prompt_z,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        seed=seed,
-    )
+    given, shared = _given_z(z, prompt or [], model.latent, run), z == "shared"
+    if given is None and prompt_z == "posterior":
+        _hint_prompt_z(model.latent)
+    sharing: Literal["independent", "shared"] = "shared" if shared else "independent"
+    total = (checkpoint.recipe.model.context or 1) + 1
+    spec = SampleSpec(total, max_tokens, count, groups, sharing, given, prompt_z, temperature, top_k, top_p, seed)
     if precision == "bf16":
         model.bfloat16()
     prompts, tokenizer = read_prompts(prompt, checkpoint, seed), checkpoint.tokenizer()
@@ -116,8 +101,29 @@ def sample(
     show_samples(records, checkpoint, shared=shared, json=json)
 
 
+def _given_z(z: str, prompts: list[str], latent: Latent | None, run: Path) -> list[list[Any]] | None:
+    """The Zs of a file, or None if --z names no file; InputError for a baseline."""
+    from freetf_cli.generation.replay import read_z_file
+
+    if latent is None and z != "independent":
+        raise InputError(f"--z {z}: this run is a baseline, it has no Z", str(run))
+    if latent is None or z in ("independent", "shared"):
+        return None
+    if z == "-" and "-" in prompts:
+        raise InputError("--prompt - and --z - cannot both read stdin")
+    return read_z_file(z, latent)
+
+
+def _hint_prompt_z(latent: Latent | None) -> None:
+    """Print a hint for a latent with a window, whose prompt may decide the whole sequence."""
+    from freetf_cli.report.console import hint
+
+    if latent is not None and latent.window is not None:
+        hint(f"Z of the first {latent.window} positions decides the rest, and the prompt's Z is inferred; --prompt-z prior draws it")
+
+
 def read_prompts(given: list[str] | None, checkpoint: Checkpoint, seed: int) -> Iterable[str]:
-    """Prompts from the command line and, for `-`, the lines of stdin as they arrive; without any, the task's own (none for text)."""
+    """The prompts of the command line, with the lines of stdin for `-` as they arrive. The default is the task's prompt, or "" for text."""
     from freetf_cli.tasks import make_task
 
     if given is None:
@@ -135,7 +141,7 @@ def _texts(file: BinaryIO) -> Iterator[str]:
 
 
 def show_samples(records: Iterator[Sample], checkpoint: Checkpoint, *, shared: bool, json: bool) -> None:
-    """JSON lines; plain lines in a pipe; on a terminal the boxes of Figure 4 where rows show their factors, else running text."""
+    """Print samples as JSON lines, as lines of text, or, on a terminal and for data with known factors, as the boxes of Figure 4."""
     from freetf_cli.records import to_json
     from freetf_cli.records.samples import line_spans
     from freetf_cli.report import terminal
@@ -153,7 +159,7 @@ def show_samples(records: Iterator[Sample], checkpoint: Checkpoint, *, shared: b
 
 
 def _shows_factors(checkpoint: Checkpoint) -> bool:
-    """Whether the factors of the run's data can be seen in a row."""
+    """Whether the factors of the run's data can be read from a row."""
     from freetf_cli.tasks import make_task
 
     facts = checkpoint.state["data"]

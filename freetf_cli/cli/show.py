@@ -7,7 +7,7 @@ from freetf_cli.cli.output import show as show_result
 
 
 def show(run: RunArgument, json: JsonOption = False) -> None:
-    """A run at a glance: recipe, sizes, curves, checkpoints, last samples.
+    """Show a run at a glance: recipe, sizes, curves, checkpoints, last samples.
 
     $ freetf show runs/letters-free
     """
@@ -17,8 +17,8 @@ def show(run: RunArgument, json: JsonOption = False) -> None:
 
     place = run.resolve()
     named = place.parent.name == "checkpoints"
-    folder = place.parent.parent if named else run  # a checkpoint's run
+    folder = place.parent.parent if named else run
     summary = summarise(folder)
     if named or summary.checkpoints:
-        open_checkpoint(run, warn)  # damaged: an error if it was named, a warning among those of a run
+        open_checkpoint(run, warn)  # a damaged checkpoint is an error if the user named it, else a warning
     show_result(summary, json=json)

@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from freetf_cli.config.sweep import PlannedRun
 
 SweepArgument = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A sweep (all its variants), a recipe, or a TOML file.", autocompletion=complete_sweep)
+    str, typer.Argument(metavar="RECIPE", help="A sweep with all its variants, a recipe or a TOML file.", autocompletion=complete_sweep)
 ]
-FolderOption = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The folder of the runs: DIR/NAME each.")]
+FolderOption = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder of all runs; a run's folder is DIR/NAME.")]
 GridOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=A,B", help="A setting, table.key=TOML value; a run for each of several values. May be repeated."),
+    typer.Option("--set", metavar="KEY=A,B", help="Change a setting, table.key=TOML value, with one run per value. May be repeated."),
 ]
-SeedsOption = Annotated[str | None, typer.Option("--seeds", metavar="0..4|0,1,2", help="A run for each seed; 0..4 includes 4.")]
-RunOption = Annotated[int | None, typer.Option("--run", metavar="N", min=1, max=1024, help="Run the commands, N at a time.")]
+SeedsOption = Annotated[str | None, typer.Option("--seeds", metavar="0..4|0,1,2", help="Train one run per seed; 0..4 includes 4.")]
+RunOption = Annotated[int | None, typer.Option("--run", metavar="N", min=1, max=1024, help="Run the commands here, N at a time.")]
 
 
 def sweep(
@@ -40,8 +40,8 @@ def sweep(
 ) -> None:
     """Print one resumable command per run: every variant of a sweep, every value of a setting, every seed.
 
-    The lines are for xargs, a job array or a launcher of your own. With --run N they are run here, N at a time: the output of a run goes to
-    DIR/NAME.log, runs that are done are skipped, and the exit code is 1 if one has failed.
+    Give the lines to xargs, a job array or your own launcher. --run N runs them here instead, N at a time: it skips finished runs, writes
+    each run's output to DIR/NAME.log, and exits with code 1 if a run fails.
 
     $ freetf sweep letters-free --set latent.kappa=0.25,0.5 --seeds 0..4 -o runs/kappa
     $ freetf sweep letters-free --seeds 0..4 -o runs/seeds | xargs -L 1 -P 2 env
@@ -53,7 +53,7 @@ def sweep(
     if (out / "recipe.toml").is_file():
         raise InputError("the folder of a sweep cannot be a run itself", str(out), "choose another -o")
     planned = plan_sweep(recipe, set_ or [], None if seeds is None else parse_seeds(seeds))
-    recipes = [load_recipe(one.recipe, smoke=smoke, overrides=one.settings) for one in planned]  # all faults before any work
+    recipes = [load_recipe(one.recipe, smoke=smoke, overrides=one.settings) for one in planned]  # report all errors before any work
     extra = [*(["--smoke"] if smoke else []), *([] if device == "auto" else ["--device", device])]
     records = [_record(one, out, extra) for one in planned]
     if run is None:
@@ -66,7 +66,7 @@ def sweep(
 
 
 def _record(one: PlannedRun, out: Path, extra: Sequence[str]) -> dict[str, Any]:
-    """What `--json` says of a run."""
+    """The JSON record of a planned run."""
     folder = str(out / one.name)
     settings = [word for setting in one.settings for word in ("--set", setting)]
     command = ["freetf", "train", one.recipe, *extra, *settings, "-o", folder, "--resume", "auto", "--quiet"]

@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 RunOption = Annotated[Path | None, typer.Option("--out", "-o", metavar="RUN", help="The run's folder; required unless --dry-run.")]
 ResumeOption = Annotated[
     str,
-    typer.Option("--resume", metavar="never|auto|PATH", help="auto: resume the run if it exists; PATH: resume it from this checkpoint."),
+    typer.Option("--resume", metavar="never|auto|PATH", help="Resume the run if it exists (auto), or from this checkpoint (PATH)."),
 ]
 InitOption = Annotated[
     Path | None,
-    typer.Option("--init-from", metavar="CHECKPOINT", help="Start a new run with these weights; a Free model can use its baseline's."),
+    typer.Option("--init-from", metavar="CHECKPOINT", help="Start a new run from these weights; a Free model can start from its baseline."),
 ]
 DryRunOption = Annotated[
-    bool, typer.Option("--dry-run", help="Only show sizes, FLOPs, memory, steps and tokens; needs neither data nor GPU.")
+    bool, typer.Option("--dry-run", help="Only show sizes, FLOPs, memory, steps and tokens; needs no data and no GPU.")
 ]
 
 
@@ -51,7 +51,7 @@ def train(
 ) -> None:
     """Train a baseline or a Free Transformer from a recipe.
 
-    The run's folder gets its recipe, manifest.json, metrics.jsonl, checkpoints, samples and report.html.
+    Writes recipe, manifest, metrics, checkpoints, samples and a report into the run's folder.
 
     $ freetf train letters-free -o runs/letters-free
     $ freetf train letters-free -o runs/quick --smoke
@@ -69,13 +69,15 @@ def train(
     if dry_run:
         _dry_run(loaded, recipe, device, json)
     elif out is None or str(out) == "-":
-        raise InputError("the run needs a folder" if out is None else "a run is a folder and cannot go to stdout", hint="name one: -o RUN")
+        raise InputError(
+            "the run needs a folder" if out is None else "a run is a folder and cannot go to stdout", hint="name a folder: -o RUN"
+        )
     elif loaded.parallel.processes > 1 and started == 1:
         raise typer.Exit(launch(context.find_root().obj, loaded.parallel.processes))
     elif loaded.parallel.processes != started:
-        raise InputError(f"parallel.processes = {loaded.parallel.processes}, but {started} were started")
+        raise InputError(f"parallel.processes = {loaded.parallel.processes}, but {started} processes were started")
     else:
-        with stop_on_signals() as stop:  # loading takes seconds, and must react to signals too
+        with stop_on_signals() as stop:  # loading takes seconds and must react to signals too
             result = run_training(loaded, out, device, stop, resume=resume, init_from=init_from, quiet=quiet or json)
             if is_main_process():
                 show(result, json=json)
@@ -100,7 +102,7 @@ def _dry_run(recipe: Recipe, name: str, device: str, json: bool) -> None:
 def run_training(
     recipe: Recipe, out: Path, device: str, stop: StopRequest, *, resume: str = "never", init_from: Path | None = None, quiet: bool = False
 ) -> TrainResult:
-    """Train with a live display, and keep the run's report.html current. resume: as in --resume; init_from: a run or checkpoint folder."""
+    """Train with a live display, and update its report at every checkpoint. resume: as --resume. init_from: a run or a checkpoint."""
     from freetf_cli.device import resolve_device, set_threads
     from freetf_cli.report.console import warn
     from freetf_cli.report.progress import TrainingProgress
@@ -135,7 +137,7 @@ def run_training(
 
 
 def _choose_on_main(world: World, choose: Callable[[], Checkpoint | None]) -> Checkpoint | None:
-    """The checkpoint that process 0 chooses, opened in every process."""
+    """Choose a checkpoint on process 0, and open it in every process."""
     from freetf_cli.runs.checkpoint import Checkpoint
 
     chosen = choose() if world.is_main else None
@@ -144,7 +146,7 @@ def _choose_on_main(world: World, choose: Callable[[], Checkpoint | None]) -> Ch
 
 
 def resume_from(out: Path, resume: str) -> Checkpoint | None:
-    """The checkpoint that --resume means: none (`never`, or `auto` if there is none), the run's newest intact one, or the one named."""
+    """The checkpoint to resume from, by the value of --resume: the run's newest intact one, the named one, or None for a new run."""
     from freetf_cli.report.console import warn
     from freetf_cli.runs.checkpoint import Checkpoint, checkpoint_folders, open_checkpoint
 
@@ -154,13 +156,13 @@ def resume_from(out: Path, resume: str) -> Checkpoint | None:
     if path.resolve() == out.resolve():
         return open_checkpoint(path, warn)
     if path.resolve().parent != (out / "checkpoints").resolve():
-        hint = "--init-from starts a new run with another run's weights"
-        raise InputError("--resume needs a checkpoint of the run that -o names", resume, hint)
+        hint = "use --init-from to start a new run from another run's weights"
+        raise InputError("--resume needs a checkpoint of the run in -o", resume, hint)
     return Checkpoint.open(path)
 
 
 def write_report(run: RunFolder) -> None:
-    """Write RUN/report.html from the current state of the run."""
+    """Write the report of a run's current state."""
     from freetf_cli.durable import write_durably
     from freetf_cli.evaluation.summary import summarise
     from freetf_cli.report import page

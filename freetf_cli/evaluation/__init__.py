@@ -1,1 +1,1 @@
-"""What samples and runs tell: readings of generated rows, agreement between them, a run at a glance."""
+"""Evaluation of checkpoints: metrics, comparison, and probes of the latent."""

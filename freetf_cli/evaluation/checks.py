@@ -1,6 +1,6 @@
 """Checks on a comparison: `nll>+0.5%` fails when B's nll is more than 0.5 % above A's.
 
-The condition describes the failure. With % it is on 100 (B − A) / |A|, without on B − A in bits per token.
+The condition describes the failure. With % it applies to 100 (B − A) / |A|, without to B − A in bits per token.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SHAPE = re.compile(rf"\s*(?P<metric>[\w-]+)\s*(?P<operator>[<>]=?)\s*{_NUMBER}\
 
 @dataclass(frozen=True)
 class Check:
-    """A condition that B must not meet. limit: in per cent, or in bits per token."""
+    """A condition that B must not meet. limit: in percent or in bits per token."""
 
     expression: str
     metric: str
@@ -31,7 +31,7 @@ class Check:
     percent: bool
 
     def decide(self, pair: MetricPair | None) -> CheckResult:
-        """Against what was measured; None: A and B are the same model. A number that is not known (NaN) fails."""
+        """Apply the check to the measured values, or to None if A and B are the same model. An unknown difference (NaN) fails."""
         found = 0.0 if pair is None else self._found(pair)
         holds = not math.isnan(found) and not OPERATORS[self.operator](found, self.limit)
         return CheckResult(self.expression, self.metric, "%" if self.percent else "bits/token", found, holds)
@@ -43,7 +43,7 @@ class Check:
 
 
 def parse_checks(expressions: Sequence[str]) -> list[Check]:
-    """Read what --fail-if was given; raises one InputError for each that cannot be read."""
+    """Parse the values of --fail-if. Reports all that cannot be parsed."""
     checks, faults = [], []
     for expression in expressions:
         try:
@@ -56,7 +56,7 @@ def parse_checks(expressions: Sequence[str]) -> list[Check]:
 
 
 def parse_check(expression: str) -> Check:
-    """One condition: METRIC, > >= < or <=, a number, and % where it is a share."""
+    """Parse one condition: METRIC, then > >= < or <=, a number, and % for a relative limit."""
     where = f"--fail-if {expression!r}"
     found = _SHAPE.fullmatch(expression)
     if not found:
@@ -72,19 +72,19 @@ def parse_check(expression: str) -> Check:
 
 
 def check_kinds(checks: Sequence[Check], kind_a: str, kind_b: str) -> None:
-    """Refuse a check of a metric that a baseline lacks: its CE is not comparable with CE given a Z that has read the sequence."""
+    """Refuse a check of a metric that a baseline does not have: its CE is not comparable with a CE given Z from the posterior."""
     baselines = [name for name, kind in (("A", kind_a), ("B", kind_b)) if kind == "baseline"]
     wrong = next((check for check in checks if check.metric in LATENT_METRICS), None)
     if not baselines or wrong is None:
         return
     which = "both are baselines" if len(baselines) == 2 else f"{baselines[0]} is a baseline"
-    reasons = {"ce_posterior": "a posterior CE against a baseline's CE is no comparison", "ce_prior": "a baseline has no prior of Z"}
+    reasons = {"ce_posterior": "a posterior CE cannot be compared with a baseline's CE", "ce_prior": "a baseline has no prior of Z"}
     reason = reasons.get(wrong.metric, "a baseline has no Z") if len(baselines) == 1 else "a baseline has no Z"
     raise InputError(f"{reason}: {which}", f"--fail-if {wrong.expression!r}", "use nll or elbo")
 
 
 def raise_if_failed(results: Sequence[CheckResult]) -> None:
-    """CheckFailed, with every check that does not hold and what was found."""
+    """Raise CheckFailed if a check does not hold, with the values that were found."""
     failed = [f"'{one.expression}' (found {found_text(one)})" for one in results if not one.holds]
     if failed:
         count = "a check does not hold" if len(failed) == 1 else f"{len(failed)} checks do not hold"
@@ -92,5 +92,5 @@ def raise_if_failed(results: Sequence[CheckResult]) -> None:
 
 
 def found_text(result: CheckResult) -> str:
-    """`+0.7312 %`: as many digits as tell the value from a limit near it."""
+    """The value with four digits and its unit, such as `+0.7312 %`."""
     return "no number" if math.isnan(result.found) else f"{result.found:+.4g} {result.unit}"

@@ -1,8 +1,8 @@
-"""Two checkpoints side by side on the same held-out rows: which is better, by how much, and how sure that is.
+"""Compares two checkpoints on the same held-out rows: which is better, by how much, and with what certainty.
 
-Every difference is B − A, sequence by sequence: what makes a sequence hard for both cancels, so its interval is much narrower than those
-of A and B. A Free model's nll is an upper bound, a baseline's is exact; a posterior CE has read the sequence, and is never compared with
-a baseline's CE.
+Every difference B − A is paired by sequence: the difficulty of a sequence cancels, so the interval is much narrower than those of A and B.
+A Free model's nll is an upper bound, a baseline's is exact. A posterior CE is never compared with a baseline's CE, because its Z was
+inferred from the sequence itself.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from freetf_cli.config.files import differences
 from freetf_cli.data.batches import DataSource
 from freetf_cli.errors import InputError
 from freetf_cli.evaluation.checks import Check, check_kinds
-from freetf_cli.evaluation.likelihood import RowCosts, cost, row_costs
+from freetf_cli.evaluation.likelihood import RowCosts, row_costs
 from freetf_cli.evaluation.paired import pairs, positions
 from freetf_cli.evaluation.posterior import latent_of
 from freetf_cli.evaluation.run_data import check_split, open_run_data
@@ -36,7 +36,7 @@ from freetf_cli.runs.checkpoint import MANIFEST, Checkpoint
 from freetf_cli.runs.folder import RunFolder
 from freetf_cli.training.plan import plan_run
 
-MOST_NEW_TOKENS = 256  # of a sample: what fits beside another one
+MOST_NEW_TOKENS = 256  # of a sample, so that two fit side by side
 
 Advance = Callable[[int], None]
 Watch = Callable[[str, int | None], AbstractContextManager[Advance]]
@@ -44,13 +44,13 @@ Watch = Callable[[str, int | None], AbstractContextManager[Advance]]
 
 @contextmanager
 def unwatched(what: str, total: int | None) -> Iterator[Advance]:
-    """A progress display that nobody sees."""
+    """Show no progress."""
     yield lambda _: None
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model to compare: what the user calls it, and its checkpoint."""
+    """A model to compare: the name that the user gave, and the checkpoint."""
 
     name: str
     checkpoint: Checkpoint
@@ -58,7 +58,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Settings:
-    """How to compare. data: a folder in place of the runs' own data. samples: draws of the importance bound. count: samples shown."""
+    """How to compare. data: a folder instead of the runs' own data. samples: draws of the importance bound. count: shown samples."""
 
     data: Path | None = None
     split: str = "val"
@@ -71,9 +71,9 @@ class Settings:
 
 
 def compare(a: Candidate, b: Candidate, settings: Settings, *, device: torch.device, watch: Watch = unwatched) -> Comparison:
-    """Compare B with A. Models are on `device` one at a time; equal ones are not built at all.
+    """Compare B with A. The models are on `device` one at a time; equal models are not built.
 
-    InputError where the two cannot be compared: other tokenizers, other data, rows of another length, or a check that a baseline lacks.
+    InputError if they cannot be compared: different tokenizers, data or lengths of rows, or a check that a baseline does not have.
     """
     check_kinds(settings.checks, a.checkpoint.recipe.kind, b.checkpoint.recipe.kind)
     recipe = [Setting(*row) for row in differences(a.checkpoint.recipe, b.checkpoint.recipe)]
@@ -109,14 +109,14 @@ def compare(a: Candidate, b: Candidate, settings: Settings, *, device: torch.dev
 
 
 def same_model(a: Checkpoint, b: Checkpoint) -> bool:
-    """Equal weights, tokenizer and architecture, by the hashes that opening a checkpoint has verified."""
+    """Whether weights, tokenizer and architecture are equal, by the hashes that were verified when the checkpoints were opened."""
     ours, theirs = _hashes(a), _hashes(b)
     same = all(ours[name] == theirs[name] for name in ("model.safetensors", "tokenizer.json"))
     return same and a.recipe.architecture == b.recipe.architecture
 
 
 def common_data(a: Candidate, b: Candidate, folder: Path | None) -> DataSource:
-    """Data that means the same to both: A's own, which must be B's too, or a folder that fits both."""
+    """The data to measure both on: their common training data, or a folder that fits both."""
     one, other = a.checkpoint, b.checkpoint
     names = f"{a.name} and {b.name}"
     if one.tokenizer().sha256 != other.tokenizer().sha256:
@@ -125,11 +125,11 @@ def common_data(a: Candidate, b: Candidate, folder: Path | None) -> DataSource:
         raise InputError("the two were trained on different data (by SHA-256)", names, "name the data to measure both on with --data DIR")
     if _rows(one) != _rows(other):
         what = f"rows of the data differ: {_rows(one)} for A, {_rows(other)} for B (data.rows)"
-        raise InputError(what, names, "compare models that read the data alike")
+        raise InputError(what, names, "compare models with the same data.rows")
     context = _context(one, other, names)
     source = open_run_data(one, folder, context)
     if folder is not None:
-        open_run_data(other, folder, context)  # raises where it does not fit B
+        open_run_data(other, folder, context)  # raises if it does not fit B
     return source
 
 
@@ -141,7 +141,7 @@ class _Measured:
 
 
 def _measure(one: Candidate, source: DataSource, settings: Settings, device: torch.device, advance: Advance) -> _Measured:
-    """Everything that needs the model, which is let go of at the end."""
+    """Measure everything that needs the model. The model is freed on return."""
     model = one.checkpoint.model(device)
     costs = row_costs(
         model,
@@ -167,7 +167,7 @@ def _sample_spec(source: DataSource, settings: Settings) -> SampleSpec:
 
 
 def _prompt(source: DataSource, settings: Settings) -> str:
-    """The user's or the data's; one that cannot be sampled from is refused now, before the long part."""
+    """The user's prompt, or the task's. InputError, before the long part, if the models cannot continue it."""
     prompt = source.prompts(1, settings.seed)[0] if settings.prompt is None else settings.prompt
     if settings.count:
         check_prompts(source.tokenizer, [prompt], _sample_spec(source, replace(settings, prompt=prompt)))
@@ -175,7 +175,7 @@ def _prompt(source: DataSource, settings: Settings) -> str:
 
 
 def _sequences(source: DataSource, settings: Settings) -> int:
-    """As many as were asked for, or all there are."""
+    """The requested number of sequences, or all if there are fewer."""
     available = source.rows.size(settings.split)
     count = settings.sequences if available is None else min(settings.sequences, available)
     check_enough(count, "sequences", f"--sequences, or more data in split '{settings.split}'")
@@ -187,7 +187,7 @@ def _latent_use(model: Decoder, costs: RowCosts, source: DataSource, settings: S
     assert kl is not None and prior is not None and posterior is not None and above is not None
     saved = bootstrap((prior - posterior) / LN2, costs.tokens, clusters=costs.documents, seed=settings.seed)
     ratio = source.bytes_per_token.get(settings.split)
-    return LatentUse(cost(kl, costs.tokens, ratio, settings.seed, costs.documents), above, latent_of(model).kappa, saved)
+    return LatentUse(costs.cost(kl, ratio, settings.seed), above, latent_of(model).kappa, saved)
 
 
 def _weights(one: Candidate) -> Path:
@@ -195,7 +195,7 @@ def _weights(one: Candidate) -> Path:
 
 
 def _side(one: Candidate) -> Side:
-    """What is known without the model."""
+    """Everything that is known without building the model."""
     checkpoint = one.checkpoint
     home = checkpoint.folder.resolve().parent
     run = RunFolder(home.parent) if home.name == "checkpoints" and (home.parent / "recipe.toml").is_file() else None
@@ -223,7 +223,7 @@ def _with_measured(side: Side, one: Candidate, found: _Measured) -> Side:
 
 
 def _speed(timing: Path) -> float | None:
-    """The median rate of a run's timing.jsonl, tokens a second; lines that tell none are left out, as it is no part of the record."""
+    """The median rate in a run's timing.jsonl, tokens per second. Damaged lines are skipped: no result depends on this file."""
     rates = []
     for line in timing.read_text(encoding="utf-8", errors="replace").splitlines() if timing.is_file() else []:
         try:
@@ -239,17 +239,17 @@ def _hashes(checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def _rows(checkpoint: Checkpoint) -> str:
-    """`documents` or `packed`; auto is packed for text, as the data says of itself."""
+    """How rows are formed, `documents` or `packed`. `auto` means packed for text."""
     rows = checkpoint.recipe.data.rows
     return rows if rows != "auto" else "packed" if checkpoint.state["data"].get("task") is None else "documents"
 
 
 def _context(a: Checkpoint, b: Checkpoint, names: str) -> int | None:
-    """T: windows of a packed stream may be as short as the shorter of both; a document's row is what it is."""
+    """Positions T of a row. Packed rows can be cut to the shorter model's; documents cannot."""
     ours, theirs = a.recipe.model.context, b.recipe.model.context
     if ours == theirs or ours is None or theirs is None:
         return ours or theirs
     if _rows(a) != "packed":
-        what = f"rows are {ours} positions long for A, {theirs} for B (model.context): a document counts as a whole"
+        what = f"rows have {ours} positions for A, {theirs} for B (model.context), and documents cannot be cut"
         raise InputError(what, names, "compare models of the same model.context")
     return min(ours, theirs)

@@ -1,18 +1,18 @@
-"""How likely a model finds held-out sequences (paper §3.2 and eq. 4; importance weighting: Burda et al., arXiv 1509.00519).
+"""Likelihood of held-out sequences (paper §3.2 and eq. 4; importance weighting: Burda et al., arXiv 1509.00519).
 
-For a Free model −log P(S) = −log E_{Z ~ prior} P(S|Z) is not computable, but bounded from above:
+A Free model's −log P(S) = −log E_{Z ~ prior} P(S|Z) cannot be computed. It has these upper bounds:
 
-    ELBO        E_Q[−log P(S|Z)] + KL(Q(Z|S) ‖ P)                   CE + KL
-    posterior   −log (1/K) Σ_k P(S|Z_k) P(Z_k) / Q(Z_k|S)           Z_k ~ Q; falls with K towards −log P(S); K = 1 is the ELBO by sampling
-    prior       −log (1/K) Σ_k P(S|Z_k)                             Z_k ~ P; K = 1 is the CE with Z from the prior
+    negative ELBO   E_Q[−log P(S|Z)] + KL(Q(Z|S) ‖ P)               CE + KL
+    posterior       −log (1/K) Σ_k P(S|Z_k) P(Z_k) / Q(Z_k|S)       Z_k ~ Q; falls with K towards −log P(S); K = 1 estimates the ELBO
+    prior           −log (1/K) Σ_k P(S|Z_k)                         Z_k ~ P; K = 1 is the CE with Z from the prior
 
-Which is tighter depends on the model: with much information in Z the prior seldom draws a Z that fits; with much mismatch (KL that tells
-nothing) the posterior's weights are tiny for most draws. `nll` is the smaller of the two, each with its most draws.
+The model decides which is tighter. If Z contains much information, the prior seldom draws a Z that fits the sequence. If the mismatch is
+large (KL without information), most posterior draws have tiny weights. `nll` is the smaller of the two, each with its most draws.
 
-Only the Z of *carriers* counts, positions up to a row's last counted target: later ones reach no target and sum out exactly.
-The lower half and the encoder run once a sequence; only the upper half runs K times.
+Only positions up to a row's last counted target have a Z that counts (the latent mask). Later ones reach no target and sum out exactly.
+The lower half and the encoder run once per sequence; only the upper half runs K times.
 
-Shapes: N sequences, B of them at a time, K draws, T positions, H bits. Everything is in nats, and in float32 or wider.
+Shapes: N sequences, B of them at a time, K draws, T positions. Everything is in nats, and in float32 or wider.
 """
 
 from __future__ import annotations
@@ -40,28 +40,33 @@ from freetf_cli.evaluation.posterior import (
 from freetf_cli.evaluation.statistics import bootstrap, check_enough
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.records import LN2
-from freetf_cli.records.likelihood import BoundPoint, Cost, Likelihood
-from freetf_cli.runs.checkpoint import Checkpoint
+from freetf_cli.records.likelihood import Cost
 from freetf_cli.streams import keyed
 
 SAMPLES = (1, 8, 64, 512)
-PRIOR_DRAWS = 64  # at most, of Zs from the prior: their bound is worth having where a few draws reach it
+PRIOR_DRAWS = 64  # most draws from the prior: its bound is useful only if a few draws reach it
 Floats = NDArray[np.float64]
 Advance = Callable[[int], None]
 
 
 def _no_progress(_: int) -> None:
-    """Nobody watches."""
+    """Do not show progress."""
 
 
 @dataclass(frozen=True, eq=False)
 class RowCosts:
-    """Costs of N held-out sequences, nats a sequence [N], and by position.
+    """Costs of N held-out sequences, in nats per sequence [N].
 
-    tokens: counted targets [N]. documents: the document that a row begins in [N]. posterior_bound, prior_bound: by number of draws, empty
-    for a baseline. nll: the tighter of the two with the most draws, `proposal` says which; a baseline's CE. ce_posterior, kl, ce_prior:
-    None for a baseline; so is above_kappa, the share of tokens whose KL exceeds κ.
-    by_position: elbo (a baseline: CE) summed over sequences, and the targets that it was summed over, [T] each.
+    Attributes:
+        tokens: Counted targets [N].
+        documents: The document in which each row begins [N].
+        posterior_bound: Importance-weighted bounds with Z from the posterior, by number of draws; empty for a baseline.
+        prior_bound: The same with Z from the prior.
+        elbo: The negative ELBO, CE + KL; a baseline's CE.
+        ce_posterior: CE with Z from the posterior; None for a baseline, like `kl`, `ce_prior` and `above_kappa`.
+        above_kappa: Share of tokens whose KL exceeds κ.
+        by_position: `elbo` summed over sequences, and the number of targets in each sum, [T] each.
+        seconds: Duration of the measurement.
     """
 
     tokens: NDArray[np.int64]
@@ -78,20 +83,24 @@ class RowCosts:
 
     @property
     def proposal(self) -> str:
-        """Where the Zs of `nll` came from: posterior, prior, or none for a baseline."""
+        """The distribution of the Zs in `nll`: posterior or prior; none for a baseline."""
         if not self.posterior_bound:
             return "none"
         return "posterior" if _last(self.posterior_bound).mean() <= _last(self.prior_bound).mean() else "prior"
 
     @property
     def nll(self) -> Floats:
-        """The tightest bound on −log P(S) that was measured; a baseline's −log P(S)."""
+        """The tightest measured bound on −log P(S); a baseline's −log P(S)."""
         if not self.posterior_bound:
             return self.elbo
         return _last(self.posterior_bound if self.proposal == "posterior" else self.prior_bound)
 
+    def cost(self, nats: Floats, bytes_per_token: float | None, seed: int) -> Cost:
+        """The mean cost per token, with its interval, from nats per sequence [N]."""
+        return cost(nats, self.tokens, bytes_per_token, seed, self.documents)
+
     def metrics(self) -> dict[str, Floats | None]:
-        """By the names that `evaluate` and `compare` use."""
+        """The costs by the names that `evaluate` and `compare` use."""
         return {"nll": self.nll, "elbo": self.elbo, "ce_posterior": self.ce_posterior, "ce_prior": self.ce_prior, "kl": self.kl}
 
 
@@ -110,9 +119,10 @@ def row_costs(
     seed: int = 0,
     advance: Advance = _no_progress,
 ) -> RowCosts:
-    """Measure `sequences` held-out rows (or all there are): always the same rows, each with random streams of its own.
+    """Measure the first `sequences` held-out rows, or all if there are fewer. Each row has its own random streams.
 
-    samples: numbers of draws K of the importance bound. advance is told of sequences done. InputError below 20 sequences.
+    samples: numbers of draws K of the importance-weighted bound. advance is called with the number of sequences that were just measured.
+    InputError for fewer than 20 sequences.
     """
     started = time.perf_counter()
     draws = max(samples)
@@ -141,12 +151,12 @@ def row_costs(
 
 
 def _prior_samples(samples: Sequence[int]) -> list[int]:
-    """The same numbers of draws, up to PRIOR_DRAWS."""
+    """The numbers of draws from the prior: the same, up to PRIOR_DRAWS."""
     return sorted({min(count, PRIOR_DRAWS) for count in samples})
 
 
 def importance_bounds(log_weights_NK: Floats, samples: Sequence[int]) -> dict[int, Floats]:
-    """−log mean of K weights for each K, averaged over as many disjoint groups of K draws as there are: [N] each, nats."""
+    """−log mean of K weights in nats [N] for each K, averaged over all disjoint groups of K draws."""
     found = {}
     for count in sorted(set(samples)):
         groups = log_weights_NK.shape[1] // count
@@ -165,7 +175,7 @@ def _baseline(model: Decoder, batch: Batch) -> dict[str, Floats]:
 
 
 def _free(model: Decoder, batch: Batch, row: int, samples: Sequence[int], seed: int) -> dict[str, Floats]:
-    """Costs of a batch whose first row has number `row`."""
+    """Costs of a batch. row: the number of its first row, part of the random streams' keys."""
     draws, latent = max(samples), latent_of(model)
     rows, context = batch.inputs.shape
     passed = posterior_pass(model, batch)
@@ -204,7 +214,7 @@ def _array(tensor: Tensor) -> Floats:
 
 
 def cost(nats: Floats, targets: ArrayLike, bytes_per_token: float | None, seed: int = 0, documents: ArrayLike | None = None) -> Cost:
-    """The mean of per-sequence nats [N] over counted targets [N] as a Cost."""
+    """The mean cost per token, from nats per sequence [N] and counted targets [N]."""
     counted = np.asarray(targets, np.float64)
     estimate = bootstrap(nats, counted, clusters=documents, seed=seed)
     bits = estimate.value / LN2
@@ -215,48 +225,4 @@ def cost(nats: Floats, targets: ArrayLike, bytes_per_token: float | None, seed: 
         bits_per_token=bits,
         bits_per_byte=bits / bytes_per_token if bytes_per_token else None,
         bits_per_sequence=bits * float(counted[0]) if bool((counted == counted[0]).all()) else None,
-    )
-
-
-def evaluate_likelihood(
-    checkpoint: Checkpoint,
-    model: Decoder,
-    source: DataSource,
-    *,
-    run: str,
-    split: str,
-    sequences: int = 256,
-    samples: Sequence[int] = SAMPLES,
-    seed: int = 0,
-    advance: Advance = _no_progress,
-) -> Likelihood:
-    """Everything that `evaluate --task likelihood` tells of one checkpoint."""
-    costs = row_costs(model, source, split=split, sequences=sequences, samples=samples, seed=seed, advance=advance)
-    ratio = source.bytes_per_token.get(split)
-
-    def told(nats: Floats | None) -> Cost | None:
-        return None if nats is None else cost(nats, costs.tokens, ratio, seed, costs.documents)
-
-    return Likelihood(
-        run=run,
-        task="likelihood",
-        kind=checkpoint.recipe.kind,
-        step=checkpoint.step,
-        split=split,
-        sequences=len(costs.tokens),
-        tokens=int(costs.tokens.sum()),
-        seed=seed,
-        facts=source.facts,
-        nll=cost(costs.nll, costs.tokens, ratio, seed, costs.documents),
-        proposal=costs.proposal,
-        elbo=cost(costs.elbo, costs.tokens, ratio, seed, costs.documents),
-        ce_posterior=told(costs.ce_posterior),
-        kl=told(costs.kl),
-        ce_prior=told(costs.ce_prior),
-        bound=[BoundPoint(count, cost(nats, costs.tokens, ratio, seed, costs.documents)) for count, nats in costs.posterior_bound.items()],
-        prior_bound=[
-            BoundPoint(count, cost(nats, costs.tokens, ratio, seed, costs.documents)) for count, nats in costs.prior_bound.items()
-        ],
-        floor_bits=source.facts.floor_bits,
-        seconds=costs.seconds,
     )

@@ -1,6 +1,6 @@
-"""Held-out sequences through a model: the posterior pass, draws of Z, and costs given Z. Likelihood, answers and probes share it.
+"""The posterior pass, draws of Z, and costs given Z, shared by likelihood, answers and probes.
 
-The lower half and the encoder run once a sequence; the upper half runs once for every Z.
+The lower half and the encoder run once per sequence; the upper half runs once per Z.
 
 Shapes: B sequences, K draws, T positions. Costs are in nats, in float32 or wider.
 """
@@ -28,9 +28,10 @@ _LOGITS_AT_ONCE = {"cpu": 1 << 24, "cuda": 1 << 30}  # elements of [tokens, V]
 
 @dataclass(frozen=True)
 class PosteriorPass:
-    """A batch through the lower half and the encoder of a Free model.
+    """The output of a Free model's lower half and encoder for a batch.
 
-    tokens, targets [B, T]; mask [B, T]: 1 where Z can reach a counted target; x [B, T, D]: the stream below the latent.
+    tokens, targets: [B, T]. mask: the latent mask [B, T], 1 where Z can reach a counted target. x: the hidden states below the latent
+    [B, T, D]. posterior: Q(Z|S).
     """
 
     tokens: Tensor
@@ -41,7 +42,7 @@ class PosteriorPass:
 
 
 def latent_of(model: Decoder) -> Latent:
-    """The model's latent; ValueError of a baseline."""
+    """The model's latent; ValueError for a baseline."""
     if model.latent is None:
         raise ValueError("a baseline has no latent")
     return model.latent
@@ -56,7 +57,7 @@ def posterior_pass(model: Decoder, batch: Batch) -> PosteriorPass:
 
 
 def draw(latent: Latent, posterior: Distribution, streams: Sequence[np.random.Generator], length: int, count: int = 1) -> Tensor:
-    """`count` draws of Z for each of B sequences, each from its own stream: [B · count, …], the draws of a sequence together."""
+    """`count` draws of Z for each of B sequences, each sequence from its own stream: [B · count, …], sequence by sequence."""
     shape = latent.noise_shape(length)
     noise = np.stack([stream.random((count, *shape), dtype=np.float32) for stream in streams])
     rows = posterior.rows(torch.arange(len(streams)).repeat_interleave(count)) if count > 1 else posterior
@@ -64,21 +65,21 @@ def draw(latent: Latent, posterior: Distribution, streams: Sequence[np.random.Ge
 
 
 def prior_draws(model: Decoder, rows: range, length: int, seed: int, count: int = 1) -> Tensor:
-    """`count` Zs from the prior for each held-out row by its number, each row from its own stream: [rows · count, …]."""
+    """`count` Zs from the prior for each held-out row, each row from its own stream: [rows · count, …], row by row."""
     latent = latent_of(model)
     drawn = [z for row in rows for stream in [keyed(seed, "prior", row)] for z in latent.priors(stream, length, count)]
     return torch.from_numpy(np.stack(drawn)).to(model.embedding.weight.device)
 
 
 def target_nats(model: Decoder, hidden_BTD: Tensor, targets_BT: Tensor) -> Tensor:
-    """−log P of each target, nats [B, T]; 0 where a target does not count."""
+    """−log P of each target in nats [B, T]; 0 where a target does not count."""
     logits_BTV = model.logits(hidden_BTD)
-    wide = torch.promote_types(logits_BTV.dtype, torch.float32)  # bfloat16 would lose what a sum over positions adds up
+    wide = torch.promote_types(logits_BTV.dtype, torch.float32)  # bfloat16 is too coarse for sums over positions
     return F.cross_entropy(logits_BTV.to(wide).transpose(1, 2), targets_BT, ignore_index=IGNORE, reduction="none")
 
 
 def given_z_nats(model: Decoder, batch: PosteriorPass, z: Tensor) -> Tensor:
-    """−log P(target | Z) [B · K, T] for K Zs of each of the batch's B sequences, in pieces that bound the memory."""
+    """−log P(target | Z) in nats [B · K, T], for K Zs for each of the B sequences; computed in pieces to limit memory."""
     draws = len(z) // len(batch.tokens)
     owner = torch.arange(len(batch.tokens), device=batch.tokens.device).repeat_interleave(draws)
     at_once = rows_at_once(model, batch.tokens.shape[1])
@@ -96,7 +97,7 @@ def tensors(model: Decoder, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def rows_at_once(model: Decoder, context: int) -> int:
-    """Rows of T positions that go through the upper half together."""
+    """Rows of T positions that fit through the upper half together."""
     device = model.embedding.weight.device.type
     per_token = max(model.lm_head_weight.shape[0], attention_weights_per_token(model.config, context))
     tokens = min(_TOKENS_AT_ONCE.get(device, 1 << 16), _LOGITS_AT_ONCE.get(device, 1 << 26) // per_token)

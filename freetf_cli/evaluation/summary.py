@@ -1,4 +1,4 @@
-"""Summary of a run for `freetf show` and the HTML report, read from the run's folder alone."""
+"""Summarises a run for `freetf show` and the HTML report, from the run's folder alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from freetf_cli.training.plan import plan_run
 
 
 def summarise(path: Path) -> RunSummary:
-    """Summarise a run folder; InputError if the path is none."""
+    """Summarise a run; InputError if the path is not a run folder."""
     run = RunFolder.open(path)
     recipe, manifest = run.recipe(), run.manifest()
     where = str((manifest.get("device") or {}).get("device") or "cpu")
@@ -43,7 +43,7 @@ def summarise(path: Path) -> RunSummary:
 
 
 def sample_groups(samples: Mapping[str, Sequence[dict[str, Any]]], facts: DataFacts) -> list[SampleGroups]:
-    """The samples that the run kept, by group, as Figure 4 shows them: independent Z first."""
+    """The saved samples by group, as in the paper's Figure 4: independent Z, then shared Z."""
     found = []
     for name in ("independent", "shared"):
         records = samples.get(name, [])

@@ -1,7 +1,7 @@
-"""How far the weights of two checkpoints lie apart, read in pieces: neither file is ever in memory as a whole.
+"""Distance between the weights of two checkpoints: ‖B − A‖ / ‖A‖, and the cosine of A and B.
 
-‖B − A‖ / ‖A‖ and the cosine of A and B, for each tensor that both have in the same shape, and for groups of them: block by block,
-attention and feed-forward apart. Sums are in float64.
+Both are computed for each tensor with the same shape in both, and for each block, with attention and feed-forward separate. The files are
+read in pieces, so that neither is in memory as a whole. Sums are in float64.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from torch import Tensor
 from freetf_cli.errors import InputError
 from freetf_cli.records.compare import Change, GroupChange, TensorChange, TensorShape, WeightChanges
 
-PIECE = 1 << 20  # numbers of a tensor that are in memory at once, times three
+PIECE = 1 << 20  # elements of a tensor per piece; three pieces are in memory together
 
 Shapes = dict[str, list[int]]
 
 
 @dataclass(frozen=True)
 class _Sums:
-    """Over some numbers of A and B: Σ (B − A)², Σ A², Σ B², Σ A B."""
+    """Sums over elements of A and B: Σ (B − A)², Σ A², Σ B², Σ A B."""
 
     difference: float = 0.0
     a: float = 0.0
@@ -42,12 +42,12 @@ class _Sums:
         apart, norm_a, norm_b = (math.sqrt(square) for square in (self.difference, self.a, self.b))
         relative = apart / norm_a if norm_a else None if apart else 0.0
         cosine = self.product / norm_a / norm_b if norm_a and norm_b else None
-        # Rounding must not show a cosine above one.
+        # Rounding can give a cosine above 1.
         return Change(relative, None if cosine is None else cosine if math.isnan(cosine) else min(max(cosine, -1.0), 1.0))
 
 
 def compare_weights(a: Path, b: Path, advance: Callable[[int], object] = lambda _: None) -> WeightChanges:
-    """Compare two model.safetensors. advance is told of tensors done. InputError when a file cannot be read."""
+    """Compare two model.safetensors files. advance is called once per tensor. InputError if a file cannot be read."""
     with ExitStack() as stack:
         file_a, file_b = (stack.enter_context(_opened(path)) for path in (a, b))
         shapes_a, shapes_b = _shapes(file_a), _shapes(file_b)
@@ -73,7 +73,7 @@ def _tensor_change(name: str, shape: list[int], found: _Sums) -> TensorChange:
 
 
 def place(name: str) -> tuple[str, str]:
-    """Group and part of a tensor: `blocks.3.attention_norm.weight` is of ("blocks.3", "attention"), `norm.weight` of ("norm", "")."""
+    """Group and part of a tensor: ("blocks.3", "attention") for `blocks.3.attention_norm.weight`, ("norm", "") for `norm.weight`."""
     block = re.match(r"blocks\.\d+", name)
     part = re.search(r"\.(attention|ffn)(_norm)?\.", name)
     return block[0] if block else name.split(".")[0], part[1] if part else ""
@@ -87,7 +87,7 @@ def _opened(path: Path) -> Any:
 
 
 def _shapes(file: Any) -> Shapes:
-    """In the order of the model: block 2 before block 10."""
+    """The shapes of all tensors in the order of the model: block 2 before block 10."""
     return {name: list(file.get_slice(name).get_shape()) for name in sorted(file.keys(), key=_order)}
 
 
@@ -110,7 +110,7 @@ def _dot(x: Tensor, y: Tensor) -> float:
 
 
 def _pieces(file: Any, name: str, shape: Sequence[int]) -> Iterator[Tensor]:
-    """The tensor's numbers, flat and in float64, some rows at a time."""
+    """A tensor's elements, flat and in float64, some rows at a time."""
     if not shape:
         yield file.get_tensor(name).double().flatten()
         return
@@ -121,7 +121,7 @@ def _pieces(file: Any, name: str, shape: Sequence[int]) -> Iterator[Tensor]:
 
 
 def _groups(sums: dict[str, _Sums]) -> list[GroupChange]:
-    """In the order of the tensors."""
+    """The change of each group, in the order of the tensors."""
     found = []
     for group in dict.fromkeys(place(name)[0] for name in sums):
         parts = [(place(name)[1], one) for name, one in sums.items() if place(name)[0] == group]

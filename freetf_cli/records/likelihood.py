@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from freetf_cli.records import DataFacts
+from freetf_cli.records.evaluation import Evaluation
 from freetf_cli.records.glossary import glossary
-from freetf_cli.records.plan import KINDS
-from freetf_cli.report.blocks import Chart, Facts, Note, Reference, Report, Section, Series, Table
-from freetf_cli.report.units import MISSING, count, duration, fraction, is_number, number, signed, span
+from freetf_cli.report.blocks import Chart, Note, Reference, Report, Section, Series, Table
+from freetf_cli.report.units import MISSING, count, fraction, is_number, number, signed, span
 
 COMPARABLE = (
     "Compare nll and CE + KL with a baseline's CE: all of them bound -log P(S) from above. Do not compare CE with posterior Z: that Z was "
@@ -82,25 +81,17 @@ class BoundPoint:
     nll: Cost
 
 
-@dataclass(frozen=True)
-class Likelihood:
-    """What `evaluate --task likelihood` measures.
+@dataclass(frozen=True, kw_only=True)
+class Likelihood(Evaluation):
+    """The result of `evaluate --task likelihood`.
 
-    nll: a baseline's CE; a Free model's tightest importance-weighted bound, whose Zs came from `proposal` (posterior or prior; none for a
-    baseline). elbo: CE + KL (a baseline's CE). ce_posterior, kl, ce_prior: None for a baseline. bound, prior_bound: with Z from the
-    posterior and from the prior, from 1 draw to the most, falling towards −log P(S).
-    floor_bits: the data's entropy in bits per sequence where it is known. seconds: of the whole measurement.
+    nll: a baseline's CE, or a Free model's tightest importance-weighted bound. proposal: the distribution of that bound's Zs (posterior or
+    prior; none for a baseline). elbo: the negative ELBO, CE + KL; a baseline's CE. ce_posterior, kl, ce_prior: None for a baseline. bound,
+    prior_bound: with Z from the posterior and from the prior, by increasing number of draws; they fall towards −log P(S).
+    floor_bits: the data's entropy in bits per sequence; None where it is unknown.
     """
 
-    run: str
-    task: str
-    kind: str
-    step: int
-    split: str
-    sequences: int
     tokens: int
-    seed: int
-    facts: DataFacts
     nll: Cost
     proposal: str
     elbo: Cost
@@ -110,22 +101,15 @@ class Likelihood:
     bound: list[BoundPoint]
     prior_bound: list[BoundPoint]
     floor_bits: float | None
-    seconds: float
 
     def report(self) -> Report:
-        measured = f"{count(self.sequences)} sequences, {count(self.tokens)} tokens, seed {self.seed}"
         floor = f"{number(self.floor_bits)} bits/sequence, the data's entropy" if self.floor_bits is not None else ""
-        facts = [
-            ("model", f"{KINDS.get(self.kind, self.kind)}, step {count(self.step)}"),
-            ("data", f"{self.facts.name}, split {self.split}"),
-        ]
-        facts += [("measured on", measured), ("floor", floor), ("took", duration(self.seconds))]
         bounds = [self._bound(points, source) for source, points in (("posterior", self.bound), ("prior", self.prior_bound)) if points]
         symbols = ("CE", "nll", "floor") if self.kl is None else ("CE", "KL", "CE + KL", "nll", "Z", "floor")
         return Report(
             self.run,
             [
-                Facts(facts),
+                self.about(tokens=self.tokens, floor=floor),
                 Section("Cost of held-out sequences", [self._costs()]),
                 *bounds,
                 Note(self._reading() if bounds else ""),

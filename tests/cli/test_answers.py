@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from freetf_cli.cli.app import main
-from freetf_cli.evaluation.answers import evaluate_answers, share_of
+from freetf_cli.evaluation.metrics import Request
+from freetf_cli.evaluation.metrics.answers import evaluate as evaluate_answers
+from freetf_cli.evaluation.metrics.answers import wilson
 from freetf_cli.evaluation.run_data import open_run_data
 from freetf_cli.model.decoder import Output
 from freetf_cli.runs.checkpoint import open_model
@@ -22,7 +24,7 @@ def test_wilsons_interval(count: int, low: float, high: float) -> None:
     """Of 100, as statistics books and SciPy have it."""
     from scipy.stats import binomtest
 
-    share = share_of(count, 100)
+    share = wilson(count, 100)
     assert (share.low, share.high) == pytest.approx(tuple(binomtest(count, 100).proportion_ci(method="wilson")), abs=1e-8)
     assert (share.value, share.low, share.high) == (count / 100, pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
 
@@ -55,9 +57,9 @@ def test_a_row_is_wrong_with_one_wrong_token(blocks_runs: dict[str, Path], monke
         return Output(logits=torch.stack(rows))
 
     monkeypatch.setattr(model, "forward", forward)
-    told: list[int] = []
-    found = evaluate_answers(checkpoint, model, source, run="r", split="val", sequences=40, advance=told.append)
-    assert (found.sequences, found.errors.wrong, found.errors.share.value, sum(told)) == (40, 10, 0.25, 40)
+    progress: list[int] = []
+    found = evaluate_answers(checkpoint, model, source, Request("r", "val", sequences=40, advance=progress.append))
+    assert (found.sequences, found.errors.wrong, found.errors.share.value, sum(progress)) == (40, 10, 0.25, 40)
     assert found.errors_posterior is None
 
 

@@ -37,4 +37,4 @@ def test_a_recipe_without_data_can_be_timed(run_cli):
 
 def test_more_tokens_than_a_row_are_refused(refused):
     line = refused("bench", "sample", "demo-free", "--prompt-tokens", "60", "--max-tokens", "100", "--device", "cpu")
-    assert "60 tokens and 100 new ones are more than a row of" in line and "--max-tokens" in line
+    assert "a prompt of 60 tokens and 100 new tokens exceed the row of" in line and "--max-tokens" in line

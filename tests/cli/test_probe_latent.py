@@ -105,13 +105,13 @@ def test_no_figure_of_text_without_factors(
     monkeypatch.setattr("freetf_cli.evaluation.probe.measure.probe_latent", lambda *args, **options: pytest.fail("work was done"))
     done = run_cli("probe-latent", free_run, text_run, *QUICK, "--figure", tmp_path / "f.svg", "--report", tmp_path / "r.html")
     assert (done.code, done.stdout) == (2, "") and list(tmp_path.iterdir()) == []
-    assert f"no factor of the run's data is known: there are no samples for a figure, {text_run}; leave --figure out" in done.stderr
+    assert f"the run's data has no known factors, so there are no samples to draw, {text_run}; omit --figure" in done.stderr
 
 
 def test_a_figure_where_nothing_can_be_written(run_cli: Callable, free_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("freetf_cli.cli.output.os.access", lambda path, mode, **_: Path(path) != tmp_path)
     done = run_cli("probe-latent", free_run, *QUICK, "--figure", tmp_path / "f.svg")
-    assert done.code == 2 and f"the figure's folder cannot be written to, {tmp_path}" in done.stderr and list(tmp_path.iterdir()) == []
+    assert done.code == 2 and f"the figure's folder is not writable, {tmp_path}" in done.stderr and list(tmp_path.iterdir()) == []
 
 
 def test_labelled_text_is_read_by_its_words(run_cli: Callable, labelled: Path) -> None:
@@ -158,12 +158,12 @@ def test_a_baseline_has_no_z(run_cli: Callable, baseline_run: Path, free_run: Pa
         (("--prompt", "A>" + "_" * 12), "the prompt is as long as a sequence"),
         (("--prompt", "é"), "prompt"),
         (("--report", "-"), "a report is a file"),
-        (("--report", "no/such/folder/p.html"), "no such folder for the report"),
-        (("--report", "."), "taken by a folder"),
-        (("--figure", "-"), "a figure is a file, stdout has the result; name one: --figure FILE.svg"),
-        (("--figure", "no/such/folder/f.svg"), "no such folder for the figure, no/such/folder"),
-        (("--figure", "."), "the figure's name is taken by a folder"),
-        (("--figure", "same", "--report", "./same"), "figure and report are one file"),
+        (("--report", "no/such/folder/p.html"), "the report's folder does not exist"),
+        (("--report", "."), "the report's path is a folder"),
+        (("--figure", "-"), "the figure needs a file, because the result goes to stdout; name a file: --figure FILE.svg"),
+        (("--figure", "no/such/folder/f.svg"), "the figure's folder does not exist, no/such/folder"),
+        (("--figure", "."), "the figure's path is a folder"),
+        (("--figure", "same", "--report", "./same"), "the figure and the report are the same file"),
         (("--data", "nowhere"), "no such data folder"),
     ],
 )

@@ -99,7 +99,7 @@ def test_what_both_have_is_not_refused():
 
 
 def test_the_reason_names_a_posterior_ce():
-    with pytest.raises(InputError, match="a posterior CE against a baseline's CE is no comparison: B is a baseline"):
+    with pytest.raises(InputError, match="a posterior CE cannot be compared with a baseline's CE: B is a baseline"):
         check_kinds([parse_check("ce_posterior>1")], "free", "baseline")
 
 

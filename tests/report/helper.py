@@ -13,8 +13,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from freetf_cli.evaluation.metrics.answers import Answers, Errors
 from freetf_cli.records import CheckpointInfo, DataFacts, DatasetSummary, Finding, Findings, Metrics, Progress, TrainResult, from_json
-from freetf_cli.records.answers import Answers, Errors
 from freetf_cli.records.compare import (
     Change,
     CheckResult,
@@ -207,7 +207,19 @@ RECORDS: dict[str, Any] = {
     ),
     "diff": RecipeDiff("a", "b", [Setting("train.lr", 1e-3, None)]),
     "demo": DemoResult("demo", TRAINED, TRAINED, summary().agreement, 180.0),
-    "answers": Answers("runs/blocks", "answers", "free", 10, "val", 30, 0, FACTS, ERRORS, ERRORS, 1.0),
+    "answers": Answers(
+        run="runs/blocks",
+        task="answers",
+        kind="free",
+        step=10,
+        split="val",
+        sequences=30,
+        seed=0,
+        facts=FACTS,
+        seconds=1.0,
+        errors=ERRORS,
+        errors_posterior=ERRORS,
+    ),
     "run": summary(),
     "baseline": summary(False),
     "young run": summary(metrics=[], samples=[], agreement=[], checkpoints=[], status="running"),

@@ -1,4 +1,4 @@
-"""Agreement between samples that share a Z, and between samples that do not: the paper's Figure 4 as numbers.
+"""Agreement of samples that share a Z, and of samples that do not: the paper's Figure 4 in numbers.
 
 Shapes: G groups, N samples, A values, S sites.
 """
@@ -15,7 +15,7 @@ from freetf_cli.records.samples import Agreement
 from freetf_cli.tasks import make_task, task_names
 from freetf_cli.tasks.factors import UNREAD, Ints, encode
 
-ALL_PAIRS = 2048  # up to so many rows, marks are compared in every pair of groups; beyond, each group only with the one before it
+ALL_PAIRS = 2048  # with more rows, marks of a group are compared only with those of the group before it
 
 Floats = NDArray[np.float32]
 
@@ -47,7 +47,7 @@ Sums = tuple[tuple[float, float], tuple[float, float]]  # (agreement, pairs) wit
 
 
 def _equal_values(groups: Sequence[Ints]) -> Sums:
-    """Over all pairs, from the counts of each value."""
+    """Agreement of all pairs, from the counts of each value."""
     kinds = max(int(group.max(initial=UNREAD)) for group in groups) + 1
     counts_GA = np.stack([np.bincount(group[group != UNREAD], minlength=max(kinds, 1)) for group in groups])
     same, pairs = _pairs(counts_GA).sum(), _pairs(counts_GA.sum(1)).sum()
@@ -73,7 +73,7 @@ def _common_marks(groups: Sequence[Floats]) -> Sums:
 
 
 def _overlap(a: Floats, b: Floats, *, inside: bool = False) -> tuple[float, float]:
-    """The sum of |A ∩ B| / |A ∪ B| over pairs with a mark, and their number. inside: a is b; count each two of its rows once."""
+    """The sum of |A ∩ B| / |A ∪ B| over pairs with a mark, and their number. inside: a is b, and each pair of its rows counts once."""
     common = a @ b.T
     union = a.sum(1)[:, None] + b.sum(1) - common
     counted = union > 0

@@ -4,7 +4,7 @@ For M latents Z_g from the prior, N samples under each, and a factor f read from
 
     I(Z; f) = H(f) − mean_g H(f | Z_g)          bits
 
-If a factor cannot be read from every sample, all of this is conditional on its being read: a group's weight is its number of readings.
+If a factor cannot be read from every sample, all of this is conditional on reading it: a group's weight is its number of readings.
 Both entropies are biased downward if they are computed from counts, since N samples do not show all values. Here
 
 * H(f) is the entropy of the pooled counts with a delete-one-group jackknife: when Z decides f, the number of *latents*, not of samples,
@@ -12,7 +12,7 @@ Both entropies are biased downward if they are computed from counts, since N sam
 * H(f | Z_g) is an empirical Bayes estimate. With two values, the groups' probabilities come from a free-form distribution, found by
   maximum likelihood from all groups and sites (Kiefer and Wolfowitz; EM on a grid). With more values, the distribution of each group comes
   from Dirichlet(β · pooled distribution), with such a free-form distribution over β: β → ∞ where Z is ignored, β → 0 where it decides;
-* the pooled counts underestimate H(f) because they are M · N samples. H(f | Z_g) leans on them, so it gets the same relative correction.
+* the pooled counts underestimate H(f) because they are M · N samples. H(f | Z_g) leans on them, so it has the same relative correction.
 
 The interval is a bootstrap over the M latents of their jackknife pseudo-values, around two estimates: the one above, and one with
 delete-one-sample jackknife entropies within the groups. The two err in opposite directions if a group's values are close to each other
@@ -43,7 +43,7 @@ from freetf_cli.tasks.factors import UNREAD, Ints
 _CONCENTRATIONS = torch.logspace(-3, 6, 28, dtype=torch.float64)  # β; a value in between is a mixture of two
 _NULL_PRIOR = 10.0  # prior weight of the largest β in groups, as in adaptive shrinkage (Stephens, doi 10.1093/biostatistics/kxw041)
 _PROBABILITIES = torch.sin(torch.linspace(0, math.pi / 2, 301, dtype=torch.float64)).square()  # evenly spaced in standard errors
-_ROUNDS, _SETTLED = 3000, 1e-8  # of EM, which is slow to leave a β that fits a few groups by chance
+_ROUNDS, _SETTLED = 3000, 1e-8  # of EM, which converges slowly if a β fits a few groups by chance
 
 Floats = NDArray[np.float64]
 

@@ -1,4 +1,4 @@
-"""`probe-latent`: everything that is measured of one run's Z, in order (docs/probing.md)."""
+"""Runs all measurements of `probe-latent` on one run (docs/probing.md)."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from freetf_cli.records.probing import ProbeResult
 from freetf_cli.runs.checkpoint import Checkpoint
 from freetf_cli.tasks.factors import RowReader
 
-LONGEST = 256  # tokens of a generated sequence, where the data's rows are longer
-TRANSPLANTED = {"cpu": 256, "cuda": 1024}
-GROUPS, COUNT = {"cpu": 128, "cuda": 1024}, {"cpu": 64, "cuda": 128}  # Zs, and sequences under each
+LONGEST = 256  # tokens of a generated sequence at most
+SWAPPED = {"cpu": 256, "cuda": 1024}  # sequences of the latent swap
+GROUPS, COUNT = {"cpu": 128, "cuda": 1024}, {"cpu": 64, "cuda": 128}  # Zs of the intervention, and sequences for each
 
 
 @dataclass(frozen=True)
 class ProbeSpec:
-    """How much to measure. None: GROUPS and COUNT of the device; the task's own prompt; the recipe's held-out split."""
+    """What to measure. The defaults for None are the device's GROUPS and COUNT, and the task's prompt."""
 
     split: str
     sequences: int = 2048
@@ -39,9 +39,10 @@ class ProbeSpec:
 
 
 def probe_latent(checkpoint: Checkpoint, model: Decoder, source: DataSource, spec: ProbeSpec, *, run: str, stage: Stage) -> ProbeResult:
-    """Rate, latent ablation, intervention, latent swap, decoding, verdict. stage(name, total): progress of a part.
+    """Measure rate, latent ablation, intervention, latent swap and decoding, and give a verdict.
 
-    InputError where an interval would need more sequences or groups than there are.
+    stage(name, total): a context manager that shows the progress of one measurement. InputError if an interval would need more sequences or
+    groups.
     """
     started, seed, kind = time.perf_counter(), spec.seed, model.embedding.weight.device.type
     groups, count = spec.groups or GROUPS.get(kind, 128), spec.count or COUNT.get(kind, 64)
@@ -52,7 +53,7 @@ def probe_latent(checkpoint: Checkpoint, model: Decoder, source: DataSource, spe
         posterior = read_posterior(model, source, spec.split, spec.sequences, seed, advance, HiddenFeatures())
     rows = source.held_out_factors(spec.split, spec.sequences)
     reader = factor_reader(source, spec.split, spec.sequences)
-    kappa = latent_of(model).kappa
+    bits, kappa = checkpoint.recipe.latent.bits if checkpoint.recipe.latent else 0, latent_of(model).kappa
     found = rate(posterior, kappa, source.facts.floor_bits, seed)
     ablated = latent_ablation(posterior, source.bytes_per_token.get(spec.split), seed)
     notes = _notes(reader, sum(1 for row in rows if row), len(rows))
@@ -60,15 +61,15 @@ def probe_latent(checkpoint: Checkpoint, model: Decoder, source: DataSource, spe
     if reader is not None:
         sampling = SampleSpec(total=min(source.row_tokens, LONGEST), groups=groups, count=count, seed=seed)
         intervention = intervene(model, source.tokenizer, reader, prompt, sampling, stage)
-        carried = SampleSpec(total=sampling.total, count=TRANSPLANTED.get(kind, 256), seed=seed)
+        carried = SampleSpec(total=sampling.total, count=SWAPPED.get(kind, 256), seed=seed)
         taken = latent_swap(model, source.tokenizer, reader, posterior, rows, carried, stage)
-        decoded = decode(posterior, reader, rows, checkpoint.recipe.latent.bits if checkpoint.recipe.latent else 0, seed, stage)
+        decoded = decode(posterior, reader, rows, bits, seed, stage)
         notes += _doubts(intervention)
     return ProbeResult(
         run=run,
         step=checkpoint.step,
         facts=source.facts,
-        bits=checkpoint.recipe.latent.bits if checkpoint.recipe.latent else 0,
+        bits=bits,
         kappa=kappa,
         split=spec.split,
         seed=seed,
@@ -84,7 +85,7 @@ def probe_latent(checkpoint: Checkpoint, model: Decoder, source: DataSource, spe
 
 
 def _prompt(source: DataSource, spec: ProbeSpec) -> str:
-    """The prompt of every sequence of the intervention; InputError if the tokenizer cannot write it or it leaves no room."""
+    """The prompt of the intervention; InputError if the tokenizer cannot encode it, or if it fills the whole row."""
     prompt = source.prompts(1, 0)[0] if spec.prompt is None else spec.prompt
     if source.task is not None:
         source.task.check_prompt(prompt)
@@ -95,13 +96,13 @@ def _prompt(source: DataSource, spec: ProbeSpec) -> str:
 
 def _notes(reader: RowReader | None, known: int, rows: int) -> list[str]:
     if reader is None:
-        return ["no factor of this data is known, so there is nothing to intervene on: rate and latent ablation only"]
+        return ["this data has no known factors: only rate and latent ablation were measured"]
     if known < rows:
-        return [f"{rows - known} of {rows} held-out sequences hold parts of several documents: they have no label"]
+        return [f"{rows - known} of {rows} held-out sequences contain parts of several documents and have no label"]
     return []
 
 
 def _doubts(found: Intervention) -> list[str]:
-    """What to say where a control does not come out at zero."""
+    """A warning for each factor whose shuffled control differs from zero."""
     bad = [one.factor for one in found.factors if not one.shuffled.low - 0.01 <= 0 <= one.shuffled.high + 0.01]
-    return [f"the shuffled control of {name} is not zero: do not trust its row; more --groups and --count help" for name in bad]
+    return [f"the shuffled control of {name} is not zero: do not trust its row; raise --groups and --count" for name in bad]

@@ -1,15 +1,15 @@
-"""What flows through Z on held-out sequences, and what the decoder does with it.
+"""The rate of Z on held-out sequences, and the decoder's use of Z (latent ablation).
 
-Averaged over sequences the KL splits exactly in two (Hoffman and Johnson, "ELBO surgery", 2016):
+The mean KL over sequences is a sum of two terms (Hoffman and Johnson, "ELBO surgery", 2016):
 
     E_S KL(Q(Z|S) ‖ P) = I(S; Z) + KL(Q(Z) ‖ P),    Q(Z) = E_S Q(Z|S)
 
-the information that Z has about its sequence, and the mismatch of the aggregate posterior with the prior: bits that tell nothing, and that
-a Z drawn from the prior in generation does not know of. Neither can be computed, but N sequences give bounds (Poole et al., arXiv
-1905.06922) on the first and so on the second:
+The first is the information of Z about its sequence. The second is the mismatch between the aggregate posterior and the prior: it contains
+no information, and Zs drawn from the prior in generation do not have it. Neither can be computed. N sequences give bounds on the first
+(Poole et al., arXiv 1905.06922), and so on the second:
 
-    lower  E log Q(Z_i|S_i) / mean_j Q(Z_i|S_j)              all j: never more than log2 N
-    upper  E log Q(Z_i|S_i) / mean_{j ≠ i} Q(Z_i|S_j)        nor more than the KL
+    lower  E log Q(Z_i|S_i) / mean_j Q(Z_i|S_j)              over all j; at most log2 N
+    upper  E log Q(Z_i|S_i) / mean_{j ≠ i} Q(Z_i|S_j)        at most the KL
 
 Shapes: N sequences, B at a time, T positions, H bits.
 """
@@ -36,9 +36,9 @@ from freetf_cli.records.likelihood import Cost
 from freetf_cli.records.probe import LatentAblation, Rate
 from freetf_cli.streams import keyed
 
-LEAST_KL = 0.5  # bits a sequence: below, a ratio to the KL is noise
-ACTIVE = 0.01  # variance of a bit's probability over sequences, as for the active units of Burda et al., arXiv 1509.00519
-MOST_PAIRED, _BLOCK = 4096, 256  # sequences of the bracket, each held against all others; rows of these pairs at a time
+LEAST_KL = 0.5  # bits per sequence; a ratio to a smaller KL is noise
+ACTIVE = 0.01  # variance of an active bit's probability over sequences (active units: Burda et al., arXiv 1509.00519)
+MOST_PAIRED, _BLOCK = 4096, 256  # sequences in the bounds of I(S; Z), each paired with all others; rows of pairs at a time
 _BATCH_TOKENS = {"cpu": 1 << 14, "cuda": 1 << 17}
 
 Advance = Callable[[int], None]
@@ -46,12 +46,19 @@ Advance = Callable[[int], None]
 
 @dataclass(frozen=True, eq=False)
 class Posterior:
-    """The encoder's view of N held-out sequences, on the CPU.
+    """Posteriors of N held-out sequences and costs given Z, on the CPU.
 
-    bit_logits [N, T, H] and mask [N, T]: at positions whose Z reaches no target the logits are 0, as under the prior. z [N, T]: a
-    draw. other [N]: for each sequence another one. ce, ce_other, ce_prior [N]: nats a sequence with Z from the posterior, from the other
-    sequence's, and from the prior. targets [N]: how many count. documents [N]: which document a sequence begins in. hidden: what `keep`
-    made of each stream below the injection, [N, F].
+    Attributes:
+        bit_logits: [N, T, H]; 0, as under the prior, where the latent mask is 0.
+        mask: The latent mask [N, T].
+        z: A draw from each posterior [N, T].
+        other: The number of another sequence for each sequence [N].
+        ce: Nats per sequence with Z from the posterior [N].
+        ce_other: The same with the Z of the other sequence.
+        ce_prior: The same with Z from the prior.
+        targets: Counted targets [N].
+        documents: The document in which each sequence begins [N].
+        hidden: Features of the hidden states below the injection [N, F], or None.
     """
 
     bit_logits: Tensor
@@ -73,10 +80,10 @@ Keep = Callable[[Tensor], Tensor]
 def read_posterior(
     model: Decoder, source: DataSource, split: str, sequences: int, seed: int, advance: Advance, keep: Keep | None = None
 ) -> Posterior:
-    """Run held-out sequences through the encoder, then through the upper half with Z of their own, of another sequence, and of the prior.
+    """Encode held-out sequences, and measure their CE with Z from their own posterior, another sequence's posterior, and the prior.
 
-    keep: from the stream x [B, T, D] to features [B, F] for the probes. advance is given sequences done, twice each. Raises
-    InputError below 20 sequences, and for a latent that is not made of bits.
+    keep: maps hidden states x [B, T, D] to features [B, F] for the probes. advance is called twice for each sequence. InputError for fewer
+    than 20 sequences, and for a latent that has no bits.
     """
     rows = max(2, _BATCH_TOKENS.get(model.embedding.weight.device.type, 1 << 16) // source.context)
     parts: list[tuple[Tensor, ...]] = []
@@ -100,10 +107,10 @@ def read_posterior(
 
 
 def others(documents: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
-    """For each sequence the number of another one, drawn at random, from another document where that is likely to be had."""
+    """A random other sequence for each sequence, if possible of another document."""
     rng, own = np.random.default_rng(seed), np.arange(len(documents))
     found = np.roll(own, 1)
-    for _ in range(8):  # draws; what still meets its own document then keeps the last one that was not itself
+    for _ in range(8):  # redraw for sequences that were paired with their own document
         drawn = rng.permutation(len(own))
         better = (documents[drawn] != documents) & ((documents[found] == documents) | (found == np.roll(own, 1)))
         found = np.where(better, drawn, found)
@@ -113,7 +120,7 @@ def others(documents: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
 def _costs(
     model: Decoder, source: DataSource, split: str, zs: Sequence[Tensor], rows: int, advance: Advance
 ) -> tuple[Floats, Floats, Floats]:
-    """Nats a sequence [N] with each of three sets of Z [N, T]."""
+    """Nats per sequence [N] with each of three sets of Z [N, T]."""
     device, start = model.embedding.weight.device, 0
     parts: list[list[Tensor]] = [[], [], []]
     for batch in source.held_out(split, len(zs[0]), rows):
@@ -128,7 +135,7 @@ def _costs(
 
 
 def rate(posterior: Posterior, kappa: float, floor: float | None, seed: int = 0) -> Rate:
-    """What flows. kappa in bits per token, floor in bits per sequence."""
+    """The rate of Z and its decomposition. kappa in bits per token, floor in bits per sequence."""
     kl_NT = (kl_per_token(posterior.bit_logits) * posterior.mask).double().numpy() / LN2
     count, ce_N, kl_N = len(kl_NT), posterior.ce / LN2, kl_NT.sum(1)
     carried = posterior.mask.double().numpy()
@@ -161,21 +168,21 @@ def rate(posterior: Posterior, kappa: float, floor: float | None, seed: int = 0)
 
 
 def _by_bit(posterior: Posterior) -> Floats:
-    """Mean KL of each of a token's H bits, summed over positions, bits."""
+    """Mean KL in bits of each of the H bits of a token, summed over positions [H]."""
     logits_NTH1 = posterior.bit_logits[..., None]
     kl_NTH = kl_per_token(logits_NTH1) * posterior.mask[..., None]
     return np.asarray(kl_NTH.double().sum(1).mean(0).numpy() / LN2, np.float64)
 
 
 def _imbalance(mean_TH: Floats, error_TH: Floats) -> float:
-    """Σ KL(mean of a bit ‖ 1/2) in bits, less what chance adds to it: 2 · variance of the mean / ln 2 a bit."""
+    """Σ KL(mean of a bit ‖ 1/2) in bits, minus the expected contribution of chance: 2 · variance of the mean / ln 2 per bit."""
     p = np.clip(mean_TH, 1e-12, 1 - 1e-12)
     total = (1 + p * np.log2(p) + (1 - p) * np.log2(1 - p)).sum() - (2 * error_TH / LN2).sum()
     return max(0.0, float(total))
 
 
 def information_bounds(bit_logits_NTH: Tensor, z_NT: Tensor) -> tuple[float, float]:
-    """Lower and upper bound of I(S; Z), bits per sequence, from at most MOST_PAIRED sequences; in blocks of rows, N × N being large."""
+    """Lower and upper bound of I(S; Z) in bits per sequence, from at most MOST_PAIRED sequences. The N × N matrix is computed in blocks."""
     kept = np.random.default_rng(0).permutation(len(z_NT))[:MOST_PAIRED]
     logits_NF = bit_logits_NTH[kept].flatten(1).double()
     count, bits = len(logits_NF), bit_logits_NTH.shape[-1]
@@ -193,10 +200,10 @@ def information_bounds(bit_logits_NTH: Tensor, z_NT: Tensor) -> tuple[float, flo
 
 
 def latent_ablation(posterior: Posterior, bytes_per_token: float | None, seed: int = 0) -> LatentAblation:
-    """CE by where Z comes from."""
+    """CE with Z from the own posterior, another sequence's posterior, and the prior."""
     wrong = bootstrap(posterior.ce_other - posterior.ce, posterior.targets, clusters=posterior.documents, seed=seed)
 
-    def told(nats: Floats) -> Cost:
+    def estimate(nats: Floats) -> Cost:
         return cost(nats, posterior.targets, bytes_per_token, seed, posterior.documents)
 
-    return LatentAblation(told(posterior.ce), told(posterior.ce_other), told(posterior.ce_prior), wrong)
+    return LatentAblation(estimate(posterior.ce), estimate(posterior.ce_other), estimate(posterior.ce_prior), wrong)

@@ -1,0 +1,77 @@
+"""Metrics of `freetf evaluate`, one module each, found by listing this package.
+
+    request = Request(run="runs/letters-free", split="val", sequences=1024)
+    result = load("likelihood")(checkpoint, model, source, request)
+    result.report()
+
+To add a metric, add a module here with a function `evaluate`, and its test. The module's name is the value of `--task`; the first paragraph
+of its docstring is its help.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from freetf_cli.errors import InputError, nearest
+from freetf_cli.records.evaluation import Evaluation
+
+if TYPE_CHECKING:
+    from freetf_cli.data.batches import DataSource
+    from freetf_cli.model.decoder import Decoder
+    from freetf_cli.runs.checkpoint import Checkpoint
+
+    Metric = Callable[[Checkpoint, Decoder, DataSource, "Request"], Evaluation]
+
+
+def _no_progress(count: int) -> None:
+    """Do not show progress."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to measure.
+
+    Attributes:
+        run: The model's name in the report.
+        split: The held-out split.
+        sequences: Held-out sequences; all of them if the split has fewer.
+        samples: Draws of Z per sequence, for metrics that average over Z.
+        seed: Seed of the draws of Z. The sequences do not depend on it.
+        advance: Called with the number of sequences that were just measured.
+    """
+
+    run: str
+    split: str
+    sequences: int = 256
+    samples: int = 512
+    seed: int = 0
+    advance: Callable[[int], None] = _no_progress
+
+    def described(self, task: str, checkpoint: Checkpoint, source: DataSource, sequences: int, seconds: float) -> dict[str, Any]:
+        """The fields of an `Evaluation` of `sequences` sequences."""
+        model = {"run": self.run, "kind": checkpoint.recipe.kind, "step": checkpoint.step}
+        data = {"facts": source.facts, "split": self.split, "sequences": sequences, "seed": self.seed}
+        return {"task": task, **model, **data, "seconds": seconds}
+
+
+def metric_names() -> tuple[str, ...]:
+    """The names of all metrics, sorted. Imports none of them."""
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
+
+
+def load(name: str) -> Metric:
+    """The function `evaluate` of a metric; InputError for an unknown name."""
+    if name not in metric_names():
+        raise InputError(f"there is no metric '{name}'", hint=nearest(name, metric_names()))
+    return cast("Metric", importlib.import_module(f"{__name__}.{name}").evaluate)
+
+
+def describe(name: str) -> str:
+    """The first paragraph of a metric's docstring, parsed from the source: help must not import torch."""
+    tree = ast.parse(pkgutil.get_data(__name__, f"{name}.py") or b"")
+    return " ".join((ast.get_docstring(tree) or "").partition("\n\n")[0].split())

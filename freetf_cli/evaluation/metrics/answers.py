@@ -1,0 +1,99 @@
+"""answers: the share of sequences with a wrong token, for data in which only a part of each row counts, such as the task blocks.
+
+A Free model answers with Z from the prior, as in generation, and with Z from the encoder, which reads the answer too.
+Shapes: B sequences, T positions.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from freetf_cli.data.batches import IGNORE, DataSource
+from freetf_cli.errors import InputError
+from freetf_cli.evaluation.metrics import Request
+from freetf_cli.evaluation.posterior import draw, posterior_pass, prior_draws, rows_at_once, tensors
+from freetf_cli.model.decoder import Decoder
+from freetf_cli.records.evaluation import Evaluation
+from freetf_cli.records.likelihood import Estimate
+from freetf_cli.report.blocks import Note, Report, Table
+from freetf_cli.report.units import count, share
+from freetf_cli.runs.checkpoint import Checkpoint
+from freetf_cli.streams import keyed
+
+READING = (
+    "A sequence is wrong if at any counted position the most likely token, given the true tokens before it, differs from the true token."
+)
+
+
+@dataclass(frozen=True)
+class Errors:
+    """The number of wrong sequences, and their share with its 95 % interval (Wilson's)."""
+
+    wrong: int
+    share: Estimate
+
+    def cells(self) -> list[str]:
+        return [count(self.wrong), share(self.share.value), f"{100 * self.share.low:.1f} – {100 * self.share.high:.1f} %"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers(Evaluation):
+    """The sequences with a wrong token. Greedy generation gives the same answers up to its first wrong token.
+
+    errors: of a baseline, or of a Free model with Z from the prior. errors_posterior: with Z from the encoder; None for a baseline.
+    """
+
+    errors: Errors
+    errors_posterior: Errors | None
+
+    def report(self) -> Report:
+        rows = [["wrong answers" if self.errors_posterior is None else "wrong answers, prior Z", *self.errors.cells()]]
+        if self.errors_posterior is not None:
+            rows.append(["wrong answers, posterior Z", *self.errors_posterior.cells()])
+        table = Table(["", "sequences", "share", "95 % interval"], rows, align="lrrr")
+        return Report(self.run, [self.about(), table, Note(READING)], kicker="answers")
+
+
+@torch.inference_mode()
+def evaluate(checkpoint: Checkpoint, model: Decoder, source: DataSource, request: Request) -> Answers:
+    """Count wrong sequences. InputError if every token of a row is a target: such data asks no question."""
+    started = time.perf_counter()
+    rows = wrong = wrong_posterior = 0
+    for batch in source.held_out(request.split, request.sequences, rows_at_once(model, source.context)):
+        if (batch.targets[:, 0] != IGNORE).any():
+            raise InputError("no question is asked in this data: every token of a row counts", hint="--task likelihood")
+        inputs_BT, targets_BT = tensors(model, batch)
+        z = None
+        if model.latent is not None:
+            z = prior_draws(model, range(rows, rows + len(inputs_BT)), source.context, request.seed)
+            streams = [keyed(request.seed, "posterior", rows + row) for row in range(len(inputs_BT))]
+            inferred = draw(model.latent, posterior_pass(model, batch).posterior, streams, source.context)
+            wrong_posterior += _wrong(model, inputs_BT, targets_BT, inferred)
+        wrong += _wrong(model, inputs_BT, targets_BT, z)
+        rows += len(inputs_BT)
+        request.advance(len(inputs_BT))
+    return Answers(
+        **request.described("answers", checkpoint, source, rows, time.perf_counter() - started),
+        errors=Errors(wrong, wilson(wrong, rows)),
+        errors_posterior=Errors(wrong_posterior, wilson(wrong_posterior, rows)) if model.latent is not None else None,
+    )
+
+
+def wilson(part: int, total: int) -> Estimate:
+    """part / total with Wilson's 95 % interval, which also holds near 0 and 1. SciPy has it too, but belongs to the extra `probe`."""
+    z, mean = 1.959964, part / total
+    middle = (mean + z**2 / (2 * total)) / (1 + z**2 / total)
+    half = z * math.sqrt(mean * (1 - mean) / total + z**2 / (4 * total**2)) / (1 + z**2 / total)
+    return Estimate(mean, max(0.0, middle - half), min(1.0, middle + half))
+
+
+def _wrong(model: Decoder, inputs_BT: Tensor, targets_BT: Tensor, z: Tensor | None) -> int:
+    """The number of sequences with a wrong token."""
+    logits_BTV = model(inputs_BT, z).logits
+    missed_BT = (logits_BTV.argmax(-1) != targets_BT) & (targets_BT != IGNORE)
+    return int(missed_BT.any(1).sum())
