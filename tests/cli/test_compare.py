@@ -338,7 +338,7 @@ def test_data_of_another_task_is_refused(refused, run_cli, free_run, other_run, 
 
 def test_other_lengths_of_documents_are_refused(refused, free_run, workshop, tmp_path):
     shorter = trained(workshop, tmp_path / "shorter", "free", "--set", "model.context=10")
-    assert "rows are 13 positions long for A, 10 for B" in refused("compare", free_run, shorter)
+    assert "rows have 13 positions for A, 10 for B" in refused("compare", free_run, shorter)
 
 
 def test_too_few_sequences_are_refused(refused, free_run, other_run, no_forward):
