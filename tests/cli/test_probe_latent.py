@@ -138,7 +138,7 @@ def test_text_without_labels_has_rate_and_ablation(run_cli: Callable, text_run: 
 
 def test_a_sweep_is_of_one_data(run_cli: Callable, free_run: Path, text_run: Path) -> None:
     done = run_cli("probe-latent", free_run, text_run, "--sweep")
-    assert done.code == 2 and f"not that of {free_run}, {text_run}" in done.stderr
+    assert done.code == 2 and f"differs from {free_run}'s, {text_run}" in done.stderr
 
 
 def test_a_baseline_has_no_z(run_cli: Callable, baseline_run: Path, free_run: Path) -> None:

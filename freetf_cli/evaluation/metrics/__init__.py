@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from freetf_cli.errors import InputError, nearest
-from freetf_cli.records.evaluation import Evaluation
 
 if TYPE_CHECKING:
     from freetf_cli.data.batches import DataSource
     from freetf_cli.model.decoder import Decoder
+    from freetf_cli.records.evaluation import Evaluation
     from freetf_cli.runs.checkpoint import Checkpoint
 
     Metric = Callable[[Checkpoint, Decoder, DataSource, "Request"], Evaluation]
