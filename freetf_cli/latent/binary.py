@@ -1,22 +1,23 @@
-"""The paper's latent: H independent bits a token (§3.3, §3.4 and Algorithm 2 of Fleuret, arXiv 2510.17558).
+"""The paper's latent: H independent bits a token (§3.3, §3.4 and Algorithm 2, A2, of Fleuret, arXiv 2510.17558).
 
-    y = block(q = ζ repeated T times, kv = x), non-causal        line 7
-    L = to_bit_logits(norm(y))                                   line 8: logits of the bits, P(B_h = 1) = σ(L_h) (equation 6)
-    Y = one-hot of the code Σ_h 2^h B_h                          line 9: the binary mapper (equation 7)
-    r = post_sampler(Y), a row of a table W [C, D], C = 2^H      line 13
-    keys and values of block L/2 + 1 from x + r                  line 14
+    A2 line 7     y = block(q = ζ repeated T times, kv = x), non-causal     `Encoder`
+    A2 line 8     l = to_bit_logits(norm(y)); p_h = P(B_h = 1) = σ(l_h)     equation 6
+    A2 line 9     the code Σ_h 2^h B_h, whose one-hot vector is Y           the binary mapper, equation 7: `sample_codes`
+    A2 line 13    r = Y W, the row W[code] of a table [C, D], C = 2^H       `PostSampler`
+    A2 line 14    keys and values of block `depth` (from 0) from x + r      `ResidualInjection`
 
-The paper passes gradients by Y + G − detach(G), G_d = P(code = d) (equation 8): forward the one-hot, backward the gradient of all
-C probabilities. Neither Y nor G is built here, since [tokens, C] tensors take gigabytes at H = 16. The same numbers come from
+The paper passes gradients by Y + G − detach(G), where G_d = P(code = d) is a product over bits (equation 8): forward the one-hot,
+backward the gradient of all C probabilities. Neither Y nor G is built here, since [tokens, C] tensors take gigabytes at H = 16.
+The same numbers come from (`kernels.logit_gradient`)
 
-    forward    r = W[code]                                       a gather
-    backward   s = W · dr                                        in chunks of tokens
-               dL_h = Σ_d G_d (U_h(d) − p_h) s_d = Cov_G(U_h, s) U_h(d): bit h of d
+    s = W · dr, [C] a token                         the loss's gradient for Y
+    ∂loss/∂l_h = Σ_d G_d (U_h(d) − p_h) s_d         the covariance of U_h and s under G, where U_h(d) is bit h of d
 
-This gradient is exact for equation 8, and equation 8 is an estimate: it extrapolates the loss linearly from the code drawn to every
-other code. A bit that the decoder relies on lies where the loss is already flat, so its value is underestimated, the more so the
-surer the bit. `gradient = "heun"` divides dL_h by 2 P(B_h as drawn): averaged over draws, the slope at the bit drawn becomes the mean
-of the slopes at both its values, a trapezoid rule for the true difference (Liu et al., arXiv 2304.08612). It is not the paper's.
+This computes equation 8's gradient exactly. Equation 8 itself is a biased estimator: it extrapolates the loss linearly from the code
+drawn to every other code. Once the decoder relies on a bit, the slope at its drawn value is small, so what the bit is worth is
+underestimated, most when the bit is nearly certain. `gradient = "heun"` divides ∂loss/∂l_h by 2 P(B_h as drawn). With slopes g(1) and
+g(0) at the two values, its mean over draws is p g(1) / 2p + (1 − p) g(0) / 2(1 − p) = (g(0) + g(1)) / 2: the trapezoid rule for the true
+difference (Liu et al., arXiv 2304.08612). It is not the paper's.
 
 Shapes: N tokens, B sequences, T positions, H bits, C codes, D width. KL is in nats.
 """
@@ -58,7 +59,7 @@ class BinaryLatent(Latent):
         self.post_sampler = PostSampler(config.bits, model.width, config.numerics.gradient, config.numerics.float8)
 
     def posterior(self, x_BTD: Tensor, embedded_BTD: Tensor, ctx: Context) -> BinaryDistribution:
-        """Bernoulli bits from the encoder; from `latent.window` on their logits are 0, the prior's."""
+        """Bernoulli bits from the encoder. At positions ≥ `latent.window` the logits are 0, so that Q equals the prior."""
         bit_logits_BTH = self.encoder(embedded_BTD if self.reads_embeddings else x_BTD, ctx)
         if self.window is not None:
             bit_logits_BTH = bit_logits_BTH * (ctx.token_positions < self.window)[..., None]
@@ -141,7 +142,7 @@ class BinaryDistribution(Distribution):
 
 @dataclass(frozen=True)
 class ResidualInjection(Injection):
-    """Keys and values of block `depth` come from x + r; queries and the residual stream from x (line 14)."""
+    """Keys and values of block `depth` come from x + r; queries and the residual stream from x (A2 line 14)."""
 
     r_BTD: Tensor
     depth: int
@@ -151,7 +152,7 @@ class ResidualInjection(Injection):
 
 
 class Encoder(nn.Module):
-    """One non-causal block whose query and residual stream start at the learned vector ζ, then RMSNorm and H logits (lines 7–8).
+    """One non-causal block whose query and residual stream start at the learned vector ζ, then RMSNorm and H logits (A2 lines 7–8).
 
     ζ is the same at every position; the rotary embedding tells positions apart. Its attention is softmax attention whatever the
     decoder's: where all rows share one query, mixing attention weights across rows says little. With `own_blocks` it is the
@@ -201,12 +202,12 @@ def kl_per_token(bit_logits_BTH: Tensor) -> Tensor:
 
 
 def at_least_float32(values: Tensor) -> Tensor:
-    """Widen bfloat16, which would lose what a sum over positions adds up."""
+    """Widen bfloat16, whose rounding errors a later sum over bits and positions would add up."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 class PostSampler(nn.Module):
-    """The linear map from the one-hot code to r (line 13): a table W [C, D] without bias."""
+    """The linear map from the one-hot code to r (A2 line 13; the paper's name): a table W [C, D] without bias."""
 
     def __init__(self, bits: int, width: int, gradient: Literal["paper", "heun"] = "paper", float8: bool = False) -> None:
         super().__init__()
@@ -218,14 +219,14 @@ class PostSampler(nn.Module):
         r_BTD = F.embedding(codes_BT, self.weight)
         if bit_logits_BTH is None:
             return r_BTD
-        drawn_BT = codes_BT if self.gradient == "heun" else None
+        drawn_BT = codes_BT if self.gradient == "heun" else None  # the codes are needed for Heun's estimate only
         return _MapperGradient.apply(r_BTD, bit_logits_BTH, self.weight, drawn_BT, self.float8)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def initialise(self, kind: Literal["bits", "independent"], std: float, generator: torch.Generator) -> None:
         """Set W, entries with deviation `std`. "independent": every row is drawn. "bits": W_z = Σ_h ±a_h, the sign being bit h of z.
 
-        With "bits" each bit means the same in every code at the start, so a visit to one row informs the others.
+        With "bits" each bit means the same in every code at the start: what the decoder learns from one code holds for the others.
         """
         codes, width = self.weight.shape
         if kind == "independent":
@@ -256,10 +257,10 @@ class _MapperGradient(torch.autograd.Function):
 
 
 def twice_drawn(codes_BT: Tensor, bit_logits_BTH: Tensor) -> Tensor:
-    """2 P(B_h as drawn), [B, T, H], at least 0.002: below that, dL_h's factor p (1 − p) is rounding error."""
+    """2 P(B_h as drawn), [B, T, H], clamped at 0.002: below, the gradient's factor p (1 − p) is lost to rounding in bfloat16."""
     signs_BTH = 2.0 * code_bits(codes_BT, bit_logits_BTH.shape[-1]) - 1.0
     wide = torch.promote_types(bit_logits_BTH.dtype, torch.float32)
     return 2.0 * torch.sigmoid(signs_BTH * bit_logits_BTH.to(wide)).clamp(min=1e-3)
 
 
-Kind = BinaryLatent
+Kind = BinaryLatent  # what `latent.kind = "binary"` builds

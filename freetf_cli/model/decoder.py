@@ -1,18 +1,20 @@
 """The decoder: a Llama-style Transformer, with or without a latent Z in its middle.
 
-Without a latent it is the baseline. With one it is the Free Transformer, Algorithm 2 of Fleuret (arXiv 2510.17558):
+Without a latent it is the baseline. With one it is the Free Transformer, Algorithm 2 (A2) of Fleuret (arXiv 2510.17558):
 
-    x = embedding(tokens), blocks 1 … L/2          lines 2–5    `lower`
-    Q(Z | S) from the encoder                      lines 7–8    `latent.posterior`
-    Z sampled from Q, drawn from the prior, given  lines 9, 11
-    r = post_sampler(Z)                            line 13      `latent.inject`
-    block L/2 + 1 with keys and values from x + r, lines 14–18  `upper`
-    blocks L/2 + 2 … L, norm
-    logits = lm_head(x)                            line 19
+    A2 lines 2–5    x = embedding(tokens), then the first `depth` blocks (L/2 in the paper)      `lower`
+    A2 lines 7–8    Q(Z | tokens) from the encoder                                              `infer_latent`
+    A2 line 9       Z sampled from Q, with noise that the caller brings                         `posterior.sample`
+    A2 line 11      or Z given: drawn from the prior, shared or replayed by the caller
+    A2 line 13      r = W[Z] (the paper's post-sampler)                                         `latent.inject`
+    A2 lines 14–18  keys and values of the next block from x + r, queries and residual from x;  `upper`
+                    the blocks above it, norm
+    A2 line 19      logits = lm_head(x)                                                         `logits`
 
-Z is always an argument or sampled from noise that the caller brings: nothing here draws random numbers.
+A forward draws no random numbers. Costs are sums over the batch in nats.
 
-Shapes: B sequences, T positions, S cached and new positions, D width, V vocabulary.
+Shapes, as suffixes of names: B sequences, T positions, S cached and new positions, D width, V vocabulary. Z of the
+paper's latent is [B, T] (codes, int64), its noise [B, T, H] uniform in [0, 1); other kinds have shapes of their own.
 """
 
 from __future__ import annotations
@@ -72,10 +74,11 @@ class Decoder(nn.Module):
         cache: Cache | None = None,
         last_only: bool = False,
     ) -> Output:
-        """One pass. Of a Free model give either z, or noise to sample Z from the posterior; a baseline ignores both.
+        """One pass. A Free model needs z, or noise to sample Z from its posterior; if both are given, z wins. A baseline ignores both.
 
-        targets_BT: return the loss's terms instead of logits; positions with -100 do not count. weights: of the objective, needed
-        with targets and noise. last_only: logits of the last position only, [B, 1, V]. Raises ValueError without z and noise.
+        targets_BT: the next token of each position, already shifted; the loss's terms are returned instead of logits, and positions
+        with -100 do not count. weights: of the objective (κ and others), needed where Z is sampled and targets are given. last_only:
+        logits of the last position only, [B, 1, V]. Raises ValueError if a Free model gets neither z nor noise.
         """
         ctx = self.context(tokens_BT, cache)
         x_BTD = self.lower(tokens_BT, ctx)
@@ -100,13 +103,16 @@ class Decoder(nn.Module):
         return x_BTD
 
     def infer_latent(self, x_BTD: Tensor, tokens_BT: Tensor, ctx: Context) -> Distribution:
-        """Lines 7–8: Q(Z | S) from the whole sequence. Of a Free model only."""
+        """Lines 7–8: Q(Z | tokens), from the whole sequence in tokens_BT. A Free model only."""
         assert self.latent is not None
         embedded_BTD = self.embedding(tokens_BT) if self.latent.reads_embeddings else x_BTD
         return self.latent.posterior(x_BTD, embedded_BTD, ctx.non_causal())
 
     def upper(self, x_BTD: Tensor, z: Tensor | None, ctx: Context, posterior: Distribution | None = None) -> Tensor:
-        """Lines 13–18: Z's injection, the blocks above it, and the norm, [B, T, D]. posterior: what Z was sampled from, if it was."""
+        """Lines 13–18: Z's injection, the blocks above it, and the norm, [B, T, D].
+
+        posterior: the distribution that Z was sampled from, through which gradients reach the encoder; None where Z was given.
+        """
         injection = Injection() if self.latent is None or z is None else self.latent.inject(z, posterior)
         for index in range(self.depth, self.config.layers):
             x_BTD = self.blocks[index](x_BTD, ctx, injection.kv(index, x_BTD))
@@ -140,13 +146,13 @@ class Decoder(nn.Module):
         return {"embedding.weight", *(f"latent.{name}" for name in of_latent)}
 
     def context(self, tokens_BT: Tensor, cache: Cache | None = None) -> Context:
-        """What all blocks of this forward share. Writes the new positions' documents into the cache."""
+        """What all blocks of this forward share. With a cache, call it once a step: it writes the new positions' document ids there."""
         ids_BS = self._document_ids(tokens_BT, cache)
         config = self.config
         return make_context(tokens_BT.shape[1], config.head_width, config.rope_theta, tokens_BT.device, ids_BS, cache)
 
     def _document_ids(self, tokens_BT: Tensor, cache: Cache | None) -> Tensor | None:
-        """The document of each position, cached ones first, [B, S]; None where all positions see each other.
+        """The document id of each position, [B, S], of cached positions first; None where only causality hides keys.
 
         A separator begins a document: packed rows are cut out of `SEP d1 SEP d2 SEP …`. Left padding is a document of its own.
         """
@@ -178,7 +184,7 @@ class Decoder(nn.Module):
 
 @torch.no_grad()
 def initialise(module: nn.Module, layers: int, generator: torch.Generator) -> None:
-    """Set weights: normal with deviation fan_in^-1/2, output projections of residual branches (2 L)^-1/2 of that, embeddings 0.02.
+    """Set weights: normal with deviation fan_in^-1/2, output projections of residual branches (2 L)^-1/2 times that, embeddings 0.02.
 
     Draws on the CPU in a fixed order, so that a seed gives the same weights on every device. Vectors and the kernels of a kind of
     attention keep the values that they were built with.
