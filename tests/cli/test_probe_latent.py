@@ -157,7 +157,7 @@ def test_a_baseline_has_no_z(run_cli: Callable, baseline_run: Path, free_run: Pa
         (("--split", "test-of-nothing", "--data", "text"), "tokenizer is not the run's"),
         (("--prompt", "A>" + "_" * 12), "the prompt is as long as a sequence"),
         (("--prompt", "é"), "prompt"),
-        (("--report", "-"), "a report is a file"),
+        (("--report", "-"), "the report needs a file"),
         (("--report", "no/such/folder/p.html"), "the report's folder does not exist"),
         (("--report", "."), "the report's path is a folder"),
         (("--figure", "-"), "the figure needs a file, because the result goes to stdout; name a file: --figure FILE.svg"),
