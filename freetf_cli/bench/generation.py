@@ -54,6 +54,6 @@ def _measured(model: Decoder, batch: int, prompt: int, new_tokens: int, effort: 
 
 
 def _read_bytes(model: Decoder) -> int:
-    """Bytes of the weights that each token reads: not the latent's, nor an embedding table of which it reads one row."""
+    """Bytes of weights read for each token, without the latent's and without an embedding table that is not also the output layer."""
     left_out = ("latent.", *(("embedding.",) if model.lm_head is not None else ()))
     return sum(w.numel() * w.element_size() for name, w in model.named_parameters() if not name.startswith(left_out))

@@ -1,4 +1,4 @@
-"""The matrix products of a step, each measured alone: the time of a step in which nothing else takes time."""
+"""The matrix products of a step, each measured alone: their sum is a lower bound on the time of a step."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.found[(_operand(a), _operand(b))] += 1
 
     def _attention(self, q: Tensor, k: Tensor, v: Tensor, *, count: int) -> None:
-        """Half of the products have the shape of q · kᵀ, half that of weights · v."""
+        """Runs `count` products, half shaped like q · kᵀ and half like weights · v."""
         q, k, v = (each.flatten(0, 1) for each in (q, k, v))
         scores = q.new_empty(q.shape[0], q.shape[1], k.shape[1])
         k, v = (each.repeat_interleave(q.shape[0] // each.shape[0], 0) for each in (k, v))

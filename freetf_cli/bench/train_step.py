@@ -153,7 +153,7 @@ def _model(recipe: Recipe, device: torch.device) -> Decoder:
 
 
 def release(device: torch.device) -> None:
-    """Free what the last variant held, its CUDA graph and compiled code included."""
+    """Free the memory of the last variant, including its CUDA graph and compiled code."""
     torch.compiler.reset()
     gc.collect()
     if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""The table `[latent]`: what Z is; within it `[latent.objective]`, what the loss asks of it, and `[latent.numerics]`."""
+"""The table `[latent]` (what Z is), with `[latent.objective]` (the terms of the loss) and `[latent.numerics]`."""
 
 from __future__ import annotations
 
@@ -89,13 +89,13 @@ class LatentConfig(ConfigTable):
 
     @rule("kappa", "bits")
     def _kappa_fits_the_bits(self) -> str | None:
-        if self.kappa <= self.bits:
+        if self.kind != "binary" or self.kappa <= self.bits:
             return None
         return f"latent.kappa = {self.kappa:g} is more than latent.bits = {self.bits}: a token holds no more"
 
     @rule("objective.schedule", "bits")
     def _schedules_are_paths(self) -> str | None:
-        most = {"kappa": float(self.bits), "slope": 1.0}
+        most = {"kappa": float(self.bits) if self.kind == "binary" else math.inf, "slope": 1.0}
         for name, path in self.objective.schedule.items():
             if fault := _check_path(path, most.get(name, math.inf)):
                 return f"latent.objective.schedule.{name}{fault}"

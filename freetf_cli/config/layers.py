@@ -13,7 +13,7 @@ from freetf_cli.errors import InputError
 
 @dataclass(frozen=True)
 class Layer:
-    """Some keys of a recipe. where: the file or option they come from; text: that of the file; prefix: the table of it that they are in."""
+    """Keys of a recipe from one source. where: the file or option; text: the file's text; prefix: the table that holds the keys."""
 
     tree: Mapping[str, Any]
     where: str

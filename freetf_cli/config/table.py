@@ -101,7 +101,7 @@ class ConfigTable(BaseModel):
         return made
 
     def broken(self, *, partial: bool = False, within: str = "") -> Iterator[Broken]:
-        """The rules that do not hold, those of the tables within this one included. partial: skip rules that read a missing key."""
+        """The broken rules of this table and of the tables inside it. partial: skip rules that read a missing key."""
         for name in type(self).model_fields:
             table = self.__dict__.get(name)
             if isinstance(table, ConfigTable):

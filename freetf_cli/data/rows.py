@@ -80,7 +80,7 @@ class _Epochs:
         self._orders: dict[int, NDArray[np.int64]] = {}
 
     def pieces(self, start: int, count: int) -> list[tuple[int, NDArray[np.int64]]]:
-        """(epoch, items) for the places start … start + count − 1 of all epochs in a row."""
+        """(epoch, items) for positions start … start + count − 1 of the sequence of all epochs."""
         stop, pieces = start + count, []
         while start < stop:
             epoch, place = divmod(start, self.size)

@@ -29,7 +29,7 @@ class DecodeLoop:
     """Generation of a batch whose prompt is in the cache.
 
     tokens_BT: the rows, filled in place after the prompt. z: the latent of all input positions; None of a baseline. quantiles_BN: a
-    uniform number for each token to choose. logits_BV: of the first of them. separator: the token that ends a sequence.
+    uniform number for each token to choose. logits_BV: logits of the first new token. separator: the token that ends a sequence.
     """
 
     model: Decoder

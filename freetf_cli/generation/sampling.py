@@ -12,12 +12,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from functools import lru_cache
 from itertools import chain, product
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from freetf_cli.data.tokenizer import Tokenizer
@@ -146,13 +146,16 @@ def figure4_samples(model: Decoder, tokenizer: Tokenizer, prompt: str, spec: Sam
 def _batches(model: Decoder, rows: Iterator[_Row]) -> Iterator[list[_Row]]:
     """Rows in their order, in batches whose caches fit and whose prompts have similar lengths."""
     batch: list[_Row] = []
+    shortest = longest = added = 0  # tokens of the batch's shortest and longest prompt, and of its longest continuation
     for row in rows:
-        if batch:
-            lengths = [len(batch[0].tokens), len(row.tokens)]
-            similar = max(lengths) <= max(2 * min(lengths), min(lengths) + MOST_PADDING)
-            if not similar or len(batch) >= rows_at_once(model, max(batch[0].total, row.total)):
-                yield batch
-                batch = []
+        prompt = len(row.tokens)
+        low, high, new = min(shortest, prompt), max(longest, prompt), max(added, row.total - prompt)
+        if batch and (high > max(2 * low, low + MOST_PADDING) or len(batch) >= rows_at_once(model, high + new)):
+            yield batch
+            batch = []
+        if not batch:
+            low, high, new = prompt, prompt, row.total - prompt
+        shortest, longest, added = low, high, new
         batch.append(row)
     if batch:
         yield batch
@@ -161,10 +164,13 @@ def _batches(model: Decoder, rows: Iterator[_Row]) -> Iterator[list[_Row]]:
 def _rows_of_prompt(model: Decoder, tokenizer: Tokenizer, prompt: str, place: int, spec: SampleSpec) -> Iterator[_Row]:
     """Every row of a prompt, group by group."""
     tokens, total = _encode(tokenizer, prompt, spec)
+    shared: NDArray[Any] | None = None
     for group, index in product(range(spec.groups), range(spec.count)):
         given = _given_z(spec, (place * spec.groups + group) * spec.count + index)
         length = total if given is None else _replay_length(total, len(tokens), given, tokenizer)
-        yield _row(model.latent, prompt, tokens, length, (place, group, index), spec, given)
+        row = _row(model.latent, prompt, tokens, length, (place, group, index), spec, given, shared if index else None)
+        shared = row.z if spec.z == "shared" else None
+        yield row
 
 
 def _encode(tokenizer: Tokenizer, prompt: str, spec: SampleSpec) -> tuple[list[int], int]:
@@ -207,25 +213,19 @@ def _row(
     place: tuple[int, int, int],
     spec: SampleSpec,
     given: Sequence[Any] | None,
+    shared: NDArray[Any] | None = None,
 ) -> _Row:
+    """place: the row's prompt, group and index in it. given: its Z from the user; shared: Z of the group where it is already drawn."""
     key = place[:2] if spec.z == "shared" else place  # a group that shares Z shares the draw of its prompt's Z too
     z = noise = None
     if latent is not None and given is not None:
         z = np.asarray(given[: total - 1])
     elif latent is not None:
-        z = _prior(latent, spec.seed, key, total - 1)
+        z = latent.prior(keyed(spec.seed, _Purpose.PRIOR, *key), total - 1) if shared is None else shared
         if spec.prompt_z == "posterior":
             noise = keyed(spec.seed, _Purpose.POSTERIOR, *key).random(latent.noise_shape(len(tokens)), dtype=np.float32)
     quantiles = keyed(spec.seed, _Purpose.TOKENS, *place).random(total - len(tokens))
     return _Row(prompt, tokens, total, place[1], place[2], z, noise, quantiles)
-
-
-@lru_cache(maxsize=8)
-def _prior(latent: Latent, seed: int, key: tuple[int, ...], length: int) -> np.ndarray:
-    """Z of the prior. Cached: a group that shares Z draws it once."""
-    z = latent.prior(keyed(seed, _Purpose.PRIOR, *key), length)
-    z.flags.writeable = False
-    return z
 
 
 @torch.inference_mode()

@@ -18,7 +18,7 @@ from freetf_cli.kernels.support import on_device_of, runs_kernels
 
 
 class BlockWeights(NamedTuple):
-    """The weights of a block, [outputs, inputs]; of the norms [D]. eps: of both norms."""
+    """The weights of a block: matrices are [outputs, inputs], norms [D]. eps: the ε of both norms."""
 
     attention_norm: Tensor
     q: Tensor

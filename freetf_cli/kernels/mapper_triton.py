@@ -61,7 +61,7 @@ def covariance(
 ) -> Tensor:
     """dL [N, H] float32 of s = dr · tableᵀ, or with table None of s = dr; p: sigmoid of the logits, float32.
 
-    dr and the table have one dtype, and rows of whole 16 bytes. table_scale_C: what the table's rows are to be multiplied with.
+    dr and the table have the same dtype, and rows that are multiples of 16 bytes. table_scale_C: a factor for each row of the table.
     """
     tokens, bits = p_NH.shape
     dr_ND, p_NH = _aligned(dr_ND), p_NH.contiguous()

@@ -104,11 +104,6 @@ class Context:
         """Whether the cache's length is known to the device only."""
         return isinstance(self.start, Tensor)
 
-    @property
-    def is_square(self) -> bool:
-        """Whether query t stands at position t and only causality hides keys: no cached positions, documents or padding."""
-        return self.mask is None and isinstance(self.start, int) and self.start == 0
-
     def layer(self, index: int | None) -> LayerCache | None:
         """The cache of block `index`; None without a cache, and for blocks of an encoder (index None)."""
         return None if self.cache is None or index is None else self.cache.layers[index]

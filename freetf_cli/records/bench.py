@@ -110,7 +110,7 @@ class TrainBench:
 
 @dataclass(frozen=True)
 class SampleRow:
-    """Generation from a recipe's model with random weights. time: of a whole batch; share: of the bandwidth, weights read once a token."""
+    """Generation from a model with random weights. time: of one batch; share: of the memory bandwidth, weights read once a token."""
 
     recipe: str
     kind: str

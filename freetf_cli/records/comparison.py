@@ -129,7 +129,7 @@ def verdict(result: Comparison) -> tuple[str, Mood]:
     if direction == "none":
         return f"No difference seen: {numbers}; the 95 % interval holds zero.", "warn"
     better, worse = (("B", result.b), ("A", result.a)) if direction == "lower" else (("A", result.a), ("B", result.b))
-    if (better[1].kind, worse[1].kind) == ("baseline", "free"):  # only the worse nll is a bound: what it leaves open may be more
+    if (better[1].kind, worse[1].kind) == ("baseline", "free"):  # the worse nll is an upper bound: the order may be reversed
         bound = f"{better[0]} is below the bound of {worse[0]}, whose own nll may be lower (more --samples tighten it)"
         return f"Undecided: {bound}: {numbers}.", "warn"
     both_bounds = worse[1].kind == better[1].kind == "free"

@@ -152,7 +152,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Intervals(Block):
-    """Estimates with their intervals, one a line, about a common zero. key: what the marks mean."""
+    """Estimates with their intervals, one per line, on a common axis through zero. key: the meaning of the marks."""
 
     CONTENT = "rows"
     title: str

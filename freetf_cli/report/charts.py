@@ -188,7 +188,7 @@ def _legend_name(series: Series, top: float) -> str:
 
 
 def _draw(made: Drawing, axes: Axes, chart: Chart, series: Series, least: float) -> Any:
-    """One series; what it returns stands for it in the legend."""
+    """Draw one series; returns the artist that its legend entry shows."""
     colour, points = COLOURS[series.role], _points(series)
     if chart.kind == "bars":
         if len(points) > 200:  # bars without gaps, as one shape

@@ -179,7 +179,7 @@ def bar_line(status: Status, width: int) -> Table:
 
 
 def number_line(status: Status, held_out: Status | None, width: int) -> Text:
-    """The numbers of a run, and the main one of its last evaluation; those of the highest rank are left out where there is no room."""
+    """A run's numbers and the main number of its last evaluation. If the line is too long, numbers of the highest rank are dropped."""
     pieces = list(status.pieces)
     if held_out:
         pieces += [Piece(f"held out: {one.text}", f"val {one.short}", "magenta", 1) for one in held_out.pieces if one.rank == 0]

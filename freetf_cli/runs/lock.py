@@ -18,7 +18,7 @@ LOCK, HOLDER = ".lock", ".lock.json"
 
 @contextmanager
 def lock_run(run: Path) -> Iterator[None]:
-    """Hold the lock of a run folder for the length of a block. Processes that only read a run do not need it.
+    """Hold the lock of a run folder inside the `with` block. Processes that only read a run do not need it.
 
     The folder is created if it does not exist, and removed again if nothing was put into it. Raises FreetfError, which names the holder,
     if another process has the lock.

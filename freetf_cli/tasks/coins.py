@@ -48,7 +48,7 @@ class Coins(Task):
         return Rows(tokens, lambda i: Example(text(tokens[i]), {"z": int(z[i])}))
 
     def prompt(self, seed: int, index: int) -> str:
-        """One symbol, 0 and 1 in turn."""
+        """Prompt number `index`: 0 and 1 alternate."""
         return str((seed + index) % 2)
 
     def other_prompt(self, factors: Mapping[str, Any]) -> str:

@@ -78,7 +78,7 @@ class RowReader(ABC):
         """What each row shows."""
 
     def other_prompt(self, factors: Mapping[str, Any]) -> str:
-        """A prompt that is not that of a row with these factors."""
+        """A prompt that contradicts these factors; "" if the prompt never does."""
         return ""
 
     def spans(self, text: str) -> list[Span]:

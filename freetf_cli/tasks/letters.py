@@ -74,7 +74,7 @@ class Letters(Task):
         return Rows(tokens, example)
 
     def prompt(self, seed: int, index: int) -> str:
-        """The letters in turn; seed 0 begins with the paper's `K>`."""
+        """Prompt number `index`: one letter after another; with seed 0 the first is the paper's `K>`."""
         return f"{ascii_uppercase[(FIRST + seed + index) % self.letters]}>"
 
     def check_prompt(self, prompt: str) -> None:

@@ -111,7 +111,7 @@ def local_device(device: torch.device) -> torch.device:
 
 @contextmanager
 def process_group(device: torch.device, stop: StopRequest) -> Iterator[World]:
-    """Join the process group that the environment describes (torchrun's variables), for the length of a block.
+    """Join the process group that the environment describes (torchrun's variables), inside the `with` block.
 
     Raises Stopped or Interrupted if a signal comes while this process waits for the others, FreetfError if they do not come.
     """

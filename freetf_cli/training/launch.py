@@ -182,7 +182,7 @@ def _wait(processes: Children) -> set[int]:
 
 
 def _outcome(processes: Children, outputs: Sequence[IO[bytes]], stuck: set[int]) -> int:
-    """The exit code of the run: that of a process that failed itself comes before those that lost it or were killed."""
+    """The run's exit code. A process's own failure takes precedence over processes that lost their peer or were killed."""
     codes = [process.returncode for process in processes.all]
     own = [rank for rank, code in enumerate(codes) if code > 0 and code != LOST and rank not in stuck]
     if own:

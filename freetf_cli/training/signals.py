@@ -31,7 +31,7 @@ def stop_error(number: signal.Signals, when: str, where: str = "") -> FreetfErro
 
 
 def handled_signals() -> list[signal.Signals]:
-    """SIGINT, and those of SIGTERM, SIGUSR1 and SIGHUP that the system has and that are not ignored (as `nohup` does)."""
+    """SIGINT, and SIGTERM, SIGUSR1 and SIGHUP where the system has them and they are not ignored (`nohup` ignores SIGHUP)."""
     numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name)]
     return [number for number in numbers if number is signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN]
 

@@ -183,7 +183,7 @@ def test_make_figure4_mini_trains_probes_and_draws_and_resumes(tmp_path):
         assert "</html>" in (tmp_path / "figure4-mini.html").read_text(encoding="utf-8")
     rows = [
         json.loads(line)
-        for line in (tmp_path / "figure4-mini" / "figure4-mini-4th" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        for line in (tmp_path / "figure4-mini" / "figure4-mini-4th-steps20" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     ]
     steps = [row["step"] for row in rows if row["split"] == "train"]
     assert steps == sorted(set(steps))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 
@@ -79,3 +82,35 @@ def test_sampled_rows_do_not_depend_on_their_neighbours(prompt_z: str, separator
     monkeypatch.setattr(sampling, "MOST_ROWS", {"cpu": 1})
     assert list(generate(model, tokenizer, prompts, spec)) == together
     assert batches[1:] == [1] * 16
+
+
+def test_the_prompts_of_a_batch_have_similar_lengths() -> None:
+    """Each with every other one: 60 and 140 are both similar to 100, and not to each other."""
+    model = make("softmax", None)
+    rows = [
+        sampling._row(None, "", [1] * length, length + 4, (place, 0, 0), SampleSpec(1), None) for place, length in enumerate([100, 60, 140])
+    ]
+    assert [[len(row.tokens) for row in batch] for batch in sampling._batches(model, iter(rows))] == [[100, 60], [140]]
+
+
+def test_memory_is_reckoned_with_the_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A short prompt with a long continuation beside a long prompt with a short one: rows of 40 + 30 tokens."""
+    model = make("softmax", None)
+    asked: list[int] = []
+    monkeypatch.setattr(sampling, "rows_at_once", lambda model, total: asked.append(total) or 8)
+    rows = [
+        sampling._row(None, "", [1] * 10, 40, (0, 0, 0), SampleSpec(1), None),
+        sampling._row(None, "", [1] * 40, 44, (1, 0, 0), SampleSpec(1), None),
+    ]
+    assert [len(batch) for batch in sampling._batches(model, iter(rows))] == [2]
+    assert asked == [70]
+
+
+def test_generation_does_not_keep_the_model_alive() -> None:
+    model = make("softmax", LATENT)
+    tokenizer = characters("abcdefghi", separator=True)
+    assert len(list(generate(model, tokenizer, ["a"], SampleSpec(total=6, count=2, z="shared")))) == 2
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None

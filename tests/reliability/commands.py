@@ -159,7 +159,7 @@ def _readonly(count: int, folder: Path) -> dict[str, Any]:
             if os.geteuid() == 0:  # root may write everywhere
                 os.setuid(65534)
             code, output = quiet(words)
-            refused = "permission denied" in output or "cannot be written" in output
+            refused = any(phrase in output for phrase in ("permission denied", "cannot be written", "not writable"))
             return 0 if code in (1, 2) and output.count("\n") == 1 and refused and str(folder) in output else 70
 
         code = forked(work)

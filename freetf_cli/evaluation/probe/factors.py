@@ -114,7 +114,7 @@ def _label_factors(rows: Sequence[Row]) -> list[Factor]:
 
 
 def _labelled(source: DataSource, split: str, sequences: int) -> tuple[list[Row], list[str]]:
-    """The rows of which a factor is known, and their texts."""
+    """Rows with a known label, and their texts."""
     factors = source.held_out_factors(split, sequences)
     if not any(factors):
         return [], []

@@ -13,4 +13,5 @@ def probe_library(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError:
-        raise InputError(f"probing needs {module.partition('.')[0]}, which is not installed", hint="pip install 'freetf[probe]'") from None
+        name = module.partition(".")[0]
+        raise InputError(f"probing needs {name}, which is not installed", hint="pip install scikit-learn scipy") from None

@@ -42,7 +42,7 @@ class MaterialisedAttention(Attention):
 
     def __init__(self, config: ModelConfig, index: int | None) -> None:
         super().__init__(config, index)
-        self.blocks, self.checkpointing = config.layers, "auto"  # blocks that materialise weights; until it is known, all of them
+        self.blocks, self.checkpointing = config.layers, "auto"  # blocks that materialise weights: all of them until the model counts them
 
     @property
     def is_fused(self) -> bool:
