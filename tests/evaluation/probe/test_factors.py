@@ -77,8 +77,8 @@ def test_coins_are_read_and_other_tasks_have_no_factor() -> None:
     assert factor_reader(source_of("blocks"), "val", 20) is None
 
 
-def test_a_missing_library_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_named_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert probe_library("sklearn.naive_bayes").MultinomialNB
     monkeypatch.setitem(sys.modules, "sklearn", None)
-    with pytest.raises(InputError, match=r"needs sklearn, which is not installed; pip install 'freetf\[probe\]'"):
+    with pytest.raises(InputError, match=r"needs sklearn, which is not installed; pip install scikit-learn scipy"):
         factor_reader(source_of("letters"), "val", 20)
