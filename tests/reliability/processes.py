@@ -51,7 +51,7 @@ def signals(count: int, folder: Path) -> dict[str, Any]:
     ]
     tally = Tally()
     for number in range(count):
-        (kind, expected), (owner, name, at) = kinds[number % 4], places[number // 4 % 4]
+        (kind, expected), (owner, name, at) = kinds[number % 4], places[(number + number // 4) % 4]
         run, output = folder / f"run-{number}", folder / f"output-{number}"
         words = ["train", str(recipe), "-o", str(run), "-q", "--device", "cpu", "--resume", "auto"]
 

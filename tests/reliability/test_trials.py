@@ -13,7 +13,7 @@ import pytest
 from tests.reliability.trials import TRIALS
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reason="POSIX")]
-COUNTS = {"kills": 6, "saves": 8, "overwrites": 11, "streams": 4, "damaged": 16, "fallback": 6, "hostile": 63, "disk": 4, "signals": 16}
+COUNTS = {"kills": 6, "saves": 8, "overwrites": 11, "streams": 4, "damaged": 16, "fallback": 6, "hostile": 63, "disk": 4, "signals": 8}
 COUNTS |= {"starters": 3, "faults": 8, "ranks": 4, "outputs": 35, "listeners": 4, "readonly": 7, "inputs": 99, "processes": 1}
 
 
