@@ -26,7 +26,7 @@ from torch.profiler import ProfilerActivity, profile
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
-WARM_UP = 3  # calls: compilation, the capture of a graph, cuDNN's choices
+WARM_UP = 3  # untimed calls, in which the model is compiled, CUDA graphs are captured and cuDNN picks its algorithms
 OLD_KEYS = {"train.grad_accum_steps": "train.accumulate"}  # of recipes, in version 0.1.0
 KINDS = {  # kinds of CUDA kernels, by a pattern of their names; the first that fits
     "attention": r"cudnn|flash|sdpa|fmha|attention|^_forward$|^_backward$",

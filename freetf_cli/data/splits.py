@@ -1,4 +1,4 @@
-"""Splits of a data set: their shares, and which document belongs to which.
+"""Splits of a data set: what share of the documents each has, and which split a document is in.
 
     assigner = SplitAssigner({"train": 0.9, "val": 0.1}, seed=0)
     assigner.split(17)                       # "train" or "val"

@@ -15,7 +15,7 @@ def split_metrics(metrics: Sequence[Metrics]) -> tuple[list[Metrics], list[Metri
 
 
 def last_metrics(metrics: Sequence[Metrics]) -> Metrics | None:
-    """The newest held-out line, or without one the newest training line."""
+    """The latest held-out record, or the latest training record if there is none."""
     train, held_out = split_metrics(metrics)
     return next(reversed(held_out or train), None)
 

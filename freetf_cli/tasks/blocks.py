@@ -112,7 +112,7 @@ class Blocks(Task):
 
 
 def distinct(rng: np.random.Generator, shape: tuple[int, ...], count: int, among: int = 26) -> Ints:
-    """`count` distinct numbers below `among` in random order [*shape, count], by the first steps of a shuffle."""
+    """`count` distinct integers below `among` in random order, [*shape, count], by a partial Fisher–Yates shuffle."""
     rows = int(np.prod(shape))
     pool = np.tile(np.arange(among), (rows, 1))
     row = np.arange(rows)
