@@ -34,7 +34,7 @@ from freetf_cli.records.comparison import Comparison
 from freetf_cli.records.recipes import Setting
 from freetf_cli.runs.checkpoint import MANIFEST, Checkpoint
 from freetf_cli.runs.folder import RunFolder
-from freetf_cli.training.plan import plan_run
+from freetf_cli.runs.plan import plan_run
 
 MOST_NEW_TOKENS = 256  # of a sample, so that two fit side by side
 

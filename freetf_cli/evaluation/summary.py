@@ -14,8 +14,8 @@ from freetf_cli.records import DataFacts
 from freetf_cli.records.run import RunSummary
 from freetf_cli.records.samples import SampleGroups
 from freetf_cli.runs.folder import RunFolder
+from freetf_cli.runs.plan import plan_run
 from freetf_cli.tasks import spans_by_text
-from freetf_cli.training.plan import plan_run
 
 
 def summarise(path: Path) -> RunSummary:
