@@ -21,15 +21,12 @@ from freetf_cli.errors import InputError, nearest
 
 if TYPE_CHECKING:
     from freetf_cli.data.batches import DataSource
+    from freetf_cli.evaluation import Advance
     from freetf_cli.model.decoder import Decoder
     from freetf_cli.records.evaluation import Evaluation
     from freetf_cli.runs.checkpoint import Checkpoint
 
     Metric = Callable[[Checkpoint, Decoder, DataSource, "Request"], Evaluation]
-
-
-def _no_progress(count: int) -> None:
-    """Do not show progress."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +47,7 @@ class Request:
     sequences: int = 256
     samples: int = 512
     seed: int = 0
-    advance: Callable[[int], None] = _no_progress
+    advance: Advance = lambda _: None
 
     def described(self, task: str, checkpoint: Checkpoint, source: DataSource, sequences: int, seconds: float) -> dict[str, Any]:
         """The fields of an `Evaluation` of `sequences` sequences."""

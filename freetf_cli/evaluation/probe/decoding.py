@@ -79,9 +79,8 @@ def decode(posterior: Posterior, reader: RowReader, rows: Sequence[Factors], bit
         return []
     documents = posterior.documents[known]
     truth = encode(reader.factors, [rows[number] for number in known])
-    sources = {"Z": pooled(2.0 * code_bits(posterior.z[known], bits).float() - 1.0).numpy()}
-    if posterior.hidden is not None:
-        sources["hidden"] = posterior.hidden[known].numpy()
+    signs = pooled(2.0 * code_bits(posterior.z[known], bits).float() - 1.0)
+    sources = {"Z": signs.numpy(), "hidden": posterior.hidden[known].numpy()}
     jobs = [(factor, source, kind) for factor in reader.factors if len(factor.values) > 1 for source in sources for kind in PROBES]
     found = []
     with stage("training probes", len(jobs)) as advance:

@@ -51,7 +51,7 @@ def probe_latent(checkpoint: Checkpoint, model: Decoder, source: DataSource, spe
     total = min(spec.sequences, source.rows.size(spec.split) or spec.sequences)
     reader = factor_reader(source, spec.split, spec.sequences)
     with stage("reading held-out sequences", 2 * total) as advance:
-        posterior = read_posterior(model, source, spec.split, spec.sequences, seed, advance, HiddenFeatures())
+        posterior = read_posterior(model, source, spec.split, spec.sequences, seed, HiddenFeatures(), advance)
     rows = source.held_out_factors(spec.split, spec.sequences)
     bits, kappa = checkpoint.recipe.latent.bits if checkpoint.recipe.latent else 0, latent_of(model).kappa
     found = rate(posterior, kappa, source.facts.floor_bits, seed)

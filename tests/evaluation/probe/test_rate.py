@@ -13,6 +13,9 @@ from freetf_cli.evaluation.likelihood import row_costs
 from freetf_cli.evaluation.probe.rate import Posterior, information_bounds, latent_ablation, others, rate, read_posterior
 from freetf_cli.evaluation.statistics import bootstrap
 from freetf_cli.latent.binary import sample_codes
+from freetf_cli.model.context import Context
+from freetf_cli.model.decoder import Decoder
+from freetf_cli.model.latent import Distribution
 from tests.evaluation.probe.planted import small_free
 from tests.evaluation.test_likelihood import random_rows
 
@@ -20,14 +23,19 @@ LN2 = math.log(2)
 SURE = 30.0
 
 
-def posterior(logits: torch.Tensor, carriers: torch.Tensor | None = None, seed: int = 0, **given: np.ndarray) -> Posterior:
+def posterior(logits: torch.Tensor, latent_mask: torch.Tensor | None = None, seed: int = 0, **given: np.ndarray) -> Posterior:
     """A posterior with these bit logits [N, T, H]; costs of 10 bits a sequence unless given."""
     count = len(logits)
     noise = torch.rand(logits.shape, generator=torch.Generator().manual_seed(seed))
-    carried = torch.ones(logits.shape[:2]) if carriers is None else carriers
+    mask = torch.ones(logits.shape[:2]) if latent_mask is None else latent_mask
     costs = {name: np.full(count, 10 * LN2) for name in ("ce", "ce_other", "ce_prior")}
     rows = {"other": np.roll(np.arange(count), 1), "documents": np.arange(count), "targets": np.full(count, 5.0)}
-    return Posterior(logits, carried, sample_codes(logits, noise), **{**costs, **given}, **rows, hidden=None)
+    return Posterior(logits, mask, sample_codes(logits, noise), **{**costs, **given}, **rows, hidden=torch.zeros(count, 1))
+
+
+def averaged(x_BTD: torch.Tensor) -> torch.Tensor:
+    """Features of hidden states: their mean over positions."""
+    return x_BTD.mean(1)
 
 
 def codes_as_logits(codes: torch.Tensor, bits: int) -> torch.Tensor:
@@ -91,9 +99,9 @@ def test_the_bounds_are_their_formulas() -> None:
 def test_kappa_efficiency_and_profile() -> None:
     logits = torch.zeros(64, 4, 3)
     logits[:, 1] = SURE  # all of the KL, three bits, at the second position
-    carriers = torch.ones(64, 4)
-    carriers[:32, 3] = 0
-    found = rate(posterior(logits, carriers, ce=np.full(64, 7 * LN2)), kappa=2.5, floor=10.0)
+    latent_mask = torch.ones(64, 4)
+    latent_mask[:32, 3] = 0
+    found = rate(posterior(logits, latent_mask, ce=np.full(64, 7 * LN2)), kappa=2.5, floor=10.0)
     assert found.by_position == pytest.approx([0, 3, 0, 0], abs=1e-3)
     assert found.above_kappa == pytest.approx(64 / (64 * 4 - 32))
     assert found.efficiency is not None and found.efficiency.value == pytest.approx(1.0, abs=1e-3)
@@ -104,20 +112,19 @@ def test_a_pass_over_held_out_rows_agrees_with_the_likelihood() -> None:
     model, rows = small_free(), random_rows(40, 3, 5)
     rows.targets[:, 2] = -100
     seen: list[int] = []
-    found = read_posterior(model, rows, "val", 40, 0, seen.append, lambda x: x.mean(1))  # type: ignore[arg-type]
-    costs = row_costs(model, rows, split="val", sequences=40, samples=(1,))  # type: ignore[arg-type]
-    assert costs.kl is not None and costs.ce_posterior is not None
+    found = read_posterior(model, rows, "val", 40, 0, averaged, seen.append)  # type: ignore[arg-type]
+    costs = row_costs(model, rows, split="val", sequences=40, draws=(1,))  # type: ignore[arg-type]
     assert sum(seen) == 80
-    assert rate(found, 1.0, None).kl.value == pytest.approx(costs.kl.mean() / LN2)
-    assert found.ce == pytest.approx(costs.ce_posterior)  # the same draws, by row
-    assert found.hidden is not None and found.hidden.shape == (40, 16)
+    assert rate(found, 1.0, None).kl.value == pytest.approx(costs.nats["kl"].mean() / LN2)
+    assert found.ce == pytest.approx(costs.nats["ce_posterior"])  # the same draws, by row
+    assert found.hidden.shape == (40, 16)
     assert found.targets.tolist() == [2.0] * 40
     assert not (found.bit_logits[:, 2] != 0).any() and (found.bit_logits[:, 1] != 0).all()
 
 
 def test_another_sequences_z() -> None:
     model, rows = small_free(), random_rows(24, 3, 5)
-    found = read_posterior(model, rows, "val", 24, 0, lambda n: None)  # type: ignore[arg-type]
+    found = read_posterior(model, rows, "val", 24, 0, averaged, lambda n: None)  # type: ignore[arg-type]
     tokens, targets = torch.from_numpy(rows.inputs), torch.from_numpy(rows.targets)
     with torch.no_grad():
         for z, costs in ((found.z, found.ce), (found.z[found.other], found.ce_other)):
@@ -128,9 +135,22 @@ def test_another_sequences_z() -> None:
     assert told.other_less_posterior.value == pytest.approx(told.other.nats_per_token - told.posterior.nats_per_token)
 
 
+def test_the_encoder_runs_once_a_sequence(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[int] = []
+    infer_latent = Decoder.infer_latent
+
+    def counted(self: Decoder, x_BTD: torch.Tensor, tokens_BT: torch.Tensor, ctx: Context) -> Distribution:
+        encoded.append(len(tokens_BT))
+        return infer_latent(self, x_BTD, tokens_BT, ctx)
+
+    monkeypatch.setattr(Decoder, "infer_latent", counted)
+    read_posterior(small_free(), random_rows(24, 3, 5), "val", 24, 0, averaged, lambda n: None)  # type: ignore[arg-type]
+    assert sum(encoded) == 24
+
+
 def test_too_few_sequences() -> None:
     with pytest.raises(InputError, match="at least 20"):
-        read_posterior(small_free(), random_rows(12, 3, 5), "val", 12, 0, lambda n: None)  # type: ignore[arg-type]
+        read_posterior(small_free(), random_rows(12, 3, 5), "val", 12, 0, averaged, lambda n: None)  # type: ignore[arg-type]
 
 
 def test_others_are_of_another_document() -> None:
@@ -143,9 +163,9 @@ def test_others_are_of_another_document() -> None:
 
 def test_a_batch_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     model, rows = small_free(), random_rows(24, 3, 5)
-    whole = read_posterior(model, rows, "val", 24, 0, lambda n: None)  # type: ignore[arg-type]
+    whole = read_posterior(model, rows, "val", 24, 0, averaged, lambda n: None)  # type: ignore[arg-type]
     monkeypatch.setattr("freetf_cli.evaluation.probe.rate._BATCH_TOKENS", {"cpu": 15})
-    pieces = read_posterior(model, rows, "val", 24, 0, lambda n: None)  # type: ignore[arg-type]
+    pieces = read_posterior(model, rows, "val", 24, 0, averaged, lambda n: None)  # type: ignore[arg-type]
     for name in ("ce", "ce_other", "ce_prior"):
         assert getattr(pieces, name) == pytest.approx(getattr(whole, name), abs=1e-9)
 
