@@ -84,7 +84,7 @@ def compare(a: Candidate, b: Candidate, settings: Settings, *, device: torch.dev
         (side_a, costs_a, samples_a), (side_b, costs_b, samples_b) = (
             _measure(one, side, source, settings, prompt, sampling, device, advance) for one, side in ((a, side_a), (b, side_b))
         )
-    metrics = pairs(costs_a, costs_b, source.bytes_per_token.get(settings.split), settings.seed)
+    metrics = pairs(costs_a, costs_b)
     return Comparison(
         side_a,
         side_b,
@@ -149,17 +149,17 @@ def _measure(
         parameters=plan.parameters,
         train_flops_per_token=plan.train_flops_per_token,
         evaluation_seconds=costs.seconds,
-        latent=None if model.latent is None else _latent_use(costs, model.latent.kappa, source.bytes_per_token.get(split), seed),
+        latent=None if model.latent is None else _latent_use(costs, model.latent.kappa),
     )
     samples = generate(model, source.tokenizer, [prompt], sampling) if sampling else ()
     return side, costs, [sample.text for sample in samples]
 
 
-def _latent_use(costs: RowCosts, kappa: float, bytes_per_token: float | None, seed: int) -> LatentUse:
+def _latent_use(costs: RowCosts, kappa: float) -> LatentUse:
     assert costs.above_kappa is not None
-    nats = costs.nats["ce_prior"] - costs.nats["ce_posterior"]
-    saved_bits = bootstrap(nats / LN2, costs.targets, clusters=costs.documents, seed=seed)
-    return LatentUse(costs.cost(costs.nats["kl"], bytes_per_token, seed), costs.above_kappa, kappa, saved_bits)
+    saved_bits = (costs.nats["ce_prior"] - costs.nats["ce_posterior"]) / LN2
+    saved = bootstrap(saved_bits, costs.targets, clusters=costs.documents, seed=costs.seed)
+    return LatentUse(costs.cost(costs.nats["kl"]), costs.above_kappa, kappa, saved)
 
 
 def _sampling(source: DataSource, settings: Settings, prompt: str) -> SampleSpec | None:

@@ -64,6 +64,8 @@ class RowCosts:
         position_nats: elbo at each position, nats summed over the sequences [T].
         position_targets: Number of counted targets at each position [T].
         seconds: Duration of the measurement.
+        bytes_per_token: Of the split's text; None for other data.
+        seed: Of the draws of Z and of the intervals.
     """
 
     targets: NDArray[np.int64]
@@ -76,10 +78,12 @@ class RowCosts:
     position_nats: Floats
     position_targets: NDArray[np.int64]
     seconds: float
+    bytes_per_token: float | None = None
+    seed: int = 0
 
-    def cost(self, nats: Floats, bytes_per_token: float | None, seed: int) -> Cost:
+    def cost(self, nats: Floats) -> Cost:
         """The mean cost per token, with its interval, from nats per sequence [N]."""
-        return cost(nats, self.targets, bytes_per_token, seed, self.documents)
+        return cost(nats, self.targets, self.bytes_per_token, self.seed, self.documents)
 
 
 @torch.inference_mode()
@@ -128,6 +132,8 @@ def row_costs(
         position_nats=found["position_nats"].sum(0),
         position_targets=found["counted"].sum(0),
         seconds=time.perf_counter() - started,
+        bytes_per_token=source.bytes_per_token.get(split),
+        seed=seed,
     )
 
 

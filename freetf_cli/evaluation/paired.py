@@ -12,16 +12,16 @@ from freetf_cli.records import LN2
 from freetf_cli.records.compare import METRICS, Difference, MetricPair, Positions
 
 
-def pairs(a: RowCosts, b: RowCosts, bytes_per_token: float | None, seed: int = 0) -> dict[str, MetricPair]:
+def pairs(a: RowCosts, b: RowCosts) -> dict[str, MetricPair]:
     """Each metric of A and of B, and B − A with its paired 95 % interval if both have it. A and B must have the same rows."""
-    return {name: _pair(name, a, b, bytes_per_token, seed) for name in METRICS}
+    return {name: _pair(name, a, b) for name in METRICS}
 
 
-def _pair(name: str, a: RowCosts, b: RowCosts, bytes_per_token: float | None, seed: int) -> MetricPair:
-    first, second = (one.cost(one.nats[name], bytes_per_token, seed) if name in one.nats else None for one in (a, b))
+def _pair(name: str, a: RowCosts, b: RowCosts) -> MetricPair:
+    first, second = (one.cost(one.nats[name]) if name in one.nats else None for one in (a, b))
     if first is None or second is None:
         return MetricPair(first, second, difference=None, relative_percent=None)
-    apart = a.cost(b.nats[name] - a.nats[name], bytes_per_token, seed)
+    apart = a.cost(b.nats[name] - a.nats[name])
     difference = Difference(**asdict(apart), excludes_zero=apart.low > 0 or apart.high < 0)
     return MetricPair(first, second, difference, relative_percent(float(a.nats[name].sum()), float(b.nats[name].sum())))
 

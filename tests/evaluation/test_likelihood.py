@@ -35,6 +35,7 @@ class Rows:
 
     def __init__(self, inputs: np.ndarray, targets: np.ndarray) -> None:
         self.inputs, self.targets, self.context = inputs, targets, inputs.shape[1]
+        self.bytes_per_token: dict[str, float] = {}
 
     def held_out(self, split: str, sequences: int, size: int):  # type: ignore[no-untyped-def]
         for start in range(0, min(sequences, len(self.inputs)), size):

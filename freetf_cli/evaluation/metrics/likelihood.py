@@ -4,8 +4,6 @@ negative ELBO), and the importance-weighted bound nll, which falls with more dra
 
 from __future__ import annotations
 
-from functools import partial
-
 from freetf_cli.data.batches import DataSource
 from freetf_cli.evaluation.likelihood import DRAWS, row_costs
 from freetf_cli.evaluation.metrics import Request
@@ -20,8 +18,7 @@ def evaluate(checkpoint: Checkpoint, model: Decoder, source: DataSource, request
     costs = row_costs(
         model, source, split=request.split, sequences=request.sequences, draws=draws, seed=request.seed, advance=request.advance
     )
-    estimate = partial(costs.cost, bytes_per_token=source.bytes_per_token.get(request.split), seed=request.seed)
-    found = {name: estimate(nats) for name, nats in costs.nats.items()}
+    found = {name: costs.cost(nats) for name, nats in costs.nats.items()}
     return Likelihood(
         **request.described("likelihood", checkpoint, source, len(costs.targets), costs.seconds),
         tokens=int(costs.targets.sum()),
@@ -31,7 +28,7 @@ def evaluate(checkpoint: Checkpoint, model: Decoder, source: DataSource, request
         ce_posterior=found.get("ce_posterior"),
         kl=found.get("kl"),
         ce_prior=found.get("ce_prior"),
-        bound=[BoundPoint(count, estimate(nats)) for count, nats in costs.posterior_bound.items()],
-        prior_bound=[BoundPoint(count, estimate(nats)) for count, nats in costs.prior_bound.items()],
+        bound=[BoundPoint(count, costs.cost(nats)) for count, nats in costs.posterior_bound.items()],
+        prior_bound=[BoundPoint(count, costs.cost(nats)) for count, nats in costs.prior_bound.items()],
         floor_bits=source.facts.floor_bits,
     )
