@@ -75,7 +75,8 @@ def compare(a: Candidate, b: Candidate, settings: Settings, *, device: torch.dev
         return Comparison(side_a, side_b, equal=True, recipe=recipe, checks=[check.decide(None) for check in settings.checks])
     source = common_data(a, b, settings.data)
     check_split(source, settings.split, a.checkpoint)
-    settings = replace(settings, sequences=_sequences(source, settings))
+    settings = replace(settings, sequences=min(settings.sequences, source.rows.size(settings.split) or settings.sequences))
+    check_enough(settings.sequences, "sequences", f"--sequences, or more data in split '{settings.split}'")
     prompt = source.prompts(1, settings.seed)[0] if settings.prompt is None else settings.prompt
     sampling = _sampling(source, settings, prompt)
     with stage("tensors", None) as advance:
@@ -172,13 +173,6 @@ def _sampling(source: DataSource, settings: Settings, prompt: str) -> SampleSpec
     spec = SampleSpec(total=total, new_tokens=new_tokens, count=settings.count, prompt_z="prior", seed=settings.seed)
     check_prompts(source.tokenizer, [prompt], spec)
     return spec
-
-
-def _sequences(source: DataSource, settings: Settings) -> int:
-    """The requested number of sequences, or all if there are fewer."""
-    count = min(settings.sequences, source.rows.size(settings.split) or settings.sequences)
-    check_enough(count, "sequences", f"--sequences, or more data in split '{settings.split}'")
-    return count
 
 
 def _side(one: Candidate) -> Side:

@@ -34,7 +34,7 @@ def costs(
     )
 
 
-def test_what_both_find_hard_cancels():
+def test_the_difficulty_of_a_sequence_cancels():
     """B costs 0.1 nats a token more on every sequence: the interval has no width, though the costs themselves vary widely."""
     pair = pairs(costs(COSTS), costs(COSTS + 0.1 * TOKENS))["nll"]
     found = pair.difference
@@ -60,11 +60,11 @@ def test_the_width_of_an_interval():
     assert (pair.difference.excludes_zero, pair.difference.direction) == (False, "none")
 
 
-def test_lower_is_told():
+def test_a_lower_cost_has_direction_lower():
     assert pairs(costs(COSTS), costs(COSTS - TOKENS))["elbo"].difference.direction == "lower"
 
 
-def test_units():
+def test_units_of_a_difference():
     equal = np.full(40, 16)
     pair = pairs(costs(equal * 1.0, equal, bytes_per_token=4.0), costs(equal * 2.0, equal))["nll"]
     bits = 1 / math.log(2)
@@ -87,7 +87,7 @@ def test_equal_costs_are_no_difference():
     assert (pair.difference.nats_per_token, pair.difference.direction, pair.relative_percent) == (0.0, "none", 0.0)
 
 
-def test_a_cost_that_is_no_number_shows_no_difference():
+def test_a_nan_cost_shows_no_difference():
     broken = COSTS.copy()
     broken[3] = math.nan
     pair = pairs(costs(COSTS), costs(broken))["nll"]
@@ -98,7 +98,7 @@ def test_a_cost_that_is_no_number_shows_no_difference():
 @pytest.mark.parametrize(
     ("a", "b", "want"), [(2.0, 3.0, 50.0), (-2.0, -3.0, -50.0), (0.0, 0.0, 0.0), (0.0, 1.0, math.inf), (0.0, -1.0, -math.inf)]
 )
-def test_relative(a, b, want):
+def test_relative_percent(a, b, want):
     assert relative_percent(a, b) == want
 
 

@@ -31,7 +31,7 @@ LN2 = math.log(2)
 
 
 class Rows:
-    """Held-out rows that a test chose, in batches of whatever size is asked."""
+    """A data source whose held-out rows a test chooses."""
 
     def __init__(self, inputs: np.ndarray, targets: np.ndarray) -> None:
         self.inputs, self.targets, self.context = inputs, targets, inputs.shape[1]
@@ -90,7 +90,7 @@ def literal(model: Decoder, inputs: np.ndarray, targets: np.ndarray) -> dict[str
 
 
 def _near(bound: np.ndarray, exact: np.ndarray) -> None:
-    """As near as 4,096 draws come: some 0.05 nats a row, and no bias between them. Without its weights it would be off by 0.5."""
+    """The tolerance is the noise of 4,096 draws, about 0.05 nats a row, without a bias. Without importance weights the error would be 0.5."""
     assert np.abs(bound - exact).max() < 0.2
     assert bound.mean() == pytest.approx(exact.mean(), abs=0.03)
 
@@ -109,7 +109,7 @@ def test_every_cost_agrees_with_the_sum_over_all_z(enumerated: tuple[RowCosts, d
     assert np.allclose(costs.nats["ce_prior"].mean(), exact["ce_prior"].mean(), atol=0.15)
     assert np.allclose(costs.nats["elbo"], costs.nats["ce_posterior"] + costs.nats["kl"])
     _near(costs.posterior_bound[4096], exact["nll"])
-    assert exact["kl"].mean() > 0.5 and np.ptp(exact["nll"]) > 1  # the model has an opinion, or all this shows nothing
+    assert exact["kl"].mean() > 0.5 and np.ptp(exact["nll"]) > 1  # the posterior is informative, otherwise the test would show nothing
 
 
 def test_bounds_fall_with_more_draws_and_stay_above_the_truth(enumerated: tuple[RowCosts, dict[str, np.ndarray]]) -> None:
@@ -125,8 +125,8 @@ def test_bounds_fall_with_more_draws_and_stay_above_the_truth(enumerated: tuple[
     assert costs.nats["nll"].mean() < costs.prior_bound[PRIOR_DRAWS].mean()  # the tighter of the two
 
 
-def test_documents_stay_apart_for_every_z() -> None:
-    """Tokens 0 begin documents: each row has its own, however often it is repeated."""
+def test_documents_are_masked_for_every_z() -> None:
+    """Token 0 begins a document, in every repetition of a row."""
     model, rows = small_free(context=6), random_rows(8, 6, 5)
     model.config = model.config.model_copy(update={"separator": 0})
     inputs, targets = torch.from_numpy(rows.inputs), torch.from_numpy(rows.targets)
@@ -139,7 +139,7 @@ def test_documents_stay_apart_for_every_z() -> None:
     assert (target_nats(model, joined, targets) - want[:, 0]).abs().max() > 0.1
 
 
-def test_z_behind_the_last_target_counts_nothing() -> None:
+def test_z_after_the_last_target_does_not_count() -> None:
     """At padded positions Z reaches no target: neither KL nor weights may count it."""
     model, rows = small_free(), random_rows(24, 3, 5)
     rows.targets[:, 1:] = IGNORE
@@ -153,7 +153,7 @@ def test_z_behind_the_last_target_counts_nothing() -> None:
     assert costs.targets.tolist() == [1] * 24
 
 
-def test_an_earlier_z_counts_though_its_own_target_does_not() -> None:
+def test_z_before_a_counted_target_counts() -> None:
     model, rows = small_free(), random_rows(24, 3, 5)
     rows.targets[:, :2] = IGNORE
     exact = literal(model, rows.inputs, rows.targets)
@@ -183,7 +183,7 @@ def test_bounds_are_means_over_disjoint_groups_of_draws() -> None:
     assert importance_bounds(weights - 1e4, (5,))[5] == pytest.approx([1e4 - math.log(19 / 5)])  # no underflow
 
 
-def test_on_coins_the_bound_meets_the_entropy() -> None:
+def test_the_bound_reaches_the_entropy_of_coins() -> None:
     """A model that is exactly the task: its ELBO cannot reach the entropy, the bound does."""
     source = open_data(DataConfig(task="coins", params={"flip": 0.125, "length": 32}), context=None, seed=0)
     entropy = make_task("coins", {"flip": 0.125, "length": 32}).entropy()["given_first"]
@@ -191,11 +191,11 @@ def test_on_coins_the_bound_meets_the_entropy() -> None:
     bound = cost(costs.nats["nll"], costs.targets, None)
     assert source.facts.floor_bits == pytest.approx(entropy)
     assert bound.low <= entropy * LN2 / 31 <= bound.high
-    assert (bound.high - bound.low) / bound.nats_per_token < 0.05  # and the interval is no wide excuse
+    assert (bound.high - bound.low) / bound.nats_per_token < 0.05  # the interval is narrow
     assert costs.nats["elbo"].mean() > costs.nats["nll"].mean() + 0.02
 
 
-def test_a_baseline_has_its_ce_and_nothing_else() -> None:
+def test_a_baseline_has_only_its_ce() -> None:
     from freetf_cli.config.recipe import ModelConfig
 
     model = build_model(ModelConfig(layers=2, width=16, heads=2, vocab=5, context=3), None)
@@ -214,7 +214,7 @@ def test_too_few_sequences_for_an_interval() -> None:
         row_costs(small_free(), random_rows(19, 3, 5), split="val", sequences=19, draws=(1,))  # type: ignore[arg-type]
 
 
-def test_units() -> None:
+def test_units_of_a_cost() -> None:
     found = cost(np.full(30, 4 * LN2), np.full(30, 2), bytes_per_token=4.0)
     assert (found.bits_per_token, found.bits_per_byte, found.bits_per_sequence) == pytest.approx((2.0, 0.5, 4.0))
     assert found.nats_per_token == pytest.approx(found.low) == pytest.approx(found.high)

@@ -37,7 +37,7 @@ class Request:
         run: The model's name in the report.
         split: The held-out split.
         sequences: Held-out sequences; all of them if the split has fewer.
-        samples: Draws of Z per sequence, for metrics that average over Z.
+        draws: Number of Zs drawn for each sequence, for metrics that average over Z (`--samples`).
         seed: Seed of the draws of Z. The sequences do not depend on it.
         advance: Called with the number of sequences that were just measured.
     """
@@ -45,7 +45,7 @@ class Request:
     run: str
     split: str
     sequences: int = 256
-    samples: int = 512
+    draws: int = 512
     seed: int = 0
     advance: Advance = lambda _: None
 

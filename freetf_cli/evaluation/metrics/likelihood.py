@@ -14,7 +14,7 @@ from freetf_cli.runs.checkpoint import Checkpoint
 
 def evaluate(checkpoint: Checkpoint, model: Decoder, source: DataSource, request: Request) -> Likelihood:
     """Measure a model's likelihood bounds, with intervals."""
-    draws = [*(count for count in DRAWS if count < request.samples), request.samples]
+    draws = [*(count for count in DRAWS if count < request.draws), request.draws]
     costs = row_costs(
         model, source, split=request.split, sequences=request.sequences, draws=draws, seed=request.seed, advance=request.advance
     )

@@ -23,7 +23,7 @@ def test_agreement_counts_pairs() -> None:
     assert noise.within == pytest.approx(1 / 2)
 
 
-def test_other_data_and_single_groups_have_none() -> None:
+def test_other_data_and_single_groups_have_no_agreement() -> None:
     assert group_agreement([["K>__KKKK_______"] * 2], FACTS) == []
     assert group_agreement([["a"], ["b"]], DataFacts("t", None, 257, 8, 8, None, "")) == []
     assert group_agreement([["a"], ["b"]], DataFacts("t", "reviews", 257, 8, 8, None, "")) == []
@@ -36,7 +36,7 @@ def test_coins_agree_on_their_coin() -> None:
     assert (z.factor, z.within, z.across) == ("z", 1.0, 0.0)
 
 
-def test_a_ratio_to_nothing() -> None:
+def test_the_ratio_to_an_agreement_of_zero() -> None:
     assert Agreement("position", 0.5, 0.0, 4, 4).ratio == math.inf
     assert math.isnan(Agreement("position", 0.0, 0.0, 4, 4).ratio)
     assert Agreement("position", 0.5, 0.25, 4, 4).ratio == 2.0

@@ -49,7 +49,7 @@ def test_reading_labels_from_words() -> None:
     assert numbers(wordless, ["1 2"])["mood"].tolist() == [UNREAD]
 
 
-def test_naive_bayes_is_its_formula() -> None:
+def test_naive_bayes_agrees_with_its_formula() -> None:
     """Words counted once a text, add-one smoothing over the words in two texts or more."""
     texts, labels = ["a a b", "a c", "b c c", "b", "a z"], [0, 0, 1, 1, 0]
     reader = TextLabels(texts, [{"x": str(label)} for label in labels], [Factor("x", ("0", "1"))])

@@ -39,11 +39,11 @@ def averaged(x_BTD: torch.Tensor) -> torch.Tensor:
 
 
 def codes_as_logits(codes: torch.Tensor, bits: int) -> torch.Tensor:
-    """An encoder that is sure of these codes [N, T]."""
+    """Bit logits of an encoder that is certain of these codes [N, T]."""
     return SURE * (2.0 * ((codes[..., None] >> torch.arange(bits)) & 1) - 1)
 
 
-def test_information_of_a_z_that_tells_one_of_sixteen() -> None:
+def test_information_of_a_z_that_identifies_one_of_sixteen_kinds() -> None:
     """Sixteen kinds of sequences, each with a code of its own: 4 bits of information, no mismatch in a code of 4 bits."""
     kinds = torch.arange(16).repeat(32)
     found = rate(posterior(codes_as_logits(kinds[:, None], 4)), kappa=1.0, floor=None)
@@ -86,7 +86,7 @@ def test_the_bounds_bracket_a_noisy_channel() -> None:
     assert low <= 5 + 1e-6 < high
 
 
-def test_the_bounds_are_their_formulas() -> None:
+def test_the_bounds_agree_with_their_formulas() -> None:
     logits = torch.randn(7, 3, 2, generator=torch.Generator().manual_seed(0)).double()
     z = posterior(logits).z
     p, bits = torch.sigmoid(logits), (z[..., None] >> torch.arange(2)) & 1
@@ -96,7 +96,7 @@ def test_the_bounds_are_their_formulas() -> None:
     assert information_bounds(logits, z) == pytest.approx((low, high), abs=1e-9)
 
 
-def test_kappa_efficiency_and_profile() -> None:
+def test_by_position_above_kappa_and_efficiency() -> None:
     logits = torch.zeros(64, 4, 3)
     logits[:, 1] = SURE  # all of the KL, three bits, at the second position
     latent_mask = torch.ones(64, 4)
@@ -122,7 +122,7 @@ def test_a_pass_over_held_out_rows_agrees_with_the_likelihood() -> None:
     assert not (found.bit_logits[:, 2] != 0).any() and (found.bit_logits[:, 1] != 0).all()
 
 
-def test_another_sequences_z() -> None:
+def test_cost_of_another_sequences_z() -> None:
     model, rows = small_free(), random_rows(24, 3, 5)
     found = read_posterior(model, rows, "val", 24, 0, averaged, lambda n: None)  # type: ignore[arg-type]
     tokens, targets = torch.from_numpy(rows.inputs), torch.from_numpy(rows.targets)
@@ -131,8 +131,8 @@ def test_another_sequences_z() -> None:
             nats = torch.nn.functional.cross_entropy(model(tokens, z).logits.transpose(1, 2), targets, reduction="none").sum(1)
             assert costs == pytest.approx(nats.numpy(), abs=1e-9)
     assert (found.other != np.arange(24)).all()
-    told = latent_ablation(found, None)
-    assert told.other_less_posterior.value == pytest.approx(told.other.nats_per_token - told.posterior.nats_per_token)
+    ablation = latent_ablation(found, None)
+    assert ablation.other_less_posterior.value == pytest.approx(ablation.other.nats_per_token - ablation.posterior.nats_per_token)
 
 
 def test_the_encoder_runs_once_a_sequence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +153,7 @@ def test_too_few_sequences() -> None:
         read_posterior(small_free(), random_rows(12, 3, 5), "val", 12, 0, averaged, lambda n: None)  # type: ignore[arg-type]
 
 
-def test_others_are_of_another_document() -> None:
+def test_another_sequence_is_of_another_document() -> None:
     documents = np.repeat(np.arange(10), 30)
     found = others(documents, 0)
     assert (documents[found] != documents).all()
@@ -161,7 +161,7 @@ def test_others_are_of_another_document() -> None:
     assert (others(np.zeros(5, np.int64), 0) != np.arange(5)).all()  # a single document: at least another row
 
 
-def test_a_batch_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_costs_do_not_depend_on_the_batch_size(monkeypatch: pytest.MonkeyPatch) -> None:
     model, rows = small_free(), random_rows(24, 3, 5)
     whole = read_posterior(model, rows, "val", 24, 0, averaged, lambda n: None)  # type: ignore[arg-type]
     monkeypatch.setattr("freetf_cli.evaluation.probe.rate._BATCH_TOKENS", {"cpu": 15})
@@ -170,16 +170,16 @@ def test_a_batch_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
         assert getattr(pieces, name) == pytest.approx(getattr(whole, name), abs=1e-9)
 
 
-def test_single_bits_are_told_less_what_chance_adds() -> None:
-    """Balanced bits that are sure: their means over 64 sequences are off 1/2 by chance alone, which would read as mismatch."""
+def test_imbalance_is_corrected_for_chance() -> None:
+    """Balanced bits of a certain encoder: their means over 64 sequences differ from 1/2 by chance, which would look like mismatch."""
     codes = torch.from_numpy(np.random.default_rng(0).integers(0, 65536, (64, 8)))
     found = rate(posterior(codes_as_logits(codes, 16)), kappa=1.0, floor=None)
     assert found.imbalance < 0.4  # uncorrected it is 128 · 1/(2 · 64 ln 2) = 1.4
     assert found.active_bits == 128
 
 
-def test_windows_of_one_document_are_not_independent() -> None:
-    """Ten equal windows a document: the interval is that of the documents, three times as wide."""
+def test_windows_of_one_document_are_resampled_together() -> None:
+    """With ten equal windows a document, the interval is three times as wide as for independent windows."""
     values = np.repeat(np.random.default_rng(0).normal(size=60), 10)
     alone, together = bootstrap(values), bootstrap(values, clusters=np.repeat(np.arange(60), 10))
     assert together.value == pytest.approx(alone.value)
