@@ -9,17 +9,16 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
-from freetf_cli.errors import InputError
 from freetf_cli.evaluation import Advance
 from freetf_cli.records.compare import Change, GroupChange, TensorChange, TensorShape, WeightChanges
+from freetf_cli.runs.checkpoint import readable
 
 PIECE = 1 << 20  # elements of a tensor per piece; three pieces are in memory together
 FIRST = ("embedding", "blocks", "norm", "lm_head", "latent")  # groups in the order of the model
@@ -27,8 +26,7 @@ FIRST = ("embedding", "blocks", "norm", "lm_head", "latent")  # groups in the or
 
 def compare_weights(a: Path, b: Path, advance: Advance = lambda _: None) -> WeightChanges:
     """Compare two model.safetensors files. advance is called once per tensor. InputError if a file cannot be read."""
-    with ExitStack() as stack:
-        file_a, file_b = (stack.enter_context(_opened(path)) for path in (a, b))
+    with readable(a), safe_open(a, framework="pt") as file_a, readable(b), safe_open(b, framework="pt") as file_b:
         shapes_a, shapes_b = _shapes(file_a), _shapes(file_b)
         sums = {}
         for name, shape in shapes_a.items():
@@ -50,13 +48,6 @@ def place(name: str) -> tuple[str, str]:
     block = re.match(r"blocks\.\d+", name)
     part = re.search(r"\.(attention|ffn)(_norm)?\.", name)
     return block[0] if block else name.split(".")[0], part[1] if part else ""
-
-
-def _opened(path: Path) -> Any:
-    try:
-        return safe_open(path, framework="pt")
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"not a readable safetensors file: {error}", str(path)) from None
 
 
 def _shapes(file: Any) -> dict[str, list[int]]:

@@ -163,7 +163,7 @@ def load_weights(model: Decoder, path: Path, device: torch.device, *, partial: b
 
 def _header(path: Path) -> dict[str, tuple[int, ...]]:
     """The shape of each tensor in a file."""
-    with _readable(path), safe_open(path, framework="pt") as file:
+    with readable(path), safe_open(path, framework="pt") as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         types = {part.get_dtype() for part in slices.values()}
         if types - {"F32"}:
@@ -172,12 +172,12 @@ def _header(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _load(path: Path, device: torch.device) -> dict[str, torch.Tensor]:
-    with _readable(path):
+    with readable(path):
         return load_file(path, device=str(device))
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def readable(path: Path) -> Iterator[None]:
     """Raise InputError if a block cannot read a safetensors file, or if the header is too large, before the library reads it."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from freetf_cli.data.batches import IGNORE, DataSource
-from freetf_cli.data.rows import TRAIN
+from freetf_cli.data.rows import TRAIN, Factors
 from freetf_cli.errors import InputError
 from freetf_cli.tasks.factors import Factor, Reading, RowReader, encode
 
@@ -23,8 +23,6 @@ TRAINING_TEXTS = 4000  # texts to train a classifier on
 LEAST_USE = 2  # texts that a word must occur in
 MOST_LABELS = 20  # with more values, a label is no class but an answer of each row's own
 WORD = r"[a-z']+"
-
-Row = Mapping[str, Any]
 
 
 def probe_library(module: str) -> Any:
@@ -66,7 +64,7 @@ class TextLabels(RowReader):
     A text without any known word is unread.
     """
 
-    def __init__(self, texts: Sequence[str], rows: Sequence[Row], factors: Sequence[Factor]) -> None:
+    def __init__(self, texts: Sequence[str], rows: Sequence[Factors], factors: Sequence[Factor]) -> None:
         """texts: to train on; rows: their labels."""
         naive_bayes, features = probe_library("sklearn.naive_bayes"), probe_library("sklearn.feature_extraction.text")
         self.factors = tuple(factors)
@@ -109,14 +107,14 @@ def _training_rows(source: DataSource) -> int:
         return 0
 
 
-def _label_factors(rows: Sequence[Row]) -> list[Factor]:
+def _label_factors(rows: Sequence[Factors]) -> list[Factor]:
     """The labels that are classes, with the values that occur."""
     names = [name for name, value in (rows[0] if rows else {}).items() if isinstance(value, str)]
     values = {name: tuple(sorted({str(row[name]) for row in rows})) for name in names}
     return [Factor(name, found) for name, found in values.items() if 1 < len(found) <= MOST_LABELS]
 
 
-def _labelled(source: DataSource, split: str, sequences: int) -> tuple[list[Row], list[str]]:
+def _labelled(source: DataSource, split: str, sequences: int) -> tuple[list[Factors], list[str]]:
     """Rows with a known label, and their texts, each up to its last target."""
     texts = [
         source.tokenizer.decode(row[: np.flatnonzero(targets != IGNORE)[-1] + 1])
