@@ -90,7 +90,7 @@ def literal(model: Decoder, inputs: np.ndarray, targets: np.ndarray) -> dict[str
 
 
 def _near(bound: np.ndarray, exact: np.ndarray) -> None:
-    """The tolerance is the noise of 4,096 draws, about 0.05 nats a row, without a bias. Without importance weights the error would be 0.5."""
+    """The tolerance is the noise of 4,096 draws, about 0.05 nats a row. Without importance weights the error would be 0.5."""
     assert np.abs(bound - exact).max() < 0.2
     assert bound.mean() == pytest.approx(exact.mean(), abs=0.03)
 
