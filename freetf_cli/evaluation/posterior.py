@@ -24,7 +24,7 @@ _LOGITS_AT_ONCE = {"cpu": 1 << 24, "cuda": 1 << 30}  # elements of [tokens, V]
 
 
 class PosteriorPass:
-    """A batch in a Free model whose lower half runs once, its encoder at most once, and its upper half once per Z.
+    """The pass of a batch through a Free model: the lower half once, the encoder once where it is needed, the upper half once per Z.
 
     tokens, targets: [B, T]. latent_mask: [B, T], 1 where Z can reach a counted target. x_BTD: the hidden states below the latent.
     """

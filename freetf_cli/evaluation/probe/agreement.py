@@ -1,4 +1,4 @@
-"""Agreement of samples that share a Z, and of samples that do not: the paper's Figure 4 in numbers.
+"""How much samples with the same Z agree, and samples with different Zs: the paper's Figure 4 in numbers.
 
 Shapes: G groups, N samples, A values, S sites.
 """

@@ -1,8 +1,8 @@
-"""Probes: predict a factor from Z, held out, next to two controls.
+"""Probes that predict a factor from Z on held-out sequences, with two controls.
 
 A probe shows what *it* can read, not what Z contains: usable information (Xu et al., arXiv 2002.10689), a lower bound. The same probe
-trained on shuffled labels (after Hewitt and Liang, arXiv 1909.03368) shows what chance gives. The one trained on the hidden state at
-the injection layer, all that the encoder sees, is the ceiling.
+trained on shuffled labels (after Hewitt and Liang, arXiv 1909.03368) shows what chance gives. The ceiling is the same probe trained on
+the hidden state at the injection layer, which is all that the encoder sees.
 
 Features are the bits of Z as ±1, or the leading principal components of the hidden state, at every position; a long sequence is averaged
 in segments. A probe gets the 128 features that the labels explain best on the training part, each scaled by the share of its variance
@@ -42,8 +42,8 @@ PROBES: dict[str, dict[str, Any]] = {  # settings of MLPClassifier; alpha is the
     "mlp": {"hidden_layer_sizes": (64,), "alpha": 0.1, "activation": "tanh"},
 }
 COMPONENTS = 16  # of the hidden state at a position
-WHOLE, SEGMENTS = 96, 64  # up to so many positions are kept apart; a longer sequence is averaged in so many segments
-SCREENED, TRUST = 128, 0.05  # features that a probe sees; a share of variance added to each, so that none is scaled to nothing
+WHOLE, SEGMENTS = 96, 64  # most positions that are kept; a longer sequence is averaged into SEGMENTS segments
+SCREENED, TRUST = 128, 0.05  # features that a probe sees; added to the relevance of each, so that none is scaled to zero
 EPOCHS, PATIENCE = 100, 8
 
 Features = NDArray[np.float32]

@@ -21,7 +21,7 @@ from freetf_cli.tasks.factors import Factor, Reading, RowReader, encode
 
 TRAINING_TEXTS = 4000  # texts to train a classifier on
 LEAST_USE = 2  # texts that a word must occur in
-MOST_LABELS = 20  # with more values, a label is no class but an answer of each row's own
+MOST_LABELS = 20  # values; with more, a label is not a class but free text, such as an answer
 WORD = r"[a-z']+"
 
 

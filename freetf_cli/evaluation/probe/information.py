@@ -14,10 +14,9 @@ Both entropies are biased downward if they are computed from counts, since N sam
   from Dirichlet(β · pooled distribution), with such a free-form distribution over β: β → ∞ where Z is ignored, β → 0 where it decides;
 * the pooled counts underestimate H(f) because they are M · N samples. H(f | Z_g) leans on them, so it has the same relative correction.
 
-The interval is a bootstrap over the M latents of their jackknife pseudo-values, around two estimates: the one above, and one with
-delete-one-sample jackknife entropies within the groups. The two err in opposite directions if a group's values are close to each other
-rather than many and rare (docs/probing.md has simulations), so the interval reaches from the lower end of the lower to the upper end of
-the higher.
+The interval is a bootstrap over the M latents around two estimates: the one above, and one with delete-one-sample jackknife entropies
+within the groups. Their errors have opposite signs if a group's values are close to each other rather than many and rare, so the interval
+reaches from the lower end of the lower to the upper end of the higher. docs/probing.md has simulations.
 
 For a factor with several sites (is place s marked?) the information is summed over sites. The sum is a lower bound of I(Z; all sites) if
 the sites are marginally independent, as noise is: it leaves out what Z encodes about two places jointly.

@@ -1,7 +1,8 @@
-"""What Z decides, measured by setting it: many sequences under fixed Zs (the paper's Figure 4), and the Z of one sequence used for another.
+"""What Z decides, measured by setting it.
 
-Intervention: M Zs from the prior, N sequences generated under each. What the sequences of one Z have in common, Z decided.
-Latent swap: Z inferred from a sequence A, used to generate under another prompt. What the output has in common with A, Z carried.
+Intervention (the paper's Figure 4): N sequences are generated under each of M Zs from the prior. Z decides what the sequences of a group
+have in common.
+Latent swap: Z is inferred from a sequence A and used to generate under another prompt. Z carries what the output has in common with A.
 
 Shapes: M Zs (groups), N sequences under each, S sites.
 """
@@ -36,7 +37,7 @@ PROMPTED_GROUPS, PROMPTED_COUNT = 64, 32  # Zs and sequences of the smaller inte
 
 @dataclass(frozen=True)
 class Generator:
-    """A model whose sequences are read for their factors."""
+    """Generates sequences and reads their factors."""
 
     model: Decoder
     tokenizer: Tokenizer
@@ -137,7 +138,7 @@ def _heat_maps(reader: RowReader, groups: Sequence[Sequence[str]]) -> list[HeatM
 
 
 def _shown(generator: Generator, prompt: str, spec: SampleSpec, groups: Sequence[Sequence[str]]) -> list[SampleGroups]:
-    """A blue box of samples with independent Zs, and the first green ones, of samples that share a Z."""
+    """The boxes of Figure 4: samples with independent Zs (blue), and the first groups that share a Z (green)."""
     blue = replace(spec, z="independent", groups=1, count=min(SHOWN_COUNT, spec.count), seed=spec.seed + 1)
     independent = generator.texts("sampling, independent Z", [prompt], blue)
     green = [list(group[:SHOWN_COUNT]) for group in groups[:SHOWN_GROUPS]]
@@ -170,7 +171,7 @@ def latent_swap(generator: Generator, posterior: Posterior, rows: Sequence[Facto
 
 
 def _matches(factor: Factor, truth: Ints, found: Ints) -> tuple[Floats, Floats]:
-    """How far each output has the factor's true value, and whether that can be said, [N] each. For marks: |A ∩ B| / |A ∪ B|."""
+    """How far each output agrees with the factor's true value (for marks: |A ∩ B| / |A ∪ B|), and whether both can be read, [N] each."""
     if factor.sites == 1:
         read = (found != UNREAD) & (truth != UNREAD)
         return ((found == truth) & read).astype(np.float64), read.astype(np.float64)
