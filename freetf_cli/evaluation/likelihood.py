@@ -29,16 +29,7 @@ from torch import Tensor
 
 from freetf_cli.data.batches import IGNORE, Batch, DataSource
 from freetf_cli.evaluation import Advance
-from freetf_cli.evaluation.posterior import (
-    PosteriorPass,
-    latent_of,
-    posterior_draws,
-    prior_draws,
-    repeated,
-    rows_at_once,
-    target_nats,
-    tensors,
-)
+from freetf_cli.evaluation.posterior import PosteriorPass, latent_of, posterior_draws, prior_draws, rows_at_once, target_nats, tensors
 from freetf_cli.evaluation.statistics import Floats, bootstrap, check_enough
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.records import LN2
@@ -163,7 +154,8 @@ def _free(model: Decoder, batch: Batch, row: int, draws: int, seed: int) -> dict
     kl_BT = posterior.kl() * mask_BT
     z = posterior_draws(model, posterior, numbers, context, seed, draws)
     ce_BKT = passed.nats(z).view(rows, draws, context)
-    log_ratio_BKT = (latent.prior_log_prob(z) - repeated(posterior, rows, draws).log_prob(z)).view_as(ce_BKT) * mask_BT[:, None]
+    repeated = posterior.rows(torch.arange(rows).repeat_interleave(draws))
+    log_ratio_BKT = (latent.prior_log_prob(z) - repeated.log_prob(z)).view_as(ce_BKT) * mask_BT[:, None]
     ce_BT = ce_BKT.double().sum(1) / draws
     prior = prior_draws(model, numbers, context, seed, min(draws, PRIOR_DRAWS))
     prior_ce_BK = passed.nats(prior).view(rows, -1, context).double().sum(-1)

@@ -64,7 +64,8 @@ def posterior_draws(model: Decoder, posterior: Distribution, rows: range, length
     """`count` Zs from the posterior of each held-out row, each row from its own stream: [rows · count, …], row by row."""
     shape = latent_of(model).noise_shape(length)
     noise = np.concatenate([keyed(seed, "posterior", row).random((count, *shape), dtype=np.float32) for row in rows])
-    return repeated(posterior, len(rows), count).sample(torch.from_numpy(noise).to(posterior.device))
+    repeated = posterior.rows(torch.arange(len(rows)).repeat_interleave(count))
+    return repeated.sample(torch.from_numpy(noise).to(posterior.device))
 
 
 def prior_draws(model: Decoder, rows: range, length: int, seed: int, count: int = 1) -> Tensor:
@@ -72,11 +73,6 @@ def prior_draws(model: Decoder, rows: range, length: int, seed: int, count: int 
     latent = latent_of(model)
     drawn = [z for row in rows for z in latent.priors(keyed(seed, "prior", row), length, count)]
     return torch.from_numpy(np.stack(drawn)).to(model.embedding.weight.device)
-
-
-def repeated(posterior: Distribution, rows: int, count: int) -> Distribution:
-    """The posterior of each of the rows, `count` times."""
-    return posterior.rows(torch.arange(rows).repeat_interleave(count))
 
 
 def target_nats(model: Decoder, hidden_BTD: Tensor, targets_BT: Tensor) -> Tensor:

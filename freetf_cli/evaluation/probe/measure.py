@@ -66,8 +66,7 @@ def probe_latent(checkpoint: Checkpoint, model: Decoder, source: DataSource, spe
         decoded = decode(posterior, reader, rows, bits, seed, stage)
         for one in intervention.factors:
             if not one.shuffled.low - 0.01 <= 0 <= one.shuffled.high + 0.01:
-                doubt = f"the shuffled control of {one.factor} is not zero: do not trust its row; raise --groups and --count"
-                notes.append(doubt)
+                notes.append(f"the shuffled control of {one.factor} is not zero: do not trust its row; raise --groups and --count")
     return ProbeResult(
         run=run,
         step=checkpoint.step,

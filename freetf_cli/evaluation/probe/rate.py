@@ -74,13 +74,7 @@ class Posterior:
 
 @torch.inference_mode()
 def read_posterior(
-    model: Decoder,
-    source: DataSource,
-    split: str,
-    sequences: int,
-    seed: int,
-    features: Callable[[Tensor], Tensor],
-    advance: Advance,
+    model: Decoder, source: DataSource, split: str, sequences: int, seed: int, features: Callable[[Tensor], Tensor], advance: Advance
 ) -> Posterior:
     """Encode held-out sequences, and measure their CE with Z from their own posterior, another sequence's posterior, and the prior.
 
