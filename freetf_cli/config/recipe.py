@@ -13,7 +13,7 @@ from pydantic import Field
 from freetf_cli.config.data import DataConfig
 from freetf_cli.config.latent import LatentConfig, NumericsConfig, ObjectiveConfig
 from freetf_cli.config.model import ModelConfig, MultiTokenConfig
-from freetf_cli.config.table import ConfigTable, rule, settings, table_of
+from freetf_cli.config.table import ConfigTable, rule, table_of
 from freetf_cli.config.train import EvalConfig, ParallelConfig, TrainConfig
 
 __all__ = [
@@ -85,9 +85,15 @@ class Recipe(ConfigTable):
         return "latent.objective.mismatch compares sequences: train.batch / train.grad_accum_steps / parallel.processes must be at least 2"
 
 
-def flat(recipe: Recipe) -> dict[str, Any]:
-    """The settings as `{"train.lr": 0.001, …}`; a table within a table is `latent.objective.slope`."""
-    return {key: value for key, value in settings(recipe) if key != "description"}
+def flat(table: ConfigTable, within: str = "") -> dict[str, Any]:
+    """The settings as `{"train.lr": 0.001, …}`, without the description; a table within a table is `latent.objective.slope`."""
+    found: dict[str, Any] = {}
+    for key, value in table:
+        if isinstance(value, ConfigTable):
+            found |= flat(value, f"{within}{key}.")
+        elif key != "description" and table_of(type(table).model_fields[key]) is None:  # a table that is not there has no settings
+            found[f"{within}{key}"] = value
+    return found
 
 
 def table_types(table: type[ConfigTable] = Recipe, within: str = "") -> dict[str, type[ConfigTable]]:
