@@ -47,9 +47,9 @@ def place(layers: Sequence[Layer], keys: Sequence[Sequence[str]]) -> str:
     for layer in reversed(layers):
         if found := next((names for names in keys if layer.has(names)), None):
             return layer.place(found)
-    files = [layer for layer in reversed(layers) if layer.text] or [*layers]
-    table = next((layer for layer in files if layer.text and keys[0][:-1] and layer.has(keys[0][:-1])), None)
-    return table.place(keys[0][:-1]) if table else files[0].where
+    table, files = keys[0][:-1], [layer for layer in reversed(layers) if layer.text]
+    holds_table = [layer for layer in files if table and layer.has(table)]
+    return holds_table[0].place(table) if holds_table else (files or layers)[0].where
 
 
 def parse_setting(text: str) -> Layer:

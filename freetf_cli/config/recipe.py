@@ -10,26 +10,16 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from freetf_cli.config.data import DataConfig
-from freetf_cli.config.latent import LatentConfig, NumericsConfig, ObjectiveConfig
-from freetf_cli.config.model import ModelConfig, MultiTokenConfig
+from freetf_cli.config.data import DataConfig as DataConfig
+from freetf_cli.config.latent import LatentConfig as LatentConfig
+from freetf_cli.config.latent import NumericsConfig as NumericsConfig
+from freetf_cli.config.latent import ObjectiveConfig as ObjectiveConfig
+from freetf_cli.config.model import ModelConfig as ModelConfig
+from freetf_cli.config.model import MultiTokenConfig as MultiTokenConfig
 from freetf_cli.config.table import ConfigTable, rule, table_of
-from freetf_cli.config.train import EvalConfig, ParallelConfig, TrainConfig
-
-__all__ = [
-    "DataConfig",
-    "EvalConfig",
-    "LatentConfig",
-    "ModelConfig",
-    "MultiTokenConfig",
-    "NumericsConfig",
-    "ObjectiveConfig",
-    "ParallelConfig",
-    "Recipe",
-    "TrainConfig",
-    "flat",
-    "table_types",
-]
+from freetf_cli.config.train import EvalConfig as EvalConfig
+from freetf_cli.config.train import ParallelConfig as ParallelConfig
+from freetf_cli.config.train import TrainConfig as TrainConfig
 
 
 class Recipe(ConfigTable):

@@ -56,7 +56,6 @@ class ConfigTable(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
-    @model_validator(mode="before")
     @classmethod
     def completed(cls, given: Any) -> Any:
         """The table as given, with what its keys imply."""
@@ -83,7 +82,7 @@ class ConfigTable(BaseModel):
         return merged
 
     @classmethod
-    def partial(cls, given: Mapping[str, Any], wrong: set[tuple[str, ...]], place: tuple[str, ...] = ()) -> Self:
+    def partial(cls, given: Mapping[str, Any], wrong: set[tuple[str, ...]], place: tuple[str, ...] = ()) -> ConfigTable:
         """The table without missing keys and those at the places in `wrong`, so that its other rules can still be checked."""
         made = cls.model_construct(**{key: value for key, value in cls.completed(given).items() if key in cls.model_fields})
         for key, value in list(made):
@@ -105,6 +104,11 @@ class ConfigTable(BaseModel):
                 message = check(self)
             if message:
                 yield Broken(tuple(within + key for key in check.rule_keys), message)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, given: Any) -> Any:
+        return cls.completed(given)
 
     @model_validator(mode="after")
     def _rules_hold(self) -> Self:
