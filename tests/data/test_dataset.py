@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from freetf_cli import durable
-from freetf_cli.data import writer as writing
 from freetf_cli.data.dataset import Dataset
 from freetf_cli.data.manifest import Origin, token_type
 from freetf_cli.data.prepare import write_task
@@ -28,9 +27,7 @@ def write(out: Path, tokenizer: Tokenizer, words: list[str], shard: int = 1 << 2
 
 
 @pytest.mark.parametrize("shard", [1, 3, 7, 1 << 20])
-@pytest.mark.parametrize("held", [2, 4, 1 << 20])
-def test_streams_and_rows_across_shards(shard: int, held: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writing, "BUFFERED", held)
+def test_streams_and_rows_across_shards(shard: int, tmp_path: Path) -> None:
     for name, tokenizer in (("sep", byte_level()), ("plain", characters("abcdefghijklmnopqrstuvwxyz ", separator=False))):
         write(tmp_path / name, tokenizer, WORDS, shard)
         split = Dataset.open(tmp_path / name).split("train")
