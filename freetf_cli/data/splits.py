@@ -18,7 +18,7 @@ from fractions import Fraction
 from freetf_cli.data.manifest import SPLIT_NAME
 from freetf_cli.data.text import Document
 from freetf_cli.errors import InputError
-from freetf_cli.tasks.base import generator
+from freetf_cli.streams import data_generator
 
 DEFAULT_SPLIT = {"train": 0.9, "val": 0.1}
 LONGEST_RUN = 1_000_000  # documents
@@ -74,7 +74,7 @@ class SplitAssigner:
     def split(self, index: int) -> str:
         run, place = divmod(index, self._run)
         if self._shuffled[0] != run:
-            self._shuffled = run, generator("split", self._seed, run).permutation(self._run).tolist()
+            self._shuffled = run, data_generator("split", self._seed, run).permutation(self._run).tolist()
         return self._names[self._shuffled[1][place]]
 
     def assign(self, documents: Iterator[Document], notes: list[str]) -> Iterator[tuple[str, Document]]:

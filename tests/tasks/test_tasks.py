@@ -15,8 +15,9 @@ import freetf_cli.tasks
 from freetf_cli.config.schema import recipe_schema
 from freetf_cli.data.prepare import task_tokenizer
 from freetf_cli.errors import InputError
+from freetf_cli.streams import stream_seed
 from freetf_cli.tasks import describe, make_task, task_class, task_names
-from freetf_cli.tasks.base import PAD, stream_seed
+from freetf_cli.tasks.base import PAD
 from freetf_cli.tasks.factors import UNREAD, Factor, encode, spans_of
 
 TASKS = task_names()
