@@ -27,17 +27,13 @@ from freetf_cli.tasks.base import BLOCK_ROWS, Task
 Advance = Callable[[int], None]
 
 
-def _no_progress(count: int) -> None:
-    pass
-
-
 def task_tokenizer(task: Task) -> Tokenizer:
     """The tokenizer of a task's rows."""
     return tokenizers.byte_level() if task.alphabet is None else tokenizers.characters(task.alphabet, task.separator)
 
 
 def write_task(
-    task: Task, out: Path, *, count: int, seed: int = 0, split: Shares = DEFAULT_SPLIT, progress: Advance = _no_progress
+    task: Task, out: Path, *, count: int, seed: int = 0, split: Shares = DEFAULT_SPLIT, progress: Advance = lambda count: None
 ) -> DatasetSummary:
     """Write rows 0 … count − 1 of the task's stream `seed` as a data folder."""
     if count < 1:
@@ -74,7 +70,7 @@ def prepare_text(
     seed: int = 0,
     field: str | None = None,
     document_separator: str | None = None,
-    progress: Advance = _no_progress,
+    progress: Advance = lambda count: None,
 ) -> DatasetSummary:
     """Write documents from files, folders, archives or standard input (see `read_documents`) as a data folder.
 
@@ -86,7 +82,7 @@ def prepare_text(
     assigner = SplitAssigner(split, seed)
     with ExitStack() as stack:
         if tokenizer.startswith("bpe:"):
-            paths = _readable_twice(paths, field, stack)
+            paths = [_readable_twice(path, field, stack) for path in paths]
 
         def documents(note: Callable[[str], None]) -> Iterator[Document]:
             for document in read_documents(paths, field=field, document_separator=document_separator, note=note):
@@ -123,23 +119,18 @@ def _train_texts(documents: Iterator[Document], assigner: SplitAssigner) -> Iter
     return (document.text for name, document in assigner.assign(documents, []) if everything or name == "train")
 
 
-def _readable_twice(paths: Sequence[str | Path], field: str | None, stack: ExitStack) -> list[str | Path]:
-    """The paths, with standard input and named pipes copied to temporary files, which `stack` removes."""
-    return [_copied(path, field, stack) if str(path) == STDIN or Path(path).is_fifo() else path for path in paths]
-
-
-def _copied(path: str | Path, field: str | None, stack: ExitStack) -> Path:
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="freetf-")))
-    file = folder / ("stdin.jsonl" if field else "stdin")
+def _readable_twice(path: str | Path, field: str | None, stack: ExitStack) -> str | Path:
+    """The path; for standard input or a named pipe, that of a temporary copy, which `stack` removes."""
+    if str(path) != STDIN and not Path(path).is_fifo():
+        return path
+    file = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="freetf-")), "stdin.jsonl" if field else "stdin")
     with nullcontext(sys.stdin.buffer) if str(path) == STDIN else Path(path).open("rb") as source, file.open("wb") as out:
         shutil.copyfileobj(source, out)
     return file
 
 
 def _summary(out: Path, manifest: Manifest, notes: list[str]) -> DatasetSummary:
-    labels: Counter[str] = Counter()
-    for split in manifest.splits.values():
-        labels.update(split.labels)
+    labels = sum((Counter(split.labels) for split in manifest.splits.values()), Counter())
     return DatasetSummary(
         folder=str(out),
         task=manifest.task,

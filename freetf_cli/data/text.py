@@ -56,12 +56,8 @@ class _Reader:
     note: Note
 
 
-def _ignore(note: str) -> None:
-    pass
-
-
 def read_documents(
-    paths: Sequence[str | Path], *, field: str | None = None, document_separator: str | None = None, note: Note = _ignore
+    paths: Sequence[str | Path], *, field: str | None = None, document_separator: str | None = None, note: Note = lambda note: None
 ) -> Iterator[Document]:
     """Every document of the paths, in order; the contents of folders and archives sorted by name.
 
@@ -154,26 +150,18 @@ def _read_stream(stream: IO[bytes], name: str, place: str, reader: _Reader, labe
 def _read_plain(stream: IO[bytes], kind: str, name: str, place: str, reader: _Reader, label: str | None) -> Iterator[Document]:
     chunks = _decoded(stream, place)
     if kind.endswith(JSONL) or reader.field is not None:
-        for number, text in _json_texts(_cut(chunks, "\n"), place, reader.field):
-            yield Document(text, f"{name}:{number}", label)
+        for number, line in enumerate(_cut(chunks, "\n"), start=1):
+            if line.strip() and (text := _json_text(line, f"{place}, line {number}", reader.field)):
+                yield Document(text, f"{name}:{number}", label)
         return
-    found = False
-    for text in _texts(chunks, reader.document_separator):
-        found = True
+    separator = reader.document_separator  # next to it, line ends are layout, not text
+    pieces = ["".join(chunks)] if separator is None else (piece.strip("\r\n") for piece in _cut(chunks, separator))
+    empty = True
+    for text in filter(None, pieces):
+        empty = False
         yield Document(text, name, label)
-    if not found:
+    if empty:
         reader.note(f"{name} skipped: it is empty")
-
-
-def _texts(chunks: Iterator[str], document_separator: str | None) -> Iterator[str]:
-    """The documents in a file's text. Next to a separator, line ends are layout, not text."""
-    if document_separator is None:
-        whole = "".join(chunks)
-        yield from [whole] if whole else []
-        return
-    for piece in _cut(chunks, document_separator):
-        if text := piece.strip("\r\n"):
-            yield text
 
 
 def _cut(chunks: Iterator[str], mark: str) -> Iterator[str]:
@@ -212,13 +200,6 @@ def _decoded(stream: IO[bytes], place: str) -> Iterator[str]:
             yield text
         if not chunk:
             return
-
-
-def _json_texts(lines: Iterator[str], place: str, field: str | None) -> Iterator[tuple[int, str]]:
-    """Line number and text of each record, without blank lines and empty texts."""
-    for number, line in enumerate(lines, start=1):
-        if line.strip() and (text := _json_text(line, f"{place}, line {number}", field)):
-            yield number, text
 
 
 def _json_text(line: str, place: str, field: str | None) -> str:
