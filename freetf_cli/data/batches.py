@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,7 +111,6 @@ def open_data(config: DataConfig, *, context: int | None, seed: int) -> DataSour
 def _open_task(task: Task, context: int | None, seed: int) -> DataSource:
     context = context or task.row_tokens - 1
     tokenizer = task_tokenizer(task)
-    fixed = task.row_tokens if task.alphabet else None
     _check_context(context, task.row_tokens, task.loss_start, tokenizer, f"a row of '{task.name}'")
     identity = json.dumps([task.name, task.params], sort_keys=True)
     facts = DataFacts(
@@ -118,8 +118,7 @@ def _open_task(task: Task, context: int | None, seed: int) -> DataSource:
         task=task.name,
         vocabulary=tokenizer.vocab_size,
         context=context,
-        targets=fixed and min(fixed, context + 1) - task.loss_start,
-        floor_bits=task.floor_bits if context + 1 >= task.row_tokens else None,
+        **_targets(task.row_tokens if task.alphabet else None, task.loss_start, context, task.floor_bits),
         sha256=hashlib.sha256(identity.encode()).hexdigest(),
         params=task.params,
     )
@@ -128,12 +127,12 @@ def _open_task(task: Task, context: int | None, seed: int) -> DataSource:
 
 def _open_folder(data: Dataset, rows: str, context: int | None, seed: int) -> DataSource:
     about = data.manifest
-    packed = rows == "packed" or (rows == "auto" and about.kind == "text")
+    is_text = about.kind == "text"
+    packed = rows == "packed" or (rows == "auto" and is_text)
     longest = max(int(split.row_lengths.max()) for split in data.splits.values())
-    if context is None and about.kind == "text":
-        raise InputError(
-            "model.context is not set, and text has no row length of its own", str(data.folder), "for example model.context=256"
-        )
+    if context is None and is_text:
+        what = "model.context is not set, and text has no row length of its own"
+        raise InputError(what, str(data.folder), "for example model.context=256")
     context = context or (about.row_tokens or longest) - 1
     loss_start = 1 if packed else about.loss_start
     if packed:
@@ -141,28 +140,28 @@ def _open_folder(data: Dataset, rows: str, context: int | None, seed: int) -> Da
     else:
         _check_equal_rows(data)
         _check_context(context, longest, loss_start, data.tokenizer, f"the longest document of {data.folder}")
-    source: RowSource = (PackedRows if packed else DocumentRows)(data, context + 1, seed)
-    ratios = {name: split.bytes / split.tokens for name, split in about.splits.items()} if about.kind == "text" else {}
-    task = None if about.task is None else make_task(about.task, about.params)
-    prompt = task.prompt if task else _text_prompt(data)
-    return DataSource(data.tokenizer, _folder_facts(data, context, packed), context, source, loss_start, prompt, task, ratios)
-
-
-def _folder_facts(data: Dataset, context: int, packed: bool) -> DataFacts:
-    about = data.manifest
-    fixed = context + 1 if packed else about.row_tokens
-    text = about.splits.get(TRAIN) if about.kind == "text" else None
-    return DataFacts(
+    ratios = {name: split.bytes / split.tokens for name, split in about.splits.items() if is_text}
+    facts = DataFacts(
         name=data.folder.resolve().name,
         task=about.task,
         vocabulary=about.tokenizer.vocabulary,
         context=context,
-        targets=fixed and min(fixed, context + 1) - (1 if packed else about.loss_start),
-        floor_bits=about.floor_bits if not packed and fixed and context + 1 >= fixed else None,
+        **_targets(context + 1 if packed else about.row_tokens, loss_start, context, None if packed else about.floor_bits),
         sha256=data.sha256,
-        bytes_per_token=text.bytes / text.tokens if text else None,
-        params=dict(about.params or {}),
+        bytes_per_token=ratios.get(TRAIN),
+        params=about.params,
     )
+    source: RowSource = (PackedRows if packed else DocumentRows)(data, context + 1, seed)
+    task = None if about.task is None else make_task(about.task, about.params)
+    prompt = task.prompt if task else _text_prompt(data)
+    return DataSource(data.tokenizer, facts, context, source, loss_start, prompt, task, ratios)
+
+
+def _targets(row_tokens: int | None, loss_start: int, context: int, floor_bits: float | None) -> dict[str, Any]:
+    """Targets in a row of `row_tokens`, if all have that length, and their entropy, which is known of whole rows only."""
+    whole = row_tokens is not None and context + 1 >= row_tokens
+    targets = row_tokens and min(row_tokens, context + 1) - loss_start
+    return {"targets": targets, "floor_bits": floor_bits if whole else None}
 
 
 def _text_prompt(data: Dataset) -> Callable[[int, int], str]:

@@ -68,7 +68,7 @@ class SplitAssigner:
 
     def split(self, index: int) -> str:
         run, place = divmod(index, self._run)
-        return self._names[self._order(run)[place]]
+        return self._names[int(self._order(run)[place])]
 
     def assign(self, documents: Iterator[Document], notes: list[str]) -> Iterator[tuple[str, Document]]:
         """Each document with its split. If a split would stay empty, the last document is cut into parts, which `notes` reports."""
@@ -81,7 +81,7 @@ class SplitAssigner:
             empty.pop(last[0], None)
         if last is not None and empty:
             name, document = last
-            parts = {part: empty.get(part, 1 - sum(empty.values())) for part in self.shares if part in empty or part == name}
+            parts = {part: empty.get(part, 1 - sum(empty.values(), Fraction())) for part in self.shares if part in empty or part == name}
             notes.append(f"too few documents for every split: {document.source} is cut into {', '.join(parts)}")
             yield from _cut(document, parts)
         elif last is not None:

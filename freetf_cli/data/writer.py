@@ -8,10 +8,9 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from io import BufferedWriter
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -114,7 +113,7 @@ class _SplitWriter:
         folder.mkdir()
         self._folder, self._shard, self._type = folder, shard, token_type(tokenizer.vocab_size)
         self._separator = np.array([] if tokenizer.separator is None else [tokenizer.separator], np.int64)
-        self._shards: list[BufferedWriter] = []
+        self._shards: list[BinaryIO] = []
         self._offsets, self._lines = self._open(OFFSETS), self._open(DOCUMENTS)
         self._documents = self._tokens = self._bytes = 0
         self._labels: Counter[str] = Counter()
@@ -143,7 +142,7 @@ class _SplitWriter:
     def _write_offset(self) -> None:
         self._offsets.write((self._tokens - len(self._separator)).to_bytes(8, "little"))
 
-    def _open(self, name: str) -> BufferedWriter:
+    def _open(self, name: str) -> BinaryIO:
         return (self._folder / name).open("wb", buffering=BUFFERED)
 
     def finish(self) -> SplitFacts:
@@ -159,7 +158,7 @@ class _SplitWriter:
                 file.close()
 
 
-def _finish_file(file: BufferedWriter) -> FileFacts:
+def _finish_file(file: BinaryIO) -> FileFacts:
     file.close()
     path = Path(file.name)
     durable.flush(path)
