@@ -117,16 +117,9 @@ def _without_empty(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differences(a: Recipe, b: Recipe) -> list[tuple[str, Any, Any]]:
-    """(key, value in a, value in b) where they differ; a missing setting is None. Entries of a dictionary count as keys of their own."""
-    ours, theirs = _entries(a), _entries(b)
-    return [(key, ours.get(key), theirs.get(key)) for key in dict.fromkeys([*ours, *theirs]) if ours.get(key) != theirs.get(key)]
-
-
-def _entries(recipe: Recipe) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in flat(recipe).items():
-        found |= {f"{key}.{name}": item for name, item in value.items()} if isinstance(value, dict) else {key: value}
-    return found
+    """(key, value in a, value in b) where they differ; a missing setting is None."""
+    ours, theirs = flat(a), flat(b)
+    return [(key, ours.get(key), theirs.get(key)) for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
 
 
 def _checked(layers: Sequence[Layer]) -> Recipe:

@@ -76,12 +76,14 @@ class Recipe(ConfigTable):
 
 
 def flat(table: ConfigTable, within: str = "") -> dict[str, Any]:
-    """The settings as `{"train.lr": 0.001, …}`, without the description; a table within a table is `latent.objective.slope`."""
+    """The settings as `{"train.lr": 0.001, "data.params.noise": 0.1, …}`, without the description. An absent table has none."""
     found: dict[str, Any] = {}
     for key, value in table:
         if isinstance(value, ConfigTable):
             found |= flat(value, f"{within}{key}.")
-        elif key != "description" and table_of(type(table).model_fields[key]) is None:  # a table that is not there has no settings
+        elif isinstance(value, dict):
+            found |= {f"{within}{key}.{name}": item for name, item in value.items()}
+        elif key != "description" and table_of(type(table).model_fields[key]) is None:
             found[f"{within}{key}"] = value
     return found
 

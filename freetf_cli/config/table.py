@@ -131,7 +131,7 @@ def _rules(table: type[ConfigTable]) -> list[Any]:
     return [member for member in vars(table).values() if hasattr(member, "rule_keys")]
 
 
-def module_names(package: str, without: tuple[str, ...] = ("base",)) -> list[str]:
+def module_names(package: str, without: tuple[str, ...]) -> list[str]:
     """Names of the modules of one of our packages, found without importing it. without: modules that hold what the others share."""
     folder = Path(__file__).resolve().parent.parent / package
     return sorted(module.name for module in pkgutil.iter_modules([str(folder)]) if module.name not in without)

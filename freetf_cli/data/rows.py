@@ -1,13 +1,19 @@
 """Sources of rows: a task's stream, one document a row, or windows over a packed stream.
 
 All of them give arrays [rows, T + 1], padded with PAD. Training row g is a function of (seed, g); step s with batch size B takes
-rows s·B … s·B + B − 1.
+rows s·B … s·B + B − 1. Each source has
+
+    train(start, count)       training rows start … start + count − 1 of the seed's order [count, T + 1]
+    held_out(split, rows)     rows of a split by number [rows, T + 1]
+    factors(split, rows)      their known factors; empty for a row with parts of several documents
+    documents(split, rows)    the number of the document in which each of them begins [rows]
+    size(split)               the number of rows of a split; None for an endless stream
 """
 
 from __future__ import annotations
 
 from functools import cached_property, lru_cache
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,25 +26,6 @@ TRAIN = "train"
 HELD_OUT_SEED = 0  # runs of all seeds are evaluated on the same rows
 
 Factors = dict[str, Any]
-
-
-class RowSource(Protocol):
-    """A source of rows."""
-
-    def train(self, start: int, count: int) -> Tokens:
-        """Training rows start … start + count − 1 of the seed's order [count, T + 1]."""
-
-    def held_out(self, split: str, rows: NDArray[np.int64]) -> Tokens:
-        """Rows of a split by number [rows, T + 1]."""
-
-    def factors(self, split: str, rows: NDArray[np.int64]) -> list[Factors]:
-        """The known factors of these rows; empty for a row with parts of several documents."""
-
-    def documents(self, split: str, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The number of the document in which each of these rows begins [rows]."""
-
-    def size(self, split: str) -> int | None:
-        """The number of rows of a split; None for an endless stream."""
 
 
 class TaskRows:
@@ -164,3 +151,6 @@ def _known(source: Split, documents: NDArray[np.int64]) -> list[Factors]:
     wanted = set(documents.tolist())
     found = {index: record.get("factors") or {} for index, record in enumerate(source.records()) if index in wanted}
     return [found.get(index, {}) for index in documents.tolist()]
+
+
+RowSource = TaskRows | DocumentRows | PackedRows

@@ -18,10 +18,8 @@ from freetf_cli import durable
 from freetf_cli.data import tokenizer as tokenizers
 from freetf_cli.data.manifest import (
     DOCUMENTS,
-    FORMAT,
     MANIFEST,
     OFFSETS,
-    VERSION,
     FileFacts,
     Manifest,
     Origin,
@@ -32,7 +30,6 @@ from freetf_cli.data.manifest import (
 )
 from freetf_cli.data.tokenizer import Ids, Tokenizer
 from freetf_cli.errors import FreetfError, InputError
-from freetf_cli.records import SCHEMA_VERSION
 
 SHARD = 1 << 27  # tokens in a shard
 BUFFERED = 1 << 20  # bytes of a file kept in memory before they are written
@@ -83,14 +80,8 @@ class DatasetWriter:
             raise InputError("there is no document to write", str(self.out))
         tokenizer = self.tokenizer
         facts = TokenizerFacts(name=tokenizer.name, vocabulary=tokenizer.vocab_size, sha256=tokenizer.sha256, separator=tokenizer.separator)
-        self.manifest = Manifest(
-            **dict(self.origin),
-            schema_version=SCHEMA_VERSION,
-            format=FORMAT,
-            format_version=VERSION,
-            tokenizer=facts,
-            splits={name: split.finish() for name, split in self._splits.items()},
-        )
+        splits = {name: split.finish() for name, split in self._splits.items()}
+        self.manifest = Manifest(**dict(self.origin), tokenizer=facts, splits=splits)
         durable.write_durably(self._folder / tokenizers.FILE, tokenizer.json)
         durable.write_durably(self._folder / MANIFEST, self.manifest.model_dump_json(indent=1) + "\n")
         if self.out.is_dir():

@@ -329,9 +329,9 @@ def test_a_faulty_overlay(recipe_file):
         ("train.precision=bf16", "train.precision", "bf16"),
         ('train.precision="bf16"', "train.precision", "bf16"),
         ("model.tie_embeddings=false", "model.tie_embeddings", False),
-        ("data.params={noise = 0.1}", "data.params", {"noise": 0.1}),
-        ("data.params.noise=0.1", "data.params", {"noise": 0.1}),
-        ("data.params.noise=1/16", "data.params", {"noise": "1/16"}),
+        ("data.params={noise = 0.1}", "data.params.noise", 0.1),
+        ("data.params.noise=0.1", "data.params.noise", 0.1),
+        ("data.params.noise=1/16", "data.params.noise", "1/16"),
         ("train.batch=1_6", "train.batch", 16),
     ],
 )
