@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from freetf_cli.config.recipe import DataConfig
 from freetf_cli.data.dataset import Dataset
-from freetf_cli.data.prepare import task_tokenizer
+from freetf_cli.data.manifest import Origin
+from freetf_cli.data.prepare import task_origin, task_tokenizer
 from freetf_cli.data.rows import TRAIN, DocumentRows, Factors, PackedRows, RowSource, TaskRows
 from freetf_cli.data.tokenizer import Tokenizer
 from freetf_cli.errors import InputError
@@ -112,16 +113,8 @@ def _open_task(task: Task, context: int | None, seed: int) -> DataSource:
     context = context or task.row_tokens - 1
     tokenizer = task_tokenizer(task)
     _check_context(context, task.row_tokens, task.loss_start, tokenizer, f"a row of '{task.name}'")
-    identity = json.dumps([task.name, task.params], sort_keys=True)
-    facts = DataFacts(
-        name=task.name,
-        task=task.name,
-        vocabulary=tokenizer.vocab_size,
-        context=context,
-        **_targets(task.row_tokens if task.alphabet else None, task.loss_start, context, task.floor_bits),
-        sha256=hashlib.sha256(identity.encode()).hexdigest(),
-        params=task.params,
-    )
+    sha256 = hashlib.sha256(json.dumps([task.name, task.params], sort_keys=True).encode()).hexdigest()
+    facts = _facts(task_origin(task, seed), context, name=task.name, vocabulary=tokenizer.vocab_size, sha256=sha256)
     return DataSource(tokenizer, facts, context, TaskRows(task, context + 1, seed), task.loss_start, task.prompt, task)
 
 
@@ -134,34 +127,27 @@ def _open_folder(data: Dataset, rows: str, context: int | None, seed: int) -> Da
         what = "model.context is not set, and text has no row length of its own"
         raise InputError(what, str(data.folder), "for example model.context=256")
     context = context or (about.row_tokens or longest) - 1
-    loss_start = 1 if packed else about.loss_start
     if packed:
+        about = about.model_copy(update={"loss_start": 1, "row_tokens": context + 1, "floor_bits": None})
         _check_long_enough(data, context)
     else:
         _check_equal_rows(data)
-        _check_context(context, longest, loss_start, data.tokenizer, f"the longest document of {data.folder}")
+        _check_context(context, longest, about.loss_start, data.tokenizer, f"the longest document of {data.folder}")
     ratios = {name: split.bytes / split.tokens for name, split in about.splits.items() if is_text}
-    facts = DataFacts(
-        name=data.folder.resolve().name,
-        task=about.task,
-        vocabulary=about.tokenizer.vocabulary,
-        context=context,
-        **_targets(context + 1 if packed else about.row_tokens, loss_start, context, None if packed else about.floor_bits),
-        sha256=data.sha256,
-        bytes_per_token=ratios.get(TRAIN),
-        params=about.params,
-    )
+    name, vocabulary = data.folder.resolve().name, about.tokenizer.vocabulary
+    facts = _facts(about, context, name=name, vocabulary=vocabulary, sha256=data.sha256, bytes_per_token=ratios.get(TRAIN))
     source: RowSource = (PackedRows if packed else DocumentRows)(data, context + 1, seed)
     task = None if about.task is None else make_task(about.task, about.params)
     prompt = task.prompt if task else _text_prompt(data)
-    return DataSource(data.tokenizer, facts, context, source, loss_start, prompt, task, ratios)
+    return DataSource(data.tokenizer, facts, context, source, about.loss_start, prompt, task, ratios)
 
 
-def _targets(row_tokens: int | None, loss_start: int, context: int, floor_bits: float | None) -> dict[str, Any]:
-    """Targets in a row of `row_tokens`, if all have that length, and their entropy, which is known of whole rows only."""
-    whole = row_tokens is not None and context + 1 >= row_tokens
-    targets = row_tokens and min(row_tokens, context + 1) - loss_start
-    return {"targets": targets, "floor_bits": floor_bits if whole else None}
+def _facts(about: Origin, context: int, **others: Any) -> DataFacts:
+    """The facts of rows that are cropped to the context. The floor is known of whole rows only."""
+    length = about.row_tokens  # None if rows differ
+    targets = length and min(length, context + 1) - about.loss_start
+    floor_bits = about.floor_bits if length and context + 1 >= length else None
+    return DataFacts(task=about.task, params=about.params, context=context, targets=targets, floor_bits=floor_bits, **others)
 
 
 def _text_prompt(data: Dataset) -> Callable[[int, int], str]:

@@ -32,14 +32,9 @@ def task_tokenizer(task: Task) -> Tokenizer:
     return tokenizers.byte_level() if task.alphabet is None else tokenizers.characters(task.alphabet, task.separator)
 
 
-def write_task(
-    task: Task, out: Path, *, count: int, seed: int = 0, split: Shares = DEFAULT_SPLIT, progress: Advance = lambda count: None
-) -> DatasetSummary:
-    """Write rows 0 … count − 1 of the task's stream `seed` as a data folder."""
-    if count < 1:
-        raise InputError(f"a data set of {count} rows is empty")
-    assigner, tokenizer = SplitAssigner(split, seed), task_tokenizer(task)
-    origin = Origin(
+def task_origin(task: Task, seed: int) -> Origin:
+    """What the manifest of a task's rows says about them."""
+    return Origin(
         kind="synthetic",
         task=task.name,
         params=task.params,
@@ -49,7 +44,16 @@ def write_task(
         entropy=task.entropy(),
         floor_bits=task.floor_bits,
     )
-    with DatasetWriter(out, tokenizer, origin) as writer:
+
+
+def write_task(
+    task: Task, out: Path, *, count: int, seed: int = 0, split: Shares = DEFAULT_SPLIT, progress: Advance = lambda count: None
+) -> DatasetSummary:
+    """Write rows 0 … count − 1 of the task's stream `seed` as a data folder."""
+    if count < 1:
+        raise InputError(f"a data set of {count} rows is empty")
+    assigner, tokenizer = SplitAssigner(split, seed), task_tokenizer(task)
+    with DatasetWriter(out, tokenizer, task_origin(task, seed)) as writer:
         for start in range(0, count, BLOCK_ROWS):
             for index, example in enumerate(task.examples(seed, start, min(BLOCK_ROWS, count - start)), start):
                 ids = tokenizer.encode_array(example.text)
