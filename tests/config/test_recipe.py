@@ -387,9 +387,9 @@ SMOKED = [name for name in shipped_recipes() if not name.startswith("paper-")]  
 
 
 @pytest.mark.parametrize(("name", "smoke"), [*((name, False) for name in shipped_recipes()), *((name, True) for name in SMOKED)])
-def test_shipped_recipes_are_valid(name, smoke, tmp_path):
+def test_shipped_recipes_read_back_from_a_file_and_from_plain_data(name, smoke, tmp_path):
     recipe = load_recipe(name, smoke=smoke)
-    assert recipe.description
+    assert check_recipe(recipe.model_dump(exclude_none=True), where=name) == recipe
     path = tmp_path / "again.toml"
     path.write_text(to_toml(recipe), encoding="utf-8")
     assert load_recipe(str(path)) == recipe

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from freetf_cli.data import text as reading
-from freetf_cli.data.text import Document, read_documents
+from freetf_cli.data.text import read_documents
 from freetf_cli.errors import InputError
 
 EXCERPTS = Path(__file__).resolve().parent.parent / "excerpts"
@@ -156,7 +156,3 @@ def test_the_whole_corpus_where_it_is_at_hand() -> None:
         pytest.skip("the shared corpora are not beside the checkout")
     labels = [document.label for document in read_documents([corpus])]
     assert (labels.count("neg"), labels.count("pos"), len(labels)) == (1000, 1000, 2000)
-
-
-def test_documents_are_plain_values() -> None:
-    assert Document("a", "b") == Document("a", "b", None)
