@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from freetf_cli.config.data import DataConfig as DataConfig
+from freetf_cli.config.latent import ARCHITECTURE
 from freetf_cli.config.latent import LatentConfig as LatentConfig
 from freetf_cli.config.latent import NumericsConfig as NumericsConfig
 from freetf_cli.config.latent import ObjectiveConfig as ObjectiveConfig
@@ -47,7 +48,7 @@ class Recipe(ConfigTable):
         """The fields of `[model]` and `[latent]` that decide the weights' shapes and the forward pass, the default depth resolved."""
         found: dict[str, Any] = {"model": self.model.model_dump(), "latent": None}
         if self.latent is not None:
-            found["latent"] = {**self.latent.architecture, "depth": self.latent.depth or self.model.layers // 2}
+            found["latent"] = {**self.latent.model_dump(include=ARCHITECTURE), "depth": self.latent.depth or self.model.layers // 2}
         return found
 
     @rule("model.layers", "latent.bits")

@@ -55,15 +55,6 @@ class DataSource:
     task: Task | None = None
     bytes_per_token: dict[str, float] = field(default_factory=dict)
 
-    @property
-    def separator(self) -> int | None:
-        return self.tokenizer.separator
-
-    @property
-    def row_tokens(self) -> int:
-        """T + 1."""
-        return self.context + 1
-
     def train_batch(self, step: int, size: int) -> Batch:
         """The batch of a step, a function of (seed, step, size) alone."""
         return self._batch(self.rows.train(step * size, size))
@@ -87,16 +78,12 @@ class DataSource:
         count = sequences if available is None else min(sequences, available)
         return np.arange(count) * (available or count) // max(count, 1)
 
-    def prompts(self, count: int, seed: int) -> list[str]:
-        """Texts that samples can begin with."""
-        return [self.prompt(seed, index) for index in range(count)]
-
     def _batch(self, rows: Tokens) -> Batch:
         ended = rows == PAD
-        fill = 0 if self.separator is None else self.separator
+        separator = self.tokenizer.separator
         targets = np.where(ended, IGNORE, rows)[:, 1:]
         targets[:, : self.loss_start - 1] = IGNORE
-        return Batch(np.where(ended, fill, rows)[:, :-1], targets)
+        return Batch(np.where(ended, 0 if separator is None else separator, rows)[:, :-1], targets)
 
 
 def open_data(config: DataConfig, *, context: int | None, seed: int) -> DataSource:
