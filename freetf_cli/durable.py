@@ -1,4 +1,4 @@
-"""Files that survive a power cut or a killed process. All files that must are written through this module.
+"""Files that survive a power cut or a killed process. Every file that must survive is written through this module.
 
 Content is flushed to the disk before its name: a file gets its name by one rename, and then the folder is flushed. What a killed process
 leaves behind has a name that begins with a dot and ends in `.tmp`.

@@ -27,7 +27,7 @@ from freetf_cli.errors import InputError, nearest
 
 
 class Address(NamedTuple):
-    """A recipe's file, and the variant of it that is meant, if one is named."""
+    """The file of a recipe, and the name of its variant, if it is one."""
 
     file: Path
     variant: str | None = None
@@ -45,18 +45,18 @@ def shipped_files() -> list[str]:
 
 
 def shipped_recipes() -> list[str]:
-    """Names of the shipped recipes, each variant of a sweep by its own: `figure4/8th`."""
+    """Names of the shipped recipes; each variant of a sweep has its own, such as `figure4/8th`."""
     return [recipe for name in shipped_files() for recipe in expand(name)]
 
 
 def expand(name: str) -> list[str]:
-    """The recipes that a name stands for: every variant of a sweep, else itself."""
+    """The recipes that a name stands for: every variant of a sweep, else only itself."""
     file, variant = find_recipe(name)
     return [name] if variant else [f"{name.rstrip('/')}/{one}" for one in _variants(file)] or [name]
 
 
 def describe_file(name: str) -> str:
-    """The description in a recipe file itself, above its variants."""
+    """The description of a recipe file, outside its variants."""
     return str(_read(find_recipe(name).file)[0].get("description", ""))
 
 
@@ -131,7 +131,7 @@ def _checked(layers: Sequence[Layer]) -> Recipe:
 
 
 def _layers(address: Address, seen: tuple[Address, ...] = ()) -> Iterator[Layer]:
-    """A recipe's keys above those of the recipe that it extends, each followed by its smoke overlay, if it has one."""
+    """The layers of a recipe, lowest first: what it extends, the file, the variant; after each its smoke overlay, if it has one."""
     path, variant = address
     tree, text = _read(path)
     if "extends" in tree:
@@ -179,7 +179,7 @@ def _read(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def _table(tree: Mapping[str, Any], name: str, path: Path) -> Mapping[str, Any]:
-    """A table whose keys are no settings by themselves; empty if it is not there."""
+    """A table that holds other tables: `[sweep]`, one of its variants, or `[smoke]`; empty if there is none."""
     found = tree.get(name, {})
     if not isinstance(found, Mapping):
         raise InputError(f"'{name}' must be a table", str(path))

@@ -58,7 +58,7 @@ class ConfigTable(BaseModel):
 
     @classmethod
     def completed(cls, given: Any) -> Any:
-        """The table as given, with what its keys imply."""
+        """The given table, with the keys that other keys imply."""
         return given
 
     @classmethod

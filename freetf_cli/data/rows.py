@@ -29,7 +29,7 @@ Factors = dict[str, Any]
 
 
 class TaskRows:
-    """Fresh rows without end. Each split has its own stream; only that of training depends on the seed."""
+    """An endless stream of fresh rows. Each split has its own stream; only that of training depends on the seed."""
 
     def __init__(self, task: Task, width: int, seed: int) -> None:
         self._task, self._width, self._seed = task, width, seed

@@ -10,6 +10,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -78,7 +79,7 @@ class Task(RowReader):
     def __init__(self, params: Mapping[str, Any]) -> None:
         """params: a value for each of PARAMS, checked (see `resolve`)."""
         self.params: dict[str, Any] = dict(params)
-        self._cached: tuple[tuple[int, int], Rows] | None = None
+        self._block = lru_cache(maxsize=1)(lambda seed, block: self.draw(data_generator(self.name, self.params, seed, block)))
 
     @abstractmethod
     def draw(self, rng: np.random.Generator) -> Rows:
@@ -119,12 +120,6 @@ class Task(RowReader):
             high = min(low + stop - start, BLOCK_ROWS)
             yield self._block(seed, block), low, high
             start += high - low
-
-    def _block(self, seed: int, block: int) -> Rows:
-        cached = self._cached  # read once: another thread may store its own block in between
-        if cached is None or cached[0] != (seed, block):
-            self._cached = cached = (seed, block), self.draw(data_generator(self.name, self.params, seed, block))
-        return cached[1]
 
 
 def decoder(alphabet: str) -> Callable[[Tokens], str]:

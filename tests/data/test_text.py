@@ -23,7 +23,7 @@ def texts(*paths: object, **options: str) -> list[str]:
     return [document.text for document in read_documents([str(path) for path in paths], **options)]  # type: ignore[arg-type]
 
 
-def test_plain_and_packed_files_say_the_same(tmp_path: Path) -> None:
+def test_packed_files_contain_the_same_text(tmp_path: Path) -> None:
     raw = (EXCERPTS / "shakespeare.txt").read_bytes()
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(raw))
     (tmp_path / "a.txt.bz2").write_bytes(bz2.compress(raw))

@@ -16,7 +16,7 @@ from freetf_cli.config.schema import recipe_schema
 from freetf_cli.data.prepare import task_tokenizer
 from freetf_cli.errors import InputError
 from freetf_cli.streams import stream_seed
-from freetf_cli.tasks import describe, make_task, task_class, task_names
+from freetf_cli.tasks import describe, make_task, task_names
 from freetf_cli.tasks.base import PAD
 from freetf_cli.tasks.factors import UNREAD, Factor, encode, spans_of
 
@@ -44,7 +44,7 @@ class Echo(Task):
 def test_tasks_are_found_by_listing_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A new file is a new task, with its help, and nothing else changes."""
     assert {"letters", "coins", "reviews", "blocks"} <= set(TASKS) and list(TASKS) == sorted(TASKS)
-    assert [task_class(name).name for name in TASKS] == [*TASKS]
+    assert [make_task(name, {}).name for name in TASKS] == [*TASKS]
     (tmp_path / "echo.py").write_text(EXTRA_TASK, encoding="utf-8")
     monkeypatch.setattr(freetf_cli.tasks, "__path__", [*freetf_cli.tasks.__path__, str(tmp_path)])
     assert task_names() == tuple(sorted([*TASKS, "echo"]))
@@ -55,7 +55,7 @@ def test_tasks_are_found_by_listing_the_package(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.parametrize("name", TASKS)
 def test_help_is_parsed_from_the_source(name: str) -> None:
     summary, params = describe(name)
-    assert summary.startswith(f"{name}: ") and params == list(task_class(name).PARAMS)
+    assert summary.startswith(f"{name}: ") and params == list(make_task(name, {}).PARAMS)
 
 
 def test_names_are_listed_without_numpy() -> None:
