@@ -23,12 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freetf_cli.data import tokenizer as tokenizers
-from freetf_cli.data.manifest import DOCUMENTS, MANIFEST, OFFSETS, Manifest, SplitFacts, parse_manifest, sha256_of, token_type
+from freetf_cli.data.manifest import DOCUMENTS, MANIFEST, OFFSETS, Manifest, SplitFacts, parse_manifest, token_type
 from freetf_cli.data.tokenizer import Ids, Tokenizer
+from freetf_cli.durable import sha256_of
 from freetf_cli.errors import InputError, nearest
 
 LARGEST_MANIFEST = 16 << 20  # bytes
-SCANNED = 1 << 20  # tokens checked at a time
 
 
 class Split:
@@ -74,9 +74,8 @@ class Split:
         fits = fits and self.offsets[0] == 0 and int(self.offsets[-1]) + self._extra == self.tokens
         if not (fits and (np.diff(self.offsets) >= 0).all()):
             raise InputError("the data folder is damaged: offsets and tokens do not fit the manifest", str(folder))
-        for shard in self._shards:
-            if max((int(shard[i : i + SCANNED].max()) for i in range(0, len(shard), SCANNED)), default=0) >= vocabulary:
-                raise InputError(f"the data folder is damaged: a token is outside the vocabulary of {vocabulary}", str(folder))
+        if any(shard.max(initial=0) >= vocabulary for shard in self._shards):
+            raise InputError(f"the data folder is damaged: a token is outside the vocabulary of {vocabulary}", str(folder))
 
 
 @dataclass(frozen=True, eq=False)

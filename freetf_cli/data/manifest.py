@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from pathlib import Path
@@ -97,9 +96,3 @@ def parse_manifest(content: bytes, file: Path) -> Manifest:
 def token_type(vocabulary: int) -> np.dtype[Any]:
     """The type that tokens are stored as."""
     return np.dtype("<u2" if vocabulary <= 1 << 16 else "<u4")
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -16,18 +16,7 @@ import numpy as np
 
 from freetf_cli import durable
 from freetf_cli.data import tokenizer as tokenizers
-from freetf_cli.data.manifest import (
-    DOCUMENTS,
-    MANIFEST,
-    OFFSETS,
-    FileFacts,
-    Manifest,
-    Origin,
-    SplitFacts,
-    TokenizerFacts,
-    sha256_of,
-    token_type,
-)
+from freetf_cli.data.manifest import DOCUMENTS, MANIFEST, OFFSETS, FileFacts, Manifest, Origin, SplitFacts, TokenizerFacts, token_type
 from freetf_cli.data.tokenizer import Ids, Tokenizer
 from freetf_cli.errors import FreetfError, InputError
 
@@ -153,7 +142,7 @@ def _finish_file(file: BinaryIO) -> FileFacts:
     file.close()
     path = Path(file.name)
     durable.flush(path)
-    return FileFacts(bytes=path.stat().st_size, sha256=sha256_of(path))
+    return FileFacts(bytes=path.stat().st_size, sha256=durable.sha256_of(path))
 
 
 @contextmanager
