@@ -50,8 +50,6 @@ def write_task(
     task: Task, out: Path, *, count: int, seed: int = 0, split: Shares = DEFAULT_SPLIT, progress: Advance = lambda count: None
 ) -> DatasetSummary:
     """Write rows 0 … count − 1 of the task's stream `seed` as a data folder."""
-    if count < 1:
-        raise InputError(f"a data set of {count} rows is empty")
     assigner, tokenizer = SplitAssigner(split, seed), task_tokenizer(task)
     with DatasetWriter(out, tokenizer, task_origin(task, seed)) as writer:
         for start in range(0, count, BLOCK_ROWS):

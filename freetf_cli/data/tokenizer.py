@@ -119,8 +119,6 @@ class Tokenizer:
 
 def characters(alphabet: str, separator: bool) -> Tokenizer:
     """A tokenizer with one token a character, ids in the order of the alphabet, then the separator if there is one."""
-    if len(set(alphabet)) != len(alphabet):
-        raise InputError("the alphabet repeats a character", repr(alphabet))
     inner = tokenizers.Tokenizer(models.WordLevel({c: i for i, c in enumerate(alphabet)}))
     inner.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
     inner.decoder = decoders.Fuse()
@@ -193,7 +191,7 @@ def _is_byte_level(tree: dict[str, Any], tokens: dict[str, int]) -> bool:
     """Whether a tokenizer.json encodes each byte as its value, as `byte_level` does, whichever library version wrote it."""
     before = tree.get("pre_tokenizer") or {}
     plain = tree.get("normalizer") is None and before.get("type") == "ByteLevel" and not before.get("add_prefix_space")
-    return bool(plain and not tree["model"].get("merges") and tokens == {c: i for i, c in enumerate(_byte_spellings())})
+    return bool(plain and tokens == {c: i for i, c in enumerate(_byte_spellings())})
 
 
 def _is_characters(tree: dict[str, Any], tokens: dict[str, int]) -> bool:
