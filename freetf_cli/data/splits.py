@@ -20,6 +20,7 @@ from freetf_cli.data.manifest import SPLIT_NAME
 from freetf_cli.data.text import Document
 from freetf_cli.errors import InputError
 from freetf_cli.streams import data_generator
+from freetf_cli.tasks.base import exact_number
 
 DEFAULT_SPLIT = {"train": 0.9, "val": 0.1}
 LONGEST_RUN = 1_000_000  # documents
@@ -34,12 +35,12 @@ def parse_split(text: str, count: int | None = None) -> dict[str, Fraction]:
         name, equals, number = (piece.strip() for piece in part.partition("="))
         if not equals or not re.fullmatch(SPLIT_NAME, name) or name in values:
             raise InputError(f"--split takes NAME=SHARE,NAME=SHARE, not '{text}'", hint="for example --split train=0.9,val=0.1")
-        try:
-            values[name] = Fraction(number)
-        except (ValueError, ZeroDivisionError):
-            raise InputError(f"--split {text}: '{number}' is not a number") from None
-        if values[name] <= 0:
+        share = exact_number(number)
+        if share is None:
+            raise InputError(f"--split {text}: '{number}' is not a number")
+        if share <= 0:
             raise InputError(f"--split {text}: a share must be more than 0")
+        values[name] = share
     total = sum(values.values())
     if total == 1:
         return values

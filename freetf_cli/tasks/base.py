@@ -142,7 +142,7 @@ def _checked(name: str, param: Param, value: Any) -> Value:
         if value not in param.choices:
             raise InputError(f"{name} = {value!r} is not a choice", hint=nearest(str(value), param.choices))
         return str(value)
-    number = _number(value)
+    number = exact_number(value)
     whole = isinstance(param.default, int)
     if number is None or (whole and number.denominator != 1):
         raise InputError(f"{name} must be {'a whole number' if whole else 'a number'}, not {value!r}")
@@ -151,11 +151,11 @@ def _checked(name: str, param: Param, value: Any) -> Value:
     return int(number) if whole else float(number)
 
 
-def _number(value: Any) -> Fraction | None:
+def exact_number(value: Any) -> Fraction | None:
     """The value as an exact number (the float 0.1 stays that float), or None if it is not a number."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
-        return Fraction(value)
+        return Fraction(float(value) if "e" in str(value).lower() else value)  # not 1e999999999, whose digits would fill the memory
     except (ValueError, OverflowError, ZeroDivisionError):
         return None

@@ -133,6 +133,7 @@ def test_factors_as_numbers() -> None:
         ("letters", {"nose": 1}, "did you mean 'noise'"),
         ("letters", {"noise": 1.5}, "outside 0 … 1"),
         ("letters", {"noise": "nan"}, "must be a number"),
+        ("letters", {"noise": "1e999999999"}, "must be a number"),
         ("letters", {"noise": math.inf}, "must be a number"),
         ("letters", {"length": 8.5}, "whole number"),
         ("letters", {"length": True}, "whole number"),
