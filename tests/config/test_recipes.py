@@ -28,7 +28,7 @@ REPRESENTATIVE = [
 BOUND = 240  # seconds on a busy machine; about 15 are promised on two idle cores
 
 
-def test_there_are_recipes():
+def test_the_main_recipes_are_shipped():
     assert {"letters-baseline", "letters-free", "reviews-free", "demo-free", "paper-1.5b-free", "paper-8b-free"} <= {*NAMES}
 
 
@@ -53,7 +53,7 @@ def test_a_free_recipe_has_its_baselines_model_and_data(stem):
     assert differing <= ({"train.steps", "eval.every"} if stem == "demo" else set())
 
 
-def test_figure_4_is_the_papers_objective_but_where_it_says_otherwise():
+def test_figure_4_differs_from_the_papers_objective_only_where_stated():
     """Where a variant differs from the paper, the same κ by exactly the paper's objective is a variant of its own."""
     paper = ObjectiveConfig()
     weighted = ObjectiveConfig(free_bits="sequence", mismatch=1.0, schedule={"mismatch": [[0.1, 0.03], [0.25]]})

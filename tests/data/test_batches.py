@@ -114,7 +114,7 @@ def test_a_batch_larger_than_the_data(folders: Path) -> None:
     assert set(Counter(row.tobytes() for row in batch.inputs).values()) == {2, 3}
 
 
-def test_padding_is_the_separator_and_does_not_count(folders: Path) -> None:
+def test_padding_is_the_separator_and_has_no_targets(folders: Path) -> None:
     data = source(folders, "reviews folder")
     texts = [record["text"] for record in Dataset.open(folders / "reviews").split("val").records()]
     (batch,) = data.held_out("val", 100, 100)
@@ -124,7 +124,7 @@ def test_padding_is_the_separator_and_does_not_count(folders: Path) -> None:
         assert targets[end - 1] == 256 and (targets[end:] == IGNORE).all() and (targets[:end] != IGNORE).all()
 
 
-def test_the_question_of_blocks_does_not_count(folders: Path) -> None:
+def test_the_question_of_blocks_has_no_targets(folders: Path) -> None:
     data = source(folders, "blocks")
     batch = data.train_batch(0, 4)
     assert (batch.targets[:, :314] == IGNORE).all() and (batch.targets[:, 314:] != IGNORE).all()

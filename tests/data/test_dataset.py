@@ -56,7 +56,7 @@ def test_the_same_data_has_the_same_hash(tmp_path: Path) -> None:
     assert Dataset.open(tmp_path / "c").sha256 != a.sha256
 
 
-def test_nothing_is_left_of_a_failed_writing(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), DatasetWriter(tmp_path / "d", byte_level(), Origin(kind="text", seed=0)) as writer:
         writer.add("train", byte_level().encode_array("a"), {}, size=1)
         assert [path.name for path in tmp_path.iterdir()] != ["d"], "it has no final name while it is written"
@@ -149,7 +149,7 @@ def test_manifests_that_are_refused(folder: Path, keys: list[str], value: object
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"{", b"\xff", b"[" * 100_000, b'{"format": "freetf-data"}'])
-def test_no_manifest_at_all(folder: Path, content: bytes) -> None:
+def test_contents_that_are_not_a_manifest(folder: Path, content: bytes) -> None:
     (folder / "manifest.json").write_bytes(content)
     with pytest.raises(InputError, match="manifest"):
         Dataset.open(folder)

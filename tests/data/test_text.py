@@ -45,7 +45,7 @@ def test_a_folder_is_read_in_order_and_labelled(tmp_path: Path) -> None:
     assert [(d.text, d.label) for d in read_documents([tmp_path])] == [("b", None), ("a", None)]
 
 
-def test_labels_in_an_archive_and_its_read_me(tmp_path: Path) -> None:
+def test_labels_and_the_readme_of_an_archive(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "reviews.zip", "w") as archive:
         for name in ("r/pos/1.txt", "r/neg/2.txt", "r/pos/3.txt", "r/README", "r/neg/empty.txt"):
             archive.writestr(name, "" if "empty" in name else name)
@@ -150,7 +150,7 @@ def test_nothing_to_read(tmp_path: Path) -> None:
             texts(*paths)
 
 
-def test_the_whole_corpus_where_it_is_at_hand() -> None:
+def test_the_whole_corpus_if_it_is_available() -> None:
     corpus = Path(__file__).resolve().parents[3] / "shared/data/movie_reviews"
     if not corpus.exists():
         pytest.skip("the shared corpora are not beside the checkout")

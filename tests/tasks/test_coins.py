@@ -37,7 +37,7 @@ def test_coins_by_enumeration(flip: float) -> None:
     assert task.floor_bits == pytest.approx(entropy - 1, abs=1e-12)
 
 
-def test_coins_without_noise_and_long() -> None:
+def test_coins_without_noise_and_with_long_rows() -> None:
     assert make_task("coins", {"flip": 0, "length": 12}).entropy() == {"sequence": 1.0, "given_first": 0.0}
     long = make_task("coins", {"flip": 0.5, "length": 2000})
     assert long.entropy()["sequence"] == pytest.approx(2000, rel=1e-9)

@@ -106,7 +106,7 @@ def test_splits_have_streams_of_their_own() -> None:
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_what_is_read_from_true_rows(name: str) -> None:
+def test_readings_of_true_rows(name: str) -> None:
     """True rows are valid, their spans are the row without an invalid one, and the prompt for other factors is a prompt."""
     task = make_task(name, {})
     examples = task.examples(0, 0, 60)
