@@ -50,14 +50,13 @@ def write_task(
     task: Task, out: Path, *, count: int, seed: int = 0, split: Shares = DEFAULT_SPLIT, progress: Advance = lambda count: None
 ) -> DatasetSummary:
     """Write rows 0 … count − 1 of the task's stream `seed` as a data folder."""
-    assigner, tokenizer = SplitAssigner(split, seed), task_tokenizer(task)
-    with DatasetWriter(out, tokenizer, task_origin(task, seed)) as writer:
+    assigner = SplitAssigner(split, seed)
+    with DatasetWriter(out, task_tokenizer(task), task_origin(task, seed)) as writer:
         for start in range(0, count, BLOCK_ROWS):
             for index, example in enumerate(task.examples(seed, start, min(BLOCK_ROWS, count - start)), start):
-                ids = tokenizer.encode_array(example.text)
                 label = None if task.label is None else str(example.factors[task.label])
                 record = {"text": example.text, "factors": example.factors}
-                writer.add(assigner.split(index), ids, record, size=len(example.text.encode()), label=label)
+                writer.add(assigner.split(index), example.text, record, label)
                 progress(1)
     missing = [name for name in assigner.shares if name not in writer.manifest.splits]
     return _summary(out, writer.manifest, [f"split '{name}' got none of {count} rows and is left out" for name in missing])
@@ -94,10 +93,8 @@ def prepare_text(
         chosen = _tokenizer(tokenizer, lambda: _train_texts(documents(lambda _: None), assigner))
         with DatasetWriter(out, chosen, Origin(kind="text", seed=seed)) as writer:
             for name, document in assigner.assign(documents(notes.append), notes):
-                ids = chosen.encode_array(document.text, document.source)
                 factors = {} if document.label is None else {"label": document.label}
-                record = {"source": document.source, "factors": factors}
-                writer.add(name, ids, record, size=len(document.text.encode("utf-8")), label=document.label)
+                writer.add(name, document.text, {"source": document.source, "factors": factors}, document.label)
     return _summary(out, writer.manifest, notes)
 
 

@@ -28,7 +28,7 @@ class DatasetWriter:
     """Writes a data folder. It appears under its name complete, when the `with` block succeeds, or not at all.
 
     with DatasetWriter(out, tokenizer, Origin(kind="text", seed=0)) as writer:
-        writer.add("train", tokenizer.encode_array(text), {"source": "a.txt", "factors": {}}, size=len(text.encode()))
+        writer.add("train", text, {"source": "a.txt", "factors": {}})
     writer.manifest
     """
 
@@ -46,12 +46,13 @@ class DatasetWriter:
             self._folder.chmod(0o755)
         return self
 
-    def add(self, split: str, ids: Ids, record: Mapping[str, Any], *, size: int, label: str | None = None) -> None:
-        """Add a document to a split: its ids without separators, its record in documents.jsonl, the size of its text in bytes."""
+    def add(self, split: str, text: str, record: Mapping[str, Any], label: str | None = None) -> None:
+        """Add a document to a split: its text, its record in documents.jsonl, and the label that the manifest counts."""
+        ids = self.tokenizer.encode_array(text, str(record.get("source", "")))
         with _writing(self.out):
             if split not in self._splits:
                 self._splits[split] = _SplitWriter(self._folder / split, self.tokenizer, self._shard)
-            self._splits[split].add(ids, record, size, label)
+            self._splits[split].add(ids, record, len(text.encode()), label)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:

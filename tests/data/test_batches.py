@@ -203,7 +203,7 @@ def test_without_a_separator_documents_must_be_equally_long(tmp_path: Path) -> N
     tokenizer = characters("ab", separator=False)
     with DatasetWriter(tmp_path / "d", tokenizer, Origin(kind="text", seed=0)) as writer:
         for text in ("abab", "aba"):
-            writer.add("train", tokenizer.encode_array(text), {}, size=len(text))
+            writer.add("train", text, {})
     with pytest.raises(InputError, match="equally long"):
         open_data(DataConfig(dir=str(tmp_path / "d"), rows="documents"), context=2, seed=0)
     packed = open_data(DataConfig(dir=str(tmp_path / "d")), context=3, seed=0)

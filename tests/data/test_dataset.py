@@ -24,7 +24,7 @@ WORDS = ["alpha", "", "be", "gamma rays"]
 def write(out: Path, tokenizer: Tokenizer, words: list[str], shard: int = 1 << 20) -> None:
     with DatasetWriter(out, tokenizer, Origin(kind="text", seed=0), shard=shard) as writer:
         for word in words:
-            writer.add("train", tokenizer.encode_array(word), {"source": word, "factors": {}}, size=len(word), label="x")
+            writer.add("train", word, {"source": word, "factors": {}}, "x")
 
 
 @pytest.mark.parametrize("shard", [1, 3, 7, 1 << 20])
@@ -58,7 +58,7 @@ def test_the_same_data_has_the_same_hash(tmp_path: Path) -> None:
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), DatasetWriter(tmp_path / "d", byte_level(), Origin(kind="text", seed=0)) as writer:
-        writer.add("train", byte_level().encode_array("a"), {}, size=1)
+        writer.add("train", "a", {})
         assert [path.name for path in tmp_path.iterdir()] != ["d"], "it has no final name while it is written"
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == []
@@ -162,11 +162,14 @@ def test_no_folder(tmp_path: Path) -> None:
         Dataset.open(tmp_path)
 
 
-def test_tokens_outside_the_vocabulary(tmp_path: Path) -> None:
-    with DatasetWriter(tmp_path / "d", byte_level(), Origin(kind="text", seed=0)) as writer:
-        writer.add("train", np.array([1, 257]), {}, size=2)
+def test_tokens_outside_the_vocabulary(folder: Path) -> None:
+    tokens, manifest = folder / "train" / "tokens-00000.bin", folder / "manifest.json"
+    tokens.write_bytes(np.array([257], "<u2").tobytes() + tokens.read_bytes()[2:])
+    tree = json.loads(manifest.read_text())
+    tree["splits"]["train"]["files"][tokens.name]["sha256"] = durable.sha256_of(tokens)
+    manifest.write_text(json.dumps(tree))
     with pytest.raises(InputError, match="outside the vocabulary"):
-        Dataset.open(tmp_path / "d")
+        Dataset.open(folder)
 
 
 def test_an_unknown_split_has_a_hint(folder: Path) -> None:
