@@ -15,10 +15,9 @@ EXAMPLE = "$ freetf"
 
 def split_examples(docstring: str) -> tuple[str, str]:
     """Split a docstring into its text and its example lines."""
-    lines = docstring.replace("\b", "").splitlines()
-    examples = [line.strip() for line in lines if line.strip().startswith(EXAMPLE)]
-    text = "\n".join(line for line in lines if not line.strip().startswith(EXAMPLE))
-    return text.strip(), "\n".join(examples)
+    lines = docstring.splitlines()
+    examples = [line for line in lines if line.startswith(EXAMPLE)]
+    return "\n".join(line for line in lines if line not in examples).strip(), "\n".join(examples)
 
 
 class _WithExamples:
