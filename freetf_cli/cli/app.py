@@ -141,7 +141,11 @@ def with_globals(function: Callable[..., Described | None]) -> Callable[..., Non
 
     @functools.wraps(function)
     def command(**values: Any) -> None:
-        _set_verbosity(values["quiet"], values["verbose"], values["json"])
+        from freetf_cli.report import console
+
+        if values["quiet"] and values["verbose"]:
+            raise InputError("--quiet and --verbose contradict each other", hint="give only one of them")
+        console.set_verbosity(values["quiet"], values["verbose"], progress=not values["json"])
         result = function(**{name: value for name, value in values.items() if name in own})
         if result is not None:
             show(result, json=values["json"])
@@ -150,14 +154,6 @@ def with_globals(function: Callable[..., Described | None]) -> Callable[..., Non
     setattr(command, "__signature__", signature.replace(parameters=parameters))  # noqa: B010 (mypy does not know the attribute)
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return command
-
-
-def _set_verbosity(quiet: bool, verbose: bool, json: bool) -> None:
-    if quiet and verbose:
-        raise InputError("--quiet and --verbose contradict each other", hint="give only one of them")
-    from freetf_cli.report import console
-
-    console.set_verbosity(quiet, verbose, progress=not json)
 
 
 def _show_version(wanted: bool) -> None:

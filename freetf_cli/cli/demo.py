@@ -24,9 +24,7 @@ GROUPS, COUNT = 24, 24  # Zs, and sequences per Z, that measure the agreement
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for data and runs; an existing demo is resumed.")] = Path(
-        "demo"
-    ),
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder of the demo; an existing one is resumed.")] = Path("demo"),
     smoke: SmokeOption = False,
     device: DeviceOption = "cpu",
     seed: SeedOption = 0,
@@ -46,13 +44,13 @@ def demo(
     data, baseline, free = out / "letters", out / "baseline", out / "free"
     options = f"--set data.dir={data}" + (f" --seed {seed}" if seed else "") + (" --smoke" if smoke else "")
     drawn = f"--prompt '{PROMPT}' --groups {SHOWN_GROUPS} --count {SHOWN_COUNT} --prompt-z prior --seed 1"
-    chapter = partial(_chapter, shown=not json)
+    chapter, shown = partial(_chapter, shown=not json), not (quiet or json)
     chapter(1, f"Data: {ROWS:,} rows of letters, whose hidden factors are known", f"freetf gen-synthetic letters -o {data} --count {ROWS}")
-    _make_data(data, shown=not (quiet or json))
+    _make_data(data, shown=shown)
     chapter(2, "A baseline: it predicts one token after the other", f"freetf train demo-baseline -o {baseline} {options}")
-    first = _train("demo-baseline", data, baseline, device, seed, smoke=smoke, shown=not (quiet or json))
+    first = _train("demo-baseline", data, baseline, device, seed, smoke=smoke, shown=shown)
     chapter(3, "A Free Transformer: it decides before it writes", f"freetf train demo-free -o {free} {options}")
-    second = _train("demo-free", data, free, device, seed, smoke=smoke, shown=not (quiet or json))
+    second = _train("demo-free", data, free, device, seed, smoke=smoke, shown=shown)
     chapter(4, "What does Z decide? The paper's Figure 4", f"freetf sample {free} {drawn} --z shared  # the green boxes")
     agreement = _figure4(free, device, shown=not json)
     return DemoResult(str(out), first, second, agreement, time.perf_counter() - started)
@@ -120,10 +118,11 @@ def _figure4(run: Path, device: str, *, shown: bool) -> list[Agreement]:
     from freetf_cli.runs.checkpoint import open_model
 
     checkpoint, model = open_model(run, resolve_device(device), warn)
+    facts = DataFacts(**checkpoint.state["data"])
 
     def sampled(spec: SampleSpec) -> SampleGroups:
         samples = list(generate(model, checkpoint.tokenizer(), [PROMPT], spec))
-        return figure4(samples, checkpoint, shared=spec.z == "shared")
+        return figure4(samples, facts, shared=spec.z == "shared")
 
     # The prompt's Z comes from the prior too: the encoder was trained on whole rows, and infers the same Z from two tokens every time.
     blue = SampleSpec(total=(checkpoint.recipe.model.context or 1) + 1, count=SHOWN_COUNT, prompt_z="prior")
@@ -131,4 +130,4 @@ def _figure4(run: Path, device: str, *, shown: bool) -> list[Agreement]:
     if shown:
         terminal.show_blocks([sampled(spec).block() for spec in (blue, green)])
     measured = sampled(replace(green, groups=GROUPS, count=COUNT, seed=2))
-    return group_agreement(measured.groups, DataFacts(**checkpoint.state["data"]))
+    return group_agreement(measured.groups, facts)

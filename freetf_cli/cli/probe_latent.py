@@ -36,10 +36,7 @@ def probe_latent(
     figure: Annotated[
         Path | None,
         typer.Option(
-            "--figure",
-            metavar="FILE.svg",
-            help="Draw the samples like the paper's Figure 4, with one panel per run.",
-            callback=check_figure,
+            "--figure", metavar="FILE.svg", help="Draw the samples like the paper's Figure 4, a panel a run.", callback=check_figure
         ),
     ] = None,
     sweep: Annotated[bool, typer.Option("--sweep", help="Compare several runs by κ, in one rate–distortion table and figure.")] = False,
@@ -96,10 +93,8 @@ def _open(runs: Sequence[Path]) -> dict[Path, Checkpoint]:
     from freetf_cli.runs.checkpoint import open_checkpoint
 
     checkpoints = {run: open_checkpoint(run, warn) for run in runs}
-    for run, checkpoint in checkpoints.items():
-        if checkpoint.recipe.latent is None:
-            hint = "use `freetf evaluate` or `freetf compare`"
-            raise InputError("the run is a baseline: it has no Z to probe", str(run), hint)
+    if baseline := next((run for run, checkpoint in checkpoints.items() if checkpoint.recipe.latent is None), None):
+        raise InputError("the run is a baseline: it has no Z to probe", str(baseline), "use `freetf evaluate` or `freetf compare`")
     return checkpoints
 
 

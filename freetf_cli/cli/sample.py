@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from freetf_cli.model.latent import Latent
+    from freetf_cli.records import DataFacts
     from freetf_cli.records.samples import Sample, SampleGroups
     from freetf_cli.runs.checkpoint import Checkpoint
     from freetf_cli.tasks.base import Task
@@ -32,7 +33,7 @@ def sample(
     z: Annotated[
         str,
         typer.Option(
-            "--z", metavar="independent|shared|FILE", help="Use one Z per sequence, one per group, or the Zs of a JSONL file (-: stdin)."
+            "--z", metavar="independent|shared|FILE", help="One Z per sequence, one per group, or the Zs of a JSONL file (-: stdin)."
         ),
     ] = "independent",
     groups: Annotated[int, typer.Option("--groups", "-g", min=1, help="Groups per prompt.")] = 1,
@@ -52,11 +53,7 @@ def sample(
     ] = None,
     precision: Annotated[
         Literal["fp32", "bf16"],
-        typer.Option(
-            "--precision",
-            metavar="fp32|bf16",
-            help="Precision of the weights. bf16 halves their memory traffic. A replay with --z needs the same precision.",
-        ),
+        typer.Option("--precision", metavar="fp32|bf16", help="Precision of the weights. A replay with --z needs the same one."),
     ] = "fp32",
     device: DeviceOption = "auto",
     seed: SeedOption = 0,
@@ -135,28 +132,27 @@ def show_samples(samples: Iterator[Sample], checkpoint: Checkpoint, *, shared: b
     from freetf_cli.records import DataFacts, to_json
     from freetf_cli.records.samples import agreement_table, line_spans
     from freetf_cli.report import terminal
+    from freetf_cli.tasks import spans_by_text
 
-    task = _task(checkpoint)
+    facts = DataFacts(**checkpoint.state["data"])
     if json:
         for sample in samples:
             typer.echo(to_json(sample))
-    elif sys.stdout.isatty() and task and task.factors:
+    elif sys.stdout.isatty() and (task := _task(checkpoint)) and task.factors:
         for _, rows in groupby(list(samples), key=lambda one: one.prompt):
-            groups = figure4(list(rows), checkpoint, shared=shared)
-            found = group_agreement(groups.groups, DataFacts(**checkpoint.state["data"])) if shared else []
+            groups = figure4(list(rows), facts, shared=shared)
+            found = group_agreement(groups.groups, facts) if shared else []
             terminal.show_blocks([groups.block(latent=checkpoint.recipe.latent is not None), agreement_table(found)])
     else:
         for sample in samples:
-            spans = task.spans(sample.text) if task else []
-            terminal.show_line(spans or line_spans(sample.text, sample.prompt))
+            terminal.show_line(line_spans(sample.text, sample.prompt, spans_by_text(facts.task, facts.params, [sample.text])))
 
 
-def figure4(samples: Sequence[Sample], checkpoint: Checkpoint, *, shared: bool) -> SampleGroups:
+def figure4(samples: Sequence[Sample], facts: DataFacts, *, shared: bool) -> SampleGroups:
     """The samples of one prompt by group, as in the paper's Figure 4."""
     from freetf_cli.records.samples import SampleGroups
     from freetf_cli.tasks import spans_by_text
 
-    facts = checkpoint.state["data"]
     groups = [[sample.text for sample in group] for _, group in groupby(samples, key=lambda one: one.group)]
-    spans = spans_by_text(facts["task"], facts["params"], chain.from_iterable(groups))
+    spans = spans_by_text(facts.task, facts.params, chain.from_iterable(groups))
     return SampleGroups("", shared, groups, samples[0].prompt, spans)
