@@ -40,6 +40,8 @@ def test_options_are_explained(commands, name):
     command = commands[name]
     assert command.help
     assert [item.name for item in command.params if not item.help] == []
+    texts = [command.help, *(item.help for item in command.params)]
+    assert [text for text in texts if re.search(r"(?<!\\)\[", text)] == []  # Typer would read [smoke] as a style, and drop it
 
 
 @pytest.mark.parametrize("name", NAMES)
