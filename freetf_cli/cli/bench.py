@@ -19,8 +19,8 @@ RecipesArgument = Annotated[
         metavar="RECIPE…", help="Recipes to compare; one Free recipe alone is compared with its baseline.", autocompletion=complete_recipe
     ),
 ]
-StepsOption = Annotated[int, typer.Option("--steps", min=1, max=100_000, help="Steps per round, after a warm-up.")]
-RepeatsOption = Annotated[int, typer.Option("--repeats", min=1, max=1000, help="Rounds, reported by median and range.")]
+StepsOption = Annotated[int, typer.Option(min=1, max=100_000, help="Steps per round, after a warm-up.")]
+RepeatsOption = Annotated[int, typer.Option(min=1, max=1000, help="Rounds, reported by median and range.")]
 
 
 def train(
@@ -55,7 +55,7 @@ def sample(
     smoke: SmokeOption = False,
     batch: Annotated[
         list[int] | None,
-        typer.Option("--batch", min=1, max=1 << 16, help="Sequences generated together. May be repeated. Default: 1 and 64."),
+        typer.Option(min=1, max=1 << 16, help="Sequences generated together. May be repeated. Default: 1 and 64."),
     ] = None,
     prompt: Annotated[int, typer.Option("--prompt-tokens", min=1, max=1 << 20, help="Length of the random prompt.")] = 2,
     new_tokens: Annotated[
@@ -86,9 +86,9 @@ def sample(
 
 
 def mapper(
-    tokens: Annotated[int, typer.Option("--tokens", min=1, max=1 << 24, help="Tokens in the batch.")] = 1024,
-    width: Annotated[int, typer.Option("--width", min=1, max=1 << 16, help="Width D of the model.")] = 256,
-    bits: Annotated[int, typer.Option("--bits", min=1, max=20, help="Bits H of the latent.")] = 16,
+    tokens: Annotated[int, typer.Option(min=1, max=1 << 24, help="Tokens in the batch.")] = 1024,
+    width: Annotated[int, typer.Option(min=1, max=1 << 16, help="Width D of the model.")] = 256,
+    bits: Annotated[int, typer.Option(min=1, max=20, help="Bits H of the latent.")] = 16,
     steps: StepsOption = 5,
     repeats: RepeatsOption = 5,
     device: DeviceOption = "auto",

@@ -37,7 +37,6 @@ def compare(
     fail_if: Annotated[
         list[str] | None,
         typer.Option(
-            "--fail-if",
             metavar="CONDITION",
             help="Exit with code 3 if B − A meets the condition, such as nll>+0.5%: a metric (nll, elbo, ce_posterior, ce_prior, kl), "
             ">, >=, < or <=, and a number of bits per token, or with % relative to A. May be repeated.",

@@ -15,7 +15,7 @@ def evaluate(
     run: RunArgument,
     task: Annotated[
         str,
-        typer.Option("--task", metavar="|".join(metric_names()), help="The metric to compute.", autocompletion=completer(metric_names())),
+        typer.Option(metavar="|".join(metric_names()), help="The metric to compute.", autocompletion=completer(metric_names())),
     ] = "likelihood",
     data: DataOption = None,
     split: SplitOption = None,

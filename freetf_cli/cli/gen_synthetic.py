@@ -26,14 +26,12 @@ TaskArgument = Annotated[
 def gen_synthetic(
     task: TaskArgument,
     out: Annotated[str, typer.Option("--out", "-o", metavar="DIR|-", help="A new folder, or - for JSON lines on stdout.")],
-    count: Annotated[int, typer.Option("--count", min=1, help="Rows to generate; a smaller count yields a prefix.")] = 10_000,
+    count: Annotated[int, typer.Option(min=1, help="Rows to generate; a smaller count yields a prefix.")] = 10_000,
     seed: SeedOption = 0,
-    param: Annotated[
-        list[str] | None, typer.Option("--param", metavar="NAME=VALUE", help="Set a parameter of the task. May be repeated.")
-    ] = None,
+    param: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="Set a parameter of the task. May be repeated.")] = None,
     split: Annotated[
         str | None,
-        typer.Option("--split", metavar="NAME=SHARE,…", help="Shares that sum to 1, or numbers of rows. Default: train=0.9,val=0.1."),
+        typer.Option(metavar="NAME=SHARE,…", help="Shares that sum to 1, or numbers of rows. Default: train=0.9,val=0.1."),
     ] = None,
 ) -> Described | None:
     """Generate a synthetic data set with known factors.

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from freetf_cli.cli.output import check_report
+from freetf_cli.cli.output import writable
 
 
 def complete_recipe(incomplete: str) -> list[str]:
@@ -83,28 +83,22 @@ SetOption = Annotated[
 SmokeOption = Annotated[bool, typer.Option("--smoke", help="Apply the recipe's \\[smoke] overlay: seconds instead of minutes.")]
 DeviceOption = Annotated[
     Literal["auto", "cpu", "cuda", "mps"],
-    typer.Option("--device", metavar="auto|cpu|cuda|mps", help="Device to run on; auto: the first available of cuda, mps, cpu."),
+    typer.Option(metavar="auto|cpu|cuda|mps", help="Device to run on; auto: the first available of cuda, mps, cpu."),
 ]
-SeedOption = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of every random draw.")]
+SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of every random draw.")]
 
 RunArgument = Annotated[
     Path, typer.Argument(metavar="RUN", help="A run's folder, or one checkpoint's folder.", autocompletion=complete_run)
 ]
 DataOption = Annotated[
     Path | None,
-    typer.Option("--data", metavar="DIR", help="Measure on this data folder, prepared like the run's; default: the run's own data."),
+    typer.Option(metavar="DIR", help="Measure on this data folder, prepared like the run's; default: the run's own data."),
 ]
-SplitOption = Annotated[str | None, typer.Option("--split", metavar="NAME", help="The held-out split; default: the recipe's.")]
-SequencesOption = Annotated[
-    int, typer.Option("--sequences", min=1, max=1_000_000, help="Held-out sequences to measure; always the same ones.")
-]
-SamplesOption = Annotated[
-    int, typer.Option("--samples", min=1, max=1 << 16, help="Draws of Z per sequence for the importance-weighted bound.")
-]
-PromptOption = Annotated[
-    str | None, typer.Option("--prompt", metavar="TEXT", help="Text that the samples continue; default: the task's prompt.")
-]
+SplitOption = Annotated[str | None, typer.Option(metavar="NAME", help="The held-out split; default: the recipe's.")]
+SequencesOption = Annotated[int, typer.Option(min=1, max=1_000_000, help="Held-out sequences to measure; always the same ones.")]
+SamplesOption = Annotated[int, typer.Option(min=1, max=1 << 16, help="Draws of Z per sequence for the importance-weighted bound.")]
+PromptOption = Annotated[str | None, typer.Option(metavar="TEXT", help="Text that the samples continue; default: the task's prompt.")]
 ReportOption = Annotated[
     Path | None,
-    typer.Option("--report", metavar="FILE.html", help="Write the result as one HTML page that works offline.", callback=check_report),
+    typer.Option(metavar="FILE.html", help="Write the result as one HTML page that works offline.", callback=writable),
 ]

@@ -53,23 +53,15 @@ def write_file(file: Path, text: str, what: str) -> None:
     note(f"{what}: {file}")
 
 
-def check_report(report: Path | None) -> Path | None:
-    """Refuse, before any work, a report that cannot be written."""
-    return _writable(report, "report", "--report FILE.html")
-
-
-def check_figure(figure: Path | None) -> Path | None:
-    """Refuse, before any work, a figure that cannot be written."""
-    return _writable(figure, "figure", "--figure FILE.svg")
-
-
-def _writable(file: Path | None, what: str, option: str) -> Path | None:
+def writable(param: typer.CallbackParam, file: Path | None) -> Path | None:
+    """The callback of --report and --figure: refuses, before any work, a file that cannot be written."""
     if file is None:
         return None
+    what, hint = param.name, f"name a file: {param.opts[0]} {param.metavar}"
     if str(file) == "-":
-        raise InputError(f"the {what} needs a file, because the result goes to stdout", hint=f"name a file: {option}")
+        raise InputError(f"the {what} needs a file, because the result goes to stdout", hint=hint)
     if file.is_dir():
-        raise InputError(f"the {what}'s path is a folder", str(file), f"name a file: {option}")
+        raise InputError(f"the {what}'s path is a folder", str(file), hint)
     if not file.parent.is_dir():
         raise InputError(f"the {what}'s folder does not exist", str(file.parent), "create it first")
     if not os.access(file.parent, os.W_OK):

@@ -15,12 +15,10 @@ def prepare(
     paths: Annotated[list[str], typer.Argument(metavar="PATH", help="Files, folders, .gz, .bz2, .zip, .jsonl, or - for stdin.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="A new folder.")],
     tokenizer: Annotated[
-        str, typer.Option("--tokenizer", metavar="bytes|bpe:SIZE|FILE", help="Use bytes, train BPE on this text, or read a tokenizer.json.")
+        str, typer.Option(metavar="bytes|bpe:SIZE|FILE", help="Use bytes, train BPE on this text, or read a tokenizer.json.")
     ] = "bytes",
-    split: Annotated[
-        str, typer.Option("--split", metavar="NAME=SHARE,…", help="Shares of the documents; they sum to 1.")
-    ] = "train=0.9,val=0.1",
-    field: Annotated[str | None, typer.Option("--field", help="The text's field in JSON records.")] = None,
+    split: Annotated[str, typer.Option(metavar="NAME=SHARE,…", help="Shares of the documents; they sum to 1.")] = "train=0.9,val=0.1",
+    field: Annotated[str | None, typer.Option(help="The text's field in JSON records.")] = None,
     separator: Annotated[
         str | None, typer.Option("--document-separator", metavar="TEXT", help="Split each file into documents at this text.")
     ] = None,

@@ -20,7 +20,7 @@ from freetf_cli.cli.options import (
     SplitOption,
     complete_run,
 )
-from freetf_cli.cli.output import check_figure, show, write_file, write_page
+from freetf_cli.cli.output import show, writable, write_file, write_page
 from freetf_cli.errors import InputError
 
 if TYPE_CHECKING:
@@ -35,9 +35,7 @@ def probe_latent(
     report: ReportOption = None,
     figure: Annotated[
         Path | None,
-        typer.Option(
-            "--figure", metavar="FILE.svg", help="Draw the samples like the paper's Figure 4, a panel a run.", callback=check_figure
-        ),
+        typer.Option(metavar="FILE.svg", help="Draw the samples like the paper's Figure 4, one panel per run.", callback=writable),
     ] = None,
     sweep: Annotated[bool, typer.Option("--sweep", help="Compare several runs by κ, in one rate–distortion table and figure.")] = False,
     split: SplitOption = None,

@@ -27,33 +27,25 @@ def sample(
     run: RunArgument,
     prompt: Annotated[
         list[str] | None,
-        typer.Option("--prompt", metavar="TEXT|-", help="Text to continue, or - for one prompt per line of stdin. May be repeated."),
+        typer.Option(metavar="TEXT|-", help="Text to continue, or - for one prompt per line of stdin. May be repeated."),
     ] = None,
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="Sequences per group.")] = 1,
     z: Annotated[
         str,
-        typer.Option(
-            "--z", metavar="independent|shared|FILE", help="One Z per sequence, one per group, or the Zs of a JSONL file (-: stdin)."
-        ),
+        typer.Option(metavar="independent|shared|FILE", help="One Z per sequence, one per group, or the Zs of a JSONL file (-: stdin)."),
     ] = "independent",
     groups: Annotated[int, typer.Option("--groups", "-g", min=1, help="Groups per prompt.")] = 1,
     prompt_z: Annotated[
         Literal["posterior", "prior"],
-        typer.Option("--prompt-z", metavar="posterior|prior", help="Infer the prompt's Z with the encoder, or draw it from the prior."),
+        typer.Option(metavar="posterior|prior", help="Infer the prompt's Z with the encoder, or draw it from the prior."),
     ] = "posterior",
-    temperature: Annotated[
-        float, typer.Option("--temperature", min=0, help="Divide the logits by this; 0 takes the most likely token.")
-    ] = 1.0,
-    top_k: Annotated[int, typer.Option("--top-k", min=0, help="Sample from the k most likely tokens; 0: all.")] = 0,
-    top_p: Annotated[
-        float, typer.Option("--top-p", min=0, max=1, help="Sample from the most likely tokens with this total probability.")
-    ] = 1.0,
-    max_tokens: Annotated[
-        int | None, typer.Option("--max-tokens", min=1, help="Tokens to generate; default: until the data's row length.")
-    ] = None,
+    temperature: Annotated[float, typer.Option(min=0, help="Divide the logits by this; 0 takes the most likely token.")] = 1.0,
+    top_k: Annotated[int, typer.Option(min=0, help="Sample from the k most likely tokens; 0: all.")] = 0,
+    top_p: Annotated[float, typer.Option(min=0, max=1, help="Sample from the most likely tokens with this total probability.")] = 1.0,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens to generate; default: until the data's row length.")] = None,
     precision: Annotated[
         Literal["fp32", "bf16"],
-        typer.Option("--precision", metavar="fp32|bf16", help="Precision of the weights. A replay with --z needs the same one."),
+        typer.Option(metavar="fp32|bf16", help="Precision of the weights. A replay with --z needs the same one."),
     ] = "fp32",
     device: DeviceOption = "auto",
     seed: SeedOption = 0,

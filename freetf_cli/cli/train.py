@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from freetf_cli.config.recipe import Recipe
     from freetf_cli.records import TrainResult
     from freetf_cli.runs.checkpoint import Checkpoint
-    from freetf_cli.runs.folder import RunFolder
     from freetf_cli.training.distributed import World
     from freetf_cli.training.signals import StopRequest
 
@@ -30,21 +29,17 @@ def train(
     smoke: SmokeOption = False,
     resume: Annotated[
         str,
-        typer.Option("--resume", metavar="never|auto|PATH", help="Resume the run if it exists (auto), or from this checkpoint (PATH)."),
+        typer.Option(metavar="never|auto|PATH", help="Resume the run if it exists (auto), or from this checkpoint (PATH)."),
     ] = "never",
     init_from: Annotated[
         Path | None,
-        typer.Option(
-            "--init-from", metavar="CHECKPOINT", help="Start a new run from these weights; a Free model can start from its baseline."
-        ),
+        typer.Option(metavar="CHECKPOINT", help="Start a new run from these weights; a Free model can start from its baseline."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only show sizes, FLOPs, memory, steps and tokens; needs no data and no GPU.")
     ] = False,
     device: DeviceOption = "auto",
-    seed: Annotated[
-        int | None, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of every random draw; default: the recipe's.")
-    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=2**32 - 1, help="Seed of every random draw; default: the recipe's.")] = None,
     json: JsonOption = False,
 ) -> Described | None:
     """Train a baseline or a Free Transformer from a recipe.
@@ -103,6 +98,9 @@ def run_training(
 ) -> TrainResult:
     """Train with a live display, and update its report at every checkpoint. resume: as --resume. init_from: a run or a checkpoint."""
     from freetf_cli.device import resolve_device, set_threads
+    from freetf_cli.durable import write_durably
+    from freetf_cli.evaluation.summary import summarise
+    from freetf_cli.report import page
     from freetf_cli.report.console import warn
     from freetf_cli.report.progress import TrainingProgress
     from freetf_cli.runs.checkpoint import open_checkpoint
@@ -128,7 +126,11 @@ def run_training(
                 resume=start,
                 init_from=weights,
                 again=resume == "auto",
-                hooks=Hooks(progress=lambda progress: display.update(progress.status()), saved=write_report, warn=warn),
+                hooks=Hooks(
+                    progress=lambda progress: display.update(progress.status()),
+                    saved=lambda run: write_durably(run.report, page.html(summarise(run.path).report())),
+                    warn=warn,
+                ),
                 stop=stop,
                 argv=current_argv(),
                 world=world,
@@ -158,12 +160,3 @@ def resume_from(out: Path, resume: str) -> Checkpoint | None:
         hint = "use --init-from to start a new run from another run's weights"
         raise InputError("--resume needs a checkpoint of the run in -o", resume, hint)
     return Checkpoint.open(path)
-
-
-def write_report(run: RunFolder) -> None:
-    """Write the report of a run's current state."""
-    from freetf_cli.durable import write_durably
-    from freetf_cli.evaluation.summary import summarise
-    from freetf_cli.report import page
-
-    write_durably(run.report, page.html(summarise(run.path).report()))
