@@ -20,7 +20,7 @@ RecipesArgument = Annotated[
     ),
 ]
 StepsOption = Annotated[int, typer.Option(min=1, max=100_000, help="Steps per round, after a warm-up.")]
-RepeatsOption = Annotated[int, typer.Option(min=1, max=1000, help="Rounds, reported by median and range.")]
+RepeatsOption = Annotated[int, typer.Option(min=1, max=1000, help="Number of rounds; median and range are reported.")]
 
 
 def train(

@@ -38,8 +38,8 @@ def compare(
         list[str] | None,
         typer.Option(
             metavar="CONDITION",
-            help="Exit with code 3 if B − A meets the condition, such as nll>+0.5%: a metric (nll, elbo, ce_posterior, ce_prior, kl), "
-            ">, >=, < or <=, and a number of bits per token, or with % relative to A. May be repeated.",
+            help="Exit with code 3 if B − A meets this condition, for example nll>+0.5%. It consists of a metric (nll, elbo, ce_posterior, "
+            "ce_prior, kl), one of >, >=, <, <=, and a limit in bits per token, or in per cent of A with %. May be repeated.",
         ),
     ] = None,
     report: ReportOption = None,

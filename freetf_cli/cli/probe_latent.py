@@ -41,7 +41,8 @@ def probe_latent(
     split: SplitOption = None,
     sequences: SequencesOption = 2048,
     groups: Annotated[
-        int | None, typer.Option("--groups", "-g", min=1, help="Zs of the intervention; default: 128, or 1,024 on a GPU.")
+        int | None,
+        typer.Option("--groups", "-g", min=1, help="Number of Zs that are drawn from the prior; default: 128, or 1,024 on a GPU."),
     ] = None,
     count: Annotated[
         int | None, typer.Option("--count", "-n", min=2, help="Sequences generated for each Z; default: 64, or 128 on a GPU.")

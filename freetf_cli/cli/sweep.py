@@ -43,7 +43,6 @@ def sweep(
     """
     from freetf_cli.config.files import load_recipe
     from freetf_cli.config.sweep import parse_seeds, plan_sweep
-    from freetf_cli.training.pool import is_done
 
     if (out / "recipe.toml").is_file():
         raise InputError("the folder of a sweep cannot be a run itself", str(out), "choose another -o")
@@ -52,11 +51,13 @@ def sweep(
     recipes = [load_recipe(one.recipe, smoke=smoke, overrides=one.settings) for one in planned]  # report all errors before any work
     extra = [*(["--smoke"] if smoke else []), *([] if device == "auto" else ["--device", device])]
     records = [_record(one, out, extra) for one in planned]
-    if run is not None:
+    if run is None:
+        for record in records:
+            _print(record, shlex.join(record["command"]), json)
+    else:
+        from freetf_cli.training.pool import is_done
+
         _run(records, [is_done(out / one.name, resolved) for one, resolved in zip(planned, recipes, strict=True)], run, out, json)
-        return
-    for record in records:
-        _print(record, shlex.join(record["command"]), json)
 
 
 def _check_name(recipe: str) -> None:
@@ -66,8 +67,10 @@ def _check_name(recipe: str) -> None:
     try:
         expand(recipe)
     except InputError as error:
+        if Path(recipe).exists():
+            raise  # the file is at fault, not the name
         sweeps = ", ".join(name for name in shipped_files() if expand(name) != [name])
-        raise InputError(error.what, error.where, f"{error.hint} The sweeps are: {sweeps}".strip()) from None
+        raise InputError(error.what, error.where, f"{error.hint} (sweeps: {sweeps})") from None
 
 
 def _record(one: PlannedRun, out: Path, extra: Sequence[str]) -> dict[str, Any]:
