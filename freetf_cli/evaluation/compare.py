@@ -77,7 +77,7 @@ def compare(a: Candidate, b: Candidate, settings: Settings, *, device: torch.dev
     check_split(source, settings.split, a.checkpoint)
     settings = replace(settings, sequences=min(settings.sequences, source.rows.size(settings.split) or settings.sequences))
     check_enough(settings.sequences, "sequences", f"--sequences, or more data in split '{settings.split}'")
-    prompt = source.prompts(1, settings.seed)[0] if settings.prompt is None else settings.prompt
+    prompt = source.prompt(settings.seed, 0) if settings.prompt is None else settings.prompt
     sampling = _sampling(source, settings, prompt)
     with stage("tensors", None) as advance:
         weights = compare_weights(a.weights, b.weights, advance)

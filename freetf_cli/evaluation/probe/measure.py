@@ -45,7 +45,7 @@ def probe_latent(checkpoint: Checkpoint, model: Decoder, source: DataSource, spe
     started, seed, kind = time.perf_counter(), spec.seed, model.embedding.weight.device.type
     groups, count = spec.groups or GROUPS.get(kind, 128), spec.count or COUNT.get(kind, 64)
     check_enough(groups, "groups", "raise --groups")
-    prompt, length = _prompt(source, spec), min(source.row_tokens, LONGEST)
+    prompt, length = _prompt(source, spec), min(source.context + 1, LONGEST)
     total = min(spec.sequences, source.rows.size(spec.split) or spec.sequences)
     reader = factor_reader(source, spec.split, spec.sequences)
     with stage("reading held-out sequences", 2 * total) as advance:
@@ -88,9 +88,9 @@ def probe_latent(checkpoint: Checkpoint, model: Decoder, source: DataSource, spe
 
 def _prompt(source: DataSource, spec: ProbeSpec) -> str:
     """The prompt of the intervention; InputError if the tokenizer cannot encode it, or if it fills the whole row."""
-    prompt = source.prompts(1, 0)[0] if spec.prompt is None else spec.prompt
+    prompt = source.prompt(0, 0) if spec.prompt is None else spec.prompt
     if source.task is not None:
         source.task.check_prompt(prompt)
-    if len(prompt_tokens(source.tokenizer, prompt)) >= min(source.row_tokens, LONGEST):
+    if len(prompt_tokens(source.tokenizer, prompt)) >= min(source.context + 1, LONGEST):
         raise InputError("the prompt is as long as a sequence", f"prompt {prompt[:40]!r}")
     return prompt
