@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from signal import Signals
 
 import torch
 from torch import Tensor
@@ -18,21 +17,15 @@ from freetf_cli.training.schedule import objective_weights
 from freetf_cli.training.step import autocast
 
 
-class EvaluationStopped(Exception):
-    """A signal came during an evaluation."""
-
-    def __init__(self, signal: Signals) -> None:
-        self.signal = signal
-
-
 @torch.no_grad()
 def held_out_sums(
-    recipe: Recipe, source: DataSource, model: Decoder, noise_NTH: Tensor, world: World, stop_signal: Callable[[], Signals | None]
+    recipe: Recipe, source: DataSource, model: Decoder, noise_NTH: Tensor, world: World, stop_if_asked: Callable[[], None]
 ) -> tuple[Tensor, int]:
     """Sums of the LossTerms [5] over the held-out rows, and the count of their targets. Z is sampled from the posterior.
 
     κ and the other weights of the objective are the final ones. noise_NTH: noise of each of the N rows, whatever the batch size.
-    Each process takes every `world.size`-th batch; all return the sums over all of them. Raises EvaluationStopped on a signal.
+    Each process takes every `world.size`-th batch; all return the sums over all of them. stop_if_asked: called in all processes before
+    each of its batches; raises an exception if the run is to stop.
     """
     config, device = recipe.eval, noise_NTH.device
     final = objective_weights(recipe.train.steps, recipe.latent, recipe.train.steps)
@@ -41,8 +34,8 @@ def held_out_sums(
     model.eval()
     try:
         for number, batch in enumerate(source.held_out(config.split, config.sequences, recipe.rows_at_once)):
-            if number % world.size == 0 and (signal := stop_signal()):
-                raise EvaluationStopped(signal)
+            if number % world.size == 0:
+                stop_if_asked()
             noise_BTH = noise_NTH[row : row + len(batch.inputs)]
             row += len(batch.inputs)
             count += int((batch.targets != IGNORE).sum())

@@ -14,7 +14,7 @@ from freetf_cli.records import TrainResult
 from freetf_cli.runs.checkpoint import Checkpoint
 from freetf_cli.runs.folder import ReadOnlyRun, RunFolder
 from freetf_cli.runs.lock import lock_run
-from freetf_cli.training.distributed import World
+from freetf_cli.training.distributed import ALONE, World
 from freetf_cli.training.float8 import check_float8
 from freetf_cli.training.loop import Hooks, Loop
 from freetf_cli.training.memory import check_memory, memory_errors
@@ -34,7 +34,7 @@ def train(
     hooks: Hooks | None = None,
     stop: StopRequest | None = None,
     argv: Sequence[str] = (),
-    world: World | None = None,
+    world: World = ALONE,
 ) -> TrainResult:
     """Train a recipe into a run folder.
 
@@ -44,7 +44,6 @@ def train(
     Raises InputError before anything is written if recipe, data or checkpoint do not fit; Stopped or Interrupted, after saving, when `stop`
     asks; FreetfError if another process trains the run, memory is too small, or too many consecutive steps were not finite.
     """
-    world = world or World()
     hooks = hooks if hooks and world.is_main else Hooks()
     uses_graph(recipe.train, device)  # InputError if it cannot
     if world.is_main:

@@ -25,7 +25,7 @@ from freetf_cli.device import autocast_dtype
 from freetf_cli.errors import InputError
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.model.latent import ObjectiveWeights
-from freetf_cli.training.distributed import World
+from freetf_cli.training.distributed import ALONE, World
 from freetf_cli.training.prefetch import HostBatch
 
 FAULTS_KEPT = 64  # faults that are remembered until the host reads them
@@ -57,10 +57,9 @@ class TrainStep:
         config: TrainConfig,
         device: torch.device,
         shape: tuple[int, int],
-        world: World | None = None,
+        world: World = ALONE,
     ) -> None:
-        self.model, self.optimizer, self.config, self.device = model, optimizer, config, device
-        self.world = world or World()
+        self.model, self.optimizer, self.config, self.device, self.world = model, optimizer, config, device, world
         self.forward = compiled(model, config, device)
         self.inputs, self.targets = (torch.zeros(shape, dtype=torch.int64, device=device) for _ in range(2))
         noise_shape = () if model.latent is None else model.latent.noise_shape(shape[1])

@@ -9,19 +9,13 @@ from freetf_cli.training.stopwatch import Stopwatch
 def test_a_mean_over_the_steps_since_the_last_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
     monkeypatch.setattr(stopwatch.time, "perf_counter", lambda: clock[0])
-    watch = Stopwatch()
-
-    def run(steps: int, seconds: float) -> None:
-        for _ in range(steps):
-            watch.count()
-        clock[0] += seconds
-
-    run(1, 8.0)
-    assert watch.read() == 8.0
-    run(3, 6.0)
+    watch = Stopwatch(0)
+    clock[0] += 8.0
+    assert watch.read(1) == 8.0
+    clock[0] += 6.0
     with watch.paused():
         clock[0] += 1000.0  # an evaluation
-    run(1, 2.0)
-    assert watch.read() == 2.0
-    run(5, 1.0)
-    assert watch.read() == 0.2
+    clock[0] += 2.0
+    assert watch.read(5) == 2.0
+    clock[0] += 1.0
+    assert watch.read(10) == 0.2
