@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,12 +35,9 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.checkpoints = path / "checkpoints"
-        self.samples = path / "samples"
-        self.metrics_file = path / "metrics.jsonl"
-        self.timing_file = path / "timing.jsonl"
-        self.faults_file = path / "faults.jsonl"
-        self.report = path / "report.html"
+        self.checkpoints, self.samples, self.report = path / "checkpoints", path / "samples", path / "report.html"
+        self.metrics_file, self.timing_file, self.faults_file = (path / f"{name}.jsonl" for name in ("metrics", "timing", "faults"))
+        self.best_file = self.checkpoints / "best.json"
 
     @classmethod
     def create(cls, path: Path, recipe: Recipe, *, again: bool = False) -> RunFolder:
@@ -118,33 +116,30 @@ class RunFolder:
                 path.unlink()
         for path in (self.metrics_file, self.timing_file, self.faults_file):
             if path.exists():
-                kept = [row for row in _read_jsonl(path) if row.get("step", 0) <= step]
-                if evaluation_pending:
-                    kept = [row for row in kept if row.get("step") != step or row.get("split", "train") == "train"]
+                kept = [row for row in _read_jsonl(path) if _moment(row) <= (step, not evaluation_pending)]
                 write_durably(path, "".join(json.dumps(row) + "\n" for row in kept))
         for folder in checkpoint_folders(self.path):
             if folder_step(folder) > step:
                 shutil.rmtree(folder)
-        if (self.best() or {"step": 0})["step"] > step:
-            (self.checkpoints / "best.json").unlink()
+        if (self.best()[0] or 0) > step:
+            self.best_file.unlink()
 
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step-{step:06d}"
 
-    def best(self) -> dict[str, Any] | None:
-        """{"step", "loss"} of the checkpoint with the lowest held-out loss, if there is one."""
-        found = _read_object(self.checkpoints / "best.json")
-        return found if {"step", "loss"} <= found.keys() else None
+    def best(self) -> tuple[int | None, float]:
+        """Step and loss of the checkpoint with the lowest held-out loss; without one, None and infinity."""
+        found = _read_object(self.best_file)
+        return found.get("step"), found.get("loss", math.inf)
 
     def note_best(self, step: int, loss: float) -> None:
         """Record a checkpoint's held-out loss if it is the lowest so far."""
-        best = self.best()
-        if best is None or loss < best["loss"]:
-            write_durably(self.checkpoints / "best.json", json.dumps({"step": step, "loss": loss}) + "\n")
+        if loss < self.best()[1]:
+            write_durably(self.best_file, json.dumps({"step": step, "loss": loss}) + "\n")
 
     def prune(self, keep_last: int, keep_every: int) -> None:
         """Delete checkpoints, except the last ones, the best, and those of every `keep_every` steps (0: none)."""
-        best = (self.best() or {"step": None})["step"]
+        best, _ = self.best()
         for folder in checkpoint_folders(self.path)[:-keep_last]:
             step = folder_step(folder)
             if step != best and (keep_every == 0 or step % keep_every):
@@ -152,11 +147,13 @@ class RunFolder:
 
     def checkpoint_infos(self) -> list[CheckpointInfo]:
         """The run's checkpoints, oldest first."""
-        best = (self.best() or {"step": None})["step"]
+        best, _ = self.best()
         losses = {row.step: row.loss for row in self.metrics() if row.split != "train"}
-        sizes = {folder: sum(file.stat().st_size for file in folder.iterdir()) for folder in checkpoint_folders(self.path)}
-        steps = ((folder_step(folder), folder, size) for folder, size in sizes.items())
-        return [CheckpointInfo(step, str(folder), losses.get(step), step == best, size) for step, folder, size in steps]
+        found = []
+        for folder in checkpoint_folders(self.path):
+            step, size = folder_step(folder), sum(file.stat().st_size for file in folder.iterdir())
+            found.append(CheckpointInfo(step, str(folder), losses.get(step), step == best, size))
+        return found
 
     def save_samples(self, step: int, samples: Mapping[str, Sequence[Sample]]) -> None:
         """Write samples by name, such as "shared" to samples/step-000500-shared.jsonl."""
@@ -200,6 +197,11 @@ def _metrics(row: dict[str, Any], file: Path) -> Metrics:
         if not fits or (isinstance(value, int) and abs(value) >= 2**53):
             raise InputError(f"the record is damaged: {field.name} is {json.dumps(value)[:40]}", f"{file}, step {row.get('step')}")
     return Metrics(**{field.name: row[field.name] for field in dataclasses.fields(Metrics)})
+
+
+def _moment(row: dict[str, Any]) -> tuple[int, bool]:
+    """When a record was written: after which step, and whether by the evaluation there, which follows the step's other records."""
+    return row.get("step", 0), row.get("split", "train") != "train"
 
 
 def _refuse_links(run: Path) -> None:

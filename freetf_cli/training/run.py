@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -60,8 +60,10 @@ def train(
                 hooks.warn(why)
             if not world.is_main:
                 folder: RunFolder = ReadOnlyRun(path)
+            elif resume is None:
+                folder = RunFolder.create(path, recipe, again=again)
             else:
-                folder = RunFolder.create(path, recipe, again=again) if resume is None else RunFolder.open(path)
+                folder = RunFolder.open(path)
             loop = Loop(recipe, source, model, folder, device, hooks, stop or StopRequest(), world)
             if resume is not None:
                 loop.restore(resume)
@@ -69,18 +71,11 @@ def train(
                 if isinstance(resume.state.get("val_loss"), float):  # the run may have died before it noted the best checkpoint
                     folder.note_best(resume.step, resume.state["val_loss"])
             record_start(loop, argv, init_from, resume)
-            with _recorded_end(loop):
+            try:
                 return loop.run()
-
-
-@contextmanager
-def _recorded_end(loop: Loop) -> Iterator[None]:
-    """Record in the manifest how training ended, if it does not reach its last step."""
-    try:
-        yield
-    except BaseException as error:
-        stopped = isinstance(error, Stopped | Interrupted | KeyboardInterrupt)
-        loop.folder.finish("stopped" if stopped else "failed")
-        raise
-    finally:
-        loop.update.close()
+            except BaseException as error:
+                stopped = isinstance(error, Stopped | Interrupted | KeyboardInterrupt)
+                folder.finish("stopped" if stopped else "failed")
+                raise
+            finally:
+                loop.update.close()

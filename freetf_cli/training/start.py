@@ -128,12 +128,12 @@ def record_start(loop: Loop, argv: Sequence[str], init_from: Checkpoint | None, 
 
 def _git_state() -> dict[str, Any] | None:
     """Commit of the current folder, and whether files have changed since; None outside a repository."""
+    words = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]  # the commit's hash, never a tag
     try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True).stdout.strip()
-        changes = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=5, check=True).stdout
+        found = subprocess.run(words, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-    return {"commit": commit, "changed": bool(changes.strip())}
+    return {"commit": found.removesuffix("-dirty"), "changed": found.endswith("-dirty")}
 
 
 def current_argv() -> list[str]:

@@ -99,11 +99,10 @@ class TrainStep:
     def faults(self) -> list[Fault]:
         """The faults since the last call, at most the last FAULTS_KEPT of them. Waits for the device."""
         count = int(self._fault_count)
-        new = min(count - self._reported, FAULTS_KEPT)
+        new = range(max(self._reported, count - FAULTS_KEPT), count)
         self._reported = count
         rows = self._faults.tolist() if new else []
-        newest = (rows[(count - back) % FAULTS_KEPT] for back in range(new, 0, -1))
-        return [Fault(int(number), ce, grad_norm) for number, ce, grad_norm in newest]
+        return [Fault(int(step), ce, grad_norm) for step, ce, grad_norm in (rows[number % FAULTS_KEPT] for number in new)]
 
     def close(self) -> None:
         """Free the graph: NCCL does not destroy a process group while a graph uses it."""

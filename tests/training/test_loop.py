@@ -451,7 +451,7 @@ def test_a_run_that_another_process_trains_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_model_that_cannot_fit_is_refused_before_it_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory_module, "total_memory", lambda device: 1000)
+    monkeypatch.setattr(memory_module, "device_memory", lambda device: (1000, 1000))
     monkeypatch.setattr(run_module, "make_model", lambda *_: pytest.fail("built"))
     with pytest.raises(FreetfError, match=r"batches of 4 × 13 tokens need about .* GiB, .* a smaller model: model\.layers"):
         train(recipe(), tmp_path / "run", device=CPU)
