@@ -12,15 +12,15 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import partial
 from signal import Signals
 
 import torch
 from torch import Tensor
 
 from freetf_cli.config.recipe import Recipe
-from freetf_cli.data.batches import DataSource
+from freetf_cli.data.batches import IGNORE, DataSource
 from freetf_cli.errors import FreetfError, InputError
+from freetf_cli.evaluation.posterior import tensors
 from freetf_cli.generation.sampling import SampleSpec, figure4_samples, prompt_tokens
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.model.latent import ObjectiveWeights
@@ -29,14 +29,12 @@ from freetf_cli.runs.checkpoint import Checkpoint, checkpoint_folders, save_chec
 from freetf_cli.runs.folder import RunFolder
 from freetf_cli.streams import torch_seed
 from freetf_cli.training.distributed import ALONE, World
-from freetf_cli.training.evaluation import held_out_sums
 from freetf_cli.training.float8 import use_float8
 from freetf_cli.training.optimizer import load_named_state, make_optimizer, named_state
 from freetf_cli.training.prefetch import HostBatch, Prefetch, host_batch
 from freetf_cli.training.schedule import learning_rate, objective_weights
 from freetf_cli.training.signals import StopRequest, stop_error
-from freetf_cli.training.step import TrainStep
-from freetf_cli.training.stopwatch import Stopwatch
+from freetf_cli.training.step import TrainStep, autocast
 
 SAMPLE_TOKENS = 256  # length limit of the samples kept with a run
 
@@ -97,7 +95,8 @@ class Loop:
 
     def run(self) -> TrainResult:
         """Train to the recipe's last step, with logs, evaluations and checkpoints on the way."""
-        self._began, watch = (time.perf_counter(), self.step), Stopwatch(self.step)
+        began = time.perf_counter()
+        self._began, timed_from, timed_step = (began, self.step), began, self.step
         with self.batches:
             if self.evaluation_pending:
                 self._evaluate_and_save()
@@ -110,15 +109,19 @@ class Loop:
                 evaluates = last or self._due(self.recipe.eval.every)
                 saves = evaluates or self._due(self.config.save_every)
                 if logs or saves:
-                    self._record_faults()  # waits for the device, so the stopwatch is right from here on
+                    self._record_faults()  # waits for the device, so that the steps can be timed
+                now = time.perf_counter()
                 if logs and self.step not in self.skipped:
                     kappa, lr = self._weights(self.step - 1).kappa, learning_rate(self.step - 1, self.config)
-                    self._report(self._metrics(sums, count, "train", kappa, lr, float(grad_norm)), watch.read(self.step))
-                with watch.paused():
-                    if evaluates:
-                        self._evaluate_and_save()
-                    elif saves:
-                        self.save(None)
+                    metrics = self._metrics(sums, count, "train", kappa, lr, float(grad_norm))
+                    self._report(metrics, (now - timed_from) / (self.step - timed_step))
+                    timed_from, timed_step = now, self.step
+                now = time.perf_counter()
+                if evaluates:
+                    self._evaluate_and_save()
+                elif saves:
+                    self.save(None)
+                timed_from += time.perf_counter() - now  # a step's time has no evaluation or save in it
         self.folder.finish("done")
         self.hooks.saved(self.folder)
         return self._result()
@@ -135,15 +138,33 @@ class Loop:
             self._record_faults()
         return self.update.sums, self.update.grad_norm, batch.count
 
+    @torch.no_grad()
     def evaluate(self) -> Metrics:
-        """Measure the held-out split, with the same noise every time. Raises FreetfError if the loss is not finite."""
-        config = self.recipe.eval
-        noise_NTH = self._noise(-1, config.sequences)
-        stop_if_asked = partial(self._stop_if_asked, evaluation_pending=True)
-        total, count = held_out_sums(self.recipe, self.source, self.model, noise_NTH, self.world, stop_if_asked)
+        """Measure the held-out split with Z from the posterior, the objective's final weights, and the same noise at each step.
+
+        Each process takes every `world.size`-th batch, and all return the same sums. Raises FreetfError if the loss is not finite.
+        """
+        config, size = self.recipe.eval, self.world.size
+        final, noise_NTH = self._weights(self.config.steps), self._noise(-1, config.sequences)
+        weights = ObjectiveWeights(*torch.tensor(final, device=self.device).unbind())
+        total, count, row = torch.zeros(5, device=self.device), 0, 0
+        self.model.eval()
+        for number, batch in enumerate(self.source.held_out(config.split, config.sequences, self.recipe.rows_at_once)):
+            if number % size == 0:
+                self._stop_if_asked(evaluation_pending=True)
+            noise_BTH = noise_NTH[row : row + len(batch.inputs)]
+            row += len(batch.inputs)
+            count += int((batch.targets != IGNORE).sum())
+            if number % size == self.world.rank:
+                tokens_BT, targets_BT = tensors(self.model, batch)
+                with autocast(self.config, self.device):
+                    output = self.model(tokens_BT, noise=noise_BTH, targets_BT=targets_BT, weights=weights)
+                total += output.losses.stack()
+        self.world.all_reduce_sum([total])
+        self.model.train()
         if not torch.isfinite(total).all():
             raise FreetfError(f"the held-out loss is not finite after step {self.step}", str(self.folder.path), self._kept())
-        return self._metrics(total, count, config.split, self._weights(self.config.steps).kappa, lr=None, grad_norm=None)
+        return self._metrics(total, count, config.split, final.kappa, lr=None, grad_norm=None)
 
     def save(self, held_out: Metrics | None, *, evaluation_pending: bool = False) -> None:
         """Save a checkpoint of this step, and delete those that need not be kept."""

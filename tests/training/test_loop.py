@@ -358,6 +358,26 @@ def test_nothing_is_saved_after_too_many_steps_that_were_not_finite(tmp_path: Pa
     assert checkpoint_folders(tmp_path / "run") == []
 
 
+def test_the_time_of_a_step_leaves_out_evaluations_and_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(loop_module.time, "perf_counter", lambda: clock[0])
+
+    def slow(name: str, seconds: float) -> None:
+        plain = getattr(Loop, name)
+
+        def work(self: Loop, *words: Any, **options: Any) -> Any:
+            clock[0] += seconds
+            return plain(self, *words, **options)
+
+        monkeypatch.setattr(Loop, name, work)
+
+    for name, seconds in (("train_step", 2.0), ("evaluate", 1000.0), ("save", 300.0)):
+        slow(name, seconds)
+    train(recipe(every=3, save_every=2, log_every=2), tmp_path / "run", device=CPU)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "timing.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["seconds"]) for row in rows] == [(1, 2.0), (2, 2.0), (4, 2.0), (6, 2.0)]
+
+
 def planted(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
     """NaN in the loss of these steps, counted from 1."""
     plain = loop_module.objective_weights
