@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -64,21 +64,18 @@ def _needed(recipe: Recipe, device: torch.device) -> tuple[float, float]:
 
 
 def device_memory(device: torch.device) -> tuple[int, int]:
-    """Bytes that are free now, and bytes that the device has in all, or that a control group allows this process."""
+    """Bytes of memory that are free now, and bytes that the device has, or that a control group allows this process."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)
-    limits = [_number(r"(\d+)", Path("/sys/fs/cgroup", name)) for name in ("memory.max", "memory/memory.limit_in_bytes")]  # versions 2, 1
-    total = min(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), *(limit for limit in limits if limit is not None))
-    available = _number(r"MemAvailable: *(\d+) kB", Path("/proc/meminfo"))
-    return total if available is None else min(total, available * 1024), total
-
-
-def _number(pattern: str, file: Path) -> int | None:
-    try:
-        found = re.search(pattern, file.read_text())
-    except OSError:
-        return None
-    return int(found[1]) if found else None
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # control groups, versions 2 and 1
+        with suppress(OSError, ValueError):  # ValueError: the limit is "max"
+            limits.append(int(Path("/sys/fs/cgroup", name).read_text()))
+    free = total = min(limits)
+    with suppress(OSError):  # only Linux has this file
+        for size in re.findall(r"MemAvailable: *(\d+) kB", Path("/proc/meminfo").read_text()):
+            free = min(total, int(size) * 1024)
+    return free, total
 
 
 def _gib(count: float) -> str:
