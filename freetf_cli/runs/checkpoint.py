@@ -189,7 +189,7 @@ def _verify(folder: Path) -> None:
     try:
         lines = [line.split("  ", 1) for line in manifest.read_text(encoding="utf-8").splitlines()]
         entries = {name: digest for digest, name in lines}
-    except (ValueError, UnicodeDecodeError):
+    except ValueError:
         raise InputError("the checkpoint's manifest is damaged", str(manifest)) from None
     for name in _REQUIRED:
         if name not in entries:

@@ -23,7 +23,7 @@ from freetf_cli.training.launch import LOST, launched, started_processes
 from freetf_cli.training.signals import RESUME, StopRequest, stop_error
 
 JOIN_TIMEOUT = 300.0  # seconds that processes wait for each other at the start
-BUCKET = 2**24  # numbers per all-reduce: one for all gradients would need a copy of them all
+BUCKET = 2**24  # numbers per all-reduce; reducing all gradients at once would need a copy of them all
 
 left_open = False  # whether this process belongs to a group that it could not leave: it must exit without the interpreter's clean-up
 

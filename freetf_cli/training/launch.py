@@ -31,7 +31,7 @@ KILL_AFTER = 2.0  # seconds that all processes have after a second SIGINT
 
 
 def started_processes() -> int:
-    """How many processes were started to train together, this one included, according to the environment."""
+    """The number of processes that train together, this one included, according to torchrun's environment variables."""
     found = {name: os.environ.get(name, "").strip() for name in VARIABLES}
     if not all(found.values()):
         return 1
@@ -57,8 +57,8 @@ def launched() -> bool:
 def launch(words: Sequence[str], count: int) -> int:
     """Run `freetf WORDS` in `count` processes and return the exit code of the run.
 
-    Process 0 has this process's streams. Another one has only stderr, which is shown if that process failed for a reason of its own.
-    The processes save and stop if the launcher dies.
+    Process 0 uses this process's streams. The stderr of another process is shown only if its own failure ended the run. The processes
+    save and stop if the launcher dies.
     """
     with ExitStack() as stack:
         pipe = os.pipe()
@@ -71,8 +71,7 @@ def launch(words: Sequence[str], count: int) -> int:
             null = subprocess.DEVNULL
             streams: dict[str, Any] = {} if rank == 0 else {"stdin": null, "stdout": null, "stderr": output}
             children.start(words, {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, pass_fds=pipe[:1], **streams)
-        stuck = _wait(children)
-        return _outcome(children, outputs, stuck)
+        return _outcome(children, outputs, stuck=_wait(children))
 
 
 def stop_when_orphaned() -> None:
@@ -120,21 +119,21 @@ def _wait(children: Children) -> set[int]:
 
 def _outcome(children: Children, outputs: Sequence[IO[bytes]], stuck: set[int]) -> int:
     """The run's exit code. A process's own failure takes precedence over processes that lost their peer or were killed."""
-    codes = {rank: process.returncode for rank, process in enumerate(children.all)}
+    codes = {rank: process.returncode for rank, process in enumerate(children.all) if rank not in stuck}
     for rank, code in codes.items():
-        if code > 0 and code != LOST and rank not in stuck:
+        if code > 0 and code != LOST:
             if rank != 0:  # process 0 has written to stderr itself
                 outputs[rank].seek(0)
                 sys.stderr.write(outputs[rank].read().decode(errors="replace"))
             return code
     if children.interrupted:
         raise Interrupted("interrupted")
-    dead = {rank: signal.Signals(-code) for rank, code in codes.items() if code < 0 and rank not in stuck}
-    for number in dead.values():
-        if number in children.received:
-            raise stop_error(number, "before its first step")
-    for rank, number in dead.items():
-        raise FreetfError(f"process {rank} of {len(codes)} was ended by {number.name}", hint=RESUME)
-    if any(codes.values()):
+    for rank, code in codes.items():
+        if code < 0:
+            number = signal.Signals(-code)
+            if number in children.received:  # it came before the process could handle it
+                raise stop_error(number, "before its first step")
+            raise FreetfError(f"process {rank} of {len(children.all)} was ended by {number.name}", hint=RESUME)
+    if stuck or any(codes.values()):
         raise FreetfError("the processes of the run lost each other", hint=RESUME)
     return ExitCode.OK

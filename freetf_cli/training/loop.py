@@ -163,7 +163,7 @@ class Loop:
         self.world.all_reduce_sum([total])
         self.model.train()
         if not torch.isfinite(total).all():
-            raise FreetfError(f"the held-out loss is not finite after step {self.step}", str(self.folder.path), self._kept())
+            raise self._failure("the held-out loss is not finite")
         return self._metrics(total, count, config.split, final.kappa, lr=None, grad_norm=None)
 
     def save(self, held_out: Metrics | None, *, evaluation_pending: bool = False) -> None:
@@ -190,11 +190,11 @@ class Loop:
 
     def _check_weights(self) -> None:
         """Raise FreetfError if the weights are not finite, or differ between processes."""
-        weights, hint = list(self.model.parameters()), f"{self._kept()}; a lower train.lr may help"
+        weights = list(self.model.parameters())
         if not torch.stack([weight.isfinite().all() for weight in weights]).all():
-            raise FreetfError(f"the weights are not finite after step {self.step}", str(self.folder.path), hint)
-        if self.world.size > 1 and not self.world.all_equal(torch.stack([weight.detach().view(torch.int32).sum() for weight in weights])):
-            raise FreetfError(f"the processes have different weights after step {self.step}", str(self.folder.path), self._kept())
+            raise self._failure("the weights are not finite", "; a lower train.lr may help")
+        if not self.world.all_equal(torch.stack([weight.detach().view(torch.int32).sum() for weight in weights])):
+            raise self._failure("the processes have different weights")
 
     def _evaluate_and_save(self) -> None:
         """Evaluate, sample and save at this step. A signal ends the evaluation, and the resumed run repeats it."""
@@ -241,6 +241,9 @@ class Loop:
             before = f" and the {self.config.skip_limit} before it" if self.config.skip_limit else ""
             what = f"the loss or its gradient is not finite at step {self.skipped[-1]}{before}"
             raise FreetfError(what, str(self.folder.faults_file), f"no update was made, {self._kept()}; a lower train.lr may help")
+
+    def _failure(self, what: str, advice: str = "") -> FreetfError:
+        return FreetfError(f"{what} after step {self.step}", str(self.folder.path), self._kept() + advice)
 
     def _kept(self) -> str:
         return "the last checkpoint is intact" if checkpoint_folders(self.folder.path) else "there is no checkpoint yet"

@@ -1,4 +1,4 @@
-"""Memory of a run: one that cannot fit is refused before it starts, and running out of memory is explained."""
+"""The memory of a run: a run that cannot fit is refused, and an out-of-memory error says what to lower."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`freetf` commands in processes of their own: several at a time, all stopped by one signal."""
+"""`freetf` commands in child processes, several at a time, which get the signals of this process."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Children:
 
 @contextmanager
 def child_processes() -> Iterator[Children]:
-    """Processes that get this one's signals inside the block, and are stopped if they have not ended by its end."""
+    """Child processes that get this one's signals inside the block. Those still running at its end are stopped."""
     children = Children()
     with signal_handler(children.pass_on):
         before = signal.signal(signal.SIGTSTP, children.pause)

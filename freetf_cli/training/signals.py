@@ -43,7 +43,7 @@ def signal_handler(handler: Callable[[int, FrameType | None], None]) -> Iterator
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Turn these signals into a StopRequest inside the block."""
+    """Inside the block, signals set a StopRequest instead of ending the process."""
     request = StopRequest()
     with signal_handler(request):
         yield request

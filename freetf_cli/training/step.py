@@ -1,4 +1,4 @@
-"""One update of the weights, as one piece of work for the device: nothing in it waits for the host.
+"""One update of the weights, in which the device never waits for the host.
 
 A step of a small model is a thousand kernels of a few microseconds each, and Python cannot launch them as fast as a GPU runs them. On
 CUDA the whole update, from zeroing the gradients to AdamW, is therefore captured once as a CUDA graph and replayed at every step. A graph
