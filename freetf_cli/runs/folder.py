@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,7 +36,6 @@ class RunFolder:
         self.path = path
         self.checkpoints, self.samples, self.report = path / "checkpoints", path / "samples", path / "report.html"
         self.metrics_file, self.timing_file, self.faults_file = (path / f"{name}.jsonl" for name in ("metrics", "timing", "faults"))
-        self.best_file = self.checkpoints / "best.json"
 
     @classmethod
     def create(cls, path: Path, recipe: Recipe, *, again: bool = False) -> RunFolder:
@@ -121,39 +119,23 @@ class RunFolder:
         for folder in checkpoint_folders(self.path):
             if folder_step(folder) > step:
                 shutil.rmtree(folder)
-        if (self.best()[0] or 0) > step:
-            self.best_file.unlink()
 
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step-{step:06d}"
 
-    def best(self) -> tuple[int | None, float]:
-        """Step and loss of the checkpoint with the lowest held-out loss; without one, None and infinity."""
-        found = _read_object(self.best_file)
-        return found.get("step"), found.get("loss", math.inf)
-
-    def note_best(self, step: int, loss: float) -> None:
-        """Record a checkpoint's held-out loss if it is the lowest so far."""
-        if loss < self.best()[1]:
-            write_durably(self.best_file, json.dumps({"step": step, "loss": loss}) + "\n")
+    def checkpoint_infos(self) -> list[CheckpointInfo]:
+        """The run's checkpoints, oldest first. The best is the one with the lowest held-out loss."""
+        states = {folder: _read_object(folder / "state.json") for folder in checkpoint_folders(self.path)}
+        losses = {folder: loss for folder, state in states.items() if isinstance(loss := state.get("val_loss"), float)}
+        best = min(losses, key=losses.__getitem__, default=None)
+        sizes = {folder: sum(file.stat().st_size for file in folder.iterdir()) for folder in states}
+        return [CheckpointInfo(folder_step(one), str(one), losses.get(one), one == best, size) for one, size in sizes.items()]
 
     def prune(self, keep_last: int, keep_every: int) -> None:
         """Delete checkpoints, except the last ones, the best, and those of every `keep_every` steps (0: none)."""
-        best, _ = self.best()
-        for folder in checkpoint_folders(self.path)[:-keep_last]:
-            step = folder_step(folder)
-            if step != best and (keep_every == 0 or step % keep_every):
-                shutil.rmtree(folder)
-
-    def checkpoint_infos(self) -> list[CheckpointInfo]:
-        """The run's checkpoints, oldest first."""
-        best, _ = self.best()
-        losses = {row.step: row.loss for row in self.metrics() if row.split != "train"}
-        found = []
-        for folder in checkpoint_folders(self.path):
-            step, size = folder_step(folder), sum(file.stat().st_size for file in folder.iterdir())
-            found.append(CheckpointInfo(step, str(folder), losses.get(step), step == best, size))
-        return found
+        for info in self.checkpoint_infos()[:-keep_last]:
+            if not info.best and (keep_every == 0 or info.step % keep_every):
+                shutil.rmtree(info.path)
 
     def save_samples(self, step: int, samples: Mapping[str, Sequence[Sample]]) -> None:
         """Write samples by name, such as "shared" to samples/step-000500-shared.jsonl."""
@@ -186,7 +168,7 @@ class ReadOnlyRun(RunFolder):
     def _ignore(self, *args: Any, **options: Any) -> None:
         pass
 
-    append = append_fault = rewind = note_best = prune = save_samples = update_manifest = _ignore
+    append = append_fault = rewind = prune = save_samples = update_manifest = _ignore
 
 
 def _metrics(row: dict[str, Any], file: Path) -> Metrics:

@@ -182,8 +182,6 @@ class Loop:
             }
             optimizer = named_state(self.model, self.optimizer)
             save_checkpoint(self.folder.checkpoint(self.step), self.model, optimizer, state, self.source.tokenizer)
-            if held_out is not None:
-                self.folder.note_best(self.step, held_out.loss)
             self.folder.prune(self.config.keep_last, self.config.keep_every)
         self.world.barrier()
         self.saved_step = self.step

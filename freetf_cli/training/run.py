@@ -68,8 +68,6 @@ def train(
             if resume is not None:
                 loop.restore(resume)
                 folder.rewind(resume.step, recipe, evaluation_pending=loop.evaluation_pending)
-                if isinstance(resume.state.get("val_loss"), float):  # the run may have died before it noted the best checkpoint
-                    folder.note_best(resume.step, resume.state["val_loss"])
             record_start(loop, argv, init_from, resume)
             try:
                 return loop.run()

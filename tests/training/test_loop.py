@@ -164,7 +164,8 @@ def test_best_and_last_are_kept(tmp_path: Path) -> None:
     losses = {row["step"]: row["loss"] for row in rows if row["split"] == "val"}
     best = min(losses, key=lambda step: losses[step])
     assert {int(path.name[5:]) for path in checkpoint_folders(tmp_path / "run")} == {best, 8}
-    assert json.loads((tmp_path / "run" / "checkpoints" / "best.json").read_text()) == {"step": best, "loss": losses[best]}
+    infos = RunFolder(tmp_path / "run").checkpoint_infos()
+    assert [(info.step, info.val_loss, info.best) for info in infos] == [(step, losses[step], step == best) for step in sorted({best, 8})]
 
 
 def test_accumulation_gives_the_same_update(tmp_path: Path) -> None:
