@@ -100,21 +100,21 @@ class RunFolder:
         """All records of logged steps."""
         return [_metrics(row, self.metrics_file) for row in _read_jsonl(self.metrics_file)]
 
-    def rewind(self, step: int, recipe: Recipe, *, evaluation_pending: bool = False) -> None:
+    def rewind(self, step: int, recipe: Recipe, *, evaluated: bool = True) -> None:
         """Delete all records and checkpoints after `step`, which a resumed run will write again, and store its recipe.
 
-        evaluation_pending: delete the evaluation at `step` too, because the resumed run starts with it.
+        evaluated: whether the evaluation at `step` is part of the checkpoint; if not, its records are deleted too.
         """
         recover(self.checkpoints)
         for folder in (self.path, self.samples):
             sweep(folder)
         write_durably(self.path / "recipe.toml", to_toml(recipe))
         for path in self.samples.glob("step-*.jsonl"):
-            if int(path.name.split("-")[1]) > step - evaluation_pending:
+            if int(path.name.split("-")[1]) > step - (not evaluated):
                 path.unlink()
         for path in (self.metrics_file, self.timing_file, self.faults_file):
             if path.exists():
-                kept = [row for row in _read_jsonl(path) if _moment(row) <= (step, not evaluation_pending)]
+                kept = [row for row in _read_jsonl(path) if _moment(row) <= (step, evaluated)]
                 write_durably(path, "".join(json.dumps(row) + "\n" for row in kept))
         for folder in checkpoint_folders(self.path):
             if folder_step(folder) > step:

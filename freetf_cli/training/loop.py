@@ -78,13 +78,13 @@ class Loop:
         self.batches = Prefetch(self._batch, self.config.steps)
         self.step = self.saved_step = 0
         self.skipped: list[int] = []  # steps without an update, counted from 1
-        self.evaluation_pending = False  # whether a signal cut short the evaluation of the step that the run resumes at
+        self.evaluated = True  # whether the evaluation of this step, if one is due, was made
         self._began = (time.perf_counter(), 0)  # when, and at which step, this process started training
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Take over a checkpoint's step and optimizer moments. Raises InputError if they do not fit the model."""
         self.step = self.saved_step = checkpoint.step
-        self.evaluation_pending = checkpoint.state.get("evaluation_pending") is True
+        self.evaluated = checkpoint.evaluated
         skips = checkpoint.state.get("consecutive_skips", 0)
         if type(skips) is int and 0 <= skips <= self.config.skip_limit:
             self.update.consecutive_skips.fill_(skips)
@@ -98,16 +98,14 @@ class Loop:
         began = time.perf_counter()
         self._began, timed_from, timed_step = (began, self.step), began, self.step
         with self.batches:
-            if self.evaluation_pending:
+            if not self.evaluated and self._evaluates():
                 self._evaluate_and_save()
             while self.step < self.config.steps:
                 self._stop_if_asked()
                 sums, grad_norm, count = self.train_step()
                 self.step += 1
-                last = self.step == self.config.steps
-                logs = last or self.step == 1 or self._due(self.config.log_every)
-                evaluates = last or self._due(self.recipe.eval.every)
-                saves = evaluates or self._due(self.config.save_every)
+                logs = self.step in (1, self.config.steps) or self._due(self.config.log_every)
+                saves = self._evaluates() or self._due(self.config.save_every)
                 if logs or saves:
                     self._record_faults()  # waits for the device, so that the steps can be timed
                 now = time.perf_counter()
@@ -117,7 +115,7 @@ class Loop:
                     self._report(metrics, (now - timed_from) / (self.step - timed_step))
                     timed_from, timed_step = now, self.step
                 now = time.perf_counter()
-                if evaluates:
+                if self._evaluates():
                     self._evaluate_and_save()
                 elif saves:
                     self.save(None)
@@ -151,7 +149,7 @@ class Loop:
         self.model.eval()
         for number, batch in enumerate(self.source.held_out(config.split, config.sequences, self.recipe.rows_at_once)):
             if number % size == 0:
-                self._stop_if_asked(evaluation_pending=True)
+                self._stop_if_asked()
             noise_BTH = noise_NTH[row : row + len(batch.inputs)]
             row += len(batch.inputs)
             count += int((batch.targets != IGNORE).sum())
@@ -166,8 +164,8 @@ class Loop:
             raise self._failure("the held-out loss is not finite")
         return self._metrics(total, count, config.split, final.kappa, lr=None, grad_norm=None)
 
-    def save(self, held_out: Metrics | None, *, evaluation_pending: bool = False) -> None:
-        """Save a checkpoint of this step, and delete those that need not be kept."""
+    def save(self, held_out: Metrics | None) -> None:
+        """Save a checkpoint of this step, and delete those that need not be kept. held_out: of this step, if it was evaluated."""
         self._record_faults()
         self._check_weights()
         if self.world.is_main:
@@ -178,7 +176,6 @@ class Loop:
                 "recipe": self.recipe.model_dump(exclude_none=True),
                 "data": asdict(self.source.facts),
                 "consecutive_skips": int(self.update.consecutive_skips),
-                **({"evaluation_pending": True} if evaluation_pending else {}),
             }
             optimizer = named_state(self.model, self.optimizer)
             save_checkpoint(self.folder.checkpoint(self.step), self.model, optimizer, state, self.source.tokenizer)
@@ -214,13 +211,13 @@ class Loop:
         self.folder.save_samples(self.step, figure4_samples(self.model, self.source.tokenizer, prompt, spec, groups=2))
         self.model.train()
 
-    def _stop_if_asked(self, *, evaluation_pending: bool = False) -> None:
+    def _stop_if_asked(self) -> None:
         """If a signal asks this run to stop, whichever of its processes received it: save, and raise Stopped or Interrupted."""
         number = self.world.all_reduce_max(self.stop.signal or 0)
         if not number:
             return
         if self.saved_step != self.step:
-            self.save(None, evaluation_pending=evaluation_pending)
+            self.save(None)
         if self.step:
             self.hooks.saved(self.folder)
         when = f"after step {self.step}, checkpoint saved" if self.step else "before its first step"
@@ -284,6 +281,10 @@ class Loop:
             page=str(self.folder.report),
             facts=self.source.facts,
         )
+
+    def _evaluates(self) -> bool:
+        """Whether the held-out split is measured at this step."""
+        return self.step == self.config.steps or self._due(self.recipe.eval.every)
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.step % every == 0

@@ -67,7 +67,7 @@ def train(
             loop = Loop(recipe, source, model, folder, device, hooks, stop or StopRequest(), world)
             if resume is not None:
                 loop.restore(resume)
-                folder.rewind(resume.step, recipe, evaluation_pending=loop.evaluation_pending)
+                folder.rewind(resume.step, recipe, evaluated=resume.evaluated)
             record_start(loop, argv, init_from, resume)
             try:
                 return loop.run()

@@ -442,7 +442,7 @@ def test_a_signal_ends_an_evaluation_and_the_resumed_run_repeats_it(tmp_path: Pa
         train(recipe(), tmp_path / "run", device=CPU, stop=request)
     monkeypatch.undo()
     saved = Checkpoint.open(checkpoint_folders(tmp_path / "run")[-1])
-    assert saved.state["evaluation_pending"] is True and "val" not in (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert not saved.evaluated and "val" not in (tmp_path / "run" / "metrics.jsonl").read_text()
     shutil.copytree(tmp_path / "run", tmp_path / "again")
     train(recipe(), tmp_path / "run", device=CPU, resume=saved)
     assert files(tmp_path / "run") == files(tmp_path / "whole")
