@@ -80,7 +80,7 @@ def make_model(recipe: Recipe, device: torch.device, init_from: Checkpoint | Non
 
 
 def unlike_its_start(recipe: Recipe, init_from: Recipe) -> str | None:
-    """Why a model does not compute the same as the one whose weights it starts with; None if it does. Both recipes are resolved."""
+    """Why a model does not compute what the one computes whose weights it starts with; None if it does. Both recipes are resolved."""
     config, start = recipe.model, init_from.model
     options = [config.multi_token, start.multi_token]
     norm, norm_before = ("none" if each is None else each.norm for each in options)
@@ -97,7 +97,7 @@ def unlike_its_start(recipe: Recipe, init_from: Recipe) -> str | None:
         now, before = recipe.architecture["latent"], init_from.architecture["latent"]
         changes |= {f"latent.{name} was {before[name]!r}": now[name] != before[name] for name in now}
     why = "; ".join(text for text, changed in changes.items() if changed)
-    return f"the model does not begin as the one that --init-from names: {why}" if why else None
+    return f"the model does not compute what the one that --init-from names computes: {why}" if why else None
 
 
 def record_start(loop: Loop, argv: Sequence[str], init_from: Checkpoint | None, resume: Checkpoint | None) -> None:

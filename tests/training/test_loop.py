@@ -114,7 +114,7 @@ def test_resume_deletes_the_records_after_the_checkpoint(tmp_path: Path) -> None
     assert (tmp_path / "other" / "metrics.jsonl").read_bytes() == before
 
 
-def test_metrics_have_the_contracts_keys(tmp_path: Path) -> None:
+def test_metrics_have_the_keys_that_others_rely_on(tmp_path: Path) -> None:
     train(recipe(), tmp_path / "run", device=CPU)
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert all(list(row) == KEYS for row in rows)
@@ -219,7 +219,7 @@ def test_resume_of_another_run_is_refused(tmp_path: Path, change: Callable[[Reci
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
 
-def test_a_stop_calls_the_hook_for_its_checkpoint(tmp_path: Path) -> None:
+def test_a_stop_calls_the_hook_for_saved_checkpoints(tmp_path: Path) -> None:
     hooks, request = stop_at(3)
     saved: list[int] = []
     hooks = dataclasses.replace(hooks, saved=lambda run: saved.append(len(checkpoint_folders(run.path))))
@@ -348,7 +348,7 @@ def test_a_cpu_reports_a_step_that_is_not_finite_at_once(tmp_path: Path, monkeyp
     assert running.step == 2
 
 
-def test_nothing_is_saved_after_too_many_steps_that_were_not_finite(tmp_path: Path) -> None:
+def test_nothing_is_saved_after_too_many_skipped_steps(tmp_path: Path) -> None:
     """As on CUDA, where the host may be steps ahead of the device when it saves a checkpoint."""
     running = loop(tmp_path / "run", recipe(skip_limit=0))
     running.train_step()
