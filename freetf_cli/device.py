@@ -84,32 +84,20 @@ def findings() -> list[Finding]:
     """What this machine has, and for each problem the command that fixes it."""
     from freetf_cli.config.files import shipped_recipes
 
+    python = Finding("python", platform.python_version(), sys.version_info >= (3, 11), "make setup PYTHON=python3.12")
     count = len(shipped_recipes())
-    found = [
-        Finding("python", platform.python_version(), sys.version_info >= (3, 11), "make setup PYTHON=python3.12"),
-        *_torch(),
-        _package("tokenizers"),
-        _package("safetensors"),
-        *_terminal(),
-        Finding("recipes", f"{count} shipped", count > 0, "pip install --force-reinstall freetf"),
-    ]
+    recipes = Finding("recipes", f"{count} shipped", count > 0, "pip install --force-reinstall freetf")
+    found = [python, *_torch(), _package("tokenizers"), _package("safetensors"), *_terminal(), recipes]
     return [replace(finding, fix="") if finding.ok else finding for finding in found]
 
 
 def _torch() -> list[Finding]:
-    found = _package("torch", "make setup")
+    found = _package("torch")
     if not found.ok:
-        return [found]
+        return [replace(found, fix="make setup")]
     oldest, newest = TORCH_TESTED
     tested = oldest <= tuple(int(part) for part in found.value.split(".")[:2]) <= newest
     return [replace(found, ok=tested, fix="pip install 'torch>=2.11,<2.14'"), _devices(), _bf16(), _compiler(), _attention()]
-
-
-def _package(name: str, fix: str = "") -> Finding:
-    try:
-        return Finding(name, str(importlib.import_module(name).__version__), True)
-    except ImportError as error:
-        return Finding(name, f"cannot be imported: {error}", False, fix or f"pip install {name}")
 
 
 def _devices() -> Finding:
@@ -162,6 +150,13 @@ def _attention() -> Finding:
     if runs_kernels(torch.device(kind)):
         what += "; freetf's own kernel for up to 128 positions"
     return Finding("attention", what, chosen != SDPBackend.MATH, "a GPU of compute capability 8.0 or newer has faster ones")
+
+
+def _package(name: str) -> Finding:
+    try:
+        return Finding(name, importlib.import_module(name).__version__, True)
+    except ImportError as error:
+        return Finding(name, f"cannot be imported: {error}", False, f"pip install {name}")
 
 
 def _terminal() -> list[Finding]:
