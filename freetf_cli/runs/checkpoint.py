@@ -113,7 +113,7 @@ class Checkpoint:
 
     @property
     def evaluated(self) -> bool:
-        """Whether it was saved after an evaluation of its step."""
+        """Whether the checkpoint was saved after an evaluation of its step."""
         return self.state.get("val_loss") is not None
 
     def tokenizer(self) -> Tokenizer:
