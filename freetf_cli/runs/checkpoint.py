@@ -140,7 +140,7 @@ def load_weights(model: Decoder, path: Path, device: torch.device, *, partial: b
     Shapes are compared with the file's header before anything is allocated. partial: parameters that the file does not have keep their
     values (a Free model that starts from its baseline). Returns the names of those parameters.
     """
-    expected, found = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}, _shapes(path)
+    expected, found = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}, _header(path)
     missing = [name for name in expected if name not in found]
     faults = [f"{name} {shape} is not in the model" for name, shape in found.items() if name not in expected]
     faults += [f"{name} is {found[name]}, not {shape}" for name, shape in expected.items() if found.get(name, shape) != shape]
@@ -155,9 +155,9 @@ def load_weights(model: Decoder, path: Path, device: torch.device, *, partial: b
     return missing
 
 
-def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor in a file of weights."""
-    with _readable(path), safe_open(path, framework="pt") as file:
+def _header(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor in a file."""
+    with readable(path), safe_open(path, framework="pt") as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         types = {part.get_dtype() for part in slices.values()}
         if types - {"F32"}:
@@ -166,13 +166,13 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _load(path: Path, device: torch.device) -> dict[str, torch.Tensor]:
-    with _readable(path):
+    with readable(path):
         return load_file(path, device=str(device))
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Raise InputError if the block cannot read a safetensors file, or before it if the file's header is too large."""
+def readable(path: Path) -> Iterator[None]:
+    """Raise InputError if a block cannot read a safetensors file, or if the header is too large, before the library reads it."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
     if size > durable.SMALL:
