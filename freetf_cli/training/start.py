@@ -97,7 +97,7 @@ def unlike_its_start(recipe: Recipe, init_from: Recipe) -> str | None:
         now, before = recipe.architecture["latent"], init_from.architecture["latent"]
         changes |= {f"latent.{name} was {before[name]!r}": now[name] != before[name] for name in now}
     why = "; ".join(text for text, changed in changes.items() if changed)
-    return f"the model does not compute what the one that --init-from names computes: {why}" if why else None
+    return f"the model does not compute what the model of --init-from computes: {why}" if why else None
 
 
 def record_start(loop: Loop, argv: Sequence[str], init_from: Checkpoint | None, resume: Checkpoint | None) -> None:
