@@ -12,13 +12,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from functools import partial
 from itertools import chain, product
 from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from freetf_cli.data.tokenizer import Tokenizer
 from freetf_cli.errors import InputError
@@ -99,10 +102,7 @@ def generate(model: Decoder, tokenizer: Tokenizer, prompts: Iterable[str], spec:
 
 def continue_tokens(model: Decoder, prompts: Sequence[Sequence[int]], spec: SampleSpec) -> list[tuple[list[int], list[Any] | None]]:
     """One sequence for each prompt of tokens, all in one batch: its tokens and its Z (None of a baseline)."""
-    rows = []
-    for place, tokens in enumerate(prompts):
-        total = spec.total if spec.new_tokens is None else len(tokens) + spec.new_tokens
-        rows.append(_row(model.latent, "", list(tokens), total, (place, 0, 0), spec, None))
+    rows = [_row(model.latent, "", list(tokens), spec.total, (place, 0, 0), spec) for place, tokens in enumerate(prompts)]
     return _generate_batch(model, rows, spec, separator=None)
 
 
@@ -212,7 +212,7 @@ def _row(
     total: int,
     place: tuple[int, int, int],
     spec: SampleSpec,
-    given: Sequence[Any] | None,
+    given: Sequence[Any] | None = None,
     shared: NDArray[Any] | None = None,
 ) -> _Row:
     """place: the row's prompt, group and index in it. given: its Z from the user; shared: Z of the group where it is already drawn."""
@@ -234,22 +234,18 @@ def _generate_batch(
 ) -> list[tuple[list[int], list[Any] | None]]:
     """Tokens and Z of rows, each up to the end of its text."""
     device = model.embedding.weight.device
-    prompt = max(len(row.tokens) for row in rows)
-    padding = [prompt - len(row.tokens) for row in rows]
-    total = max(pad + row.total for pad, row in zip(padding, rows, strict=True))
-    tokens_BT = torch.from_numpy(_aligned([np.asarray(row.tokens) for row in rows], padding, total)).to(device)
-    quantiles_BN = torch.from_numpy(_aligned([row.quantiles for row in rows], [0] * len(rows), total - prompt)).to(device)
+    tokens_BP = pad_sequence([torch.tensor(row.tokens) for row in rows], batch_first=True, padding_side="left").to(device)
+    quantiles_BN = pad_sequence([torch.from_numpy(row.quantiles) for row in rows], batch_first=True).to(device)
+    tokens_BT = F.pad(tokens_BP, (0, quantiles_BN.shape[1]))
+    inputs = tokens_BT.shape[1] - 1  # the last token is not read
+    padding = [tokens_BP.shape[1] - len(row.tokens) for row in rows]
     z = None
     if model.latent is not None:
-        z = model.latent.batch([row.z for row in rows if row.z is not None], padding, total - 1).to(device)
-    room = -(-(total - 1) // ALIGNED) * ALIGNED if device.type == "cuda" else total - 1
-    padding_B = torch.tensor(padding, device=device) if any(padding) else None
-    cache = model.new_cache(len(rows), room, padding=padding_B)
-    logits_BV, z = _read_prompt(model, tokens_BT[:, :prompt], z, rows, padding, cache)
-
-    def choose(logits_BV: Tensor, quantiles_B: Tensor) -> Tensor:
-        return choose_tokens(logits_BV, quantiles_B, spec.temperature, spec.top_k, spec.top_p)
-
+        z = model.latent.batch([row.z for row in rows if row.z is not None], padding, inputs).to(device)
+    room = -(-inputs // ALIGNED) * ALIGNED if device.type == "cuda" else inputs
+    cache = model.new_cache(len(rows), room, padding=torch.tensor(padding, device=device) if any(padding) else None)
+    logits_BV, z = _read_prompt(model, tokens_BP, z, [row.noise for row in rows if row.noise is not None], cache)
+    choose = partial(choose_tokens, temperature=spec.temperature, top_k=spec.top_k, top_p=spec.top_p)
     DecodeLoop(model, cache, tokens_BT, z, quantiles_BN, logits_BV, choose, separator).run()
     results: list[tuple[list[int], list[Any] | None]] = []
     for b, (row, pad, tokens) in enumerate(zip(rows, padding, tokens_BT.tolist(), strict=True)):
@@ -260,27 +256,19 @@ def _generate_batch(
 
 
 def _read_prompt(
-    model: Decoder, tokens_BP: Tensor, z: Tensor | None, rows: Sequence[_Row], padding: Sequence[int], cache: Cache
+    model: Decoder, tokens_BP: Tensor, z: Tensor | None, noise: list[np.ndarray], cache: Cache
 ) -> tuple[Tensor, Tensor | None]:
-    """Fill the cache with the prompt: the logits after it, [B, V], and Z with the prompt's part where the encoder inferred it."""
-    latent, noise = model.latent, [row.noise for row in rows if row.noise is not None]
+    """Fill the cache with the prompt. Returns the logits after it, [B, V], and Z; with noise, the encoder infers Z of the prompt."""
+    latent = model.latent
     if latent is None or z is None:
         out = model(tokens_BP, cache=cache, last_only=True)
     elif noise:
-        aligned = torch.from_numpy(_aligned(noise, padding, tokens_BP.shape[1])).to(tokens_BP.device)
-        out = model(tokens_BP, noise=aligned, cache=cache, last_only=True)
+        padded = pad_sequence([torch.from_numpy(each) for each in noise], batch_first=True, padding_side="left")
+        out = model(tokens_BP, noise=padded.to(tokens_BP.device), cache=cache, last_only=True)
         z = latent.with_prefix(z, out.z)
     else:
         out = model(tokens_BP, latent.span(z, 0, tokens_BP.shape[1]), cache=cache, last_only=True)
     return out.logits[:, -1], z
-
-
-def _aligned(parts: Sequence[np.ndarray], offsets: Sequence[int], length: int) -> np.ndarray:
-    """Arrays [n, …] as the rows of one array [B, length, …], each starting at its offset; zeros elsewhere."""
-    whole = np.zeros((len(parts), length, *parts[0].shape[1:]), parts[0].dtype)
-    for row, part, offset in zip(whole, parts, offsets, strict=True):
-        row[offset : offset + len(part)] = part
-    return whole
 
 
 def _until(separator: int | None, tokens: list[int], prompt: int) -> list[int]:

@@ -9,8 +9,7 @@ Why: PyTorch's attention kernels are made for thousands of keys. For letters (25
 alone took 44 µs forward and 122 backward there, and takes 23 and 60 here with rotation and layout included; a training step went from
 7.49 to 5.81 ms (docs/performance.md, "attention of 65 positions").
 
-Inputs and outputs have one dtype, sums are float32. Tests: 1e-6 of float64 in the interpreter; in bfloat16 an error of at most 1.2 times
-that of PyTorch's attention.
+Inputs and outputs have one dtype, sums are float32.
 
 Shapes: B sequences, T positions (2 … 128), M heads, E head width (32 or 64), F = M · E, P = 3 F or 2 F.
 In the kernels: `1` and `2` are the halves of a head that rotate together; `x` is the extra position beside the tile (see `_tiling`).
@@ -25,13 +24,7 @@ from freetf_cli.kernels.support import operator
 LOG2_E = tl.constexpr(1.4426950408889634)  # exp(x) = exp2(x · log2 e)
 
 
-def _fake_gradients(
-    dy_BTF: Tensor, packed_BTP: Tensor, q_BTF: Tensor | None, cos_TH: Tensor, sin_TH: Tensor, heads: int, causal: bool
-) -> tuple[Tensor, Tensor]:
-    return packed_BTP.new_empty(packed_BTP.shape), dy_BTF.new_empty(0 if q_BTF is None else dy_BTF.shape)
-
-
-@operator(_fake_gradients)
+@operator(lambda dy, packed, q, *rest: (packed.new_empty(packed.shape), dy.new_empty(0 if q is None else dy.shape)))
 def attend_backward(
     dy_BTF: Tensor, packed_BTP: Tensor, q_BTF: Tensor | None, cos_TH: Tensor, sin_TH: Tensor, heads: int, causal: bool
 ) -> tuple[Tensor, Tensor]:
@@ -51,11 +44,9 @@ def attend_backward(
     return dpacked_BTP, dy_BTF.new_empty(0) if dq_BTF is None else dq_BTF
 
 
-def _fake_output(packed_BTP: Tensor, q_BTF: Tensor | None, cos_TH: Tensor, sin_TH: Tensor, heads: int, causal: bool) -> Tensor:
-    return packed_BTP.new_empty(*packed_BTP.shape[:2], packed_BTP.shape[2] // (3 if q_BTF is None else 2))
-
-
-@operator(_fake_output, backward=attend_backward)
+@operator(
+    lambda packed, q, *rest: packed.new_empty(*packed.shape[:2], packed.shape[2] // (3 if q is None else 2)), backward=attend_backward
+)
 def attend(packed_BTP: Tensor, q_BTF: Tensor | None, cos_TH: Tensor, sin_TH: Tensor, heads: int, causal: bool) -> Tensor:
     """y [B, T, F]. packed: q, k, v side by side, or k, v where q is given (any strides but the last, which is 1). cos, sin: float32."""
     inputs = _split(_with_dense_rows(packed_BTP), q_BTF)
@@ -80,9 +71,9 @@ def _split(packed_BTP: Tensor, q_BTF: Tensor | None) -> tuple[Tensor, ...]:
 
 
 def _tiling(length: int) -> tuple[int, bool]:
-    """Positions of the tile, a power of two, and whether one extra position stands beside it.
+    """Positions of the tile, a power of two, and whether there is one extra position beside it.
 
-    A tile of 128 for 65 positions would be half empty. All tasks whose rows are a prompt and 2ⁿ places have such a length.
+    A tile of 128 would be half empty with 65 positions, the length of every task whose rows are a prompt and 64 places.
     """
     whole = max(16, triton.next_power_of_2(length))
     return (whole // 2, True) if whole > 16 and length == whole // 2 + 1 else (whole, False)
@@ -99,6 +90,7 @@ def _rotated(at, half, mask, cos, sin):
 
 @triton.jit
 def _store_rotated_back(at, half, mask, first, second, cos, sin):
+    """Store the gradient of a head before rotation: the inverse rotation of that after it."""
     kind: tl.constexpr = at.dtype.element_ty
     tl.store(at, (first * cos + second * sin).to(kind), mask=mask)
     tl.store(at + half, (second * cos - first * sin).to(kind), mask=mask)
@@ -145,6 +137,7 @@ def _dots(a1, a2, b1, b2):
 
 @triton.jit
 def _dot(a1, a2, b1, b2):
+    """The dot product of two heads."""
     return tl.sum(a1.to(tl.float32) * b1.to(tl.float32) + a2.to(tl.float32) * b2.to(tl.float32), 0)
 
 
@@ -164,6 +157,7 @@ def _forward(
     q, k, v, cos, sin, out, qb, qt, kb, kt, vb, vt,
     T, HEADS: tl.constexpr, E: tl.constexpr, CAUSAL: tl.constexpr, MAIN: tl.constexpr, EXTRA: tl.constexpr,
 ):  # fmt: skip
+    """y = softmax(rotate(q) · rotate(k)ᵀ / √E) · v of one head of one sequence."""
     kind: tl.constexpr = out.dtype.element_ty
     F: tl.constexpr = HEADS * E
     HALF: tl.constexpr = E // 2
@@ -200,7 +194,10 @@ def _backward(
     dy, q, k, v, cos, sin, dq, dk, dv, yb, yt, qb, qt, kb, kt, vb, vt, gb, gt, hb, ht,
     T, HEADS: tl.constexpr, E: tl.constexpr, CAUSAL: tl.constexpr, MAIN: tl.constexpr, EXTRA: tl.constexpr,
 ):  # fmt: skip
-    """dscores = weights · (dweights − delta) with delta the sum of weights · dweights over the keys."""
+    """Gradients of one head of one sequence, rotated back, from the attention weights A, computed again.
+
+    dv = Aᵀ dy,  dA = dy vᵀ,  dS = A ∘ (dA − delta) / √E with delta = Σ_keys A ∘ dA,  dq = dS k,  dk = dSᵀ q
+    """
     kind: tl.constexpr = dv.dtype.element_ty
     HALF: tl.constexpr = E // 2
     b = (tl.program_id(0) // HEADS).to(tl.int64)

@@ -2,11 +2,11 @@
 
     Σ_i −log softmax(W h_i)[target_i]
 
-32,768 tokens of a vocabulary of 131,072 have 17 GB of logits in float32, and as much gradient. Here the logits of a chunk of tokens are
-computed, then the loss, its gradient, and both products of the gradient, before the next chunk. These are the three products of any
-output layer; none is done twice. What is kept for the backward has the size of the stream and of the weight.
+32,768 tokens and a vocabulary of 131,072 have 17 GB of logits in float32, and as much gradient. Here the forward computes, chunk of
+tokens by chunk, the logits, the loss, its gradient, and the gradient's two products. These are the three products of any output layer;
+none is done twice. What is kept for the backward has the size of the stream and of the weight.
 
-PyTorch has `F.linear_cross_entropy` with chunks from 2.13 on. torch 2.11 lacks it, and torch.compile leaves its chunks out of the graph.
+`F.linear_cross_entropy` does so from torch 2.13 on, but torch 2.11 lacks it, and torch.compile leaves its chunks out of the graph.
 
 Shapes: N tokens, n tokens of a chunk, D width, V vocabulary.
 """

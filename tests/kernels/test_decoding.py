@@ -43,7 +43,7 @@ def errors(*case: int) -> list[float]:
     """Of the output and of the caches after it."""
     block, given = drawn(*case)
     weights, position = block._weights(), torch.tensor(case[4])
-    exact = BlockWeights(*(weight.double() for weight in weights.tensors), weights.eps)
+    exact = BlockWeights(*(weight.double() for weight in weights[:-1]), weights.eps)
     ours, theirs = [each.clone() for each in given], [each.double() for each in given]
     got = decode_block(ours[0], ours[1], (ours[2], ours[3]), ours[4], ours[5], position, weights)
     want = reference_decode_block(theirs[0], theirs[1], (theirs[2], theirs[3]), theirs[4], theirs[5], position, exact)
