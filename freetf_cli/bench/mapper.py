@@ -28,7 +28,7 @@ def bench_mapper(
     w_DC, chunk, work_flops = table_CD.to(dtype).T, max(1, (1 << 28) >> bits), 2.0 * tokens * 2**bits * width
 
     def product() -> None:
-        for dr_nD in dr_ND.split(chunk):
+        for dr_nD in torch.split(dr_ND, chunk):
             dr_nD @ w_DC
 
     alone = timed(replayed(product, device), effort)

@@ -49,11 +49,12 @@ def bench_train(variants: Sequence[Variant], device: torch.device, effort: Effor
     for variant in variants:
         rows.append(_step_row(variant, device, effort, here.ceiling, rows[0].time if rows else None))
         done()
-    parts: list[PartRow] = []
-    free = [(variant, row) for variant, row in zip(variants, rows, strict=True) if variant.recipe.latent is not None]
-    for variant, row in free[-1:]:
-        for part, took in _parts(variant.recipe, device, effort):
-            parts.append(PartRow(variant.name, part, took, took.median / row.time.median))
+    free = [(name, recipe, row.time) for (name, recipe), row in zip(variants, rows, strict=True) if recipe.latent is not None]
+    parts = [
+        PartRow(name, part, took, took.median / whole.median)
+        for name, recipe, whole in free[-1:]
+        for part, took in _parts(recipe, device, effort)
+    ]
     return TrainBench(here, rows, parts)
 
 

@@ -75,11 +75,11 @@ class _Row:
     """One sequence to generate: its prompt's tokens, its place, and all of its randomness.
 
     z [T, …]: from the prior, or given; None of a baseline. noise: for the posterior of the prompt; None where its Z is not inferred.
+    quantiles: a uniform number for each token to generate.
     """
 
     prompt: str
     tokens: list[int]
-    total: int
     group: int
     index: int
     z: np.ndarray | None
@@ -148,13 +148,13 @@ def _batches(model: Decoder, rows: Iterator[_Row]) -> Iterator[list[_Row]]:
     batch: list[_Row] = []
     shortest = longest = added = 0  # tokens of the batch's shortest and longest prompt, and of its longest continuation
     for row in rows:
-        prompt = len(row.tokens)
-        low, high, new = min(shortest, prompt), max(longest, prompt), max(added, row.total - prompt)
+        prompt, adds = len(row.tokens), len(row.quantiles)
+        low, high, new = min(shortest, prompt), max(longest, prompt), max(added, adds)
         if batch and (high > max(2 * low, low + MOST_PADDING) or len(batch) >= rows_at_once(model, high + new)):
             yield batch
             batch = []
         if not batch:
-            low, high, new = prompt, prompt, row.total - prompt
+            low, high, new = prompt, prompt, adds
         shortest, longest, added = low, high, new
         batch.append(row)
     if batch:
@@ -225,7 +225,7 @@ def _row(
         if spec.prompt_z == "posterior":
             noise = keyed(spec.seed, _Purpose.POSTERIOR, *key).random(latent.noise_shape(len(tokens)), dtype=np.float32)
     quantiles = keyed(spec.seed, _Purpose.TOKENS, *place).random(total - len(tokens))
-    return _Row(prompt, tokens, total, place[1], place[2], z, noise, quantiles)
+    return _Row(prompt, tokens, place[1], place[2], z, noise, quantiles)
 
 
 @torch.inference_mode()
@@ -249,7 +249,8 @@ def _generate_batch(
     DecodeLoop(model, cache, tokens_BT, z, quantiles_BN, logits_BV, choose, separator).run()
     results: list[tuple[list[int], list[Any] | None]] = []
     for b, (row, pad, tokens) in enumerate(zip(rows, padding, tokens_BT.tolist(), strict=True)):
-        text = _until(separator, tokens[pad : pad + row.total], len(row.tokens))
+        first = pad + len(row.tokens)
+        text = row.tokens + _until(separator, tokens[first : first + len(row.quantiles)])
         of_row = None if model.latent is None or z is None else model.latent.span(z[b : b + 1], pad, len(text) - 1)[0].tolist()
         results.append((text, of_row))
     return results
@@ -271,8 +272,6 @@ def _read_prompt(
     return out.logits[:, -1], z
 
 
-def _until(separator: int | None, tokens: list[int], prompt: int) -> list[int]:
-    """A row up to and including its first separator after the prompt."""
-    if separator is None or separator not in tokens[prompt:]:
-        return tokens
-    return tokens[: tokens.index(separator, prompt) + 1]
+def _until(separator: int | None, tokens: list[int]) -> list[int]:
+    """The tokens up to and including the first separator."""
+    return tokens[: tokens.index(separator) + 1] if separator in tokens else tokens

@@ -31,6 +31,6 @@ def short_attention(packed_BTP: Tensor, q_BTF: Tensor | None, rotary: Rotary, he
 
 def reference_short_attention(packed_BTP: Tensor, q_BTF: Tensor | None, rotary: Rotary, heads: int, causal: bool) -> Tensor:
     parts = packed_BTP.chunk(3, -1) if q_BTF is None else (q_BTF, *packed_BTP.chunk(2, -1))
-    q_BTME, k_BTME, v_BTME = (part.unflatten(-1, (heads, -1)) for part in parts)
+    q_BTME, k_BTME, v_BTME = (part.reshape(*part.shape[:2], heads, -1) for part in parts)
     q_BMTE, k_BMTE, v_BMTE = (part.transpose(1, 2) for part in (rotate(q_BTME, rotary), rotate(k_BTME, rotary), v_BTME))
     return F.scaled_dot_product_attention(q_BMTE, k_BMTE, v_BMTE, is_causal=causal).transpose(1, 2).flatten(2)

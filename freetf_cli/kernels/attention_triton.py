@@ -73,7 +73,7 @@ def _split(packed_BTP: Tensor, q_BTF: Tensor | None) -> tuple[Tensor, ...]:
 def _tiling(length: int) -> tuple[int, bool]:
     """Positions of the tile, a power of two, and whether there is one extra position beside it.
 
-    A tile of 128 would be half empty with 65 positions, the length of every task whose rows are a prompt and 64 places.
+    A tile of 128 for 65 positions would be half empty. Rows of a prompt's token and 2ⁿ places, as most tasks have, are all so long.
     """
     whole = max(16, triton.next_power_of_2(length))
     return (whole // 2, True) if whole > 16 and length == whole // 2 + 1 else (whole, False)

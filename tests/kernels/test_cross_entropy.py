@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from freetf_cli.kernels import cross_entropy, linear_cross_entropy
-from freetf_cli.kernels.cross_entropy import chunks
+from freetf_cli.kernels.cross_entropy import _chunks
 from tests.kernels.interpreter import each_case, outcomes_of
 
 IGNORE = -100
@@ -101,12 +101,13 @@ def test_without_a_gradient_the_parts_are_as_small(small: None, monkeypatch: pyt
     assert len(sizes) == 4 and max(sizes) <= 3
 
 
-@pytest.mark.parametrize(("tokens", "count"), [(10, 4), (3, 1), (1, 1), (0, 0), (100, 34)])
+@pytest.mark.parametrize(("tokens", "count"), [(10, 4), (3, 1), (1, 1), (0, 1), (100, 34)])
 def test_chunks_cover_all_tokens_once(small: None, tokens: int, count: int) -> None:
-    parts = chunks(tokens, 11, most=33)
-    assert [row for part in parts for row in range(tokens)[part]] == list(range(tokens))
+    hidden, targets = torch.randn(tokens, 6), torch.arange(tokens)
+    parts = list(_chunks(hidden, torch.randn(11, 6), targets))
+    assert torch.equal(torch.cat([h for h, _ in parts]), hidden) and torch.equal(torch.cat([t for _, t in parts]), targets)
     assert len(parts) == count
-    assert max([len(range(tokens)[part]) for part in parts], default=0) <= 3
+    assert max(len(h) for h, _ in parts) <= 3
 
 
 def test_a_compiler_takes_it_whole(small: None) -> None:
