@@ -1,8 +1,8 @@
 """Sampling of sequences. Z is explicit: from the prior, from the posterior of the prompt, shared by a group, or given.
 
-The encoder runs once, when the prompt is read; after that every position takes its own Z_t and the cache holds the rest. Each
-sequence has random streams of its own, keyed by (seed, prompt, group, index): it does not depend on the batch that it is in, and
-replaying its Z with the same seed gives the same text. Prompts of different lengths share a batch by left padding.
+The encoder runs once, when the prompt is read; every later position takes its own Z_t, and the cache holds the rest. Each sequence has
+random streams of its own, keyed by (seed, prompt, group, index): it does not depend on the batch that it is in, and its Z with the same
+seed gives the same text again. Left padding lets prompts of different lengths share a batch.
 
 Shapes: B sequences, P prompt positions, T positions of a row, V vocabulary.
 """
@@ -19,7 +19,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -101,7 +100,7 @@ def generate(model: Decoder, tokenizer: Tokenizer, prompts: Iterable[str], spec:
 
 
 def continue_tokens(model: Decoder, prompts: Sequence[Sequence[int]], spec: SampleSpec) -> list[tuple[list[int], list[Any] | None]]:
-    """One sequence for each prompt of tokens, all in one batch: its tokens and its Z (None of a baseline)."""
+    """One sequence of `spec.total` tokens for each prompt of tokens, all in one batch: its tokens and its Z (None of a baseline)."""
     rows = [_row(model.latent, "", list(tokens), spec.total, (place, 0, 0), spec) for place, tokens in enumerate(prompts)]
     return _generate_batch(model, rows, spec, separator=None)
 
@@ -146,16 +145,16 @@ def figure4_samples(model: Decoder, tokenizer: Tokenizer, prompt: str, spec: Sam
 def _batches(model: Decoder, rows: Iterator[_Row]) -> Iterator[list[_Row]]:
     """Rows in their order, in batches whose caches fit and whose prompts have similar lengths."""
     batch: list[_Row] = []
-    shortest = longest = added = 0  # tokens of the batch's shortest and longest prompt, and of its longest continuation
+    low = high = new = 0  # tokens of the batch's shortest and longest prompt, and of its longest continuation
     for row in rows:
-        prompt, adds = len(row.tokens), len(row.quantiles)
-        low, high, new = min(shortest, prompt), max(longest, prompt), max(added, adds)
-        if batch and (high > max(2 * low, low + MOST_PADDING) or len(batch) >= rows_at_once(model, high + new)):
-            yield batch
-            batch = []
+        prompt, continuation = len(row.tokens), len(row.quantiles)
+        if batch:
+            low, high, new = min(low, prompt), max(high, prompt), max(new, continuation)
+            if high > max(2 * low, low + MOST_PADDING) or len(batch) >= rows_at_once(model, high + new):
+                yield batch
+                batch = []
         if not batch:
-            low, high, new = prompt, prompt, adds
-        shortest, longest, added = low, high, new
+            low, high, new = prompt, prompt, continuation
         batch.append(row)
     if batch:
         yield batch
@@ -164,7 +163,7 @@ def _batches(model: Decoder, rows: Iterator[_Row]) -> Iterator[list[_Row]]:
 def _rows_of_prompt(model: Decoder, tokenizer: Tokenizer, prompt: str, place: int, spec: SampleSpec) -> Iterator[_Row]:
     """Every row of a prompt, group by group."""
     tokens, total = _encode(tokenizer, prompt, spec)
-    shared: NDArray[Any] | None = None
+    shared: np.ndarray | None = None
     for group, index in product(range(spec.groups), range(spec.count)):
         given = _given_z(spec, (place * spec.groups + group) * spec.count + index)
         length = total if given is None else _replay_length(total, len(tokens), given, tokenizer)
@@ -213,7 +212,7 @@ def _row(
     place: tuple[int, int, int],
     spec: SampleSpec,
     given: Sequence[Any] | None = None,
-    shared: NDArray[Any] | None = None,
+    shared: np.ndarray | None = None,
 ) -> _Row:
     """place: the row's prompt, group and index in it. given: its Z from the user; shared: Z of the group where it is already drawn."""
     key = place[:2] if spec.z == "shared" else place  # a group that shares Z shares the draw of its prompt's Z too

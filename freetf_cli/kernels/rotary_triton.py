@@ -1,4 +1,4 @@
-"""The gradient of `rotate_and_split`, written into one packed tensor by a Triton kernel.
+"""Rotation within Triton kernels, and the gradient of `rotate_and_split`, written into one packed tensor by a Triton kernel.
 
     (da, db) → (da cos + db sin, db cos − da sin) for rotated parts; a copy for the others
 
@@ -43,6 +43,23 @@ def pack_gradients(parts_BTME: list[Tensor], cos_TH: Tensor, sin_TH: Tensor, rot
 
 
 @triton.jit
+def load_rotated(at, half, mask, cos, sin):
+    """Both halves of a head at some positions, rotated, in the dtype that they are stored in."""
+    first, second = tl.load(at, mask=mask, other=0.0), tl.load(at + half, mask=mask, other=0.0)
+    kind = first.dtype
+    first, second = first.to(tl.float32), second.to(tl.float32)
+    return (first * cos - second * sin).to(kind), (second * cos + first * sin).to(kind)
+
+
+@triton.jit
+def store_rotated_back(at, half, mask, first, second, cos, sin):
+    """Store the gradient of a head before its rotation, from that after it: the inverse rotation."""
+    kind: tl.constexpr = at.dtype.element_ty
+    tl.store(at, (first * cos + second * sin).to(kind), mask=mask)
+    tl.store(at + half, (second * cos - first * sin).to(kind), mask=mask)
+
+
+@triton.jit
 def _written(
     part, cos_TH, sin_TH, packed, T, stride_b, stride_t, stride_m, P, at, H: tl.constexpr, BT: tl.constexpr, ROTATED: tl.constexpr
 ):
@@ -59,7 +76,7 @@ def _written(
         angle = t[:, None] * H + h[None, :]
         cos = tl.load(cos_TH + angle, mask=inside, other=0.0)
         sin = tl.load(sin_TH + angle, mask=inside, other=0.0)
-        a, b = first.to(tl.float32), second.to(tl.float32)
-        first, second = (a * cos + b * sin).to(first.dtype), (b * cos - a * sin).to(second.dtype)
-    tl.store(target, first, mask=inside)
-    tl.store(target + H, second, mask=inside)
+        store_rotated_back(target, H, inside, first.to(tl.float32), second.to(tl.float32), cos, sin)
+    else:
+        tl.store(target, first, mask=inside)
+        tl.store(target + H, second, mask=inside)

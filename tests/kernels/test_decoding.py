@@ -54,13 +54,13 @@ outcomes = outcomes_of(errors, CASES)
 
 
 @each_case(CASES)
-def test_output_and_cache_are_the_references(name: str, outcomes: dict[str, list[float]]) -> None:
+def test_output_and_cache_equal_the_reference(name: str, outcomes: dict[str, list[float]]) -> None:
     assert max(outcomes[name]) < 1e-6
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", CASES)
-def test_the_reference_is_the_models_block(name: str) -> None:
+def test_the_reference_equals_the_block_of_the_model(name: str) -> None:
     block, given = drawn(*CASES[name])  # type: ignore[arg-type]
     place, block = int(CASES[name][4]), block.double()
     x, kv, cos, sin, k, v = (each.double() for each in given)

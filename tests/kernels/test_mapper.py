@@ -38,7 +38,7 @@ def formula(dr: Tensor, logits: Tensor, table: Tensor) -> Tensor:
 
 
 def compared(tokens: int, bits: int, width: int, tiles: list[int] | None) -> dict[str, float]:
-    """The kernel's errors by each of its ways to s, and whether a NaN stays with its token."""
+    """Errors of the kernel for each way in which it gets s, and whether a NaN stays with its token."""
     from freetf_cli.kernels.mapper_triton import IN_8_BITS, Tiles, choose_tiles, covariance
 
     dr, logits, table = drawn(tokens, bits, width)
@@ -71,13 +71,13 @@ def test_the_fused_kernel_is_the_formula(name: str, outcomes: dict[str, dict[str
 
 
 @each_case(CASES)
-def test_with_s_from_memory_or_a_scale_for_every_code_it_is_the_same(name: str, outcomes: dict[str, dict[str, float]]) -> None:
+def test_it_is_the_formula_with_s_from_memory_and_with_a_scale_for_each_code(name: str, outcomes: dict[str, dict[str, float]]) -> None:
     assert outcomes[name]["given"] < 1e-5
     assert outcomes[name]["scaled"] < 1e-5
 
 
 @each_case(CASES)
-def test_the_gradient_of_a_token_that_is_nan_is_nan(name: str, outcomes: dict[str, dict[str, float]]) -> None:
+def test_a_nan_stays_with_its_token(name: str, outcomes: dict[str, dict[str, float]]) -> None:
     assert outcomes[name]["nan"]
 
 
