@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from freetf_cli.kernels.rotary_triton import load_rotated, store_rotated_back
+from freetf_cli.kernels.rotary_triton import rotated
 from freetf_cli.kernels.support import operator
 
 LOG2_E = tl.constexpr(1.4426950408889634)  # exp(x) = exp2(x · log2 e)
@@ -81,6 +81,20 @@ def _tiling(length: int) -> tuple[int, bool]:
 
 
 @triton.jit
+def _load_rotated(at, half, mask, cos, sin):
+    """Both halves of a head at some positions, rotated."""
+    return rotated(tl.load(at, mask=mask, other=0.0), tl.load(at + half, mask=mask, other=0.0), cos, sin)
+
+
+@triton.jit
+def _store_rotated_back(at, half, mask, first, second, cos, sin):
+    """Store the gradient of a head before its rotation, from that after it: the inverse rotation."""
+    kind: tl.constexpr = at.dtype.element_ty
+    tl.store(at, (first * cos + second * sin).to(kind), mask=mask)
+    tl.store(at + half, (second * cos - first * sin).to(kind), mask=mask)
+
+
+@triton.jit
 def _load_tile(q, k, v, cos, sin, qt, kt, vt, T, MAIN: tl.constexpr, E: tl.constexpr):
     """The tile's angles, the rotated halves of its queries and keys, and its values; 0 beyond T."""
     HALF: tl.constexpr = E // 2
@@ -88,8 +102,8 @@ def _load_tile(q, k, v, cos, sin, qt, kt, vt, T, MAIN: tl.constexpr, E: tl.const
     inside = (rows < T)[:, None]
     angles = rows[:, None] * HALF + half[None, :]
     cos_r, sin_r = tl.load(cos + angles, mask=inside, other=0.0), tl.load(sin + angles, mask=inside, other=0.0)
-    q1, q2 = load_rotated(q + rows[:, None] * qt + half[None, :], HALF, inside, cos_r, sin_r)
-    k1, k2 = load_rotated(k + rows[:, None] * kt + half[None, :], HALF, inside, cos_r, sin_r)
+    q1, q2 = _load_rotated(q + rows[:, None] * qt + half[None, :], HALF, inside, cos_r, sin_r)
+    k1, k2 = _load_rotated(k + rows[:, None] * kt + half[None, :], HALF, inside, cos_r, sin_r)
     return cos_r, sin_r, q1, q2, k1, k2, tl.load(v + rows[:, None] * vt + e[None, :], mask=inside, other=0.0)
 
 
@@ -98,8 +112,8 @@ def _load_extra(q, k, cos, sin, qt, kt, MAIN: tl.constexpr, HALF: tl.constexpr):
     """The same for the extra position, without its value."""
     half = tl.arange(0, HALF)
     cos_x, sin_x = tl.load(cos + MAIN * HALF + half), tl.load(sin + MAIN * HALF + half)
-    qx1, qx2 = load_rotated(q + MAIN * qt + half, HALF, half < HALF, cos_x, sin_x)
-    kx1, kx2 = load_rotated(k + MAIN * kt + half, HALF, half < HALF, cos_x, sin_x)
+    qx1, qx2 = _load_rotated(q + MAIN * qt + half, HALF, half < HALF, cos_x, sin_x)
+    kx1, kx2 = _load_rotated(k + MAIN * kt + half, HALF, half < HALF, cos_x, sin_x)
     return cos_x, sin_x, qx1, qx2, kx1, kx2
 
 
@@ -207,7 +221,7 @@ def _backward(
         dkx1, dkx2, dvx = down * qx1.to(tl.float32), down * qx2.to(tl.float32), own * dyx
         dqx1 = tl.sum(dlast[:, None] * k1.to(tl.float32), 0) + down * kx1.to(tl.float32)
         dqx2 = tl.sum(dlast[:, None] * k2.to(tl.float32), 0) + down * kx2.to(tl.float32)
-        store_rotated_back(dq + MAIN * gt + half, HALF, half < HALF, dqx1, dqx2, cos_x, sin_x)
+        _store_rotated_back(dq + MAIN * gt + half, HALF, half < HALF, dqx1, dqx2, cos_x, sin_x)
     scores = _scores(q1, q2, k1, k2, rows, T, scale * LOG2_E, CAUSAL)
     largest = tl.max(scores, 1)
     if EXTRA and not CAUSAL:
@@ -239,8 +253,8 @@ def _backward(
         if not CAUSAL:
             dq1 += dextra[:, None] * kx1.to(tl.float32)[None, :]
             dq2 += dextra[:, None] * kx2.to(tl.float32)[None, :]
-        store_rotated_back(dk + MAIN * ht + half, HALF, half < HALF, dkx1, dkx2, cos_x, sin_x)
+        _store_rotated_back(dk + MAIN * ht + half, HALF, half < HALF, dkx1, dkx2, cos_x, sin_x)
         tl.store(dv + MAIN * ht + e, dvx.to(kind))
-    store_rotated_back(dq + rows[:, None] * gt + half[None, :], HALF, inside, dq1, dq2, cos_r, sin_r)
-    store_rotated_back(dk + rows[:, None] * ht + half[None, :], HALF, inside, dk1, dk2, cos_r, sin_r)
+    _store_rotated_back(dq + rows[:, None] * gt + half[None, :], HALF, inside, dq1, dq2, cos_r, sin_r)
+    _store_rotated_back(dk + rows[:, None] * ht + half[None, :], HALF, inside, dk1, dk2, cos_r, sin_r)
     tl.store(dv + rows[:, None] * ht + e[None, :], dvalues.to(kind), mask=inside)

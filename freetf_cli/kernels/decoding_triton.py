@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from freetf_cli.kernels.rotary_triton import load_rotated
+from freetf_cli.kernels.rotary_triton import rotated
 
 _PIECE = 4096  # numbers of a weight that a program loads at once
 _ROWS, _GATED_ROWS = 2, 8  # outputs of a program: several programs for every multiprocessor
@@ -158,16 +158,18 @@ def _attended(
     kind: tl.constexpr = k_KSE.dtype.element_ty
 
     at = qkv_P + (head * (M // K) + g)[:, None] * E + h[None, :]
-    qa_GH, qb_GH = load_rotated(at, HALF, real[:, None], cos[None, :], sin[None, :])
+    a_GH, b_GH = tl.load(at, mask=real[:, None], other=0.0), tl.load(at + HALF, mask=real[:, None], other=0.0)
+    a_GH, b_GH = rotated(a_GH, b_GH, cos[None, :], sin[None, :])
     root: tl.constexpr = E**-0.5
-    qa_GH, qb_GH = (qa_GH.to(tl.float32) * root).to(kind), (qb_GH.to(tl.float32) * root).to(kind)
+    qa_GH, qb_GH = (a_GH.to(tl.float32) * root).to(kind), (b_GH.to(tl.float32) * root).to(kind)
 
     largest_G = tl.full((G,), -float("inf"), tl.float32)
     total_G = tl.zeros((G,), tl.float32)
     sum_GE = tl.zeros((G, E), tl.float32)
     rows = (head * S).to(tl.int64)
     if part == 0:
-        new_a, new_b = load_rotated(qkv_P + (M + head) * E + h, HALF, h < HALF, cos, sin)
+        new_k = qkv_P + (M + head) * E + h
+        new_a, new_b = rotated(tl.load(new_k), tl.load(new_k + HALF), cos, sin)
         new_v = tl.load(qkv_P + (M + K + head) * E + e)
         tl.store(k_KSE + (rows + here) * E + h, new_a)
         tl.store(k_KSE + (rows + here) * E + HALF + h, new_b)

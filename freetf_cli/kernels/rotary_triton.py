@@ -43,20 +43,11 @@ def pack_gradients(parts_BTME: list[Tensor], cos_TH: Tensor, sin_TH: Tensor, rot
 
 
 @triton.jit
-def load_rotated(at, half, mask, cos, sin):
-    """Both halves of a head at some positions, rotated, in the dtype that they are stored in."""
-    first, second = tl.load(at, mask=mask, other=0.0), tl.load(at + half, mask=mask, other=0.0)
+def rotated(first, second, cos, sin):
+    """Both halves of heads, rotated, in the dtype in which they are given."""
     kind = first.dtype
     first, second = first.to(tl.float32), second.to(tl.float32)
     return (first * cos - second * sin).to(kind), (second * cos + first * sin).to(kind)
-
-
-@triton.jit
-def store_rotated_back(at, half, mask, first, second, cos, sin):
-    """Store the gradient of a head before its rotation, from that after it: the inverse rotation."""
-    kind: tl.constexpr = at.dtype.element_ty
-    tl.store(at, (first * cos + second * sin).to(kind), mask=mask)
-    tl.store(at + half, (second * cos - first * sin).to(kind), mask=mask)
 
 
 @triton.jit
@@ -76,7 +67,7 @@ def _written(
         angle = t[:, None] * H + h[None, :]
         cos = tl.load(cos_TH + angle, mask=inside, other=0.0)
         sin = tl.load(sin_TH + angle, mask=inside, other=0.0)
-        store_rotated_back(target, H, inside, first.to(tl.float32), second.to(tl.float32), cos, sin)
-    else:
-        tl.store(target, first, mask=inside)
-        tl.store(target + H, second, mask=inside)
+        a, b = first.to(tl.float32), second.to(tl.float32)
+        first, second = (a * cos + b * sin).to(first.dtype), (b * cos - a * sin).to(second.dtype)
+    tl.store(target, first, mask=inside)
+    tl.store(target + H, second, mask=inside)
