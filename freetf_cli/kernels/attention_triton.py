@@ -118,16 +118,6 @@ def _load_extra(q, k, cos, sin, qt, kt, MAIN: tl.constexpr, HALF: tl.constexpr):
 
 
 @triton.jit
-def _scores(q1, q2, k1, k2, rows, T, scale, CAUSAL: tl.constexpr):
-    """Scores within the tile; -inf where a query does not see a key."""
-    scores = tl.dot(q2, tl.trans(k2), tl.dot(q1, tl.trans(k1), input_precision="ieee"), input_precision="ieee") * scale
-    seen = rows[None, :] < T
-    if CAUSAL:
-        seen = seen & (rows[None, :] <= rows[:, None])
-    return tl.where(seen, scores, float("-inf"))
-
-
-@triton.jit
 def _dots(a1, a2, b1, b2):
     """Dot products of the heads at some positions with one head, [rows]."""
     return tl.sum(a1.to(tl.float32) * b1.to(tl.float32)[None, :] + a2.to(tl.float32) * b2.to(tl.float32)[None, :], 1)
@@ -137,6 +127,27 @@ def _dots(a1, a2, b1, b2):
 def _dot(a1, a2, b1, b2):
     """The dot product of two heads."""
     return tl.sum(a1.to(tl.float32) * b1.to(tl.float32) + a2.to(tl.float32) * b2.to(tl.float32), 0)
+
+
+@triton.jit
+def _weights(q1, q2, k1, k2, kx1, kx2, rows, T, scale, CAUSAL: tl.constexpr, SEES_EXTRA: tl.constexpr):
+    """exp2(scores − largest) of the tile's queries, over the tile's keys and over the extra key; and the sum of both."""
+    scores = tl.dot(q2, tl.trans(k2), tl.dot(q1, tl.trans(k1), input_precision="ieee"), input_precision="ieee") * scale
+    seen = rows[None, :] < T
+    if CAUSAL:
+        seen = seen & (rows[None, :] <= rows[:, None])
+    scores = tl.where(seen, scores, float("-inf"))
+    largest = tl.max(scores, 1)
+    on_extra = largest
+    if SEES_EXTRA:
+        on_extra = _dots(q1, q2, kx1, kx2) * scale
+        largest = tl.maximum(largest, on_extra)
+        on_extra = tl.exp2(on_extra - largest)
+    weights = tl.exp2(scores - largest[:, None])
+    total = tl.sum(weights, 1)
+    if SEES_EXTRA:
+        total += on_extra
+    return weights, on_extra, total
 
 
 @triton.jit
@@ -166,23 +177,16 @@ def _forward(
     rows, e = tl.arange(0, MAIN), tl.arange(0, E)
     inside = (rows < T)[:, None]
     _, _, q1, q2, k1, k2, values = _load_tile(q, k, v, cos, sin, qt, kt, vt, T, MAIN, E)
+    kx1, kx2 = k1, k2
     if EXTRA:
         _, _, qx1, qx2, kx1, kx2 = _load_extra(q, k, cos, sin, qt, kt, MAIN, HALF)
         vx = tl.load(v + MAIN * vt + e).to(tl.float32)
         weights, own = _extra_weights(k1, k2, kx1, kx2, qx1, qx2, scale)
         yx = tl.sum(weights[:, None] * values.to(tl.float32), 0) + own * vx
         tl.store(out + MAIN * F + e, yx.to(kind))
-    scores = _scores(q1, q2, k1, k2, rows, T, scale, CAUSAL)
-    largest = tl.max(scores, 1)
-    if EXTRA and not CAUSAL:
-        on_extra = _dots(q1, q2, kx1, kx2) * scale
-        largest = tl.maximum(largest, on_extra)
-        on_extra = tl.exp2(on_extra - largest)
-    weights = tl.exp2(scores - largest[:, None])
-    total = tl.sum(weights, 1)
+    weights, on_extra, total = _weights(q1, q2, k1, k2, kx1, kx2, rows, T, scale, CAUSAL, EXTRA and not CAUSAL)
     y = tl.dot(weights.to(kind), values, input_precision="ieee")
     if EXTRA and not CAUSAL:
-        total += on_extra
         y += on_extra[:, None] * vx[None, :]
     tl.store(out + rows[:, None] * F + e[None, :], (y / total[:, None]).to(kind), mask=inside)
 
@@ -208,6 +212,7 @@ def _backward(
     cos_r, sin_r, q1, q2, k1, k2, values = _load_tile(q, k, v, cos, sin, qt, kt, vt, T, MAIN, E)
     dy_rows = tl.load(dy + rows[:, None] * yt + e[None, :], mask=inside, other=0.0)
     dk1, dk2, dvalues = tl.zeros((MAIN, HALF), tl.float32), tl.zeros((MAIN, HALF), tl.float32), tl.zeros((MAIN, E), tl.float32)
+    kx1, kx2 = k1, k2
     if EXTRA:
         cos_x, sin_x, qx1, qx2, kx1, kx2 = _load_extra(q, k, cos, sin, qt, kt, MAIN, HALF)
         vx, dyx = tl.load(v + MAIN * vt + e).to(tl.float32), tl.load(dy + MAIN * yt + e).to(tl.float32)
@@ -222,18 +227,8 @@ def _backward(
         dqx1 = tl.sum(dlast[:, None] * k1.to(tl.float32), 0) + down * kx1.to(tl.float32)
         dqx2 = tl.sum(dlast[:, None] * k2.to(tl.float32), 0) + down * kx2.to(tl.float32)
         _store_rotated_back(dq + MAIN * gt + half, HALF, half < HALF, dqx1, dqx2, cos_x, sin_x)
-    scores = _scores(q1, q2, k1, k2, rows, T, scale * LOG2_E, CAUSAL)
-    largest = tl.max(scores, 1)
-    if EXTRA and not CAUSAL:
-        on_extra = _dots(q1, q2, kx1, kx2) * (scale * LOG2_E)
-        largest = tl.maximum(largest, on_extra)
-        on_extra = tl.exp2(on_extra - largest)
-    weights = tl.exp2(scores - largest[:, None])
-    total = tl.sum(weights, 1)
-    if EXTRA and not CAUSAL:
-        total += on_extra
-        on_extra = on_extra / total
-    weights = weights / total[:, None]
+    weights, on_extra, total = _weights(q1, q2, k1, k2, kx1, kx2, rows, T, scale * LOG2_E, CAUSAL, EXTRA and not CAUSAL)
+    on_extra, weights = on_extra / total, weights / total[:, None]
     dvalues = tl.dot(tl.trans(weights.to(kind)), dy_rows, dvalues, input_precision="ieee")
     dweights = tl.dot(dy_rows, tl.trans(values), input_precision="ieee")
     delta = tl.sum(weights * dweights, 1)
