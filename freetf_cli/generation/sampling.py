@@ -33,8 +33,8 @@ from freetf_cli.model.latent import Latent
 from freetf_cli.records.samples import Sample
 from freetf_cli.streams import keyed
 
-MOST_ROWS = {"cpu": 1024, "cuda": 4096}  # sequences in a batch, as far as their caches fit
-_CACHE_BYTES = {"cpu": 256 << 20, "cuda": 8 << 30}
+MOST_ROWS = {"cpu": 1024, "mps": 256, "cuda": 4096}  # sequences in a batch, as far as their caches fit
+_CACHE_BYTES = {"cpu": 256 << 20, "mps": 1 << 30, "cuda": 8 << 30}
 ALIGNED = 64  # positions; matrix products over an odd number of keys are slow on a GPU
 MOST_PADDING = 64  # prompts of a batch differ by at most this many tokens, or by a factor of 2
 
@@ -112,7 +112,7 @@ def rows_at_once(model: Decoder, total: int) -> int:
     numbers += attention_weights_per_token(config, total)
     row_bytes = numbers * total * weight.element_size()
     kind = weight.device.type
-    return max(1, min(MOST_ROWS.get(kind, 256), _CACHE_BYTES.get(kind, 1 << 30) // row_bytes))
+    return max(1, min(MOST_ROWS[kind], _CACHE_BYTES[kind] // row_bytes))
 
 
 def check_prompts(tokenizer: Tokenizer, prompts: Sequence[str], spec: SampleSpec) -> None:

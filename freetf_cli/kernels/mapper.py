@@ -15,7 +15,7 @@ from torch import Tensor
 
 from freetf_cli.kernels.support import operator, runs_kernels
 
-CHUNK_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 28}  # of s at a time: 16 MB of float32 on a CPU, 0.5 GB of bfloat16 on a GPU
+CHUNK_ELEMENTS = {"cpu": 1 << 22, "mps": 1 << 26, "cuda": 1 << 28}  # of s at a time: 16 MB on a CPU, 0.5 GB on CUDA
 WIDEST_FUSED = 768  # D above which a library's product that writes s, and a kernel that reads it, are faster than one kernel
 
 
@@ -65,7 +65,7 @@ def logit_gradient_in_chunks(dr_ND: Tensor, bit_logits_NH: Tensor, table_CD: Ten
 
 def _chunks(dr_ND: Tensor, table_CD: Tensor) -> list[slice]:
     """Tokens whose s are in memory together."""
-    step = max(1, CHUNK_ELEMENTS.get(dr_ND.device.type, 1 << 26) // table_CD.shape[0])
+    step = max(1, CHUNK_ELEMENTS[dr_ND.device.type] // table_CD.shape[0])
     return [slice(start, start + step) for start in range(0, dr_ND.shape[0], step)]
 
 
