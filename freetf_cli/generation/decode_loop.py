@@ -66,7 +66,7 @@ class DecodeLoop:
         config = self.model.config
         self.cache.make_static(config.head_width, config.rope_theta)
         self.logits_BV = self.logits_BV.clone()
-        graph = captured(self.step, self.tokens_BT.device, warm_up=1)
+        graph = captured(self.step, self.tokens_BT.device, warm_up=1)  # the warm-up is the first step
         for done in range(1, steps):
             graph.replay()
             if self.separator is not None and done % CHECK_EVERY == 0 and bool(self.ended_B.all()):
