@@ -10,7 +10,7 @@ import json
 import math
 import shlex
 from dataclasses import dataclass, field
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 from freetf_cli.records.plan import KINDS
 from freetf_cli.report.blocks import Cell, Facts, Note, Piece, Report, Status, Table
@@ -39,20 +39,6 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def from_json(kind: Any, value: Any) -> Any:
-    """A record of a type out of its JSON form. Keys that the record does not have are ignored."""
-    inner = get_args(kind)
-    if type(None) in inner:
-        return None if value is None else from_json(inner[0], value)
-    if dataclasses.is_dataclass(kind):
-        hints = get_type_hints(kind)
-        keys = {one.name: one.metadata.get("json", one.name) for one in dataclasses.fields(kind)}
-        return kind(**{name: from_json(hints[name], value[key]) for name, key in keys.items() if key in value})  # type: ignore[operator]
-    if get_origin(kind) is list:
-        return [from_json(inner[0], item) for item in value]
-    return {key: from_json(inner[1], item) for key, item in value.items()} if get_origin(kind) is dict else value
-
-
 @dataclass(frozen=True)
 class DatasetSummary:
     """A data folder that was written. Documents, tokens and bytes of each split; floor in bits per sequence where it is known."""
@@ -67,28 +53,33 @@ class DatasetSummary:
     notes: list[str] = field(default_factory=list)
 
     def report(self) -> Report:
-        floor = f"{number(self.floor_bits)} bits/sequence" if self.floor_bits is not None else ""
         labels = ", ".join(f"{name} {count(size)}" for name, size in self.labels.items())
-        pairs = [("folder", self.folder), ("task", self.task or "text"), ("tokenizer", self.tokenizer)]
-        pairs += [("vocabulary", count(self.vocabulary)), ("labels", labels), ("floor", floor)]
-        found: set[str] = {name for split in self.splits.values() for name in split}
-        names: list[str] = [name for name in ("documents", "tokens", "bytes") if name in found]
-        names += sorted(found.difference(names))
-        rows = [[split, *(count(sizes.get(name)) for name in names)] for split, sizes in self.splits.items()]
-        table = Table(["split", *names], rows, align="l" + "r" * len(names))
-        return Report("", [Facts(pairs), table, *map(Note, self.notes)])
+        facts = [("folder", self.folder), ("task", self.task or "text"), ("tokenizer", self.tokenizer)]
+        facts += [("vocabulary", count(self.vocabulary)), ("labels", labels), ("floor", floor_text(self.floor_bits))]
+        names = ["documents", "tokens", "bytes"]
+        rows = [[split, *(count(sizes[name]) for name in names)] for split, sizes in self.splits.items()]
+        return Report("", [Facts(facts), Table(["split", *names], rows, align="lrrr"), *map(Note, self.notes)])
+
+
+def floor_text(bits: float | None, unknown: str = "") -> str:
+    """`27.41 bits/sequence`."""
+    return unknown if bits is None else f"{number(bits)} bits/sequence"
 
 
 @dataclass(frozen=True)
-class Scale:
-    """Converts nats per token to the bits in which a run is reported. floor: in the same bits; None if unknown or not comparable."""
+class Unit:
+    """The bits in which a result is reported: how many of them are a nat per token, their name and useful decimals.
+
+    floor: in the same bits; None if it is unknown or not comparable.
+    """
 
     factor: float
-    unit: str
-    floor: float | None
+    name: str
+    digits: int = 2
+    floor: float | None = None
 
     def bits(self, nats: float | None) -> float:
-        """NaN where there is no value."""
+        """The bits of some nats per token; NaN where there is no value."""
         return math.nan if nats is None else nats * self.factor
 
     def nelbo(self, metrics: Metrics) -> float:
@@ -122,16 +113,16 @@ class DataFacts:
     bytes_per_token: float | None = None
     params: dict[str, Any] = field(default_factory=dict)
 
-    def scale(self) -> Scale:
+    def unit(self) -> Unit:
         """Bits per byte of text; else bits per sequence where every row has as many targets, else bits per token, without a floor."""
         if self.bytes_per_token:
-            return Scale(1 / LN2 / self.bytes_per_token, "bits/byte", None)
+            return Unit(1 / LN2 / self.bytes_per_token, "bits/byte")
         if self.targets:
-            return Scale(self.targets / LN2, "bits/sequence", self.floor_bits)
-        return Scale(1 / LN2, "bits/token", None)
+            return Unit(self.targets / LN2, "bits/sequence", floor=self.floor_bits)
+        return Unit(1 / LN2, "bits/token")
 
     def floor(self) -> str:
-        return f"{number(self.floor_bits)} bits/sequence" if self.floor_bits is not None else "not known"
+        return floor_text(self.floor_bits, "not known")
 
 
 @dataclass(frozen=True)
@@ -169,13 +160,13 @@ class Progress:
 
     def status(self) -> Status:
         """The same as text for a progress display."""
-        line, to = self.metrics, self.facts.scale()
+        line, to = self.metrics, self.facts.unit()
         held_out, latent = "" if line.split == "train" else line.split, line.has_latent()
         ce, kl = number(to.bits(line.ce)), number(to.bits(line.kl)) if latent else ""
         costs = f"CE {ce}" + (f" KL {kl}" if latent else "")
         brief = f"{ce}{f' + {kl}' if latent else ''}" if held_out else f"{costs} bits"
         loss = Piece(f"loss {number(line.loss, 4)} nats/token", f"loss {number(line.loss, 3)} nats", "", 3)
-        pieces = [loss, Piece(f"{costs} {to.unit}", brief, "bold", 0)]
+        pieces = [loss, Piece(f"{costs} {to.name}", brief, "bold", 0)]
         if to.floor is not None:
             pieces.append(Piece(f"floor {number(to.floor)}", f"floor {number(to.floor)}", "green", 2))
         if latent:
@@ -186,11 +177,11 @@ class Progress:
 
 def loss_text(line: Metrics, facts: DataFacts, kind: str) -> str:
     """CE, and for a Free model KL and their sum, in bits; the objective in nats per token."""
-    to = facts.scale()
+    to = facts.unit()
     parts = f"CE {number(to.bits(line.ce))}"
     if kind == "free":
         parts += f" + KL {number(to.bits(line.kl))} = {number(to.nelbo(line))}"
-    return f"{parts} {to.unit} (loss {number(line.loss, 4)} nats/token)"
+    return f"{parts} {to.name} (loss {number(line.loss, 4)} nats/token)"
 
 
 @dataclass(frozen=True)
@@ -222,7 +213,7 @@ class TrainResult:
         pairs = [("model", KINDS.get(self.kind, self.kind))]
         pairs.append(("trained", f"{count(self.steps)} steps, {count(self.tokens)} tokens, {duration(self.seconds)}"))
         pairs.append(("held out", loss_text(self.val, self.facts, self.kind) if self.val else ""))
-        pairs.append(("floor", self.facts.floor() if self.facts.floor_bits is not None else ""))
+        pairs.append(("floor", floor_text(self.facts.floor_bits)))
         run = shlex.quote(self.run)
         options = "--z shared --groups 3 --count 8" if self.kind == "free" else "--count 8"
         hints = [f"freetf show {run}", f"freetf sample {run} {options}"]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from freetf_cli.records import Metrics, Scale
-from freetf_cli.report.blocks import Series
+from freetf_cli.records import Metrics, Unit
+from freetf_cli.report.blocks import Reference, Series
+from freetf_cli.report.units import number
 
 
 def split_metrics(metrics: Sequence[Metrics]) -> tuple[list[Metrics], list[Metrics]]:
@@ -35,16 +36,21 @@ def curve(
     return Series(name, [line.step for line in lines], [known(line) for line in lines], role, faint=faint)
 
 
-def bit_curves(metrics: Sequence[Metrics], to: Scale, *, free: bool) -> list[Series]:
+def bit_curves(metrics: Sequence[Metrics], unit: Unit, *, free: bool) -> list[Series]:
     """CE and, for a Free model, KL and their sum, in bits: faint in training, held-out on top of it."""
     train, held_out = split_metrics(metrics)
     main = held_out or train
+    ce, kl = (lambda line: unit.bits(line.ce)), (lambda line: unit.bits(line.kl))
     found = []
     if held_out and train:
-        found.append(curve("CE, train", train, lambda line: to.bits(line.ce), "ce", faint=True))
-        found += [curve("KL, train", train, lambda line: to.bits(line.kl), "kl", faint=True)] if free else []
+        found.append(curve("CE, train", train, ce, "ce", faint=True))
+        found += [curve("KL, train", train, kl, "kl", faint=True)] if free else []
     name = f", {main[0].split}" if main else ""
     if free:
-        found.append(curve("CE + KL" + name, main, to.nelbo, "nelbo"))
-        found.append(curve("KL" + name, main, lambda line: to.bits(line.kl), "kl"))
-    return [*found, curve("CE" + name, main, lambda line: to.bits(line.ce), "ce")]
+        found += [curve(f"CE + KL{name}", main, unit.nelbo, "nelbo"), curve(f"KL{name}", main, kl, "kl")]
+    return [*found, curve(f"CE{name}", main, ce, "ce")]
+
+
+def floor_line(floor: float | None) -> list[Reference]:
+    """The line of the floor in a chart, where it is known."""
+    return [] if floor is None else [Reference(floor, f"floor {number(floor)}")]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from freetf_cli.records import LN2, CheckpointInfo, DataFacts, Metrics, Scale, TrainResult, loss_text
+from freetf_cli.records import LN2, CheckpointInfo, DataFacts, Metrics, TrainResult, Unit, loss_text
 from freetf_cli.records.curves import bit_curves, curve, last_metrics, split_metrics
 from freetf_cli.records.glossary import glossary
 from freetf_cli.records.plan import KINDS, Plan
@@ -68,12 +68,12 @@ class RunSummary:
         )
 
     def _key_figures(self) -> list[Block]:
-        last, to, free = last_metrics(self.metrics), self.facts.scale(), self.kind == "free"
+        last, to, free = last_metrics(self.metrics), self.facts.unit(), self.kind == "free"
         if last is None:
             return [Note(f"no metrics yet; floor: {self.facts.floor()}")]
 
         def card(name: str, nats: float | None, role: str) -> Card:
-            return Card(name, number(to.bits(nats)), to.unit, f"{number(nats, 4)} nats/token", role)
+            return Card(name, number(to.bits(nats)), to.name, f"{number(nats, 4)} nats/token", role)
 
         cards = [card("CE", last.ce, "ce")]
         if free:
@@ -83,7 +83,7 @@ class RunSummary:
             cards.append(card("floor", to.floor / to.factor, "floor"))
         return [Cards(cards), Note(self._reading(last, to))]
 
-    def _reading(self, last: Metrics, to: Scale) -> str:
+    def _reading(self, last: Metrics, to: Unit) -> str:
         """What the numbers mean, in a few sentences."""
         held_out = last.split != "train"
         words = [f"Step {count(last.step)}, on {f'the held-out split {last.split}' if held_out else 'the training batch'}."]
@@ -101,10 +101,10 @@ class RunSummary:
     def _curves(self) -> Section:
         if not self.metrics:
             return Section("Curves", [])
-        to, free = self.facts.scale(), self.kind == "free"
+        to, free = self.facts.unit(), self.kind == "free"
         references = [Reference(to.floor, f"floor {number(to.floor)}")] if to.floor is not None else []
         main = Chart(
-            ("CE and KL, " if free else "CE, ") + to.unit, bit_curves(self.metrics, to, free=free), "step", to.unit, references=references
+            ("CE and KL, " if free else "CE, ") + to.name, bit_curves(self.metrics, to, free=free), "step", to.name, references=references
         )
         return Section("Curves", [main, Grid(self._small_charts())])
 

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+from pydantic import TypeAdapter
 
-from freetf_cli.records import from_json, to_json
-from freetf_cli.records.compare import Positions
-from freetf_cli.records.comparison import STRETCHES, position_rows, verdict
+from freetf_cli.records import to_json
 from freetf_cli.records.likelihood import Estimate, Likelihood
+from freetf_cli.records.paired import STRETCHES, Positions
 from freetf_cli.records.probe import factor_roles
 from freetf_cli.records.probing import Sweep, kappa_title, panels_note, sweep_panels
 from freetf_cli.records.run import RunSummary
@@ -48,7 +48,7 @@ def test_json_leaves_out_what_is_for_display() -> None:
     record = summary(samples=[SampleGroups("", True, [["K>K"]], "K>", {"K>K": [("K>K", "plain")]})])
     found = json.loads(to_json(record))
     assert "spans" not in found["samples"][0] and found["metrics"][0]["lr"] == record.metrics[0].lr
-    assert from_json(RunSummary, found) == replace(record, samples=[replace(record.samples[0], spans={})])
+    assert TypeAdapter(RunSummary).validate_python(found) == replace(record, samples=[replace(record.samples[0], spans={})])
 
 
 def test_a_run(said: Said) -> None:
@@ -155,23 +155,23 @@ def test_the_pieces_of_a_row() -> None:
     ],
 )
 def test_verdicts(a: float, b: float, half: float, begins: str, mood: str) -> None:
-    sentence, found = verdict(comparison(metrics={**comparison().metrics, "nll": pair(a, b, half)}))
+    sentence, found = comparison(metrics={**comparison().metrics, "nll": pair(a, b, half)}).verdict()
     assert sentence.startswith(begins) and found == mood
 
 
 def test_a_bound_that_loses_to_an_exact_nll_decides_nothing() -> None:
-    sentence, mood = verdict(mixed())
+    sentence, mood = mixed().verdict()
     assert sentence.startswith("Undecided: A is below the bound of B") and mood == "warn"
     better = replace(mixed(), metrics={**mixed().metrics, "nll": pair(0.41, 0.40)})
-    assert verdict(better)[0].startswith("B is better: ")  # a bound below an exact value decides
+    assert better.verdict()[0].startswith("B is better: ")  # a bound below an exact value decides
 
 
 def test_positions_are_pooled_by_their_targets() -> None:
-    rows = position_rows(comparison())
+    rows = comparison().by_position.rows()  # type: ignore[union-attr]
     assert len(rows) == STRETCHES
     assert rows[0] == ["1–8", "1.000", "0.500", "-0.500"] and rows[-1] == ["57–64", "1.000", "1.500", "+0.500"]
     uneven = Positions([1.0, 4.0] * 8, [0.0] * 16, [3, 1] * 8)
-    assert position_rows(comparison(by_position=uneven))[0] == ["0–1", "1.750", "0.000", "-1.750"]
+    assert uneven.rows()[0] == ["0–1", "1.750", "0.000", "-1.750"]
 
 
 def test_a_comparison(said: Said) -> None:
