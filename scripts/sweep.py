@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from freetf_cli.records.probing import Sweep, information_chart
+from freetf_cli.records.probe_sweep import Sweep, information_chart
 from freetf_cli.report import charts
 
 

@@ -26,7 +26,7 @@ from freetf_cli.errors import InputError
 
 if TYPE_CHECKING:
     from freetf_cli.evaluation.probe.measure import ProbeSpec
-    from freetf_cli.records.probing import ProbeResult
+    from freetf_cli.records.probe import ProbeResult
     from freetf_cli.runs.checkpoint import Checkpoint
 
 SequencesOption = Annotated[int, typer.Option("--sequences", min=1, max=1_000_000, help="Held-out sequences to encode.")]
@@ -65,7 +65,7 @@ def probe_latent(
     $ freetf probe-latent runs/kappa-* --sweep --report sweep.html --figure figure4.svg
     """
     from freetf_cli.evaluation.probe.measure import ProbeSpec
-    from freetf_cli.records.probing import Sweep
+    from freetf_cli.records.probe_sweep import Sweep
 
     check_report(report)
     check_figure(figure, report)
@@ -91,7 +91,7 @@ def probe_latent(
 
 def _draw(results: Sequence[ProbeResult], figure: Path) -> None:
     """Draw the samples of all runs like the paper's Figure 4."""
-    from freetf_cli.records.probing import panels_note, sweep_panels
+    from freetf_cli.records.probe_sweep import panels_note, sweep_panels
     from freetf_cli.report import boxes
 
     write_file(figure, boxes.figure(sweep_panels(results), panels_note(results)), "figure")

@@ -160,28 +160,18 @@ class Progress:
 
     def status(self) -> Status:
         """The same as text for a progress display."""
-        line, to = self.metrics, self.facts.unit()
+        line, unit = self.metrics, self.facts.unit()
         held_out, latent = "" if line.split == "train" else line.split, line.has_latent()
-        ce, kl = number(to.bits(line.ce)), number(to.bits(line.kl)) if latent else ""
-        costs = f"CE {ce}" + (f" KL {kl}" if latent else "")
-        brief = f"{ce}{f' + {kl}' if latent else ''}" if held_out else f"{costs} bits"
+        ce, kl = number(unit.bits(line.ce)), number(unit.bits(line.kl))
+        costs, brief = (f"CE {ce} KL {kl}", f"{ce} + {kl}") if latent else (f"CE {ce}", ce)
         loss = Piece(f"loss {number(line.loss, 4)} nats/token", f"loss {number(line.loss, 3)} nats", "", 3)
-        pieces = [loss, Piece(f"{costs} {to.name}", brief, "bold", 0)]
-        if to.floor is not None:
-            pieces.append(Piece(f"floor {number(to.floor)}", f"floor {number(to.floor)}", "green", 2))
+        pieces = [loss, Piece(f"{costs} {unit.name}", brief if held_out else f"{costs} bits", "bold", 0)]
+        if unit.floor is not None:
+            pieces.append(Piece(f"floor {number(unit.floor)}", f"floor {number(unit.floor)}", "green", 2))
         if latent:
             kappa = f"κ {number(line.kappa / LN2, 3)}"
             pieces.append(Piece(f"{kappa} bits/token", kappa, "dim", 4))
         return Status(line.step, self.steps, self.rate, self.remaining, held_out, pieces)
-
-
-def loss_text(line: Metrics, facts: DataFacts, kind: str) -> str:
-    """CE, and for a Free model KL and their sum, in bits; the objective in nats per token."""
-    to = facts.unit()
-    parts = f"CE {number(to.bits(line.ce))}"
-    if kind == "free":
-        parts += f" + KL {number(to.bits(line.kl))} = {number(to.nelbo(line))}"
-    return f"{parts} {to.name} (loss {number(line.loss, 4)} nats/token)"
 
 
 @dataclass(frozen=True)
@@ -210,14 +200,25 @@ class TrainResult:
     facts: DataFacts
 
     def report(self) -> Report:
-        pairs = [("model", KINDS.get(self.kind, self.kind))]
-        pairs.append(("trained", f"{count(self.steps)} steps, {count(self.tokens)} tokens, {duration(self.seconds)}"))
-        pairs.append(("held out", loss_text(self.val, self.facts, self.kind) if self.val else ""))
-        pairs.append(("floor", floor_text(self.facts.floor_bits)))
+        facts = [
+            ("model", KINDS.get(self.kind, self.kind)),
+            ("trained", f"{count(self.steps)} steps, {count(self.tokens)} tokens, {duration(self.seconds)}"),
+            ("held out", self.held_out()),
+            ("floor", floor_text(self.facts.floor_bits)),
+            ("checkpoint", self.checkpoint),
+            ("report", self.page),
+        ]
         run = shlex.quote(self.run)
         options = "--z shared --groups 3 --count 8" if self.kind == "free" else "--count 8"
-        hints = [f"freetf show {run}", f"freetf sample {run} {options}"]
-        return Report(self.run, [Facts([*pairs, ("checkpoint", self.checkpoint), ("report", self.page)])], hints=hints)
+        return Report(self.run, [Facts(facts)], hints=[f"freetf show {run}", f"freetf sample {run} {options}"])
+
+    def held_out(self) -> str:
+        """CE, and for a Free model KL and their sum, in bits; the objective in nats per token. Empty where nothing was measured."""
+        if self.val is None:
+            return ""
+        unit = self.facts.unit()
+        latent = f" + KL {number(unit.bits(self.val.kl))} = {number(unit.nelbo(self.val))}" if self.kind == "free" else ""
+        return f"CE {number(unit.bits(self.val.ce))}{latent} {unit.name} (loss {number(self.val.loss, 4)} nats/token)"
 
 
 @dataclass(frozen=True)

@@ -84,9 +84,11 @@ def duration(seconds: float | None) -> str:
     return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"
 
 
-def times(ratio: float) -> str:
-    """A ratio: `12.3 ×`."""
-    return "∞ ×" if ratio == math.inf else f"{number(ratio, 1)} ×" if is_number(ratio) else MISSING
+def times(part: float, base: float) -> str:
+    """How many times the base a part is: `12.3 ×`, or `∞ ×` where only the base is zero."""
+    if not base:
+        return "∞ ×" if part else MISSING
+    return f"{number(part / base, 1)} ×" if is_number(part / base) else MISSING
 
 
 def fraction(part: float | None, whole: float | None) -> float:

@@ -18,11 +18,12 @@ from pydantic import TypeAdapter
 from freetf_cli.evaluation.metrics.answers import Answers, Errors
 from freetf_cli.records import CheckpointInfo, DataFacts, DatasetSummary, Finding, Findings, Metrics, Progress, TrainResult
 from freetf_cli.records.compare import CheckResult, Comparison, LatentUse, SamplePair, Side
+from freetf_cli.records.intervention import HeatMap
 from freetf_cli.records.likelihood import Cost, Estimate, Likelihood
 from freetf_cli.records.paired import Difference, MetricPair, Positions
 from freetf_cli.records.plan import PartCost, Plan
-from freetf_cli.records.probe import HeatMap
-from freetf_cli.records.probing import ProbeResult, Sweep
+from freetf_cli.records.probe import ProbeResult
+from freetf_cli.records.probe_sweep import Sweep
 from freetf_cli.records.recipes import RecipeDiff, RecipeEntry, RecipeList, Setting, SweepEntry
 from freetf_cli.records.run import DemoResult, RunSummary
 from freetf_cli.records.samples import Agreement, SampleGroups

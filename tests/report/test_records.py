@@ -11,10 +11,10 @@ import pytest
 from pydantic import TypeAdapter
 
 from freetf_cli.records import to_json
+from freetf_cli.records.intervention import colours
 from freetf_cli.records.likelihood import Estimate, Likelihood
 from freetf_cli.records.paired import STRETCHES, Positions
-from freetf_cli.records.probe import factor_roles
-from freetf_cli.records.probing import Sweep, kappa_title, panels_note, sweep_panels
+from freetf_cli.records.probe_sweep import Sweep, kappa_title, panels_note, sweep_panels
 from freetf_cli.records.run import RunSummary
 from freetf_cli.records.samples import SampleGroups, line_spans
 from freetf_cli.report.units import bracket, duration, number, short, signed, times
@@ -38,9 +38,10 @@ def said(capsys: pytest.CaptureFixture[str]) -> Said:
 
 def test_numbers_as_text() -> None:
     assert (number(-0.001), number(1234.5), number(None), number(math.nan), signed(0.126)) == ("0.00", "1,234", "–", "–", "+0.13")
-    assert (short(1.51e9), times(math.inf), duration(3723), bracket(1.0, 1.0), bracket(1.0, 2.5)) == (
+    assert (short(1.51e9), times(0.5, 0.0), duration(3723), bracket(1.0, 1.0), bracket(1.0, 2.5)) == (
         *("1.51 G", "∞ ×", "1:02:03", "1.00", "1.00 to 2.50"),
     )
+    assert (times(0.0, 0.0), times(0.5, 0.25)) == ("–", "2.0 ×")
     assert Estimate(1.0, math.nan, math.nan).text() == "1.00" and Estimate(0.5, 0.4, 0.6).share() == "50.0 % [40.0, 60.0]"
 
 
@@ -135,8 +136,7 @@ def test_kappa_is_written_as_in_the_paper(value: float, title: str) -> None:
 
 
 def test_factors_have_the_colours_of_samples() -> None:
-    roles = factor_roles(["letter", "position", "noise", "other"])
-    assert (roles["position"], roles["noise"]) == ("target", "noise") and len(set(roles.values())) == 4
+    assert colours(probe().factors()) == {"letter": "plain", "position": "target", "noise": "noise"}
 
 
 def test_the_pieces_of_a_row() -> None:

@@ -12,7 +12,7 @@ from freetf_cli.data.batches import DataSource, open_data
 from freetf_cli.evaluation.probe.factors import factor_reader
 from freetf_cli.evaluation.probe.intervention import intervene, latent_swap
 from freetf_cli.generation.sampling import SampleSpec
-from freetf_cli.records.probe import FactorInformation, Intervention
+from freetf_cli.records.intervention import FactorInformation, Intervention
 from freetf_cli.tasks import make_task
 from freetf_cli.tasks.base import Task
 from tests.evaluation.probe.planted import PlantedLetters
