@@ -201,7 +201,7 @@ class TrainResult:
 
     def report(self) -> Report:
         facts = [
-            ("model", KINDS.get(self.kind, self.kind)),
+            ("model", KINDS[self.kind]),
             ("trained", f"{count(self.steps)} steps, {count(self.tokens)} tokens, {duration(self.seconds)}"),
             ("held out", self.held_out()),
             ("floor", floor_text(self.facts.floor_bits)),

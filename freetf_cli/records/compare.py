@@ -68,7 +68,7 @@ class Side:
     def text(self) -> str:
         """`Free Transformer, step 20, 263,489 parameters`."""
         size = f", {count(self.parameters)} parameters" if self.parameters is not None else ""
-        return f"{KINDS.get(self.kind, self.kind)}, step {count(self.step)}{size}"
+        return f"{KINDS[self.kind]}, step {count(self.step)}{size}"
 
 
 @dataclass(frozen=True)

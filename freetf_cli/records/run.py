@@ -60,7 +60,7 @@ class RunSummary:
                 Section("Recipe", [Grid(self._settings(), columns=True)], detail=True),
                 Section("Manifest", self._manifest(), detail=True),
             ],
-            kicker=KINDS.get(self.kind, self.kind),
+            kicker=KINDS[self.kind],
             status=(self.status, next((mood for word, mood in MOODS.items() if self.status.startswith(word)), "warn")),
             about=[line for line in (str(self.recipe.get("description") or ""), data) if line],
             glossary=glossary("CE", "KL", "CE + KL", "Z", "κ", free=free, floor=self.facts.floor_bits is not None),
