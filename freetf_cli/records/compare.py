@@ -234,7 +234,7 @@ class Comparison:
         for name, side in self._sides():
             _, held_out = split_metrics(side.curve)
             if held_out:
-                found.append(curve(f"{name}: {'CE + KL' if side.kind == 'free' else 'CE'}", held_out, unit.nelbo, name.lower()))
+                found.append(curve(f"{name}: {'CE + KL' if side.kind == 'free' else 'CE'}", held_out, "nelbo", unit, name.lower()))
         chart = Chart(f"Held out, {unit.name}", found, "step", unit.name, references=floor_line(unit.floor))
         return Section("Training, held out", [chart] if found else [])
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from freetf_cli.records import Metrics, Unit
 from freetf_cli.report.blocks import Reference, Series
@@ -21,34 +20,20 @@ def last_metrics(metrics: Sequence[Metrics]) -> Metrics | None:
     return next(reversed(held_out or train), None)
 
 
-def curve(
-    name: str, lines: Sequence[Metrics], value: Callable[[Metrics], float | None], role: str = "plain", *, faint: bool = False
-) -> Series:
-    """One number of metrics lines by step. A null, which metrics.jsonl has where a run diverged, is a gap."""
-
-    def known(line: Metrics) -> float:
-        try:
-            found = value(line)
-        except TypeError:  # arithmetic on a null
-            return math.nan
-        return math.nan if found is None else found
-
-    return Series(name, [line.step for line in lines], [known(line) for line in lines], role, faint=faint)
+def curve(name: str, lines: Sequence[Metrics], key: str, unit: Unit, role: str = "plain", *, faint: bool = False) -> Series:
+    """One field of metrics lines by step, in a unit; or CE + KL, named `nelbo`. A null, where a run diverged, is a gap."""
+    values = [unit.nelbo(line) if key == "nelbo" else unit.bits(getattr(line, key)) for line in lines]
+    return Series(name, [line.step for line in lines], values, role, faint=faint)
 
 
 def bit_curves(metrics: Sequence[Metrics], unit: Unit, *, free: bool) -> list[Series]:
     """CE and, for a Free model, KL and their sum, in bits: faint in training, held-out on top of it."""
     train, held_out = split_metrics(metrics)
     main = held_out or train
-    ce, kl = (lambda line: unit.bits(line.ce)), (lambda line: unit.bits(line.kl))
-    found = []
-    if held_out and train:
-        found.append(curve("CE, train", train, ce, "ce", faint=True))
-        found += [curve("KL, train", train, kl, "kl", faint=True)] if free else []
-    name = f", {main[0].split}" if main else ""
-    if free:
-        found += [curve(f"CE + KL{name}", main, unit.nelbo, "nelbo"), curve(f"KL{name}", main, kl, "kl")]
-    return [*found, curve(f"CE{name}", main, ce, "ce")]
+    names = {"ce": "CE", "kl": "KL", "nelbo": "CE + KL"} if free else {"ce": "CE"}
+    behind = {key: name for key, name in names.items() if key != "nelbo" and held_out and train}
+    found = [curve(f"{name}, train", train, key, unit, key, faint=True) for key, name in behind.items()]
+    return found + [curve(f"{name}, {main[0].split}", main, key, unit, key) for key, name in reversed(names.items())]
 
 
 def floor_line(floor: float | None) -> list[Reference]:

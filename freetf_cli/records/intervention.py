@@ -46,10 +46,6 @@ class FactorInformation:
     between: float
     given: bool = False
 
-    def interval(self, role: str) -> Interval:
-        one, control = self.information, self.shuffled
-        return Interval(self.factor, one.value, one.low, one.high, role, (control.value, control.low, control.high), self.entropy)
-
 
 def colours(factors: Sequence[FactorInformation]) -> dict[str, str]:
     """The role that colours each factor, in the task's order: the first one that the prompt leaves open looks like a sample's target."""
@@ -90,8 +86,11 @@ class Intervention:
         about = [("prompt", repr(self.prompt)), ("Z at the prompt", self.prompt_z), ("sample", sizes_text(self.factors))]
         about += [("valid outputs", self.valid.share() if self.valid else ""), *(("reader", line) for line in self.readers)]
         roles = colours(self.factors)
-        information, agreement, bounds = [], [], []
+        intervals, information, agreement, bounds = [], [], [], []
         for one in self.factors:
+            estimate, control = one.information, (one.shuffled.value, one.shuffled.low, one.shuffled.high)
+            ends = estimate.value, estimate.low, estimate.high
+            intervals.append(Interval(one.factor, *ends, roles[one.factor], control, one.entropy))
             part = share(fraction(one.information.value, one.entropy))
             information.append([one.factor, one.information.text(), number(one.entropy), part, one.shuffled.text()])
             agreement.append([one.factor, share(one.within), share(one.between), times(one.within, one.between), share(one.read)])
@@ -101,7 +100,6 @@ class Intervention:
             blocks.HeatMap(one.title, one.shares, "position", "group, one Z each", "of a group's outputs", role)
             for one, role in zip(self.heat_maps, itertools.cycle(COLOURS), strict=False)
         ]
-        intervals = [one.interval(roles[one.factor]) for one in self.factors]
         shown = [
             Facts(about),
             Intervals("I(Z; factor), bits", intervals, "● estimate with 95 % interval   ○ shuffled control   ┃ H, the most"),

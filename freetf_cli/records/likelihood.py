@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from freetf_cli.records import Unit, floor_text
@@ -107,7 +107,7 @@ class Likelihood(Evaluation):
             self.run,
             [
                 self.about(tokens=self.tokens, floor=f"{floor_text(self.floor_bits)}, the data's entropy" if known else ""),
-                Section("Cost of held-out sequences", [self._costs()]),
+                Section("Cost of held-out sequences", [cost_table("", self._costs())]),
                 *bounds,
                 Note(self._reading() if bounds else ""),
                 Note(COMPARABLE if free else BASELINE),
@@ -116,19 +116,13 @@ class Likelihood(Evaluation):
             glossary=glossary("CE", "KL", "CE + KL", "nll", "Z", free=free, floor=known),
         )
 
-    def _costs(self) -> Table:
+    def _costs(self) -> dict[str, Cost]:
+        if self.kl is None:
+            return {"nll = CE": self.nll}
         bound = self.prior_bound if self.proposal == "prior" else self.bound
         draws = f", K = {count(bound[-1].samples)}" if bound else ""
-        named = {f"nll{draws}": self.nll, "CE + KL (negative ELBO)": self.elbo, "CE, posterior Z": self.ce_posterior, "KL": self.kl}
-        named = {"nll = CE": self.nll} if self.kl is None else {**named, "CE, prior Z": self.ce_prior}
-        byte, sequence = self.nll.bits_per_byte is not None, self.nll.bits_per_sequence is not None
-        rows = [
-            [name, *cost.nats(), number(cost.bits_per_token, 4)] + [number(cost.bits_per_byte, 4)] * byte + [_per_sequence(cost)] * sequence
-            for name, cost in named.items()
-            if cost is not None
-        ]
-        columns = ["", "nats/token", "95 % interval", "bits/token", *["bits/byte"] * byte, *["bits/sequence"] * sequence]
-        return Table(columns, rows, align="lrrrrr")
+        costs = {f"nll{draws}": self.nll, "CE + KL (negative ELBO)": self.elbo, "CE, posterior Z": self.ce_posterior, "KL": self.kl}
+        return {name: cost for name, cost in {**costs, "CE, prior Z": self.ce_prior}.items() if cost is not None}
 
     def _bound(self, points: Sequence[BoundPoint], source: str) -> Section:
         """A bound by K, and what of it lies above the floor, or above the nll where the floor is unknown."""
@@ -162,7 +156,13 @@ class Likelihood(Evaluation):
         return f"{words}The gap from nll to the floor is {signed(unit.bits(self.nll.nats_per_token) - floor)} {unit.name}."
 
 
-def _per_sequence(cost: Cost) -> str:
-    """Bits per sequence and half the width of the interval: `27.91 ± 0.12`."""
-    half = (cost.high - cost.low) / 2 * fraction(cost.bits_per_sequence, cost.nats_per_token)
-    return number(cost.bits_per_sequence) + (f" ± {number(half)}" if is_number(half) else "")
+def cost_table(label: str, costs: Mapping[str, Cost]) -> Table:
+    """Costs in every unit that the data has; per sequence with half the width of the interval: `27.91 ± 0.12`."""
+    byte, sequence = (all(getattr(cost, f"bits_per_{of}") is not None for cost in costs.values()) for of in ("byte", "sequence"))
+    rows = []
+    for name, cost in costs.items():
+        half = (cost.high - cost.low) / 2 * fraction(cost.bits_per_sequence, cost.nats_per_token)
+        whole = number(cost.bits_per_sequence) + (f" ± {number(half)}" if is_number(half) else "")
+        rows.append([name, *cost.nats(), number(cost.bits_per_token, 4), *[number(cost.bits_per_byte, 4)] * byte, *[whole] * sequence])
+    units = ["nats/token", "95 % interval", "bits/token", *["bits/byte"] * byte, *["bits/sequence"] * sequence]
+    return Table([label, *units], rows, align="lrrrrr")

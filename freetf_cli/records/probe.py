@@ -12,7 +12,7 @@ from pathlib import PurePath
 from freetf_cli.records import DataFacts
 from freetf_cli.records.glossary import glossary
 from freetf_cli.records.intervention import FactorInformation, Intervention, sizes_text
-from freetf_cli.records.likelihood import Cost, Estimate
+from freetf_cli.records.likelihood import Cost, Estimate, cost_table
 from freetf_cli.report import blocks
 from freetf_cli.report.blocks import Chart, Facts, Mood, Note, Reference, Report, Section, Series, Table
 from freetf_cli.report.units import bracket, count, duration, fraction, is_number, kappa, number, share
@@ -125,12 +125,9 @@ class LatentAblation:
     other_less_posterior: Estimate
 
     def section(self) -> Section:
-        costs = [("the same sequence", self.posterior), ("another sequence", self.other), ("the prior", self.prior)]
-        whole = self.prior.bits_per_sequence is not None
-        rows = [[name, *cost.nats(), number(cost.bits_per_token, 4), *[number(cost.bits_per_sequence)] * whole] for name, cost in costs]
-        columns = ["CE with Z from", "nats/token", "95 % interval", "bits/token", *["bits/sequence"] * whole]
-        note = f"A wrong Z costs {self.other_less_posterior.text(4)} nats/token (paired over sequences)."
-        return Section("Latent ablation: does the decoder need its Z?", [Table(columns, rows, align="lrrrr"), Note(note)], ABLATION)
+        costs = {"the same sequence": self.posterior, "another sequence": self.other, "the prior": self.prior}
+        note = Note(f"A wrong Z costs {self.other_less_posterior.text(4)} nats/token (paired over sequences).")
+        return Section("Latent ablation: does the decoder need its Z?", [cost_table("CE with Z from", costs), note], ABLATION)
 
 
 @dataclass(frozen=True)
@@ -173,9 +170,6 @@ class Verdict:
     sentence: str
     evidence: list[str]
 
-    def block(self) -> blocks.Verdict:
-        return blocks.Verdict(self.sentence, MOODS.get(self.label, ""), f"Verdict: {self.label}", self.evidence)
-
 
 @dataclass(frozen=True)
 class ProbeResult:
@@ -198,6 +192,7 @@ class ProbeResult:
     seconds: float
 
     def report(self) -> Report:
+        found = self.verdict
         about = [("run", self.run), ("sample", sizes_text(self.factors())), ("seed", str(self.seed)), ("took", duration(self.seconds))]
         taken = [[one.factor, one.taken.share(), one.chance.share(), count(one.sequences)] for one in self.latent_swap]
         read = []
@@ -210,7 +205,7 @@ class ProbeResult:
         return Report(
             PurePath(self.run).name or self.run,
             [
-                self.verdict.block(),
+                blocks.Verdict(found.sentence, MOODS.get(found.label, ""), f"Verdict: {found.label}", found.evidence),
                 Facts(about),
                 self.rate.section(),
                 self.latent_ablation.section(),

@@ -34,53 +34,52 @@ class Sweep:
         """Tables and figures over all runs; the page has each run's own report too."""
         if not self.runs:
             return Report("", [Note("No runs to compare.")])
-        panels, chart = sweep_panels(self.runs), information_chart(self.runs)
-        data = ", ".join(dict.fromkeys(run.facts.name for run in self.runs))
+        runs = sorted(self.runs, key=lambda one: (one.kappa, one.run))
+        panels, chart = sweep_panels(runs), information_chart(runs)
+        data = ", ".join(dict.fromkeys(run.facts.name for run in runs))
         return Report(
-            f"What Z encodes: {len(self.runs)} runs on {data}",
+            f"What Z encodes: {len(runs)} runs on {data}",
             [
-                Section("Rate and distortion by κ", [Note(SWEEP), self._rates()]),
-                Section("Information of Z by κ, bits [95 % interval over Zs]", [chart, self._information()] if chart.series else []),
-                Section("Samples by κ", [Note(panels_note(self.runs)), Grid(panels)] if panels else [], SAMPLES),
+                Section("Rate and distortion by κ", [Note(SWEEP), _rates(runs)]),
+                Section("Information of Z by κ, bits [95 % interval over Zs]", [chart, _information(runs)] if chart.series else []),
+                Section("Samples by κ", [Note(panels_note(runs)), Grid(panels)] if panels else [], SAMPLES),
             ],
             kicker="probe-latent",
             glossary=glossary(*SYMBOLS),
-            parts=[run.report() for run in by_kappa(self.runs)],
+            parts=[run.report() for run in runs],
         )
 
-    def _rates(self) -> Table:
-        """Rate and distortion, a run in each row."""
-        names, rows = run_names(self.runs), []
-        for run in by_kappa(self.runs):
-            valid = run.intervention.valid if run.intervention else None
-            numbers = [number(one.value if one else None) for one in (run.rate.ce, run.rate.kl, run.rate.nelbo, run.rate.efficiency)]
-            rows.append([kappa(run.kappa), *numbers, share(valid.value if valid else None), run.verdict.label, names[run.run]])
-        return Table(["κ", "CE", "KL", "CE + KL", "efficiency", "valid", "Z is", "run"], rows, align="rrrrrr")
 
-    def _information(self) -> Table:
-        """I(Z; factor) with its interval, a run in each row, a factor in each column."""
-        names, rows = factor_colours(self.runs), []
-        for run in by_kappa(self.runs):
-            found = {one.factor: one.information.text() for one in run.factors()}
-            rows.append([kappa(run.kappa), *(found.get(name, MISSING) for name in names)])
-        return Table(["κ", *(f"I(Z; {name})" for name in names)], rows, align="r" * (len(names) + 1))
+def _rates(runs: Sequence[ProbeResult]) -> Table:
+    """Rate and distortion, a run in each row."""
+    names, rows = run_names(runs), []
+    for run in runs:
+        valid = run.intervention.valid if run.intervention else None
+        numbers = [number(one.value if one else None) for one in (run.rate.ce, run.rate.kl, run.rate.nelbo, run.rate.efficiency)]
+        rows.append([kappa(run.kappa), *numbers, share(valid.value if valid else None), run.verdict.label, names[run.run]])
+    return Table(["κ", "CE", "KL", "CE + KL", "efficiency", "valid", "Z is", "run"], rows, align="rrrrrr")
+
+
+def _information(runs: Sequence[ProbeResult]) -> Table:
+    """I(Z; factor) with its interval, a run in each row, a factor in each column."""
+    names, rows = factor_colours(runs), []
+    for run in runs:
+        found = {one.factor: one.information.text() for one in run.factors()}
+        rows.append([kappa(run.kappa), *(found.get(name, MISSING) for name in names)])
+    return Table(["κ", *(f"I(Z; {name})" for name in names)], rows, align="r" * (len(names) + 1))
 
 
 def information_chart(runs: Sequence[ProbeResult], title: str = "I(Z; factor) by κ, bits", names: Sequence[str] = ()) -> Chart:
-    """Bits of each factor against κ, with intervals and entropies. names: of the factors to show; default: all that have entropy."""
+    """Bits of each factor against κ, with intervals and entropies. runs: κ rising. names: default: all factors that have entropy."""
     series = []
     for name, role in factor_colours(runs).items():
-        found = [(run.kappa, one) for run in by_kappa(runs) for one in run.factors() if one.factor == name]
+        found = [(run.kappa, one) for run in runs for one in run.factors() if one.factor == name]
         entropy = max(one.entropy for _, one in found)
         if (not names or name in names) and not entropy <= 0:  # without entropy there is nothing that Z could tell
             values = [one.information for _, one in found]
             ends = [one.low for one in values], [one.high for one in values]
             series.append(Series(name, [k for k, _ in found], [one.value for one in values], role, *ends, limit=entropy))
     return Chart(title, series, "κ, bits/token (log scale)", "bits", log=True)
-
-
-def by_kappa(runs: Sequence[ProbeResult]) -> list[ProbeResult]:
-    return sorted(runs, key=lambda one: (one.kappa, one.run))
 
 
 def run_names(runs: Sequence[ProbeResult]) -> dict[str, str]:
@@ -96,10 +95,10 @@ def factor_colours(runs: Sequence[ProbeResult]) -> dict[str, str]:
 
 
 def sweep_panels(runs: Sequence[ProbeResult]) -> list[Samples]:
-    """The panels of the paper's Figure 4: one for each run that has samples, κ rising; runs of one κ have their names in the title."""
+    """The panels of the paper's Figure 4: one for each run that has samples; runs of one κ have their names in the title."""
     names, times = run_names(runs), Counter(kappa_title(run.kappa) for run in runs)
     panels = []
-    for run in by_kappa(runs):
+    for run in runs:
         title = kappa_title(run.kappa)
         if run.intervention and any(any(one.groups) for one in run.intervention.samples):
             panels.append(run.intervention.panel(f"{title} · {names[run.run]}" if times[title] > 1 else title))

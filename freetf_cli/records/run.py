@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -17,6 +17,13 @@ from freetf_cli.report.blocks import Block, Card, Cards, Chart, Facts, Grid, Moo
 from freetf_cli.report.units import count, duration, is_number, number, size
 
 MOODS: dict[str, Mood] = {"finished": "good", "done": "good", "failed": "bad", "error": "bad", "diverged": "bad"}
+SMALL_CHARTS = (  # title, unit, field of a metrics line, factor to the unit
+    ("loss", "nats/token", "loss", 1.0),
+    ("learning rate", "rate", "lr", 1.0),
+    ("free bits κ", "bits/token", "kappa", 1 / LN2),
+    ("tokens above κ", "%", "above_kappa", 100.0),
+    ("gradient norm", "norm", "grad_norm", 1.0),
+)
 ROLES = {"CE": "ce", "KL": "kl", "CE + KL": "nelbo", "floor": "floor"}
 # Settings that distinguish runs; the page has all of them.
 HIGHLIGHTS = (
@@ -97,20 +104,18 @@ class RunSummary:
         return " ".join(words)
 
     def _curves(self) -> list[Block]:
+        if not self.metrics:
+            return []
         unit, free = self.facts.unit(), self.kind == "free"
         train, held_out = split_metrics(self.metrics)
         name = f"CE and KL, {unit.name}" if free else f"CE, {unit.name}"
         main = Chart(name, bit_curves(self.metrics, unit, free=free), "step", unit.name, references=floor_line(unit.floor))
-        wanted: list[tuple[str, str, Callable[[Metrics], float | None]]] = [
-            ("loss: CE + penalised KL" if free else "loss", "nats/token", lambda line: line.loss),
-            ("learning rate", "rate", lambda line: line.lr),
-            ("free bits κ", "bits/token", lambda line: line.kappa / LN2),
-            ("tokens above κ", "%", lambda line: 100 * line.above_kappa),
-            ("gradient norm", "norm", lambda line: line.grad_norm),
-        ]
-        curves = [(curve(name, train or held_out, value), unit) for name, unit, value in wanted if free or "κ" not in name]
-        small = [Chart(one.name, [one], "step", unit, small=True) for one, unit in curves if any(map(is_number, one.y))]
-        return [main, Grid(small)] if self.metrics else []
+        small = []
+        for title, of, key, factor in SMALL_CHARTS:
+            numbers = curve(f"{title}: CE + penalised KL" if free and key == "loss" else title, train or held_out, key, Unit(factor, of))
+            if any(map(is_number, numbers.y)) and (free or "κ" not in title):
+                small.append(Chart(numbers.name, [numbers], "step", of, small=True))
+        return [main, Grid(small)]
 
     def _checkpoints(self) -> Table:
         rows = []

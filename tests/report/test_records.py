@@ -123,7 +123,7 @@ def test_panels_have_kappa_and_numbers() -> None:
     assert panels[1].measured[0] == "I(Z; position) 1.29 [1.26, 1.35] of 5.81 bits" and panels[1].measured[2].startswith("valid 99.6 %")
     assert [box.kind for box in panels[0].boxes] == ["independent", "shared", "shared"]
     twice = [one.title for one in sweep_panels([probe(run="runs/b"), probe(run="runs/a")])]
-    assert twice == ["κ = 1/2 bit per token · a", "κ = 1/2 bit per token · b"]
+    assert twice == ["κ = 1/2 bit per token · b", "κ = 1/2 bit per token · a"]
     assert sweep_panels([probe(intervention=None)]) == [] and panels_note([probe(intervention=None)]) == ""
     assert "sequences each" in panels_note(sweep().runs)
 
