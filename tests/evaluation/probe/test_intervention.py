@@ -81,6 +81,7 @@ def test_z_does_not_override_the_prompts_letter(planted: dict[str, Intervention]
     letter = factor(planted["position"], "letter")
     assert letter.entropy == pytest.approx(math.log2(26), abs=0.05)
     assert abs(letter.information.value) < 0.1
+    assert [one.factor for one in planted["position"].factors if one.given] == ["letter"]
 
 
 def test_heat_maps_and_boxes_show_the_same_groups(planted: dict[str, Intervention]) -> None:
