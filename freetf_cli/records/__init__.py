@@ -26,7 +26,7 @@ def to_json(record: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Records as objects; a field's metadata may give it another key in JSON, or "" to leave it out."""
+    """A record as a dict. The metadata of a field may rename it in JSON; with the name "" it is left out."""
     if dataclasses.is_dataclass(value):
         keys = {one.name: one.metadata.get("json", one.name) for one in dataclasses.fields(value)}
         return {key: _plain(getattr(value, name)) for name, key in keys.items() if key}
@@ -68,9 +68,9 @@ def floor_text(bits: float | None, unknown: str = "") -> str:
 
 @dataclass(frozen=True)
 class Unit:
-    """The bits in which a result is reported: how many of them are a nat per token, their name and useful decimals.
+    """The unit of bits in which a result is reported. factor: bits in a nat per token. digits: useful decimals.
 
-    floor: in the same bits; None if it is unknown or not comparable.
+    floor: in this unit; None if it is unknown or not comparable.
     """
 
     factor: float
@@ -79,7 +79,7 @@ class Unit:
     floor: float | None = None
 
     def bits(self, nats: float | None) -> float:
-        """The bits of some nats per token; NaN where there is no value."""
+        """Convert nats per token to this unit; NaN for None."""
         return math.nan if nats is None else nats * self.factor
 
     def nelbo(self, metrics: Metrics) -> float:
@@ -159,7 +159,7 @@ class Progress:
     facts: DataFacts
 
     def status(self) -> Status:
-        """The same as text for a progress display."""
+        """This state as text for a progress display."""
         line, unit = self.metrics, self.facts.unit()
         held_out, latent = "" if line.split == "train" else line.split, line.has_latent()
         ce, kl = number(unit.bits(line.ce)), number(unit.bits(line.kl))
@@ -223,7 +223,7 @@ class TrainResult:
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that `doctor` checked: fine, or with the command that fixes it."""
+    """One check of `doctor`. fix: the command that helps if it is not ok."""
 
     name: str
     value: str
@@ -233,7 +233,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Findings:
-    """All that `doctor` found out about this machine."""
+    """All checks of `doctor` on this machine."""
 
     findings: list[Finding]
 

@@ -45,7 +45,7 @@ class LatentUse:
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two. run: as the user named it. sha256: of the weights.
+    """One of the two models. run: as the user named it. sha256: of the weights.
 
     checkpoint_bytes: of the whole checkpoint folder. train_tokens_per_second: the median of the run's own record, None without one.
     parameters, train_flops_per_token, evaluation_seconds (of this measurement, on this machine): None where nothing was measured.
@@ -73,7 +73,7 @@ class Side:
 
 @dataclass(frozen=True)
 class SamplePair:
-    """Sequences of both from the same prompt and seeds; each with a Z of its own from the prior, the prompt's included."""
+    """Sequences of both models from the same prompt and seeds. Each sequence has its own Z from the prior, at the prompt too."""
 
     prompt: str
     seed: int
@@ -84,7 +84,7 @@ class SamplePair:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One --fail-if. found: B relative to A, in `unit`. holds: the condition, which describes the failure, was not met."""
+    """The result of one --fail-if. found: B relative to A, in `unit`. holds: the failure that the expression describes did not occur."""
 
     expression: str
     metric: str
@@ -150,7 +150,7 @@ class Comparison:
         return [("A", self.a), ("B", self.b)]
 
     def _unit(self) -> Unit:
-        """The bits of all costs."""
+        """The unit in which all costs are reported."""
         cost = self.metrics["elbo"].a
         assert cost is not None  # every model has it
         return cost.unit()
@@ -161,7 +161,7 @@ class Comparison:
         return f"{count(self.sequences)} sequences, {count(self.tokens)} tokens, the same for both{draws}, seed {self.seed}"
 
     def verdict(self) -> tuple[str, Mood]:
-        """Which side is better by nll, in a sentence, and whether that is good news about B."""
+        """A sentence that says which model has the lower nll, and its mood: good if that is B."""
         if self.equal:
             return EQUAL, "good"
         pair, unit = self.metrics["nll"], self._unit()
@@ -213,7 +213,7 @@ class Comparison:
         )
 
     def _reading(self) -> list[str]:
-        """How the costs are to be read."""
+        """Sentences that say how to read the costs."""
         words = ["The interval of B − A is over the same sequences (paired bootstrap): where it holds zero, no difference is seen."]
         if self.floor_bits is not None:
             words.append(f"Floor, the data's entropy: {number(self.floor_bits)} bits/sequence.")
@@ -228,7 +228,7 @@ class Comparison:
         return words
 
     def _curves(self) -> Section:
-        """Held-out CE + KL (a baseline's CE) of both, where their runs are at hand."""
+        """Held-out CE + KL (a baseline's CE) during training, for checkpoints that lie in a run."""
         assert self.facts is not None
         unit, found = self.facts.unit(), []
         for name, side in self._sides():
@@ -279,7 +279,7 @@ class Comparison:
 
 
 def _names(*runs: str) -> list[str]:
-    """The ends of the paths, a checkpoint's folder with its run; the whole paths where their ends are the same."""
+    """The last part of each path, after the run's name if it is a checkpoint; the whole paths if these are equal."""
     paths = [PurePath(run) for run in runs]
     ends = ["/".join(path.parts[-3::2]) if path.parent.name == "checkpoints" else path.name or str(path) for path in paths]
     return ends if len(set(ends)) == len(ends) else list(runs)

@@ -1,4 +1,4 @@
-"""Curves out of a run's metrics."""
+"""Curves of a run's metrics, for charts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from freetf_cli.report.units import number
 
 
 def split_metrics(metrics: Sequence[Metrics]) -> tuple[list[Metrics], list[Metrics]]:
-    """Training lines, and held-out lines of whatever split."""
+    """The lines of the train split, and those of every held-out split."""
     return [line for line in metrics if line.split == "train"], [line for line in metrics if line.split != "train"]
 
 
@@ -27,7 +27,7 @@ def curve(name: str, lines: Sequence[Metrics], key: str, unit: Unit, role: str =
 
 
 def bit_curves(metrics: Sequence[Metrics], unit: Unit, *, free: bool) -> list[Series]:
-    """CE and, for a Free model, KL and their sum, in bits: faint in training, held-out on top of it."""
+    """CE and, for a Free model, KL and their sum, in bits. Training curves are faint, behind the held-out ones."""
     train, held_out = split_metrics(metrics)
     main = held_out or train
     names = {"ce": "CE", "kl": "KL", "nelbo": "CE + KL"} if free else {"ce": "CE"}

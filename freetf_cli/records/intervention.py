@@ -12,7 +12,7 @@ from freetf_cli.report import blocks
 from freetf_cli.report.blocks import Facts, Grid, Interval, Intervals, Note, Samples, Section, Table
 from freetf_cli.report.units import count, fraction, number, share, times
 
-COLOURS = ("target", "noise", "kl", "nelbo", "green", "blue")  # of factors and of heat maps; those of samples come first
+COLOURS = ("target", "noise", "kl", "nelbo", "green", "blue")  # of factors and heat maps; samples have the first two
 INTERVENTION = (
     "Each group holds one Z from the prior and samples many outputs of one prompt. I(Z; factor) is how much of the factor's entropy H "
     "the choice of Z determines. The shuffled control is the same estimate after the outputs were assigned to Zs at random: a value that "
@@ -48,7 +48,7 @@ class FactorInformation:
 
 
 def colours(factors: Sequence[FactorInformation]) -> dict[str, str]:
-    """The role that colours each factor, in the task's order: the first one that the prompt leaves open looks like a sample's target."""
+    """The role that colours each factor. Factors that the prompt leaves open take COLOURS in the task's order."""
     roles = itertools.cycle(COLOURS)
     return {one.factor: "plain" if one.given else next(roles) for one in factors}
 
@@ -61,7 +61,7 @@ def sizes_text(factors: Sequence[FactorInformation]) -> str:
 
 @dataclass(frozen=True)
 class HeatMap:
-    """shares[group][place]: in which share of a group's outputs a place of the line holds the thing. Groups sorted for the eye."""
+    """Where a mark stands. shares[group][place]: share of the group's outputs with the mark there. Groups are sorted by its mean place."""
 
     title: str
     shares: list[list[float]]
@@ -69,7 +69,7 @@ class HeatMap:
 
 @dataclass(frozen=True)
 class Intervention:
-    """Fixed Zs, many sequences each, from the prior. valid: share of outputs that the task could have made (None: cannot be said).
+    """Fixed Zs, many sequences each, from the prior. valid: share of outputs that the task could have made (None: validity means nothing).
 
     prompt_z: where Z at the prompt's positions came from. readers: how factors of text were read, with the reader's accuracy.
     """

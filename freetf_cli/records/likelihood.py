@@ -125,7 +125,7 @@ class Likelihood(Evaluation):
         return {name: cost for name, cost in {**costs, "CE, prior Z": self.ce_prior}.items() if cost is not None}
 
     def _bound(self, points: Sequence[BoundPoint], source: str) -> Section:
-        """A bound by K, and what of it lies above the floor, or above the nll where the floor is unknown."""
+        """A bound by K, with its distance to the floor, or to the nll if the floor is unknown."""
         unit, floor = self.nll.unit(), self._floor()
         base = unit.bits(self.nll.nats_per_token) if floor is None else floor
         values = [unit.bits(point.nll.nats_per_token) for point in points]
@@ -144,7 +144,7 @@ class Likelihood(Evaluation):
         )
 
     def _floor(self) -> float | None:
-        """The floor, if the bound has its unit."""
+        """The floor, if the bound is in bits per sequence too."""
         return self.floor_bits if self.nll.unit().name == "bits/sequence" else None
 
     def _reading(self) -> str:

@@ -34,7 +34,7 @@ class Difference(Cost):
 
 @dataclass(frozen=True)
 class MetricPair:
-    """A metric of both. None where a side is a baseline and has no such metric; then nothing is compared.
+    """A metric of both models. A baseline lacks some metrics: then its cost and the difference are None.
 
     relative_percent: 100 (B − A) / |A|.
     """

@@ -105,7 +105,7 @@ class Rate:
         ]
 
     def _ceiling(self) -> str:
-        """How far the bracket of the information can reach, and whether it has reached that."""
+        """The highest lower end that this number of sequences can show, and whether it was reached."""
         most = math.log2(self.paired)
         reached = is_number(self.information_low) and self.information_low > most - 0.5
         words = f"From {count(self.paired)} sequences the bracket's lower end can show at most log2 of their number, {most:.2f} bits"

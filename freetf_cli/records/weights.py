@@ -1,4 +1,4 @@
-"""How far the weights of two models lie apart: a part of the record of `freetf compare`."""
+"""How much the weights of two models differ: a part of the record of `freetf compare`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Change:
 
 @dataclass(frozen=True)
 class TensorChange:
-    """One tensor that both have in the same shape. group: `blocks.3`, `embedding`, …; part: `attention`, `ffn` or ``."""
+    """A tensor that both models have in the same shape. group: `blocks.3`, `embedding`, …; part: `attention`, `ffn` or ``."""
 
     name: str
     group: str

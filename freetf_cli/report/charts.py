@@ -29,7 +29,7 @@ WIDE, NARROW, SMALL, MAP = 960, 380, 340, 480  # widths: of a page, of a phone, 
 PIXEL = 0.75  # points
 ROLES = ("plain", "ce", "kl", "nelbo", "floor", "target", "noise", "blue", "green", "a", "b", "ink", "soft", "rule", "panel", "page")
 COLOURS = {name: f"#0102{order:02x}" for order, name in enumerate(ROLES)}  # placeholders: matplotlib knows no CSS variables
-HOVERS = 40  # points of a curve that show their values under the pointer
+HOVERS = 40  # points of a curve that have a tooltip
 LEVELS = 16  # of opacity in a heat map
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
@@ -67,7 +67,7 @@ def standalone(picture: str) -> str:
 
 
 class Drawing:
-    """A matplotlib figure, its size, and what its points say under the pointer. `svg` is there once the figure is finished."""
+    """A matplotlib figure, its size and its tooltips. `svg` is set when `drawing` ends."""
 
     def __init__(self, title: str, width: int) -> None:
         from matplotlib.figure import Figure
@@ -86,7 +86,7 @@ class Drawing:
         return self.figure.add_axes((left / self.width, bottom / self.height, across / self.width, down / self.height))
 
     def tip(self, text: str) -> str | None:
-        """The id of an artist that shows this text under the pointer. A phone has no pointer."""
+        """The id for an artist with this tooltip; None on a phone, which has no pointer."""
         if self.width <= NARROW:
             return None
         self.tips.append(html.escape(text))
@@ -96,7 +96,7 @@ class Drawing:
         self.figure.text(x, 1 - y / self.height, text, va="top", color=COLOURS["soft"])
 
     def legend(self, handles: Sequence[Any], names: Sequence[str]) -> None:
-        """Names of curves below the title."""
+        """Name the curves below the title."""
         self.figure.legend(
             handles, names, ncols=legend_columns(names, self.width), loc="upper left", bbox_to_anchor=(0, 1 - 22 / self.height)
         )
@@ -109,7 +109,7 @@ def legend_columns(names: Sequence[str], width: int) -> int:
 
 @contextmanager
 def drawing(title: str, width: int) -> Iterator[Drawing]:
-    """A figure to draw on; its `svg` is there afterwards."""
+    """A figure to draw on; its `svg` is set afterwards."""
     import matplotlib as mpl
 
     with mpl.rc_context({**STYLE, "svg.hashsalt": f"{visible(title)} {width}"}):  # type: ignore[dict-item]
@@ -122,7 +122,7 @@ def drawing(title: str, width: int) -> Iterator[Drawing]:
 
 
 def _cleaned(text: str, made: Drawing) -> str:
-    """The SVG element alone: CSS variables for colours and fonts, the points' texts, no ids that nothing refers to."""
+    """The SVG element alone, with CSS variables for colours and fonts, with tooltips, without unused ids."""
     body = text[text.index(">", text.index("<svg ")) + 1 :]
     body = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", body, flags=re.DOTALL)
     body = re.sub(r' transform="rotate\(-0 [^"]*"', "", body.replace("'DejaVu Sans'", "var(--sans)").replace("xlink:href", "href"))
@@ -212,12 +212,12 @@ def _draw(made: Drawing, axes: Axes, chart: Chart, series: Series, least: float)
 
 
 def logarithm(x: float, least: float) -> float:
-    """log2 of x; zero, which has none, lies one doubling left of the least x."""
+    """log2 of x; zero is placed one doubling left of the least positive x."""
     return math.log2(x) if x > 0 else math.log2(least) - 1
 
 
 def locate(axis: Any, most: int, **options: Any) -> None:
-    """At most so many ticks on an axis, at round numbers: `4,000`, `0.05`, `1e-4`."""
+    """Put at most `most` ticks on an axis, at round numbers: `4,000`, `0.05`, `1e-4`."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     def text(value: float, _: object) -> str:

@@ -1,4 +1,4 @@
-"""The two streams: results go to stdout, everything said about them to stderr.
+"""The two streams: results go to stdout; progress, warnings and hints to stderr.
 
 Consoles are created at call time from `sys.stdout` and `sys.stderr`, so that a caller who replaces those sees the output.
 A stream that is not a terminal gets no colour, no animation and no wrapping: a truncated line in a pipe is lost data.

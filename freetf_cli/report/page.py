@@ -37,5 +37,5 @@ def _template() -> Template:
 
 
 def _finalize(value: Any) -> Any:
-    """Control characters and what a file cannot hold, made visible in every text of the page."""
+    """Show control characters, and what a file cannot hold, as escapes in every text of the page."""
     return visible(value) if type(value) is str else value

@@ -93,7 +93,7 @@ def sparkline(values: Sequence[float], width: int = SPARKLINE) -> str:
 
 @singledispatch
 def _print(block: blocks.Block, console: Console) -> None:
-    """Heat maps and interval charts are for pages; their numbers stand in tables too."""
+    """Print a block. Heat maps and interval charts are left to pages; tables have their numbers."""
 
 
 @_print.register
