@@ -61,9 +61,9 @@ class DatasetSummary:
         return Report("", [Facts(facts), Table(["split", *names], rows, align="lrrr"), *map(Note, self.notes)])
 
 
-def floor_text(bits: float | None, unknown: str = "") -> str:
-    """`27.41 bits/sequence`."""
-    return unknown if bits is None else f"{number(bits)} bits/sequence"
+def floor_text(bits: float | None) -> str:
+    """`27.41 bits/sequence`; empty for None."""
+    return "" if bits is None else f"{number(bits)} bits/sequence"
 
 
 @dataclass(frozen=True)
@@ -120,9 +120,6 @@ class DataFacts:
         if self.targets:
             return Unit(self.targets / LN2, "bits/sequence", floor=self.floor_bits)
         return Unit(1 / LN2, "bits/token")
-
-    def floor(self) -> str:
-        return floor_text(self.floor_bits, "not known")
 
 
 @dataclass(frozen=True)
@@ -200,10 +197,15 @@ class TrainResult:
     facts: DataFacts
 
     def report(self) -> Report:
+        held_out = ""
+        if self.val:
+            unit = self.facts.unit()
+            latent = f" + KL {number(unit.bits(self.val.kl))} = {number(unit.nelbo(self.val))}" if self.kind == "free" else ""
+            held_out = f"CE {number(unit.bits(self.val.ce))}{latent} {unit.name} (loss {number(self.val.loss, 4)} nats/token)"
         facts = [
             ("model", KINDS[self.kind]),
             ("trained", f"{count(self.steps)} steps, {count(self.tokens)} tokens, {duration(self.seconds)}"),
-            ("held out", self.held_out()),
+            ("held out", held_out),
             ("floor", floor_text(self.facts.floor_bits)),
             ("checkpoint", self.checkpoint),
             ("report", self.page),
@@ -211,14 +213,6 @@ class TrainResult:
         run = shlex.quote(self.run)
         options = "--z shared --groups 3 --count 8" if self.kind == "free" else "--count 8"
         return Report(self.run, [Facts(facts)], hints=[f"freetf show {run}", f"freetf sample {run} {options}"])
-
-    def held_out(self) -> str:
-        """CE, and for a Free model KL and their sum, in bits; the objective in nats per token. Empty where nothing was measured."""
-        if self.val is None:
-            return ""
-        unit = self.facts.unit()
-        latent = f" + KL {number(unit.bits(self.val.kl))} = {number(unit.nelbo(self.val))}" if self.kind == "free" else ""
-        return f"CE {number(unit.bits(self.val.ce))}{latent} {unit.name} (loss {number(self.val.loss, 4)} nats/token)"
 
 
 @dataclass(frozen=True)

@@ -133,13 +133,12 @@ class Likelihood(Evaluation):
             [count(point.samples), point.nll.text(unit), point.nll.interval(unit), signed(value - base, unit.digits)]
             for point, value in zip(points, values, strict=True)
         ]
-        above = f"above the {'nll' if floor is None else 'floor'}"
         series = Series("nll", [point.samples for point in points], values, "nelbo")
         return Section(
             f"Importance-weighted bound on -log P(S), Z from the {source}, {unit.name}",
             [
                 Chart("Bound by number of draws", [series], "K", unit.name, references=floor_line(floor), log=True, detail=True),
-                Table(["K", "nll", "95 % interval", above], rows, align="rrrr"),
+                Table(["K", "nll", "95 % interval", f"above the {'nll' if floor is None else 'floor'}"], rows, align="rrrr"),
             ],
         )
 
@@ -148,8 +147,9 @@ class Likelihood(Evaluation):
         return self.floor_bits if self.nll.unit().name == "bits/sequence" else None
 
     def _reading(self) -> str:
-        tighter = f"nll is the tighter of the two at its last K, here with Z from the {self.proposal}. " if self.prior_bound else ""
-        words = f"K: draws of Z for each sequence; more draws lower the bound towards -log P(S). {tighter}"
+        words = "K: draws of Z for each sequence; more draws lower the bound towards -log P(S). "
+        if self.prior_bound:
+            words += f"nll is the tighter of the two at its last K, here with Z from the {self.proposal}. "
         floor, unit = self._floor(), self.nll.unit()
         if floor is None:
             return words + "Where the last steps still fall, the model is better than the bound says."

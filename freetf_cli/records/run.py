@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from freetf_cli.records import LN2, CheckpointInfo, DataFacts, Metrics, TrainResult, Unit
+from freetf_cli.records import LN2, CheckpointInfo, DataFacts, Metrics, TrainResult, Unit, floor_text
 from freetf_cli.records.curves import bit_curves, curve, floor_line, last_metrics, split_metrics
 from freetf_cli.records.glossary import glossary
 from freetf_cli.records.plan import KINDS, Plan
@@ -25,6 +25,7 @@ SMALL_CHARTS = (  # title, unit, field of a metrics line, factor to the unit
     ("gradient norm", "norm", "grad_norm", 1.0),
 )
 ROLES = {"CE": "ce", "KL": "kl", "CE + KL": "nelbo", "floor": "floor"}
+UNSAID = (None, "softmax", "binary")  # values that go without saying
 # Settings that distinguish runs; the page has all of them.
 HIGHLIGHTS = (
     *("data.task", "data.dir", "model.layers", "model.width", "model.heads", "model.context"),
@@ -54,12 +55,13 @@ class RunSummary:
 
     def report(self) -> Report:
         free = self.kind == "free"
+        known = flattened(self.recipe)
         data = f"{self.facts.name}, rows of {count(self.facts.context)} positions, vocabulary {count(self.facts.vocabulary)}"
         return Report(
             title(self.run, self.manifest),
             [
                 *self._key_figures(),
-                Facts([("recipe", self._highlights())]),
+                Facts([("recipe", ", ".join(f"{key} {known[key]}" for key in HIGHLIGHTS if known.get(key) not in UNSAID))]),
                 Section("Curves", self._curves()),
                 Section("Samples", [*(one.block(latent=free) for one in self.samples), agreement_table(self.agreement)]),
                 Section("Checkpoints", [self._checkpoints()]),
@@ -76,7 +78,7 @@ class RunSummary:
     def _key_figures(self) -> list[Block]:
         last, unit = last_metrics(self.metrics), self.facts.unit()
         if last is None:
-            return [Note(f"no metrics yet; floor: {self.facts.floor()}")]
+            return [Note(f"no metrics yet; floor: {floor_text(self.facts.floor_bits) or 'not known'}")]
         figures = {"CE": unit.bits(last.ce)}
         if self.kind == "free":
             figures |= {"KL": unit.bits(last.kl), "CE + KL": unit.nelbo(last)}
@@ -97,7 +99,7 @@ class RunSummary:
             total = "CE + KL" if self.kind == "free" else "CE"
             words.append(f"{total} lies {number(abs(gap))} bits {'below' if gap < 0 else 'above'} the floor.")
         elif unit.floor is None and self.facts.floor_bits is not None:
-            words.append(f"The floor is {self.facts.floor()}; rows differ in length, so it has no place on this scale.")
+            words.append(f"The floor is {floor_text(self.facts.floor_bits)}; rows differ in length, so it has no place on this scale.")
         saved = unit.saved(last)
         if saved is not None:
             words.append(f"Each bit of KL saves {saved:.2f} bits of CE.")
@@ -122,11 +124,6 @@ class RunSummary:
         for one in self.checkpoints:
             rows.append([count(one.step), number(one.val_loss, 4), "best" if one.best else "", size(one.bytes), one.path])
         return Table(["step", "held-out loss, nats/token", "", "size", "path"], rows, align="rrlrl")
-
-    def _highlights(self) -> str:
-        """The recipe in a line: `model.layers 8, model.width 256, …`."""
-        known = flattened(self.recipe)
-        return ", ".join(f"{key} {known[key]}" for key in HIGHLIGHTS if known.get(key) not in (None, "softmax", "binary"))
 
     def _settings(self) -> list[Table]:
         tables = [(name, flattened(value)) for name, value in self.recipe.items() if isinstance(value, dict)]
@@ -182,9 +179,3 @@ class DemoResult:
         commands += [f"freetf sample {free} --prompt 'Q>' --z shared --groups 2 --count 5", "freetf recipe list"]
         tries = [Note(command, "command") for command in commands]
         return Report("", [agreement_table(self.agreement), Note(sentence or "", "strong"), Facts(facts), Section("Try next:", tries)])
-
-
-def trained(result: TrainResult) -> Facts:
-    """How a run of the demo ended."""
-    took, floor = duration(result.seconds), result.facts.floor()
-    return Facts([("run", result.run), ("took", took), ("held out", result.held_out()), ("floor", floor)])
