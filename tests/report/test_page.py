@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from freetf_cli.report.page import html
-from tests.report.helper import EVIL, RECORDS, comparison, probe, summary, sweep
+from tests.report.helper import RECORDS, comparison, probe, summary, sweep
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 
