@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -41,8 +40,7 @@ def streams(length: int, width: int, rows: int = 2, seed: int = 0) -> tuple[Tens
 def context(rotary: Rotary, causal: bool = True, document_ids: Tensor | None = None) -> Context:
     """The context of a whole row with these tables."""
     length = rotary[0].shape[0]
-    ctx = Context(rotary, torch.arange(length), length, causal=causal, document_ids_BS=document_ids)
-    return ctx if document_ids is None else replace(ctx, mask=ctx.visible(ctx.positions_T))
+    return Context(rotary, torch.arange(length), length, causal=causal, document_ids_BS=document_ids).with_masks()
 
 
 def projected(layer: torch.nn.Linear, x_TD: Tensor, head: int, width: int, rotary: Rotary | None = None) -> Array:

@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import flex_attention
 
 from freetf_cli import kernels
 from freetf_cli.config.recipe import ModelConfig
@@ -56,10 +57,7 @@ class Attention(nn.Module):
         if ctx.is_static:
             assert ctx.mask is not None
             return attend_from_one(q_BMTE, k_BKSE, v_BKSE, ctx.mask)
-        causal = ctx.causal and ctx.mask is None and q_BMTE.shape[2] == k_BKSE.shape[2]
-        return F.scaled_dot_product_attention(
-            q_BMTE, k_BKSE, v_BKSE, attn_mask=ctx.mask, is_causal=causal, enable_gqa=q_BMTE.shape[1] != k_BKSE.shape[1]
-        )
+        return softmax_attention(q_BMTE, k_BKSE, v_BKSE, ctx)
 
     def new_cache(self, sequences: int, length: int, dtype: torch.dtype) -> LayerCache:
         """An empty cache for `length` positions."""
@@ -90,6 +88,15 @@ class Attention(nn.Module):
 
     def _heads(self, x_BTF: Tensor) -> Tensor:
         return x_BTF.view(*x_BTF.shape[:2], -1, self.head_width)
+
+
+def softmax_attention(q_BMTE: Tensor, k_BKSE: Tensor, v_BKSF: Tensor, ctx: Context) -> Tensor:
+    """softmax(Q Kᵀ / √E) V over the keys that each query sees, [B, M, T, F], by the library's kernels."""
+    grouped = q_BMTE.shape[1] != k_BKSE.shape[1]
+    if ctx.block_mask is not None:
+        return flex_attention(q_BMTE, k_BKSE, v_BKSF, block_mask=ctx.block_mask, enable_gqa=grouped)
+    causal = ctx.causal and ctx.mask is None and q_BMTE.shape[2] == k_BKSE.shape[2]
+    return F.scaled_dot_product_attention(q_BMTE, k_BKSE, v_BKSF, attn_mask=ctx.mask, is_causal=causal, enable_gqa=grouped)
 
 
 def attend_from_one(q_BM1E: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, mask: Tensor) -> Tensor:
