@@ -44,6 +44,14 @@ class Differential(Attention):
         first, second = self.lambdas.prod(dim=1).sum(dim=-1).exp()
         return first - second + self.lambda_init
 
+    def flops(self, context: int, causal: bool = True) -> float:
+        """Values are twice as wide as keys."""
+        return 1.5 * super().flops(context, causal)
+
+    def kept_bytes(self, rows: int, context: int, size: int, documents: bool) -> float:
+        """In float32 the output of the softmax: CPUs have no fused kernel for values that are wider than keys."""
+        return float(size * rows * self.heads * context**2) if size == 4 else 0.0
+
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:
         """Draw λ_q and λ_k from N(0, 0.1²), as the paper does."""

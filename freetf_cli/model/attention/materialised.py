@@ -44,16 +44,6 @@ class MaterialisedAttention(Attention):
         super().__init__(config, index)
         self.blocks, self.checkpointing = config.layers, "auto"  # blocks that materialise weights: all of them until the model counts them
 
-    @property
-    def is_fused(self) -> bool:
-        """Whether training uses a fused kernel after all, without materialised weights."""
-        return False
-
-    @property
-    def fused_heads(self) -> int:
-        """How many heads the fused kernel takes side by side as one."""
-        return 1
-
     def attend(self, q_BMTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, ctx: Context, cache: LayerCache | None) -> Tensor:
         """What each head returns, [B, M, T, E]."""
         length = q_BMTE.shape[2]
@@ -92,6 +82,23 @@ class MaterialisedAttention(Attention):
         """What each head returns, normalised before the output projection."""
         return y_BMTE
 
+    @property
+    def materialises(self) -> bool:
+        return True
+
+    def flops(self, context: int, causal: bool = True) -> float:
+        """Products with all keys, hidden ones too; each parameter of an operator is a multiply-add per attention weight."""
+        operators = sum(parameter.numel() for parameter in self.parameters() if parameter.dim() > 2)
+        return super().flops(context, causal=False) + 2.0 * context * operators
+
+    def kept_bytes(self, rows: int, context: int, size: int, documents: bool) -> float:
+        """Per attention weight: softmax's output in float32, the factor of the values, and what the operators keep."""
+        return rows * self.heads * context**2 * (4.0 + size * (1 + self.operator_inputs(documents)))
+
+    def operator_inputs(self, documents: bool) -> int:
+        """Copies of the attention weights that convolutions and mixes keep for the backward: one each."""
+        return sum(parameter.dim() > 2 for parameter in self.parameters())
+
 
 def recomputes(setting: str, numbers: int) -> bool:
     """Whether the backward recomputes attention weights (`train.attention_checkpointing`). numbers: weights of all blocks together."""
@@ -100,7 +107,7 @@ def recomputes(setting: str, numbers: int) -> bool:
 
 def set_attention_checkpointing(model: nn.Module, setting: str) -> None:
     """Apply `train.attention_checkpointing` to a model that is to be trained."""
-    materialised = [module for module in model.modules() if isinstance(module, MaterialisedAttention) and not module.is_fused]
+    materialised = [module for module in model.modules() if isinstance(module, MaterialisedAttention) and module.materialises]
     for module in materialised:
         module.blocks, module.checkpointing = len(materialised), setting
 

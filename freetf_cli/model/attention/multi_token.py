@@ -39,32 +39,29 @@ WIDEST_HEAD = 256  # the widest head that fused attention kernels take
 
 @dataclass
 class QueryCache(LayerCache):
-    """A cache that also keeps the last rotated queries, q [B, M, Q_pre + Q_post − 2, E], to recompute their rows of attention weights."""
+    """A cache that also keeps the last rotated queries, q [B, M, Q_pre + Q_post − 2, E], to recompute their rows of attention weights.
+
+    Before the first position they are zeros.
+    """
 
     q: Tensor
-
-    def with_earlier(self, q_BMTE: Tensor) -> Tensor:
-        """The cached queries (zeros before the first position) and the new ones, which are cached in turn."""
-        rows = torch.cat((self.q, q_BMTE), dim=2)
-        self.q.copy_(rows[:, :, rows.shape[2] - self.q.shape[2] :])
-        return rows
 
 
 @dataclass
 class RowCache(LayerCache):
     """A cache that also keeps the last rows that each side convolves, rows[side] [B, M, Q − 1, S], so that nothing is recomputed.
 
-    It needs `mask = "double"`: with "exact" an old row would score new keys.
+    Old rows do not see new keys: they are 0 there. This needs `mask = "double"`: with "exact" an old row would score new keys.
     """
 
     rows: dict[str, Tensor]
 
-    def with_earlier(self, side: str, x_BMTS: Tensor) -> Tensor:
-        """The cached rows and the new ones, which are cached in turn. Old rows do not see new keys: they are 0 there."""
-        cached, keys = self.rows[side], x_BMTS.shape[3]
-        rows = torch.cat((cached[..., :keys].to(x_BMTS.dtype), x_BMTS), dim=2)
-        cached[..., :keys] = rows[:, :, rows.shape[2] - cached.shape[2] :]
-        return rows
+
+def with_cached(cached_BMQX: Tensor, x_BMTX: Tensor) -> Tensor:
+    """The cached rows and then the new ones, the last of which are cached in turn."""
+    rows = torch.cat((cached_BMQX.to(x_BMTX.dtype), x_BMTX), dim=2)
+    cached_BMQX.copy_(rows[:, :, rows.shape[2] - cached_BMQX.shape[2] :])
+    return rows
 
 
 class Operators(nn.Module):
@@ -131,24 +128,36 @@ class MultiToken(MaterialisedAttention):
         self.norm = None if mode == "none" else HeadNorm(self.head_width, config.norm_eps, mode, index)
 
     @property
-    def is_fused(self) -> bool:
-        """Without convolutions, with mixes on both sides or none: fused kernels need keys and values of one width."""
-        mixed = [side.mix is not None for side in (self.pre, self.post)]
-        return (
-            self.pre.kernel is None
-            and self.post.kernel is None
-            and all(mixed) == any(mixed)
-            and self.fused_heads * self.head_width <= WIDEST_HEAD
-        )
+    def materialises(self) -> bool:
+        """A fused kernel can compute it if nothing convolves and keys are as wide as values: with mixes on both sides or on none."""
+        convolves = self.pre.kernel is not None or self.post.kernel is not None
+        one_mix = (self.pre.mix is None) != (self.post.mix is None)
+        return convolves or one_mix or self.fused_heads * self.head_width > WIDEST_HEAD
 
     @property
     def fused_heads(self) -> int:
-        """The heads of a group."""
+        """The heads of a group, which the fused kernel takes side by side as one."""
         return 1 if self.pre.mix is None else self.pre.mix.shape[1]
+
+    def flops(self, context: int, causal: bool = True) -> float:
+        return super().flops(context, causal) if self.materialises else self.fused_heads * Attention.flops(self, context, causal)
+
+    def kept_bytes(self, rows: int, context: int, size: int, documents: bool) -> float:
+        """Of fused mixes: queries, keys, values and output of a group's heads side by side."""
+        if self.materialises:
+            return super().kept_bytes(rows, context, size, documents)
+        copies = 4 * self.fused_heads if self.fused_heads > 1 else 0
+        return float(size * rows * context * self.heads * self.head_width * copies)
+
+    def operator_inputs(self, documents: bool) -> int:
+        """A convolution that is applied row by row, with `mask = "exact"` and between documents, keeps a copy for each row too."""
+        exact = self.options.mask == "exact"
+        by_row = [side.kernel for side, is_exact in ((self.pre, exact), (self.post, False)) if documents or is_exact]
+        return super().operator_inputs(documents) + sum(kernel.shape[2] for kernel in by_row if kernel is not None)
 
     def attend(self, q_BMTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, ctx: Context, cache: LayerCache | None) -> Tensor:
         """What each head returns, [B, M, T, E]. Generation materialises: of one query the weights are small, and wide keys are not."""
-        if cache is not None or not self.is_fused:
+        if cache is not None or self.materialises:
             return super().attend(q_BMTE, k_BKSE, v_BKSE, ctx, cache)
         if self.pre.mix is None or self.post.mix is None:
             return self.norm_heads(Attention.attend(self, q_BMTE, k_BKSE, v_BKSE, ctx, cache))
@@ -178,7 +187,7 @@ class MultiToken(MaterialisedAttention):
     def _with_earlier(self, side: str, x_BMTS: Tensor, cache: LayerCache | None) -> tuple[Tensor, int]:
         """x with the earlier rows where they are cached, and how many earlier rows are missing."""
         if isinstance(cache, RowCache):
-            return cache.with_earlier(side, x_BMTS), 0
+            return with_cached(cache.rows[side][..., : x_BMTS.shape[3]], x_BMTS), 0
         return x_BMTS, self._earlier[side]
 
     @property
@@ -187,7 +196,7 @@ class MultiToken(MaterialisedAttention):
         return {"pre": self.pre.earlier, "post": self.post.earlier}
 
     def queries(self, q_BMTE: Tensor, cache: LayerCache) -> Tensor:
-        return cache.with_earlier(q_BMTE) if isinstance(cache, QueryCache) else q_BMTE
+        return with_cached(cache.q, q_BMTE) if isinstance(cache, QueryCache) else q_BMTE
 
     def new_cache(self, sequences: int, length: int, dtype: torch.dtype) -> LayerCache:
         """A cache with what a convolution reads of earlier positions: their queries or their rows (`cache`)."""

@@ -23,7 +23,7 @@ class Attention(nn.Module):
     """Softmax attention with rotary embedding and grouped queries: softmax(Q Kᵀ / √E) V, then the output projection.
 
     Queries and keys/values may come from different streams. index: the block's place in the decoder; None in an encoder, which has
-    no cache. Subclasses are the other kinds of attention: they override `attend`.
+    no cache. Subclasses are the other kinds of attention: they override `attend` and what it costs.
     """
 
     softmax: ClassVar[bool] = True  # whether the kernels of softmax attention compute it
@@ -58,6 +58,22 @@ class Attention(nn.Module):
             assert ctx.mask is not None
             return attend_from_one(q_BMTE, k_BKSE, v_BKSE, ctx.mask)
         return softmax_attention(q_BMTE, k_BKSE, v_BKSE, ctx)
+
+    @property
+    def materialises(self) -> bool:
+        """Whether training materialises the attention weights, which activation checkpointing can then recompute."""
+        return False
+
+    def flops(self, context: int, causal: bool = True) -> float:
+        """FLOPs per token of scores and weighted values. A causal position sees half the context on average."""
+        return 4.0 * self.heads * self.head_width * (context / 2 if causal else context)
+
+    def kept_bytes(self, rows: int, context: int, size: int, documents: bool) -> float:
+        """Bytes that a batch of `rows` keeps for the backward beside queries, keys, values and output.
+
+        size: bytes of an activation. documents: whether rows hold several documents, masked from each other.
+        """
+        return 0.0
 
     def new_cache(self, sequences: int, length: int, dtype: torch.dtype) -> LayerCache:
         """An empty cache for `length` positions."""
