@@ -119,17 +119,12 @@ class BinaryDistribution(Distribution):
 
     bit_logits: Tensor
 
-    @property
-    def device(self) -> torch.device:
-        return self.bit_logits.device
-
     def sample(self, noise: Tensor) -> Tensor:
         """Codes [B, T] from uniform noise [B, T, H]: bit h is set where noise < σ(L_h)."""
-        return sample_codes(self.bit_logits.detach(), noise)
+        return sample_codes(self.bit_logits.detach(), noise.to(self.bit_logits.device))
 
     def kl(self) -> Tensor:
-        """KL from the uniform prior, nats per token [B, T], in float32 or wider."""
-        return kl_per_token(at_least_float32(self.bit_logits))
+        return kl_per_token(self.bit_logits)
 
     def log_prob(self, z: Tensor) -> Tensor:
         """log Q(Z_t | S), nats per token [..., T]."""
@@ -196,8 +191,9 @@ def code_bits(codes: Tensor, bits: int) -> Tensor:
 
 
 def kl_per_token(bit_logits_BTH: Tensor) -> Tensor:
-    """KL(Q(Z_t | S) ‖ uniform) in nats, [B, T]: H ln 2 − Σ_h entropy(σ(L_h)), equation 4 in closed form."""
-    entropy_BTH = F.softplus(bit_logits_BTH) - bit_logits_BTH * torch.sigmoid(bit_logits_BTH)
+    """KL(Q(Z_t | S) ‖ uniform) in nats, [B, T], in float32 or wider: H ln 2 − Σ_h entropy(σ(L_h)), equation 4 in closed form."""
+    logits_BTH = at_least_float32(bit_logits_BTH)
+    entropy_BTH = F.softplus(logits_BTH) - logits_BTH * torch.sigmoid(logits_BTH)
     return (LN2 - entropy_BTH).sum(-1)
 
 
@@ -259,8 +255,7 @@ class _MapperGradient(torch.autograd.Function):
 def twice_drawn(codes_BT: Tensor, bit_logits_BTH: Tensor) -> Tensor:
     """2 P(B_h as drawn), [B, T, H], clamped at 0.002: below, the gradient's factor p (1 − p) is lost to rounding in bfloat16."""
     signs_BTH = 2.0 * code_bits(codes_BT, bit_logits_BTH.shape[-1]) - 1.0
-    wide = torch.promote_types(bit_logits_BTH.dtype, torch.float32)
-    return 2.0 * torch.sigmoid(signs_BTH * bit_logits_BTH.to(wide)).clamp(min=1e-3)
+    return 2.0 * torch.sigmoid(signs_BTH * at_least_float32(bit_logits_BTH)).clamp(min=1e-3)
 
 
 Kind = BinaryLatent  # what `latent.kind = "binary"` builds

@@ -35,14 +35,9 @@ class ObjectiveWeights(NamedTuple):
 class Distribution(ABC):
     """A distribution of Z for a batch of sequences."""
 
-    @property
-    @abstractmethod
-    def device(self) -> torch.device:
-        """Where its parameters are."""
-
     @abstractmethod
     def sample(self, noise: Tensor) -> Tensor:
-        """Z from uniform noise in [0, 1) of shape [B, *Latent.noise_shape(T)]."""
+        """Z from uniform noise in [0, 1) of shape [B, *Latent.noise_shape(T)], which may be on another device."""
 
     @abstractmethod
     def kl(self) -> Tensor:
@@ -92,10 +87,6 @@ class Latent(nn.Module, ABC):
     @abstractmethod
     def prior(self, stream: np.random.Generator, length: int) -> np.ndarray:
         """Z of one sequence of `length` positions, drawn from the prior."""
-
-    def priors(self, stream: np.random.Generator, length: int, count: int) -> list[np.ndarray]:
-        """`count` Zs of one sequence, drawn from the prior one after the other."""
-        return [self.prior(stream, length) for _ in range(count)]
 
     @abstractmethod
     def prior_log_prob(self, z: Tensor) -> Tensor:

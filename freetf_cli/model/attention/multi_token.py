@@ -65,7 +65,11 @@ def with_cached(cached_BMQX: Tensor, x_BMTX: Tensor) -> Tensor:
 
 
 class Operators(nn.Module):
-    """KQConv and HeadMix on one side of the softmax, each if it is configured; `form = "full"` joins them in one kernel."""
+    """KQConv and HeadMix on one side of the softmax, each if it is configured; `form = "full"` joins them in one kernel.
+
+    earlier: how many earlier rows a row is computed from. exact: the rows of x are not masked yet, and each row of the result hides
+    what it must not see itself.
+    """
 
     def __init__(self, config: ModelConfig, options: MultiTokenConfig, side: str, index: int) -> None:
         super().__init__()
@@ -73,28 +77,29 @@ class Operators(nn.Module):
         convolves = options.kq in (side, "both") and config.convolves(index)
         mixes = options.mix in (side, "both")
         full = options.form == "full" and convolves and mixes
-        self.earlier = options.c_q - 1 if convolves else 0  # earlier rows that a row is computed from
+        self.side, self.exact = side, options.mask == "exact" and side == "pre"
+        self.earlier = options.c_q - 1 if convolves else 0
         self.kernel = nn.Parameter(identity_kernel(config.heads, group if full else 1, options)) if convolves else None
         self.mix = identity_mix(config.heads, group) if mixes and not full else None
 
-    def forward(self, x_BMRS: Tensor, rows: Rows, missing: int, late: bool) -> Tensor:
-        """[B, M, T, S] from the rows of x and the `earlier` rows before them, the first `missing` of which are zeros and not given.
-
-        late: x is not masked yet, and each of the T rows hides what it must not see itself ("exact").
-        """
+    def forward(self, x_BMTS: Tensor, rows: Rows, cache: LayerCache | None) -> Tensor:
+        """[B, M, T, S] from scores or attention weights x, and the earlier rows that a RowCache holds; others are zeros."""
         if self.kernel is not None:
-            x_BMRS = self._convolve(x_BMRS, self.kernel, rows, missing, late)
-        return x_BMRS if self.mix is None else kernels.mix_heads(x_BMRS, self.mix, rows.square)
+            x_BMTS = self._convolve(x_BMTS, self.kernel, rows, cache)
+        return x_BMTS if self.mix is None else kernels.mix_heads(x_BMTS, self.mix, rows.square)
 
-    def _convolve(self, x_BMRS: Tensor, kernel_MCQW: Tensor, rows: Rows, missing: int, late: bool) -> Tensor:
-        if rows.document_ids_BS is None and not late:
+    def _convolve(self, x_BMRS: Tensor, kernel_MCQW: Tensor, rows: Rows, cache: LayerCache | None) -> Tensor:
+        missing = self.earlier
+        if isinstance(cache, RowCache):
+            x_BMRS, missing = with_cached(cache.rows[self.side][..., : x_BMRS.shape[3]], x_BMRS), 0
+        if rows.document_ids_BS is None and not self.exact:
             return kernels.convolve_weights(x_BMRS, kernel_MCQW, missing, causal=rows.square and missing == self.earlier)
         x_BMRS = F.pad(x_BMRS, (0, 0, missing, 0))
 
         def from_row(row: int) -> Tensor:
             """The share of kernel row `row`."""
             part_BMTS = x_BMRS[:, :, row : row + len(rows.positions_T)]
-            if late:
+            if self.exact:
                 part_BMTS = part_BMTS.masked_fill(rows.hidden, 0)
             if rows.document_ids_BS is not None:  # rows of another document do not contribute, whatever they scored there
                 other_B1T1 = _other_document(rows.document_ids_BS, rows.positions_T, self.earlier - row)
@@ -151,8 +156,7 @@ class MultiToken(MaterialisedAttention):
 
     def operator_inputs(self, documents: bool) -> int:
         """A convolution that is applied row by row, with `mask = "exact"` and between documents, keeps a copy for each row too."""
-        exact = self.options.mask == "exact"
-        by_row = [side.kernel for side, is_exact in ((self.pre, exact), (self.post, False)) if documents or is_exact]
+        by_row = [side.kernel for side in (self.pre, self.post) if documents or side.exact]
         return super().operator_inputs(documents) + sum(kernel.shape[2] for kernel in by_row if kernel is not None)
 
     def attend(self, q_BMTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, ctx: Context, cache: LayerCache | None) -> Tensor:
@@ -169,44 +173,31 @@ class MultiToken(MaterialisedAttention):
 
     def weights(self, scores_BMTS: Tensor, rows: Rows, cache: LayerCache | None) -> Tensor:
         """A' of the equations above; its rows need not sum to 1."""
-        exact = self.options.mask == "exact"
-        if self.pre.kernel is not None and not exact:
+        if self.pre.kernel is not None and not self.pre.exact:
             scores_BMTS = scores_BMTS.masked_fill(rows.hidden, 0)
-        scores_BMTS, missing = self._with_earlier("pre", scores_BMTS, cache)
-        mixed_BMTS = self.pre(scores_BMTS, rows, missing, late=exact)
+        mixed_BMTS = self.pre(scores_BMTS, rows, cache)
         weights_BMTS = torch.softmax(mixed_BMTS.masked_fill(rows.hidden, -torch.inf), dim=-1).to(mixed_BMTS.dtype)  # float32 under autocast
         if isinstance(cache, QueryCache):  # rows before the first position see no key: softmax made NaN of them
             weights_BMTS = weights_BMTS.masked_fill(rows.hidden, 0)
-        weights_BMTS, missing = self._with_earlier("post", weights_BMTS, cache)
-        weights_BMTS = self.post(weights_BMTS, rows, missing, late=False)
+        weights_BMTS = self.post(weights_BMTS, rows, cache)
         return weights_BMTS if self.post.kernel is None else weights_BMTS.masked_fill(rows.hidden, 0)
 
     def norm_heads(self, y_BMTE: Tensor) -> Tensor:
         return y_BMTE if self.norm is None else self.norm(y_BMTE)
-
-    def _with_earlier(self, side: str, x_BMTS: Tensor, cache: LayerCache | None) -> tuple[Tensor, int]:
-        """x with the earlier rows where they are cached, and how many earlier rows are missing."""
-        if isinstance(cache, RowCache):
-            return with_cached(cache.rows[side][..., : x_BMTS.shape[3]], x_BMTS), 0
-        return x_BMTS, self._earlier[side]
-
-    @property
-    def _earlier(self) -> dict[str, int]:
-        """The earlier rows that each side reads."""
-        return {"pre": self.pre.earlier, "post": self.post.earlier}
 
     def queries(self, q_BMTE: Tensor, cache: LayerCache) -> Tensor:
         return with_cached(cache.q, q_BMTE) if isinstance(cache, QueryCache) else q_BMTE
 
     def new_cache(self, sequences: int, length: int, dtype: torch.dtype) -> LayerCache:
         """A cache with what a convolution reads of earlier positions: their queries or their rows (`cache`)."""
-        cache, earlier = super().new_cache(sequences, length, dtype), self._earlier
-        if not any(earlier.values()):
+        cache, sides = super().new_cache(sequences, length, dtype), (self.pre, self.post)
+        earlier = sum(side.earlier for side in sides)
+        if not earlier:
             return cache
         if self.options.cache == "rows":
-            rows = {side: cache.k.new_zeros(sequences, self.heads, count, length) for side, count in earlier.items()}
+            rows = {side.side: cache.k.new_zeros(sequences, self.heads, side.earlier, length) for side in sides}
             return RowCache(cache.k, cache.v, rows)
-        return QueryCache(cache.k, cache.v, cache.k.new_zeros(sequences, self.heads, sum(earlier.values()), self.head_width))
+        return QueryCache(cache.k, cache.v, cache.k.new_zeros(sequences, self.heads, earlier, self.head_width))
 
 
 def wide_queries(q_BMTE: Tensor, mix_GCC: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ class Attention(nn.Module):
 
         A query [1, 1, D] is the same for all sequences and positions: it is projected once and rotated for each position.
         """
-        if ctx.cache is None and ctx.mask is None and self._is_short(kv_BTD):
+        if self._is_short(kv_BTD, ctx):
             return self.out(self._short(q_BTD, kv_BTD, ctx.rotary, ctx.causal))
         q_BMTE, k_BKSE, v_BKSE = (part.transpose(1, 2) for part in self._project(q_BTD, kv_BTD, ctx.rotary))
         q_BMTE = q_BMTE.expand(len(kv_BTD), -1, -1, -1)
@@ -84,26 +84,24 @@ class Attention(nn.Module):
         """Queries, keys and values by head, [B, T, heads, E]; queries and keys rotated."""
         m, k = self.heads, self.key_heads
         if not kernels.packs(self.q, self.k, self.v):
-            q_BTF, k_BTF, v_BTF = self.q(q_BTD), self.k(kv_BTD), self.v(kv_BTD)
-            return kernels.rotate(self._heads(q_BTF), rotary), kernels.rotate(self._heads(k_BTF), rotary), self._heads(v_BTF)
+            flat = self.q(q_BTD), self.k(kv_BTD), self.v(kv_BTD)
+            q_BTME, k_BTKE, v_BTKE = (part.unflatten(-1, (-1, self.head_width)) for part in flat)
+            return kernels.rotate(q_BTME, rotary), kernels.rotate(k_BTKE, rotary), v_BTKE
         if q_BTD is kv_BTD:
             return kernels.rotate_and_split(kernels.project_packed(kv_BTD, self.q, self.k, self.v), rotary, (m, k, k), rotated=2)
         query = kernels.rotate_and_split(self.q(q_BTD), rotary, (m,), rotated=1)
         return *query, *kernels.rotate_and_split(kernels.project_packed(kv_BTD, self.k, self.v), rotary, (k, k), rotated=1)
 
-    def _is_short(self, kv_BTD: Tensor) -> bool:
-        """Whether `kernels.short_attention` computes it: softmax attention, each query head with a key head of its own."""
-        simple = self.softmax and self.heads == self.key_heads and kernels.are_plain(self.q, self.k, self.v)
-        return simple and kernels.takes_short_attention(kv_BTD, self.head_width)
+    def _is_short(self, kv_BTD: Tensor, ctx: Context) -> bool:
+        """Whether `kernels.short_attention` computes it: softmax attention of whole rows, as many key heads as query heads."""
+        whole = ctx.cache is None and ctx.mask is None and self.softmax and self.heads == self.key_heads
+        return whole and kernels.are_plain(self.q, self.k, self.v) and kernels.takes_short_attention(kv_BTD, self.head_width)
 
     def _short(self, q_BTD: Tensor, kv_BTD: Tensor, rotary: Rotary, causal: bool) -> Tensor:
         if q_BTD is kv_BTD:
             return kernels.short_attention(kernels.project_packed(kv_BTD, self.q, self.k, self.v), None, rotary, self.heads, causal)
         q_BTF = self.q(q_BTD).expand(*kv_BTD.shape[:2], -1)
         return kernels.short_attention(kernels.project_packed(kv_BTD, self.k, self.v), q_BTF, rotary, self.heads, causal)
-
-    def _heads(self, x_BTF: Tensor) -> Tensor:
-        return x_BTF.view(*x_BTF.shape[:2], -1, self.head_width)
 
 
 def softmax_attention(q_BMTE: Tensor, k_BKSE: Tensor, v_BKSF: Tensor, ctx: Context) -> Tensor:
