@@ -126,6 +126,16 @@ class Context:
         own_B1T1 = self.document_ids_BS[:, None, positions_T.clamp(min=0), None]
         return seen_TS & (own_B1T1 == self.document_ids_BS[:, None, None])
 
+    @property
+    def hidden(self) -> Tensor:
+        """Which keys each query does not see: bool [T, S] or [B, 1, T, S]."""
+        return ~(self.visible(self.positions_T) if self.mask is None else self.mask)
+
+    @property
+    def is_square(self) -> bool:
+        """Whether query t stands at position t, there are as many keys, and no later key is visible."""
+        return self.causal and isinstance(self.start, int) and self.start == 0 and len(self.positions_T) == self.keys
+
     def non_causal(self) -> Context:
         """The context of an encoder: the same positions and documents, no cache, every key visible."""
         return replace(self, causal=False, cache=None).with_masks()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +17,14 @@ from freetf_cli.model import context
 from freetf_cli.model.attention.softmax import Attention
 from freetf_cli.model.latent import ObjectiveWeights
 from tests.model import attention_loops as loops
+
+
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    """Compile anew, and leave nothing compiled: torch.compile makes the shapes of a function that it has compiled before dynamic."""
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
 
 
 def documents(rows: int, length: int, share: float, seed: int = 0) -> Tensor:
@@ -61,6 +70,7 @@ def test_attention_within_documents_is_the_literal_formula(kv_heads: int, causal
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("kind", ["softmax", "differential"])
 def test_a_compiled_free_model_by_blocks_equals_the_dense_mask(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Loss and all gradients in float64, traced in one graph. FlexAttention refuses gradients on a CPU, but its operator has them."""
@@ -81,7 +91,6 @@ def test_a_compiled_free_model_by_blocks_equals_the_dense_mask(kind: str, monkey
 
     def outcome(by_blocks: bool) -> tuple[Tensor, dict[str, Tensor]]:
         monkeypatch.setattr(context, "_uses_flex", lambda *_: by_blocks)
-        torch.compiler.reset()
         model.zero_grad()
         run = torch.compile(model, fullgraph=True, dynamic=False, backend=count_flex) if by_blocks else model
         objective = run(tokens, noise=noise, targets_BT=targets, weights=weights).losses.objective

@@ -9,7 +9,7 @@ Shapes: B sequences, T positions, S cached and new positions, M query heads, K k
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -20,19 +20,6 @@ from freetf_cli.model.attention.softmax import Attention
 from freetf_cli.model.context import Context, LayerCache
 
 CHECKPOINT_FROM = 1 << 28  # attention weights of all blocks together, in numbers, from which "auto" recomputes them
-
-
-class Rows(NamedTuple):
-    """Rows of the attention weights, one a query.
-
-    positions_T: of the queries. hidden: True where a row must not see a key, [T, S] or [B, 1, T, S]. document_ids_BS: as in Context.
-    square: query t stands at position t, there are as many keys, and no later key is visible.
-    """
-
-    positions_T: Tensor
-    hidden: Tensor
-    document_ids_BS: Tensor | None
-    square: bool
 
 
 class MaterialisedAttention(Attention):
@@ -49,10 +36,12 @@ class MaterialisedAttention(Attention):
         length = q_BMTE.shape[2]
         if cache is not None:
             q_BMTE = self.queries(q_BMTE, cache)
-        rows = self._rows(q_BMTE.shape[2] - length, k_BKSE.shape[2], ctx)
+        if earlier := q_BMTE.shape[2] - length:
+            before = ctx.positions_T[:1] - torch.arange(earlier, 0, -1, device=q_BMTE.device)
+            ctx = replace(ctx, positions_T=torch.cat((before, ctx.positions_T)), mask=None)
 
         def read(q_BMTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor) -> Tensor:
-            weights_BMTS = self.weights(grouped_matmul(q_BMTE * self.head_width**-0.5, k_BKSE.mT), rows, cache)
+            weights_BMTS = self.weights(grouped_matmul(q_BMTE * self.head_width**-0.5, k_BKSE.mT), ctx, cache)
             return grouped_matmul(weights_BMTS[:, :, -length:], v_BKSE)
 
         numbers = self.blocks * q_BMTE.shape[:3].numel() * k_BKSE.shape[2]
@@ -62,20 +51,12 @@ class MaterialisedAttention(Attention):
             y_BMTE = read(q_BMTE, k_BKSE, v_BKSE)
         return self.norm_heads(y_BMTE)
 
-    def _rows(self, earlier: int, keys: int, ctx: Context) -> Rows:
-        """The rows of these queries and of `earlier` cached ones before them."""
-        positions_T, starts = ctx.positions_T, isinstance(ctx.start, int) and ctx.start == 0
-        if earlier:
-            positions_T = torch.cat((positions_T[:1] - torch.arange(earlier, 0, -1, device=positions_T.device), positions_T))
-        visible = ctx.mask if ctx.mask is not None and not earlier else ctx.visible(positions_T)
-        return Rows(positions_T, ~visible, ctx.document_ids_BS, ctx.causal and starts and len(positions_T) == keys)
-
     def queries(self, q_BMTE: Tensor, cache: LayerCache) -> Tensor:
         """The queries whose rows are computed: the new ones, after those earlier ones whose rows `weights` combines with theirs."""
         return q_BMTE
 
-    def weights(self, scores_BMTS: Tensor, rows: Rows, cache: LayerCache | None) -> Tensor:
-        """The weights of the values, [B, M, T, S]."""
+    def weights(self, scores_BMTS: Tensor, ctx: Context, cache: LayerCache | None) -> Tensor:
+        """The weights of the values, [B, M, T, S]. ctx: its positions are those of the queries, earlier ones included."""
         raise NotImplementedError
 
     def norm_heads(self, y_BMTE: Tensor) -> Tensor:

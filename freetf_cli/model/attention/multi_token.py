@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from freetf_cli import kernels
 from freetf_cli.config.recipe import ModelConfig, MultiTokenConfig
 from freetf_cli.model.attention.head_norm import HeadNorm
-from freetf_cli.model.attention.materialised import MaterialisedAttention, Rows, identity_mix
+from freetf_cli.model.attention.materialised import MaterialisedAttention, identity_mix
 from freetf_cli.model.attention.softmax import Attention
 from freetf_cli.model.context import Context, LayerCache
 
@@ -82,27 +82,27 @@ class Operators(nn.Module):
         self.kernel = nn.Parameter(identity_kernel(config.heads, group if full else 1, options)) if convolves else None
         self.mix = identity_mix(config.heads, group) if mixes and not full else None
 
-    def forward(self, x_BMTS: Tensor, rows: Rows, cache: LayerCache | None) -> Tensor:
+    def forward(self, x_BMTS: Tensor, ctx: Context, cache: LayerCache | None) -> Tensor:
         """[B, M, T, S] from scores or attention weights x, and the earlier rows that a RowCache holds; others are zeros."""
         if self.kernel is not None:
-            x_BMTS = self._convolve(x_BMTS, self.kernel, rows, cache)
-        return x_BMTS if self.mix is None else kernels.mix_heads(x_BMTS, self.mix, rows.square)
+            x_BMTS = self._convolve(x_BMTS, self.kernel, ctx, cache)
+        return x_BMTS if self.mix is None else kernels.mix_heads(x_BMTS, self.mix, ctx.is_square)
 
-    def _convolve(self, x_BMRS: Tensor, kernel_MCQW: Tensor, rows: Rows, cache: LayerCache | None) -> Tensor:
+    def _convolve(self, x_BMRS: Tensor, kernel_MCQW: Tensor, ctx: Context, cache: LayerCache | None) -> Tensor:
         missing = self.earlier
         if isinstance(cache, RowCache):
             x_BMRS, missing = with_cached(cache.rows[self.side][..., : x_BMRS.shape[3]], x_BMRS), 0
-        if rows.document_ids_BS is None and not self.exact:
-            return kernels.convolve_weights(x_BMRS, kernel_MCQW, missing, causal=rows.square and missing == self.earlier)
-        x_BMRS = F.pad(x_BMRS, (0, 0, missing, 0))
+        if ctx.document_ids_BS is None and not self.exact:
+            return kernels.convolve_weights(x_BMRS, kernel_MCQW, missing, causal=ctx.is_square and missing == self.earlier)
+        x_BMRS, hidden = F.pad(x_BMRS, (0, 0, missing, 0)), ctx.hidden
 
         def from_row(row: int) -> Tensor:
             """The share of kernel row `row`."""
-            part_BMTS = x_BMRS[:, :, row : row + len(rows.positions_T)]
+            part_BMTS = x_BMRS[:, :, row : row + len(ctx.positions_T)]
             if self.exact:
-                part_BMTS = part_BMTS.masked_fill(rows.hidden, 0)
-            if rows.document_ids_BS is not None:  # rows of another document do not contribute, whatever they scored there
-                other_B1T1 = _other_document(rows.document_ids_BS, rows.positions_T, self.earlier - row)
+                part_BMTS = part_BMTS.masked_fill(hidden, 0)
+            if ctx.document_ids_BS is not None:  # rows of another document do not contribute, whatever they scored there
+                other_B1T1 = _other_document(ctx.document_ids_BS, ctx.positions_T, self.earlier - row)
                 part_BMTS = part_BMTS.masked_fill(other_B1T1, 0)
             return kernels.convolve_weights(part_BMTS, kernel_MCQW[:, :, row : row + 1], missing=0, causal=False)
 
@@ -171,16 +171,17 @@ class MultiToken(MaterialisedAttention):
         q_BMTF = wide_queries(q_BMTE, self.pre.mix * self.fused_heads**0.5)  # SDPA divides by √(C · E) instead of √E
         return self.norm_heads(gathered(Attention.attend(self, q_BMTF, k_BMSF, v_BMSF, ctx, cache), self.post.mix))
 
-    def weights(self, scores_BMTS: Tensor, rows: Rows, cache: LayerCache | None) -> Tensor:
+    def weights(self, scores_BMTS: Tensor, ctx: Context, cache: LayerCache | None) -> Tensor:
         """A' of the equations above; its rows need not sum to 1."""
+        hidden = ctx.hidden
         if self.pre.kernel is not None and not self.pre.exact:
-            scores_BMTS = scores_BMTS.masked_fill(rows.hidden, 0)
-        mixed_BMTS = self.pre(scores_BMTS, rows, cache)
-        weights_BMTS = torch.softmax(mixed_BMTS.masked_fill(rows.hidden, -torch.inf), dim=-1).to(mixed_BMTS.dtype)  # float32 under autocast
+            scores_BMTS = scores_BMTS.masked_fill(hidden, 0)
+        mixed_BMTS = self.pre(scores_BMTS, ctx, cache)
+        weights_BMTS = torch.softmax(mixed_BMTS.masked_fill(hidden, -torch.inf), dim=-1).to(mixed_BMTS.dtype)  # float32 under autocast
         if isinstance(cache, QueryCache):  # rows before the first position see no key: softmax made NaN of them
-            weights_BMTS = weights_BMTS.masked_fill(rows.hidden, 0)
-        weights_BMTS = self.post(weights_BMTS, rows, cache)
-        return weights_BMTS if self.post.kernel is None else weights_BMTS.masked_fill(rows.hidden, 0)
+            weights_BMTS = weights_BMTS.masked_fill(hidden, 0)
+        weights_BMTS = self.post(weights_BMTS, ctx, cache)
+        return weights_BMTS if self.post.kernel is None else weights_BMTS.masked_fill(hidden, 0)
 
     def norm_heads(self, y_BMTE: Tensor) -> Tensor:
         return y_BMTE if self.norm is None else self.norm(y_BMTE)
