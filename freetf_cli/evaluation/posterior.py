@@ -61,7 +61,7 @@ def draw(latent: Latent, posterior: Distribution, streams: Sequence[np.random.Ge
     shape = latent.noise_shape(length)
     noise = np.stack([stream.random((count, *shape), dtype=np.float32) for stream in streams])
     rows = posterior.rows(torch.arange(len(streams)).repeat_interleave(count)) if count > 1 else posterior
-    return rows.sample(torch.from_numpy(noise.reshape(-1, *shape)))
+    return rows.sample(torch.from_numpy(noise.reshape(-1, *shape)).to(next(latent.parameters()).device))
 
 
 def prior_draws(model: Decoder, rows: range, length: int, seed: int, count: int = 1) -> Tensor:

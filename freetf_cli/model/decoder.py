@@ -39,8 +39,8 @@ EMBEDDING_STD = 0.02
 
 @dataclass(frozen=True)
 class Output:
-    """What a forward returns: logits [B, T, V], with Q(Z | S) and Z if there are any; or, with targets, the terms of the loss alone,
-    so that a compiled training step has no other outputs to compute gradients for."""
+    """The result of a forward: logits [B, T, V], and Q(Z | S) and Z if there are any. Given targets, the terms of the loss alone, so that
+    a compiled training step computes no gradients of other outputs."""
 
     logits: Tensor | None = None
     losses: LossTerms | None = None

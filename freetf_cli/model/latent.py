@@ -1,7 +1,7 @@
 """The interface between the decoder and its latent Z. The kinds of latent are in the package `freetf_cli.latent`, one file each.
 
-Z is a tensor whose first dimension is the sequence; what else it holds is the kind's own business: codes [B, T] (int64) for the
-paper's binary latent, vectors for a Gaussian one.
+Z is a tensor whose first dimension is the sequence. The kind decides the rest: codes [B, T] (int64) for the paper's binary latent,
+vectors [B, T, K] for a Gaussian one.
 
 Shapes: B sequences, T positions, D width. Everything is in nats.
 """
@@ -37,7 +37,7 @@ class Distribution(ABC):
 
     @abstractmethod
     def sample(self, noise: Tensor) -> Tensor:
-        """Z from uniform noise in [0, 1) of shape [B, *Latent.noise_shape(T)], which may be on another device."""
+        """Z from uniform noise in [0, 1) of shape [B, *Latent.noise_shape(T)]."""
 
     @abstractmethod
     def kl(self) -> Tensor:

@@ -1,8 +1,8 @@
 """Attention with materialised weights: the base of the kinds that mix scores or weights across heads or positions.
 
-The weights of a block are B · M · T · S numbers. Memory moves them more slowly than the matrix products arrive, so what counts is how
-often they are written and read: without a mix the scores are written once, masked and normalised in one compiled pass, and read by
-the product with the values. A mix of heads is one batched product, one more read and one more write.
+A block has B · M · T · S weights. Moving them takes longer than computing them, so the cost is how often they are read and written:
+without a mix the scores are written once, masked and normalised in one compiled pass, and read by the product with the values. A mix
+of heads reads and writes them once more.
 
 Shapes: B sequences, T positions, S cached and new positions, M query heads, K key/value heads, E head width, C heads in a group.
 """
@@ -29,7 +29,7 @@ class MaterialisedAttention(Attention):
 
     def __init__(self, config: ModelConfig, index: int | None) -> None:
         super().__init__(config, index)
-        self.blocks, self.checkpointing = config.layers, "auto"  # blocks that materialise weights: all of them until the model counts them
+        self.blocks, self.checkpointing = config.layers, "auto"  # `set_attention_checkpointing` counts the blocks that materialise weights
 
     def attend(self, q_BMTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, ctx: Context, cache: LayerCache | None) -> Tensor:
         """What each head returns, [B, M, T, E]."""
