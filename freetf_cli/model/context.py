@@ -5,7 +5,6 @@ Shapes: B sequences, T positions, S cached and new positions, K key/value heads,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -42,25 +41,21 @@ class LayerCache:
         return self.k[:, :, :end], self.v[:, :, :end]
 
 
+@dataclass(eq=False)
 class Cache:
     """Keys and values of every block, for generation.
 
-    length: positions filled so far. `make_static` turns it into a tensor on the device, so that a step can be captured as a CUDA graph.
     padding_B: left padding of each sequence where prompts of several lengths share a batch; None without padding.
     document_ids_BS: document of each position; None where the model does not mask documents and no sequence is padded.
+    length: positions filled so far. `make_static` turns it into a tensor on the device, so that a step can be captured as a CUDA graph.
     rotary: tables of all positions, of a static cache only.
     """
 
-    def __init__(self, layers: Sequence[LayerCache], padding_B: Tensor | None = None, document_ids_BS: Tensor | None = None) -> None:
-        self.layers = list(layers)
-        self.length: int | Tensor = 0
-        self.padding_B = padding_B
-        self.document_ids_BS = document_ids_BS
-        self.rotary: Rotary | None = None
-
-    def advance(self, count: int) -> None:
-        """Count `count` more positions as filled, in place for a static cache."""
-        self.length += count
+    layers: list[LayerCache]
+    padding_B: Tensor | None = None
+    document_ids_BS: Tensor | None = None
+    length: int | Tensor = 0
+    rotary: Rotary | None = None
 
     def make_static(self, head_width: int, rope_theta: float) -> None:
         """Keep the length as a tensor [] int64 on the device; from now on a step reads one position."""

@@ -90,7 +90,7 @@ class Decoder(nn.Module):
             z = posterior.sample(noise)
         hidden_BTD = self.upper(x_BTD, z, ctx, posterior)
         if cache is not None:
-            cache.advance(tokens_BT.shape[1])
+            cache.length += tokens_BT.shape[1]  # in place where it is a tensor
         if targets_BT is not None:
             return Output(losses=self.losses(hidden_BTD, targets_BT, posterior, weights))
         return Output(logits=self.logits(hidden_BTD[:, -1:] if last_only else hidden_BTD), posterior=posterior, z=z)
