@@ -86,7 +86,7 @@ def findings() -> list[Finding]:
     python = Finding("python", platform.python_version(), sys.version_info >= (3, 11), "make setup PYTHON=python3.12")
     count = len(shipped_recipes())
     recipes = Finding("recipes", f"{count} shipped", count > 0, "pip install --force-reinstall freetf")
-    found = [python, *_torch(), _package("tokenizers"), _package("safetensors"), *_terminal(), recipes]
+    found = [python, *_torch(), _package("tokenizers"), _package("safetensors"), _probes(), *_terminal(), recipes]
     return [replace(finding, fix="") if finding.ok else finding for finding in found]
 
 
@@ -161,6 +161,13 @@ def _package(name: str) -> Finding:
         return Finding(name, importlib.import_module(name).__version__, True)
     except ImportError as error:
         return Finding(name, f"cannot be imported: {error}", False, f"pip install {name}")
+
+
+def _probes() -> Finding:
+    """The libraries of the extra `probe`; looked up, not imported, which would take a second."""
+    missing = [name for name, module in (("scikit-learn", "sklearn"), ("scipy", "scipy")) if importlib.util.find_spec(module) is None]
+    what = f"{' and '.join(missing)} missing: probe-latent does not run" if missing else "scikit-learn and scipy are installed"
+    return Finding("probe libraries", what, not missing, f"pip install {' '.join(missing)}")
 
 
 def _terminal() -> list[Finding]:

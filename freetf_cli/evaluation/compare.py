@@ -168,7 +168,7 @@ def _sample_spec(source: DataSource, settings: Settings) -> SampleSpec:
 
 def _prompt(source: DataSource, settings: Settings) -> str:
     """The user's prompt, or the task's. InputError, before the long part, if the models cannot continue it."""
-    prompt = source.prompts(1, settings.seed)[0] if settings.prompt is None else settings.prompt
+    prompt = source.prompt(settings.seed, 0) if settings.prompt is None else settings.prompt
     if settings.count:
         check_prompts(source.tokenizer, [prompt], _sample_spec(source, replace(settings, prompt=prompt)))
     return prompt

@@ -27,17 +27,18 @@ class Verbosity(IntEnum):
     VERBOSE = 2
 
 
-_verbosity = Verbosity.NORMAL
+_verbosity, _progress = Verbosity.NORMAL, True
 
 
-def set_verbosity(quiet: bool, verbose: bool) -> None:
-    """Set how much is said, from --quiet and -v; quiet wins."""
-    global _verbosity
+def set_verbosity(quiet: bool, verbose: bool, progress: bool = True) -> None:
+    """Set how much is said, from --quiet and -v; quiet wins. progress: False hides only the display of progress."""
+    global _verbosity, _progress
     _verbosity = Verbosity.QUIET if quiet else Verbosity.VERBOSE if verbose else Verbosity.NORMAL
+    _progress = progress
 
 
-def verbosity() -> Verbosity:
-    return _verbosity
+def shows_progress() -> bool:
+    return _progress and _verbosity > Verbosity.QUIET
 
 
 def out() -> Console:

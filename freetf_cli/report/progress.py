@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from freetf_cli.report.blocks import Piece, Status
-from freetf_cli.report.console import Verbosity, err, verbosity, visible
+from freetf_cli.report.console import err, shows_progress, visible
 from freetf_cli.report.units import count, duration, number
 
 REFRESH = 0.1  # seconds between redraws: drawing must not slow the work down
@@ -25,10 +25,10 @@ PLAIN_LINES = 18  # lines about an unwatched run, beside its first, its last and
 
 
 @contextmanager
-def counter(description: str, total: int | None = None, quiet: bool = False) -> Iterator[Callable[..., None]]:
+def counter(description: str, total: int | None = None) -> Iterator[Callable[..., None]]:
     """Counts things that are done: `with counter("documents") as advance: … advance()`. Cheap enough to call for each item."""
     console = err()
-    if quiet or verbosity() is Verbosity.QUIET or not console.is_interactive:
+    if not (shows_progress() and console.is_interactive):
         yield lambda n=1: None
         return
     bar = _bar(console, has_total=total is not None)
@@ -82,7 +82,7 @@ class TrainingProgress:
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self.quiet = quiet or verbosity() is Verbosity.QUIET
+        self.quiet = quiet or not shows_progress()
         self._console = err()
         self._live: Live | None = None
         self._now: Status | None = None

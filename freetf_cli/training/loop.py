@@ -201,9 +201,9 @@ class Loop:
         if not self.recipe.eval.samples or not self.world.is_main:
             return
         seed = self.config.seed
-        prompt = self.source.prompts(1, seed)[0]
+        prompt = self.source.prompt(seed, 0)
         limit = max(SAMPLE_TOKENS, len(prompt_tokens(self.source.tokenizer, prompt)) + 1)
-        spec = SampleSpec(total=min(self.source.row_tokens, limit), count=self.recipe.eval.samples, prompt_z="prior", seed=seed)
+        spec = SampleSpec(total=min(self.source.context + 1, limit), count=self.recipe.eval.samples, prompt_z="prior", seed=seed)
         self.model.eval()
         self.folder.save_samples(self.step, figure4_samples(self.model, self.source.tokenizer, prompt, spec, groups=2))
         self.model.train()

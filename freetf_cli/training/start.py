@@ -37,7 +37,7 @@ def resolve(recipe: Recipe) -> tuple[Recipe, DataSource]:
         source.rows.size(split)  # InputError if the data lacks it: now, not after hours of training
     separator = recipe.model.separator
     if separator is None and recipe.model.masks_documents and isinstance(source.rows, PackedRows):
-        separator = source.separator
+        separator = source.tokenizer.separator
         if separator is None:
             raise InputError("packed documents cannot be masked: the data has no separator", hint="model.document_mask = false")
     known = {"vocab": recipe.model.vocab or vocabulary, "context": source.context, "separator": separator}

@@ -32,7 +32,7 @@ def folder(path: Path, separator: bool) -> dict[str, Any]:
     tokenizer = characters("ab", separator=separator)
     with DatasetWriter(path, tokenizer, Origin(kind="text", seed=0)) as writer:
         for text in ("abab", "abaa", "bbab", "aabb"):
-            writer.add("train", tokenizer.encode_array(text), {}, size=len(text))
+            writer.add("train", text, {})
     return {"dir": str(path)}
 
 
