@@ -32,7 +32,7 @@ from torch import Tensor
 from freetf_cli import kernels
 from freetf_cli.kernels.attention import reference_short_attention
 from freetf_cli.kernels.convolution import reference_convolution
-from freetf_cli.kernels.embedding import embed
+from freetf_cli.kernels.embedding import embed_one_hot
 from freetf_cli.kernels.head_mix import reference_mix
 from freetf_cli.kernels.rotary import reference_tables, rotate
 from freetf_cli.model.context import document_block_mask
@@ -311,7 +311,7 @@ def other_cases(smoke: bool) -> Iterator[Case]:
     yield Case(f"mix of 16 heads, {length}²", [[x, mix]], 2, ways, mixed)
     tokens = torch.randint(29, (8, 5) if smoke else (256, 65), device=DEVICE)
     table = drawn(29, 256, dtype=torch.float32)
-    ways = {"ours": lambda: embed, "F.embedding": lambda: lambda w, t: F.embedding(t, w)}
+    ways = {"ours": lambda: embed_one_hot, "F.embedding": lambda: lambda w, t: F.embedding(t, w)}
     yield Case(f"embedding of {tokens.numel():,} tokens, 29 × 256", [[table, tokens]], 1, ways, lambda w, t: F.embedding(t, w))
 
 
