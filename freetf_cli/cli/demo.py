@@ -92,7 +92,6 @@ def _make_data(folder: Path, *, shown: bool) -> None:
 def _train(recipe: str, data: Path, run: Path, device: str, seed: int, *, smoke: bool, shown: bool) -> TrainResult:
     from freetf_cli.cli.train import run_training
     from freetf_cli.config.files import load_recipe
-    from freetf_cli.records.run import trained
     from freetf_cli.report import terminal
     from freetf_cli.training.signals import stop_on_signals
 
@@ -100,7 +99,7 @@ def _train(recipe: str, data: Path, run: Path, device: str, seed: int, *, smoke:
     with stop_on_signals() as stop:
         result = run_training(loaded, run, device, stop, resume="auto")
     if shown:
-        terminal.show_blocks([trained(result)])
+        terminal.show_blocks(result.report().blocks)
     return result
 
 

@@ -25,7 +25,7 @@ from freetf_cli.errors import InputError
 
 if TYPE_CHECKING:
     from freetf_cli.evaluation.probe.measure import ProbeSpec
-    from freetf_cli.records.probing import ProbeResult
+    from freetf_cli.records.probe import ProbeResult
     from freetf_cli.runs.checkpoint import Checkpoint
 
 
@@ -61,7 +61,7 @@ def probe_latent(
     $ freetf probe-latent runs/kappa-* --sweep --report sweep.html --figure figure4.svg
     """
     from freetf_cli.evaluation.probe.measure import ProbeSpec
-    from freetf_cli.records.probing import Sweep, panels_note, sweep_panels
+    from freetf_cli.records.probe_sweep import Sweep, panels_note, sweep_panels
     from freetf_cli.report import boxes
 
     if figure is not None and report is not None and figure.absolute() == report.absolute():

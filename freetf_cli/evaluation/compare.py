@@ -27,8 +27,7 @@ from freetf_cli.evaluation.statistics import bootstrap, check_enough
 from freetf_cli.evaluation.weights import compare_weights
 from freetf_cli.generation.sampling import SampleSpec, check_prompts, generate, prompt_tokens
 from freetf_cli.records import LN2
-from freetf_cli.records.compare import LatentUse, SamplePair, Side
-from freetf_cli.records.comparison import Comparison
+from freetf_cli.records.compare import Comparison, LatentUse, SamplePair, Side
 from freetf_cli.records.recipes import Setting
 from freetf_cli.runs.checkpoint import MANIFEST, Checkpoint
 from freetf_cli.runs.folder import RunFolder

@@ -65,13 +65,14 @@ def posterior_draws(model: Decoder, posterior: Distribution, rows: range, length
     shape = latent_of(model).noise_shape(length)
     noise = np.concatenate([keyed(seed, "posterior", row).random((count, *shape), dtype=np.float32) for row in rows])
     repeated = posterior.rows(torch.arange(len(rows)).repeat_interleave(count))
-    return repeated.sample(torch.from_numpy(noise).to(posterior.device))
+    return repeated.sample(torch.from_numpy(noise).to(model.embedding.weight.device))
 
 
 def prior_draws(model: Decoder, rows: range, length: int, seed: int, count: int = 1) -> Tensor:
     """`count` Zs from the prior for each held-out row, each row from its own stream: [rows · count, …], row by row."""
     latent = latent_of(model)
-    drawn = [z for row in rows for z in latent.priors(keyed(seed, "prior", row), length, count)]
+    streams = [keyed(seed, "prior", row) for row in rows]
+    drawn = [latent.prior(stream, length) for stream in streams for _ in range(count)]
     return torch.from_numpy(np.stack(drawn)).to(model.embedding.weight.device)
 
 

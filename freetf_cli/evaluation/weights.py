@@ -17,7 +17,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from freetf_cli.evaluation import Advance
-from freetf_cli.records.compare import Change, GroupChange, TensorChange, TensorShape, WeightChanges
+from freetf_cli.records.weights import Change, GroupChange, TensorChange, TensorShape, WeightChanges
 from freetf_cli.runs.checkpoint import readable
 
 PIECE = 1 << 20  # elements of a tensor per piece; three pieces are in memory together

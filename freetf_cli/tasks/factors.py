@@ -27,7 +27,7 @@ class Factor:
     """A discrete property of a row.
 
     values: what it can be; a value's place here is its number. sites: for more than one, the factor is a set of marked places and
-    each place is unmarked or marked. given: the prompt fixes it, so Z need not encode it.
+    each place is unmarked or marked. given: the prompt fixes it, so Z need not encode it, and Figure 4 does not show it.
     """
 
     name: str

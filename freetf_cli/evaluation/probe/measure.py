@@ -17,7 +17,7 @@ from freetf_cli.evaluation.probe.verdict import verdict
 from freetf_cli.evaluation.statistics import check_enough
 from freetf_cli.generation.sampling import SampleSpec, prompt_tokens
 from freetf_cli.model.decoder import Decoder
-from freetf_cli.records.probing import ProbeResult
+from freetf_cli.records.probe import ProbeResult
 from freetf_cli.runs.checkpoint import Checkpoint
 
 LONGEST = 256  # tokens of a generated sequence at most
