@@ -27,7 +27,7 @@ from torch.profiler import ProfilerActivity, profile
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
 WARM_UP = 3  # untimed calls, in which the model is compiled, CUDA graphs are captured and cuDNN picks its algorithms
-OLD_KEYS = {"train.grad_accum_steps": "train.accumulate"}  # of recipes, in version 0.1.0
+OLD_SETTINGS = {"train.grad_accum_steps=": "train.accumulate=", "model.document_mask=true": "model.documents=apart"}  # in version 0.1.0
 KINDS = {  # kinds of CUDA kernels, by a pattern of their names; the first that fits
     "attention": r"cudnn|flash|sdpa|fmha|attention|^_forward$|^_backward$",
     "convolution of attention weights": r"^_convolve|^_kernel_gradient",
@@ -121,10 +121,9 @@ def api(*places: str) -> Any:
 def recipe_of(setting: dict[str, Any]) -> Any:
     load = api("config.files:load_recipe", "recipe_file:load_recipe")
     is_old = load.__module__ == "freetf_cli.recipe_file"
-    overrides = []
-    for text in setting["overrides"]:
-        key, value = text.split("=", 1)
-        overrides.append(f"{OLD_KEYS.get(key, key) if is_old else key}={value}")
+    overrides = list(setting["overrides"])
+    for today, old in OLD_SETTINGS.items() if is_old else ():
+        overrides = [text.replace(today, old) for text in overrides]
     return load(setting["recipe"], smoke=setting["smoke"], overrides=overrides)
 
 

@@ -435,8 +435,11 @@ def test_training_with_masked_documents_by_blocks(kind: str, monkeypatch: pytest
             ce.append(float(update.sums[0]))
         return ce, torch.cat([p.detach().flatten() for p in model.parameters()]) - before
 
+    def refused(*_: object, **__: object) -> None:
+        raise AssertionError("the dense mask is used")
+
     with monkeypatch.context() as patch:
-        patch.setattr(F, "scaled_dot_product_attention", None)  # fail where the dense mask is used
+        patch.setattr(F, "scaled_dot_product_attention", refused)
         ce, moved = outcome("bf16", "on")
     with monkeypatch.context() as patch:
         patch.setattr("freetf_cli.model.context._uses_flex", lambda *_: False)

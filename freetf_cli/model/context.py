@@ -188,27 +188,29 @@ def document_block_mask(document_ids_BT: Tensor, causal: bool) -> BlockMask:
     first_BN, last_BN = padded[:, ::BLOCK], padded[:, BLOCK - 1 :: BLOCK]
     visible_BNN = (first_BN[:, :, None] <= last_BN[:, None]) & (first_BN[:, None] <= last_BN[:, :, None])
     full_BNN = (first_BN[:, :, None] == last_BN[:, None]) & (first_BN[:, None] == last_BN[:, :, None])
-    if causal:
-        visible_BNN, full_BNN = visible_BNN.tril(), full_BNN.tril(-1)  # on the diagonal, part of a block is later
+    of_queries = of_keys = visible_BNN, full_BNN  # both are symmetric
+    if causal:  # on the diagonal, part of a block is later
+        of_queries, of_keys = (visible_BNN.tril(), full_BNN.tril(-1)), (visible_BNN.triu(), full_BNN.triu(1))
 
     def sees(b: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         same_document = document_ids_BT[b, query] == document_ids_BT[b, key]
         return same_document & (query >= key) if causal else same_document
 
-    partial_BNN = visible_BNN & ~full_BNN
-    of_queries = *_listed(partial_BNN), *_listed(full_BNN)
-    of_keys = *_listed(partial_BNN.mT), *_listed(full_BNN.mT)
-    return BlockMask((length, length), *of_queries, *of_keys, (BLOCK, BLOCK), sees)
+    lists = [part for visible, full in (of_queries, of_keys) for chosen in (visible & ~full, full) for part in _listed(chosen)]
+    return BlockMask((length, length), *lists, (BLOCK, BLOCK), sees)
 
 
-def _listed(blocks_BNN: Tensor) -> tuple[Tensor, Tensor]:
+def _listed(chosen_BNN: Tensor) -> tuple[Tensor, Tensor]:
     """For each row, how many blocks are chosen [B, 1, N], and the indices of all blocks, chosen ones first [B, 1, N, N].
 
-    The kernels read the indices as contiguous memory, whatever their strides.
+    FlexAttention's kernels read the indices as contiguous memory, whatever their strides. The compiler may lay out a sorted or
+    transposed tensor otherwise, but not one that is written by `scatter_`.
     """
-    order_BNN = torch.argsort(blocks_BNN.to(torch.int8), dim=-1, descending=True, stable=True)
-    indices_BNN = order_BNN.to(torch.int32, memory_format=torch.contiguous_format)
-    return blocks_BNN.sum(-1, dtype=torch.int32)[:, None], indices_BNN[:, None]
+    count_BN1 = chosen_BNN.sum(-1, keepdim=True)
+    place_BNN = torch.where(chosen_BNN, chosen_BNN.cumsum(-1), count_BN1 + (~chosen_BNN).cumsum(-1)) - 1
+    indices_BNN = torch.zeros_like(place_BNN, dtype=torch.int32, memory_format=torch.contiguous_format)
+    numbers_BNN = torch.arange(place_BNN.shape[-1], dtype=torch.int32, device=place_BNN.device).expand_as(place_BNN)
+    return count_BN1[:, None, :, 0].to(torch.int32), indices_BNN.scatter_(-1, place_BNN, numbers_BNN)[:, None]
 
 
 def _without_padding(positions_T: Tensor, padding_B: Tensor) -> Tensor:
