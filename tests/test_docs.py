@@ -42,7 +42,7 @@ PROGRAMS = ("freetf", "python", "make", "jq")
 NAMES = [str(path.relative_to(ROOT)) for path in PAGES]
 SHORTER = {  # options that the test adds to a command
     "freetf train": "--set train.batch=8 --set eval.sequences=16 --set eval.samples=1",
-    "freetf probe-latent": "--sequences 64 --count 2",
+    "freetf probe-latent": "--sequences 88 --count 2",
     "freetf bench mapper": "--steps 1 --repeats 1",
 }
 RUN_PYTHON = "import runpy, sys; [runpy.run_path(path, run_name='__main__') for path in sys.argv[1:]]"

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-QUICK = ("--sequences", 64, "--groups", 24, "--count", 4, "--device", "cpu")
+QUICK = ("--sequences", 88, "--groups", 24, "--count", 4, "--device", "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_a_figure_where_nothing_can_be_written(run_cli: Callable, free_run: Path
 
 
 def test_labelled_text_is_read_by_its_words(run_cli: Callable, labelled: Path) -> None:
-    done = run_cli("probe-latent", labelled, *QUICK, "--json")
+    done = run_cli("probe-latent", labelled, *QUICK, "--sequences", 120, "--json")
     assert done.code == 0, done.stderr
     found = json.loads(done.stdout)
     assert [one["factor"] for one in found["intervention"]["factors"]] == ["label"]
