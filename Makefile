@@ -72,7 +72,7 @@ format: setup ## format the sources
 	@$(BIN)/ruff format .
 
 docs: setup ## regenerate docs/cli.md and the tables of docs/recipes.md
-	@$(BIN)/python -m freetf_cli.cli.reference
+	@$(BIN)/python scripts/reference.py
 
 wheel: setup ## build dist/*.whl and the source archive
 	@$(BIN)/python -m build --no-isolation

@@ -11,6 +11,7 @@ import os
 import platform
 import shutil
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,7 +58,7 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
 
 
 def set_threads(count: int) -> None:
-    """Limit torch to this many CPU threads; 0 keeps its default."""
+    """Let torch use this many CPU threads; 0 keeps its default."""
     import torch
 
     if count:
@@ -86,19 +87,17 @@ def findings() -> list[Finding]:
     python = Finding("python", platform.python_version(), sys.version_info >= (3, 11), "make setup PYTHON=python3.12")
     count = len(shipped_recipes())
     recipes = Finding("recipes", f"{count} shipped", count > 0, "pip install --force-reinstall freetf")
-    found = [python, *_torch(), _package("tokenizers"), _package("safetensors"), *_terminal(), recipes]
+    found = [python, *_torch(), _package("tokenizers"), _package("safetensors"), _probes(), *_terminal(), recipes]
     return [replace(finding, fix="") if finding.ok else finding for finding in found]
 
 
 def _torch() -> list[Finding]:
-    try:
-        import torch
-    except ImportError as error:
-        return [Finding("torch", f"cannot be imported: {error}", False, "make setup")]
-    release = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
-    tested = TORCH_TESTED[0] <= release <= TORCH_TESTED[1]
-    version = Finding("torch", str(torch.__version__), tested, "pip install 'torch>=2.11,<2.14'")
-    return [version, _devices(), _bf16(), _compiler(), _attention()]
+    found = _package("torch")
+    if not found.ok:
+        return [replace(found, fix="make setup")]
+    oldest, newest = TORCH_TESTED
+    tested = oldest <= tuple(int(part) for part in found.value.split(".")[:2]) <= newest
+    return [replace(found, ok=tested, fix="pip install 'torch>=2.11,<2.14'"), _devices(), _bf16(), _compiler(), _attention()]
 
 
 def _devices() -> Finding:
@@ -114,19 +113,16 @@ def _devices() -> Finding:
 def _bf16() -> Finding:
     import torch
 
-    device = available()[0]
-    try:
+    device, works = available()[0], False
+    with suppress(RuntimeError):
         ones = torch.ones(2, 2, dtype=torch.bfloat16, device=device)
         works = float((ones @ ones).sum()) == 8.0
-    except RuntimeError:
-        works = False
     return Finding("bf16", f"works on {device}" if works else f"does not work on {device}", works, "--set 'train.precision=\"fp32\"'")
 
 
 def _compiler() -> Finding:
     """torch.compile needs a C++ compiler at run time, and on CUDA Triton too."""
-    candidates = [os.environ.get("CXX", ""), "c++", "g++", "clang++"]
-    compiler = next((name for name in candidates if name and shutil.which(name)), None)
+    compiler = next(filter(shutil.which, [os.environ.get("CXX", ""), "c++", "g++", "clang++"]), None)
     if compiler is None:
         install = "xcode-select --install" if sys.platform == "darwin" else "sudo apt-get install g++"
         return Finding("torch.compile", "no C++ compiler found: models run uncompiled", False, install)
@@ -161,6 +157,13 @@ def _package(name: str) -> Finding:
         return Finding(name, importlib.import_module(name).__version__, True)
     except ImportError as error:
         return Finding(name, f"cannot be imported: {error}", False, f"pip install {name}")
+
+
+def _probes() -> Finding:
+    """The libraries of the extra `probe`; looked up, not imported, which would take a second."""
+    missing = [name for name, module in (("scikit-learn", "sklearn"), ("scipy", "scipy")) if importlib.util.find_spec(module) is None]
+    what = f"{' and '.join(missing)} missing: probe-latent does not run" if missing else "scikit-learn and scipy are installed"
+    return Finding("probe libraries", what, not missing, f"pip install {' '.join(missing)}")
 
 
 def _terminal() -> list[Finding]:

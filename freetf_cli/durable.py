@@ -1,4 +1,4 @@
-"""Files that survive a power cut or a killed process. All files that must are written through this module.
+"""Files that survive a power cut or a killed process. Every file that must survive is written through this module.
 
 Content is flushed to the disk before its name: a file gets its name by one rename, and then the folder is flushed. What a killed process
 leaves behind has a name that begins with a dot and ends in `.tmp`.
@@ -7,6 +7,7 @@ leaves behind has a name that begins with a dot and ends in `.tmp`.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 from pathlib import Path
@@ -35,6 +36,12 @@ def read_small(path: Path) -> bytes:
     if len(content) > SMALL:
         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
     return content
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def flush(path: Path) -> None:

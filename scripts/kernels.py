@@ -32,9 +32,10 @@ from torch import Tensor
 from freetf_cli import kernels
 from freetf_cli.kernels.attention import reference_short_attention
 from freetf_cli.kernels.convolution import reference_convolution
-from freetf_cli.kernels.embedding import embed
+from freetf_cli.kernels.embedding import embed_one_hot
 from freetf_cli.kernels.head_mix import reference_mix
 from freetf_cli.kernels.rotary import reference_tables, rotate
+from freetf_cli.model.context import document_block_mask
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
@@ -217,29 +218,32 @@ def block_mask(sees: Callable[..., Tensor], sequences: int | None, length: int) 
 
 
 def document_cases(smoke: bool) -> Iterator[Case]:
-    shapes = [(1, 64, 2, 2, 16)] if smoke else [(4, 2048, 16, 16, 128), (4, 2048, 12, 12, 64), (4, 2048, 12, 2, 128)]
-    for sequences, length, heads, key_heads, width in shapes:
+    """FlexAttention is what the model takes on CUDA, but for the last shape: in float32 it takes the dense mask."""
+    shapes = [(4, 2048, 16, 16, 128), (4, 2048, 12, 12, 64), (4, 2048, 12, 2, 128), (64, 256, 8, 8, 32), (4, 2048, 12, 12, 64)]
+    kinds = [*[torch.bfloat16] * 4, torch.float32]
+    make_block_mask = compiled(block_lists)
+    for (sequences, length, heads, key_heads, width), dtype in zip([(1, 64, 2, 2, 16)] if smoke else shapes, kinds, strict=False):
         begins_BT = torch.rand(sequences, length, device=DEVICE) < 4 / length  # five documents a row on average
         begins_BT[:, 0] = True
         ids_BT = begins_BT.cumsum(-1)
-        sets = [[drawn(sequences, n, length, width) for n in (heads, key_heads, key_heads)]]
+        sets = [[drawn(sequences, n, length, width, dtype=dtype) for n in (heads, key_heads, key_heads)]]
         case = Case(
-            f"documents {sequences} × {length}, {heads} heads on {key_heads} of {width}",
+            f"documents {sequences} × {length}, {heads} heads on {key_heads} of {width}{', float32' if dtype == torch.float32 else ''}",
             sets,
             3,
             document_ways(ids_BT, begins_BT, heads != key_heads),
             dense_attention(ids_BT, heads != key_heads),
         )
         case.notes["mask, ms"] = {
+            "block": 1e3 * seconds(replayed(lambda ids=ids_BT: make_block_mask(ids))) if CUDA else None,
             "dense": 1e3 * seconds(lambda ids=ids_BT: dense_mask(ids)),
-            "block": 1e3 * seconds(lambda ids=ids_BT: document_block_mask(ids)) if CUDA else None,
         }
         yield case
 
 
 def document_ways(ids_BT: Tensor, begins_BT: Tensor, grouped: bool) -> dict[str, Callable[[], Function]]:
     def flex() -> Function:
-        attend, mask = flex_attention(), document_block_mask(ids_BT)
+        attend, mask = flex_attention(), document_block_mask(ids_BT, causal=True)
         return compiled(lambda q, k, v: attend(q, k, v, block_mask=mask, enable_gqa=grouped))
 
     def varlen() -> Function:
@@ -258,8 +262,8 @@ def document_ways(ids_BT: Tensor, begins_BT: Tensor, grouped: bool) -> dict[str,
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
 
     return {
-        "SDPA, dense mask (the model's)": lambda: dense_attention(ids_BT, grouped),
         "FlexAttention compiled": flex,
+        "SDPA, dense mask": lambda: dense_attention(ids_BT, grouped),
         "varlen_attn": varlen,
         "SDPA, causal only (another result)": lambda: causal,
     }
@@ -276,8 +280,9 @@ def dense_mask(ids_BT: Tensor) -> Tensor:
     return seen_TT & (ids_BT[:, None, :, None] == ids_BT[:, None, None])
 
 
-def document_block_mask(ids_BT: Tensor) -> Any:
-    return block_mask(lambda b, h, q, k: (q >= k) & (ids_BT[b, q] == ids_BT[b, k]), *ids_BT.shape)
+def block_lists(ids_BT: Tensor) -> list[Tensor]:
+    """What FlexAttention's kernels read of the model's block mask."""
+    return [each for each in document_block_mask(ids_BT, causal=True).as_tuple() if isinstance(each, Tensor)]
 
 
 # Attention weights, and a small embedding table
@@ -306,7 +311,7 @@ def other_cases(smoke: bool) -> Iterator[Case]:
     yield Case(f"mix of 16 heads, {length}²", [[x, mix]], 2, ways, mixed)
     tokens = torch.randint(29, (8, 5) if smoke else (256, 65), device=DEVICE)
     table = drawn(29, 256, dtype=torch.float32)
-    ways = {"ours": lambda: embed, "F.embedding": lambda: lambda w, t: F.embedding(t, w)}
+    ways = {"ours": lambda: embed_one_hot, "F.embedding": lambda: lambda w, t: F.embedding(t, w)}
     yield Case(f"embedding of {tokens.numel():,} tokens, 29 × 256", [[table, tokens]], 1, ways, lambda w, t: F.embedding(t, w))
 
 

@@ -55,11 +55,13 @@ _8K = "train.batch=4", "train.grad_accum_steps=1", "model.context=2048"
 _16K = "train.batch=8", "train.grad_accum_steps=1", "model.context=2048"
 _SHAPE_124M = "model.layers=12", "model.width=768", "model.heads=12", "model.kv_heads=12", "model.ffn=2048", "model.vocab=50304"
 _124M = (*_SHAPE_124M, "model.context=1024", "train.batch=16", "train.grad_accum_steps=1")
+_DOCUMENTS = "model.document_mask=true", "model.separator=0", "model.vocab=512", "model.context=2048", "train.batch=8"  # of 512 tokens
 SETTINGS = [  # the most important first; one that does not fit into memory lets smaller ones pass
     _step("1.5B free, 8,192 tokens", "paper-1.5b-free", 45, *_8K),
     _step("124M baseline", "paper-1.5b-baseline", 12, *_124M),
     _step("124M free", "paper-1.5b-free", 13, *_124M),
     _step("1.5B baseline, 8,192 tokens", "paper-1.5b-baseline", 43, *_8K),
+    _step("124M free, masked documents", "paper-1.5b-free", 13, *_124M, *_DOCUMENTS),
     _step("letters-free", "letters-free", 5),
     _step("letters-baseline", "letters-baseline", 5),
     Setting("sample 1.5B free, 1 sequence", "sample", "paper-1.5b-free", 6, sequences=1, new_tokens=512),

@@ -32,7 +32,7 @@ KINDS = {  # kinds of CUDA kernels, by a pattern of their names; the first that 
     "attention": r"cudnn|flash|sdpa|fmha|attention|^_forward$|^_backward$",
     "convolution of attention weights": r"^_convolve|^_kernel_gradient",
     "mix of heads": r"^_mix",
-    "mapper": r"^_sums|^_centred|^_in_8_bits|^_factors",
+    "mapper": r"^_sums|^_centre|^_in_8_bits|^_factors",
     "matrix products": r"nvjet|cutlass|gemm|splitK",
     "cross-entropy": r"^_row|log_softmax",
     "packed gradient of q, k, v": r"^_written",

@@ -5,17 +5,17 @@ SWEEP.json is the output of `freetf probe-latent RUN… --sweep --json`, or a pa
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
-from freetf_cli.records import from_json
-from freetf_cli.records.probing import Sweep, information_chart
+from pydantic import TypeAdapter
+
+from freetf_cli.records.probe_sweep import Sweep, information_chart
 from freetf_cli.report import charts
 
 
 def main(source: str, target: str) -> None:
-    sweep: Sweep = from_json(Sweep, json.loads(Path(source).read_text(encoding="utf-8")))
+    sweep = TypeAdapter(Sweep).validate_json(Path(source).read_bytes())
     chart = information_chart(sweep.runs, "I(Z; factor) by κ, bits, generated from the prior", ["position", "noise"])
     Path(target).write_text(charts.standalone(charts.svg(chart, 760)), encoding="utf-8")
 

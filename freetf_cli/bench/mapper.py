@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from freetf_cli.bench.timing import Effort, machine, replayed, timed
 from freetf_cli.kernels import logit_gradient, runs_kernels
 from freetf_cli.kernels.mapper import logit_gradient_in_chunks
-from freetf_cli.records.bench import MapperBench, MapperRow, Timing
+from freetf_cli.records.bench import MapperBench, MapperRow
 
 CHECKED = 64  # tokens whose gradient is also computed in float64
 
@@ -25,36 +25,25 @@ def bench_mapper(
     logits_NH = torch.randn(tokens, bits, device=device, dtype=dtype)
     table_CD = torch.randn(2**bits, width, device=device)
     exact_KH = logit_gradient(dr_ND[:CHECKED].double(), logits_NH[:CHECKED].double(), table_CD.double())
-    work_flops = 2.0 * tokens * 2**bits * width
-    rows: list[MapperRow] = []
-    product: Timing | None = None
-    for name, work in _ways(dr_ND, logits_NH, table_CD):
+    w_DC, chunk, work_flops = table_CD.to(dtype).T, max(1, (1 << 28) >> bits), 2.0 * tokens * 2**bits * width
+
+    def product() -> None:
+        for dr_nD in torch.split(dr_ND, chunk):
+            dr_nD @ w_DC
+
+    alone = timed(replayed(product, device), effort)
+    flops = work_flops / alone.median
+    rows = [MapperRow("product W · dr alone, in chunks", alone, flops, flops / here.ceiling, None, 1.0)]
+    done()
+    ways: dict[str, Callable[[], Tensor]] = {
+        "through memory, in chunks": lambda: logit_gradient_in_chunks(dr_ND, logits_NH, table_CD, dtype),
+        "as in training": lambda: logit_gradient(dr_ND, logits_NH, table_CD),
+    }
+    if runs_kernels(device):
+        ways["with latent.numerics.float8"] = lambda: logit_gradient(dr_ND, logits_NH, table_CD, True)
+    for name, work in ways.items():
         took = timed(replayed(work, device), effort)
-        product = product or took
-        flops, ratio = work_flops / took.median, took.median / product.median
-        rows.append(MapperRow(name, took, flops, flops / here.ceiling, _error(work(), exact_KH), ratio))
+        flops, error = work_flops / took.median, (work()[:CHECKED].double() - exact_KH).norm() / exact_KH.norm()
+        rows.append(MapperRow(name, took, flops, flops / here.ceiling, float(error), took.median / alone.median))
         done()
     return MapperBench(here, tokens, width, bits, rows)
-
-
-def _ways(dr_ND: Tensor, logits_NH: Tensor, table_CD: Tensor) -> Iterator[tuple[str, Callable[[], Tensor]]]:
-    chunk = max(1, (1 << 28) // len(table_CD))
-    w_DC = table_CD.to(dr_ND.dtype).T
-
-    def product() -> Tensor:
-        for start in range(0, len(dr_ND), chunk):
-            s_NC = dr_ND[start : start + chunk] @ w_DC
-        return s_NC
-
-    yield "product W · dr alone, in chunks", product
-    yield "through memory, in chunks", lambda: logit_gradient_in_chunks(dr_ND, logits_NH, table_CD, dr_ND.dtype)
-    yield "as in training", lambda: logit_gradient(dr_ND, logits_NH, table_CD)
-    if runs_kernels(dr_ND.device):
-        yield "with latent.numerics.float8", lambda: logit_gradient(dr_ND, logits_NH, table_CD, True)
-
-
-def _error(computed_NH: Tensor, exact_KH: Tensor) -> float | None:
-    """Relative error in norm; None for the product, which is no gradient."""
-    if computed_NH.shape[1:] != exact_KH.shape[1:]:
-        return None
-    return float((computed_NH[:CHECKED].double() - exact_KH).norm() / exact_KH.norm())

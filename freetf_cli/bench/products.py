@@ -13,8 +13,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from freetf_cli.bench.timing import Effort, replayed, timed
 
-ATTENTION = 2  # products of attention's forward, q · kᵀ and weights · v; its backward has twice as many
-
 
 class Operand(NamedTuple):
     """One input of a product, with its layout in memory, on which the time depends."""
@@ -56,8 +54,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         elif name in ("aten::addmm", "aten::baddbmm"):
             self._add(*args[1:3])
         elif name.startswith("aten::_scaled_dot_product"):
-            back = "backward" in name
-            self._attention(*(args[1:4] if back else args[:3]), count=ATTENTION * (1 + back))
+            backward = "backward" in name  # its first argument is the output's gradient
+            self._attention(*args[1:4] if backward else args[:3], times=1 + backward)
         elif name == "freetf::logit_gradient":
             dtype = torch.bfloat16 if args[1].dtype == torch.bfloat16 else args[2].dtype  # as in the operator
             self._add(args[0].to(dtype), args[2].to(dtype).T)
@@ -66,13 +64,13 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _add(self, a: Tensor, b: Tensor) -> None:
         self.found[(_operand(a), _operand(b))] += 1
 
-    def _attention(self, q: Tensor, k: Tensor, v: Tensor, *, count: int) -> None:
-        """Runs `count` products, half shaped like q · kᵀ and half like weights · v."""
+    def _attention(self, q: Tensor, k: Tensor, v: Tensor, *, times: int) -> None:
+        """Two products: q · kᵀ, and weights · v. The backward has two of each shape."""
         q, k, v = (each.flatten(0, 1) for each in (q, k, v))
         scores = q.new_empty(q.shape[0], q.shape[1], k.shape[1])
         k, v = (each.repeat_interleave(q.shape[0] // each.shape[0], 0) for each in (k, v))
-        self.found[(_operand(q), _operand(k.mT))] += count // 2
-        self.found[(_operand(scores), _operand(v))] += count // 2
+        self.found[(_operand(q), _operand(k.mT))] += times
+        self.found[(_operand(scores), _operand(v))] += times
 
 
 def _operand(x: Tensor) -> Operand:

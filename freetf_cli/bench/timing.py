@@ -10,6 +10,7 @@ import torch
 from torch.utils.benchmark import Timer
 
 from freetf_cli.device import autocast_dtype, describe
+from freetf_cli.generation.decode_loop import captured
 from freetf_cli.records.bench import Machine, Timing
 
 WARM_UP = 3
@@ -33,20 +34,11 @@ def timed(work: Callable[[], object], effort: Effort) -> Timing:
 
 def replayed(work: Callable[[], object], device: torch.device) -> Callable[[], object]:
     """The work after a warm-up; on CUDA as a graph, so that short kernels do not wait for Python."""
-    if device.type != "cuda":
-        for _ in range(WARM_UP):
-            work()
-        return work
-    side: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    side.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(side):
-        for _ in range(WARM_UP):
-            work()
-    torch.cuda.current_stream(device).wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=side):
+    if device.type == "cuda":
+        return captured(work, device, WARM_UP).replay
+    for _ in range(WARM_UP):
         work()
-    return graph.replay
+    return work
 
 
 def machine(device: torch.device, precision: str, effort: Effort) -> Machine:

@@ -49,11 +49,12 @@ def bench_train(variants: Sequence[Variant], device: torch.device, effort: Effor
     for variant in variants:
         rows.append(_step_row(variant, device, effort, here.ceiling, rows[0].time if rows else None))
         done()
-    parts: list[PartRow] = []
-    free = [(variant, row) for variant, row in zip(variants, rows, strict=True) if variant.recipe.latent is not None]
-    for variant, row in free[-1:]:
-        for part, took in _parts(variant.recipe, device, effort):
-            parts.append(PartRow(variant.name, part, took, took.median / row.time.median))
+    free = [(name, recipe, row.time) for (name, recipe), row in zip(variants, rows, strict=True) if recipe.latent is not None]
+    parts = [
+        PartRow(name, part, took, took.median / whole.median)
+        for name, recipe, whole in free[-1:]
+        for part, took in _parts(recipe, device, effort)
+    ]
     return TrainBench(here, rows, parts)
 
 
@@ -119,11 +120,11 @@ def _works(recipe: Recipe, device: torch.device) -> Iterator[tuple[str, Callable
     dr_ND, bits = x_BTD.detach().flatten(0, 1).to(dtype), latent.bits
     tokens_BT = torch.randint(recipe.model.vocab or 2, x_BTD.shape[:2], device=device)
     dl_BTH = torch.randn(*x_BTD.shape[:2], bits, device=device, dtype=dtype)
-    infer = compiled(lambda x_BTD: (bit_logits(model.infer_latent(x_BTD, tokens_BT, model.context(tokens_BT))),), config, device)
+    infer = compiled(lambda x_BTD: bit_logits(model.infer_latent(x_BTD, tokens_BT, model.context(tokens_BT))), config, device)
 
     def encoder() -> None:
         with autocast(config, device):
-            (bit_logits_BTH,) = infer(x_BTD)
+            bit_logits_BTH = infer(x_BTD)
         torch.autograd.grad(bit_logits_BTH, [x_BTD, *latent.encoder.parameters()], dl_BTH.to(bit_logits_BTH.dtype))
 
     yield "encoder, forward and backward", encoder, times

@@ -11,7 +11,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import typer
 
@@ -19,38 +19,29 @@ from freetf_cli import __version__
 from freetf_cli.cli import failures
 from freetf_cli.cli.help import ExampleCommand, ExampleGroup, split_examples
 from freetf_cli.cli.options import DebugOption, JsonOption, QuietOption, VerboseOption
+from freetf_cli.cli.output import Described, show
 from freetf_cli.errors import InputError
 
-
-class Entry(NamedTuple):
-    """One command: `freetf [group] name` is `module.function` in `freetf_cli.cli`."""
-
-    name: str
-    module: str
-    function: str
-    group: str = ""
-
-
-COMMANDS = (
-    Entry("demo", "demo", "demo"),
-    Entry("gen-synthetic", "gen_synthetic", "gen_synthetic"),
-    Entry("prepare", "prepare", "prepare"),
-    Entry("train", "train", "train"),
-    Entry("sweep", "sweep", "sweep"),
-    Entry("sample", "sample", "sample"),
-    Entry("probe-latent", "probe_latent", "probe_latent"),
-    Entry("evaluate", "evaluate", "evaluate"),
-    Entry("show", "show", "show"),
-    Entry("compare", "compare", "compare"),
-    Entry("list", "recipe", "list_recipes", "recipe"),
-    Entry("show", "recipe", "show_recipe", "recipe"),
-    Entry("schema", "recipe", "schema", "recipe"),
-    Entry("diff", "recipe", "diff", "recipe"),
-    Entry("train", "bench", "train", "bench"),
-    Entry("sample", "bench", "sample", "bench"),
-    Entry("mapper", "bench", "mapper", "bench"),
-    Entry("doctor", "doctor", "doctor"),
-)
+COMMANDS = {  # `freetf NAME`, and its function in freetf_cli.cli
+    "demo": "demo.demo",
+    "gen-synthetic": "gen_synthetic.gen_synthetic",
+    "prepare": "prepare.prepare",
+    "train": "train.train",
+    "sweep": "sweep.sweep",
+    "sample": "sample.sample",
+    "probe-latent": "probe_latent.probe_latent",
+    "evaluate": "evaluate.evaluate",
+    "show": "show.show",
+    "compare": "compare.compare",
+    "recipe list": "recipe.list_recipes",
+    "recipe show": "recipe.show_recipe",
+    "recipe schema": "recipe.schema",
+    "recipe diff": "recipe.diff",
+    "bench train": "bench.train",
+    "bench sample": "bench.sample",
+    "bench mapper": "bench.mapper",
+    "doctor": "doctor.doctor",
+}
 GROUPS = {
     "recipe": "List, show and compare recipes.\n\n$ freetf recipe list",
     "bench": "Time training, sampling and the mapper: ratios within one run.\n\n$ freetf bench train letters-free",
@@ -90,32 +81,31 @@ def after_command(words: list[str]) -> list[str]:
     return [*names, *flags]
 
 
-def _run(words: list[str]) -> int | None:
+def _run(words: list[str]) -> None:
     if "_FREETF_COMPLETE" in os.environ:  # a shell requests completions
         build_app()(prog_name="freetf")
     command = typer.main.get_command(build_app(_needed(words)))
     with command.make_context("freetf", list(words), obj=words) as context:
-        result = command.invoke(context)
-    return result if isinstance(result, int) else None
+        command.invoke(context)
 
 
-def _needed(words: list[str]) -> list[Entry]:
-    """The entries of the command that an invocation names, or all entries if it names none."""
-    first = next(iter(words), "")
-    return [entry for entry in COMMANDS if first == (entry.group or entry.name)] or list(COMMANDS)
+def _needed(words: list[str]) -> list[str]:
+    """The names of the commands that an invocation needs: those that begin with its first word, or all if there are none."""
+    return [name for name in COMMANDS if name.split()[0] == next(iter(words), "")] or list(COMMANDS)
 
 
-def build_app(entries: Iterable[Entry] = COMMANDS) -> typer.Typer:
+def build_app(names: Iterable[str] = COMMANDS) -> typer.Typer:
     """The Typer app of some commands. Imports their modules."""
     app = _group(ABOUT, completion=True)
     app.callback()(_root)
     groups: dict[str, typer.Typer] = {}
-    for entry in entries:
-        if entry.group and entry.group not in groups:
-            groups[entry.group] = _group(GROUPS[entry.group])
-            groups[entry.group].callback()(_help_without_command)
-            app.add_typer(groups[entry.group], name=entry.group)
-        _register(groups.get(entry.group, app), entry)
+    for name in names:
+        group, _, command = name.rpartition(" ")
+        if group and group not in groups:
+            groups[group] = _group(GROUPS[group])
+            groups[group].callback()(_help_without_command)
+            app.add_typer(groups[group], name=group)
+        _register(groups.get(group, app), command, COMMANDS[name])
     return app
 
 
@@ -132,36 +122,38 @@ def _group(about: str, *, completion: bool = False) -> typer.Typer:
     )
 
 
-def _register(app: typer.Typer, entry: Entry) -> None:
-    function = getattr(importlib.import_module(f"freetf_cli.cli.{entry.module}"), entry.function)
-    text, examples = split_examples(inspect.getdoc(function) or "")
-    app.command(entry.name, cls=ExampleCommand, help=text, epilog=examples)(with_globals(function))
+def _register(app: typer.Typer, name: str, target: str) -> None:
+    module, _, function = target.partition(".")
+    command = getattr(importlib.import_module(f"freetf_cli.cli.{module}"), function)
+    text, examples = split_examples(inspect.getdoc(command) or "")
+    app.command(name, cls=ExampleCommand, help=text, epilog=examples)(with_globals(command))
 
 
-def with_globals(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The command with the options `--quiet`, `--verbose` and `--debug`, whether it declares them or not."""
-    added = {"quiet": QuietOption, "verbose": VerboseOption, "debug": DebugOption}
+def with_globals(function: Callable[..., Described | None]) -> Callable[..., None]:
+    """The command with the options that every command has. Shows the result that the function returns.
+
+    The function declares only those of them that it uses itself.
+    """
+    shared = {"json": JsonOption, "quiet": QuietOption, "verbose": VerboseOption, "debug": DebugOption}
     signature = inspect.signature(function, eval_str=True)
     own = signature.parameters
-    extra = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=a) for n, a in added.items() if n not in own]
+    extra = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=a) for n, a in shared.items() if n not in own]
 
     @functools.wraps(function)
-    def command(**values: Any) -> Any:
-        _set_verbosity(values["quiet"], values["verbose"])
-        return function(**{name: value for name, value in values.items() if name in own})
+    def command(**values: Any) -> None:
+        from freetf_cli.report import console
+
+        if values["quiet"] and values["verbose"]:
+            raise InputError("--quiet and --verbose contradict each other", hint="give only one of them")
+        console.set_verbosity(values["quiet"], values["verbose"], progress=not values["json"])
+        result = function(**{name: value for name, value in values.items() if name in own})
+        if result is not None:
+            show(result, json=values["json"])
 
     parameters = [*own.values(), *extra]
     setattr(command, "__signature__", signature.replace(parameters=parameters))  # noqa: B010 (mypy does not know the attribute)
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return command
-
-
-def _set_verbosity(quiet: bool, verbose: bool) -> None:
-    if quiet and verbose:
-        raise InputError("--quiet and --verbose contradict each other", hint="give only one of them")
-    from freetf_cli.report import console
-
-    console.set_verbosity(quiet, verbose)
 
 
 def _show_version(wanted: bool) -> None:

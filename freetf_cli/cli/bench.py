@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from freetf_cli.cli.options import DeviceOption, JsonOption, QuietOption, SetOption, SmokeOption, complete_recipe
-from freetf_cli.cli.output import show
+from freetf_cli.cli.options import DeviceOption, SetOption, SmokeOption, complete_recipe
+from freetf_cli.cli.output import Described
 from freetf_cli.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,16 +19,8 @@ RecipesArgument = Annotated[
         metavar="RECIPE…", help="Recipes to compare; one Free recipe alone is compared with its baseline.", autocompletion=complete_recipe
     ),
 ]
-StepsOption = Annotated[int, typer.Option("--steps", min=1, max=100_000, help="Steps per round, after a warm-up.")]
-RepeatsOption = Annotated[int, typer.Option("--repeats", min=1, max=1000, help="Rounds, reported by median and range.")]
-
-BatchOption = Annotated[
-    list[int] | None, typer.Option("--batch", min=1, max=1 << 16, help="Sequences generated together. May be repeated. Default: 1 and 64.")
-]
-PromptOption = Annotated[int, typer.Option("--prompt-tokens", min=1, max=1 << 20, help="Length of the random prompt.")]
-NewTokensOption = Annotated[
-    int | None, typer.Option("--max-tokens", min=1, max=1 << 20, help="Tokens to generate; default: until the context is full.")
-]
+StepsOption = Annotated[int, typer.Option(min=1, max=100_000, help="Steps per round, after a warm-up.")]
+RepeatsOption = Annotated[int, typer.Option(min=1, max=1000, help="Number of rounds; median and range are reported.")]
 
 
 def train(
@@ -38,9 +30,7 @@ def train(
     steps: StepsOption = 10,
     repeats: RepeatsOption = 5,
     device: DeviceOption = "auto",
-    json: JsonOption = False,
-    quiet: QuietOption = False,
-) -> None:
+) -> Described:
     """Time a training step on random tokens.
 
     Reports ratios to the first recipe, peak memory, and the share of the speed of a large matrix product. The encoder and the mapper of a
@@ -50,28 +40,30 @@ def train(
     $ freetf bench train paper-1.5b-free --set train.batch=4 --set train.grad_accum_steps=1 --set model.context=2048
     """
     from freetf_cli.bench.timing import Effort
-    from freetf_cli.bench.train_step import bench_train, with_baselines
+    from freetf_cli.bench.train_step import bench_train
     from freetf_cli.device import resolve_device
     from freetf_cli.report.progress import counter
 
-    variants = with_baselines(_variants(recipes, smoke, set_))
-    with counter("recipes", total=len(variants), quiet=quiet or json) as advance:
-        result = bench_train(variants, resolve_device(device), Effort(steps, repeats), advance)
-    show(result, json=json)
+    variants = _variants(recipes, smoke, set_)
+    with counter("recipes", total=len(variants)) as advance:
+        return bench_train(variants, resolve_device(device), Effort(steps, repeats), advance)
 
 
 def sample(
     recipes: RecipesArgument,
     set_: SetOption = None,
     smoke: SmokeOption = False,
-    batch: BatchOption = None,
-    prompt: PromptOption = 2,
-    new_tokens: NewTokensOption = None,
+    batch: Annotated[
+        list[int] | None,
+        typer.Option(min=1, max=1 << 16, help="Sequences generated together. May be repeated. Default: 1 and 64."),
+    ] = None,
+    prompt: Annotated[int, typer.Option("--prompt-tokens", min=1, max=1 << 20, help="Length of the random prompt.")] = 2,
+    new_tokens: Annotated[
+        int | None, typer.Option("--max-tokens", min=1, max=1 << 20, help="Tokens to generate; default: until the context is full.")
+    ] = None,
     repeats: RepeatsOption = 5,
     device: DeviceOption = "auto",
-    json: JsonOption = False,
-    quiet: QuietOption = False,
-) -> None:
+) -> Described:
     """Time generation from random weights.
 
     Reports tokens per second, ratios to the first recipe, and the share of the memory bandwidth.
@@ -81,30 +73,26 @@ def sample(
     """
     from freetf_cli.bench.generation import bench_sample
     from freetf_cli.bench.timing import Effort
-    from freetf_cli.bench.train_step import with_baselines
     from freetf_cli.device import resolve_device
     from freetf_cli.report.progress import counter
 
-    variants, batches = with_baselines(_variants(recipes, smoke, set_)), batch or [1, 64]
+    variants, batches = _variants(recipes, smoke, set_), batch or [1, 64]
     room = min(variant.recipe.model.context or 1 for variant in variants) + 1 - prompt
     if room < (new_tokens or 1):
         what = f"a prompt of {prompt} tokens and {new_tokens or 1} new tokens exceed the row of {room + prompt} tokens"
         raise InputError(what, hint="lower --max-tokens, or raise the context: --set model.context=…")
-    with counter("batches", total=len(variants) * len(batches), quiet=quiet or json) as advance:
-        result = bench_sample(variants, batches, prompt, new_tokens or room, resolve_device(device), Effort(1, repeats), advance)
-    show(result, json=json)
+    with counter("batches", total=len(variants) * len(batches)) as advance:
+        return bench_sample(variants, batches, prompt, new_tokens or room, resolve_device(device), Effort(1, repeats), advance)
 
 
 def mapper(
-    tokens: Annotated[int, typer.Option("--tokens", min=1, max=1 << 24, help="Tokens in the batch.")] = 1024,
-    width: Annotated[int, typer.Option("--width", min=1, max=1 << 16, help="Width D of the model.")] = 256,
-    bits: Annotated[int, typer.Option("--bits", min=1, max=20, help="Bits H of the latent.")] = 16,
+    tokens: Annotated[int, typer.Option(min=1, max=1 << 24, help="Tokens in the batch.")] = 1024,
+    width: Annotated[int, typer.Option(min=1, max=1 << 16, help="Width D of the model.")] = 256,
+    bits: Annotated[int, typer.Option(min=1, max=20, help="Bits H of the latent.")] = 16,
     steps: StepsOption = 5,
     repeats: RepeatsOption = 5,
     device: DeviceOption = "auto",
-    json: JsonOption = False,
-    quiet: QuietOption = False,
-) -> None:
+) -> Described:
     """Time each method of computing the mapper's gradient with respect to the bits' logits.
 
     Reports each method's error, and the time of its matrix product alone.
@@ -118,21 +106,16 @@ def mapper(
     from freetf_cli.report.progress import counter
 
     where = resolve_device(device)
-    with counter("methods", total=3 + runs_kernels(where), quiet=quiet or json) as advance:
-        result = bench_mapper(tokens, width, bits, where, Effort(steps, repeats), advance)
-    show(result, json=json)
+    with counter("methods", total=3 + runs_kernels(where)) as advance:
+        return bench_mapper(tokens, width, bits, where, Effort(steps, repeats), advance)
 
 
 def _variants(names: list[str], smoke: bool, settings: list[str] | None) -> list[Variant]:
-    """The recipes; vocabulary and context come from the data if a recipe does not set them."""
-    from freetf_cli.bench.train_step import Variant
+    """The recipes, one alone after its baseline; vocabulary and context come from the data if a recipe does not set them."""
+    from freetf_cli.bench.train_step import Variant, with_baselines
     from freetf_cli.config.files import load_recipe
     from freetf_cli.training.start import resolve
 
-    variants = []
-    for name in names:
-        recipe = load_recipe(name, smoke=smoke, overrides=settings or [])
-        if recipe.model.vocab is None or recipe.model.context is None:
-            recipe, _ = resolve(recipe)
-        variants.append(Variant(name, recipe))
-    return variants
+    recipes = [load_recipe(name, smoke=smoke, overrides=settings or []) for name in names]
+    known = [recipe if recipe.model.vocab and recipe.model.context else resolve(recipe)[0] for recipe in recipes]
+    return with_baselines([Variant(name, recipe) for name, recipe in zip(names, known, strict=True)])

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json as json_text
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from freetf_cli.cli.options import DeviceOption, JsonOption, QuietOption, SeedOption, SmokeOption
-from freetf_cli.cli.output import show
+from freetf_cli.cli.output import Described, show
 
 if TYPE_CHECKING:
     from freetf_cli.records import TrainResult
-    from freetf_cli.records.samples import Agreement, Sample
-
-OutOption = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for data and runs; an existing demo is resumed.")]
+    from freetf_cli.records.samples import Agreement, SampleGroups
 
 ROWS = 50_000
 PROMPT = "K>"
@@ -25,13 +24,13 @@ GROUPS, COUNT = 24, 24  # Zs, and sequences per Z, that measure the agreement
 
 
 def demo(
-    out: OutOption = Path("demo"),
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder of the demo; an existing one is resumed.")] = Path("demo"),
     smoke: SmokeOption = False,
     device: DeviceOption = "cpu",
     seed: SeedOption = 0,
     json: JsonOption = False,
     quiet: QuietOption = False,
-) -> None:
+) -> Described:
     """Train a small Free Transformer and its baseline on letters, and show what the latent decides.
 
     Takes about three minutes on two CPU cores. Running it again resumes it.
@@ -44,32 +43,29 @@ def demo(
     started = time.perf_counter()
     data, baseline, free = out / "letters", out / "baseline", out / "free"
     options = f"--set data.dir={data}" + (f" --seed {seed}" if seed else "") + (" --smoke" if smoke else "")
-    story = _silent if json else _chapter
-    story(1, f"Data: {ROWS:,} rows of letters, whose hidden factors are known", f"freetf gen-synthetic letters -o {data} --count {ROWS}")
-    _make_data(data, quiet=quiet or json)
-    story(2, "A baseline: it predicts one token after the other", f"freetf train demo-baseline -o {baseline} {options}")
-    first = _train("demo-baseline", data, baseline, device, seed, smoke=smoke, quiet=quiet or json)
-    story(3, "A Free Transformer: it decides before it writes", f"freetf train demo-free -o {free} {options}")
-    second = _train("demo-free", data, free, device, seed, smoke=smoke, quiet=quiet or json)
     drawn = f"--prompt '{PROMPT}' --groups {SHOWN_GROUPS} --count {SHOWN_COUNT} --prompt-z prior --seed 1"
-    story(4, "What does Z decide? The paper's Figure 4", f"freetf sample {free} {drawn} --z shared  # the green boxes")
+    chapter, shown = partial(_chapter, shown=not json), not (quiet or json)
+    chapter(1, f"Data: {ROWS:,} rows of letters, whose hidden factors are known", f"freetf gen-synthetic letters -o {data} --count {ROWS}")
+    _make_data(data, shown=shown)
+    chapter(2, "A baseline: it predicts one token after the other", f"freetf train demo-baseline -o {baseline} {options}")
+    first = _train("demo-baseline", data, baseline, device, seed, smoke=smoke, shown=shown)
+    chapter(3, "A Free Transformer: it decides before it writes", f"freetf train demo-free -o {free} {options}")
+    second = _train("demo-free", data, free, device, seed, smoke=smoke, shown=shown)
+    chapter(4, "What does Z decide? The paper's Figure 4", f"freetf sample {free} {drawn} --z shared  # the green boxes")
     agreement = _figure4(free, device, shown=not json)
-    show(DemoResult(str(out), first, second, agreement, time.perf_counter() - started), json=json)
+    return DemoResult(str(out), first, second, agreement, time.perf_counter() - started)
 
 
-def _silent(number: int, title: str, command: str) -> None:
-    """Print no headings: with --json, stdout carries only the result."""
-
-
-def _chapter(number: int, title: str, command: str) -> None:
+def _chapter(number: int, title: str, command: str, *, shown: bool) -> None:
     """Print a heading, and the equivalent command."""
     from freetf_cli.report import terminal
     from freetf_cli.report.blocks import Note, Section
 
-    terminal.show_blocks([Section(f"{number}  {title}", [Note(command, "command")])])
+    if shown:
+        terminal.show_blocks([Section(f"{number}  {title}", [Note(command, "command")])])
 
 
-def _make_data(folder: Path, *, quiet: bool) -> None:
+def _make_data(folder: Path, *, shown: bool) -> None:
     """Write the data unless it exists, and show a few of its rows."""
     from freetf_cli.data.prepare import write_task
     from freetf_cli.report import terminal
@@ -80,31 +76,30 @@ def _make_data(folder: Path, *, quiet: bool) -> None:
     if (folder / "manifest.json").is_file():
         return
     task = make_task("letters", {})
-    if not quiet:
+    if shown:
         for example in task.examples(seed=0, start=0, count=4):
             terminal.show_line([("   ", "plain"), *task.spans(example.text)])
         entropy = task.entropy()
         bits = ", ".join(f"{name} {entropy[name]:.2f}" for name in ("letter", "position", "noise"))
         floor = f"given the letter {entropy['given_letter']:.3f}, the floor of every CE below"
         terminal.show_blocks([Note(f"   bits in a row: {bits}; {floor}")])
-    with counter("rows", total=ROWS, quiet=quiet) as advance:
+    with counter("rows", total=ROWS) as advance:
         summary = write_task(task, folder, count=ROWS, progress=advance)
-    if not quiet:
+    if shown:
         show(summary)
 
 
-def _train(recipe: str, data: Path, run: Path, device: str, seed: int, *, smoke: bool, quiet: bool) -> TrainResult:
+def _train(recipe: str, data: Path, run: Path, device: str, seed: int, *, smoke: bool, shown: bool) -> TrainResult:
     from freetf_cli.cli.train import run_training
     from freetf_cli.config.files import load_recipe
-    from freetf_cli.records.run import trained
     from freetf_cli.report import terminal
     from freetf_cli.training.signals import stop_on_signals
 
     loaded = load_recipe(recipe, smoke=smoke, overrides=[f"data.dir={json_text.dumps(str(data))}", f"train.seed={seed}"])
     with stop_on_signals() as stop:
-        result = run_training(loaded, run, device, stop, resume="auto", quiet=quiet)
-    if not quiet:
-        terminal.show_blocks([trained(result)])
+        result = run_training(loaded, run, device, stop, resume="auto")
+    if shown:
+        terminal.show_blocks(result.report().blocks)
     return result
 
 
@@ -112,32 +107,26 @@ def _figure4(run: Path, device: str, *, shown: bool) -> list[Agreement]:
     """Show samples with independent and with shared Z, and measure the agreement of samples that share a Z."""
     from dataclasses import replace
 
+    from freetf_cli.cli.sample import figure4
     from freetf_cli.device import resolve_device
     from freetf_cli.evaluation.probe.agreement import group_agreement
     from freetf_cli.generation.sampling import SampleSpec, generate
     from freetf_cli.records import DataFacts
-    from freetf_cli.records.samples import SampleGroups
     from freetf_cli.report import terminal
     from freetf_cli.report.console import warn
-    from freetf_cli.runs.checkpoint import open_checkpoint
-    from freetf_cli.tasks import spans_by_text
+    from freetf_cli.runs.checkpoint import open_model
 
-    checkpoint = open_checkpoint(run, warn)
-    model, tokenizer = checkpoint.model(resolve_device(device)), checkpoint.tokenizer()
+    checkpoint, model = open_model(run, resolve_device(device), warn)
+    facts = DataFacts(**checkpoint.state["data"])
+
+    def sampled(spec: SampleSpec) -> SampleGroups:
+        samples = list(generate(model, checkpoint.tokenizer(), [PROMPT], spec))
+        return figure4(samples, facts, shared=spec.z == "shared")
+
     # The prompt's Z comes from the prior too: the encoder was trained on whole rows, and infers the same Z from two tokens every time.
-    spec = SampleSpec(total=(checkpoint.recipe.model.context or 1) + 1, count=SHOWN_COUNT, prompt_z="prior")
+    blue = SampleSpec(total=(checkpoint.recipe.model.context or 1) + 1, count=SHOWN_COUNT, prompt_z="prior")
+    green = replace(blue, z="shared", groups=SHOWN_GROUPS, seed=1)
     if shown:
-        blue = list(generate(model, tokenizer, [PROMPT], spec))
-        green = list(generate(model, tokenizer, [PROMPT], replace(spec, z="shared", groups=SHOWN_GROUPS, seed=1)))
-        spans = spans_by_text("letters", {}, (sample.text for sample in (*blue, *green)))
-        boxes = [SampleGroups("", shared, _by_group(rows), PROMPT, spans) for shared, rows in ((False, blue), (True, green))]
-        terminal.show_blocks([one.block() for one in boxes])
-    measured = generate(model, tokenizer, [PROMPT], replace(spec, z="shared", groups=GROUPS, count=COUNT, seed=2))
-    return group_agreement(_by_group(list(measured)), DataFacts(**checkpoint.state["data"]))
-
-
-def _by_group(records: list[Sample]) -> list[list[str]]:
-    groups: dict[int, list[str]] = {}
-    for record in records:
-        groups.setdefault(record.group, []).append(record.text)
-    return list(groups.values())
+        terminal.show_blocks([sampled(spec).block() for spec in (blue, green)])
+    measured = sampled(replace(green, groups=GROUPS, count=COUNT, seed=2))
+    return group_agreement(measured.groups, facts)

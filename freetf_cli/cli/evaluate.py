@@ -6,36 +6,24 @@ from typing import Annotated
 
 import typer
 
-from freetf_cli.cli.options import DataOption, DeviceOption, JsonOption, QuietOption, RunArgument, SeedOption, SplitOption
-from freetf_cli.cli.output import show
+from freetf_cli.cli.options import DataOption, DeviceOption, RunArgument, SamplesOption, SeedOption, SequencesOption, SplitOption, completer
+from freetf_cli.cli.output import Described
 from freetf_cli.evaluation.metrics import describe, metric_names
-
-
-def _complete_metric(incomplete: str) -> list[str]:
-    return [name for name in metric_names() if name.startswith(incomplete)]
-
-
-TaskOption = Annotated[
-    str, typer.Option("--task", metavar="|".join(metric_names()), help="The metric to compute.", autocompletion=_complete_metric)
-]
-SequencesOption = Annotated[int, typer.Option("--sequences", min=1, max=1_000_000, help="Held-out sequences; always the same ones.")]
-SamplesOption = Annotated[
-    int, typer.Option("--samples", min=1, max=1 << 16, help="Draws of Z per sequence for the importance-weighted bound.")
-]
 
 
 def evaluate(
     run: RunArgument,
-    task: TaskOption = "likelihood",
+    task: Annotated[
+        str,
+        typer.Option(metavar="|".join(metric_names()), help="The metric to compute.", autocompletion=completer(metric_names())),
+    ] = "likelihood",
     data: DataOption = None,
     split: SplitOption = None,
     sequences: SequencesOption = 256,
     samples: SamplesOption = 512,
     device: DeviceOption = "auto",
     seed: SeedOption = 0,
-    json: JsonOption = False,
-    quiet: QuietOption = False,
-) -> None:
+) -> Described:
     """Measure a run on held-out data.
 
     {metrics}
@@ -56,9 +44,8 @@ def evaluate(
     set_threads(checkpoint.recipe.parallel.threads)
     source, chosen = open_split(checkpoint, data, split)
     total = min(sequences, source.rows.size(chosen) or sequences)
-    with counter("sequences", total=total, quiet=quiet or json) as advance:
-        result = measure(checkpoint, model, source, Request(str(run), chosen, sequences, samples, seed, advance))
-    show(result, json=json)
+    with counter("sequences", total=total) as advance:
+        return measure(checkpoint, model, source, Request(str(run), chosen, sequences, samples, seed, advance))
 
 
 evaluate.__doc__ = str(evaluate.__doc__).replace("{metrics}", "\n\n    ".join(map(describe, metric_names())))

@@ -11,6 +11,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +60,13 @@ def attempt(work: Callable[[], int | None], words: Sequence[str]) -> int:
         return work() or ExitCode.OK
     except typer.Exit as leave:
         return leave.exit_code
-    except SystemExit as leave:
-        return leave.code if isinstance(leave.code, int) else ExitCode.OK if leave.code is None else ExitCode.FAILED
+    except SystemExit as leave:  # of a shell's completion
+        return int(leave.code or ExitCode.OK)
     except BaseException as error:
         if isinstance(error, OSError):
             _drop_stdout()
         failure = as_failure(error, words)
-        _report(failure, error, _before_dashes(words))
+        _report(failure, error, words[: words.index("--")] if "--" in words else words)
         return failure.exit_code
 
 
@@ -99,54 +100,43 @@ def _usage_failure(error: Any) -> InputError:
         message, hint = f"no such option '{option}'", near if near.startswith("did you mean") else hint
     elif context and (unknown := re.match("No such command '(.*)'", message)):
         hint = nearest(unknown[1], context.command.commands)
-    return InputError(message[:1].lower() + message[1:], hint=hint)
+    return InputError(_lower(message), hint=hint)
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:]
 
 
 def _system_failure(error: OSError, words: Sequence[str]) -> FreetfError:
     """Exit 2 if the operating system refuses to read a path that the user named, else 1."""
-    what = error.strerror or str(error) or type(error).__name__
-    what = what[:1].lower() + what[1:]
+    what = _lower(error.strerror or str(error) or type(error).__name__)
     name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes | os.PathLike) else ""
     if error.errno == errno.ENOSPC:
         return FreetfError(what, name, "free some space, or write elsewhere")
-    outputs = ("-o", "--output", "--out")
-    named = [word for before, word in zip(["", *words], words, strict=False) if before not in outputs]
-    if name and name in named:
-        return InputError(what, name)
-    return FreetfError(what, name)
+    outputs = ("-o", "--out")
+    inputs = [word for before, word in zip(["", *words], words, strict=False) if before not in outputs]
+    return (InputError if name and name in inputs else FreetfError)(what, name)
 
 
 def _report(failure: FreetfError, error: BaseException, words: Sequence[str]) -> None:
     if "--debug" in words:
         traceback.print_exception(error)
     if "--json" in words and failure.lines():
-        _write([json.dumps(error_record(failure), ensure_ascii=False)])
+        lines = [json.dumps(error_record(failure), ensure_ascii=False)]
     else:  # escape control characters: a file name must not control the terminal
-        shown = (re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", line) for line in failure.lines())
-        _write([f"freetf: error: {line}" for line in shown])
+        lines = [
+            "freetf: error: " + re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", line) for line in failure.lines()
+        ]
+    with suppress(OSError, ValueError):  # stderr is closed
+        sys.stderr.write("".join(f"{line}\n" for line in lines))
+        sys.stderr.flush()
 
 
 def error_record(failure: FreetfError) -> dict[str, Any]:
     """The JSON form: `error` is the first error; `errors` lists all if there are several."""
     several = failure.errors if isinstance(failure, InputErrors) else [failure]
-    records = [
-        {"what": one.what, "where": one.where, "hint": one.hint, "exit_code": int(failure.exit_code)} for one in several or [failure]
-    ]
-    record: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "error": records[0]}
-    return record | ({"errors": records} if len(records) > 1 else {})
-
-
-def _write(lines: Sequence[str]) -> None:
-    try:
-        sys.stderr.write("".join(f"{line}\n" for line in lines))
-        sys.stderr.flush()
-    except (OSError, ValueError):
-        pass  # stderr is closed
-
-
-def _before_dashes(words: Sequence[str]) -> Sequence[str]:
-    """The words that can be options: all before a bare `--`."""
-    return words[: words.index("--")] if "--" in words else words
+    records = [{"what": one.what, "where": one.where, "hint": one.hint, "exit_code": int(failure.exit_code)} for one in several]
+    return {"schema_version": SCHEMA_VERSION, "error": records[0]} | ({"errors": records} if len(records) > 1 else {})
 
 
 def _drop_stdout() -> None:
@@ -154,7 +144,5 @@ def _drop_stdout() -> None:
     try:
         sys.stdout.flush()
     except (OSError, ValueError):
-        try:
+        with suppress(OSError, ValueError):  # stdout is closed, or captured in memory
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        except (OSError, ValueError):
-            pass  # stdout is closed, or captured in memory

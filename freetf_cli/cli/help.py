@@ -1,7 +1,7 @@
 """Typer's help pages, with a command's copy-paste examples at their end.
 
 A command's docstring is its help, and lines that begin with `$ freetf` are its examples. They are printed last, without indentation or
-wrapping, so that people can copy them and scripts can find them.
+wrapping, so that people can copy them and scripts can find them. A `[` in any help must be written `\\[`: Typer reads `[name]` as a style.
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ EXAMPLE = "$ freetf"
 
 def split_examples(docstring: str) -> tuple[str, str]:
     """Split a docstring into its text and its example lines."""
-    lines = docstring.replace("\b", "").splitlines()
-    examples = [line.strip() for line in lines if line.strip().startswith(EXAMPLE)]
-    text = "\n".join(line for line in lines if not line.strip().startswith(EXAMPLE))
-    return text.strip(), "\n".join(examples)
+    lines = docstring.splitlines()
+    examples = [line for line in lines if line.startswith(EXAMPLE)]
+    return "\n".join(line for line in lines if line not in examples).strip(), "\n".join(examples)
 
 
 class _WithExamples:
-    """A mixin for Typer's commands: the epilog holds the examples, and `[` in help is not read as markup."""
+    """A mixin for Typer's commands, whose epilog holds the examples."""
 
     examples: str
 
@@ -31,17 +30,9 @@ class _WithExamples:
         super().__init__(*args, **settings)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        self._escape_markup(ctx)
         super().format_help(ctx, formatter)  # type: ignore[misc]
         if self.examples:
             formatter.write(f"\n{self.examples}\n")
-
-    def _escape_markup(self, ctx: Any) -> None:
-        """Typer reads `[smoke]` in a help text as a style and drops it."""
-        for item in (self, *self.get_params(ctx), *getattr(self, "commands", {}).values()):  # type: ignore[attr-defined]
-            text = getattr(item, "help", None)
-            if text and "\\[" not in text:
-                item.help = text.replace("[", "\\[")
 
 
 class ExampleCommand(_WithExamples, TyperCommand):

@@ -1,17 +1,19 @@
 """Options and arguments that several commands share, with their shell completions.
 
-A command declares only those that it needs. `app` adds `--quiet`, `--verbose` and `--debug` to every command that does not declare them.
+A command declares those that it reads. `app` adds --json, --quiet, --verbose and --debug to every command.
 
-    def show(run: RunArgument, json: JsonOption = False) -> None: ...
+    def show(run: RunArgument) -> Described: ...
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+
+from freetf_cli.cli.output import writable
 
 
 def complete_recipe(incomplete: str) -> list[str]:
@@ -57,19 +59,15 @@ def _starting(incomplete: str, choices: Iterable[str]) -> list[str]:
     return [choice for choice in choices if choice.startswith(prefix)]
 
 
+def completer(names: Iterable[str]) -> Callable[[str], list[str]]:
+    """The completion of an argument that takes one of these names."""
+    return lambda incomplete: [name for name in names if name.startswith(incomplete)]
+
+
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout; errors become JSON on stderr.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Hide progress and hints; warnings stay.")]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Print details on stderr.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-
-DeviceOption = Annotated[
-    Literal["auto", "cpu", "cuda", "mps"],
-    typer.Option("--device", metavar="auto|cpu|cuda|mps", help="Device to run on; auto: the first available of cuda, mps, cpu."),
-]
-SeedOption = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of every random draw.")]
-OptionalSeedOption = Annotated[
-    int | None, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of every random draw; default: the recipe's.")
-]
 
 RecipeArgument = Annotated[
     str,
@@ -79,26 +77,28 @@ RecipeArgument = Annotated[
         autocompletion=complete_recipe,
     ),
 ]
-RunArgument = Annotated[
-    Path, typer.Argument(metavar="RUN", help="A run's folder, or one checkpoint's folder.", autocompletion=complete_run)
-]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting: table.key=TOML value. May be repeated.")
 ]
-SmokeOption = Annotated[bool, typer.Option("--smoke", help="Apply the recipe's [smoke] overlay: seconds instead of minutes.")]
+SmokeOption = Annotated[bool, typer.Option("--smoke", help="Apply the recipe's \\[smoke] overlay: seconds instead of minutes.")]
+DeviceOption = Annotated[
+    Literal["auto", "cpu", "cuda", "mps"],
+    typer.Option(metavar="auto|cpu|cuda|mps", help="Device to run on; auto: the first available of cuda, mps, cpu."),
+]
+SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of every random draw.")]
 
-RunsArgument = Annotated[list[Path], typer.Argument(metavar="RUN…", help="Folders of runs or checkpoints.", autocompletion=complete_run)]
+RunArgument = Annotated[
+    Path, typer.Argument(metavar="RUN", help="A run's folder, or one checkpoint's folder.", autocompletion=complete_run)
+]
 DataOption = Annotated[
     Path | None,
-    typer.Option("--data", metavar="DIR", help="Measure on this data folder, prepared like the run's; default: the run's own data."),
+    typer.Option(metavar="DIR", help="Measure on this data folder, prepared like the run's; default: the run's own data."),
 ]
-SplitOption = Annotated[str | None, typer.Option("--split", metavar="NAME", help="The held-out split; default: the recipe's.")]
+SplitOption = Annotated[str | None, typer.Option(metavar="NAME", help="The held-out split; default: the recipe's.")]
+SequencesOption = Annotated[int, typer.Option(min=1, max=1_000_000, help="Held-out sequences to measure; always the same ones.")]
+SamplesOption = Annotated[int, typer.Option(min=1, max=1 << 16, help="Draws of Z per sequence for the importance-weighted bound.")]
+PromptOption = Annotated[str | None, typer.Option(metavar="TEXT", help="Text that the samples continue; default: the task's prompt.")]
 ReportOption = Annotated[
-    Path | None, typer.Option("--report", metavar="FILE.html", help="Write the result as one HTML page that works offline.")
-]
-
-
-FigureOption = Annotated[
     Path | None,
-    typer.Option("--figure", metavar="FILE.svg", help="Draw the samples like the paper's Figure 4, with one panel per run."),
+    typer.Option(metavar="FILE.html", help="Write the result as one HTML page that works offline.", callback=writable),
 ]

@@ -53,26 +53,17 @@ def write_file(file: Path, text: str, what: str) -> None:
     note(f"{what}: {file}")
 
 
-def check_report(report: Path | None) -> None:
-    """Refuse, before any work, a report that cannot be written."""
-    _check_file(report, "report", "--report FILE.html")
-
-
-def check_figure(figure: Path | None, report: Path | None = None) -> None:
-    """Refuse, before any work, a figure that cannot be written or would overwrite the report."""
-    _check_file(figure, "figure", "--figure FILE.svg")
-    if figure is not None and report is not None and figure.absolute() == report.absolute():
-        raise InputError("the figure and the report are the same file", str(figure), "name two files: --figure FILE.svg --report FILE.html")
-
-
-def _check_file(file: Path | None, what: str, option: str) -> None:
+def writable(param: typer.CallbackParam, file: Path | None) -> Path | None:
+    """The callback of --report and --figure: refuses, before any work, a file that cannot be written."""
     if file is None:
-        return
+        return None
+    what, hint = param.name, f"name a file: {param.opts[0]} {param.metavar}"
     if str(file) == "-":
-        raise InputError(f"the {what} needs a file, because the result goes to stdout", hint=f"name a file: {option}")
+        raise InputError(f"the {what} needs a file, because the result goes to stdout", hint=hint)
     if file.is_dir():
-        raise InputError(f"the {what}'s path is a folder", str(file), f"name a file: {option}")
+        raise InputError(f"the {what}'s path is a folder", str(file), hint)
     if not file.parent.is_dir():
         raise InputError(f"the {what}'s folder does not exist", str(file.parent), "create it first")
     if not os.access(file.parent, os.W_OK):
         raise InputError(f"the {what}'s folder is not writable", str(file.parent))
+    return file

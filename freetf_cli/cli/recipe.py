@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from freetf_cli.cli.options import JsonOption, RecipeArgument, SetOption, SmokeOption, complete_recipe, complete_run
-from freetf_cli.cli.output import show
+from freetf_cli.cli.output import Described
 from freetf_cli.records import to_json
 from freetf_cli.records.recipes import RecipeDiff, RecipeEntry, RecipeList, Setting, SweepEntry
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from freetf_cli.config.recipe import Recipe
 
 
-def list_recipes(json: JsonOption = False) -> None:
+def list_recipes() -> Described:
     """List the shipped recipes by family, with model, size and purpose.
 
     One `freetf sweep` trains all recipes of a sweep, such as figure4.
@@ -28,7 +28,7 @@ def list_recipes(json: JsonOption = False) -> None:
 
     recipes = {name: load_recipe(name) for name in shipped_recipes()}
     sweeps = [SweepEntry(name, describe_file(name)) for name in shipped_files() if expand(name) != [name]]
-    show(RecipeList([_entry(name, recipe) for name, recipe in recipes.items()], sweeps), json=json)
+    return RecipeList([_entry(name, recipe) for name, recipe in recipes.items()], sweeps)
 
 
 def show_recipe(recipe: RecipeArgument, smoke: SmokeOption = False, set: SetOption = None, json: JsonOption = False) -> None:
@@ -62,7 +62,7 @@ def _complete_either(incomplete: str) -> list[str]:
 EitherArgument = Annotated[str, typer.Argument(help="A shipped recipe, a TOML file or a run's folder.", autocompletion=_complete_either)]
 
 
-def diff(a: EitherArgument, b: EitherArgument, json: JsonOption = False) -> None:
+def diff(a: EitherArgument, b: EitherArgument) -> Described:
     """Show the settings in which two resolved recipes differ.
 
     $ freetf recipe diff letters-baseline letters-free
@@ -70,7 +70,7 @@ def diff(a: EitherArgument, b: EitherArgument, json: JsonOption = False) -> None
     from freetf_cli.config.files import differences
 
     rows = differences(_load(a), _load(b))
-    show(RecipeDiff(a, b, [Setting(*row) for row in rows]), json=json)
+    return RecipeDiff(a, b, [Setting(*row) for row in rows])
 
 
 def _load(name: str) -> Recipe:

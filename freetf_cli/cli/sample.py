@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, groupby
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -17,53 +17,36 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from freetf_cli.model.latent import Latent
-    from freetf_cli.records.samples import Sample
+    from freetf_cli.records import DataFacts
+    from freetf_cli.records.samples import Sample, SampleGroups
     from freetf_cli.runs.checkpoint import Checkpoint
-
-PromptOption = Annotated[
-    list[str] | None,
-    typer.Option("--prompt", metavar="TEXT|-", help="Text to continue, or - for one prompt per line of stdin. May be repeated."),
-]
-CountOption = Annotated[int, typer.Option("--count", "-n", min=1, help="Sequences per group.")]
-ZOption = Annotated[
-    str,
-    typer.Option(
-        "--z", metavar="independent|shared|FILE", help="Use one Z per sequence, one per group, or the Zs of a JSONL file (-: stdin)."
-    ),
-]
-GroupsOption = Annotated[int, typer.Option("--groups", "-g", min=1, help="Groups per prompt.")]
-PromptZOption = Annotated[
-    Literal["posterior", "prior"],
-    typer.Option("--prompt-z", metavar="posterior|prior", help="Infer the prompt's Z with the encoder, or draw it from the prior."),
-]
-TemperatureOption = Annotated[float, typer.Option("--temperature", min=0, help="Divide the logits by this; 0 takes the most likely token.")]
-TopKOption = Annotated[int, typer.Option("--top-k", min=0, help="Sample from the k most likely tokens; 0: all.")]
-TopPOption = Annotated[float, typer.Option("--top-p", min=0, max=1, help="Sample from the most likely tokens with this total probability.")]
-PrecisionOption = Annotated[
-    Literal["fp32", "bf16"],
-    typer.Option(
-        "--precision",
-        metavar="fp32|bf16",
-        help="Precision of the weights. bf16 halves their memory traffic. A replay with --z needs the same precision.",
-    ),
-]
-MaxTokensOption = Annotated[
-    int | None, typer.Option("--max-tokens", min=1, help="Tokens to generate; default: until the data's row length.")
-]
+    from freetf_cli.tasks.base import Task
 
 
 def sample(
     run: RunArgument,
-    prompt: PromptOption = None,
-    count: CountOption = 1,
-    z: ZOption = "independent",
-    groups: GroupsOption = 1,
-    prompt_z: PromptZOption = "posterior",
-    temperature: TemperatureOption = 1.0,
-    top_k: TopKOption = 0,
-    top_p: TopPOption = 1.0,
-    max_tokens: MaxTokensOption = None,
-    precision: PrecisionOption = "fp32",
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT|-", help="Text to continue, or - for one prompt per line of stdin. May be repeated."),
+    ] = None,
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="Sequences per group.")] = 1,
+    z: Annotated[
+        str,
+        typer.Option(metavar="independent|shared|FILE", help="One Z per sequence, one per group, or the Zs of a JSONL file (-: stdin)."),
+    ] = "independent",
+    groups: Annotated[int, typer.Option("--groups", "-g", min=1, help="Groups per prompt.")] = 1,
+    prompt_z: Annotated[
+        Literal["posterior", "prior"],
+        typer.Option(metavar="posterior|prior", help="Infer the prompt's Z with the encoder, or draw it from the prior."),
+    ] = "posterior",
+    temperature: Annotated[float, typer.Option(min=0, help="Divide the logits by this; 0 takes the most likely token.")] = 1.0,
+    top_k: Annotated[int, typer.Option(min=0, help="Sample from the k most likely tokens; 0: all.")] = 0,
+    top_p: Annotated[float, typer.Option(min=0, max=1, help="Sample from the most likely tokens with this total probability.")] = 1.0,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens to generate; default: until the data's row length.")] = None,
+    precision: Annotated[
+        Literal["fp32", "bf16"],
+        typer.Option(metavar="fp32|bf16", help="Precision of the weights. A replay with --z needs the same one."),
+    ] = "fp32",
     device: DeviceOption = "auto",
     seed: SeedOption = 0,
     json: JsonOption = False,
@@ -79,26 +62,26 @@ def sample(
     """
     from freetf_cli.device import resolve_device
     from freetf_cli.generation.sampling import SampleSpec, check_prompts, generate
-    from freetf_cli.report.console import warn
+    from freetf_cli.report.console import hint, warn
     from freetf_cli.runs.checkpoint import open_model
 
     for name, value in (("--temperature", temperature), ("--top-p", top_p)):
         if not math.isfinite(value):
             raise InputError(f"{name} {value}: not a finite number")
     checkpoint, model = open_model(run, resolve_device(device), warn)
-    given, shared = _given_z(z, prompt or [], model.latent, run), z == "shared"
-    if given is None and prompt_z == "posterior":
-        _hint_prompt_z(model.latent)
+    given, tokenizer = _given_z(z, prompt or [], model.latent, run), checkpoint.tokenizer()
+    if given is None and prompt_z == "posterior" and model.latent is not None and (window := model.latent.window):
+        hint(f"Z of the first {window} positions decides the rest, and the prompt's Z is inferred; --prompt-z prior draws it")
+    total, shared = (checkpoint.recipe.model.context or 1) + 1, z == "shared"
     sharing: Literal["independent", "shared"] = "shared" if shared else "independent"
-    total = (checkpoint.recipe.model.context or 1) + 1
     spec = SampleSpec(total, max_tokens, count, groups, sharing, given, prompt_z, temperature, top_k, top_p, seed)
     if precision == "bf16":
         model.bfloat16()
-    prompts, tokenizer = read_prompts(prompt, checkpoint, seed), checkpoint.tokenizer()
+    prompts = read_prompts(prompt, checkpoint, seed)
     if isinstance(prompts, list):
         check_prompts(tokenizer, prompts, spec)
-    records = generate(model, tokenizer, prompts, spec, together=isinstance(prompts, list))
-    show_samples(records, checkpoint, shared=shared, json=json)
+    samples = generate(model, tokenizer, prompts, spec, together=isinstance(prompts, list))
+    show_samples(samples, checkpoint, shared=shared, json=json)
 
 
 def _given_z(z: str, prompts: list[str], latent: Latent | None, run: Path) -> list[list[Any]] | None:
@@ -114,69 +97,54 @@ def _given_z(z: str, prompts: list[str], latent: Latent | None, run: Path) -> li
     return read_z_file(z, latent)
 
 
-def _hint_prompt_z(latent: Latent | None) -> None:
-    """Print a hint for a latent with a window, whose prompt may decide the whole sequence."""
-    from freetf_cli.report.console import hint
-
-    if latent is not None and latent.window is not None:
-        hint(f"Z of the first {latent.window} positions decides the rest, and the prompt's Z is inferred; --prompt-z prior draws it")
-
-
 def read_prompts(given: list[str] | None, checkpoint: Checkpoint, seed: int) -> Iterable[str]:
     """The prompts of the command line, with the lines of stdin for `-` as they arrive. The default is the task's prompt, or "" for text."""
-    from freetf_cli.tasks import make_task
-
-    if given is None:
-        facts = checkpoint.state["data"]
-        return [make_task(facts["task"], facts["params"]).prompt(seed, 0) if facts.get("task") else ""]
-    if "-" not in given:
-        return given
-    return (prompt for text in given for prompt in (_texts(sys.stdin.buffer) if text == "-" else [text]))
-
-
-def _texts(file: BinaryIO) -> Iterator[str]:
     from freetf_cli.generation.replay import text_lines
 
-    return (line for _, line in text_lines(file, "stdin"))
+    if given is None:
+        task = _task(checkpoint)
+        return [task.prompt(seed, 0) if task else ""]
+    if "-" not in given:
+        return given
+    lines = (line for _, line in text_lines(sys.stdin.buffer, "stdin"))
+    return chain.from_iterable(lines if text == "-" else [text] for text in given)
 
 
-def show_samples(records: Iterator[Sample], checkpoint: Checkpoint, *, shared: bool, json: bool) -> None:
-    """Print samples as JSON lines, as lines of text, or, on a terminal and for data with known factors, as the boxes of Figure 4."""
-    from freetf_cli.records import to_json
-    from freetf_cli.records.samples import line_spans
-    from freetf_cli.report import terminal
-    from freetf_cli.tasks import spans_by_text
-
-    if json:
-        for record in records:
-            typer.echo(to_json(record))
-    elif sys.stdout.isatty() and _shows_factors(checkpoint):
-        _show_boxes(list(records), checkpoint, shared=shared)
-    else:
-        facts = checkpoint.state["data"]
-        for record in records:
-            terminal.show_line(line_spans(record.text, record.prompt, spans_by_text(facts.get("task"), facts["params"], [record.text])))
-
-
-def _shows_factors(checkpoint: Checkpoint) -> bool:
-    """Whether the factors of the run's data can be read from a row."""
+def _task(checkpoint: Checkpoint) -> Task | None:
+    """The task that generated the run's data; None for text."""
     from freetf_cli.tasks import make_task
 
     facts = checkpoint.state["data"]
-    return bool(facts.get("task") and make_task(facts["task"], facts["params"]).factors)
+    return make_task(facts["task"], facts["params"]) if facts.get("task") else None
 
 
-def _show_boxes(records: list[Sample], checkpoint: Checkpoint, *, shared: bool) -> None:
+def show_samples(samples: Iterator[Sample], checkpoint: Checkpoint, *, shared: bool, json: bool) -> None:
+    """Print samples as JSON lines, as lines of text, or, on a terminal and for data with known factors, as the boxes of Figure 4."""
     from freetf_cli.evaluation.probe.agreement import group_agreement
-    from freetf_cli.records import DataFacts
-    from freetf_cli.records.samples import SampleGroups, agreement_table
+    from freetf_cli.records import DataFacts, to_json
+    from freetf_cli.records.samples import agreement_table, line_spans
     from freetf_cli.report import terminal
     from freetf_cli.tasks import spans_by_text
 
     facts = DataFacts(**checkpoint.state["data"])
-    for prompt, rows in groupby(records, key=lambda record: record.prompt):
-        groups = [[row.text for row in group] for _, group in groupby(rows, key=lambda row: row.group)]
-        found = group_agreement(groups, facts) if shared else []
-        spans = spans_by_text(facts.task, facts.params, chain.from_iterable(groups))
-        boxes = SampleGroups("", shared, groups, prompt, spans).block(latent=checkpoint.recipe.latent is not None)
-        terminal.show_blocks([boxes, agreement_table(found)])
+    if json:
+        for sample in samples:
+            typer.echo(to_json(sample))
+    elif sys.stdout.isatty() and (task := _task(checkpoint)) and task.factors:
+        for _, rows in groupby(list(samples), key=lambda one: one.prompt):
+            groups = figure4(list(rows), facts, shared=shared)
+            found = group_agreement(groups.groups, facts) if shared else []
+            terminal.show_blocks([groups.block(latent=checkpoint.recipe.latent is not None), agreement_table(found)])
+    else:
+        for sample in samples:
+            terminal.show_line(line_spans(sample.text, sample.prompt, spans_by_text(facts.task, facts.params, [sample.text])))
+
+
+def figure4(samples: Sequence[Sample], facts: DataFacts, *, shared: bool) -> SampleGroups:
+    """The samples of one prompt by group, as in the paper's Figure 4."""
+    from freetf_cli.records.samples import SampleGroups
+    from freetf_cli.tasks import spans_by_text
+
+    groups = [[sample.text for sample in group] for _, group in groupby(samples, key=lambda one: one.group)]
+    spans = spans_by_text(facts.task, facts.params, chain.from_iterable(groups))
+    return SampleGroups("", shared, groups, samples[0].prompt, spans)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from freetf_cli.cli.options import JsonOption, RunArgument
-from freetf_cli.cli.output import show as show_result
+from freetf_cli.cli.options import RunArgument
+from freetf_cli.cli.output import Described
 
 
-def show(run: RunArgument, json: JsonOption = False) -> None:
+def show(run: RunArgument) -> Described:
     """Show a run at a glance: recipe, sizes, curves, checkpoints, last samples.
 
     $ freetf show runs/letters-free
@@ -21,4 +21,4 @@ def show(run: RunArgument, json: JsonOption = False) -> None:
     summary = summarise(folder)
     if named or summary.checkpoints:
         open_checkpoint(run, warn)  # a damaged checkpoint is an error if the user named it, else a warning
-    show_result(summary, json=json)
+    return summary

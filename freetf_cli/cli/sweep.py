@@ -16,24 +16,18 @@ if TYPE_CHECKING:
 
     from freetf_cli.config.sweep import PlannedRun
 
-SweepArgument = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A sweep with all its variants, a recipe or a TOML file.", autocompletion=complete_sweep)
-]
-FolderOption = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder of all runs; a run's folder is DIR/NAME.")]
-GridOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=A,B", help="Change a setting, table.key=TOML value, with one run per value. May be repeated."),
-]
-SeedsOption = Annotated[str | None, typer.Option("--seeds", metavar="0..4|0,1,2", help="Train one run per seed; 0..4 includes 4.")]
-RunOption = Annotated[int | None, typer.Option("--run", metavar="N", min=1, max=1024, help="Run the commands here, N at a time.")]
-
 
 def sweep(
-    recipe: SweepArgument,
-    out: FolderOption,
-    set_: GridOption = None,
-    seeds: SeedsOption = None,
-    run: RunOption = None,
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="A sweep with all its variants, a recipe or a TOML file.", autocompletion=complete_sweep)
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder of all runs; a run's folder is DIR/NAME.")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=A,B", help="Change a setting, table.key=TOML value, with one run per value. May be repeated."),
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(metavar="0..4|0,1,2", help="Train one run per seed; 0..4 includes 4.")] = None,
+    run: Annotated[int | None, typer.Option(metavar="N", min=1, max=1024, help="Run the commands here, N at a time.")] = None,
     smoke: SmokeOption = False,
     device: DeviceOption = "auto",
     json: JsonOption = False,
@@ -52,6 +46,7 @@ def sweep(
 
     if (out / "recipe.toml").is_file():
         raise InputError("the folder of a sweep cannot be a run itself", str(out), "choose another -o")
+    _check_name(recipe)
     planned = plan_sweep(recipe, set_ or [], None if seeds is None else parse_seeds(seeds))
     recipes = [load_recipe(one.recipe, smoke=smoke, overrides=one.settings) for one in planned]  # report all errors before any work
     extra = [*(["--smoke"] if smoke else []), *([] if device == "auto" else ["--device", device])]
@@ -65,6 +60,19 @@ def sweep(
         _run(records, [is_done(out / one.name, resolved) for one, resolved in zip(planned, recipes, strict=True)], run, out, json)
 
 
+def _check_name(recipe: str) -> None:
+    """Refuse an unknown recipe, with a hint that lists the shipped sweeps."""
+    from freetf_cli.config.files import expand, shipped_files
+
+    try:
+        expand(recipe)
+    except InputError as error:
+        if Path(recipe).exists():
+            raise  # the file is at fault, not the name
+        sweeps = ", ".join(name for name in shipped_files() if expand(name) != [name])
+        raise InputError(error.what, error.where, f"{error.hint} (sweeps: {sweeps})") from None
+
+
 def _record(one: PlannedRun, out: Path, extra: Sequence[str]) -> dict[str, Any]:
     """The JSON record of a planned run."""
     folder = str(out / one.name)
@@ -74,27 +82,29 @@ def _record(one: PlannedRun, out: Path, extra: Sequence[str]) -> dict[str, Any]:
 
 
 def _run(records: Sequence[dict[str, Any]], done: Sequence[bool], at_once: int, out: Path, json: bool) -> None:
+    """Run the commands of the runs that are not done."""
     from freetf_cli.report.console import note, warn
     from freetf_cli.training.pool import Job, run_jobs
 
     out.mkdir(parents=True, exist_ok=True)
-    open_ones = [record for record, skipped in zip(records, done, strict=True) if not skipped]
-    jobs = [Job(record["command"][1:], out / f"{record['name']}.log") for record in open_ones]
-    unfinished = []
+    waiting, unfinished = [], []
     for record, skipped in zip(records, done, strict=True):
         if skipped:
             _print({**record, "status": "skipped"}, f"skipped {record['name']}: done before", json)
+        else:
+            waiting.append(record)
+    jobs = [Job(record["command"][1:], out / f"{record['name']}.log") for record in waiting]
     if jobs:
-        note(f"{len(jobs)} runs, {at_once} at a time; watch one: freetf show {shlex.quote(open_ones[0]['run'])}")
+        note(f"{len(jobs)} runs, {at_once} at a time; watch one: freetf show {shlex.quote(waiting[0]['run'])}")
 
     def ended(index: int, code: int) -> None:
-        name, log = open_ones[index]["name"], jobs[index].log
+        name, job = waiting[index]["name"], jobs[index]
         status = {0: "done", ExitCode.STOPPED: "stopped", ExitCode.INTERRUPTED: "stopped"}.get(code, "failed")
         if code:
             unfinished.append(name)
         if status == "failed":
-            warn(f"{name}: exit code {code}: {jobs[index].last_line().removeprefix('freetf: error: ')}")
-        _print({**open_ones[index], "status": status, "exit_code": code, "log": str(log)}, f"{status} {name}", json)
+            warn(f"{name}: exit code {code}: {job.last_line().removeprefix('freetf: error: ')}")
+        _print({**waiting[index], "status": status, "exit_code": code, "log": str(job.log)}, f"{status} {name}", json)
 
     run_jobs(jobs, at_once, ended)
     if unfinished:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from freetf_cli.cli.options import DeviceOption, JsonOption, OptionalSeedOption, QuietOption, RecipeArgument, SetOption, SmokeOption
-from freetf_cli.cli.output import show
+from freetf_cli.cli.options import DeviceOption, JsonOption, RecipeArgument, SetOption, SmokeOption
+from freetf_cli.cli.output import Described, show
 from freetf_cli.errors import InputError
 
 if TYPE_CHECKING:
@@ -17,38 +17,31 @@ if TYPE_CHECKING:
     from freetf_cli.config.recipe import Recipe
     from freetf_cli.records import TrainResult
     from freetf_cli.runs.checkpoint import Checkpoint
-    from freetf_cli.runs.folder import RunFolder
     from freetf_cli.training.distributed import World
     from freetf_cli.training.signals import StopRequest
-
-RunOption = Annotated[Path | None, typer.Option("--out", "-o", metavar="RUN", help="The run's folder; required unless --dry-run.")]
-ResumeOption = Annotated[
-    str,
-    typer.Option("--resume", metavar="never|auto|PATH", help="Resume the run if it exists (auto), or from this checkpoint (PATH)."),
-]
-InitOption = Annotated[
-    Path | None,
-    typer.Option("--init-from", metavar="CHECKPOINT", help="Start a new run from these weights; a Free model can start from its baseline."),
-]
-DryRunOption = Annotated[
-    bool, typer.Option("--dry-run", help="Only show sizes, FLOPs, memory, steps and tokens; needs no data and no GPU.")
-]
 
 
 def train(
     context: typer.Context,
     recipe: RecipeArgument,
-    out: RunOption = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="RUN", help="The run's folder; required unless --dry-run.")] = None,
     set_: SetOption = None,
     smoke: SmokeOption = False,
-    resume: ResumeOption = "never",
-    init_from: InitOption = None,
-    dry_run: DryRunOption = False,
+    resume: Annotated[
+        str,
+        typer.Option(metavar="never|auto|PATH", help="Resume the run if it exists (auto), or from this checkpoint (PATH)."),
+    ] = "never",
+    init_from: Annotated[
+        Path | None,
+        typer.Option(metavar="CHECKPOINT", help="Start a new run from these weights; a Free model can start from its baseline."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show sizes, FLOPs, memory, steps and tokens; needs no data and no GPU.")
+    ] = False,
     device: DeviceOption = "auto",
-    seed: OptionalSeedOption = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=2**32 - 1, help="Seed of every random draw; default: the recipe's.")] = None,
     json: JsonOption = False,
-    quiet: QuietOption = False,
-) -> None:
+) -> Described | None:
     """Train a baseline or a Free Transformer from a recipe.
 
     Writes recipe, manifest, metrics, checkpoints, samples and a report into the run's folder.
@@ -64,26 +57,27 @@ def train(
     from freetf_cli.training.signals import stop_on_signals
 
     started = started_processes()
-    overrides = [*([] if started == 1 else [f"parallel.processes={started}"]), *(set_ or [])]
-    loaded = load_recipe(recipe, smoke=smoke, overrides=[*overrides, *([] if seed is None else [f"train.seed={seed}"])])
+    overrides = [f"parallel.processes={started}"] if started > 1 else []
+    overrides += [*(set_ or []), *([] if seed is None else [f"train.seed={seed}"])]
+    loaded = load_recipe(recipe, smoke=smoke, overrides=overrides)
     if dry_run:
-        _dry_run(loaded, recipe, device, json)
-    elif out is None or str(out) == "-":
-        raise InputError(
-            "the run needs a folder" if out is None else "a run is a folder and cannot go to stdout", hint="name a folder: -o RUN"
-        )
-    elif loaded.parallel.processes > 1 and started == 1:
+        return _dry_run(loaded, recipe, device)
+    if out is None:
+        raise InputError("the run needs a folder", hint="name a folder: -o RUN")
+    if str(out) == "-":
+        raise InputError("a run is a folder and cannot go to stdout", hint="name a folder: -o RUN")
+    if loaded.parallel.processes > 1 and started == 1:
         raise typer.Exit(launch(context.find_root().obj, loaded.parallel.processes))
-    elif loaded.parallel.processes != started:
+    if loaded.parallel.processes != started:
         raise InputError(f"parallel.processes = {loaded.parallel.processes}, but {started} processes were started")
-    else:
-        with stop_on_signals() as stop:  # loading takes seconds and must react to signals too
-            result = run_training(loaded, out, device, stop, resume=resume, init_from=init_from, quiet=quiet or json)
-            if is_main_process():
-                show(result, json=json)
+    with stop_on_signals() as stop:  # loading takes seconds and must react to signals too
+        result = run_training(loaded, out, device, stop, resume=resume, init_from=init_from)
+        if is_main_process():
+            show(result, json=json)
+    return None
 
 
-def _dry_run(recipe: Recipe, name: str, device: str, json: bool) -> None:
+def _dry_run(recipe: Recipe, name: str, device: str) -> Described:
     import torch
 
     from freetf_cli.device import resolve_device
@@ -96,14 +90,17 @@ def _dry_run(recipe: Recipe, name: str, device: str, json: bool) -> None:
     target = torch.device("cuda") if device == "cuda" else resolve_device(device)  # planning for a GPU does not need one
     bf16 = precision == "bf16" or (precision == "auto" and target.type == "cuda")
     known = None if device == "auto" and target.type == "cpu" else target.type  # on a machine without a GPU, bf16 means CUDA
-    show(plan_run(recipe, name, bf16, known), json=json)
+    return plan_run(recipe, name, bf16, known)
 
 
 def run_training(
-    recipe: Recipe, out: Path, device: str, stop: StopRequest, *, resume: str = "never", init_from: Path | None = None, quiet: bool = False
+    recipe: Recipe, out: Path, device: str, stop: StopRequest, *, resume: str = "never", init_from: Path | None = None
 ) -> TrainResult:
     """Train with a live display, and update its report at every checkpoint. resume: as --resume. init_from: a run or a checkpoint."""
     from freetf_cli.device import resolve_device, set_threads
+    from freetf_cli.durable import write_durably
+    from freetf_cli.evaluation.summary import summarise
+    from freetf_cli.report import page
     from freetf_cli.report.console import warn
     from freetf_cli.report.progress import TrainingProgress
     from freetf_cli.runs.checkpoint import open_checkpoint
@@ -121,7 +118,7 @@ def run_training(
             raise InputError("--init-from starts a new run, --resume continues one", hint="give only one of them")
         weights = None if init_from is None else _choose_on_main(world, lambda: open_checkpoint(init_from, warn))
         set_threads(recipe.parallel.threads)
-        with TrainingProgress(quiet=quiet or not world.is_main) as display:
+        with TrainingProgress(quiet=not world.is_main) as display:
             return train_recipe(
                 recipe,
                 out,
@@ -129,7 +126,11 @@ def run_training(
                 resume=start,
                 init_from=weights,
                 again=resume == "auto",
-                hooks=Hooks(progress=lambda progress: display.update(progress.status()), saved=write_report, warn=warn),
+                hooks=Hooks(
+                    progress=lambda progress: display.update(progress.status()),
+                    saved=lambda run: write_durably(run.report, page.html(summarise(run.path).report())),
+                    warn=warn,
+                ),
                 stop=stop,
                 argv=current_argv(),
                 world=world,
@@ -159,12 +160,3 @@ def resume_from(out: Path, resume: str) -> Checkpoint | None:
         hint = "use --init-from to start a new run from another run's weights"
         raise InputError("--resume needs a checkpoint of the run in -o", resume, hint)
     return Checkpoint.open(path)
-
-
-def write_report(run: RunFolder) -> None:
-    """Write the report of a run's current state."""
-    from freetf_cli.durable import write_durably
-    from freetf_cli.evaluation.summary import summarise
-    from freetf_cli.report import page
-
-    write_durably(run.report, page.html(summarise(run.path).report()))

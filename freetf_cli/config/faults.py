@@ -17,12 +17,9 @@ FILE_KEYS = ("extends", "smoke", "sweep")  # keys of a recipe file that are not 
 def as_errors(error: ValidationError, tree: Mapping[str, Any], layers: Sequence[Layer]) -> InputErrors:
     """Every fault of `tree`, which pydantic has refused with `error`. Rules that need no faulty key are checked as well."""
     items = [item for item in error.errors() if item["type"] != "value_error"]  # those are rules, and are all checked below
-    found, wrong = [], set()
-    for item in items:
-        names = tuple(str(name) for name in item["loc"])
-        wrong.add(names)
-        found.append(_as_error(item, names, place(layers, [names])))
-    for keys, message in Recipe.partial(tree, wrong).broken(partial=True):
+    wrong = [tuple(str(name) for name in item["loc"]) for item in items]
+    found = [_as_error(item, names, place(layers, [names])) for item, names in zip(items, wrong, strict=True)]
+    for keys, message in Recipe.partial(tree, set(wrong)).broken():
         found.append(InputError(message, place(layers, [key.split(".") for key in keys])))
     return InputErrors(found)
 

@@ -8,6 +8,7 @@ A file with a `[sweep]` table is a family of recipes: `figure4/8th` is the varia
 from __future__ import annotations
 
 import re
+import stat
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
@@ -26,7 +27,7 @@ from freetf_cli.errors import InputError, nearest
 
 
 class Address(NamedTuple):
-    """A recipe's file, and the variant of it that is meant, if one is named."""
+    """The file of a recipe, and the name of its variant, if it is one."""
 
     file: Path
     variant: str | None = None
@@ -44,18 +45,18 @@ def shipped_files() -> list[str]:
 
 
 def shipped_recipes() -> list[str]:
-    """Names of the shipped recipes, each variant of a sweep by its own: `figure4/8th`."""
+    """Names of the shipped recipes; each variant of a sweep has its own, such as `figure4/8th`."""
     return [recipe for name in shipped_files() for recipe in expand(name)]
 
 
 def expand(name: str) -> list[str]:
-    """The recipes that a name stands for: every variant of a sweep, else itself."""
+    """The recipes that a name stands for: every variant of a sweep, else only itself."""
     file, variant = find_recipe(name)
     return [name] if variant else [f"{name.rstrip('/')}/{one}" for one in _variants(file)] or [name]
 
 
 def describe_file(name: str) -> str:
-    """The description in a recipe file itself, above its variants."""
+    """The description of a recipe file, outside its variants."""
     return str(_read(find_recipe(name).file)[0].get("description", ""))
 
 
@@ -70,11 +71,10 @@ def load_recipe(name: str, *, smoke: bool = False, overrides: Sequence[str] = ()
         raise InputError(
             f"'{name}' is a sweep: name one of its recipes", hint=f"choose from: {', '.join(expand(name))}; `freetf sweep` trains them all"
         )
-    layers = list(_layers(address, seen=()))
-    overlays = [layer for layer in layers if layer.is_smoke]
-    if smoke and not overlays:
+    layers = sorted(_layers(address), key=lambda layer: layer.is_smoke)
+    if smoke and not layers[-1].is_smoke:
         raise InputError("the recipe has no [smoke] overlay", str(address.file))
-    layers = [layer for layer in layers if not layer.is_smoke] + (overlays if smoke else [])
+    layers = [layer for layer in layers if smoke or not layer.is_smoke]
     changes = [parse_setting(text) for text in overrides]
     change = next((change for change in changes if "latent" in change.tree), None)
     if change and not any("latent" in layer.tree for layer in layers):
@@ -89,7 +89,7 @@ def find_recipe(name: str, beside: Path | None = None) -> Address:
     """
     if found := _find_file(name, beside):
         return Address(found)
-    if _is_special(Path(name)):
+    if stat.S_IFMT(_mode(Path(name))) not in (0, stat.S_IFDIR):
         raise InputError("a recipe must be a regular file", name)
     head, slash, variant = name.rpartition("/")
     if found := _find_file(head, beside) if slash else None:
@@ -117,16 +117,9 @@ def _without_empty(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differences(a: Recipe, b: Recipe) -> list[tuple[str, Any, Any]]:
-    """(key, value in a, value in b) where they differ; a missing setting is None. Entries of a dictionary count as keys of their own."""
-    ours, theirs = _entries(a), _entries(b)
-    return [(key, ours.get(key), theirs.get(key)) for key in dict.fromkeys([*ours, *theirs]) if ours.get(key) != theirs.get(key)]
-
-
-def _entries(recipe: Recipe) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in flat(recipe).items():
-        found |= {f"{key}.{name}": item for name, item in value.items()} if isinstance(value, dict) else {key: value}
-    return found
+    """(key, value in a, value in b) where they differ; a missing setting is None."""
+    ours, theirs = flat(a), flat(b)
+    return [(key, ours.get(key), theirs.get(key)) for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
 
 
 def _checked(layers: Sequence[Layer]) -> Recipe:
@@ -137,22 +130,23 @@ def _checked(layers: Sequence[Layer]) -> Recipe:
         raise as_errors(error, tree, layers) from None
 
 
-def _layers(address: Address, seen: tuple[Address, ...]) -> Iterator[Layer]:
-    """A recipe's keys above those of the recipe that it extends, each followed by its smoke overlay, if it has one."""
-    path = address.file
+def _layers(address: Address, seen: tuple[Address, ...] = ()) -> Iterator[Layer]:
+    """The layers of a recipe, lowest first: what it extends, the file, the variant; after each its smoke overlay, if it has one."""
+    path, variant = address
     tree, text = _read(path)
-    parent = tree.get("extends")
-    if parent is not None:
+    if "extends" in tree:
+        parent = tree["extends"]
         if not isinstance(parent, str):
             raise InputError("'extends' must name a recipe", str(path))
-        target, here = find_recipe(parent, beside=path.parent), Address(path.resolve(), address.variant)
-        target = target._replace(file=target.file.resolve())
-        if target in (*seen, here):
+        target = find_recipe(parent, beside=path.parent)
+        target = Address(target.file.resolve(), target.variant)
+        seen = (*seen, Address(path.resolve(), variant))
+        if target in seen:
             raise InputError(f"'extends' goes in a circle through '{parent}'", str(path))
-        yield from _layers(target, (*seen, here))
+        yield from _layers(target, seen)
     yield from _with_overlay({key: value for key, value in tree.items() if key not in ("extends", "sweep")}, path, text)
-    if address.variant:
-        yield from _with_overlay(_table(_table(tree, "sweep", path), address.variant, path), path, text, ("sweep", address.variant))
+    if variant:
+        yield from _with_overlay(_table(_table(tree, "sweep", path), variant, path), path, text, ("sweep", variant))
 
 
 def _with_overlay(tree: Mapping[str, Any], path: Path, text: str, prefix: tuple[str, ...] = ()) -> Iterator[Layer]:
@@ -185,7 +179,7 @@ def _read(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def _table(tree: Mapping[str, Any], name: str, path: Path) -> Mapping[str, Any]:
-    """A table whose keys are no settings by themselves; empty if it is not there."""
+    """A table that holds other tables: `[sweep]`, one of its variants, or `[smoke]`; empty if there is none."""
     found = tree.get(name, {})
     if not isinstance(found, Mapping):
         raise InputError(f"'{name}' must be a table", str(path))
@@ -196,20 +190,12 @@ def _find_file(name: str, beside: Path | None) -> Path | None:
     """A recipe in the folder `beside`, a path, or a shipped recipe."""
     here = [beside / f"{name}.toml"] if beside else []
     shipped = [recipe_folder() / f"{name}.toml"] if name and "/" not in name else []
-    return next((path for path in (*here, Path(name), *shipped) if _is_file(path)), None)
+    return next((path for path in (*here, Path(name), *shipped) if stat.S_ISREG(_mode(path))), None)
 
 
-def _is_file(path: Path) -> bool:
-    """Path.is_file, but False for a name that no file can have."""
+def _mode(path: Path) -> int:
+    """The mode of a file; 0 if there is none, or if no file can have that name."""
     try:
-        return path.is_file()
+        return path.stat().st_mode
     except (OSError, ValueError):
-        return False
-
-
-def _is_special(path: Path) -> bool:
-    """Whether it is a pipe or a device."""
-    try:
-        return path.exists() and not path.is_dir()
-    except (OSError, ValueError):
-        return False
+        return 0

@@ -13,7 +13,7 @@ from freetf_cli.config.table import ConfigTable, Positive, Weight, known, module
 KINDS = module_names("latent", without=("build", "objective"))
 Kind = Annotated[str, AfterValidator(known("kind of latent", KINDS)), Field(json_schema_extra={"enum": list(KINDS)})]
 Share = Annotated[float, Field(ge=0, le=1)]
-ARCHITECTURE = ("kind", "bits", "depth", "window", "encoder", "options")
+ARCHITECTURE = {"kind", "bits", "depth", "window", "encoder", "options"}  # decide the weights' shapes and the forward pass
 
 
 class ObjectiveConfig(ConfigTable):
@@ -81,11 +81,6 @@ class LatentConfig(ConfigTable):
         """Naming another kind drops the options of the old one."""
         before = base.get("kind", cls.model_fields["kind"].default)
         return {"options"} if over.get("kind", before) != before else set()
-
-    @property
-    def architecture(self) -> dict[str, Any]:
-        """The fields that decide the weights' shapes and the forward pass. Models that differ only elsewhere have the same architecture."""
-        return {name: getattr(self, name) for name in ARCHITECTURE}
 
     @rule("kappa", "bits")
     def _kappa_fits_the_bits(self) -> str | None:

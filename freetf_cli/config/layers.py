@@ -1,4 +1,4 @@
-"""What a recipe is merged from: files, overlays and `--set`, each knowing where its keys stand, so that an error can say so."""
+"""The layers that a recipe is merged from: files, overlays and `--set`. Each knows the place of its keys, for errors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Layer:
         return self.prefix[-1:] == ("smoke",)
 
     def has(self, names: Sequence[str]) -> bool:
-        """Whether the key is set here, by itself or in a value that holds it."""
+        """Whether this layer sets the key, alone or as part of a larger value."""
         value: Any = self.tree
         for name in names:
             if not isinstance(value, Mapping):
@@ -37,19 +37,19 @@ class Layer:
         return True
 
     def place(self, names: Sequence[str]) -> str:
-        """File and line, or the option."""
+        """The file and the line of a key, or the option."""
         line = _line_of([*self.prefix, *names], self.text)
         return f"{self.where}, line {line}" if line else self.where
 
 
 def place(layers: Sequence[Layer], keys: Sequence[Sequence[str]]) -> str:
-    """Where a fault of some keys comes from: the last layer that sets one of them, else the table in a file where the first is missing."""
+    """The place of a fault of some keys: where the last layer sets one of them, else the table of a file that lacks the first."""
     for layer in reversed(layers):
         if found := next((names for names in keys if layer.has(names)), None):
             return layer.place(found)
-    files = [layer for layer in reversed(layers) if layer.text] or [*layers]
-    table = next((layer for layer in files if layer.text and keys[0][:-1] and layer.has(keys[0][:-1])), None)
-    return table.place(keys[0][:-1]) if table else files[0].where
+    table, files = keys[0][:-1], [layer for layer in reversed(layers) if layer.text]
+    holds_table = [layer for layer in files if table and layer.has(table)]
+    return holds_table[0].place(table) if holds_table else (files or layers)[0].where
 
 
 def parse_setting(text: str) -> Layer:

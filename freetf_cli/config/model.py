@@ -134,18 +134,16 @@ class ModelConfig(ConfigTable):
         return self.width // self.heads
 
     @rule("heads", "width")
-    def _heads_divide_the_width(self) -> str | None:
-        return f"model.heads = {self.heads} does not divide model.width = {self.width}" if self.width % self.heads else None
+    def _head_width_is_whole_and_even(self) -> str | None:
+        if self.width % self.heads:
+            return f"model.heads = {self.heads} does not divide model.width = {self.width}"
+        if self.head_width % 2:
+            return f"the head width, model.width / model.heads = {self.head_width}, must be even for rotary embeddings"
+        return None
 
     @rule("kv_heads", "heads")
     def _kv_heads_divide_the_heads(self) -> str | None:
         return f"model.kv_heads = {self.kv_heads} does not divide model.heads = {self.heads}" if self.heads % self.key_heads else None
-
-    @rule("heads", "width")
-    def _head_width_is_even(self) -> str | None:
-        if self.width % self.heads or self.head_width % 2 == 0:
-            return None
-        return f"the head width, model.width / model.heads = {self.head_width}, must be even for rotary embeddings"
 
     @rule("attention", "multi_token")
     def _options_fit_the_attention(self) -> str | None:

@@ -10,26 +10,17 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from freetf_cli.config.data import DataConfig
-from freetf_cli.config.latent import LatentConfig, NumericsConfig, ObjectiveConfig
-from freetf_cli.config.model import ModelConfig, MultiTokenConfig
-from freetf_cli.config.table import ConfigTable, rule, settings, table_of
-from freetf_cli.config.train import EvalConfig, ParallelConfig, TrainConfig
-
-__all__ = [
-    "DataConfig",
-    "EvalConfig",
-    "LatentConfig",
-    "ModelConfig",
-    "MultiTokenConfig",
-    "NumericsConfig",
-    "ObjectiveConfig",
-    "ParallelConfig",
-    "Recipe",
-    "TrainConfig",
-    "flat",
-    "table_types",
-]
+from freetf_cli.config.data import DataConfig as DataConfig
+from freetf_cli.config.latent import ARCHITECTURE
+from freetf_cli.config.latent import LatentConfig as LatentConfig
+from freetf_cli.config.latent import NumericsConfig as NumericsConfig
+from freetf_cli.config.latent import ObjectiveConfig as ObjectiveConfig
+from freetf_cli.config.model import ModelConfig as ModelConfig
+from freetf_cli.config.model import MultiTokenConfig as MultiTokenConfig
+from freetf_cli.config.table import ConfigTable, rule, table_of
+from freetf_cli.config.train import EvalConfig as EvalConfig
+from freetf_cli.config.train import ParallelConfig as ParallelConfig
+from freetf_cli.config.train import TrainConfig as TrainConfig
 
 
 class Recipe(ConfigTable):
@@ -57,7 +48,7 @@ class Recipe(ConfigTable):
         """The fields of `[model]` and `[latent]` that decide the weights' shapes and the forward pass, the default depth resolved."""
         found: dict[str, Any] = {"model": self.model.model_dump(), "latent": None}
         if self.latent is not None:
-            found["latent"] = {**self.latent.architecture, "depth": self.latent.depth or self.model.layers // 2}
+            found["latent"] = {**self.latent.model_dump(include=ARCHITECTURE), "depth": self.latent.depth or self.model.layers // 2}
         return found
 
     @rule("model.layers", "latent.bits")
@@ -85,9 +76,17 @@ class Recipe(ConfigTable):
         return "latent.objective.mismatch compares sequences: train.batch / train.grad_accum_steps / parallel.processes must be at least 2"
 
 
-def flat(recipe: Recipe) -> dict[str, Any]:
-    """The settings as `{"train.lr": 0.001, …}`; a table within a table is `latent.objective.slope`."""
-    return {key: value for key, value in settings(recipe) if key != "description"}
+def flat(table: ConfigTable, within: str = "") -> dict[str, Any]:
+    """The settings as `{"train.lr": 0.001, "data.params.noise": 0.1, …}`, without the description. An absent table has none."""
+    found: dict[str, Any] = {}
+    for key, value in table:
+        if isinstance(value, ConfigTable):
+            found |= flat(value, f"{within}{key}.")
+        elif isinstance(value, dict):
+            found |= {f"{within}{key}.{name}": item for name, item in value.items()}
+        elif key != "description" and table_of(type(table).model_fields[key]) is None:
+            found[f"{within}{key}"] = value
+    return found
 
 
 def table_types(table: type[ConfigTable] = Recipe, within: str = "") -> dict[str, type[ConfigTable]]:

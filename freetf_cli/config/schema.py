@@ -17,6 +17,7 @@ def recipe_schema() -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of a recipe file, with `extends`, `[smoke]` and `[sweep]`."""
     whole = Recipe.model_json_schema()
     tables: dict[str, Any] = whole["$defs"]
+    partial = {name: {key: value for key, value in table.items() if key != "required"} for name, table in tables.items()}
     loose = {key: _renamed(value) for key, value in whole["properties"].items()}
     overlay = {"type": "object", "additionalProperties": False, "properties": loose, "description": "laid over the recipe by --smoke"}
     variant = {"type": "object", "additionalProperties": False, "properties": {**loose, "smoke": overlay}}
@@ -33,13 +34,8 @@ def recipe_schema() -> dict[str, Any]:
         "properties": {**own, **loose},
         "if": {"not": {"anyOf": [{"required": ["extends"]}, {"required": ["sweep"]}]}},
         "then": {"properties": whole["properties"], "required": whole["required"]},
-        "$defs": tables | {f"{name}Partial": _partial(table) for name, table in tables.items()},
+        "$defs": tables | {f"{name}Partial": _renamed(table) for name, table in partial.items()},
     }
-
-
-def _partial(table: dict[str, Any]) -> Any:
-    """A table whose every key may be left out, in the tables within it too."""
-    return _renamed({key: value for key, value in table.items() if key != "required"})
 
 
 def _renamed(value: Any) -> Any:

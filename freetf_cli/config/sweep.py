@@ -77,22 +77,18 @@ def _name(recipe: str, settings: Sequence[str]) -> str:
     """`figure4-8th-kappa0.25-s0`: the recipe, each setting by its key's last word, the seed."""
     file = re.fullmatch(r"(?:.*/)?([^/]+)\.toml((?:/[^/]+)?)", recipe)
     words = [(file[1] + file[2] if file else recipe.strip("./")).replace("/", "-")]
-    keys = [setting.partition("=")[0] for setting in settings]
-    last = [key.rpartition(".")[2] for key in keys]
-    for setting, key, short in zip(settings, keys, last, strict=True):
-        value = setting.partition("=")[2]
+    parts = [setting.partition("=") for setting in settings]
+    last = [key.rpartition(".")[2] for key, _, _ in parts]
+    for (key, _, value), short in zip(parts, last, strict=True):
         words.append(f"s{value}" if key == "train.seed" else f"{short if last.count(short) == 1 else key}{_plain(value)}")
-    return _short("-".join(words))
+    name = "-".join(words)
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 7]}_{_hash(name)}"
 
 
 def _plain(value: str) -> str:
     """A value as part of a file name; a hash tells apart those that only differ in other characters."""
     plain = re.sub(r"[^\w.+-]+", "_", value.strip("\"'")).strip("_")
     return plain if plain == value.strip("\"'") else f"{plain[:40]}_{_hash(value)}"
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 7]}_{_hash(name)}"
 
 
 def _hash(text: str) -> str:

@@ -11,11 +11,11 @@ class TrainConfig(ConfigTable):
 
 from __future__ import annotations
 
-import functools
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, Self, TypeVar, cast
+from typing import Annotated, Any, NamedTuple, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
@@ -58,7 +58,7 @@ class ConfigTable(BaseModel):
 
     @classmethod
     def completed(cls, given: Any) -> Any:
-        """The table as given, with what its keys imply."""
+        """The given table, with the keys that other keys imply."""
         return given
 
     @classmethod
@@ -82,40 +82,26 @@ class ConfigTable(BaseModel):
         return merged
 
     @classmethod
-    def partial(cls, given: Mapping[str, Any], wrong: set[tuple[str, ...]], place: tuple[str, ...] = ()) -> Self:
+    def partial(cls, given: Mapping[str, Any], wrong: set[tuple[str, ...]], place: tuple[str, ...] = ()) -> ConfigTable:
         """The table without missing keys and those at the places in `wrong`, so that its other rules can still be checked."""
-        values: dict[str, Any] = {}
-        given = cls.completed(given)
-        for name, field in cls.model_fields.items():
-            here, table = (*place, name), table_of(field)
-            if here in wrong or (name not in given and field.is_required()):
-                continue
-            value = given.get(name, field.get_default(call_default_factory=True))
+        made = cls.model_construct(**{key: value for key, value in cls.completed(given).items() if key in cls.model_fields})
+        for key, value in list(made):
+            here, table = (*place, key), table_of(cls.model_fields[key])
             if table is not None and isinstance(value, Mapping):
-                values[name] = table.partial(value, wrong, here)
-            elif not any(one[: len(here)] == here for one in wrong):
-                values[name] = value
-        made = cast(Self, cls.model_construct(**values))
-        for name in cls.model_fields.keys() - values.keys():  # model_construct has put defaults there
-            made.__dict__.pop(name, None)
+                made.__dict__[key] = table.partial(value, wrong, here)
+            elif any(one[: len(here)] == here for one in wrong):
+                del made.__dict__[key]
         return made
 
-    def broken(self, *, partial: bool = False, within: str = "") -> Iterator[Broken]:
-        """The broken rules of this table and of the tables inside it. partial: skip rules that read a missing key."""
-        for name in type(self).model_fields:
-            table = self.__dict__.get(name)
-            if isinstance(table, ConfigTable):
-                yield from table.broken(partial=partial, within=f"{within}{name}.")
-        yield from self._own_broken(partial, within)
-
-    def _own_broken(self, partial: bool = False, within: str = "") -> Iterator[Broken]:
+    def broken(self, within: str = "") -> Iterator[Broken]:
+        """The broken rules of this table and of the tables inside it. A partial table skips the rules that read a missing key."""
+        for key, value in self:
+            if isinstance(value, ConfigTable):
+                yield from value.broken(f"{within}{key}.")
         for check in _rules(type(self)):
-            try:
+            message = None
+            with suppress(AttributeError):
                 message = check(self)
-            except AttributeError:
-                if partial:
-                    continue
-                raise
             if message:
                 yield Broken(tuple(within + key for key in check.rule_keys), message)
 
@@ -126,19 +112,9 @@ class ConfigTable(BaseModel):
 
     @model_validator(mode="after")
     def _rules_hold(self) -> Self:
-        if broken := list(self._own_broken()):
+        if broken := list(self.broken()):
             raise ValueError("; ".join(one.message for one in broken))
         return self
-
-
-def settings(table: ConfigTable, within: str = "") -> Iterator[tuple[str, Any]]:
-    """Each key and its value; a key of a table within this one is `table.key`. A table that is not there has no keys."""
-    for name, field in type(table).model_fields.items():
-        value = getattr(table, name)
-        if isinstance(value, ConfigTable):
-            yield from settings(value, f"{within}{name}.")
-        elif table_of(field) is None:
-            yield f"{within}{name}", value
 
 
 def table_of(field: FieldInfo | None) -> type[ConfigTable] | None:
@@ -155,7 +131,7 @@ def _rules(table: type[ConfigTable]) -> list[Any]:
     return [member for member in vars(table).values() if hasattr(member, "rule_keys")]
 
 
-def module_names(package: str, without: tuple[str, ...] = ("base",)) -> list[str]:
+def module_names(package: str, without: tuple[str, ...]) -> list[str]:
     """Names of the modules of one of our packages, found without importing it. without: modules that hold what the others share."""
     folder = Path(__file__).resolve().parent.parent / package
     return sorted(module.name for module in pkgutil.iter_modules([str(folder)]) if module.name not in without)
@@ -163,10 +139,10 @@ def module_names(package: str, without: tuple[str, ...] = ("base",)) -> list[str
 
 def known(what: str, names: list[str]) -> Callable[[str], str]:
     """A check that a value is one of the names: an error names the nearest one."""
-    return functools.partial(_check_known, what, names)
 
+    def check(name: str) -> str:
+        if name not in names:
+            raise PydanticCustomError("unknown_name", f"there is no {what} '{{name}}'", {"name": name, "hint": nearest(name, names)})
+        return name
 
-def _check_known(what: str, names: list[str], name: str) -> str:
-    if name not in names:
-        raise PydanticCustomError("unknown_name", "there is no {what} '{name}'", {"what": what, "name": name, "hint": nearest(name, names)})
-    return name
+    return check

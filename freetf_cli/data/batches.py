@@ -11,13 +11,15 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from freetf_cli.config.recipe import DataConfig
 from freetf_cli.data.dataset import Dataset
-from freetf_cli.data.prepare import task_tokenizer
+from freetf_cli.data.manifest import Origin
+from freetf_cli.data.prepare import task_origin, task_tokenizer
 from freetf_cli.data.rows import TRAIN, DocumentRows, Factors, PackedRows, RowSource, TaskRows
 from freetf_cli.data.tokenizer import Tokenizer
 from freetf_cli.errors import InputError
@@ -53,15 +55,6 @@ class DataSource:
     task: Task | None = None
     bytes_per_token: dict[str, float] = field(default_factory=dict)
 
-    @property
-    def separator(self) -> int | None:
-        return self.tokenizer.separator
-
-    @property
-    def row_tokens(self) -> int:
-        """T + 1."""
-        return self.context + 1
-
     def train_batch(self, step: int, size: int) -> Batch:
         """The batch of a step, a function of (seed, step, size) alone."""
         return self._batch(self.rows.train(step * size, size))
@@ -85,16 +78,12 @@ class DataSource:
         count = sequences if available is None else min(sequences, available)
         return np.arange(count) * (available or count) // max(count, 1)
 
-    def prompts(self, count: int, seed: int) -> list[str]:
-        """Texts that samples can begin with."""
-        return [self.prompt(seed, index) for index in range(count)]
-
     def _batch(self, rows: Tokens) -> Batch:
         ended = rows == PAD
-        fill = 0 if self.separator is None else self.separator
+        separator = self.tokenizer.separator
         targets = np.where(ended, IGNORE, rows)[:, 1:]
         targets[:, : self.loss_start - 1] = IGNORE
-        return Batch(np.where(ended, fill, rows)[:, :-1], targets)
+        return Batch(np.where(ended, 0 if separator is None else separator, rows)[:, :-1], targets)
 
 
 def open_data(config: DataConfig, *, context: int | None, seed: int) -> DataSource:
@@ -110,59 +99,42 @@ def open_data(config: DataConfig, *, context: int | None, seed: int) -> DataSour
 def _open_task(task: Task, context: int | None, seed: int) -> DataSource:
     context = context or task.row_tokens - 1
     tokenizer = task_tokenizer(task)
-    fixed = task.row_tokens if task.alphabet else None
     _check_context(context, task.row_tokens, task.loss_start, tokenizer, f"a row of '{task.name}'")
-    identity = json.dumps([task.name, task.params], sort_keys=True)
-    facts = DataFacts(
-        name=task.name,
-        task=task.name,
-        vocabulary=tokenizer.vocab_size,
-        context=context,
-        targets=fixed and min(fixed, context + 1) - task.loss_start,
-        floor_bits=task.floor_bits if context + 1 >= task.row_tokens else None,
-        sha256=hashlib.sha256(identity.encode()).hexdigest(),
-        params=task.params,
-    )
+    sha256 = hashlib.sha256(json.dumps([task.name, task.params], sort_keys=True).encode()).hexdigest()
+    facts = _facts(task_origin(task, seed), context, name=task.name, vocabulary=tokenizer.vocab_size, sha256=sha256)
     return DataSource(tokenizer, facts, context, TaskRows(task, context + 1, seed), task.loss_start, task.prompt, task)
 
 
 def _open_folder(data: Dataset, rows: str, context: int | None, seed: int) -> DataSource:
     about = data.manifest
-    packed = rows == "packed" or (rows == "auto" and about.kind == "text")
+    is_text = about.kind == "text"
+    packed = rows == "packed" or (rows == "auto" and is_text)
     longest = max(int(split.row_lengths.max()) for split in data.splits.values())
-    if context is None and about.kind == "text":
-        raise InputError(
-            "model.context is not set, and text has no row length of its own", str(data.folder), "for example model.context=256"
-        )
+    if context is None and is_text:
+        what = "model.context is not set, and text has no row length of its own"
+        raise InputError(what, str(data.folder), "for example model.context=256")
     context = context or (about.row_tokens or longest) - 1
-    loss_start = 1 if packed else about.loss_start
     if packed:
+        about = about.model_copy(update={"loss_start": 1, "row_tokens": context + 1, "floor_bits": None})
         _check_long_enough(data, context)
     else:
         _check_equal_rows(data)
-        _check_context(context, longest, loss_start, data.tokenizer, f"the longest document of {data.folder}")
+        _check_context(context, longest, about.loss_start, data.tokenizer, f"the longest document of {data.folder}")
+    ratios = {name: split.bytes / split.tokens for name, split in about.splits.items() if is_text}
+    name, vocabulary = data.folder.resolve().name, about.tokenizer.vocabulary
+    facts = _facts(about, context, name=name, vocabulary=vocabulary, sha256=data.sha256, bytes_per_token=ratios.get(TRAIN))
     source: RowSource = (PackedRows if packed else DocumentRows)(data, context + 1, seed)
-    ratios = {name: split.bytes / split.tokens for name, split in about.splits.items()} if about.kind == "text" else {}
     task = None if about.task is None else make_task(about.task, about.params)
     prompt = task.prompt if task else _text_prompt(data)
-    return DataSource(data.tokenizer, _folder_facts(data, context, packed), context, source, loss_start, prompt, task, ratios)
+    return DataSource(data.tokenizer, facts, context, source, about.loss_start, prompt, task, ratios)
 
 
-def _folder_facts(data: Dataset, context: int, packed: bool) -> DataFacts:
-    about = data.manifest
-    fixed = context + 1 if packed else about.row_tokens
-    text = about.splits.get(TRAIN) if about.kind == "text" else None
-    return DataFacts(
-        name=data.folder.resolve().name,
-        task=about.task,
-        vocabulary=about.tokenizer.vocabulary,
-        context=context,
-        targets=fixed and min(fixed, context + 1) - (1 if packed else about.loss_start),
-        floor_bits=about.floor_bits if not packed and fixed and context + 1 >= fixed else None,
-        sha256=data.sha256,
-        bytes_per_token=text.bytes / text.tokens if text else None,
-        params=dict(about.params or {}),
-    )
+def _facts(about: Origin, context: int, **others: Any) -> DataFacts:
+    """The facts of rows that are cropped to the context. The floor is known of whole rows only."""
+    length = about.row_tokens  # None if rows differ
+    targets = length and min(length, context + 1) - about.loss_start
+    floor_bits = about.floor_bits if length and context + 1 >= length else None
+    return DataFacts(task=about.task, params=about.params, context=context, targets=targets, floor_bits=floor_bits, **others)
 
 
 def _text_prompt(data: Dataset) -> Callable[[int, int], str]:

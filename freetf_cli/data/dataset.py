@@ -15,6 +15,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,24 +25,24 @@ from numpy.typing import NDArray
 from freetf_cli.data import tokenizer as tokenizers
 from freetf_cli.data.manifest import DOCUMENTS, MANIFEST, OFFSETS, Manifest, SplitFacts, parse_manifest, token_type
 from freetf_cli.data.tokenizer import Ids, Tokenizer
+from freetf_cli.durable import sha256_of
 from freetf_cli.errors import InputError, nearest
 
 LARGEST_MANIFEST = 16 << 20  # bytes
-SCANNED = 1 << 20  # tokens checked at a time
 
 
 class Split:
     """A split of a data folder, memory-mapped. len(split): documents; tokens: length of the stream."""
 
-    def __init__(self, folder: Path, facts: SplitFacts, vocabulary: int, separator: int | None) -> None:
+    def __init__(self, folder: Path, facts: SplitFacts, tokenizer: Tokenizer) -> None:
         self.facts, self.tokens = facts, facts.tokens
-        self._extra = 0 if separator is None else 1
+        self._extra = 0 if tokenizer.separator is None else 1
         shards = sorted(name for name in facts.files if name.startswith("tokens-"))
-        self._shards = [_map(folder / name, token_type(vocabulary)) for name in shards]
+        self._shards = [_map(folder / name, token_type(tokenizer.vocab_size)) for name in shards]
         self._starts = np.array([0, *itertools.accumulate(map(len, self._shards))], np.int64)
         self.offsets: NDArray[np.int64] = _map(folder / OFFSETS, np.dtype("<i8"))
         self._documents = folder / DOCUMENTS
-        self._check(folder, vocabulary)
+        self._check(folder, tokenizer.vocab_size)
 
     def __len__(self) -> int:
         return self.facts.documents
@@ -53,13 +54,9 @@ class Split:
 
     def slice(self, start: int, stop: int) -> Ids:
         """Tokens start … stop − 1 of the stream."""
-        first = int(np.searchsorted(self._starts, start, side="right")) - 1
-        parts = []
-        for shard, begin in zip(self._shards[first:], self._starts[first:], strict=False):
-            if begin >= stop:
-                break
-            parts.append(shard[max(start - begin, 0) : stop - begin])
-        return np.concatenate(parts).astype(np.int64) if parts else np.empty(0, np.int64)
+        first, last = np.searchsorted(self._starts, [start + 1, stop])  # shards first − 1 … last − 1 hold them
+        parts = zip(self._shards[first - 1 : last], self._starts[first - 1 : last], strict=False)
+        return np.concatenate([np.empty(0, np.int64), *(shard[max(start - begin, 0) : stop - begin] for shard, begin in parts)])
 
     def row(self, index: int) -> Ids:
         """The tokens of document `index`, with its separators."""
@@ -77,18 +74,19 @@ class Split:
         fits = fits and self.offsets[0] == 0 and int(self.offsets[-1]) + self._extra == self.tokens
         if not (fits and (np.diff(self.offsets) >= 0).all()):
             raise InputError("the data folder is damaged: offsets and tokens do not fit the manifest", str(folder))
-        for shard in self._shards:
-            if max((int(shard[i : i + SCANNED].max()) for i in range(0, len(shard), SCANNED)), default=0) >= vocabulary:
-                raise InputError(f"the data folder is damaged: a token is outside the vocabulary of {vocabulary}", str(folder))
+        if any(shard.max(initial=0) >= vocabulary for shard in self._shards):
+            raise InputError(f"the data folder is damaged: a token is outside the vocabulary of {vocabulary}", str(folder))
 
 
+@dataclass(frozen=True, eq=False)
 class Dataset:
     """A data folder whose files were checked against its manifest. sha256: of the manifest, which contains all other hashes."""
 
-    def __init__(self, folder: Path, manifest: Manifest, sha256: str, tokenizer: Tokenizer) -> None:
-        self.folder, self.manifest, self.sha256, self.tokenizer = folder, manifest, sha256, tokenizer
-        facts = manifest.tokenizer
-        self._splits = {name: Split(folder / name, split, facts.vocabulary, facts.separator) for name, split in manifest.splits.items()}
+    folder: Path
+    manifest: Manifest
+    sha256: str
+    tokenizer: Tokenizer
+    splits: dict[str, Split]
 
     @classmethod
     def open(cls, folder: str | Path) -> Dataset:
@@ -103,19 +101,16 @@ class Dataset:
         content = file.read_bytes()
         manifest = parse_manifest(content, file)
         _check_files(folder, manifest)
-        tokenizer = tokenizers.load(folder / tokenizers.FILE)
-        if (tokenizer.vocab_size, tokenizer.separator) != (manifest.tokenizer.vocabulary, manifest.tokenizer.separator):
+        tokenizer, described = tokenizers.load(folder / tokenizers.FILE), manifest.tokenizer
+        if (tokenizer.vocab_size, tokenizer.separator) != (described.vocabulary, described.separator):
             raise InputError("the tokenizer is not the one that the manifest describes", str(folder / tokenizers.FILE))
-        return cls(folder, manifest, hashlib.sha256(content).hexdigest(), tokenizer)
+        splits = {name: Split(folder / name, facts, tokenizer) for name, facts in manifest.splits.items()}
+        return cls(folder, manifest, hashlib.sha256(content).hexdigest(), tokenizer, splits)
 
     def split(self, name: str) -> Split:
-        if name not in self._splits:
-            raise InputError(f"the data has no split '{name}'", str(self.folder), nearest(name, self._splits))
-        return self._splits[name]
-
-    @property
-    def splits(self) -> dict[str, Split]:
-        return dict(self._splits)
+        if name not in self.splits:
+            raise InputError(f"the data has no split '{name}'", str(self.folder), nearest(name, self.splits))
+        return self.splits[name]
 
 
 def _check_files(folder: Path, manifest: Manifest) -> None:
@@ -140,9 +135,8 @@ def _check_file(path: Path, sha256: str, size: int | None = None) -> None:
     if size is not None and actual != size:
         how = f"truncated: {actual} of {size} bytes" if actual < size else f"damaged: {actual} bytes, not {size}"
         raise InputError(f"the data folder is damaged: a file is {how}", str(path))
-    with path.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-            raise InputError("the data folder is damaged: the SHA-256 of a file is not the manifest's", str(path))
+    if sha256_of(path) != sha256:
+        raise InputError("the data folder is damaged: the SHA-256 of a file is not the manifest's", str(path))
 
 
 def _map(path: Path, kind: np.dtype[Any]) -> NDArray[Any]:

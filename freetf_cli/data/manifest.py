@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError
 
 from freetf_cli.config.table import ConfigTable, NotNegative
 from freetf_cli.errors import InputError
+from freetf_cli.records import SCHEMA_VERSION
 
 FORMAT, VERSION = "freetf-data", 1
 MANIFEST, OFFSETS, DOCUMENTS = "manifest.json", "offsets.bin", "documents.jsonl"
@@ -61,9 +62,9 @@ class TokenizerFacts(ConfigTable):
 class Manifest(Origin):
     """The contents of manifest.json."""
 
-    schema_version: int
-    format: str
-    format_version: int
+    schema_version: int = SCHEMA_VERSION
+    format: str = FORMAT
+    format_version: int = VERSION
     tokenizer: TokenizerFacts
     splits: dict[str, SplitFacts]
 

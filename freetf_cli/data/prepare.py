@@ -27,23 +27,14 @@ from freetf_cli.tasks.base import BLOCK_ROWS, Task
 Advance = Callable[[int], None]
 
 
-def _no_progress(count: int) -> None:
-    pass
-
-
 def task_tokenizer(task: Task) -> Tokenizer:
     """The tokenizer of a task's rows."""
     return tokenizers.byte_level() if task.alphabet is None else tokenizers.characters(task.alphabet, task.separator)
 
 
-def write_task(
-    task: Task, out: Path, *, count: int, seed: int = 0, split: Shares = DEFAULT_SPLIT, progress: Advance = _no_progress
-) -> DatasetSummary:
-    """Write rows 0 … count − 1 of the task's stream `seed` as a data folder."""
-    if count < 1:
-        raise InputError(f"a data set of {count} rows is empty")
-    assigner, tokenizer = SplitAssigner(split, seed), task_tokenizer(task)
-    origin = Origin(
+def task_origin(task: Task, seed: int) -> Origin:
+    """What the manifest of a task's rows says about them."""
+    return Origin(
         kind="synthetic",
         task=task.name,
         params=task.params,
@@ -53,13 +44,19 @@ def write_task(
         entropy=task.entropy(),
         floor_bits=task.floor_bits,
     )
-    with DatasetWriter(out, tokenizer, origin) as writer:
+
+
+def write_task(
+    task: Task, out: Path, *, count: int, seed: int = 0, split: Shares = DEFAULT_SPLIT, progress: Advance = lambda count: None
+) -> DatasetSummary:
+    """Write rows 0 … count − 1 of the task's stream `seed` as a data folder."""
+    assigner = SplitAssigner(split, seed)
+    with DatasetWriter(out, task_tokenizer(task), task_origin(task, seed)) as writer:
         for start in range(0, count, BLOCK_ROWS):
             for index, example in enumerate(task.examples(seed, start, min(BLOCK_ROWS, count - start)), start):
-                ids = tokenizer.encode_array(example.text)
                 label = None if task.label is None else str(example.factors[task.label])
                 record = {"text": example.text, "factors": example.factors}
-                writer.add(assigner.split(index), ids, record, size=len(example.text.encode()), label=label)
+                writer.add(assigner.split(index), example.text, record, label)
                 progress(1)
     missing = [name for name in assigner.shares if name not in writer.manifest.splits]
     return _summary(out, writer.manifest, [f"split '{name}' got none of {count} rows and is left out" for name in missing])
@@ -74,7 +71,7 @@ def prepare_text(
     seed: int = 0,
     field: str | None = None,
     document_separator: str | None = None,
-    progress: Advance = _no_progress,
+    progress: Advance = lambda count: None,
 ) -> DatasetSummary:
     """Write documents from files, folders, archives or standard input (see `read_documents`) as a data folder.
 
@@ -86,7 +83,7 @@ def prepare_text(
     assigner = SplitAssigner(split, seed)
     with ExitStack() as stack:
         if tokenizer.startswith("bpe:"):
-            paths = _readable_twice(paths, field, stack)
+            paths = [_readable_twice(path, field, stack) for path in paths]
 
         def documents(note: Callable[[str], None]) -> Iterator[Document]:
             for document in read_documents(paths, field=field, document_separator=document_separator, note=note):
@@ -96,10 +93,8 @@ def prepare_text(
         chosen = _tokenizer(tokenizer, lambda: _train_texts(documents(lambda _: None), assigner))
         with DatasetWriter(out, chosen, Origin(kind="text", seed=seed)) as writer:
             for name, document in assigner.assign(documents(notes.append), notes):
-                ids = chosen.encode_array(document.text, document.source)
                 factors = {} if document.label is None else {"label": document.label}
-                record = {"source": document.source, "factors": factors}
-                writer.add(name, ids, record, size=len(document.text.encode("utf-8")), label=document.label)
+                writer.add(name, document.text, {"source": document.source, "factors": factors}, document.label)
     return _summary(out, writer.manifest, notes)
 
 
@@ -123,23 +118,18 @@ def _train_texts(documents: Iterator[Document], assigner: SplitAssigner) -> Iter
     return (document.text for name, document in assigner.assign(documents, []) if everything or name == "train")
 
 
-def _readable_twice(paths: Sequence[str | Path], field: str | None, stack: ExitStack) -> list[str | Path]:
-    """The paths, with standard input and named pipes copied to temporary files, which `stack` removes."""
-    return [_copied(path, field, stack) if str(path) == STDIN or Path(path).is_fifo() else path for path in paths]
-
-
-def _copied(path: str | Path, field: str | None, stack: ExitStack) -> Path:
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="freetf-")))
-    file = folder / ("stdin.jsonl" if field else "stdin")
+def _readable_twice(path: str | Path, field: str | None, stack: ExitStack) -> str | Path:
+    """The path; for standard input or a named pipe, that of a temporary copy, which `stack` removes."""
+    if str(path) != STDIN and not Path(path).is_fifo():
+        return path
+    file = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="freetf-")), "stdin.jsonl" if field else "stdin")
     with nullcontext(sys.stdin.buffer) if str(path) == STDIN else Path(path).open("rb") as source, file.open("wb") as out:
         shutil.copyfileobj(source, out)
     return file
 
 
 def _summary(out: Path, manifest: Manifest, notes: list[str]) -> DatasetSummary:
-    labels: Counter[str] = Counter()
-    for split in manifest.splits.values():
-        labels.update(split.labels)
+    labels = sum((Counter(split.labels) for split in manifest.splits.values()), Counter())
     return DatasetSummary(
         folder=str(out),
         task=manifest.task,

@@ -1,50 +1,35 @@
 """Sources of rows: a task's stream, one document a row, or windows over a packed stream.
 
 All of them give arrays [rows, T + 1], padded with PAD. Training row g is a function of (seed, g); step s with batch size B takes
-rows s·B … s·B + B − 1.
+rows s·B … s·B + B − 1. Each source has
+
+    train(start, count)       training rows start … start + count − 1 of the seed's order [count, T + 1]
+    held_out(split, rows)     rows of a split by number [rows, T + 1]
+    factors(split, rows)      their known factors; empty for a row with parts of several documents
+    documents(split, rows)    the number of the document in which each of them begins [rows]
+    size(split)               the number of rows of a split; None for an endless stream
 """
 
 from __future__ import annotations
 
-from functools import cached_property
-from typing import Any, Protocol
+from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from freetf_cli.data.dataset import Dataset, Split
-from freetf_cli.tasks.base import PAD, Task, Tokens, generator, stream_seed
+from freetf_cli.streams import data_generator, stream_seed
+from freetf_cli.tasks.base import PAD, Task, Tokens
 
 TRAIN = "train"
-
+HELD_OUT_SEED = 0  # runs of all seeds are evaluated on the same rows
 
 Factors = dict[str, Any]
 
 
-class RowSource(Protocol):
-    """A source of rows."""
-
-    def train(self, start: int, count: int) -> Tokens:
-        """Training rows start … start + count − 1 of the seed's order [count, T + 1]."""
-
-    def held_out(self, split: str, rows: NDArray[np.int64]) -> Tokens:
-        """Rows of a split by number [rows, T + 1]."""
-
-    def factors(self, split: str, rows: NDArray[np.int64]) -> list[Factors]:
-        """The known factors of these rows; empty for a row with parts of several documents."""
-
-    def documents(self, split: str, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The number of the document in which each of these rows begins [rows]."""
-
-    def size(self, split: str) -> int | None:
-        """The number of rows of a split; None for an endless stream."""
-
-
-HELD_OUT_SEED = 0  # runs of all seeds are evaluated on the same rows
-
-
 class TaskRows:
-    """Fresh rows without end. Each split has its own stream; only that of training depends on the seed."""
+    """An endless stream of fresh rows. Each split has its own stream; only that of training depends on the seed."""
 
     def __init__(self, task: Task, width: int, seed: int) -> None:
         self._task, self._width, self._seed = task, width, seed
@@ -76,24 +61,13 @@ class _Epochs:
     """The order of `size` items in each epoch, shuffled by (seed, epoch)."""
 
     def __init__(self, size: int, seed: int) -> None:
-        self.size, self._seed = size, seed
-        self._orders: dict[int, NDArray[np.int64]] = {}
+        self.size = size
+        self._order = lru_cache(maxsize=2)(lambda epoch: data_generator("epoch", seed, epoch).permutation(size))
 
     def pieces(self, start: int, count: int) -> list[tuple[int, NDArray[np.int64]]]:
         """(epoch, items) for positions start … start + count − 1 of the sequence of all epochs."""
-        stop, pieces = start + count, []
-        while start < stop:
-            epoch, place = divmod(start, self.size)
-            taken = min(stop - start, self.size - place)
-            pieces.append((epoch, self._order(epoch)[place : place + taken]))
-            start += taken
-        return pieces
-
-    def _order(self, epoch: int) -> NDArray[np.int64]:
-        if epoch not in self._orders:
-            self._orders = {e: order for e, order in self._orders.items() if e == epoch - 1}
-            self._orders[epoch] = generator("epoch", self._seed, epoch).permutation(self.size)
-        return self._orders[epoch]
+        epochs, places = np.divmod(np.arange(start, start + count), self.size)
+        return [(epoch, self._order(epoch)[places[epochs == epoch]]) for epoch in np.unique(epochs).tolist()]
 
 
 class DocumentRows:
@@ -166,7 +140,7 @@ class PackedRows:
 
     def _offset(self, epoch: int) -> int:
         spare = self._data.split(TRAIN).tokens - 1 - self._epochs.size * self._stride
-        return int(generator("offset", self._seed, epoch).integers(min(self._stride - 1, spare) + 1))
+        return int(data_generator("offset", self._seed, epoch).integers(min(self._stride - 1, spare) + 1))
 
     def _windows(self, source: Split, starts: NDArray[np.int64]) -> Tokens:
         return np.stack([source.slice(int(start), int(start) + self._width) for start in starts])
@@ -177,3 +151,6 @@ def _known(source: Split, documents: NDArray[np.int64]) -> list[Factors]:
     wanted = set(documents.tolist())
     found = {index: record.get("factors") or {} for index, record in enumerate(source.records()) if index in wanted}
     return [found.get(index, {}) for index in documents.tolist()]
+
+
+RowSource = TaskRows | DocumentRows | PackedRows

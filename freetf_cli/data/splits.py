@@ -14,11 +14,13 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
+from functools import lru_cache
 
 from freetf_cli.data.manifest import SPLIT_NAME
 from freetf_cli.data.text import Document
 from freetf_cli.errors import InputError
-from freetf_cli.tasks.base import generator
+from freetf_cli.streams import data_generator
+from freetf_cli.tasks.base import exact_number
 
 DEFAULT_SPLIT = {"train": 0.9, "val": 0.1}
 LONGEST_RUN = 1_000_000  # documents
@@ -33,7 +35,12 @@ def parse_split(text: str, count: int | None = None) -> dict[str, Fraction]:
         name, equals, number = (piece.strip() for piece in part.partition("="))
         if not equals or not re.fullmatch(SPLIT_NAME, name) or name in values:
             raise InputError(f"--split takes NAME=SHARE,NAME=SHARE, not '{text}'", hint="for example --split train=0.9,val=0.1")
-        values[name] = _positive(number, text)
+        share = exact_number(number)
+        if share is None:
+            raise InputError(f"--split {text}: '{number}' is not a number")
+        if share <= 0:
+            raise InputError(f"--split {text}: a share must be more than 0")
+        values[name] = share
     total = sum(values.values())
     if total == 1:
         return values
@@ -46,36 +53,23 @@ def parse_split(text: str, count: int | None = None) -> dict[str, Fraction]:
     return {name: value / count for name, value in values.items()}
 
 
-def _positive(number: str, text: str) -> Fraction:
-    try:
-        value = Fraction(number)
-    except (ValueError, ZeroDivisionError):
-        raise InputError(f"--split {text}: '{number}' is not a number") from None
-    if value <= 0:
-        raise InputError(f"--split {text}: a share must be more than 0")
-    return value
-
-
 class SplitAssigner:
     """The split of the i-th document, as a function of (shares, seed, i)."""
 
     def __init__(self, shares: Shares, seed: int) -> None:
         """InputError if the shares do not sum to 1, or need runs of more than a million documents."""
-        self.shares = {name: Fraction(str(value)) if isinstance(value, float) else Fraction(value) for name, value in shares.items()}
+        self.shares = {name: Fraction(str(value)) for name, value in shares.items()}
         if sum(self.shares.values()) != 1:
             raise InputError(f"the shares of the splits sum to {float(sum(self.shares.values())):g}, not to 1")
-        self._seed = seed
         self._run = math.lcm(*(share.denominator for share in self.shares.values()))
         if self._run > LONGEST_RUN:
             raise InputError("the shares of the splits are too fine", hint="give them with fewer digits")
         self._names = [name for name, share in self.shares.items() for _ in range(int(share * self._run))]
-        self._shuffled: tuple[int, list[int]] = (-1, [])  # a run's number and order
+        self._order = lru_cache(maxsize=1)(lambda run: data_generator("split", seed, run).permutation(self._run))
 
     def split(self, index: int) -> str:
         run, place = divmod(index, self._run)
-        if self._shuffled[0] != run:
-            self._shuffled = run, generator("split", self._seed, run).permutation(self._run).tolist()
-        return self._names[self._shuffled[1][place]]
+        return self._names[int(self._order(run)[place])]
 
     def assign(self, documents: Iterator[Document], notes: list[str]) -> Iterator[tuple[str, Document]]:
         """Each document with its split. If a split would stay empty, the last document is cut into parts, which `notes` reports."""
@@ -86,15 +80,13 @@ class SplitAssigner:
                 yield last
             last = self.split(index), document
             empty.pop(last[0], None)
-        if last is None:
-            return
-        if not empty:
+        if last is not None and empty:
+            name, document = last
+            parts = {part: empty.get(part, 1 - sum(empty.values(), Fraction())) for part in self.shares if part in empty or part == name}
+            notes.append(f"too few documents for every split: {document.source} is cut into {', '.join(parts)}")
+            yield from _cut(document, parts)
+        elif last is not None:
             yield last
-            return
-        name, document = last
-        parts = [part for part in self.shares if part in empty or part == name]
-        notes.append(f"too few documents for every split: {document.source} is cut into {', '.join(parts)}")
-        yield from _cut(document, {part: empty.get(part, 1 - sum(empty.values(), Fraction())) for part in parts})
 
 
 def _cut(document: Document, shares: Mapping[str, Fraction]) -> Iterator[tuple[str, Document]]:

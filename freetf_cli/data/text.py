@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, cast
+from typing import IO, Any, NamedTuple
 
 from freetf_cli.errors import InputError, nearest
 
@@ -32,7 +32,7 @@ UNPACKED = 64 << 20  # bytes that any archive may unpack to
 RATIO = 100  # … or this many times its own size: text compresses to a tenth, a decompression bomb to a thousandth
 ABOUT = ("readme", "license", "licence", "copying", "notice", "authors", "changelog")  # files that are not data, if the others have labels
 JSONL = (".jsonl", ".ndjson")
-TAR = (".tar", ".tgz", ".tbz2", ".tar.gz", ".tar.bz2", ".7z", ".xz", ".zst", ".rar")
+UNSUPPORTED = (".tar", ".tgz", ".tbz2", ".tar.gz", ".tar.bz2", ".7z", ".xz", ".zst", ".rar")
 STDIN = "-"
 
 Note = Callable[[str], None]
@@ -47,21 +47,18 @@ class Document:
     label: str | None = None
 
 
-@dataclass(frozen=True)
-class _Reader:
-    """Options for reading: the field of JSON records, the separator, and a callback for notes."""
+class _File(NamedTuple):
+    """An open file. name: the source of its documents; place: its location for errors; size: in bytes, before it is unpacked."""
 
-    field: str | None
-    document_separator: str | None
-    note: Note
-
-
-def _ignore(note: str) -> None:
-    pass
+    stream: IO[bytes] | _Capped
+    name: str
+    place: str
+    label: str | None = None
+    size: int = 0
 
 
 def read_documents(
-    paths: Sequence[str | Path], *, field: str | None = None, document_separator: str | None = None, note: Note = _ignore
+    paths: Sequence[str | Path], *, field: str | None = None, document_separator: str | None = None, note: Note = lambda note: None
 ) -> Iterator[Document]:
     """Every document of the paths, in order; the contents of folders and archives sorted by name.
 
@@ -72,39 +69,49 @@ def read_documents(
         raise InputError("no text is given", hint="give files, folders, archives, or - for standard input")
     if document_separator == "":
         raise InputError("the document separator is empty")
-    reader = _Reader(field, document_separator, note)
-    for path in paths:
+    for path in map(str, paths):
         found = False
-        for document in _read_path(str(path), reader):
-            found = True
-            yield document
+        for file in _files(path, field, note):
+            with _reading(file.place):
+                for document in _documents(file, field, document_separator, note):
+                    found = True
+                    yield document
         if not found:
-            raise InputError("the input is empty: it has no text", "standard input" if str(path) == STDIN else str(path))
+            raise InputError("the input is empty: it has no text", "standard input" if path == STDIN else path)
 
 
-def _read_path(path: str, reader: _Reader) -> Iterator[Document]:
-    if path == STDIN:
-        name = f"stdin{JSONL[0]}" if reader.field else "stdin"
-        yield from _read_stream(cast(IO[bytes], sys.stdin.buffer), name, "standard input", reader, None)
-        return
+def _files(path: str, field: str | None, note: Note) -> Iterator[_File]:
+    """Standard input, a file, the members of an archive, or every file below a folder that is not hidden."""
     file = Path(path)
     name = file.resolve().name
-    if file.is_dir():
-        yield from _read_folder(file, name, reader)
+    if path == STDIN:
+        yield _File(sys.stdin.buffer, f"stdin{JSONL[0]}" if field else "stdin", "standard input")
+    elif file.is_dir():
+        members = [member.relative_to(file) for member in file.rglob("*") if member.is_file()]
+        visible = [member.as_posix() for member in members if not any(part.startswith(".") for part in member.parts)]
+        for member, label in _labelled(visible, name, note):
+            yield from _opened(file / member, f"{name}/{member}", label, note)
     elif file.exists():
-        yield from _read_file(file, name, reader)
+        yield from _opened(file, name, None, note)
     else:
         raise InputError("no such file or folder", path)
 
 
-def _read_folder(folder: Path, name: str, reader: _Reader) -> Iterator[Document]:
-    """Every file below a folder, except hidden ones."""
-    files = [f.relative_to(folder).as_posix() for f in folder.rglob("*") if f.is_file()]
-    for member, label in _labelled([f for f in files if not any(part.startswith(".") for part in f.split("/"))], name, reader):
-        yield from _read_file(folder / member, f"{name}/{member}", reader, label)
+def _opened(path: Path, name: str, label: str | None, note: Note) -> Iterator[_File]:
+    with _reading(str(path)):
+        if path.suffix.lower() != ".zip":
+            with path.open("rb") as stream:
+                yield _File(stream, name, str(path), label, path.stat().st_size)
+            return
+        with zipfile.ZipFile(path) as archive:
+            members = {info.filename: info for info in archive.infolist() if not info.is_dir()}
+            for member, member_label in _labelled(members, name, note):
+                place, size = f"{path}, member {member}", members[member].compress_size
+                with _reading(place), archive.open(members[member]) as stream:
+                    yield _File(_Capped(stream, place, size), f"{name}/{member}", place, member_label, size)
 
 
-def _labelled(members: Iterable[str], where: str, reader: _Reader) -> Iterator[tuple[str, str | None]]:
+def _labelled(members: Iterable[str], where: str, note: Note) -> Iterator[tuple[str, str | None]]:
     """Sorted members with their labels. Files such as a README beside labelled documents are skipped, with a note."""
     paths = sorted(map(PurePosixPath, members))
     siblings: dict[PurePosixPath, set[str]] = defaultdict(set)
@@ -113,67 +120,36 @@ def _labelled(members: Iterable[str], where: str, reader: _Reader) -> Iterator[t
     labels = [path.parent.name if path.parent.name and len(siblings[path.parent.parent] - {""}) > 1 else None for path in paths]
     for path, label in zip(paths, labels, strict=True):
         if any(labels) and label is None and path.name.lower().startswith(ABOUT):
-            reader.note(f"{where}/{path} skipped: it describes the data")
+            note(f"{where}/{path} skipped: it describes the data")
         else:
             yield str(path), label
 
 
-def _read_file(file: Path, name: str, reader: _Reader, label: str | None = None) -> Iterator[Document]:
-    with _reading(str(file)):
-        if file.suffix.lower() == ".zip":
-            yield from _read_zip(file, name, reader)
-            return
-        with file.open("rb") as stream:
-            yield from _read_stream(stream, name, str(file), reader, label, file.stat().st_size)
-
-
-def _read_zip(file: Path, name: str, reader: _Reader) -> Iterator[Document]:
-    with zipfile.ZipFile(file) as archive:
-        members = {info.filename: info for info in archive.infolist() if not info.is_dir()}
-        for member, label in _labelled(members, name, reader):
-            place, info = f"{file}, member {member}", members[member]
-            with _reading(place), archive.open(info) as stream:
-                packed = _Capped(stream, place, max(UNPACKED, RATIO * info.compress_size))
-                yield from _read_stream(cast(IO[bytes], packed), f"{name}/{member}", place, reader, label, info.compress_size)
-
-
-def _read_stream(stream: IO[bytes], name: str, place: str, reader: _Reader, label: str | None, size: int = 0) -> Iterator[Document]:
-    """The documents of one file. name: their source; place: the location for errors; size: of the file in bytes."""
-    lower = name.lower()
-    if lower.endswith(TAR):
+def _documents(file: _File, field: str | None, document_separator: str | None, note: Note) -> Iterator[Document]:
+    """The documents of one file."""
+    stream, name, place, label, size = file
+    kind = name.lower()
+    if kind.endswith(UNSUPPORTED):
         raise InputError("this kind of archive is not supported", place, "unpack it and give the folder")
-    for suffix, opener in ((".gz", gzip.open), (".bz2", bz2.open)):
-        if lower.endswith(suffix):
-            inner = cast(IO[bytes], opener(stream, "rb"))
-            capped = cast(IO[bytes], _Capped(inner, place, max(UNPACKED, RATIO * size)))
-            yield from _read_plain(capped, lower.removesuffix(suffix), name, place, reader, label)
-            return
-    yield from _read_plain(stream, lower, name, place, reader, label)
-
-
-def _read_plain(stream: IO[bytes], kind: str, name: str, place: str, reader: _Reader, label: str | None) -> Iterator[Document]:
+    if kind.endswith((".gz", ".bz2")):
+        unpack = gzip.open if kind.endswith(".gz") else bz2.open
+        stream, kind = _Capped(unpack(stream, "rb"), place, size), kind.rpartition(".")[0]
     chunks = _decoded(stream, place)
-    if kind.endswith(JSONL) or reader.field is not None:
-        for number, text in _json_texts(_cut(chunks, "\n"), place, reader.field):
-            yield Document(text, f"{name}:{number}", label)
+    if kind.endswith(JSONL) or field is not None:
+        for number, line in enumerate(_cut(chunks, "\n"), start=1):
+            if line.strip() and (text := _json_text(line, f"{place}, line {number}", field)):
+                yield Document(text, f"{name}:{number}", label)
         return
-    found = False
-    for text in _texts(chunks, reader.document_separator):
-        found = True
-        yield Document(text, name, label)
-    if not found:
-        reader.note(f"{name} skipped: it is empty")
-
-
-def _texts(chunks: Iterator[str], document_separator: str | None) -> Iterator[str]:
-    """The documents in a file's text. Next to a separator, line ends are layout, not text."""
     if document_separator is None:
-        whole = "".join(chunks)
-        yield from [whole] if whole else []
-        return
-    for piece in _cut(chunks, document_separator):
-        if text := piece.strip("\r\n"):
-            yield text
+        texts = iter(["".join(chunks)])
+    else:  # next to a separator, line ends are layout, not text
+        texts = (piece.strip("\r\n") for piece in _cut(chunks, document_separator))
+    empty = True
+    for text in filter(None, texts):
+        empty = False
+        yield Document(text, name, label)
+    if empty:
+        note(f"{name} skipped: it is empty")
 
 
 def _cut(chunks: Iterator[str], mark: str) -> Iterator[str]:
@@ -191,7 +167,7 @@ def _cut(chunks: Iterator[str], mark: str) -> Iterator[str]:
     yield "".join([*rest, tail])
 
 
-def _decoded(stream: IO[bytes], place: str) -> Iterator[str]:
+def _decoded(stream: IO[bytes] | _Capped, place: str) -> Iterator[str]:
     """The text of a byte stream in chunks. InputError for bytes that are not UTF-8 and for NUL."""
     decoder = codecs.getincrementaldecoder("utf-8")("strict")
     seen, lines, first = 0, 1, True
@@ -212,13 +188,6 @@ def _decoded(stream: IO[bytes], place: str) -> Iterator[str]:
             yield text
         if not chunk:
             return
-
-
-def _json_texts(lines: Iterator[str], place: str, field: str | None) -> Iterator[tuple[int, str]]:
-    """Line number and text of each record, without blank lines and empty texts."""
-    for number, line in enumerate(lines, start=1):
-        if line.strip() and (text := _json_text(line, f"{place}, line {number}", field)):
-            yield number, text
 
 
 def _json_text(line: str, place: str, field: str | None) -> str:
@@ -242,10 +211,10 @@ def _json_text(line: str, place: str, field: str | None) -> str:
 
 
 class _Capped(io.RawIOBase):
-    """A stream from an archive that raises InputError once it has unpacked to too much."""
+    """A stream from an archive that raises InputError once it has unpacked to too much. size: of the archive in bytes."""
 
-    def __init__(self, inner: IO[bytes], place: str, most: int) -> None:
-        self._inner, self._place, self._left = inner, place, most
+    def __init__(self, inner: IO[bytes] | io.BufferedIOBase, place: str, size: int) -> None:
+        self._inner, self._place, self._left = inner, place, max(UNPACKED, RATIO * size)
 
     def read(self, size: int = -1) -> bytes:
         chunk = self._inner.read(CHUNK if size < 0 else size)

@@ -119,8 +119,6 @@ class Tokenizer:
 
 def characters(alphabet: str, separator: bool) -> Tokenizer:
     """A tokenizer with one token a character, ids in the order of the alphabet, then the separator if there is one."""
-    if len(set(alphabet)) != len(alphabet):
-        raise InputError("the alphabet repeats a character", repr(alphabet))
     inner = tokenizers.Tokenizer(models.WordLevel({c: i for i, c in enumerate(alphabet)}))
     inner.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
     inner.decoder = decoders.Fuse()
@@ -131,7 +129,9 @@ def characters(alphabet: str, separator: bool) -> Tokenizer:
 
 def byte_level() -> Tokenizer:
     """A tokenizer whose ids are the 256 bytes and the separator, 256. It can encode every text."""
-    return Tokenizer(_byte_level_json())
+    inner = tokenizers.Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(_byte_spellings())}, merges=[]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return _with_separator(inner)
 
 
 def train_bpe(texts: Iterable[str], vocab: int) -> Tokenizer:
@@ -142,10 +142,15 @@ def train_bpe(texts: Iterable[str], vocab: int) -> Tokenizer:
         )
     inner = tokenizers.Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(vocab_size=vocab - 1, initial_alphabet=alphabet, show_progress=False)
     inner.train_from_iterator(texts, trainer)
+    return _with_separator(inner)
+
+
+def _with_separator(inner: tokenizers.Tokenizer) -> Tokenizer:
+    """A byte-level tokenizer, with its decoder and the separator as its last token."""
+    inner.decoder = decoders.ByteLevel()
     inner.add_special_tokens([SEPARATOR])
     return Tokenizer(inner.to_str(pretty=True))
 
@@ -186,7 +191,7 @@ def _is_byte_level(tree: dict[str, Any], tokens: dict[str, int]) -> bool:
     """Whether a tokenizer.json encodes each byte as its value, as `byte_level` does, whichever library version wrote it."""
     before = tree.get("pre_tokenizer") or {}
     plain = tree.get("normalizer") is None and before.get("type") == "ByteLevel" and not before.get("add_prefix_space")
-    return bool(plain and not tree["model"].get("merges") and tokens == {c: i for i, c in enumerate(_byte_spellings())})
+    return bool(plain and tokens == {c: i for i, c in enumerate(_byte_spellings())})
 
 
 def _is_characters(tree: dict[str, Any], tokens: dict[str, int]) -> bool:
@@ -196,20 +201,11 @@ def _is_characters(tree: dict[str, Any], tokens: dict[str, int]) -> bool:
     return bool(plain and tokens and all(len(token) == 1 for token in tokens))
 
 
-def _byte_level_json() -> str:
-    """The tokenizer.json of the byte tokenizer, in which bytes are spelled as the printable characters of the library."""
-    inner = tokenizers.Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(_byte_spellings())}, merges=[]))
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    inner.decoder = decoders.ByteLevel()
-    inner.add_special_tokens([SEPARATOR])
-    return str(inner.to_str(pretty=True))
-
-
 def _byte_spellings() -> list[str]:
-    """The spelling of each byte: the Latin-1 character if it is printable, else the next one from U+0100."""
-    prints = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = iter(range(256, 512))
-    return [chr(b) if b in prints else chr(next(others)) for b in range(256)]
+    """The spelling of each byte in byte-level tokenizers: the Latin-1 character if it is printable, else the next one from U+0100."""
+    spellings = sorted(pre_tokenizers.ByteLevel.alphabet())
+    others = (c for c in spellings if ord(c) > 255)
+    return [chr(b) if chr(b) in spellings else next(others) for b in range(256)]
 
 
 def _spells_all_bytes(inner: tokenizers.Tokenizer) -> bool:

@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from freetf_cli.errors import CheckFailed, InputError, InputErrors, nearest
-from freetf_cli.records.compare import LATENT_METRICS, METRICS, CheckResult, MetricPair
+from freetf_cli.records.compare import CheckResult
+from freetf_cli.records.paired import LATENT_METRICS, METRICS, MetricPair
 
 EXAMPLE = "for example --fail-if 'nll>+0.5%'"
 OPERATORS: Mapping[str, Callable[[float, float], bool]] = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}

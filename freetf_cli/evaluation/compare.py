@@ -29,8 +29,7 @@ from freetf_cli.evaluation.weights import compare_weights
 from freetf_cli.generation.sampling import SampleSpec, check_prompts, generate, prompt_tokens
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.records import LN2
-from freetf_cli.records.compare import LatentUse, SamplePair, Side
-from freetf_cli.records.comparison import Comparison
+from freetf_cli.records.compare import Comparison, LatentUse, SamplePair, Side
 from freetf_cli.records.recipes import Setting
 from freetf_cli.runs.checkpoint import MANIFEST, Checkpoint
 from freetf_cli.runs.folder import RunFolder
@@ -168,7 +167,7 @@ def _sample_spec(source: DataSource, settings: Settings) -> SampleSpec:
 
 def _prompt(source: DataSource, settings: Settings) -> str:
     """The user's prompt, or the task's. InputError, before the long part, if the models cannot continue it."""
-    prompt = source.prompts(1, settings.seed)[0] if settings.prompt is None else settings.prompt
+    prompt = source.prompt(settings.seed, 0) if settings.prompt is None else settings.prompt
     if settings.count:
         check_prompts(source.tokenizer, [prompt], _sample_spec(source, replace(settings, prompt=prompt)))
     return prompt

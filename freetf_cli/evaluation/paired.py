@@ -9,7 +9,7 @@ import numpy as np
 
 from freetf_cli.evaluation.likelihood import Floats, RowCosts
 from freetf_cli.records import LN2
-from freetf_cli.records.compare import METRICS, Difference, MetricPair, Positions
+from freetf_cli.records.paired import METRICS, Difference, MetricPair, Positions
 
 
 def pairs(a: RowCosts, b: RowCosts, bytes_per_token: float | None, seed: int = 0) -> dict[str, MetricPair]:

@@ -61,13 +61,14 @@ def draw(latent: Latent, posterior: Distribution, streams: Sequence[np.random.Ge
     shape = latent.noise_shape(length)
     noise = np.stack([stream.random((count, *shape), dtype=np.float32) for stream in streams])
     rows = posterior.rows(torch.arange(len(streams)).repeat_interleave(count)) if count > 1 else posterior
-    return rows.sample(torch.from_numpy(noise.reshape(-1, *shape)).to(rows.device))
+    return rows.sample(torch.from_numpy(noise.reshape(-1, *shape)).to(next(latent.parameters()).device))
 
 
 def prior_draws(model: Decoder, rows: range, length: int, seed: int, count: int = 1) -> Tensor:
     """`count` Zs from the prior for each held-out row, each row from its own stream: [rows · count, …], row by row."""
     latent = latent_of(model)
-    drawn = [z for row in rows for stream in [keyed(seed, "prior", row)] for z in latent.priors(stream, length, count)]
+    streams = [keyed(seed, "prior", row) for row in rows]
+    drawn = [latent.prior(stream, length) for stream in streams for _ in range(count)]
     return torch.from_numpy(np.stack(drawn)).to(model.embedding.weight.device)
 
 

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from freetf_cli.errors import InputError
-from freetf_cli.records.compare import Change, GroupChange, TensorChange, TensorShape, WeightChanges
+from freetf_cli.records.weights import Change, GroupChange, TensorChange, TensorShape, WeightChanges
 
 PIECE = 1 << 20  # elements of a tensor per piece; three pieces are in memory together
 

@@ -66,16 +66,7 @@ class DecodeLoop:
         config = self.model.config
         self.cache.make_static(config.head_width, config.rope_theta)
         self.logits_BV = self.logits_BV.clone()
-        device = self.tokens_BT.device
-        side: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        current = torch.cuda.current_stream(device)
-        side.wait_stream(current)
-        with torch.cuda.stream(side):
-            self.step()  # libraries and kernels initialise themselves here, before the capture
-        current.wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=side):
-            self.step()
+        graph = captured(self.step, self.tokens_BT.device, warm_up=1)  # the warm-up is the first step
         for done in range(1, steps):
             graph.replay()
             if self.separator is not None and done % CHECK_EVERY == 0 and bool(self.ended_B.all()):
@@ -107,3 +98,18 @@ class DecodeLoop:
         z = None if self.model.latent is None or self.z is None else self.model.latent.span(self.z, t, 1)
         logits_B1V = self.model(token_B[:, None], z, cache=self.cache).logits
         return logits_B1V[:, -1]
+
+
+def captured(work: Callable[[], object], device: torch.device, warm_up: int) -> torch.cuda.CUDAGraph:
+    """The work as a CUDA graph, after `warm_up` calls of it in which libraries and kernels initialise themselves."""
+    side: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    current = torch.cuda.current_stream(device)
+    side.wait_stream(current)
+    with torch.cuda.stream(side):
+        for _ in range(warm_up):
+            work()
+    current.wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=side):
+        work()
+    return graph

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,22 +14,20 @@ from freetf_cli.model.latent import Latent
 
 
 def read_z_file(source: str, latent: Latent) -> list[list[Any]]:
-    """Z of every record of a JSONL file (`-`: stdin). A line is an object with `z`, or Z itself. Raises InputError naming the line."""
-    if source == "-":
-        found = _read(sys.stdin.buffer, latent, "stdin")
-    else:
-        try:
-            with Path(source).open("rb") as file:
-                found = _read(file, latent, source)
-        except OSError as error:
-            raise InputError(f"--z: the file cannot be read: {error.strerror}", source, "other choices: independent, shared") from None
+    """The Z of every record of a JSONL file (`-`: stdin). A line is an object with `z`, or Z itself. InputError names a wrong line."""
+    where = "stdin" if source == "-" else source
+    try:
+        with nullcontext(sys.stdin.buffer) if source == "-" else Path(source).open("rb") as file:
+            found = [_z(line, latent, f"{where}, line {number}") for number, line in text_lines(file, where)]
+    except OSError as error:
+        raise InputError(f"--z: the file cannot be read: {error.strerror}", source, "other choices: independent, shared") from None
     if not found:
         raise InputError("--z: the file holds no record", source)
     return found
 
 
 def text_lines(file: BinaryIO, where: str) -> Iterator[tuple[int, str]]:
-    """Numbered lines of UTF-8 text without their ends; a byte order mark and empty lines are skipped."""
+    """Numbered lines of UTF-8 text, without line ends, a byte order mark and empty lines. Raises InputError for other bytes."""
     for number, raw in enumerate(file, start=1):
         try:
             line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
@@ -36,10 +35,6 @@ def text_lines(file: BinaryIO, where: str) -> Iterator[tuple[int, str]]:
             raise InputError("not UTF-8 text", f"{where}, line {number}") from None
         if line:
             yield number, line
-
-
-def _read(file: BinaryIO, latent: Latent, where: str) -> list[list[Any]]:
-    return [_z(line, latent, f"{where}, line {number}") for number, line in text_lines(file, where)]
 
 
 def _z(line: str, latent: Latent, where: str) -> list[Any]:

@@ -1,8 +1,8 @@
 """Sampling of sequences. Z is explicit: from the prior, from the posterior of the prompt, shared by a group, or given.
 
-The encoder runs once, when the prompt is read; after that every position takes its own Z_t and the cache holds the rest. Each
-sequence has random streams of its own, keyed by (seed, prompt, group, index): it does not depend on the batch that it is in, and
-replaying its Z with the same seed gives the same text. Prompts of different lengths share a batch by left padding.
+The encoder runs once, when the prompt is read; every later position takes its own Z_t, and the cache holds the rest. Each sequence has
+random streams of its own, keyed by (seed, prompt, group, index): it does not depend on the batch that it is in, and its Z with the same
+seed gives the same text again. Left padding lets prompts of different lengths share a batch.
 
 Shapes: B sequences, P prompt positions, T positions of a row, V vocabulary.
 """
@@ -12,13 +12,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from functools import partial
 from itertools import chain, product
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from freetf_cli.data.tokenizer import Tokenizer
 from freetf_cli.errors import InputError
@@ -31,8 +33,8 @@ from freetf_cli.model.latent import Latent
 from freetf_cli.records.samples import Sample
 from freetf_cli.streams import keyed
 
-MOST_ROWS = {"cpu": 1024, "cuda": 4096}  # sequences in a batch, as far as their caches fit
-_CACHE_BYTES = {"cpu": 256 << 20, "cuda": 8 << 30}
+MOST_ROWS = {"cpu": 1024, "mps": 256, "cuda": 4096}  # sequences in a batch, as far as their caches fit
+_CACHE_BYTES = {"cpu": 256 << 20, "mps": 1 << 30, "cuda": 8 << 30}
 ALIGNED = 64  # positions; matrix products over an odd number of keys are slow on a GPU
 MOST_PADDING = 64  # prompts of a batch differ by at most this many tokens, or by a factor of 2
 
@@ -72,11 +74,11 @@ class _Row:
     """One sequence to generate: its prompt's tokens, its place, and all of its randomness.
 
     z [T, …]: from the prior, or given; None of a baseline. noise: for the posterior of the prompt; None where its Z is not inferred.
+    quantiles: a uniform number for each token to generate.
     """
 
     prompt: str
     tokens: list[int]
-    total: int
     group: int
     index: int
     z: np.ndarray | None
@@ -98,11 +100,8 @@ def generate(model: Decoder, tokenizer: Tokenizer, prompts: Iterable[str], spec:
 
 
 def continue_tokens(model: Decoder, prompts: Sequence[Sequence[int]], spec: SampleSpec) -> list[tuple[list[int], list[Any] | None]]:
-    """One sequence for each prompt of tokens, all in one batch: its tokens and its Z (None of a baseline)."""
-    rows = []
-    for place, tokens in enumerate(prompts):
-        total = spec.total if spec.new_tokens is None else len(tokens) + spec.new_tokens
-        rows.append(_row(model.latent, "", list(tokens), total, (place, 0, 0), spec, None))
+    """One sequence of `spec.total` tokens for each prompt of tokens, all in one batch: its tokens and its Z (None of a baseline)."""
+    rows = [_row(model.latent, "", list(tokens), spec.total, (place, 0, 0), spec) for place, tokens in enumerate(prompts)]
     return _generate_batch(model, rows, spec, separator=None)
 
 
@@ -113,7 +112,7 @@ def rows_at_once(model: Decoder, total: int) -> int:
     numbers += attention_weights_per_token(config, total)
     row_bytes = numbers * total * weight.element_size()
     kind = weight.device.type
-    return max(1, min(MOST_ROWS.get(kind, 256), _CACHE_BYTES.get(kind, 1 << 30) // row_bytes))
+    return max(1, min(MOST_ROWS[kind], _CACHE_BYTES[kind] // row_bytes))
 
 
 def check_prompts(tokenizer: Tokenizer, prompts: Sequence[str], spec: SampleSpec) -> None:
@@ -146,16 +145,16 @@ def figure4_samples(model: Decoder, tokenizer: Tokenizer, prompt: str, spec: Sam
 def _batches(model: Decoder, rows: Iterator[_Row]) -> Iterator[list[_Row]]:
     """Rows in their order, in batches whose caches fit and whose prompts have similar lengths."""
     batch: list[_Row] = []
-    shortest = longest = added = 0  # tokens of the batch's shortest and longest prompt, and of its longest continuation
+    low = high = new = 0  # tokens of the batch's shortest and longest prompt, and of its longest continuation
     for row in rows:
-        prompt = len(row.tokens)
-        low, high, new = min(shortest, prompt), max(longest, prompt), max(added, row.total - prompt)
-        if batch and (high > max(2 * low, low + MOST_PADDING) or len(batch) >= rows_at_once(model, high + new)):
-            yield batch
-            batch = []
+        prompt, continuation = len(row.tokens), len(row.quantiles)
+        if batch:
+            low, high, new = min(low, prompt), max(high, prompt), max(new, continuation)
+            if high > max(2 * low, low + MOST_PADDING) or len(batch) >= rows_at_once(model, high + new):
+                yield batch
+                batch = []
         if not batch:
-            low, high, new = prompt, prompt, row.total - prompt
-        shortest, longest, added = low, high, new
+            low, high, new = prompt, prompt, continuation
         batch.append(row)
     if batch:
         yield batch
@@ -164,7 +163,7 @@ def _batches(model: Decoder, rows: Iterator[_Row]) -> Iterator[list[_Row]]:
 def _rows_of_prompt(model: Decoder, tokenizer: Tokenizer, prompt: str, place: int, spec: SampleSpec) -> Iterator[_Row]:
     """Every row of a prompt, group by group."""
     tokens, total = _encode(tokenizer, prompt, spec)
-    shared: NDArray[Any] | None = None
+    shared: np.ndarray | None = None
     for group, index in product(range(spec.groups), range(spec.count)):
         given = _given_z(spec, (place * spec.groups + group) * spec.count + index)
         length = total if given is None else _replay_length(total, len(tokens), given, tokenizer)
@@ -212,8 +211,8 @@ def _row(
     total: int,
     place: tuple[int, int, int],
     spec: SampleSpec,
-    given: Sequence[Any] | None,
-    shared: NDArray[Any] | None = None,
+    given: Sequence[Any] | None = None,
+    shared: np.ndarray | None = None,
 ) -> _Row:
     """place: the row's prompt, group and index in it. given: its Z from the user; shared: Z of the group where it is already drawn."""
     key = place[:2] if spec.z == "shared" else place  # a group that shares Z shares the draw of its prompt's Z too
@@ -225,7 +224,7 @@ def _row(
         if spec.prompt_z == "posterior":
             noise = keyed(spec.seed, _Purpose.POSTERIOR, *key).random(latent.noise_shape(len(tokens)), dtype=np.float32)
     quantiles = keyed(spec.seed, _Purpose.TOKENS, *place).random(total - len(tokens))
-    return _Row(prompt, tokens, total, place[1], place[2], z, noise, quantiles)
+    return _Row(prompt, tokens, place[1], place[2], z, noise, quantiles)
 
 
 @torch.inference_mode()
@@ -234,57 +233,44 @@ def _generate_batch(
 ) -> list[tuple[list[int], list[Any] | None]]:
     """Tokens and Z of rows, each up to the end of its text."""
     device = model.embedding.weight.device
-    prompt = max(len(row.tokens) for row in rows)
-    padding = [prompt - len(row.tokens) for row in rows]
-    total = max(pad + row.total for pad, row in zip(padding, rows, strict=True))
-    tokens_BT = torch.from_numpy(_aligned([np.asarray(row.tokens) for row in rows], padding, total)).to(device)
-    quantiles_BN = torch.from_numpy(_aligned([row.quantiles for row in rows], [0] * len(rows), total - prompt)).to(device)
+    tokens_BP = pad_sequence([torch.tensor(row.tokens) for row in rows], batch_first=True, padding_side="left").to(device)
+    quantiles_BN = pad_sequence([torch.from_numpy(row.quantiles) for row in rows], batch_first=True).to(device)
+    tokens_BT = F.pad(tokens_BP, (0, quantiles_BN.shape[1]))
+    inputs = tokens_BT.shape[1] - 1  # the last token is not read
+    padding = [tokens_BP.shape[1] - len(row.tokens) for row in rows]
     z = None
     if model.latent is not None:
-        z = model.latent.batch([row.z for row in rows if row.z is not None], padding, total - 1).to(device)
-    room = -(-(total - 1) // ALIGNED) * ALIGNED if device.type == "cuda" else total - 1
-    padding_B = torch.tensor(padding, device=device) if any(padding) else None
-    cache = model.new_cache(len(rows), room, padding=padding_B)
-    logits_BV, z = _read_prompt(model, tokens_BT[:, :prompt], z, rows, padding, cache)
-
-    def choose(logits_BV: Tensor, quantiles_B: Tensor) -> Tensor:
-        return choose_tokens(logits_BV, quantiles_B, spec.temperature, spec.top_k, spec.top_p)
-
+        z = model.latent.batch([row.z for row in rows if row.z is not None], padding, inputs).to(device)
+    room = -(-inputs // ALIGNED) * ALIGNED if device.type == "cuda" else inputs
+    cache = model.new_cache(len(rows), room, padding=torch.tensor(padding, device=device) if any(padding) else None)
+    logits_BV, z = _read_prompt(model, tokens_BP, z, [row.noise for row in rows if row.noise is not None], cache)
+    choose = partial(choose_tokens, temperature=spec.temperature, top_k=spec.top_k, top_p=spec.top_p)
     DecodeLoop(model, cache, tokens_BT, z, quantiles_BN, logits_BV, choose, separator).run()
     results: list[tuple[list[int], list[Any] | None]] = []
     for b, (row, pad, tokens) in enumerate(zip(rows, padding, tokens_BT.tolist(), strict=True)):
-        text = _until(separator, tokens[pad : pad + row.total], len(row.tokens))
+        first = pad + len(row.tokens)
+        text = row.tokens + _until(separator, tokens[first : first + len(row.quantiles)])
         of_row = None if model.latent is None or z is None else model.latent.span(z[b : b + 1], pad, len(text) - 1)[0].tolist()
         results.append((text, of_row))
     return results
 
 
 def _read_prompt(
-    model: Decoder, tokens_BP: Tensor, z: Tensor | None, rows: Sequence[_Row], padding: Sequence[int], cache: Cache
+    model: Decoder, tokens_BP: Tensor, z: Tensor | None, noise: list[np.ndarray], cache: Cache
 ) -> tuple[Tensor, Tensor | None]:
-    """Fill the cache with the prompt: the logits after it, [B, V], and Z with the prompt's part where the encoder inferred it."""
-    latent, noise = model.latent, [row.noise for row in rows if row.noise is not None]
+    """Fill the cache with the prompt. Returns the logits after it, [B, V], and Z; with noise, the encoder infers Z of the prompt."""
+    latent = model.latent
     if latent is None or z is None:
         out = model(tokens_BP, cache=cache, last_only=True)
     elif noise:
-        aligned = torch.from_numpy(_aligned(noise, padding, tokens_BP.shape[1])).to(tokens_BP.device)
-        out = model(tokens_BP, noise=aligned, cache=cache, last_only=True)
+        padded = pad_sequence([torch.from_numpy(each) for each in noise], batch_first=True, padding_side="left")
+        out = model(tokens_BP, noise=padded.to(tokens_BP.device), cache=cache, last_only=True)
         z = latent.with_prefix(z, out.z)
     else:
         out = model(tokens_BP, latent.span(z, 0, tokens_BP.shape[1]), cache=cache, last_only=True)
     return out.logits[:, -1], z
 
 
-def _aligned(parts: Sequence[np.ndarray], offsets: Sequence[int], length: int) -> np.ndarray:
-    """Arrays [n, …] as the rows of one array [B, length, …], each starting at its offset; zeros elsewhere."""
-    whole = np.zeros((len(parts), length, *parts[0].shape[1:]), parts[0].dtype)
-    for row, part, offset in zip(whole, parts, offsets, strict=True):
-        row[offset : offset + len(part)] = part
-    return whole
-
-
-def _until(separator: int | None, tokens: list[int], prompt: int) -> list[int]:
-    """A row up to and including its first separator after the prompt."""
-    if separator is None or separator not in tokens[prompt:]:
-        return tokens
-    return tokens[: tokens.index(separator, prompt) + 1]
+def _until(separator: int | None, tokens: list[int]) -> list[int]:
+    """The tokens up to and including the first separator."""
+    return tokens[: tokens.index(separator) + 1] if separator in tokens else tokens

@@ -21,7 +21,7 @@ def takes_short_attention(x_BTD: Tensor, head_width: int) -> bool:
 def short_attention(packed_BTP: Tensor, q_BTF: Tensor | None, rotary: Rotary, heads: int, causal: bool) -> Tensor:
     """Self-attention of each sequence by the kernel, [B, T, F]. Call it only where `takes_short_attention` holds.
 
-    packed_BTP: queries, keys and values side by side (P = 3 F); or keys and values only (P = 2 F), where the queries q_BTF come from
+    packed_BTP: queries, keys and values side by side (P = 3 F), or keys and values only (P = 2 F) where the queries q_BTF come from
     another stream.
     """
     from freetf_cli.kernels.attention_triton import attend

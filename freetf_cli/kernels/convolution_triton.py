@@ -2,15 +2,14 @@
 
     y = tril(conv(tril(x))),  conv(x)[i, j] = Σ_{a, b} kernel[a, b] · x[i − (Q − 1) + a, j − left + b],  left = (W − 1) // 2
 
-A tile of y is Q matrix products: row a of the kernel, as a band matrix over the keys, times a tile of x that is 16 keys wider on each
-side. Cells after their query are neither read nor computed. The margin of 16 exceeds every kernel's reach and keeps reads aligned to 16
-keys, so that they are vectorised.
+A tile of y is the sum of Q matrix products: a tile of x that is 16 keys wider on each side, times row a of the kernel as a band matrix
+over the keys. Cells after their query are neither read nor computed. The margin of 16 exceeds every kernel's reach and keeps reads
+aligned to 16 keys, so that they are vectorised. dx is the same with the kernel reversed; dkernel sums dy · xᵀ along diagonals.
 
-Why: a library's convolution with one kernel a head reads every cell Q · W times. All convolutions of `paper-880m-multi-token` take 43 ms
-of a step of 266 at T = 2,048 on an H200, and took 118 before reads of 16; one takes 0.78 ms for 64 maps of 2,048² and 6 × 11, the
-kernel's gradient 1.03 (docs/performance.md, "convolution of attention maps").
+Why: a library's convolution with one kernel a head reads each cell Q · W times. All convolutions of `paper-880m-multi-token` take 43 ms
+of a step of 266 at T = 2,048 on an H200 (docs/performance.md, "convolution of attention maps").
 
-float32 or 16-bit x, sums in float32. Tests: 1e-6 of float64 in the interpreter; compiled, 2⁻⁹ in bfloat16 and 1e-5 in float32.
+x is float32 or of 16 bits, sums are float32.
 
 Shapes: N maps of T queries and S keys; M heads, map n is of head n mod M; Q rows and W columns of a kernel, at most 33.
 """
@@ -55,8 +54,10 @@ def _convolved(x_NTS: Tensor, kernel_MQW: Tensor, transposed: bool) -> Tensor:
 
 @triton.jit
 def _cells(x_TS, i, j16, T, S):
-    """x[i, j16 − 16], 0 outside and after the query. The mask ends at multiples of 16 keys: one that can end anywhere makes Triton read
-    every number alone."""
+    """x[i, j16 − 16], 0 outside and after the query.
+
+    The mask ends at a multiple of 16 keys: one that could end anywhere would make Triton read each number alone.
+    """
     j = j16 - 16
     inside = ((i >= 0) & (i < T))[:, None] & ((j16 // 16 > 0) & (j < S))[None, :] & (j16[None, :] // 16 <= i[:, None] // 16 + 1)
     x_MN = tl.load(x_TS + i.to(tl.int64)[:, None] * S + j[None, :], mask=inside, other=0.0)
@@ -65,7 +66,7 @@ def _cells(x_TS, i, j16, T, S):
 
 @triton.jit
 def _bands(kernel_MQW, bands_MQKN, Q: tl.constexpr, W: tl.constexpr, TRANSPOSED: tl.constexpr, BN: tl.constexpr):
-    """One row of a kernel as a band matrix, [keys of a tile of x, keys of a tile of y]. The transpose has its columns reversed."""
+    """One row of a kernel as a band matrix, [keys of a tile of x, keys of a tile of y]; for the transpose, with its columns reversed."""
     LEFT: tl.constexpr = W - 1 - (W - 1) // 2 if TRANSPOSED else (W - 1) // 2
     place, k, n = tl.program_id(0), tl.arange(0, 2 * BN)[:, None], tl.arange(0, BN)[None, :]
     tap = k - n - (16 - LEFT)
@@ -77,7 +78,7 @@ def _bands(kernel_MQW, bands_MQKN, Q: tl.constexpr, W: tl.constexpr, TRANSPOSED:
 def _convolve(
     x_NTS, bands_MQKN, out_NTS, M, T, S, Q: tl.constexpr, TRANSPOSED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr
 ):  # fmt: skip
-    """A tile of the convolution, or of its transpose."""
+    """A tile of y = Σ_a x[rows shifted by a] · band_a, or of the transposed convolution."""
     n = tl.program_id(2)
     i = tl.program_id(1) * BM + tl.arange(0, BM)
     j0 = tl.program_id(0) * BN

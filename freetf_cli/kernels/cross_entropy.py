@@ -2,16 +2,16 @@
 
     Σ_i −log softmax(W h_i)[target_i]
 
-32,768 tokens of a vocabulary of 131,072 have 17 GB of logits in float32, and as much gradient. Here the logits of a chunk of tokens are
-computed, then the loss, its gradient, and both products of the gradient, before the next chunk. These are the three products of any
-output layer; none is done twice. What is kept for the backward has the size of the stream and of the weight.
+32,768 tokens and a vocabulary of 131,072 have 17 GB of logits in float32, and as much gradient. Here the forward computes, chunk of
+tokens by chunk, the logits, the loss, its gradient, and the gradient's two products. These are the three products of any output layer;
+none is done twice. What is kept for the backward has the size of the stream and of the weight.
 
-PyTorch has `F.linear_cross_entropy` with chunks from 2.13 on. torch 2.11 lacks it, and torch.compile leaves its chunks out of the graph.
+`F.linear_cross_entropy` does so from torch 2.13 on, but torch 2.11 lacks it, and torch.compile leaves its chunks out of the graph.
 
 Shapes: N tokens, n tokens of a chunk, D width, V vocabulary.
 """
 
-from itertools import pairwise
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -38,9 +38,9 @@ def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor
 def reference_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, ignore: int) -> Tensor:
     """The same by PyTorch's functions. Its backward needs all logits; without a backward, one chunk is in memory."""
     cost = hidden_ND.new_zeros((), dtype=torch.promote_types(hidden_ND.dtype, torch.float32))
-    for part in chunks(hidden_ND.shape[0], weight_VD.shape[0], most_logits(hidden_ND.device.type)):
-        logits_nV = F.linear(hidden_ND[part], weight_VD).to(cost.dtype)
-        cost = cost + F.cross_entropy(logits_nV, targets_N[part], ignore_index=ignore, reduction="sum")
+    for h_nD, targets_n in _chunks(hidden_ND, weight_VD, targets_N):
+        logits_nV = F.linear(h_nD, weight_VD).to(cost.dtype)
+        cost = cost + F.cross_entropy(logits_nV, targets_n, ignore_index=ignore, reduction="sum")
     return cost
 
 
@@ -49,11 +49,11 @@ def most_logits(device_type: str) -> int:
     return MOST_LOGITS.get(device_type, MOST_LOGITS["cpu"])
 
 
-def chunks(tokens: int, vocabulary: int, most: int) -> list[slice]:
-    """Chunks of nearly equal length whose tokens have at most `most` logits together (or of one token)."""
-    count = min(tokens, max(1, -(-tokens * vocabulary // most)))
-    ends = [tokens * part // count for part in range(count + 1)] if count else []
-    return [slice(*pair) for pair in pairwise(ends)]
+def _chunks(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Chunks of the stream and the targets of nearly equal length, each with at most `most_logits` logits, or of one token."""
+    tokens = len(hidden_ND)
+    count = max(1, min(tokens, -(-tokens * len(weight_VD) // most_logits(hidden_ND.device.type))))
+    return zip(hidden_ND.tensor_split(count), targets_N.tensor_split(count), strict=True)
 
 
 class _InChunks(torch.autograd.Function):
@@ -65,9 +65,9 @@ class _InChunks(torch.autograd.Function):
         with torch.autocast(hidden_ND.device.type, enabled=False):
             w_VD = weight_VD.to(dtype)
             cost, dw_VD, dh_ND = hidden_ND.new_zeros((), dtype=wide), torch.zeros_like(weight_VD), []
-            for part in chunks(hidden_ND.shape[0], weight_VD.shape[0], most_logits(hidden_ND.device.type)):
-                h_nD = hidden_ND[part].to(dtype)
-                part_cost, d_nV = _with_gradient(h_nD @ w_VD.T, targets_N[part], ignore)
+            for h_nD, targets_n in _chunks(hidden_ND, weight_VD, targets_N):
+                h_nD = h_nD.to(dtype)
+                part_cost, d_nV = _with_gradient(h_nD @ w_VD.T, targets_n, ignore)
                 cost = cost + part_cost
                 dh_ND.append(d_nV @ w_VD)
                 dw_VD = dw_VD + (d_nV.T @ h_nD).to(dw_VD.dtype)

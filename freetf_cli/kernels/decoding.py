@@ -18,7 +18,7 @@ from freetf_cli.kernels.support import on_device_of, runs_kernels
 
 
 class BlockWeights(NamedTuple):
-    """The weights of a block: matrices are [outputs, inputs], norms [D]. eps: the ε of both norms."""
+    """The weights of a block: matrices [outputs, inputs], norms [D]. eps: the ε of both norms."""
 
     attention_norm: Tensor
     q: Tensor
@@ -31,15 +31,11 @@ class BlockWeights(NamedTuple):
     down: Tensor
     eps: float
 
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        return self[:-1]
-
 
 def takes_decode_block(x_BTD: Tensor, weights: BlockWeights, head_width: int) -> bool:
     """Whether the kernels can compute it: one position of one sequence, in bfloat16, without gradients."""
     one = x_BTD.shape[:2] == (1, 1) and head_width in (32, 64, 128) and not torch.is_grad_enabled()
-    fits = all(each.dtype == torch.bfloat16 for each in (x_BTD, weights.down)) and all(each.is_contiguous() for each in weights.tensors)
+    fits = all(each.dtype == torch.bfloat16 and each.is_contiguous() for each in (x_BTD, *weights[:-1]))
     return one and fits and runs_kernels(x_BTD.device)
 
 
@@ -51,10 +47,14 @@ def decode_block(
     kv_11D: the stream of keys and values. rotary: cos and sin of the position, [1, E/2]. position: [] int64; the new key and value are
     written there in the cache, and earlier positions are attended to. Not an operator: generation is captured as a graph, not compiled.
     """
-    from freetf_cli.kernels import decoding_triton
+    from freetf_cli.kernels.decoding_triton import added, attended, gated, projected
 
+    w, x_D = weights, x_11D.view(-1)
     with on_device_of(x_11D):
-        return decoding_triton.run_block(x_11D, kv_11D, rotary, k_1KSE, v_1KSE, position, weights)
+        qkv_P = projected(x_D, kv_11D.view(-1), w.attention_norm, w.q, w.k, w.v, w.eps)
+        y_F = attended(qkv_P, *rotary, k_1KSE, v_1KSE, position, len(w.q) // k_1KSE.shape[3])
+        x_D = added(x_D, w.out, y_F)
+        return added(x_D, w.down, gated(x_D, w.ffn_norm, w.gate, w.up, w.eps)).view(1, 1, -1)
 
 
 def reference_decode_block(

@@ -1,4 +1,4 @@
-"""A Transformer block for one position of one sequence, in five Triton kernels, for generation on a GPU.
+"""The five Triton kernels of a Transformer block for one position of one sequence (`decoding.decode_block`).
 
     qkv = W_qkv · norm(x)                          _projected
     y = attention(rotate(q), cached keys, values)  _attended (and _combined, where the cache is read in parts)
@@ -6,13 +6,14 @@
     h = silu(W_gate · norm(x)) · (W_up · norm(x))  _gated
     x ← x + W_down · h                             _added
 
-Why: such a step reads every weight once and computes next to nothing, so that memory sets its pace. A library's products are made for
-many rows and read at half of memory's speed, and a block of thirty kernels, each waiting for the one before, takes longer than the
-reading. At 1.5B on an H200 a token took 3.27 ms by a graph of PyTorch's kernels and takes 1.59 here, 71 % of a copy's bandwidth
-(docs/performance.md, "generation").
+A program of the four products computes a few outputs: it reads their rows of the weight once, and the whole input vector. The norm is
+a number that multiplies the finished sums, so each program computes it for itself.
 
-Weights, inputs and outputs of each kernel are bfloat16, sums float32. No gradients. Tests: 1e-6 of float64 in the interpreter; compiled,
-2 %, and at most 1.2 times the error of the block of library products.
+Why: such a step reads every weight once and computes next to nothing, so memory sets its pace. A library's products are made for many
+rows and read at half of memory's speed. At 1.5B on an H200 a token took 3.27 ms by a graph of PyTorch's kernels and takes 1.59 here,
+71 % of a copy's bandwidth (docs/performance.md, "generation").
+
+Weights, inputs and outputs are bfloat16, sums float32. No gradients.
 
 Shapes: D width, I inputs, O outputs, F hidden width, M query heads, K key/value heads, E head width, H = E/2, S positions of the cache;
 BO outputs and BI inputs at a time, BS positions, N parts of the cache.
@@ -23,41 +24,27 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from freetf_cli.kernels.decoding import BlockWeights
-from freetf_cli.kernels.rotary import Rotary
+from freetf_cli.kernels.rotary_triton import rotated
 
 _PIECE = 4096  # numbers of a weight that a program loads at once
 _ROWS, _GATED_ROWS = 2, 8  # outputs of a program: several programs for every multiprocessor
 _PART = 256  # positions of the cache that one program reads, at least
 
 
-def run_block(
-    x_11D: Tensor, kv_11D: Tensor, rotary: Rotary, k_1KSE: Tensor, v_1KSE: Tensor, position: Tensor, weights: BlockWeights
-) -> Tensor:
-    """See `decoding.decode_block`."""
-    w, x_D = weights, x_11D.view(-1)
-    qkv_P = projected(x_D, kv_11D.view(-1), w)
-    y_F = attended(qkv_P, rotary, k_1KSE, v_1KSE, position, len(w.q) // k_1KSE.shape[3])
-    x_D = added(x_D, w.out, y_F)
-    return added(x_D, w.down, gated(x_D, w)).view(1, 1, -1)
-
-
-def projected(x_D: Tensor, kv_D: Tensor, w: BlockWeights) -> Tensor:
+def projected(x_D: Tensor, kv_D: Tensor, norm_D: Tensor, q_OD: Tensor, k_OD: Tensor, v_OD: Tensor, eps: float) -> Tensor:
     """Queries of the normed x, keys and values of the normed kv, side by side, [(M + 2 K) E]."""
-    width, sizes = len(x_D), [len(weight) for weight in (w.q, w.k, w.v)]
+    sizes = [len(weight) for weight in (q_OD, k_OD, v_OD)]
     out_P = x_D.new_empty(sum(sizes))
-    tile = width, triton.next_power_of_2(width), _ROWS, _inputs_at_once(width, _ROWS)
     grid = (sum(size // _ROWS for size in sizes),)
-    _projected[grid](x_D, kv_D, w.attention_norm, w.q, w.k, w.v, out_P, w.eps, *sizes[:2], *tile, num_warps=4)
+    _projected[grid](x_D, kv_D, norm_D, q_OD, k_OD, v_OD, out_P, eps, *sizes[:2], *_normed_tile(len(x_D), _ROWS), num_warps=4)
     return out_P
 
 
-def gated(x_D: Tensor, w: BlockWeights) -> Tensor:
+def gated(x_D: Tensor, norm_D: Tensor, gate_FD: Tensor, up_FD: Tensor, eps: float) -> Tensor:
     """silu(gate · n) · (up · n) of the normed x, [F]."""
-    hidden, width = w.gate.shape
-    out_F = x_D.new_empty(hidden)
-    tile = width, triton.next_power_of_2(width), _GATED_ROWS, _inputs_at_once(width, _GATED_ROWS)
-    _gated[(triton.cdiv(hidden, _GATED_ROWS),)](x_D, w.ffn_norm, w.gate, w.up, out_F, w.eps, hidden, *tile, num_warps=4)
+    out_F = x_D.new_empty(len(gate_FD))
+    grid = (triton.cdiv(len(gate_FD), _GATED_ROWS),)
+    _gated[grid](x_D, norm_D, gate_FD, up_FD, out_F, eps, len(gate_FD), *_normed_tile(len(x_D), _GATED_ROWS), num_warps=4)
     return out_F
 
 
@@ -70,7 +57,7 @@ def added(x_O: Tensor, weight_OI: Tensor, y_I: Tensor) -> Tensor:
     return out_O
 
 
-def attended(qkv_P: Tensor, rotary: Rotary, k_1KSE: Tensor, v_1KSE: Tensor, position: Tensor, heads: int) -> Tensor:
+def attended(qkv_P: Tensor, cos_1H: Tensor, sin_1H: Tensor, k_1KSE: Tensor, v_1KSE: Tensor, position: Tensor, heads: int) -> Tensor:
     """Rotate, write the new key and value into the cache, and attend to all positions up to the new one, [M E]."""
     _, key_heads, length, width = k_1KSE.shape
     parts = max(1, min(16, length // _PART))
@@ -78,10 +65,15 @@ def attended(qkv_P: Tensor, rotary: Rotary, k_1KSE: Tensor, v_1KSE: Tensor, posi
     sums_MN = qkv_P.new_empty(heads * parts * (width + 2), dtype=torch.float32)
     out_F = qkv_P.new_empty(heads * width)
     sizes = length, heads, key_heads, width, group, parts, min(64, _PART)
-    _attended[(key_heads, parts)](qkv_P, *rotary, k_1KSE, v_1KSE, position, sums_MN, out_F, *sizes)
+    _attended[(key_heads, parts)](qkv_P, cos_1H, sin_1H, k_1KSE, v_1KSE, position, sums_MN, out_F, *sizes)
     if parts > 1:
         _combined[(heads,)](sums_MN, out_F, heads, width, parts, triton.next_power_of_2(parts))
     return out_F
+
+
+def _normed_tile(width: int, rows: int) -> tuple[int, int, int, int]:
+    """Inputs, the power of two that holds them for the norm, outputs of a program, and inputs that it loads at once."""
+    return width, triton.next_power_of_2(width), rows, _inputs_at_once(width, rows)
 
 
 def _inputs_at_once(inputs: int, rows: int) -> int:
@@ -116,6 +108,7 @@ def _rows_times(weight, o, outputs, x_I, norm_I, IN: tl.constexpr, NORMED: tl.co
 def _projected(
     x_D, kv_D, norm_D, q_OD, k_OD, v_OD, out_P, eps, OQ, OK, D: tl.constexpr, WHOLE: tl.constexpr, BO: tl.constexpr, BI: tl.constexpr
 ):
+    """BO queries, keys or values of the normed stream."""
     o = tl.program_id(0) * BO + tl.arange(0, BO)
     first = tl.program_id(0) * BO
     if first < OQ:
@@ -129,6 +122,7 @@ def _projected(
 
 @triton.jit
 def _gated(x_D, norm_D, gate_FD, up_FD, out_F, eps, hidden, D: tl.constexpr, WHOLE: tl.constexpr, BO: tl.constexpr, BI: tl.constexpr):
+    """BO numbers of silu(gate · n) · (up · n)."""
     o = tl.program_id(0) * BO + tl.arange(0, BO)
     gate_O = _rows_times(gate_FD, o, hidden, x_D, norm_D, D, True, BO, BI)
     up_O = _rows_times(up_FD, o, hidden, x_D, norm_D, D, True, BO, BI)
@@ -139,6 +133,7 @@ def _gated(x_D, norm_D, gate_FD, up_FD, out_F, eps, hidden, D: tl.constexpr, WHO
 
 @triton.jit
 def _added(x_O, weight_OI, y_I, out_O, outputs, IN: tl.constexpr, BO: tl.constexpr, BI: tl.constexpr):
+    """BO numbers of x + weight · y."""
     o = tl.program_id(0) * BO + tl.arange(0, BO)
     sum_O = _rows_times(weight_OI, o, outputs, y_I, y_I, IN, False, BO, BI)
     x = tl.load(x_O + o, mask=o < outputs, other=0.0).to(tl.float32)
@@ -150,7 +145,10 @@ def _attended(
     qkv_P, cos_1H, sin_1H, k_KSE, v_KSE, position, sums_MN, out_F,
     S, M: tl.constexpr, K: tl.constexpr, E: tl.constexpr, G: tl.constexpr, N: tl.constexpr, BS: tl.constexpr,
 ):  # fmt: skip
-    """The queries of one key/value head over one part of its cache. The first part also writes and reads the new position."""
+    """softmax(q kᵀ / √E) v of the queries of one key/value head, over one part of its cache, as a running softmax.
+
+    The first part also writes the new position to the cache, and attends to it.
+    """
     HALF: tl.constexpr = E // 2
     head, part = tl.program_id(0), tl.program_id(1)
     here = tl.load(position)
@@ -160,11 +158,10 @@ def _attended(
     kind: tl.constexpr = k_KSE.dtype.element_ty
 
     at = qkv_P + (head * (M // K) + g)[:, None] * E + h[None, :]
-    a = tl.load(at, mask=real[:, None], other=0.0).to(tl.float32)
-    b = tl.load(at + HALF, mask=real[:, None], other=0.0).to(tl.float32)
+    a_GH, b_GH = tl.load(at, mask=real[:, None], other=0.0), tl.load(at + HALF, mask=real[:, None], other=0.0)
+    a_GH, b_GH = rotated(a_GH, b_GH, cos[None, :], sin[None, :])
     root: tl.constexpr = E**-0.5
-    qa_GH = ((a * cos[None, :] - b * sin[None, :]).to(kind).to(tl.float32) * root).to(kind)
-    qb_GH = ((b * cos[None, :] + a * sin[None, :]).to(kind).to(tl.float32) * root).to(kind)
+    qa_GH, qb_GH = (a_GH.to(tl.float32) * root).to(kind), (b_GH.to(tl.float32) * root).to(kind)
 
     largest_G = tl.full((G,), -float("inf"), tl.float32)
     total_G = tl.zeros((G,), tl.float32)
@@ -172,8 +169,7 @@ def _attended(
     rows = (head * S).to(tl.int64)
     if part == 0:
         new_k = qkv_P + (M + head) * E + h
-        first, second = tl.load(new_k).to(tl.float32), tl.load(new_k + HALF).to(tl.float32)
-        new_a, new_b = (first * cos - second * sin).to(kind), (second * cos + first * sin).to(kind)
+        new_a, new_b = rotated(tl.load(new_k), tl.load(new_k + HALF), cos, sin)
         new_v = tl.load(qkv_P + (M + K + head) * E + e)
         tl.store(k_KSE + (rows + here) * E + h, new_a)
         tl.store(k_KSE + (rows + here) * E + HALF + h, new_b)

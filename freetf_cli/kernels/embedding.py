@@ -1,7 +1,7 @@
 """Rows of an embedding table, with a fast and deterministic gradient for small tables.
 
-PyTorch adds the gradient of every token to its row. On a GPU, thousands of tokens that add to a few rows wait for each other, and add in
-any order. For a small table the gradient here is a product with the one-hot tokens, one_hot(tokens)ᵀ · dx.
+PyTorch adds the gradient of each token to its row. On a GPU, thousands of tokens that add to a few rows wait for each other, and their
+order varies. For a small table the gradient here is a matrix product, one_hot(tokens)ᵀ · dx.
 
 Shapes: B sequences, T positions, N = B · T tokens, V vocabulary, D width.
 """
@@ -17,17 +17,12 @@ ONE_HOT = 1 << 26  # N · V, at most
 
 
 class Embedding(nn.Embedding):
-    """nn.Embedding by way of `embed`."""
+    """nn.Embedding whose gradient is a one-hot product where that is faster: on a GPU, for a small table."""
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
-        return embed(self.weight, tokens_BT)
-
-
-def embed(table_VD: Tensor, tokens_BT: Tensor) -> Tensor:
-    """The tokens' rows of the table, [B, T, D]."""
-    if tokens_BT.is_cuda and len(table_VD) <= FEW_ROWS and tokens_BT.numel() * len(table_VD) <= ONE_HOT:
-        return embed_one_hot(table_VD, tokens_BT)
-    return F.embedding(tokens_BT, table_VD)
+        rows, tokens = self.num_embeddings, tokens_BT.numel()
+        is_small = rows <= FEW_ROWS and tokens * rows <= ONE_HOT
+        return embed_one_hot(self.weight, tokens_BT) if is_small and tokens_BT.is_cuda else F.embedding(tokens_BT, self.weight)
 
 
 def embed_one_hot(table_VD: Tensor, tokens_BT: Tensor) -> Tensor:

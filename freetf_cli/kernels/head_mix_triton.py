@@ -2,13 +2,13 @@
 
     y = tril(mix · tril(x)),  dx = tril(mixᵀ · tril(dy)),  dmix = Σ_{i ≥ j} dy[:, i, j] · x[:, i, j]ᵀ
 
-A row of a tile is one query of one head: all heads of a group, for as many queries as fill the 16 rows of a matrix product, with the mix
-repeated along a block diagonal. The mix is one read and one write of x, both gradients together two reads and one write.
+A tile has a row for each head of a group, for as many queries as fill the 16 rows of a matrix product, which multiplies it by the mix,
+repeated along a block diagonal. The mix reads and writes x once; both gradients together read twice and write once.
 
 Why: a library's batched product of a small mix with millions of cells takes several times as long as reading and writing them. All mixes
 of `paper-880m-multi-token` take 37 ms of a step of 266 at T = 2,048 on an H200 (docs/multi-token-attention.md, "ms by kernel").
 
-float32 or 16-bit x, sums in float32. Tests: 1e-6 of float64 in the interpreter; compiled, 2⁻⁹ in bfloat16 and 1e-5 in float32.
+x is float32 or of 16 bits, sums are float32.
 
 Shapes: B sequences, M heads in G groups of C (at most 64), T queries and T keys; R rows of a tile, H of them for one query.
 """
@@ -66,8 +66,7 @@ def _block_diagonal(mix_CC, C: tl.constexpr, R: tl.constexpr, H: tl.constexpr, T
 
 @triton.jit
 def _cells(x_CTS, i, h, j, T, C: tl.constexpr):
-    """x[h, i, j], 0 outside and after the query. The mask ends at multiples of 16 keys: one that can end anywhere makes Triton read every
-    number alone."""
+    """x[h, i, j], 0 outside and after the query; masked as in `convolution_triton._cells`."""
     inside = ((h < C) & (i < T))[:, None] & (j < T)[None, :] & (j[None, :] // 16 <= i[:, None] // 16)
     x_RN = tl.load(x_CTS + ((h.to(tl.int64) * T + i) * T)[:, None] + j[None, :], mask=inside, other=0.0)
     return tl.where(j[None, :] <= i[:, None], x_RN, 0.0)
@@ -81,6 +80,7 @@ def _store_cells(out_CTS, y_RN, i, h, j, T, C: tl.constexpr):
 
 @triton.jit
 def _mix(x_BMTS, mix_GCC, out_BMTS, G, T, C: tl.constexpr, R: tl.constexpr, H: tl.constexpr, BN: tl.constexpr):
+    """One tile of y."""
     tiles, strips = tl.cdiv(T, BN), tl.cdiv(T, R // H)
     strip, r = tl.program_id(0) // tiles, tl.arange(0, R)
     n = strip // strips
@@ -101,7 +101,7 @@ def _mix_gradients(
     dy_BMTS, x_BMTS, mix_GCC, dx_BMTS, parts_GPRR,
     strips, T, C: tl.constexpr, R: tl.constexpr, H: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """dx in every P-th strip of queries of one group, and the sum of these strips' share of dmix."""
+    """dx of every P-th strip of queries of one group, and these strips' part of dmix."""
     p, g, r = tl.program_id(0), tl.program_id(1), tl.arange(0, R)
     mix_RR = _block_diagonal(mix_GCC + g * C * C, C, R, H, True).to(dy_BMTS.dtype.element_ty)
     sum_RR = tl.zeros((R, R), tl.float32)

@@ -2,10 +2,10 @@
 
     s = W · dr,  dL_h = Σ_d G_d (U_h(d) − p_h) s_d = Cov_G(U_h, s)
 
-with p = sigmoid(L), U_h(d) bit h of code d, and G_d = Π_h (p_h or 1 − p_h) the probability of code d. A tensor [N, C] is gigabytes at
-H = 16, so that neither G nor all of s is ever in memory. G factorises over the low and the high half of the bits, which makes the
-covariance of a token two products of s, seen as a matrix [2^(H − H/2), 2^(H/2)], with a vector. The Triton kernels do not write s to
-memory at all, or read it once.
+with p = sigmoid(L), U_h(d) bit h of code d, and G_d = Π_h (p_h or 1 − p_h) the probability of code d. A tensor [N, C] takes gigabytes
+at H = 16, so G is never in memory, and s only in part. G is a product of a factor for the low half of the bits and one for the high
+half. A token's covariance is therefore two products of s, as a matrix [2^(H − H/2), 2^(H/2)], with a vector. The Triton kernels do not
+write s to memory at all, or read it once.
 
 Shapes: N tokens, H bits, C = 2^H codes, D width; I and J values of the low and the high half of the bits.
 """
@@ -15,37 +15,26 @@ from torch import Tensor
 
 from freetf_cli.kernels.support import operator, runs_kernels
 
-CHUNK_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 28}  # of s at a time: 16 MB of float32 on a CPU, 0.5 GB of bfloat16 on a GPU
+CHUNK_ELEMENTS = {"cpu": 1 << 22, "mps": 1 << 26, "cuda": 1 << 28}  # of s at a time: 16 MB on a CPU, 0.5 GB on CUDA
 WIDEST_FUSED = 768  # D above which a library's product that writes s, and a kernel that reads it, are faster than one kernel
-
-
-def reference_logit_gradient(dr_ND: Tensor, bit_logits_NH: Tensor, table_CD: Tensor) -> Tensor:
-    """The equation, [N, H], with all of G and s in memory."""
-    p_NH, u_CH = torch.sigmoid(bit_logits_NH), _bits(bit_logits_NH.shape[1], bit_logits_NH)
-    g_NC = torch.exp(torch.log(p_NH) @ u_CH.T + torch.log(1 - p_NH) @ (1 - u_CH).T)
-    gs_NC = g_NC * (dr_ND @ table_CD.T)
-    return gs_NC @ u_CH - gs_NC.sum(1, keepdim=True) * p_NH
 
 
 @operator(lambda dr, bit_logits, table, float8=False: torch.empty_like(bit_logits))
 def logit_gradient(dr_ND: Tensor, bit_logits_NH: Tensor, table_CD: Tensor, float8: bool = False) -> Tensor:
     """dL [N, H], in the logits' dtype, for the gradient dr [N, D] of R.
 
-    The product W · dr is in bfloat16 where the logits are bfloat16 (autocast), else in the table's dtype. The common part of all rows of
-    W changes no covariance, but in bfloat16 would drown their differences: the mean of a thousand rows is subtracted first.
+    The product W · dr is in bfloat16 where the logits are (autocast), else in the table's dtype. What all rows of W have in common changes
+    no covariance, but would drown their differences in bfloat16: the mean of a thousand rows is subtracted first.
     float8: the kernels' product is in e4m3, and dL is off by 4 % in norm.
 
-    An operator throughout, so that torch.compile keeps the loop over chunks out of its graph.
+    An operator on every device, so that torch.compile keeps the loop over chunks out of its graph.
     """
     product_dtype = torch.bfloat16 if bit_logits_NH.dtype == torch.bfloat16 else table_CD.dtype
-    if product_dtype == torch.bfloat16 and _fits(dr_ND, bit_logits_NH.shape[1]):
+    # Below 8 bits there is little to save; the kernels' loads need rows of whole 16 bytes.
+    fits = len(dr_ND) > 0 and bit_logits_NH.shape[1] >= 8 and dr_ND.shape[1] % 8 == 0
+    if product_dtype == torch.bfloat16 and fits and runs_kernels(dr_ND.device):
         return _by_kernels(dr_ND, bit_logits_NH, table_CD, float8)
     return logit_gradient_in_chunks(dr_ND, bit_logits_NH, table_CD, product_dtype)
-
-
-def _fits(dr_ND: Tensor, bits: int) -> bool:
-    """Whether the kernels compute it. Below 8 bits there is little to save; their loads need rows of whole 16 bytes."""
-    return dr_ND.shape[0] > 0 and bits >= 8 and dr_ND.shape[1] % 8 == 0 and runs_kernels(dr_ND.device)
 
 
 def _by_kernels(dr_ND: Tensor, bit_logits_NH: Tensor, table_CD: Tensor, float8: bool) -> Tensor:
@@ -76,7 +65,7 @@ def logit_gradient_in_chunks(dr_ND: Tensor, bit_logits_NH: Tensor, table_CD: Ten
 
 def _chunks(dr_ND: Tensor, table_CD: Tensor) -> list[slice]:
     """Tokens whose s are in memory together."""
-    step = max(1, CHUNK_ELEMENTS.get(dr_ND.device.type, 1 << 26) // table_CD.shape[0])
+    step = max(1, CHUNK_ELEMENTS[dr_ND.device.type] // table_CD.shape[0])
     return [slice(start, start + step) for start in range(0, dr_ND.shape[0], step)]
 
 

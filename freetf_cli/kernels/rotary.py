@@ -29,22 +29,17 @@ def reference_tables(positions_T: Tensor, head_width: int, base: float) -> Rotar
     return angles.cos(), angles.sin()
 
 
-def _fake_tables(positions_T: Tensor, head_width: int, base: float) -> Rotary:
-    table = positions_T.new_empty((*positions_T.shape, head_width // 2), dtype=torch.float32)
-    return table, torch.empty_like(table)
-
-
-@operator(_fake_tables)
+@operator(reference_tables)
 def _rotary_tables(positions_T: Tensor, head_width: int, base: float) -> tuple[Tensor, Tensor]:
-    """The reference, opaque to torch.compile, which would recompute cosine and sine for every element of every kernel that rotates."""
+    """The reference as an operator: torch.compile would recompute cosine and sine for every element of every kernel that rotates."""
     return reference_tables(positions_T, head_width, base)
 
 
 def rotate(x_BTME: Tensor, rotary: Rotary) -> Tensor:
     """Rotate the heads of every position.
 
-    The sum of two products compiles to one expression, where a concatenation of both halves would compile to branches. On
-    [B, T, M, E], before the transpose, it reads and writes in memory order.
+    A sum of two products compiles to one expression; a concatenation of the two halves would compile to branches. Before the transpose
+    to [B, M, T, E] it reads and writes in the order of memory.
     """
     cos_T1H, sin_T1H = (table.to(x_BTME.dtype)[..., None, :] for table in rotary)
     x_BTM2H = x_BTME.view(*x_BTME.shape[:-1], 2, -1)
@@ -53,9 +48,9 @@ def rotate(x_BTME: Tensor, rotary: Rotary) -> Tensor:
 
 
 def rotate_and_split(packed_BTP: Tensor, rotary: Rotary, heads: tuple[int, ...], rotated: int) -> tuple[Tensor, ...]:
-    """Split a packed projection into parts of so many heads each, [B, T, heads, E], and rotate the first `rotated` parts.
+    """Split a packed projection into parts [B, T, heads, E] of as many heads as `heads` says, and rotate the first `rotated` parts.
 
-    A projection of one position may meet tables of many: the query that all positions share.
+    The kernel needs a table row for each position. The query of an encoder, which all positions share, is one position for many rows.
     """
     width, every_position = packed_BTP.shape[2] // sum(heads), rotary[0].shape[:-1] == packed_BTP.shape[1:2]
     if every_position and width in (32, 64, 128, 256) and packed_BTP.dtype != torch.float64 and runs_kernels(packed_BTP.device):

@@ -1,12 +1,14 @@
-"""The gradient of `rotate_and_split`, written into one packed tensor by a Triton kernel.
+"""Rotation within Triton kernels, and the gradient of `rotate_and_split`, written into one packed tensor by a Triton kernel.
 
     (da, db) → (da cos + db sin, db cos − da sin) for rotated parts; a copy for the others
 
-Why: queries, keys and values are one product, whose backward needs one gradient [B, T, P]. torch.compile joins the three by testing for
-every number which part it belongs to, and reads against the order of memory: a ninth of a step at 12 heads of 64. One program here
-moves one head of 64 positions: 2.7 ms less a step at 1.5B and 3.5 at 124M, on an H200 (docs/performance.md, "what was changed").
+One program moves one head of 64 positions.
 
-Any dtype but float64; the rotation is float32. Tests: 1e-6 of float64 in the interpreter; compiled, through attention's tests.
+Why: queries, keys and values are one product, whose backward needs one gradient [B, T, P]. torch.compile joins the three by testing for
+each number which part it belongs to, and reads against the order of memory: a ninth of a step at 12 heads of 64. This takes 2.7 ms less
+a step at 1.5B and 3.5 at 124M, on an H200 (docs/performance.md, "what was changed").
+
+Any dtype but float64; the rotation is float32.
 
 Shapes: B sequences, T positions, M heads of a part, E head width, H = E/2 angles, P = widths of all parts side by side.
 """
@@ -41,9 +43,18 @@ def pack_gradients(parts_BTME: list[Tensor], cos_TH: Tensor, sin_TH: Tensor, rot
 
 
 @triton.jit
+def rotated(first, second, cos, sin):
+    """Both halves of heads, rotated, in the dtype in which they are given."""
+    kind = first.dtype
+    first, second = first.to(tl.float32), second.to(tl.float32)
+    return (first * cos - second * sin).to(kind), (second * cos + first * sin).to(kind)
+
+
+@triton.jit
 def _written(
     part, cos_TH, sin_TH, packed, T, stride_b, stride_t, stride_m, P, at, H: tl.constexpr, BT: tl.constexpr, ROTATED: tl.constexpr
 ):
+    """One head of one part, for BT positions."""
     t = tl.program_id(0) * BT + tl.arange(0, BT)
     head, row = tl.program_id(1), tl.program_id(2).to(tl.int64)
     h = tl.arange(0, H)

@@ -14,10 +14,10 @@ The same numbers come from (`kernels.logit_gradient`)
     ∂loss/∂l_h = Σ_d G_d (U_h(d) − p_h) s_d         the covariance of U_h and s under G, where U_h(d) is bit h of d
 
 This computes equation 8's gradient exactly. Equation 8 itself is a biased estimator: it extrapolates the loss linearly from the code
-drawn to every other code. Once the decoder relies on a bit, the slope at its drawn value is small, so what the bit is worth is
-underestimated, most when the bit is nearly certain. `gradient = "heun"` divides ∂loss/∂l_h by 2 P(B_h as drawn). With slopes g(1) and
-g(0) at the two values, its mean over draws is p g(1) / 2p + (1 − p) g(0) / 2(1 − p) = (g(0) + g(1)) / 2: the trapezoid rule for the true
-difference (Liu et al., arXiv 2304.08612). It is not the paper's.
+drawn to every other code. Once the decoder relies on a bit, the slope at its drawn value is small, so equation 8 underestimates what
+the bit is worth, most of all when the bit is nearly certain. `gradient = "heun"`, which is not the paper's, divides ∂loss/∂l_h by
+2 P(B_h as drawn). With slopes g(1) and g(0) at the two values, its mean over draws is p g(1) / 2p + (1 − p) g(0) / 2(1 − p) =
+(g(0) + g(1)) / 2: the trapezoid rule for the true difference (Liu et al., arXiv 2304.08612).
 
 Shapes: N tokens, B sequences, T positions, H bits, C codes, D width. KL is in nats.
 """
@@ -119,17 +119,12 @@ class BinaryDistribution(Distribution):
 
     bit_logits: Tensor
 
-    @property
-    def device(self) -> torch.device:
-        return self.bit_logits.device
-
     def sample(self, noise: Tensor) -> Tensor:
         """Codes [B, T] from uniform noise [B, T, H]: bit h is set where noise < σ(L_h)."""
         return sample_codes(self.bit_logits.detach(), noise)
 
     def kl(self) -> Tensor:
-        """KL from the uniform prior, nats per token [B, T], in float32 or wider."""
-        return kl_per_token(at_least_float32(self.bit_logits))
+        return kl_per_token(self.bit_logits)
 
     def log_prob(self, z: Tensor) -> Tensor:
         """log Q(Z_t | S), nats per token [..., T]."""
@@ -154,9 +149,9 @@ class ResidualInjection(Injection):
 class Encoder(nn.Module):
     """One non-causal block whose query and residual stream start at the learned vector ζ, then RMSNorm and H logits (A2 lines 7–8).
 
-    ζ is the same at every position; the rotary embedding tells positions apart. Its attention is softmax attention whatever the
-    decoder's: where all rows share one query, mixing attention weights across rows says little. With `own_blocks` it is the
-    classic conditional VAE's encoder (Figure 1b): a non-causal stack of its own over the token embeddings.
+    ζ is the same at every position; the rotary embedding tells positions apart. It has softmax attention whatever the
+    decoder has: all rows share one query, so mixing their attention weights would add little. With `own_blocks` it is the encoder
+    of a classic conditional VAE (Figure 1b): a non-causal stack of its own over the token embeddings.
     """
 
     def __init__(self, config: ModelConfig, bits: int, own_blocks: int = 0) -> None:
@@ -196,8 +191,9 @@ def code_bits(codes: Tensor, bits: int) -> Tensor:
 
 
 def kl_per_token(bit_logits_BTH: Tensor) -> Tensor:
-    """KL(Q(Z_t | S) ‖ uniform) in nats, [B, T]: H ln 2 − Σ_h entropy(σ(L_h)), equation 4 in closed form."""
-    entropy_BTH = F.softplus(bit_logits_BTH) - bit_logits_BTH * torch.sigmoid(bit_logits_BTH)
+    """KL(Q(Z_t | S) ‖ uniform) in nats, [B, T], in float32 or wider: H ln 2 − Σ_h entropy(σ(L_h)), equation 4 in closed form."""
+    logits_BTH = at_least_float32(bit_logits_BTH)
+    entropy_BTH = F.softplus(logits_BTH) - logits_BTH * torch.sigmoid(logits_BTH)
     return (LN2 - entropy_BTH).sum(-1)
 
 
@@ -259,8 +255,7 @@ class _MapperGradient(torch.autograd.Function):
 def twice_drawn(codes_BT: Tensor, bit_logits_BTH: Tensor) -> Tensor:
     """2 P(B_h as drawn), [B, T, H], clamped at 0.002: below, the gradient's factor p (1 − p) is lost to rounding in bfloat16."""
     signs_BTH = 2.0 * code_bits(codes_BT, bit_logits_BTH.shape[-1]) - 1.0
-    wide = torch.promote_types(bit_logits_BTH.dtype, torch.float32)
-    return 2.0 * torch.sigmoid(signs_BTH * bit_logits_BTH.to(wide)).clamp(min=1e-3)
+    return 2.0 * torch.sigmoid(signs_BTH * at_least_float32(bit_logits_BTH)).clamp(min=1e-3)
 
 
 Kind = BinaryLatent  # what `latent.kind = "binary"` builds

@@ -1,19 +1,22 @@
 """The context of a forward pass: what every block needs beside its stream.
 
-Shapes: B sequences, T positions, S cached and new positions, K key/value heads, E head width.
+Shapes: B sequences, T positions, S cached and new positions, K key/value heads, E head width, N blocks of BLOCK positions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
 
 from freetf_cli.kernels import Rotary, rotary_tables
 
 PADDING = -1  # document id of left padding
+BLOCK = 128  # queries, and keys, that FlexAttention computes or skips together
+NARROWEST_FLEX_HEAD = 16  # the narrowest head that FlexAttention takes on CUDA
 
 
 @dataclass
@@ -38,25 +41,21 @@ class LayerCache:
         return self.k[:, :, :end], self.v[:, :, :end]
 
 
+@dataclass(eq=False)
 class Cache:
     """Keys and values of every block, for generation.
 
-    length: positions filled so far. `make_static` turns it into a tensor on the device, so that a step can be captured as a CUDA graph.
     padding_B: left padding of each sequence where prompts of several lengths share a batch; None without padding.
     document_ids_BS: document of each position; None where the model does not mask documents and no sequence is padded.
+    length: positions filled so far. `make_static` turns it into a tensor on the device, so that a step can be captured as a CUDA graph.
     rotary: tables of all positions, of a static cache only.
     """
 
-    def __init__(self, layers: Sequence[LayerCache], padding_B: Tensor | None = None, document_ids_BS: Tensor | None = None) -> None:
-        self.layers = list(layers)
-        self.length: int | Tensor = 0
-        self.padding_B = padding_B
-        self.document_ids_BS = document_ids_BS
-        self.rotary: Rotary | None = None
-
-    def advance(self, count: int) -> None:
-        """Count `count` more positions as filled, in place for a static cache."""
-        self.length += count
+    layers: list[LayerCache]
+    padding_B: Tensor | None = None
+    document_ids_BS: Tensor | None = None
+    length: int | Tensor = 0
+    rotary: Rotary | None = None
 
     def make_static(self, head_width: int, rope_theta: float) -> None:
         """Keep the length as a tensor [] int64 on the device; from now on a step reads one position."""
@@ -76,6 +75,7 @@ class Context:
     causal: a query sees no later key. The encoder of a latent is not causal.
     document_ids_BS: document of each position; a query sees its own document only. None: all positions see each other.
     mask: keys that each query sees, bool [T, S] or [B, 1, T, S]; None where `causal` alone says it.
+    block_mask: the same for FlexAttention, which skips the blocks of other documents; None where softmax attention reads `mask`.
     padding_B: left padding of each sequence; None without padding.
     cache: keys and values of earlier positions; None in training.
     """
@@ -86,6 +86,7 @@ class Context:
     causal: bool = True
     document_ids_BS: Tensor | None = None
     mask: Tensor | None = None
+    block_mask: BlockMask | None = None
     padding_B: Tensor | None = None
     cache: Cache | None = None
 
@@ -120,10 +121,29 @@ class Context:
         own_B1T1 = self.document_ids_BS[:, None, positions_T.clamp(min=0), None]
         return seen_TS & (own_B1T1 == self.document_ids_BS[:, None, None])
 
+    @property
+    def hidden(self) -> Tensor:
+        """Which keys each query does not see: bool [T, S] or [B, 1, T, S]."""
+        return ~(self.visible(self.positions_T) if self.mask is None else self.mask)
+
+    @property
+    def is_square(self) -> bool:
+        """Whether query t stands at position t, there are as many keys, and no later key is visible."""
+        return self.causal and isinstance(self.start, int) and self.start == 0 and len(self.positions_T) == self.keys
+
     def non_causal(self) -> Context:
         """The context of an encoder: the same positions and documents, no cache, every key visible."""
-        whole = replace(self, causal=False, cache=None, mask=None)
-        return whole if self.document_ids_BS is None else replace(whole, mask=whole.visible(self.positions_T))
+        return replace(self, causal=False, cache=None).with_masks()
+
+    def with_masks(self) -> Context:
+        """This context with the masks that it needs: for documents, and for queries after cached positions."""
+        ids_BS, length = self.document_ids_BS, len(self.positions_T)
+        if ids_BS is None:
+            sees_all = not self.causal or (not self.is_static and (self.start == 0 or length == 1))
+            return replace(self, mask=None if sees_all else self.visible(self.positions_T))
+        by_blocks = self.cache is None and _uses_flex(length, 2 * self.rotary[0].shape[-1], ids_BS.device)
+        block_mask = document_block_mask(ids_BS, self.causal) if by_blocks else None
+        return replace(self, mask=self.visible(self.positions_T), block_mask=block_mask)
 
 
 def make_context(
@@ -134,22 +154,57 @@ def make_context(
     document_ids_BS: Tensor | None = None,
     cache: Cache | None = None,
 ) -> Context:
-    """The context of `length` new positions. document_ids_BS: of cached and new positions, [B, S]."""
-    start = 0 if cache is None else cache.length
+    """The context of `length` new positions. document_ids_BS: of cached and new positions, and of a static cache's empty ones."""
+    start, padding_B = (0, None) if cache is None else (cache.length, cache.padding_B)
     new_T = start + torch.arange(length, device=device)
-    if cache is not None and isinstance(start, Tensor):
-        assert cache.rotary is not None
-        cos, sin = cache.rotary
-        rotary: Rotary = cos.index_select(-2, new_T), sin.index_select(-2, new_T)
+    if cache is not None and cache.rotary is not None:
         keys = cache.layers[0].k.shape[2]
+        cos, sin = (table.index_select(-2, new_T) for table in cache.rotary)
     else:
-        positions = new_T if cache is None or cache.padding_B is None else _without_padding(new_T, cache.padding_B)
-        rotary, keys = rotary_tables(positions, head_width, rope_theta), int(start) + length
+        keys = int(start) + length
+        cos, sin = rotary_tables(new_T if padding_B is None else _without_padding(new_T, padding_B), head_width, rope_theta)
     ids_BS = None if document_ids_BS is None else document_ids_BS[:, :keys]
-    padding_B = None if cache is None else cache.padding_B
-    context = Context(rotary, new_T, keys, document_ids_BS=ids_BS, padding_B=padding_B, cache=cache)
-    sees_all = ids_BS is None and (not isinstance(start, Tensor)) and (start == 0 or length == 1)
-    return context if sees_all else replace(context, mask=context.visible(new_T))
+    return Context((cos, sin), new_T, keys, document_ids_BS=ids_BS, padding_B=padding_B, cache=cache).with_masks()
+
+
+def _uses_flex(length: int, head_width: int, device: torch.device) -> bool:
+    """Whether FlexAttention masks the documents: where torch.compile traces a forward in bfloat16 on CUDA, and there is a block to skip.
+
+    Uncompiled it would materialise the attention weights, in float32 its backward is slow, and on a CPU it has none.
+    """
+    compiled = torch.compiler.is_compiling() and device.type == "cuda" and torch.is_autocast_enabled("cuda")
+    return compiled and length > BLOCK and head_width >= NARROWEST_FLEX_HEAD
+
+
+def document_block_mask(document_ids_BT: Tensor, causal: bool) -> BlockMask:
+    """Which blocks of keys each block of queries reads: those that share a document with it and, if causal, are not later.
+
+    It equals what `create_block_mask` makes of all T · T pairs. Since ids never fall along a row, the first and the last id of a block
+    are enough: two blocks share a document if their ranges of ids overlap, and lie in one document if all four ends are equal. Every
+    operation has a fixed shape, so that a CUDA graph can capture it.
+    """
+    length = document_ids_BT.shape[1]
+    padded = F.pad(document_ids_BT, (0, -length % BLOCK), value=length + 1)  # a document of its own: a last block with padding is partial
+    first_BN, last_BN = padded[:, ::BLOCK], padded[:, BLOCK - 1 :: BLOCK]
+    visible_BNN = (first_BN[:, :, None] <= last_BN[:, None]) & (first_BN[:, None] <= last_BN[:, :, None])
+    full_BNN = (first_BN[:, :, None] == last_BN[:, None]) & (first_BN[:, None] == last_BN[:, :, None])
+    if causal:
+        visible_BNN, full_BNN = visible_BNN.tril(), full_BNN.tril(-1)  # on the diagonal, part of a block is later
+
+    def sees(b: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        same_document = document_ids_BT[b, query] == document_ids_BT[b, key]
+        return same_document & (query >= key) if causal else same_document
+
+    partial_BNN = visible_BNN & ~full_BNN
+    of_queries = *_listed(partial_BNN), *_listed(full_BNN)
+    of_keys = *_listed(partial_BNN.mT), *_listed(full_BNN.mT)
+    return BlockMask((length, length), *of_queries, *of_keys, (BLOCK, BLOCK), sees)
+
+
+def _listed(blocks_BNN: Tensor) -> tuple[Tensor, Tensor]:
+    """For each row, how many blocks are chosen [B, 1, N], and the indices of all blocks, chosen ones first [B, 1, N, N]."""
+    order_BNN = torch.argsort(blocks_BNN.to(torch.int8), dim=-1, descending=True, stable=True)
+    return blocks_BNN.sum(-1, dtype=torch.int32)[:, None], order_BNN.to(torch.int32)[:, None]
 
 
 def _without_padding(positions_T: Tensor, padding_B: Tensor) -> Tensor:

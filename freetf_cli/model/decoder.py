@@ -39,8 +39,8 @@ EMBEDDING_STD = 0.02
 
 @dataclass(frozen=True)
 class Output:
-    """What a forward returns: logits [B, T, V], with Q(Z | S) and Z if there are any; or, with targets, the terms of the loss alone,
-    so that a compiled training step has no other outputs to compute gradients for."""
+    """The result of a forward: logits [B, T, V], and Q(Z | S) and Z if there are any. Given targets, the terms of the loss alone, so that
+    a compiled training step computes no gradients of other outputs."""
 
     logits: Tensor | None = None
     losses: LossTerms | None = None
@@ -90,7 +90,7 @@ class Decoder(nn.Module):
             z = posterior.sample(noise)
         hidden_BTD = self.upper(x_BTD, z, ctx, posterior)
         if cache is not None:
-            cache.advance(tokens_BT.shape[1])
+            cache.length += tokens_BT.shape[1]  # in place where it is a tensor
         if targets_BT is not None:
             return Output(losses=self.losses(hidden_BTD, targets_BT, posterior, weights))
         return Output(logits=self.logits(hidden_BTD[:, -1:] if last_only else hidden_BTD), posterior=posterior, z=z)

@@ -1,7 +1,7 @@
 """The interface between the decoder and its latent Z. The kinds of latent are in the package `freetf_cli.latent`, one file each.
 
-Z is a tensor whose first dimension is the sequence; what else it holds is the kind's own business: codes [B, T] (int64) for the
-paper's binary latent, vectors for a Gaussian one.
+Z is a tensor whose first dimension is the sequence. The kind decides the rest: codes [B, T] (int64) for the paper's binary latent,
+vectors [B, T, K] for a Gaussian one.
 
 Shapes: B sequences, T positions, D width. Everything is in nats.
 """
@@ -34,11 +34,6 @@ class ObjectiveWeights(NamedTuple):
 
 class Distribution(ABC):
     """A distribution of Z for a batch of sequences."""
-
-    @property
-    @abstractmethod
-    def device(self) -> torch.device:
-        """Where its parameters are."""
 
     @abstractmethod
     def sample(self, noise: Tensor) -> Tensor:
@@ -92,10 +87,6 @@ class Latent(nn.Module, ABC):
     @abstractmethod
     def prior(self, stream: np.random.Generator, length: int) -> np.ndarray:
         """Z of one sequence of `length` positions, drawn from the prior."""
-
-    def priors(self, stream: np.random.Generator, length: int, count: int) -> list[np.ndarray]:
-        """`count` Zs of one sequence, drawn from the prior one after the other."""
-        return [self.prior(stream, length) for _ in range(count)]
 
     @abstractmethod
     def prior_log_prob(self, z: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import json
 import math
 import shlex
 from dataclasses import dataclass, field
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 from freetf_cli.records.plan import KINDS
 from freetf_cli.report.blocks import Cell, Facts, Note, Piece, Report, Status, Table
@@ -26,7 +26,7 @@ def to_json(record: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Records as objects; a field's metadata may give it another key in JSON, or "" to leave it out."""
+    """A record as a dict. The metadata of a field may rename it in JSON; with the name "" it is left out."""
     if dataclasses.is_dataclass(value):
         keys = {one.name: one.metadata.get("json", one.name) for one in dataclasses.fields(value)}
         return {key: _plain(getattr(value, name)) for name, key in keys.items() if key}
@@ -37,20 +37,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value
-
-
-def from_json(kind: Any, value: Any) -> Any:
-    """A record of a type out of its JSON form. Keys that the record does not have are ignored."""
-    inner = get_args(kind)
-    if type(None) in inner:
-        return None if value is None else from_json(inner[0], value)
-    if dataclasses.is_dataclass(kind):
-        hints = get_type_hints(kind)
-        keys = {one.name: one.metadata.get("json", one.name) for one in dataclasses.fields(kind)}
-        return kind(**{name: from_json(hints[name], value[key]) for name, key in keys.items() if key in value})  # type: ignore[operator]
-    if get_origin(kind) is list:
-        return [from_json(inner[0], item) for item in value]
-    return {key: from_json(inner[1], item) for key, item in value.items()} if get_origin(kind) is dict else value
 
 
 @dataclass(frozen=True)
@@ -67,28 +53,33 @@ class DatasetSummary:
     notes: list[str] = field(default_factory=list)
 
     def report(self) -> Report:
-        floor = f"{number(self.floor_bits)} bits/sequence" if self.floor_bits is not None else ""
         labels = ", ".join(f"{name} {count(size)}" for name, size in self.labels.items())
-        pairs = [("folder", self.folder), ("task", self.task or "text"), ("tokenizer", self.tokenizer)]
-        pairs += [("vocabulary", count(self.vocabulary)), ("labels", labels), ("floor", floor)]
-        found: set[str] = {name for split in self.splits.values() for name in split}
-        names: list[str] = [name for name in ("documents", "tokens", "bytes") if name in found]
-        names += sorted(found.difference(names))
-        rows = [[split, *(count(sizes.get(name)) for name in names)] for split, sizes in self.splits.items()]
-        table = Table(["split", *names], rows, align="l" + "r" * len(names))
-        return Report("", [Facts(pairs), table, *map(Note, self.notes)])
+        facts = [("folder", self.folder), ("task", self.task or "text"), ("tokenizer", self.tokenizer)]
+        facts += [("vocabulary", count(self.vocabulary)), ("labels", labels), ("floor", floor_text(self.floor_bits))]
+        names = ["documents", "tokens", "bytes"]
+        rows = [[split, *(count(sizes[name]) for name in names)] for split, sizes in self.splits.items()]
+        return Report("", [Facts(facts), Table(["split", *names], rows, align="lrrr"), *map(Note, self.notes)])
+
+
+def floor_text(bits: float | None) -> str:
+    """`27.41 bits/sequence`; empty for None."""
+    return "" if bits is None else f"{number(bits)} bits/sequence"
 
 
 @dataclass(frozen=True)
-class Scale:
-    """Converts nats per token to the bits in which a run is reported. floor: in the same bits; None if unknown or not comparable."""
+class Unit:
+    """The unit of bits in which a result is reported. factor: bits in a nat per token. digits: useful decimals.
+
+    floor: in this unit; None if it is unknown or not comparable.
+    """
 
     factor: float
-    unit: str
-    floor: float | None
+    name: str
+    digits: int = 2
+    floor: float | None = None
 
     def bits(self, nats: float | None) -> float:
-        """NaN where there is no value."""
+        """Convert nats per token to this unit; NaN for None."""
         return math.nan if nats is None else nats * self.factor
 
     def nelbo(self, metrics: Metrics) -> float:
@@ -122,16 +113,13 @@ class DataFacts:
     bytes_per_token: float | None = None
     params: dict[str, Any] = field(default_factory=dict)
 
-    def scale(self) -> Scale:
+    def unit(self) -> Unit:
         """Bits per byte of text; else bits per sequence where every row has as many targets, else bits per token, without a floor."""
         if self.bytes_per_token:
-            return Scale(1 / LN2 / self.bytes_per_token, "bits/byte", None)
+            return Unit(1 / LN2 / self.bytes_per_token, "bits/byte")
         if self.targets:
-            return Scale(self.targets / LN2, "bits/sequence", self.floor_bits)
-        return Scale(1 / LN2, "bits/token", None)
-
-    def floor(self) -> str:
-        return f"{number(self.floor_bits)} bits/sequence" if self.floor_bits is not None else "not known"
+            return Unit(self.targets / LN2, "bits/sequence", floor=self.floor_bits)
+        return Unit(1 / LN2, "bits/token")
 
 
 @dataclass(frozen=True)
@@ -168,29 +156,19 @@ class Progress:
     facts: DataFacts
 
     def status(self) -> Status:
-        """The same as text for a progress display."""
-        line, to = self.metrics, self.facts.scale()
+        """This state as text for a progress display."""
+        line, unit = self.metrics, self.facts.unit()
         held_out, latent = "" if line.split == "train" else line.split, line.has_latent()
-        ce, kl = number(to.bits(line.ce)), number(to.bits(line.kl)) if latent else ""
-        costs = f"CE {ce}" + (f" KL {kl}" if latent else "")
-        brief = f"{ce}{f' + {kl}' if latent else ''}" if held_out else f"{costs} bits"
+        ce, kl = number(unit.bits(line.ce)), number(unit.bits(line.kl))
+        costs, brief = (f"CE {ce} KL {kl}", f"{ce} + {kl}") if latent else (f"CE {ce}", ce)
         loss = Piece(f"loss {number(line.loss, 4)} nats/token", f"loss {number(line.loss, 3)} nats", "", 3)
-        pieces = [loss, Piece(f"{costs} {to.unit}", brief, "bold", 0)]
-        if to.floor is not None:
-            pieces.append(Piece(f"floor {number(to.floor)}", f"floor {number(to.floor)}", "green", 2))
+        pieces = [loss, Piece(f"{costs} {unit.name}", brief if held_out else f"{costs} bits", "bold", 0)]
+        if unit.floor is not None:
+            pieces.append(Piece(f"floor {number(unit.floor)}", f"floor {number(unit.floor)}", "green", 2))
         if latent:
             kappa = f"κ {number(line.kappa / LN2, 3)}"
             pieces.append(Piece(f"{kappa} bits/token", kappa, "dim", 4))
         return Status(line.step, self.steps, self.rate, self.remaining, held_out, pieces)
-
-
-def loss_text(line: Metrics, facts: DataFacts, kind: str) -> str:
-    """CE, and for a Free model KL and their sum, in bits; the objective in nats per token."""
-    to = facts.scale()
-    parts = f"CE {number(to.bits(line.ce))}"
-    if kind == "free":
-        parts += f" + KL {number(to.bits(line.kl))} = {number(to.nelbo(line))}"
-    return f"{parts} {to.unit} (loss {number(line.loss, 4)} nats/token)"
 
 
 @dataclass(frozen=True)
@@ -219,19 +197,27 @@ class TrainResult:
     facts: DataFacts
 
     def report(self) -> Report:
-        pairs = [("model", KINDS.get(self.kind, self.kind))]
-        pairs.append(("trained", f"{count(self.steps)} steps, {count(self.tokens)} tokens, {duration(self.seconds)}"))
-        pairs.append(("held out", loss_text(self.val, self.facts, self.kind) if self.val else ""))
-        pairs.append(("floor", self.facts.floor() if self.facts.floor_bits is not None else ""))
+        held_out = ""
+        if self.val:
+            unit = self.facts.unit()
+            latent = f" + KL {number(unit.bits(self.val.kl))} = {number(unit.nelbo(self.val))}" if self.kind == "free" else ""
+            held_out = f"CE {number(unit.bits(self.val.ce))}{latent} {unit.name} (loss {number(self.val.loss, 4)} nats/token)"
+        facts = [
+            ("model", KINDS[self.kind]),
+            ("trained", f"{count(self.steps)} steps, {count(self.tokens)} tokens, {duration(self.seconds)}"),
+            ("held out", held_out),
+            ("floor", floor_text(self.facts.floor_bits)),
+            ("checkpoint", self.checkpoint),
+            ("report", self.page),
+        ]
         run = shlex.quote(self.run)
         options = "--z shared --groups 3 --count 8" if self.kind == "free" else "--count 8"
-        hints = [f"freetf show {run}", f"freetf sample {run} {options}"]
-        return Report(self.run, [Facts([*pairs, ("checkpoint", self.checkpoint), ("report", self.page)])], hints=hints)
+        return Report(self.run, [Facts(facts)], hints=[f"freetf show {run}", f"freetf sample {run} {options}"])
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that `doctor` checked: fine, or with the command that fixes it."""
+    """One check of `doctor`. fix: the command that helps if it is not ok."""
 
     name: str
     value: str
@@ -241,7 +227,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Findings:
-    """All that `doctor` found out about this machine."""
+    """All checks of `doctor` on this machine."""
 
     findings: list[Finding]
 

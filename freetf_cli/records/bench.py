@@ -24,9 +24,6 @@ class Timing:
         low, high = (100 * (end / self.median - 1) if self.median else 0.0 for end in (self.least, self.most))
         return [milliseconds, f"{low:+.1f} {high:+.1f} %"]
 
-    def rounds(self) -> str:
-        return f"Median and range of {self.repeats} rounds of {self.steps}; ratios hold within one run."
-
 
 @dataclass(frozen=True)
 class Machine:
@@ -48,6 +45,11 @@ class Machine:
         device = f"{self.name} ({self.device}, {self.threads} threads), torch {self.torch}, {self.precision}"
         ceiling, bandwidth = f"{short(self.ceiling)}FLOP/s, a large matrix product", f"{short(self.bandwidth)}B/s, a large copy"
         return Facts([("device", device), ("ceiling", ceiling), ("bandwidth", f"{bandwidth}, bytes read and written")])
+
+
+def _report(machine: Machine, sections: list[Section], note: str, time: Timing) -> Report:
+    rounds = f"Median and range of {time.repeats} rounds of {time.steps}; ratios hold within one run."
+    return Report("", [machine.facts(), *sections, Note(f"{note} {rounds}")])
 
 
 @dataclass(frozen=True)
@@ -93,19 +95,21 @@ class TrainBench:
     def report(self) -> Report:
         rows = []
         for row in self.rows:
-            memory = MISSING if row.peak is None else size(row.peak)
             products = f"× {row.time.median / row.products:.2f}" if row.products else MISSING
-            speed = [short(row.tokens_per_second), share(row.share), products, memory, size(row.predicted)]
-            rows.append([row.recipe, *row.time.cells(), f"× {row.ratio:.3f}", *speed])
+            memory = [size(row.peak), size(row.predicted)]
+            speed = [short(row.tokens_per_second), share(row.share), products]
+            rows.append([row.recipe, *row.time.cells(), f"× {row.ratio:.3f}", *speed, *memory])
         columns = ["recipe", "ms", "range", "ratio", "tokens/s", "of the ceiling", "of its products", "memory", "predicted"]
-        parts = [[part.part, *part.time.cells(), share(part.share)] for part in self.parts]
+        sections = [Section("A training step, on random tokens", [Table(columns, rows, align="l" + "r" * 8)])]
+        if self.parts:
+            parts = Table(
+                ["part", "ms", "range", "of the step"],
+                [[one.part, *one.time.cells(), share(one.share)] for one in self.parts],
+                align="lrrr",
+            )
+            sections.append(Section(f"Parts of {self.parts[0].recipe}, each measured alone", [parts]))
         warm = ", ".join(f"{row.recipe} {row.warm_up:.1f} s" for row in self.rows)
-        blocks = [self.machine.facts(), Section("A training step, on random tokens", [Table(columns, rows, align="l" + "r" * 8)])]
-        if parts:
-            heading = f"Parts of {self.parts[0].recipe}, each measured alone"
-            blocks.append(Section(heading, [Table(["part", "ms", "range", "of the step"], parts, align="lrrr")]))
-        note = f"Warm-up, compilation included: {warm}. " + (self.rows[0].time.rounds() if self.rows else "")
-        return Report("", [*blocks, Note(note)])
+        return _report(self.machine, sections, f"Warm-up, compilation included: {warm}.", self.rows[0].time)
 
 
 @dataclass(frozen=True)
@@ -131,18 +135,14 @@ class SampleBench:
     rows: list[SampleRow]
 
     def report(self) -> Report:
-        rows = [
-            [
-                *(row.recipe, count(row.batch), count(row.new_tokens), *row.time.cells()),
-                *(short(row.tokens_per_second), f"× {row.ratio:.3f}", share(row.share)),
-            ]
-            for row in self.rows
-        ]
+        rows = []
+        for row in self.rows:
+            speed = [short(row.tokens_per_second), f"× {row.ratio:.3f}", share(row.share)]
+            rows.append([row.recipe, count(row.batch), count(row.new_tokens), *row.time.cells(), *speed])
         columns = ["recipe", "batch", "new tokens", "ms", "range", "tokens/s", "ratio", "of the bandwidth"]
-        about = "Of the bandwidth: the bytes of the weights, read once for each new token, over what a large copy reads and writes. "
-        note = about + (self.rows[0].time.rounds() if self.rows else "")
-        table = Table(columns, rows, align="l" + "r" * 7)
-        return Report("", [self.machine.facts(), Section("Generation, from random weights", [table]), Note(note)])
+        note = "Of the bandwidth: the bytes of the weights, read once for each new token, over what a large copy reads and writes."
+        section = Section("Generation, from random weights", [Table(columns, rows, align="l" + "r" * 7)])
+        return _report(self.machine, [section], note, self.rows[0].time)
 
 
 @dataclass(frozen=True)
@@ -171,11 +171,7 @@ class MapperBench:
     rows: list[MapperRow]
 
     def report(self) -> Report:
-        rows = [
-            [row.way, *row.time.cells(), f"× {row.ratio:.3f}", share(row.share), MISSING if row.error is None else share(row.error, 3)]
-            for row in self.rows
-        ]
+        rows = [[row.way, *row.time.cells(), f"× {row.ratio:.3f}", share(row.share), share(row.error, 3)] for row in self.rows]
         table = Table(["method", "ms", "range", "ratio", "of the ceiling", "error"], rows, align="lrrrrr")
         heading = f"The mapper's gradient: {count(self.tokens)} tokens, width {count(self.width)}, {self.bits} bits"
-        note = "Error: relative to float64, by the norm. " + (self.rows[0].time.rounds() if self.rows else "")
-        return Report("", [self.machine.facts(), Section(heading, [table]), Note(note)])
+        return _report(self.machine, [Section(heading, [table])], "Error: relative to float64, by the norm.", self.rows[0].time)

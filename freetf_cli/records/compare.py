@@ -1,18 +1,32 @@
-"""What `freetf compare` measures on two models. A difference is always B − A."""
+"""Two models side by side: the record of `freetf compare`, its parts and its report. A difference is always B − A."""
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Literal
 
-from freetf_cli.records import Metrics
-from freetf_cli.records.likelihood import Cost, Estimate, Unit
+from freetf_cli.records import DataFacts, Metrics, Unit
+from freetf_cli.records.curves import curve, floor_line, split_metrics
+from freetf_cli.records.glossary import glossary
+from freetf_cli.records.likelihood import Cost, Estimate
+from freetf_cli.records.paired import METRICS, MetricPair, Positions
 from freetf_cli.records.plan import KINDS
-from freetf_cli.records.samples import HIDDEN, Spans
-from freetf_cli.report.units import MISSING, count, is_number, number, signed, span
+from freetf_cli.records.recipes import Setting, settings_table
+from freetf_cli.records.samples import HIDDEN, Spans, box
+from freetf_cli.records.weights import WeightChanges
+from freetf_cli.report.blocks import Cell, Chart, Facts, Interval, Intervals, Mood, Note, Report, Samples, Section, Table, Verdict
+from freetf_cli.report.units import MISSING, count, fraction, is_number, kappa, number, share, short, signed, size
 
-METRICS = ("nll", "elbo", "ce_posterior", "ce_prior", "kl")
-LATENT_METRICS = ("ce_posterior", "ce_prior", "kl")  # a baseline has none of these
+NAMES = dict(zip(METRICS, ("nll", "CE + KL", "CE posterior Z", "CE prior Z", "KL"), strict=True))
+EQUAL = "Equal: the same weights, tokenizer and architecture. Nothing had to be measured."
+COSTS = (
+    "Both costs are measured on the same held-out sequences. The interval of B − A is paired: it resamples the difference of each "
+    "sequence, so that whatever is hard for both cancels. It is about these sequences, not about training seeds."
+)
+SIZES = "Seconds and tokens/s depend on the machine; training rates are from each run's own record."
 
 
 @dataclass(frozen=True)
@@ -31,7 +45,7 @@ class LatentUse:
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two. run: as the user named it. sha256: of the weights.
+    """One of the two models. run: as the user named it. sha256: of the weights.
 
     checkpoint_bytes: of the whole checkpoint folder. train_tokens_per_second: the median of the run's own record, None without one.
     parameters, train_flops_per_token, evaluation_seconds (of this measurement, on this machine): None where nothing was measured.
@@ -54,115 +68,12 @@ class Side:
     def text(self) -> str:
         """`Free Transformer, step 20, 263,489 parameters`."""
         size = f", {count(self.parameters)} parameters" if self.parameters is not None else ""
-        return f"{KINDS.get(self.kind, self.kind)}, step {count(self.step)}{size}"
-
-
-@dataclass(frozen=True)
-class TensorShape:
-    """A tensor that cannot be compared: its shape in A and in B, None where it is missing."""
-
-    name: str
-    a: list[int] | None
-    b: list[int] | None
-
-
-@dataclass(frozen=True)
-class Change:
-    """How far weights moved: ‖B − A‖ / ‖A‖ and the cosine of A and B.
-
-    relative: 0 where both are zero, None where only A is. cosine: None where either is zero.
-    """
-
-    relative: float | None
-    cosine: float | None
-
-    def text(self) -> str:
-        """`0.123 (0.9921)`: the relative norm of the difference, and the cosine."""
-        return f"{number(self.relative, 3)} ({number(self.cosine, 4)})"
-
-
-@dataclass(frozen=True)
-class TensorChange:
-    """One tensor that both have in the same shape. group: `blocks.3`, `embedding`, …; part: `attention`, `ffn` or ``."""
-
-    name: str
-    group: str
-    part: str
-    shape: list[int]
-    change: Change
-
-
-@dataclass(frozen=True)
-class GroupChange:
-    """The tensors of a group together, and those of its attention and its feed-forward part (None where it has none)."""
-
-    group: str
-    tensors: int
-    all: Change
-    attention: Change | None
-    ffn: Change | None
-
-
-@dataclass(frozen=True)
-class WeightChanges:
-    """Weights of B against those of A; `all` is over every tensor that both have in the same shape (None: there is none)."""
-
-    only_a: list[TensorShape]
-    only_b: list[TensorShape]
-    reshaped: list[TensorShape]
-    all: Change | None
-    groups: list[GroupChange]
-    tensors: list[TensorChange]
-
-
-@dataclass(frozen=True)
-class Difference:
-    """B − A of a cost: its mean and paired 95 % interval in nats per token, the mean in the other units of `Cost` too."""
-
-    nats_per_token: float
-    low: float
-    high: float
-    bits_per_token: float
-    bits_per_byte: float | None
-    bits_per_sequence: float | None
-    excludes_zero: bool
-
-    @property
-    def direction(self) -> Literal["lower", "higher", "none"]:
-        """Where B lies, if the interval excludes zero."""
-        return "none" if not self.excludes_zero else "lower" if self.nats_per_token < 0 else "higher"
-
-    def text(self, unit: Unit) -> str:
-        """`-0.12 [-0.20, -0.05]`."""
-        value = signed(unit.of(self.nats_per_token), unit.digits)
-        return f"{value} {span(unit.of(self.low), unit.of(self.high), unit.digits)}".strip()
-
-
-@dataclass(frozen=True)
-class MetricPair:
-    """A metric of both. None where a side is a baseline and has no such metric; then nothing is compared.
-
-    relative_percent: 100 (B − A) / |A|.
-    """
-
-    a: Cost | None
-    b: Cost | None
-    difference: Difference | None
-    relative_percent: float | None
-
-
-@dataclass(frozen=True)
-class Positions:
-    """CE + KL (a baseline's CE) at each position, bits per token; NaN where no target counts. targets: how many were counted there."""
-
-    a: list[float]
-    b: list[float]
-    targets: list[int]
+        return f"{KINDS[self.kind]}, step {count(self.step)}{size}"
 
 
 @dataclass(frozen=True)
 class SamplePair:
-    """Sequences of both from the same prompt and seeds; each with a Z of its own from the prior, the prompt's included."""
+    """Sequences of both models from the same prompt and seeds. Each sequence has its own Z from the prior, at the prompt too."""
 
     prompt: str
     seed: int
@@ -173,7 +84,7 @@ class SamplePair:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One --fail-if. found: B relative to A, in `unit`. holds: the condition, which describes the failure, was not met."""
+    """The result of one --fail-if. found: B relative to A, in `unit`. holds: the failure that the expression describes did not occur."""
 
     expression: str
     metric: str
@@ -181,6 +92,194 @@ class CheckResult:
     found: float
     holds: bool
 
-    def text(self) -> str:
-        """`+0.731 %`."""
-        return f"{self.found:+.4g} {self.unit}" if is_number(self.found) else MISSING
+    def cells(self) -> list[Cell]:
+        """Whether it holds, the condition, and the value that was found: `+0.731 %`."""
+        found = f"{self.found:+.4g} {self.unit}" if is_number(self.found) else MISSING
+        return [("holds", "good") if self.holds else ("FAILS", "bad"), self.expression, found]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found. floor_bits: the data's entropy in bits per sequence where it is known.
+
+    equal: weights, tokenizer and architecture are the same; then nothing was measured, and every measured field is None or empty.
+    """
+
+    a: Side
+    b: Side
+    equal: bool
+    recipe: list[Setting]
+    checks: list[CheckResult]
+    facts: DataFacts | None = None
+    split: str | None = None
+    sequences: int | None = None
+    tokens: int | None = None
+    importance_samples: int | None = None
+    seed: int | None = None
+    floor_bits: float | None = None
+    weights: WeightChanges | None = None
+    metrics: dict[str, MetricPair] = field(default_factory=dict)
+    by_position: Positions | None = None
+    samples: SamplePair | None = None
+
+    def report(self) -> Report:
+        sentence, mood = self.verdict()
+        facts = [(f"{name}: {side.run}", side.text()) for name, side in self._sides()]
+        if self.facts:
+            facts += [("data", f"{self.facts.name}, split {self.split}"), ("measured on", self._measured())]
+        positions = [self.by_position.section()] if self.by_position else []
+        measured = [] if self.weights is None else [self._costs(), *positions, self._curves(), self._latent(), self.weights.section()]
+        symbols = [] if self.equal else ["CE", "KL", "CE + KL", "nll", "Z", "κ"]
+        return Report(
+            " and ".join(_names(self.a.run, self.b.run)),
+            [
+                Verdict(sentence, mood),
+                Facts(facts),
+                *measured,
+                Section("Recipe: settings that differ", [settings_table(self.recipe)]),
+                *([self._samples(self.samples)] if self.samples else []),
+                *([] if self.equal else [self._sizes()]),
+                Section("Checks: B relative to A", [Table(["", "fails if", "found"], [one.cells() for one in self.checks])]),
+            ],
+            kicker="comparison of A and B",
+            glossary=glossary(*symbols, free="free" in (self.a.kind, self.b.kind), floor=self.floor_bits is not None),
+            hints=[f"freetf probe-latent {shlex.quote(side.run)}" for _, side in self._sides() if side.latent],
+        )
+
+    def _sides(self) -> list[tuple[str, Side]]:
+        return [("A", self.a), ("B", self.b)]
+
+    def _unit(self) -> Unit:
+        """The unit in which all costs are reported."""
+        cost = self.metrics["elbo"].a
+        assert cost is not None  # every model has it
+        return cost.unit()
+
+    def _measured(self) -> str:
+        latent = self.a.latent or self.b.latent
+        draws = f", K = {count(self.importance_samples)} draws of Z for each sequence's nll" if latent else ""
+        return f"{count(self.sequences)} sequences, {count(self.tokens)} tokens, the same for both{draws}, seed {self.seed}"
+
+    def verdict(self) -> tuple[str, Mood]:
+        """A sentence that says which model has the lower nll, and its mood: good if that is B."""
+        if self.equal:
+            return EQUAL, "good"
+        pair, unit = self.metrics["nll"], self._unit()
+        if pair.difference is None or not is_number(pair.difference.nats_per_token):
+            return "No verdict: a cost is not a number.", "bad"
+        percent = f"{signed(pair.relative_percent)} %" if is_number(pair.relative_percent) else MISSING
+        numbers = f"B − A of nll is {pair.difference.text(unit)} {unit.name}, {percent}"
+        direction = pair.difference.direction
+        if direction == "none":
+            return f"No difference seen: {numbers}; the 95 % interval holds zero.", "warn"
+        (worse, lost), (better, won) = self._sides() if direction == "lower" else self._sides()[::-1]
+        if (won.kind, lost.kind) == ("baseline", "free"):  # the worse nll is an upper bound: the order may be reversed
+            bound = f"{better} is below the bound of {worse}, whose own nll may be lower (more --samples tighten it)"
+            return f"Undecided: {bound}: {numbers}.", "warn"
+        both_bounds = won.kind == lost.kind == "free"
+        return f"{better} {'has the lower bound' if both_bounds else 'is better'}: {numbers}.", "good" if better == "B" else "bad"
+
+    def _costs(self) -> Section:
+        unit, intervals = self._unit(), []
+        known = {name: pair for name, pair in self.metrics.items() if pair.a is not None or pair.b is not None}
+        latent = self.a.latent or self.b.latent
+        rows = [[NAMES[name] if latent else f"{name} = CE", *pair.cells(unit)] for name, pair in known.items()]
+        for name, pair in known.items():
+            if pair.difference is not None:
+                low, value, high = (unit.bits(end) for end in (pair.difference.low, pair.difference.nats_per_token, pair.difference.high))
+                role = {"lower": "a", "higher": "b", "none": "plain"}[pair.difference.direction]
+                intervals.append(Interval(NAMES[name], value, low, high, role))
+        every = [
+            [
+                NAMES[name],
+                side,
+                *cost.nats(5),
+                *(number(bits, 4) for bits in (cost.bits_per_token, cost.bits_per_byte, cost.bits_per_sequence)),
+            ]
+            for name, pair in known.items()
+            for side, cost in (("A", pair.a), ("B", pair.b), ("B − A", pair.difference))
+            if cost is not None
+        ]
+        units = ["metric", "of", "nats/token", "95 % interval", "bits/token", "bits/byte", "bits/sequence"]
+        return Section(
+            f"Held-out cost, {unit.name}",
+            [
+                Intervals(f"B − A, {unit.name}, 95 % interval", intervals, "left of zero: B costs less"),
+                Table(["", "A", "B", "B − A [95 %]", "%", "seen"], rows, align="lrrrrl"),
+                *map(Note, self._reading()),
+                Table(units, every, "Every unit", "llrrrrr", fold=True, detail=True),
+            ],
+            about=COSTS,
+        )
+
+    def _reading(self) -> list[str]:
+        """Sentences that say how to read the costs."""
+        words = ["The interval of B − A is over the same sequences (paired bootstrap): where it holds zero, no difference is seen."]
+        if self.floor_bits is not None:
+            words.append(f"Floor, the data's entropy: {number(self.floor_bits)} bits/sequence.")
+        if self.a.kind != self.b.kind:
+            free, other = ("A", "B") if self.a.kind == "free" else ("B", "A")
+            words.append(f"{other}'s nll is exact, {free}'s an upper bound that more --samples tighten.")
+            words.append("CE with a posterior Z has read the sequence through Z, so it is not compared with a baseline's CE.")
+        elif self.a.kind == "free":
+            words.append(
+                "Both nll are upper bounds that more --samples tighten. Lower CE with a posterior Z, or lower KL, is not better in itself."
+            )
+        return words
+
+    def _curves(self) -> Section:
+        """Held-out CE + KL (a baseline's CE) during training, for checkpoints that lie in a run."""
+        assert self.facts is not None
+        unit, found = self.facts.unit(), []
+        for name, side in self._sides():
+            _, held_out = split_metrics(side.curve)
+            if held_out:
+                found.append(curve(f"{name}: {'CE + KL' if side.kind == 'free' else 'CE'}", held_out, "nelbo", unit, name.lower()))
+        chart = Chart(f"Held out, {unit.name}", found, "step", unit.name, references=floor_line(unit.floor))
+        return Section("Training, held out", [chart] if found else [])
+
+    def _latent(self) -> Section:
+        """How much Z is used, side by side; empty for two baselines."""
+        unit, uses = self._unit(), (self.a.latent, self.b.latent)
+        wanted: list[tuple[str, Callable[[LatentUse], str]]] = [
+            (f"KL, {unit.name}", lambda use: use.kl.text(unit)),
+            ("KL, bits/token", lambda use: number(use.kl.bits_per_token, 4)),
+            ("κ, bits/token", lambda use: kappa(use.kappa)),
+            ("tokens above κ", lambda use: share(use.above_kappa)),
+            ("CE prior − CE posterior, bits/token", lambda use: use.prior_less_posterior.text(4)),
+        ]
+        rows = [[name, *(text(use) if use else MISSING for use in uses)] for name, text in wanted[unit.name == "bits/token" :]]
+        note = Note("To find out what Z encodes: freetf probe-latent RUN.", detail=True)
+        return Section("Use of Z", [Table(["", "A", "B"], rows, align="lrr"), note] if any(uses) else [])
+
+    def _samples(self, samples: SamplePair) -> Section:
+        start = f"after the prompt {samples.prompt!r}" if samples.prompt else "without a prompt"
+        title = f"Samples {start}, seed {samples.seed}, each with its own Z from the prior"
+        boxes = [
+            box(f"{name}: {'independent Z' if side.kind == 'free' else 'no Z'}", texts, samples.prompt, spans=samples.spans)
+            for (name, side), texts in zip(self._sides(), (samples.a, samples.b), strict=True)
+        ]
+        return Section(title, [Samples(boxes)])
+
+    def _sizes(self) -> Section:
+        wanted: list[tuple[str, Callable[[Side], float | None], Callable[[float | None], str]]] = [
+            ("parameters", lambda side: side.parameters, count),
+            ("training FLOPs per token", lambda side: side.train_flops_per_token, short),
+            ("checkpoint", lambda side: side.checkpoint_bytes, size),
+            ("training, tokens/s", lambda side: side.train_tokens_per_second, count),
+            ("this measurement, s", lambda side: side.evaluation_seconds, number),
+        ]
+        rows = []
+        for name, value, text in wanted:
+            a, b = value(self.a), value(self.b)
+            if is_number(a) or is_number(b):
+                ratio = fraction(b, a)
+                rows.append([name, text(a), text(b), f"{ratio:.2f} ×" if is_number(ratio) else MISSING])
+        return Section("Size and speed", [Table(["", "A", "B", "B / A"], rows, align="lrrr"), Note(SIZES)])
+
+
+def _names(*runs: str) -> list[str]:
+    """The last part of each path, after the run's name if it is a checkpoint; the whole paths if these are equal."""
+    paths = [PurePath(run) for run in runs]
+    ends = ["/".join(path.parts[-3::2]) if path.parent.name == "checkpoints" else path.name or str(path) for path in paths]
+    return ends if len(set(ends)) == len(ends) else list(runs)

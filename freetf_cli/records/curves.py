@@ -1,16 +1,16 @@
-"""Curves out of a run's metrics."""
+"""Curves of a run's metrics, for charts."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from freetf_cli.records import Metrics, Scale
-from freetf_cli.report.blocks import Series
+from freetf_cli.records import Metrics, Unit
+from freetf_cli.report.blocks import Reference, Series
+from freetf_cli.report.units import number
 
 
 def split_metrics(metrics: Sequence[Metrics]) -> tuple[list[Metrics], list[Metrics]]:
-    """Training lines, and held-out lines of whatever split."""
+    """The lines of the train split, and those of every held-out split."""
     return [line for line in metrics if line.split == "train"], [line for line in metrics if line.split != "train"]
 
 
@@ -20,31 +20,22 @@ def last_metrics(metrics: Sequence[Metrics]) -> Metrics | None:
     return next(reversed(held_out or train), None)
 
 
-def curve(
-    name: str, lines: Sequence[Metrics], value: Callable[[Metrics], float | None], role: str = "plain", *, faint: bool = False
-) -> Series:
-    """One number of metrics lines by step. A null, which metrics.jsonl has where a run diverged, is a gap."""
-
-    def known(line: Metrics) -> float:
-        try:
-            found = value(line)
-        except TypeError:  # arithmetic on a null
-            return math.nan
-        return math.nan if found is None else found
-
-    return Series(name, [line.step for line in lines], [known(line) for line in lines], role, faint=faint)
+def curve(name: str, lines: Sequence[Metrics], key: str, unit: Unit, role: str = "plain", *, faint: bool = False) -> Series:
+    """One field of metrics lines by step, in a unit; or CE + KL, named `nelbo`. A null, where a run diverged, is a gap."""
+    values = [unit.nelbo(line) if key == "nelbo" else unit.bits(getattr(line, key)) for line in lines]
+    return Series(name, [line.step for line in lines], values, role, faint=faint)
 
 
-def bit_curves(metrics: Sequence[Metrics], to: Scale, *, free: bool) -> list[Series]:
-    """CE and, for a Free model, KL and their sum, in bits: faint in training, held-out on top of it."""
+def bit_curves(metrics: Sequence[Metrics], unit: Unit, *, free: bool) -> list[Series]:
+    """CE and, for a Free model, KL and their sum, in bits. Training curves are faint, behind the held-out ones."""
     train, held_out = split_metrics(metrics)
     main = held_out or train
-    found = []
-    if held_out and train:
-        found.append(curve("CE, train", train, lambda line: to.bits(line.ce), "ce", faint=True))
-        found += [curve("KL, train", train, lambda line: to.bits(line.kl), "kl", faint=True)] if free else []
-    name = f", {main[0].split}" if main else ""
-    if free:
-        found.append(curve("CE + KL" + name, main, to.nelbo, "nelbo"))
-        found.append(curve("KL" + name, main, lambda line: to.bits(line.kl), "kl"))
-    return [*found, curve("CE" + name, main, lambda line: to.bits(line.ce), "ce")]
+    names = {"ce": "CE", "kl": "KL", "nelbo": "CE + KL"} if free else {"ce": "CE"}
+    behind = {key: name for key, name in names.items() if key != "nelbo" and held_out and train}
+    found = [curve(f"{name}, train", train, key, unit, key, faint=True) for key, name in behind.items()]
+    return found + [curve(f"{name}, {main[0].split}", main, key, unit, key) for key, name in reversed(names.items())]
+
+
+def floor_line(floor: float | None) -> list[Reference]:
+    """The line of the floor in a chart, where it is known."""
+    return [] if floor is None else [Reference(floor, f"floor {number(floor)}")]

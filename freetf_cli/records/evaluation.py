@@ -30,12 +30,6 @@ class Evaluation:
     def about(self, *, tokens: int | None = None, floor: str = "") -> Facts:
         """The first block of a report: model, data and size of the measurement."""
         counted = "" if tokens is None else f"{count(tokens)} tokens, "
-        return Facts(
-            [
-                ("model", f"{KINDS.get(self.kind, self.kind)}, step {count(self.step)}"),
-                ("data", f"{self.facts.name}, split {self.split}"),
-                ("measured on", f"{count(self.sequences)} sequences, {counted}seed {self.seed}"),
-                ("floor", floor),
-                ("took", duration(self.seconds)),
-            ]
-        )
+        facts = [("model", f"{KINDS[self.kind]}, step {count(self.step)}"), ("data", f"{self.facts.name}, split {self.split}")]
+        facts += [("measured on", f"{count(self.sequences)} sequences, {counted}seed {self.seed}")]
+        return Facts([*facts, ("floor", floor), ("took", duration(self.seconds))])

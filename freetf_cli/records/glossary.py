@@ -15,6 +15,10 @@ MEANINGS = {
 }
 
 
-def glossary(*symbols: str) -> list[tuple[str, str]]:
-    """The symbols with their meanings."""
-    return [(symbol, MEANINGS[symbol]) for symbol in symbols]
+OF_LATENT = {"KL", "CE + KL", "Z", "κ"}
+
+
+def glossary(*symbols: str, free: bool = True, floor: bool = False) -> list[tuple[str, str]]:
+    """The symbols with their meanings. free: include those of a latent; floor: add the floor."""
+    shown = [*(symbol for symbol in symbols if free or symbol not in OF_LATENT), *(["floor"] if floor else [])]
+    return [(symbol, MEANINGS[symbol]) for symbol in shown]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from freetf_cli.records import Unit, floor_text
+from freetf_cli.records.curves import floor_line
 from freetf_cli.records.evaluation import Evaluation
 from freetf_cli.records.glossary import glossary
-from freetf_cli.report.blocks import Chart, Note, Reference, Report, Section, Series, Table
+from freetf_cli.report.blocks import Chart, Note, Report, Section, Series, Table
 from freetf_cli.report.units import MISSING, count, fraction, is_number, number, signed, span
 
 COMPARABLE = (
@@ -37,18 +39,6 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Unit:
-    """The bits in which a result is reported: how many of them are a nat per token, their name, and their useful decimals."""
-
-    factor: float
-    name: str
-    digits: int
-
-    def of(self, nats_per_token: float) -> float:
-        return nats_per_token * self.factor
-
-
-@dataclass(frozen=True)
 class Cost:
     """A mean cost over the held-out targets with its 95 % interval, in nats per token; the mean also in the units that people quote.
 
@@ -71,6 +61,14 @@ class Cost:
     def nats(self, digits: int = 4) -> list[str]:
         """Mean and interval in nats per token, as two cells."""
         return [number(self.nats_per_token, digits), span(self.low, self.high, digits)]
+
+    def text(self, unit: Unit) -> str:
+        """The mean in a unit of bits."""
+        return number(unit.bits(self.nats_per_token), unit.digits)
+
+    def interval(self, unit: Unit) -> str:
+        """The interval in a unit of bits."""
+        return span(unit.bits(self.low), unit.bits(self.high), unit.digits)
 
 
 @dataclass(frozen=True)
@@ -103,76 +101,68 @@ class Likelihood(Evaluation):
     floor_bits: float | None
 
     def report(self) -> Report:
-        floor = f"{number(self.floor_bits)} bits/sequence, the data's entropy" if self.floor_bits is not None else ""
+        free, known = self.kl is not None, self.floor_bits is not None
         bounds = [self._bound(points, source) for source, points in (("posterior", self.bound), ("prior", self.prior_bound)) if points]
-        symbols = ("CE", "nll", "floor") if self.kl is None else ("CE", "KL", "CE + KL", "nll", "Z", "floor")
         return Report(
             self.run,
             [
-                self.about(tokens=self.tokens, floor=floor),
-                Section("Cost of held-out sequences", [self._costs()]),
+                self.about(tokens=self.tokens, floor=f"{floor_text(self.floor_bits)}, the data's entropy" if known else ""),
+                Section("Cost of held-out sequences", [cost_table("", self._costs())]),
                 *bounds,
                 Note(self._reading() if bounds else ""),
-                Note(BASELINE if self.kl is None else COMPARABLE),
+                Note(COMPARABLE if free else BASELINE),
             ],
             kicker="held-out likelihood",
-            glossary=glossary(*(one for one in symbols if one != "floor" or floor)),
+            glossary=glossary("CE", "KL", "CE + KL", "nll", "Z", free=free, floor=known),
         )
 
-    def _named(self) -> list[tuple[str, Cost]]:
+    def _costs(self) -> dict[str, Cost]:
         if self.kl is None:
-            return [("nll = CE", self.nll)]
+            return {"nll = CE": self.nll}
         bound = self.prior_bound if self.proposal == "prior" else self.bound
         draws = f", K = {count(bound[-1].samples)}" if bound else ""
-        costs = [(f"nll{draws}", self.nll), ("CE + KL (negative ELBO)", self.elbo)]
-        others = [("CE, posterior Z", self.ce_posterior), ("KL", self.kl), ("CE, prior Z", self.ce_prior)]
-        return costs + [(name, cost) for name, cost in others if cost is not None]
-
-    def _costs(self) -> Table:
-        costs = self._named()
-        byte, sequence = (any(getattr(cost, f"bits_per_{name}") is not None for _, cost in costs) for name in ("byte", "sequence"))
-        rows = []
-        for name, cost in costs:
-            row = [name, *cost.nats(), number(cost.bits_per_token, 4)]
-            rows.append(row + ([number(cost.bits_per_byte, 4)] if byte else []) + ([_per_sequence(cost)] if sequence else []))
-        columns = ["", "nats/token", "95 % interval", "bits/token", *["bits/byte"] * byte, *["bits/sequence"] * sequence]
-        return Table(columns, rows, align="l" + "r" * 5)
+        costs = {f"nll{draws}": self.nll, "CE + KL (negative ELBO)": self.elbo, "CE, posterior Z": self.ce_posterior, "KL": self.kl}
+        return {name: cost for name, cost in {**costs, "CE, prior Z": self.ce_prior}.items() if cost is not None}
 
     def _bound(self, points: Sequence[BoundPoint], source: str) -> Section:
-        """A bound by K, and what of it lies above the floor, or above the nll where the floor is unknown."""
-        unit = self.nll.unit()
-        floor = self._floor()
-        base = unit.of(self.nll.nats_per_token) if floor is None else floor
-        values = [unit.of(point.nll.nats_per_token) for point in points]
-        rows = []
-        for point, value in zip(points, values, strict=True):
-            interval = span(unit.of(point.nll.low), unit.of(point.nll.high), unit.digits)
-            rows.append([count(point.samples), number(value, unit.digits), interval, signed(value - base, unit.digits)])
-        above = "above the nll" if floor is None else "above the floor"
-        references = [] if floor is None else [Reference(floor, f"floor {number(floor)}")]
+        """A bound by K, with its distance to the floor, or to the nll if the floor is unknown."""
+        unit, floor = self.nll.unit(), self._floor()
+        base = unit.bits(self.nll.nats_per_token) if floor is None else floor
+        values = [unit.bits(point.nll.nats_per_token) for point in points]
+        rows = [
+            [count(point.samples), point.nll.text(unit), point.nll.interval(unit), signed(value - base, unit.digits)]
+            for point, value in zip(points, values, strict=True)
+        ]
         series = Series("nll", [point.samples for point in points], values, "nelbo")
         return Section(
             f"Importance-weighted bound on -log P(S), Z from the {source}, {unit.name}",
             [
-                Chart("Bound by number of draws", [series], "K", unit.name, references=references, log=True, detail=True),
-                Table(["K", "nll", "95 % interval", above], rows, align="rrrr"),
+                Chart("Bound by number of draws", [series], "K", unit.name, references=floor_line(floor), log=True, detail=True),
+                Table(["K", "nll", "95 % interval", f"above the {'nll' if floor is None else 'floor'}"], rows, align="rrrr"),
             ],
         )
 
     def _floor(self) -> float | None:
-        """The floor, if the bound has its unit."""
+        """The floor, if the bound is in bits per sequence too."""
         return self.floor_bits if self.nll.unit().name == "bits/sequence" else None
 
     def _reading(self) -> str:
-        tighter = f"nll is the tighter of the two at its last K, here with Z from the {self.proposal}. " if self.prior_bound else ""
-        words = f"K: draws of Z for each sequence; more draws lower the bound towards -log P(S). {tighter}"
+        words = "K: draws of Z for each sequence; more draws lower the bound towards -log P(S). "
+        if self.prior_bound:
+            words += f"nll is the tighter of the two at its last K, here with Z from the {self.proposal}. "
         floor, unit = self._floor(), self.nll.unit()
         if floor is None:
             return words + "Where the last steps still fall, the model is better than the bound says."
-        return f"{words}The gap from nll to the floor is {signed(unit.of(self.nll.nats_per_token) - floor)} {unit.name}."
+        return f"{words}The gap from nll to the floor is {signed(unit.bits(self.nll.nats_per_token) - floor)} {unit.name}."
 
 
-def _per_sequence(cost: Cost) -> str:
-    """Bits per sequence and half the width of the interval: `27.91 ± 0.12`."""
-    half = (cost.high - cost.low) / 2 * fraction(cost.bits_per_sequence, cost.nats_per_token)
-    return number(cost.bits_per_sequence) + (f" ± {number(half)}" if is_number(half) else "")
+def cost_table(label: str, costs: Mapping[str, Cost]) -> Table:
+    """Costs in every unit that the data has; per sequence with half the width of the interval: `27.91 ± 0.12`."""
+    byte, sequence = (all(getattr(cost, f"bits_per_{of}") is not None for cost in costs.values()) for of in ("byte", "sequence"))
+    rows = []
+    for name, cost in costs.items():
+        half = (cost.high - cost.low) / 2 * fraction(cost.bits_per_sequence, cost.nats_per_token)
+        whole = number(cost.bits_per_sequence) + (f" ± {number(half)}" if is_number(half) else "")
+        rows.append([name, *cost.nats(), number(cost.bits_per_token, 4), *[number(cost.bits_per_byte, 4)] * byte, *[whole] * sequence])
+    units = ["nats/token", "95 % interval", "bits/token", *["bits/byte"] * byte, *["bits/sequence"] * sequence]
+    return Table([label, *units], rows, align="lrrrrr")

@@ -44,39 +44,30 @@ class Plan:
     def report(self) -> Report:
         return Report(self.recipe, [self.facts(), self.sizes()], kicker="planned run")
 
-    def model(self) -> str:
-        """`Free Transformer, 7,160,928 parameters`."""
-        return f"{KINDS.get(self.kind, self.kind)}, {count(self.parameters)} parameters"
-
     def facts(self) -> Facts:
-        total = self.train_flops_per_token * self.tokens
+        each, total = short(self.train_flops_per_token), short(self.train_flops_per_token * self.tokens)
+        overhead = ""
+        if self.overhead_compute is not None:
+            paper = f"{signed_share(self.overhead_compute_paper)} counted as in the paper: one block in L"
+            overhead = f"{signed_share(self.overhead_compute)} FLOPs ({paper}), {signed_share(self.overhead_parameters)} parameters"
         return Facts(
             [
-                ("model", self.model()),
+                ("model", f"{KINDS[self.kind]}, {count(self.parameters)} parameters"),
                 ("training", f"{count(self.steps)} steps, {count(self.tokens)} tokens, {self.precision}"),
-                ("compute", f"{short(self.train_flops_per_token)}FLOP per token, forward and backward; {short(total)}FLOP in total"),
-                ("versus its baseline", self._overhead()),
+                ("compute", f"{each}FLOP per token, forward and backward; {total}FLOP in total"),
+                ("versus its baseline", overhead),
             ]
         )
 
-    def _overhead(self) -> str:
-        """The overhead of Free, counted in full and as the paper counts it."""
-        if self.overhead_compute is None:
-            return ""
-        known = self.overhead_compute_paper is not None
-        paper = f" ({signed_share(self.overhead_compute_paper)} counted as in the paper: one block in L)" if known else ""
-        return f"{signed_share(self.overhead_compute)} FLOPs{paper}, {signed_share(self.overhead_parameters)} parameters"
-
     def sizes(self) -> Grid:
         """Tables of the model's parts and of the memory."""
-        rows = [[one.name, count(one.parameters), share(one.parameters / max(self.parameters, 1)), short(one.flops)] for one in self.parts]
+        rows = [[one.name, count(one.parameters), share(one.parameters / self.parameters), short(one.flops)] for one in self.parts]
         total = ["total", count(self.parameters), share(1.0), short(sum(one.flops for one in self.parts))]
+        memory = [["optimizer state" if name == "optimizer" else name, size(value)] for name, value in self.memory.items()]
         each = f", each of {count(self.processes)} processes" if self.processes > 1 else ""
-        names = sorted(self.memory, key=lambda name: name == "total")
-        memory = [["optimizer state" if name == "optimizer" else name, size(self.memory[name])] for name in names]
         return Grid(
             [
                 Table(["part", "parameters", "share", "FLOPs/token, forward"], [*rows, total], "Parts", "lrrr", total=True),
-                Table(["memory", "size"], memory, f"Memory during training{each}", "lr", total="total" in names),
+                Table(["memory", "size"], memory, f"Memory during training{each}", "lr", total=True),
             ]
         )

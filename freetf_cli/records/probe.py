@@ -1,21 +1,23 @@
-"""What `probe-latent` measures on one run. Information and KL are in bits per sequence unless a name says otherwise."""
+"""What Z encodes: the record of `probe-latent` on one run, its parts and its report.
+
+Information and KL are in bits per sequence unless a name says otherwise.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import PurePath
 
-from freetf_cli.records.likelihood import Cost, Estimate
-from freetf_cli.records.samples import SampleGroups
+from freetf_cli.records import DataFacts
+from freetf_cli.records.glossary import glossary
+from freetf_cli.records.intervention import FactorInformation, Intervention, sizes_text
+from freetf_cli.records.likelihood import Cost, Estimate, cost_table
 from freetf_cli.report import blocks
-from freetf_cli.report.blocks import Chart, Facts, Grid, Interval, Intervals, Mood, Note, Reference, Samples, Section, Series, Table
-from freetf_cli.report.units import bracket, count, fraction, is_number, number, share, times
+from freetf_cli.report.blocks import Chart, Facts, Mood, Note, Reference, Report, Section, Series, Table
+from freetf_cli.report.units import bracket, count, duration, fraction, is_number, kappa, number, share
 
-ROLES = ("plain", "target", "noise", "kl", "nelbo", "green")
-MAP_ROLES = ("target", "noise", "kl", "blue")
-FACTOR_ROLES = {"position": "target", "noise": "noise"}
-SHOWN = {"letters": ("position", "noise")}  # the letter is given by the prompt
+SYMBOLS = ("CE", "KL", "CE + KL", "Z", "κ", "I(Z; factor)", "H")
 MOODS: dict[str, Mood] = {"unused": "warn", "global": "good"}
 
 # Under each heading of a page: what the number is, how it was estimated, and when not to trust it.
@@ -28,14 +30,6 @@ ABLATION = (
     "The cost of the same held-out sequences with Z from their own posterior, from another sequence's, and from the prior. It says whether "
     "the decoder needs its Z, not what Z says; a decoder that an unusual Z confuses pays as well."
 )
-INTERVENTION = (
-    "Each group holds one Z from the prior and samples many outputs of one prompt. I(Z; factor) is how much of the factor's entropy H "
-    "the choice of Z determines. The shuffled control is the same estimate after the outputs were assigned to Zs at random: a value that "
-    "does not exceed it is chance. A sum over sites is a lower bound of the whole where the sites are independent. Intervals are over Zs, "
-    "not over training seeds."
-)
-SHUFFLED = "[low, high]: 95 % interval over Zs. shuffled: the same estimate after the outputs were assigned to Zs at random."
-MAPS = "Each row is one Z, each column a position of the output; the stronger the colour, the more of that Z's outputs have it there."
 SWAP = (
     "Z is inferred from a sequence and used under another prompt: how often the output has that sequence's factor. "
     "Chance is the same count against a sequence that gave no Z. Intervals are over sequences."
@@ -84,27 +78,25 @@ class Rate:
     targets: float
 
     def section(self) -> Section:
+        kappa_line = [Reference(self.kappa, f"κ {number(self.kappa)}", "nelbo")]
+        positions, bits = (
+            Series("KL", range(len(values)), values, role) for values, role in ((self.by_position, "kl"), (self.by_bit, "blue"))
+        )
         charts = [
-            Chart("KL by position", [_profile(self.by_position)], "position", "bits/token", "bars", references=[self._kappa()]),
-            Chart(
-                "KL by bit of a token, summed over positions", [_profile(self.by_bit, "blue")], "bit", "bits/sequence", "bars", small=True
-            ),
+            Chart("KL by position", [positions], "position", "bits/token", "bars", references=kappa_line),
+            Chart("KL by bit of a token, summed over positions", [bits], "bit", "bits/sequence", "bars", small=True),
         ]
-        shown = [Facts(self._facts()), Note(self.ceiling()), *(one for one in charts if any(map(is_number, one.series[0].y)))]
+        shown = [Facts(self._facts()), Note(self._ceiling()), *(one for one in charts if any(map(is_number, one.series[0].y)))]
         return Section("Rate: what flows through Z", shown, RATE)
-
-    def _kappa(self) -> Reference:
-        return Reference(self.kappa, f"κ {number(self.kappa)}", "nelbo")
 
     def _facts(self) -> list[tuple[str, str]]:
         floor = f"; floor {number(self.floor)}" if self.floor is not None else ""
-        efficiency = f"{self.efficiency.text()} bits of CE saved by each bit of KL" if self.efficiency is not None else ""
         active = share(fraction(self.active_bits, self.all_bits))
         return [
             ("KL", f"{self.kl.text()} bits/sequence"),
             ("CE, posterior Z", f"{self.ce.text()} bits/sequence{floor}"),
             ("CE + KL", f"{self.nelbo.text()} bits/sequence{floor}"),
-            ("efficiency", efficiency),
+            ("efficiency", f"{self.efficiency.text()} bits of CE saved by each bit of KL" if self.efficiency else ""),
             ("information I(S; Z)", f"{bracket(self.information_low, self.information_high)} bits/sequence"),
             ("prior mismatch", f"{bracket(self.mismatch_low, self.mismatch_high)} bits/sequence"),
             ("seen in single bits", f"{number(self.imbalance)} bits/sequence"),
@@ -112,18 +104,12 @@ class Rate:
             ("active bits", f"{count(self.active_bits)} of {count(self.all_bits)} ({active})"),
         ]
 
-    def ceiling(self) -> str:
-        """How far the bracket can reach, and whether it has reached that."""
-        if self.paired <= 0:
-            return ""
+    def _ceiling(self) -> str:
+        """The highest lower end that this number of sequences can show, and whether it was reached."""
         most = math.log2(self.paired)
         reached = is_number(self.information_low) and self.information_low > most - 0.5
         words = f"From {count(self.paired)} sequences the bracket's lower end can show at most log2 of their number, {most:.2f} bits"
         return words + (": it has reached that, so there may be more." if reached else ".")
-
-
-def _profile(values: list[float], role: str = "kl") -> Series:
-    return Series("KL", range(len(values)), values, role)
 
 
 @dataclass(frozen=True)
@@ -139,121 +125,9 @@ class LatentAblation:
     other_less_posterior: Estimate
 
     def section(self) -> Section:
-        costs = [("the same sequence", self.posterior), ("another sequence", self.other), ("the prior", self.prior)]
-        whole = all(cost.bits_per_sequence is not None for _, cost in costs)
-        rows = [
-            [name, *cost.nats(), number(cost.bits_per_token, 4), *([number(cost.bits_per_sequence)] if whole else [])]
-            for name, cost in costs
-        ]
-        columns = ["CE with Z from", "nats/token", "95 % interval", "bits/token", *(["bits/sequence"] if whole else [])]
-        note = f"A wrong Z costs {self.other_less_posterior.text(4)} nats/token (paired over sequences)."
-        return Section("Latent ablation: does the decoder need its Z?", [Table(columns, rows, align="lrrrr"), Note(note)], ABLATION)
-
-
-@dataclass(frozen=True)
-class FactorInformation:
-    """I(Z; factor) in bits, over generated sequences: `groups` Zs from the prior, `count` sequences each, all from one prompt.
-
-    entropy: of the factor over all outputs, the most that Z could tell. shuffled: the control, the same estimate after the sequences were
-    assigned to Zs at random, zero up to chance. sites: how many per-site terms were summed (1: a factor of one value); with more
-    than one, the sum is a lower bound. read: share of outputs in which the factor could be read.
-    within, between: how often two outputs of one group, and of two groups, agree (noise: common places over all marked places).
-    """
-
-    factor: str
-    information: Estimate
-    shuffled: Estimate
-    entropy: float
-    sites: int
-    groups: int
-    count: int
-    read: float
-    within: float
-    between: float
-
-    def interval(self, role: str) -> Interval:
-        one, control = self.information, self.shuffled
-        return Interval(self.factor, one.value, one.low, one.high, role, (control.value, control.low, control.high), self.entropy)
-
-    def information_cells(self) -> list[str]:
-        part = share(fraction(self.information.value, self.entropy))
-        return [self.factor, self.information.text(), number(self.entropy), part, self.shuffled.text()]
-
-    def agreement_cells(self) -> list[str]:
-        ratio = self.within / self.between if self.between else math.inf if self.within else math.nan
-        return [self.factor, share(self.within), share(self.between), times(ratio), share(self.read)]
-
-
-@dataclass(frozen=True)
-class HeatMap:
-    """shares[group][place]: in which share of a group's outputs a place of the line holds the thing. Groups sorted for the eye."""
-
-    title: str
-    shares: list[list[float]]
-
-
-@dataclass(frozen=True)
-class Intervention:
-    """Fixed Zs, many sequences each, from the prior. valid: share of outputs that the task could have made (None: cannot be said).
-
-    prompt_z: where Z at the prompt's positions came from. readers: how factors of text were read, with the reader's accuracy.
-    """
-
-    prompt: str
-    prompt_z: str
-    factors: list[FactorInformation]
-    valid: Estimate | None
-    heat_maps: list[HeatMap]
-    samples: list[SampleGroups]
-    readers: list[str] = field(default_factory=list)
-
-    def section(self) -> Section:
-        about = [("prompt", repr(self.prompt)), ("Z at the prompt", self.prompt_z), ("sample", groups_text(self.factors))]
-        about += [("valid outputs", self.valid.share() if self.valid is not None else ""), *(("reader", line) for line in self.readers)]
-        roles = factor_roles([one.factor for one in self.factors])
-        intervals = [one.interval(roles[one.factor]) for one in self.factors]
-        columns = ["factor", "I(Z; factor), bits", "H, bits", "share", "shuffled, bits"]
-        bounds = [f"{one.factor}: lower bound, a sum over {count(one.sites)} sites" for one in self.factors if one.sites > 1]
-        agreement = ["agreement on", "within a group", "between groups", "ratio", "outputs read"]
-        maps = [
-            blocks.HeatMap(one.title, one.shares, "position", "group, one Z each", "of a group's outputs", MAP_ROLES[i % len(MAP_ROLES)])
-            for i, one in enumerate(self.heat_maps)
-        ]
-        shown = [
-            Facts(about),
-            Intervals("I(Z; factor), bits", intervals, "● estimate with 95 % interval   ○ shuffled control   ┃ H, the most"),
-            Table(columns, [one.information_cells() for one in self.factors], align="lrrrr"),
-            *map(Note, bounds),
-            Note(SHUFFLED if self.factors else ""),
-            Table(agreement, [one.agreement_cells() for one in self.factors], align="lrrrr"),
-            Grid(maps),
-            Note(MAPS if maps else "", detail=True),
-            *(groups.block() for groups in self.samples),
-        ]
-        return Section("Intervention: fixed Z, many outputs", shown, INTERVENTION)
-
-    def panel(self, title: str, task: str | None) -> Samples:
-        """The paper's Figure 4 of one model: all boxes, and the numbers that were measured."""
-        measured = [f"I(Z; {one.factor}) {one.information.text()} of {number(one.entropy)} bits" for one in self.shown_factors(task)]
-        measured += [f"valid {self.valid.share()}"] if self.valid is not None else []
-        return Samples([one for groups in self.samples for one in groups.boxes()], title, measured)
-
-    def shown_factors(self, task: str | None) -> list[FactorInformation]:
-        names = SHOWN.get(task or "")
-        return [one for one in self.factors if names is None or one.factor in names]
-
-
-def groups_text(factors: Sequence[FactorInformation]) -> str:
-    """How many Zs, and how many sequences from each."""
-    sizes = sorted({(one.groups, one.count) for one in factors})
-    return ", ".join(f"{count(groups)} Zs from the prior, {count(each)} sequences each" for groups, each in sizes)
-
-
-def factor_roles(names: Sequence[str]) -> dict[str, str]:
-    """A colour for each factor; position and noise of letters have those that they have in samples."""
-    free = [role for role in ROLES if role not in FACTOR_ROLES.values()]
-    others = [name for name in names if name not in FACTOR_ROLES]
-    return {**FACTOR_ROLES, **{name: free[i % len(free)] for i, name in enumerate(others)}}
+        costs = {"the same sequence": self.posterior, "another sequence": self.other, "the prior": self.prior}
+        note = Note(f"A wrong Z costs {self.other_less_posterior.text(4)} nats/token (paired over sequences).")
+        return Section("Latent ablation: does the decoder need its Z?", [cost_table("CE with Z from", costs), note], ABLATION)
 
 
 @dataclass(frozen=True)
@@ -267,9 +141,6 @@ class LatentSwap:
     taken: Estimate
     chance: Estimate
     sequences: int
-
-    def cells(self) -> list[str]:
-        return [self.factor, self.taken.share(), self.chance.share(), count(self.sequences)]
 
 
 @dataclass(frozen=True)
@@ -290,10 +161,6 @@ class Decoding:
     bits: float
     entropy: float
 
-    def cells(self) -> list[str]:
-        accuracy = [self.accuracy.share(), share(self.majority), share(self.shuffled)]
-        return [self.factor, f"{self.source}, {self.probe}", *accuracy, f"{number(self.bits)} of {number(self.entropy)}"]
-
 
 @dataclass(frozen=True)
 class Verdict:
@@ -303,5 +170,58 @@ class Verdict:
     sentence: str
     evidence: list[str]
 
-    def block(self) -> blocks.Verdict:
-        return blocks.Verdict(self.sentence, MOODS.get(self.label, ""), f"Verdict: {self.label}", self.evidence)
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """Everything that `probe-latent` measures on one run."""
+
+    run: str
+    step: int
+    facts: DataFacts
+    bits: int
+    kappa: float
+    split: str
+    seed: int
+    rate: Rate
+    latent_ablation: LatentAblation
+    intervention: Intervention | None
+    latent_swap: list[LatentSwap]
+    decoding: list[Decoding]
+    verdict: Verdict
+    notes: list[str]
+    seconds: float
+
+    def report(self) -> Report:
+        found = self.verdict
+        about = [("run", self.run), ("sample", sizes_text(self.factors())), ("seed", str(self.seed)), ("took", duration(self.seconds))]
+        taken = [[one.factor, one.taken.share(), one.chance.share(), count(one.sequences)] for one in self.latent_swap]
+        read = []
+        for one in self.decoding:
+            accuracies = [one.accuracy.share(), share(one.majority), share(one.shuffled)]
+            read.append([one.factor, f"{one.source}, {one.probe}", *accuracies, f"{number(one.bits)} of {number(one.entropy)}"])
+        swap = Table(["factor", "taken over", "chance", "sequences"], taken, align="lrrr")
+        decoding = Table(["factor", "read from, by", "accuracy", "majority", "shuffled", "bits of H"], read, align="llrrrr")
+        reading = Note("Accuracy is what that probe can read, not information." if read else "")
+        return Report(
+            PurePath(self.run).name or self.run,
+            [
+                blocks.Verdict(found.sentence, MOODS.get(found.label, ""), f"Verdict: {found.label}", found.evidence),
+                Facts(about),
+                self.rate.section(),
+                self.latent_ablation.section(),
+                *([self.intervention.section()] if self.intervention else []),
+                Section("Latent swap: Z of a sequence under another prompt", [swap], SWAP),
+                Section("Decoding: what a probe reads on held-out sequences", [decoding, reading], DECODING),
+                Section("Notes", [Note(f"· {line}") for line in self.notes]),
+                Facts([("data, SHA-256", self.facts.sha256)], detail=True),
+            ],
+            kicker="what Z encodes · probe-latent",
+            about=[
+                f"{self.bits} bits of Z for each token, κ = {kappa(self.kappa)} bits/token",
+                f"{self.facts.name}, {count(self.rate.sequences)} sequences of split {self.split}, step {count(self.step)}",
+            ],
+            glossary=glossary(*SYMBOLS),
+        )
+
+    def factors(self) -> list[FactorInformation]:
+        return self.intervention.factors if self.intervention else []

@@ -42,11 +42,9 @@ class RecipeList:
         groups: dict[str, list[list[str]]] = {}
         for one in self.recipes:
             groups.setdefault(one.family, []).append([one.name, one.kind, f"{one.layers} × {one.width}", one.description])
-        return Report("", [Table(["recipe", "kind", "size", "description"], rows, self._heading(name)) for name, rows in groups.items()])
-
-    def _heading(self, family: str) -> str:
-        about = next((sweep.description for sweep in self.sweeps if sweep.name == family), None)
-        return family if about is None else f"{family}, a sweep: {about}"
+        headings = {sweep.name: f"{sweep.name}, a sweep: {sweep.description}" for sweep in self.sweeps}
+        columns = ["recipe", "kind", "size", "description"]
+        return Report("", [Table(columns, rows, headings.get(name, name)) for name, rows in groups.items()])
 
 
 @dataclass(frozen=True)
@@ -73,9 +71,9 @@ class RecipeDiff:
 
 def settings_table(settings: Sequence[Setting], a: str = "A", b: str = "B") -> Table:
     """Settings side by side."""
-    rows: list[list[Cell]] = [[one.key, (_text(one.a), "bad"), (_text(one.b), "good")] for one in settings]
+
+    def text(value: Any) -> str:
+        return MISSING if value is None else str(value)
+
+    rows: list[list[Cell]] = [[one.key, (text(one.a), "bad"), (text(one.b), "good")] for one in settings]
     return Table(["key", a, b], rows)
-
-
-def _text(value: Any) -> str:
-    return MISSING if value is None else str(value)

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from freetf_cli.records import LN2, CheckpointInfo, DataFacts, Metrics, Scale, TrainResult, loss_text
-from freetf_cli.records.curves import bit_curves, curve, last_metrics, split_metrics
+from freetf_cli.records import LN2, CheckpointInfo, DataFacts, Metrics, TrainResult, Unit, floor_text
+from freetf_cli.records.curves import bit_curves, curve, floor_line, last_metrics, split_metrics
 from freetf_cli.records.glossary import glossary
 from freetf_cli.records.plan import KINDS, Plan
 from freetf_cli.records.samples import Agreement, SampleGroups, agreement_table
-from freetf_cli.report.blocks import Block, Card, Cards, Chart, Facts, Grid, Mood, Note, Reference, Report, Section, Table
+from freetf_cli.report.blocks import Block, Card, Cards, Chart, Facts, Grid, Mood, Note, Report, Section, Table
 from freetf_cli.report.units import count, duration, is_number, number, size
 
 MOODS: dict[str, Mood] = {"finished": "good", "done": "good", "failed": "bad", "error": "bad", "diverged": "bad"}
+SMALL_CHARTS = (  # title, unit, field of a metrics line, factor to the unit
+    ("loss", "nats/token", "loss", 1.0),
+    ("learning rate", "rate", "lr", 1.0),
+    ("free bits κ", "bits/token", "kappa", 1 / LN2),
+    ("tokens above κ", "%", "above_kappa", 100.0),
+    ("gradient norm", "norm", "grad_norm", 1.0),
+)
+ROLES = {"CE": "ce", "KL": "kl", "CE + KL": "nelbo", "floor": "floor"}
+UNSAID = (None, "softmax", "binary")  # values that go without saying
 # Settings that distinguish runs; the page has all of them.
 HIGHLIGHTS = (
     *("data.task", "data.dir", "model.layers", "model.width", "model.heads", "model.context"),
@@ -47,89 +55,75 @@ class RunSummary:
 
     def report(self) -> Report:
         free = self.kind == "free"
+        known = flattened(self.recipe)
         data = f"{self.facts.name}, rows of {count(self.facts.context)} positions, vocabulary {count(self.facts.vocabulary)}"
-        symbols = ["CE", *(["KL", "CE + KL", "Z", "κ"] if free else []), *(["floor"] if self.facts.floor_bits is not None else [])]
         return Report(
             title(self.run, self.manifest),
             [
                 *self._key_figures(),
-                Facts([("recipe", self._highlights())]),
-                self._curves(),
+                Facts([("recipe", ", ".join(f"{key} {known[key]}" for key in HIGHLIGHTS if known.get(key) not in UNSAID))]),
+                Section("Curves", self._curves()),
                 Section("Samples", [*(one.block(latent=free) for one in self.samples), agreement_table(self.agreement)]),
                 Section("Checkpoints", [self._checkpoints()]),
                 Section("Sizes", [self.plan.facts(), self.plan.sizes()]),
                 Section("Recipe", [Grid(self._settings(), columns=True)], detail=True),
                 Section("Manifest", self._manifest(), detail=True),
             ],
-            kicker=KINDS.get(self.kind, self.kind),
+            kicker=KINDS[self.kind],
             status=(self.status, next((mood for word, mood in MOODS.items() if self.status.startswith(word)), "warn")),
             about=[line for line in (str(self.recipe.get("description") or ""), data) if line],
-            glossary=glossary(*symbols),
+            glossary=glossary("CE", "KL", "CE + KL", "Z", "κ", free=free, floor=self.facts.floor_bits is not None),
         )
 
     def _key_figures(self) -> list[Block]:
-        last, to, free = last_metrics(self.metrics), self.facts.scale(), self.kind == "free"
+        last, unit = last_metrics(self.metrics), self.facts.unit()
         if last is None:
-            return [Note(f"no metrics yet; floor: {self.facts.floor()}")]
+            return [Note(f"no metrics yet; floor: {floor_text(self.facts.floor_bits) or 'not known'}")]
+        figures = {"CE": unit.bits(last.ce)}
+        if self.kind == "free":
+            figures |= {"KL": unit.bits(last.kl), "CE + KL": unit.nelbo(last)}
+        if unit.floor is not None:
+            figures["floor"] = unit.floor
+        cards = [
+            Card(name, number(bits), unit.name, f"{number(bits / unit.factor, 4)} nats/token", ROLES[name])
+            for name, bits in figures.items()
+        ]
+        return [Cards(cards), Note(self._reading(last, unit))]
 
-        def card(name: str, nats: float | None, role: str) -> Card:
-            return Card(name, number(to.bits(nats)), to.unit, f"{number(nats, 4)} nats/token", role)
-
-        cards = [card("CE", last.ce, "ce")]
-        if free:
-            both = math.nan if last.ce is None or last.kl is None else last.ce + last.kl
-            cards += [card("KL", last.kl, "kl"), card("CE + KL", both, "nelbo")]
-        if to.floor is not None:
-            cards.append(card("floor", to.floor / to.factor, "floor"))
-        return [Cards(cards), Note(self._reading(last, to))]
-
-    def _reading(self, last: Metrics, to: Scale) -> str:
+    def _reading(self, last: Metrics, unit: Unit) -> str:
         """What the numbers mean, in a few sentences."""
-        held_out = last.split != "train"
-        words = [f"Step {count(last.step)}, on {f'the held-out split {last.split}' if held_out else 'the training batch'}."]
-        total = "CE + KL" if self.kind == "free" else "CE"
-        if to.floor is not None and is_number(last.ce):
-            gap = to.nelbo(last) - to.floor if self.kind == "free" else to.bits(last.ce) - to.floor
+        where = "the training batch" if last.split == "train" else f"the held-out split {last.split}"
+        words = [f"Step {count(last.step)}, on {where}."]
+        if unit.floor is not None and is_number(last.ce):
+            gap = unit.nelbo(last) - unit.floor
+            total = "CE + KL" if self.kind == "free" else "CE"
             words.append(f"{total} lies {number(abs(gap))} bits {'below' if gap < 0 else 'above'} the floor.")
-        elif to.floor is None and self.facts.floor_bits is not None:
-            words.append(f"The floor is {self.facts.floor()}; rows differ in length, so it has no place on this scale.")
-        saved = to.saved(last) if self.kind == "free" else None
+        elif unit.floor is None and self.facts.floor_bits is not None:
+            words.append(f"The floor is {floor_text(self.facts.floor_bits)}; rows differ in length, so it has no place on this scale.")
+        saved = unit.saved(last)
         if saved is not None:
             words.append(f"Each bit of KL saves {saved:.2f} bits of CE.")
         return " ".join(words)
 
-    def _curves(self) -> Section:
+    def _curves(self) -> list[Block]:
         if not self.metrics:
-            return Section("Curves", [])
-        to, free = self.facts.scale(), self.kind == "free"
-        references = [Reference(to.floor, f"floor {number(to.floor)}")] if to.floor is not None else []
-        main = Chart(
-            ("CE and KL, " if free else "CE, ") + to.unit, bit_curves(self.metrics, to, free=free), "step", to.unit, references=references
-        )
-        return Section("Curves", [main, Grid(self._small_charts())])
-
-    def _small_charts(self) -> list[Chart]:
+            return []
+        unit, free = self.facts.unit(), self.kind == "free"
         train, held_out = split_metrics(self.metrics)
-        lines = train or held_out
-        wanted = [("loss: CE + penalised KL" if self.kind == "free" else "loss", "nats/token", lambda line: line.loss)]
-        wanted.append(("learning rate", "rate", lambda line: line.lr))
-        if self.kind == "free":
-            wanted.append(("free bits κ", "bits/token", lambda line: line.kappa / LN2))
-            wanted.append(("tokens above κ", "%", lambda line: 100 * line.above_kappa))
-        wanted.append(("gradient norm", "norm", lambda line: line.grad_norm))
-        curves = [(curve(name, lines, value), name, unit) for name, unit, value in wanted]
-        return [Chart(name, [one], "step", unit, small=True) for one, name, unit in curves if any(map(is_number, one.y))]
+        name = f"CE and KL, {unit.name}" if free else f"CE, {unit.name}"
+        main = Chart(name, bit_curves(self.metrics, unit, free=free), "step", unit.name, references=floor_line(unit.floor))
+        small = []
+        for title, of, key, factor in SMALL_CHARTS:
+            numbers = curve(f"{title}: CE + penalised KL" if free and key == "loss" else title, train or held_out, key, Unit(factor, of))
+            if any(map(is_number, numbers.y)) and (free or "κ" not in title):
+                small.append(Chart(numbers.name, [numbers], "step", of, small=True))
+        return [main, Grid(small)]
 
     def _checkpoints(self) -> Table:
-        rows = [
-            [count(one.step), number(one.val_loss, 4), "best" if one.best else "", size(one.bytes), one.path] for one in self.checkpoints
-        ]
+        rows = []
+        for one in self.checkpoints:
+            rows.append([count(one.step), number(one.val_loss, 4), "best" if one.best else "", size(one.bytes), one.path])
         return Table(["step", "held-out loss, nats/token", "", "size", "path"], rows, align="rrlrl")
-
-    def _highlights(self) -> str:
-        """The recipe in a line: `model.layers 8, model.width 256, …`."""
-        known = flattened(self.recipe)
-        return ", ".join(f"{key} {known[key]}" for key in HIGHLIGHTS if known.get(key) not in (None, "softmax", "binary"))
 
     def _settings(self) -> list[Table]:
         tables = [(name, flattened(value)) for name, value in self.recipe.items() if isinstance(value, dict)]
@@ -173,14 +167,10 @@ class DemoResult:
     seconds: float
 
     def report(self) -> Report:
-        position = next((one for one in self.agreement if one.factor == "position" and math.isfinite(one.ratio)), None)
-        sentence = (
-            ""
-            if position is None
-            else (
-                f"Targets start at the same place {position.ratio:.1f} times as often when Z is shared as across groups "
-                f"({position.within:.0%} against {position.across:.1%} of pairs)."
-            )
+        position = next((one for one in self.agreement if one.factor == "position" and one.across), None)
+        sentence = position and (
+            f"Targets start at the same place {position.within / position.across:.1f} times as often when Z is shared as across groups "
+            f"({position.within:.0%} against {position.across:.1%} of pairs)."
         )
         free, baseline = shlex.quote(self.free.run), shlex.quote(self.baseline.run)
         facts = [("done in", duration(self.seconds)), ("runs", f"{baseline}, {free}")]
@@ -188,10 +178,4 @@ class DemoResult:
         commands = [f"freetf show {free}", f"freetf probe-latent {free}"]
         commands += [f"freetf sample {free} --prompt 'Q>' --z shared --groups 2 --count 5", "freetf recipe list"]
         tries = [Note(command, "command") for command in commands]
-        return Report("", [agreement_table(self.agreement), Note(sentence, "strong"), Facts(facts), Section("Try next:", tries)])
-
-
-def trained(result: TrainResult) -> Facts:
-    """How a run of the demo ended."""
-    held_out = loss_text(result.val, result.facts, result.kind) if result.val else ""
-    return Facts([("run", result.run), ("took", duration(result.seconds)), ("held out", held_out), ("floor", result.facts.floor())])
+        return Report("", [agreement_table(self.agreement), Note(sentence or "", "strong"), Facts(facts), Section("Try next:", tries)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,13 +42,6 @@ class Agreement:
     across: float
     pairs_within: int
     pairs_across: int
-
-    @property
-    def ratio(self) -> float:
-        """within / across; infinite when only sequences of a group agree, NaN when none do."""
-        if self.across:
-            return self.within / self.across
-        return math.inf if self.within else math.nan
 
 
 @dataclass(frozen=True)
@@ -92,7 +84,7 @@ def line_spans(text: str, prompt: str = "", spans: Spans | None = None) -> list[
 def agreement_table(agreement: Sequence[Agreement]) -> Table:
     """How often sequences agree within a group and across groups."""
     rows = [
-        [one.factor, share(one.within), share(one.across), times(one.ratio), count(one.pairs_within), count(one.pairs_across)]
+        [one.factor, share(one.within), share(one.across), times(one.within, one.across), count(one.pairs_within), count(one.pairs_across)]
         for one in agreement
     ]
     return Table(["agreement on", "within", "across groups", "ratio", "pairs within", "pairs across"], rows, align="lrrrrr")

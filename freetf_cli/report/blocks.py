@@ -39,7 +39,7 @@ class Note(Block):
 
 @dataclass(frozen=True)
 class Verdict(Block):
-    """What the result comes to in one sentence, its label, and what supports it."""
+    """The conclusion in one sentence, its label, and the evidence."""
 
     sentence: str
     mood: Mood = ""
@@ -139,7 +139,7 @@ class Chart(Block):
 
 @dataclass(frozen=True)
 class Interval:
-    """A named estimate with its interval. control: the same of a control. limit: the most that the value can be."""
+    """A named estimate with its interval. control: value and interval of a control. limit: the most that the value can be."""
 
     name: str
     value: float
@@ -235,7 +235,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Piece:
-    """A number of the status line: its text where there is room, a short one, its style; rank 0 stays longest on a narrow terminal."""
+    """A number of the status line: its text, a short form for narrow terminals, its style. The highest rank is dropped first."""
 
     text: str
     short: str

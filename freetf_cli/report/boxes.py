@@ -127,7 +127,7 @@ def _breaks(text: str, most: int) -> Iterator[tuple[int, int]]:
 
 
 def _lines(items: Sequence[str], width: float, name: str, font: tuple[int, float], between: str) -> tuple[str, float]:
-    """Items in lines of text, as many in each as fit, and their height; an item that is longer than a line is broken."""
+    """Items in lines of text, as many to a line as fit, and the height of the lines. An item longer than a line is broken."""
     height, character = font
     lines = [""]
     for item in items:

@@ -8,25 +8,28 @@ from __future__ import annotations
 
 import html
 import io
+import itertools
 import math
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from freetf_cli.report.blocks import Chart, HeatMap, Interval, Intervals, Series
+from freetf_cli.report.blocks import Chart, HeatMap, Interval, Intervals, Reference, Series
 from freetf_cli.report.console import visible
 from freetf_cli.report.style import sheet
 from freetf_cli.report.units import is_number, number, share, span
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.path import Path
 
 WIDE, NARROW, SMALL, MAP = 960, 380, 340, 480  # widths: of a page, of a phone, of one chart of a row, of a heat map
 PIXEL = 0.75  # points
 ROLES = ("plain", "ce", "kl", "nelbo", "floor", "target", "noise", "blue", "green", "a", "b", "ink", "soft", "rule", "panel", "page")
 COLOURS = {name: f"#0102{order:02x}" for order, name in enumerate(ROLES)}  # placeholders: matplotlib knows no CSS variables
-HOVERS = 40  # points of a curve that show their values under the pointer
+HOVERS = 40  # points of a curve that have a tooltip
 LEVELS = 16  # of opacity in a heat map
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
@@ -50,13 +53,9 @@ STYLE: dict[str, Any] = {
 
 def svg(block: Chart | Intervals | HeatMap, width: int = WIDE) -> str:
     """A chart as one SVG element, drawn for a place `width` wide."""
+    draw: Any = _chart if isinstance(block, Chart) else _intervals if isinstance(block, Intervals) else _heat_map
     with drawing(block.title, width) as made:
-        if isinstance(block, Chart):
-            _chart(made, block)
-        elif isinstance(block, Intervals):
-            _intervals(made, block)
-        else:
-            _heat_map(made, block)
+        draw(made, block)
     return made.svg
 
 
@@ -68,7 +67,7 @@ def standalone(picture: str) -> str:
 
 
 class Drawing:
-    """A matplotlib figure, its size, and what its points say under the pointer. `svg` is there once the figure is finished."""
+    """A matplotlib figure, its size and its tooltips. `svg` is set when `drawing` ends."""
 
     def __init__(self, title: str, width: int) -> None:
         from matplotlib.figure import Figure
@@ -87,7 +86,7 @@ class Drawing:
         return self.figure.add_axes((left / self.width, bottom / self.height, across / self.width, down / self.height))
 
     def tip(self, text: str) -> str | None:
-        """The id of an artist that shows this text under the pointer. A phone has no pointer."""
+        """The id for an artist with this tooltip; None on a phone, which has no pointer."""
         if self.width <= NARROW:
             return None
         self.tips.append(html.escape(text))
@@ -97,7 +96,7 @@ class Drawing:
         self.figure.text(x, 1 - y / self.height, text, va="top", color=COLOURS["soft"])
 
     def legend(self, handles: Sequence[Any], names: Sequence[str]) -> None:
-        """Names of curves below the title."""
+        """Name the curves below the title."""
         self.figure.legend(
             handles, names, ncols=legend_columns(names, self.width), loc="upper left", bbox_to_anchor=(0, 1 - 22 / self.height)
         )
@@ -110,7 +109,7 @@ def legend_columns(names: Sequence[str], width: int) -> int:
 
 @contextmanager
 def drawing(title: str, width: int) -> Iterator[Drawing]:
-    """A figure to draw on; its `svg` is there afterwards."""
+    """A figure to draw on; its `svg` is set afterwards."""
     import matplotlib as mpl
 
     with mpl.rc_context({**STYLE, "svg.hashsalt": f"{visible(title)} {width}"}):  # type: ignore[dict-item]
@@ -123,7 +122,7 @@ def drawing(title: str, width: int) -> Iterator[Drawing]:
 
 
 def _cleaned(text: str, made: Drawing) -> str:
-    """The SVG element alone: CSS variables for colours and fonts, the points' texts, no ids that nothing refers to."""
+    """The SVG element alone, with CSS variables for colours and fonts, with tooltips, without unused ids."""
     body = text[text.index(">", text.index("<svg ")) + 1 :]
     body = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", body, flags=re.DOTALL)
     body = re.sub(r' transform="rotate\(-0 [^"]*"', "", body.replace("'DejaVu Sans'", "var(--sans)").replace("xlink:href", "href"))
@@ -152,13 +151,14 @@ def _chart(made: Drawing, chart: Chart) -> None:
     above = 30 + (20 * math.ceil(len(names) / legend_columns(names, made.width)) if has_legend else 0)
     made.resize(above + 46 + (120 if chart.small else 170 if chart.kind == "bars" else 290 if made.width > NARROW else 220))
     axes = made.axes(50, above, 22, 46)
-    least = min((x for one in series for x, _ in _points(one) if x > 0), default=1.0)
-    handles = [_draw(made, axes, chart, one, least) for one in series]
     axes.set(ylim=(low, top if top > low else low + 1), xlabel=visible(chart.x_label), ylabel=visible(chart.y_label))
+    xs = sorted({x for one in series for x, _ in _points(one)})
+    least = next((x for x in xs if x > 0), 1.0)
+    handles = [_draw(made, axes, chart, one, least) for one in series]
     locate(axes.yaxis, 3 if chart.small else 5)
-    _x_axis(axes, chart, sorted({x for one in series for x, _ in _points(one)}), least, made.width)
+    _x_axis(axes, chart, xs, least, made.width)
     for line in chart.references:
-        _reference(axes, line.value, visible(line.label), COLOURS[line.role])
+        _reference(axes, line)
     if has_legend:
         made.legend(handles, names)
 
@@ -189,24 +189,22 @@ def _legend_name(series: Series, top: float) -> str:
 
 def _draw(made: Drawing, axes: Axes, chart: Chart, series: Series, least: float) -> Any:
     """Draw one series; returns the artist that its legend entry shows."""
-    colour, points = COLOURS[series.role], _points(series)
+    colour, points, tips = COLOURS[series.role], _points(series), not (series.faint or chart.small) and made.width > NARROW
     if chart.kind == "bars":
         if len(points) > 200:  # bars without gaps, as one shape
-            return axes.stairs(
-                [max(y, 0.0) if is_number(y) else 0.0 for y in series.y], [*series.x, len(series.x)], fill=True, color=colour
-            )
+            return axes.stairs(series.y, [*series.x, len(series.x)], fill=True, color=colour)
         for x, y in points:
             tip = made.tip(f"{visible(chart.x_label)} {x:g}: {number(y, 3)} {visible(chart.y_label)}")
-            axes.bar(x, max(y, 0.0), width=0.82, color=colour, gid=tip, linewidth=0)
+            axes.bar(x, y, width=0.82, color=colour, gid=tip, linewidth=0)
         return None
     at = [logarithm(x, least) if chart.log and is_number(x) else x for x in series.x]
     dots = {"marker": "o", "ms": 5, "mec": "none"} if chart.log or len(points) == 1 else {}
     (line,) = axes.plot(at, series.y, color=colour, alpha=0.4 if series.faint else 1, **dots)  # type: ignore[arg-type]
     for x, low, high in zip(at, series.low, series.high, strict=False):
         axes.plot([x, x], [low, high], color=colour, lw=1.6)
-    if series.limit is not None and 0 < series.limit <= _top(chart, [one for one in chart.series if _points(one)]):
+    if series.limit is not None and 0 < series.limit <= axes.get_ylim()[1]:
         axes.axhline(series.limit, color=colour, lw=1.2, ls=(0, (4, 3)))
-    for x, y in points[:: -math.ceil(len(points) / HOVERS)] if made.width > NARROW and not (series.faint or chart.small) else ():
+    for x, y in points[:: -math.ceil(len(points) / HOVERS)] if tips else ():
         tip = made.tip(f"{visible(series.name)}: {number(y, 2 if abs(y) >= 0.1 else 6)} at {visible(chart.x_label)} {x:,.10g}")
         place = logarithm(x, least) if chart.log else x
         axes.plot(place, y, "o", ms=6, gid=tip, alpha=0.01, color=COLOURS["ink"], mec="none", zorder=5)  # shown under the pointer
@@ -214,12 +212,12 @@ def _draw(made: Drawing, axes: Axes, chart: Chart, series: Series, least: float)
 
 
 def logarithm(x: float, least: float) -> float:
-    """log2 of x; zero, which has none, lies one doubling left of the least x."""
+    """log2 of x; zero is placed one doubling left of the least positive x."""
     return math.log2(x) if x > 0 else math.log2(least) - 1
 
 
 def locate(axis: Any, most: int, **options: Any) -> None:
-    """At most so many ticks on an axis, at round numbers: `4,000`, `0.05`, `1e-4`."""
+    """Put at most `most` ticks on an axis, at round numbers: `4,000`, `0.05`, `1e-4`."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     def text(value: float, _: object) -> str:
@@ -240,21 +238,23 @@ def _x_axis(axes: Axes, chart: Chart, xs: Sequence[float], least: float, width: 
     locate(axes.xaxis, max(2, width // 120), integer=True)
 
 
-def _reference(axes: Axes, value: float, label: str, colour: str) -> None:
+def _reference(axes: Axes, line: Reference) -> None:
     """A dashed line with its label, or the label alone at the top where the line lies above the picture."""
-    if not is_number(value):
+    if not is_number(line.value):
         return
-    top = axes.get_ylim()[1]
-    if value <= top:
-        axes.axhline(value, color=colour, lw=1.2, ls=(0, (5, 4)))
-    text, where = (label, (0.995, value)) if value <= top else (f"{label}, above the picture", (0.995, top))
-    axes.annotate(text, where, (0, 2), axes.get_yaxis_transform(), "offset points", color=colour, ha="right", va="bottom")
+    top, label, colour = axes.get_ylim()[1], visible(line.label), COLOURS[line.role]
+    if line.value <= top:
+        axes.axhline(line.value, color=colour, lw=1.2, ls=(0, (5, 4)))
+    else:
+        label += ", above the picture"
+    place = (0.995, min(line.value, top))
+    axes.annotate(label, place, (0, 2), axes.get_yaxis_transform(), "offset points", color=colour, ha="right", va="bottom")
 
 
 def _intervals(made: Drawing, block: Intervals) -> None:
     rows = [row for row in block.rows if is_number(row.value)]
-    ends = [end for row in rows for one in ((row.value, row.low, row.high), row.control or ()) for end in one if is_number(end)]
-    low, high = min([0.0, *ends]), max([0.0, *ends])
+    ends = [0.0, *(end for row in rows for end in (row.value, row.low, row.high, *(row.control or ())) if is_number(end))]
+    low, high = min(ends), max(ends)
     high = max([high, *(row.limit for row in rows if row.limit is not None and row.limit <= 2 * high)])
     if high <= low:
         _nothing(made)
@@ -265,73 +265,71 @@ def _intervals(made: Drawing, block: Intervals) -> None:
     axes = made.axes(room, above, 20, 28)
     axes.grid(axis="y", visible=False)
     axes.grid(axis="x", visible=True)
-    axes.set(xlim=(low - 0.04 * (high - low), high + 0.06 * (high - low)), ylim=(len(rows) - 0.35, -0.65), yticks=[])
+    axes.set(xlim=(low - 0.04 * (high - low), high + 0.06 * (high - low)), ylim=(len(rows) - 0.35, -0.65))
+    most = max(3, room // 7 - 1)
+    names = [name if len(name) <= most else f"{name[: most - 2]}.." for name in (visible(row.name) for row in rows)]
+    axes.set_yticks(range(len(rows)), names, ha="left", color=COLOURS["ink"])
+    axes.tick_params("y", pad=room * PIXEL)
     locate(axes.xaxis, max(2, made.width // 130))
     axes.axvline(0, color=COLOURS["soft"], lw=0.75)
     made.note(visible(block.key), 22)
     for y, row in enumerate(rows):
-        _interval(made, axes, row, y, room)
+        _interval(made, axes, row, y)
 
 
-def _interval(made: Drawing, axes: Axes, row: Interval, y: int, room: int) -> None:
-    name, most = visible(row.name), max(3, room // 7 - 1)
-    shown = name if len(name) <= most else name[: most - 2] + ".."
-    axes.annotate(shown, (0, y), (-room * PIXEL, 0), axes.get_yaxis_transform(), "offset points", va="center")
-    for place, one, title in ((y + 0.24, row.control, f"{name}, control"), (y, (row.value, row.low, row.high), name)):
+def _interval(made: Drawing, axes: Axes, row: Interval, y: int) -> None:
+    name, estimate = visible(row.name), (row.value, row.low, row.high)
+    colour, soft, page, green = (COLOURS[role] for role in (row.role, "soft", "page", "floor"))
+    for place, one, title, edge, face in ((y + 0.24, row.control, f"{name}, control", soft, page), (y, estimate, name, colour, colour)):
         if one is not None and is_number(one[0]):
-            colour = COLOURS[row.role if place == y else "soft"]
-            axes.plot(one[1:], [place] * 2, color=colour, lw=1.8)
-            tip = made.tip(f"{title}: {number(one[0])} {span(*one[1:])}".rstrip())
-            axes.plot(one[0], place, "o", ms=6, mec=colour, mfc=colour if place == y else COLOURS["page"], gid=tip)
+            axes.plot(one[1:], [place] * 2, color=edge, lw=1.8)
+            axes.plot(one[0], place, "o", ms=6, mec=edge, mfc=face, gid=made.tip(f"{title}: {number(one[0])} {span(*one[1:])}".rstrip()))
     if row.control is not None:
         axes.text(row.value, y - 0.2, number(row.value), ha="center", va="bottom")
-    if row.limit is None or not is_number(row.limit):
-        return
-    left, right = axes.get_xlim()
-    text, green, near = f"H {number(row.limit)}", COLOURS["floor"], row.limit < left + 0.2 * (right - left)
-    if row.limit > right:
-        axes.text(right, y, f"{text} →", color=green, ha="right", va="center")
-        return
-    axes.plot([row.limit] * 2, [y - 0.2, y + 0.2], color=green, lw=2.2)
-    axes.annotate(
-        text, (row.limit, y), (4 if near else -4, -5), "data", "offset points", color=green, ha="left" if near else "right", va="top"
-    )
+    if is_number(row.limit):
+        left, right = axes.get_xlim()
+        near, far = row.limit < left + 0.2 * (right - left), row.limit > right
+        if not far:
+            axes.plot([row.limit] * 2, [y - 0.2, y + 0.2], color=green, lw=2.2)
+        text, end = f"H {number(row.limit)}{' →' if far else ''}", (min(row.limit, right), y)
+        axes.annotate(text, end, (4 if near else -4, -5), "data", "offset points", color=green, ha="left" if near else "right", va="top")
 
 
 def _heat_map(made: Drawing, block: HeatMap) -> None:
     from matplotlib.patches import PathPatch
 
-    rows, columns = len(block.shares), max((len(row) for row in block.shares), default=0)
+    rows, columns = len(block.shares), max(map(len, block.shares), default=0)
     top = max((value for row in block.shares for value in row if is_number(value)), default=0.0)
-    if not columns or top <= 0:
+    if top <= 0:
         _nothing(made)
         return
     made.resize(328)
     axes = made.axes(48, 24, 22, 64)
     axes.grid(visible=False)
-    axes.spines[["left", "top", "right", "bottom"]].set(visible=True, color=COLOURS["rule"])
+    axes.spines[:].set(visible=True, color=COLOURS["rule"])
     axes.set(facecolor=COLOURS["panel"], xlim=(0, columns), ylim=(rows, 0), xlabel=visible(block.x_label), ylabel=visible(block.y_label))
     locate(axes.xaxis, 6)
     axes.set_yticks([0.5, rows - 0.5], ["1", str(rows)])
     for level, path in sorted(_cells(block.shares, top).items()):
         axes.add_patch(PathPatch(path, facecolor=COLOURS[block.role], alpha=level / LEVELS, linewidth=0))
+    scale = made.axes(88, 312, MAP - 184, 6)
+    scale.set_axis_off()
+    scale.set(xlim=(0, 8))
+    for step in range(8):
+        scale.axvspan(step, step + 1, color=COLOURS[block.role], alpha=(step + 1) / 8, linewidth=0)
     made.note("0 %", 312, 48 / MAP)
-    for step in range(1, 9):
-        scale = made.axes(76 + 12 * step, 312, MAP - 88 - 12 * step, 6)
-        scale.set(facecolor=(COLOURS[block.role], step / 8), xticks=[], yticks=[])
-        scale.spines[:].set_visible(False)
     made.note(f"{share(top, 0)} {visible(block.unit)}", 312, 196 / MAP)
 
 
-def _cells(shares: Sequence[Sequence[float]], top: float) -> dict[int, Any]:
+def _cells(shares: Sequence[Sequence[float]], top: float) -> dict[int, Path]:
     """One path for each level of opacity, neighbours of one level as one rectangle: a map of thousands of cells stays small."""
     from matplotlib.path import Path
 
-    found: dict[int, list[Any]] = {}
+    found = defaultdict[int, list[Path]](list)
     for row, values in enumerate(shares):
         levels = [round(max(value, 0.0) / top * LEVELS) if is_number(value) else 0 for value in values]
-        starts = [i for i, level in enumerate(levels) if i == 0 or level != levels[i - 1]]
-        for start, end in zip(starts, [*starts[1:], len(levels)], strict=True):
-            corners = [(start, row), (end, row), (end, row + 1), (start, row + 1), (start, row)]
-            found.setdefault(levels[start], []).append(Path(corners, closed=True))
+        for level, run in itertools.groupby(range(len(levels)), levels.__getitem__):
+            start, *others = run
+            end = start + 1 + len(others)
+            found[level].append(Path([(start, row), (end, row), (end, row + 1), (start, row + 1), (start, row)], closed=True))
     return {level: Path.make_compound_path(*paths) for level, paths in found.items() if level}

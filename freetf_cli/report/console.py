@@ -1,4 +1,4 @@
-"""The two streams: results go to stdout, everything said about them to stderr.
+"""The two streams: results go to stdout; progress, warnings and hints to stderr.
 
 Consoles are created at call time from `sys.stdout` and `sys.stderr`, so that a caller who replaces those sees the output.
 A stream that is not a terminal gets no colour, no animation and no wrapping: a truncated line in a pipe is lost data.
@@ -27,17 +27,18 @@ class Verbosity(IntEnum):
     VERBOSE = 2
 
 
-_verbosity = Verbosity.NORMAL
+_verbosity, _progress = Verbosity.NORMAL, True
 
 
-def set_verbosity(quiet: bool, verbose: bool) -> None:
-    """Set how much is said, from --quiet and -v; quiet wins."""
-    global _verbosity
+def set_verbosity(quiet: bool, verbose: bool, progress: bool = True) -> None:
+    """Set how much is said, from --quiet and -v; quiet wins. progress: False hides only the display of progress."""
+    global _verbosity, _progress
     _verbosity = Verbosity.QUIET if quiet else Verbosity.VERBOSE if verbose else Verbosity.NORMAL
+    _progress = progress
 
 
-def verbosity() -> Verbosity:
-    return _verbosity
+def shows_progress() -> bool:
+    return _progress and _verbosity > Verbosity.QUIET
 
 
 def out() -> Console:
@@ -80,9 +81,7 @@ def detail(text: str) -> None:
 
 def page_width(console: Console) -> int:
     """The width for boxes and sparklines: the terminal's; in a pipe COLUMNS, or PAGE_WIDTH without it."""
-    if console.width < PIPE_WIDTH:
-        return console.width
-    return _environment_columns() or PAGE_WIDTH
+    return console.width if console.width < PIPE_WIDTH else _environment_columns() or PAGE_WIDTH
 
 
 # A model may generate anything. C0 and C1 controls drive a terminal, bidirectional overrides reorder a line, line separators
@@ -96,9 +95,7 @@ def visible(text: str) -> str:
 
 
 def _say(label: str, style: str, text: str) -> None:
-    line = Text("freetf: ", style="dim")
-    line.append(label, style=style)
-    line.append(visible(text), style="not dim")
+    line = Text.assemble(("freetf: ", "dim"), (label, style), visible(text))
     with suppress(OSError):  # a message that nobody can read is no reason to fail
         err().print(line, soft_wrap=True)
 
@@ -111,21 +108,18 @@ class _Console(Console):
 
 def _console(stream: IO[str]) -> Console:
     terminal = stream.isatty()
+    # None lets rich follow the terminal when it is resized; an invalid COLUMNS must not reach rich.
+    columns = None if "COLUMNS" not in os.environ else _environment_columns() or 80
     return _Console(
         file=cast(IO[str], _Carried(stream)),
         force_terminal=terminal,
         force_jupyter=False,
-        width=_terminal_width() if terminal else PIPE_WIDTH,
+        width=columns if terminal else PIPE_WIDTH,
         color_system="auto" if terminal else None,
         markup=False,
         highlight=False,
         emoji=False,
     )
-
-
-def _terminal_width() -> int | None:
-    """None lets rich follow the terminal when it is resized; an invalid COLUMNS must not reach rich."""
-    return None if "COLUMNS" not in os.environ else _environment_columns() or 80
 
 
 def _environment_columns() -> int | None:
@@ -158,10 +152,8 @@ _LOOKALIKES = {
 
 
 def _lookalike(fault: UnicodeError) -> tuple[str, int]:
-    if not isinstance(fault, UnicodeEncodeError):
-        raise fault
-    missing = fault.object[fault.start : fault.end]
-    plain = (_LOOKALIKES.get(char) or char.encode("unicode_escape").decode("ascii") for char in missing)
+    assert isinstance(fault, UnicodeEncodeError)
+    plain = (_LOOKALIKES.get(char) or char.encode("unicode_escape").decode("ascii") for char in fault.object[fault.start : fault.end])
     return "".join(plain), fault.end
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from freetf_cli.report.blocks import Piece, Status
-from freetf_cli.report.console import Verbosity, err, verbosity, visible
+from freetf_cli.report.console import err, shows_progress, visible
 from freetf_cli.report.units import count, duration, number
 
 REFRESH = 0.1  # seconds between redraws: drawing must not slow the work down
@@ -25,10 +25,10 @@ PLAIN_LINES = 18  # lines about an unwatched run, beside its first, its last and
 
 
 @contextmanager
-def counter(description: str, total: int | None = None, quiet: bool = False) -> Iterator[Callable[..., None]]:
+def counter(description: str, total: int | None = None) -> Iterator[Callable[..., None]]:
     """Counts things that are done: `with counter("documents") as advance: … advance()`. Cheap enough to call for each item."""
     console = err()
-    if quiet or verbosity() is Verbosity.QUIET or not console.is_interactive:
+    if not (shows_progress() and console.is_interactive):
         yield lambda n=1: None
         return
     bar = _bar(console, has_total=total is not None)
@@ -82,7 +82,7 @@ class TrainingProgress:
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self.quiet = quiet or verbosity() is Verbosity.QUIET
+        self.quiet = quiet or not shows_progress()
         self._console = err()
         self._live: Live | None = None
         self._now: Status | None = None
@@ -104,8 +104,6 @@ class TrainingProgress:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._live:
-            self._try(self._live.refresh)
-        if self._live:
             self._try(self._live.stop)
 
     def _try(self, show: Callable[[], None]) -> None:
@@ -118,23 +116,18 @@ class TrainingProgress:
         """Take in the status at a logged step or after a held-out evaluation."""
         if status.held_out:
             self._held_out = status
-            self._now = self._now or status
-        else:
+        if not status.held_out or self._now is None:
             self._now = status
-        if self._live:
-            self._draw()
-        elif not self.quiet and self._is_due(status):
-            self._try(lambda: self._console.print(Text(plain_line(status)), soft_wrap=True))
+        if self._live and time.monotonic() - self._drawn >= REFRESH:
+            self._drawn = time.monotonic()
+            self._try(self._live.refresh)
+        elif not self._live and self._is_due(status):
+            self.log(plain_line(status))
 
     def log(self, text: str) -> None:
         """Print a line above the display: a checkpoint written, a resumed run."""
         if not self.quiet:
             self._try(lambda: self._console.print(Text(visible(text)), soft_wrap=True))
-
-    def _draw(self) -> None:
-        if self._live and time.monotonic() - self._drawn >= REFRESH:
-            self._try(self._live.refresh)
-            self._drawn = time.monotonic()
 
     def _is_due(self, status: Status) -> bool:
         if status.held_out:
@@ -155,7 +148,7 @@ class TrainingProgress:
 def plain_line(status: Status) -> str:
     """A status as one line of text."""
     words = [f"step {count(status.step)}/{count(status.steps)}"]
-    words += [f"held out ({visible(status.held_out)})"] if status.held_out else []
+    words += [f"held out ({status.held_out})"] if status.held_out else []
     words += [piece.text for piece in status.pieces]
     words += [] if status.held_out else [f"{number(status.rate, 1)} steps/s", f"{duration(status.remaining)} left"]
     return " · ".join(words)
@@ -163,15 +156,15 @@ def plain_line(status: Status) -> str:
 
 def bar_line(status: Status, width: int) -> Table:
     """The steps done, their rate and the time left."""
-    narrow = width < 34
+    narrow, wide = width < 34, width >= 50
     cells: list[Text | ProgressBar] = [Text(f"{count(status.step)}/{count(status.steps)}{'' if narrow else ' steps'}", style="bold")]
-    if width >= 50:
-        done = status.step / max(status.steps, 1)
-        cells += [ProgressBar(total=max(status.steps, 1), completed=status.step), Text(f"{100 * done:.0f} %")]
+    if wide:
+        total = max(status.steps, 1)
+        cells += [ProgressBar(total=total, completed=status.step), Text(f"{100 * status.step / total:.0f} %")]
     if not narrow:
         cells.append(Text(f"{number(status.rate, 1)}/s", style="cyan"))
     cells.append(Text(f"{duration(status.remaining)}{'' if narrow else ' left'}", style="dim"))
-    line = Table.grid(padding=(0, 2, 0, 0), expand=width >= 50, pad_edge=False)
+    line = Table.grid(padding=(0, 2, 0, 0), expand=wide, pad_edge=False)
     for cell in cells:
         line.add_column(no_wrap=True, ratio=1 if isinstance(cell, ProgressBar) else None)
     line.add_row(*cells)
@@ -183,16 +176,9 @@ def number_line(status: Status, held_out: Status | None, width: int) -> Text:
     pieces = list(status.pieces)
     if held_out:
         pieces += [Piece(f"held out: {one.text}", f"val {one.short}", "magenta", 1) for one in held_out.pieces if one.rank == 0]
-    for wide in (True, False):
-        line = _joined(pieces, wide=wide)
-        if line.cell_len <= width:
-            return line
-    while len(pieces) > 1 and line.cell_len > width:
+    line = Text("  ").join(Text(piece.text, style=piece.style) for piece in pieces)
+    while line.cell_len > width and pieces:
+        line = Text("  ").join(Text(piece.short, style=piece.style) for piece in pieces)
         pieces.remove(max(pieces, key=lambda piece: piece.rank))
-        line = _joined(pieces, wide=False)
     line.truncate(width)
     return line
-
-
-def _joined(pieces: Sequence[Piece], *, wide: bool) -> Text:
-    return Text("  ").join(Text(piece.text if wide else piece.short, style=piece.style) for piece in pieces)

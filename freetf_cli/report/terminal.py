@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Sequence
 from functools import singledispatch
 
@@ -48,10 +47,9 @@ def show(report: blocks.Report) -> None:
     """Print a report on stdout, and the commands to try next on stderr."""
     console = out()
     if report.title:
-        status = (f"  {visible(report.status[0])}", STYLES.get(report.status[1], "dim")) if report.status else ""
-        console.print(
-            Text.assemble((visible(report.title), "bold"), (f"  {visible(report.kicker)}" if report.kicker else "", "dim"), status)
-        )
+        state, mood = report.status or ("", "")
+        words = [(report.title, "bold"), (report.kicker, "dim"), (state, STYLES.get(mood, "dim"))]
+        console.print(Text("  ").join(_text(*word) for word in words if word[0]))
     for line in report.about:
         _say(console, line, "dim")
     if report.title or report.about:
@@ -95,21 +93,21 @@ def sparkline(values: Sequence[float], width: int = SPARKLINE) -> str:
 
 @singledispatch
 def _print(block: blocks.Block, console: Console) -> None:
-    """Heat maps and interval charts are for pages; their numbers stand in tables too."""
+    """Print a block. Heat maps and interval charts are left to pages; tables have their numbers."""
 
 
 @_print.register
 def _(block: blocks.Note, console: Console) -> None:
     if block.style == "command":
-        _say(console, f"   $ {block.text}", "cyan")
+        console.print(_text(f"   $ {block.text}", "cyan"), soft_wrap=True)  # a command to copy stays whole
     else:
         _say(console, block.text, "bold" if block.style == "strong" else "")
 
 
 @_print.register
 def _(block: blocks.Verdict, console: Console) -> None:
-    label = f"{visible(block.label)}. " if block.label else ""
-    console.print(Text.assemble((label, STYLES.get(block.mood, "bold blue")), (visible(block.sentence), "bold")), overflow="fold")
+    label = f"{block.label}. " if block.label else ""
+    console.print(_joined([_text(label, STYLES.get(block.mood, "bold blue")), _text(block.sentence, "bold")]))
     for line in block.evidence:
         _say(console, f"· {line}")
     console.print()
@@ -133,9 +131,8 @@ def _(block: blocks.Table, console: Console) -> None:
     for column, name in enumerate(block.columns):
         right = block.is_right(column)
         table.add_column(visible(name), justify="right" if right else "left", no_wrap=right, overflow="fold")
-    for row_number, row in enumerate(block.rows):
-        last = row_number == len(block.rows) - 1
-        table.add_row(*map(_cell, row), style="bold" if block.total and last else "")
+    for row in block.rows:
+        table.add_row(*map(_cell, row), style="bold" if block.total and row is block.rows[-1] else "")
     if Measurement.get(console, console.options.update(width=10_000), table).minimum > console.width:
         _stacked(console, block)
     else:
@@ -171,7 +168,7 @@ def _(block: blocks.Samples, console: Console) -> None:
     for line in block.measured:
         _say(console, line, "dim")
     width = page_width(console)
-    widest = FRAME + max(cell_len(_line(line).plain) for box in block.boxes for line in box.lines or [()])
+    widest = FRAME + max(_line(line).cell_len for box in block.boxes for line in box.lines or [()])
     beside = max(1, min(len(block.boxes), width // widest)) if all(box.fixed for box in block.boxes) else 1
     gap = min(2, (width - beside * widest) // max(beside - 1, 1))
     for start in range(0, len(block.boxes), beside):
@@ -196,29 +193,35 @@ def _(block: blocks.Section, console: Console) -> None:
 
 def _panel(box: blocks.Box) -> Panel:
     colour = BOX_STYLES[box.kind]
-    body = Text("\n" if box.fixed else "\n\n").join(map(_line, box.lines))
-    body.overflow = "fold"
-    title = Text(visible(box.title), style=f"bold {colour}")
-    return Panel(body, title=title, title_align="left", border_style=colour, expand=False)
+    body = Text("\n" if box.fixed else "\n\n", overflow="fold").join(map(_line, box.lines))
+    return Panel(body, title=_text(box.title, f"bold {colour}"), title_align="left", border_style=colour, expand=False)
+
+
+def _text(text: str, style: str = "") -> Text:
+    """Text as it is, never as rich markup; folded where it is too long."""
+    return Text(visible(text), style=style, overflow="fold")
+
+
+def _joined(parts: Iterable[Text]) -> Text:
+    return Text(overflow="fold").join(parts)
 
 
 def _line(spans: blocks.Line) -> Text:
-    return Text.assemble(*((visible(text), STYLES.get(role, "")) for text, role in spans), overflow="fold")
+    return _joined(map(_cell, spans))
 
 
 def _cell(cell: blocks.Cell) -> Text:
-    """Text as it is, never as rich markup."""
     text, role = (cell, "") if isinstance(cell, str) else cell
-    return Text(visible(text), style=STYLES.get(role, ""))
+    return _text(text, STYLES.get(role, ""))
 
 
 def _say(console: Console, text: str, style: str = "") -> None:
-    console.print(Text(visible(text), style=style), overflow="fold", soft_wrap=style == "cyan")  # commands stay whole
+    console.print(_text(text, style))
 
 
 def _heading(console: Console, text: str) -> None:
     console.print()
-    console.print(Text(visible(text), style="bold"), overflow="fold")
+    _say(console, text, "bold")
 
 
 def _facts(console: Console, pairs: Sequence[tuple[str, str]]) -> None:
@@ -231,7 +234,7 @@ def _facts(console: Console, pairs: Sequence[tuple[str, str]]) -> None:
     grid.add_column(style="dim", overflow="fold", max_width=console.width // 2)
     grid.add_column(overflow="fold")
     for label, value in pairs:
-        grid.add_row(visible(label), Text(visible(value)))
+        grid.add_row(_text(label), _text(value))
     _unpadded(console, grid)
 
 
@@ -251,7 +254,7 @@ def _stacked(console: Console, table: blocks.Table) -> None:
     for row in table.rows:
         first, *rest = map(_cell, row)
         first.stylize("bold")
-        console.print(first, overflow="fold")
-        for name, cell in zip(itertools.islice(table.columns, 1, None), rest, strict=True):
+        console.print(first)
+        for name, cell in zip(table.columns[1:], rest, strict=True):
             if cell.plain:
-                console.print(Text.assemble((f"  {visible(name):<{names}} ", "dim"), cell), overflow="fold")
+                console.print(_joined([_text(f"  {visible(name):<{names}} ", "dim"), cell]))

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from typing import TypeGuard
 
 MISSING = "–"
 LEAST_FRACTION = 1024  # κ = 1/2048 and smaller are written as decimals
 
 
-def is_number(value: float | None) -> bool:
+def is_number(value: float | None) -> TypeGuard[float]:
     """False for None, NaN and infinities: metrics.jsonl has null where a run diverged."""
     return value is not None and math.isfinite(value)
 
 
 def number(value: float | None, digits: int = 2) -> str:
     """A decimal number such as `4.12`. From a thousand on it has no decimals, and zero has no sign."""
-    if value is None or not math.isfinite(value):
+    if not is_number(value):
         return MISSING
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{round(value, digits) + 0.0:.{digits}f}"
 
 
 def signed(value: float | None, digits: int = 2) -> str:
     """A decimal number with its sign: `+0.12`."""
-    return f"{round(value, digits) + 0.0:+,.{digits}f}" if value is not None and math.isfinite(value) else MISSING
+    return f"{round(value, digits) + 0.0:+,.{digits}f}" if is_number(value) else MISSING
 
 
 def span(low: float | None, high: float | None, digits: int = 2) -> str:
@@ -38,12 +39,12 @@ def bracket(low: float, high: float) -> str:
 
 def count(value: float | None) -> str:
     """A whole number: `1,511,912,448`."""
-    return f"{value:,.0f}" if value is not None and math.isfinite(value) else MISSING
+    return f"{value:,.0f}" if is_number(value) else MISSING
 
 
 def short(value: float | None) -> str:
     """Three significant digits and a power of a thousand: `1.51 G`."""
-    if value is None or not math.isfinite(value):
+    if not is_number(value):
         return MISSING
     for power, letter in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= power:
@@ -53,7 +54,7 @@ def short(value: float | None) -> str:
 
 def size(value: float | None) -> str:
     """Bytes in binary units: `38.7 GiB`."""
-    if value is None or not math.isfinite(value):
+    if not is_number(value):
         return MISSING
     for power, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
         if abs(value) >= power:
@@ -63,17 +64,17 @@ def size(value: float | None) -> str:
 
 def share(value: float | None, digits: int = 1) -> str:
     """A share of one in per cent: `62.0 %`."""
-    return f"{100 * value:.{digits}f} %" if value is not None and math.isfinite(value) else MISSING
+    return f"{100 * value:.{digits}f} %" if is_number(value) else MISSING
 
 
 def signed_share(value: float | None) -> str:
     """A relative change in per cent: `+12.6 %`."""
-    return f"{100 * value:+.1f} %" if value is not None and math.isfinite(value) else MISSING
+    return f"{100 * value:+.1f} %" if is_number(value) else MISSING
 
 
 def duration(seconds: float | None) -> str:
     """Hours, minutes and seconds: `3:44`, `1:02:03`, `2 d 01:02:03`."""
-    if seconds is None or not math.isfinite(seconds):
+    if not is_number(seconds):
         return MISSING
     minutes, second = divmod(round(max(seconds, 0)), 60)
     hours, minute = divmod(minutes, 60)
@@ -83,14 +84,16 @@ def duration(seconds: float | None) -> str:
     return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"
 
 
-def times(ratio: float) -> str:
-    """A ratio: `12.3 ×`."""
-    return "∞ ×" if ratio == math.inf else f"{number(ratio, 1)} ×" if is_number(ratio) else MISSING
+def times(part: float, base: float) -> str:
+    """How many times the base a part is: `12.3 ×`, or `∞ ×` where only the base is zero."""
+    if not base:
+        return "∞ ×" if part else MISSING
+    return f"{number(part / base, 1)} ×" if is_number(part / base) else MISSING
 
 
 def fraction(part: float | None, whole: float | None) -> float:
     """part / whole, or NaN where either is unknown or the whole is not positive."""
-    return part / whole if part is not None and whole is not None and is_number(part) and is_number(whole) and whole > 0 else math.nan
+    return part / whole if is_number(part) and is_number(whole) and whole > 0 else math.nan
 
 
 def kappa(value: float) -> str:

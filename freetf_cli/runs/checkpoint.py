@@ -35,32 +35,28 @@ from freetf_cli.errors import InputError, InputErrors
 from freetf_cli.latent.build import build_model
 from freetf_cli.model.decoder import Decoder
 
-FORMAT = "freetf-checkpoint"
-FORMAT_VERSION = 1
+FORMAT, FORMAT_VERSION = "freetf-checkpoint", 1
 MANIFEST = "MANIFEST.sha256"
-TRIES = 5  # attempts to load a checkpoint of a run that is being trained
 _REQUIRED = ("model.safetensors", "state.json", "tokenizer.json")
 _FILES = (*_REQUIRED, "optimizer.safetensors")
 
 
 def save_checkpoint(
-    folder: Path, model: Decoder, optimizer: Mapping[str, torch.Tensor] | None, state: Mapping[str, Any], tokenizer: Tokenizer
+    folder: Path, model: Decoder, optimizer: Mapping[str, torch.Tensor], state: Mapping[str, Any], tokenizer: Tokenizer
 ) -> None:
     """Write a checkpoint folder: all files into a temporary folder, flushed to the disk, then one rename."""
     recover(folder.parent)
     temporary, old = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
     temporary.mkdir(parents=True)
     try:
-        tensors = {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
-        save_file(tensors, temporary / "model.safetensors")
-        if optimizer is not None:
-            save_file({name: value.contiguous() for name, value in optimizer.items()}, temporary / "optimizer.safetensors")
-        header = {"format": FORMAT, "format_version": FORMAT_VERSION}
-        (temporary / "state.json").write_text(json.dumps({**header, **state}, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        for part, tensors in (("model", dict(model.named_parameters())), ("optimizer", optimizer)):
+            contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+            save_file(contiguous, temporary / f"{part}.safetensors")
+        text = json.dumps({"format": FORMAT, "format_version": FORMAT_VERSION, **state}, indent=1, allow_nan=False)
+        (temporary / "state.json").write_text(text + "\n", encoding="utf-8")
         (temporary / "tokenizer.json").write_text(tokenizer.json, encoding="utf-8")
         names = sorted(path.name for path in temporary.iterdir())
-        manifest = "".join(f"{_sha256(temporary / name)}  {name}\n" for name in names)
-        (temporary / MANIFEST).write_text(manifest, encoding="utf-8")
+        (temporary / MANIFEST).write_text("".join(f"{_sha256(temporary / name)}  {name}\n" for name in names), encoding="utf-8")
         for name in [*names, MANIFEST]:
             (temporary / name).chmod(0o644)  # safetensors writes 0600
             durable.flush(temporary / name)
@@ -106,8 +102,6 @@ class Checkpoint:
         _verify(folder)
         state = _read_state(folder / "state.json")
         try:
-            if not isinstance(state.get("recipe"), dict):
-                raise InputErrors([InputError("it is not a table")])
             recipe = check_recipe(state["recipe"], where=folder / "state.json")
         except InputErrors as error:
             raise InputError(f"the checkpoint's recipe is not valid: {error}", str(folder / "state.json")) from None
@@ -116,6 +110,11 @@ class Checkpoint:
     @property
     def step(self) -> int:
         return int(self.state["step"])
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether the checkpoint was saved after an evaluation of its step."""
+        return self.state.get("val_loss") is not None
 
     def tokenizer(self) -> Tokenizer:
         return tokenizers.load(self.folder / "tokenizer.json")
@@ -141,14 +140,11 @@ def load_weights(model: Decoder, path: Path, device: torch.device, *, partial: b
     Shapes are compared with the file's header before anything is allocated. partial: parameters that the file does not have keep their
     values (a Free model that starts from its baseline). Returns the names of those parameters.
     """
-    expected, found = dict(model.named_parameters()), _header(path)
-    faults = [f"{name} {shape} is not in the model" for name, shape in found.items() if name not in expected]
-    for name, parameter in expected.items():
-        if name in found and found[name] != tuple(parameter.shape):
-            faults.append(f"{name} is {found[name]}, not {tuple(parameter.shape)}")
+    expected, found = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}, _header(path)
     missing = [name for name in expected if name not in found]
-    if not partial:
-        faults += [f"{name} is missing" for name in missing]
+    faults = [f"{name} {shape} is not in the model" for name, shape in found.items() if name not in expected]
+    faults += [f"{name} is {found[name]}, not {shape}" for name, shape in expected.items() if found.get(name, shape) != shape]
+    faults += [] if partial else [f"{name} is missing" for name in missing]
     if faults:
         more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
         raise InputError(f"the weights do not fit the model: {faults[0]}{more}", str(path))
@@ -156,14 +152,12 @@ def load_weights(model: Decoder, path: Path, device: torch.device, *, partial: b
     if device.type == "cpu":  # tensors in the file's pages are not aligned, and products would be summed in another order than in training
         tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     model.load_state_dict(tensors, strict=False, assign=True)
-    for parameter in model.parameters():
-        parameter.requires_grad_(True)
     return missing
 
 
 def _header(path: Path) -> dict[str, tuple[int, ...]]:
     """The shape of each tensor in a file."""
-    with _readable(path), safe_open(path, framework="pt") as file:
+    with readable(path), safe_open(path, framework="pt") as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         types = {part.get_dtype() for part in slices.values()}
         if types - {"F32"}:
@@ -172,12 +166,12 @@ def _header(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _load(path: Path, device: torch.device) -> dict[str, torch.Tensor]:
-    with _readable(path):
+    with readable(path):
         return load_file(path, device=str(device))
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def readable(path: Path) -> Iterator[None]:
     """Raise InputError if a block cannot read a safetensors file, or if the header is too large, before the library reads it."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
@@ -200,7 +194,7 @@ def _verify(folder: Path) -> None:
     try:
         lines = [line.split("  ", 1) for line in manifest.read_text(encoding="utf-8").splitlines()]
         entries = {name: digest for digest, name in lines}
-    except (ValueError, UnicodeDecodeError):
+    except ValueError:
         raise InputError("the checkpoint's manifest is damaged", str(manifest)) from None
     for name in _REQUIRED:
         if name not in entries:
@@ -222,13 +216,15 @@ def _read_state(path: Path) -> dict[str, Any]:
         raise InputError("the checkpoint's state is not valid JSON", str(path)) from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise InputError("not the state of a freetf checkpoint", str(path))
-    if state.get("format_version") != FORMAT_VERSION:
-        hint = "install a newer freetf" if str(state.get("format_version")) > str(FORMAT_VERSION) else ""
-        raise InputError(f"checkpoint format {state.get('format_version')} is not supported", str(path), hint)
+    if (version := state.get("format_version")) != FORMAT_VERSION:
+        hint = "install a newer freetf" if str(version) > str(FORMAT_VERSION) else ""
+        raise InputError(f"checkpoint format {version} is not supported", str(path), hint)
     if type(state.get("step")) is not int or not 0 <= state["step"] < 2**53:
         raise InputError("the checkpoint's state has no step", str(path))
     if not isinstance(state.get("data"), dict) or not isinstance(state["data"].get("sha256"), str):
         raise InputError("the checkpoint's state does not say what data it was trained on", str(path))
+    if not isinstance(state.get("recipe"), dict):
+        raise InputError("the checkpoint's recipe is not a table", str(path))
     return state
 
 
@@ -267,13 +263,11 @@ def open_checkpoint(path: Path, warn: Callable[[str], None]) -> Checkpoint:
 
 
 def open_model(path: Path, device: torch.device, warn: Callable[[str], None]) -> tuple[Checkpoint, Decoder]:
-    """`open_checkpoint` and its model. A running training may delete the checkpoint in between; then the newest is looked up again."""
-    for _ in range(TRIES - 1):
+    """`open_checkpoint` and its model. If a running training deletes the checkpoint in between, the newest is looked up again."""
+    while True:
         checkpoint = open_checkpoint(path, warn)
         try:
             return checkpoint, checkpoint.model(device)
         except InputError:
             if checkpoint.folder.exists():
                 raise
-    checkpoint = open_checkpoint(path, warn)
-    return checkpoint, checkpoint.model(device)

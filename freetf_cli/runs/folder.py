@@ -34,12 +34,8 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.checkpoints = path / "checkpoints"
-        self.samples = path / "samples"
-        self.metrics_file = path / "metrics.jsonl"
-        self.timing_file = path / "timing.jsonl"
-        self.faults_file = path / "faults.jsonl"
-        self.report = path / "report.html"
+        self.checkpoints, self.samples, self.report = path / "checkpoints", path / "samples", path / "report.html"
+        self.metrics_file, self.timing_file, self.faults_file = (path / f"{name}.jsonl" for name in ("metrics", "timing", "faults"))
 
     @classmethod
     def create(cls, path: Path, recipe: Recipe, *, again: bool = False) -> RunFolder:
@@ -104,59 +100,42 @@ class RunFolder:
         """All records of logged steps."""
         return [_metrics(row, self.metrics_file) for row in _read_jsonl(self.metrics_file)]
 
-    def rewind(self, step: int, recipe: Recipe, *, evaluation_pending: bool = False) -> None:
+    def rewind(self, step: int, recipe: Recipe, *, evaluated: bool = True) -> None:
         """Delete all records and checkpoints after `step`, which a resumed run will write again, and store its recipe.
 
-        evaluation_pending: delete the evaluation at `step` too, because the resumed run starts with it.
+        evaluated: whether the evaluation at `step` is part of the checkpoint; if not, its records are deleted too.
         """
         recover(self.checkpoints)
         for folder in (self.path, self.samples):
             sweep(folder)
         write_durably(self.path / "recipe.toml", to_toml(recipe))
         for path in self.samples.glob("step-*.jsonl"):
-            if int(path.name.split("-")[1]) > step - evaluation_pending:
+            if int(path.name.split("-")[1]) > step - (not evaluated):
                 path.unlink()
         for path in (self.metrics_file, self.timing_file, self.faults_file):
             if path.exists():
-                kept = [row for row in _read_jsonl(path) if row.get("step", 0) <= step]
-                if evaluation_pending:
-                    kept = [row for row in kept if row.get("step") != step or row.get("split", "train") == "train"]
+                kept = [row for row in _read_jsonl(path) if _moment(row) <= (step, evaluated)]
                 write_durably(path, "".join(json.dumps(row) + "\n" for row in kept))
         for folder in checkpoint_folders(self.path):
             if folder_step(folder) > step:
                 shutil.rmtree(folder)
-        if (self.best() or {"step": 0})["step"] > step:
-            (self.checkpoints / "best.json").unlink()
 
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step-{step:06d}"
 
-    def best(self) -> dict[str, Any] | None:
-        """{"step", "loss"} of the checkpoint with the lowest held-out loss, if there is one."""
-        found = _read_object(self.checkpoints / "best.json")
-        return found if {"step", "loss"} <= found.keys() else None
-
-    def note_best(self, step: int, loss: float) -> None:
-        """Record a checkpoint's held-out loss if it is the lowest so far."""
-        best = self.best()
-        if best is None or loss < best["loss"]:
-            write_durably(self.checkpoints / "best.json", json.dumps({"step": step, "loss": loss}) + "\n")
+    def checkpoint_infos(self) -> list[CheckpointInfo]:
+        """The run's checkpoints, oldest first. The best is the one with the lowest held-out loss."""
+        states = {folder: _read_object(folder / "state.json") for folder in checkpoint_folders(self.path)}
+        losses = {folder: loss for folder, state in states.items() if isinstance(loss := state.get("val_loss"), float)}
+        best = min(losses, key=losses.__getitem__, default=None)
+        sizes = {folder: sum(file.stat().st_size for file in folder.iterdir()) for folder in states}
+        return [CheckpointInfo(folder_step(one), str(one), losses.get(one), one == best, size) for one, size in sizes.items()]
 
     def prune(self, keep_last: int, keep_every: int) -> None:
         """Delete checkpoints, except the last ones, the best, and those of every `keep_every` steps (0: none)."""
-        best = (self.best() or {"step": None})["step"]
-        for folder in checkpoint_folders(self.path)[:-keep_last]:
-            step = folder_step(folder)
-            if step != best and (keep_every == 0 or step % keep_every):
-                shutil.rmtree(folder)
-
-    def checkpoint_infos(self) -> list[CheckpointInfo]:
-        """The run's checkpoints, oldest first."""
-        best = (self.best() or {"step": None})["step"]
-        losses = {row.step: row.loss for row in self.metrics() if row.split != "train"}
-        sizes = {folder: sum(file.stat().st_size for file in folder.iterdir()) for folder in checkpoint_folders(self.path)}
-        steps = ((folder_step(folder), folder, size) for folder, size in sizes.items())
-        return [CheckpointInfo(step, str(folder), losses.get(step), step == best, size) for step, folder, size in steps]
+        for info in self.checkpoint_infos()[:-keep_last]:
+            if not info.best and (keep_every == 0 or info.step % keep_every):
+                shutil.rmtree(info.path)
 
     def save_samples(self, step: int, samples: Mapping[str, Sequence[Sample]]) -> None:
         """Write samples by name, such as "shared" to samples/step-000500-shared.jsonl."""
@@ -189,7 +168,7 @@ class ReadOnlyRun(RunFolder):
     def _ignore(self, *args: Any, **options: Any) -> None:
         pass
 
-    append = append_fault = rewind = note_best = prune = save_samples = update_manifest = _ignore
+    append = append_fault = rewind = prune = save_samples = update_manifest = _ignore
 
 
 def _metrics(row: dict[str, Any], file: Path) -> Metrics:
@@ -200,6 +179,11 @@ def _metrics(row: dict[str, Any], file: Path) -> Metrics:
         if not fits or (isinstance(value, int) and abs(value) >= 2**53):
             raise InputError(f"the record is damaged: {field.name} is {json.dumps(value)[:40]}", f"{file}, step {row.get('step')}")
     return Metrics(**{field.name: row[field.name] for field in dataclasses.fields(Metrics)})
+
+
+def _moment(row: dict[str, Any]) -> tuple[int, bool]:
+    """When a record was written: after which step, and whether by the evaluation there, which follows the step's other records."""
+    return row.get("step", 0), row.get("split", "train") != "train"
 
 
 def _refuse_links(run: Path) -> None:

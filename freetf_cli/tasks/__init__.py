@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from freetf_cli.tasks.base import Task
     from freetf_cli.tasks.factors import Span
 
-SHARED = {"base", "factors"}  # modules that are no task
+SHARED = {"base", "factors"}  # modules that are not tasks
 
 
 def task_names() -> tuple[str, ...]:
@@ -28,23 +28,15 @@ def task_names() -> tuple[str, ...]:
     return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in SHARED))
 
 
-def task_class(name: str) -> type[Task]:
-    """The class of a task; InputError for an unknown name."""
-    from freetf_cli.tasks.base import Task
+def make_task(name: str, params: Mapping[str, Any]) -> Task:
+    """A task with its parameters checked; InputError for an unknown name, parameter or value."""
+    from freetf_cli.tasks.base import Task, resolve
 
     if name not in task_names():
         raise InputError(f"there is no task '{name}'", hint=nearest(name, task_names()))
     module = importlib.import_module(f"{__name__}.{name}")
     defined = [item for item in vars(module).values() if isinstance(item, type) and item.__module__ == module.__name__]
     (found,) = (item for item in defined if issubclass(item, Task))
-    return found
-
-
-def make_task(name: str, params: Mapping[str, Any]) -> Task:
-    """A task with its parameters checked; InputError for an unknown name, parameter or value."""
-    from freetf_cli.tasks.base import resolve
-
-    found = task_class(name)
     return found(resolve(name, found.PARAMS, params))
 
 

@@ -1,4 +1,4 @@
-"""The interface of a synthetic task, and the keyed random numbers of its rows.
+"""The interface of a synthetic task.
 
 Row i of a stream depends only on (task, parameters, seed, i). Rows are drawn in blocks of 1,024 by a counter-based generator
 whose key is (task, parameters, seed, block number), so neither batch size nor the order of calls matters.
@@ -6,18 +6,18 @@ whose key is (task, parameters, seed, block number), so neither batch size nor t
 
 from __future__ import annotations
 
-import hashlib
-import json
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from freetf_cli.errors import InputError, nearest
+from freetf_cli.streams import data_generator
 from freetf_cli.tasks.factors import Reading, RowReader
 
 BLOCK_ROWS = 1024  # rows drawn at a time
@@ -79,7 +79,7 @@ class Task(RowReader):
     def __init__(self, params: Mapping[str, Any]) -> None:
         """params: a value for each of PARAMS, checked (see `resolve`)."""
         self.params: dict[str, Any] = dict(params)
-        self._cached: tuple[tuple[int, int], Rows] | None = None
+        self._block = lru_cache(maxsize=1)(lambda seed, block: self.draw(data_generator(self.name, self.params, seed, block)))
 
     @abstractmethod
     def draw(self, rng: np.random.Generator) -> Rows:
@@ -106,36 +106,20 @@ class Task(RowReader):
     def tokens(self, seed: int, start: int, count: int) -> Tokens:
         """Rows start … start + count − 1 of a stream as token ids [count, row_tokens], padded with PAD."""
         parts = [rows.tokens[low:high] for rows, low, high in self._slices(seed, start, count)]
-        return np.concatenate(parts) if parts else np.empty((0, self.row_tokens), np.int64)
+        return np.concatenate([np.empty((0, self.row_tokens), np.int64), *parts])
 
     def examples(self, seed: int, start: int, count: int) -> list[Example]:
         """The same rows as text with their factors."""
         return [rows.example(i) for rows, low, high in self._slices(seed, start, count) for i in range(low, high)]
 
-    def _slices(self, seed: int, start: int, count: int) -> list[tuple[Rows, int, int]]:
+    def _slices(self, seed: int, start: int, count: int) -> Iterator[tuple[Rows, int, int]]:
         """The blocks that hold these rows, each with the range [low, high) of its rows to take."""
-        stop, size = start + count, BLOCK_ROWS
-        spans = [(b, max(start - b * size, 0), min(stop - b * size, size)) for b in range(start // size, -(-stop // size))]
-        return [(self._block(seed, block), low, high) for block, low, high in spans if low < high]
-
-    def _block(self, seed: int, block: int) -> Rows:
-        cached = self._cached  # read once: another thread may store its own block in between
-        if cached is None or cached[0] != (seed, block):
-            self._cached = cached = (seed, block), self.draw(generator(self.name, self.params, seed, block))
-        return cached[1]
-
-
-def generator(*key: object) -> np.random.Generator:
-    """A random generator for a key of JSON values; the same in every process and on every machine."""
-    text = json.dumps(key, sort_keys=True)
-    digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
-
-
-def stream_seed(seed: int, split: str) -> int:
-    """The seed of a split's own stream, so that splits generated in memory share no rows."""
-    digest = hashlib.blake2b(f"{seed}/{split}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
+        stop = start + count
+        while start < stop:
+            block, low = divmod(start, BLOCK_ROWS)
+            high = min(low + stop - start, BLOCK_ROWS)
+            yield self._block(seed, block), low, high
+            start += high - low
 
 
 def decoder(alphabet: str) -> Callable[[Tokens], str]:
@@ -158,7 +142,7 @@ def _checked(name: str, param: Param, value: Any) -> Value:
         if value not in param.choices:
             raise InputError(f"{name} = {value!r} is not a choice", hint=nearest(str(value), param.choices))
         return str(value)
-    number = _number(value)
+    number = exact_number(value)
     whole = isinstance(param.default, int)
     if number is None or (whole and number.denominator != 1):
         raise InputError(f"{name} must be {'a whole number' if whole else 'a number'}, not {value!r}")
@@ -167,11 +151,11 @@ def _checked(name: str, param: Param, value: Any) -> Value:
     return int(number) if whole else float(number)
 
 
-def _number(value: Any) -> Fraction | None:
+def exact_number(value: Any) -> Fraction | None:
     """The value as an exact number (the float 0.1 stays that float), or None if it is not a number."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
-        return Fraction(value)
+        return Fraction(float(value) if "e" in str(value).lower() else value)  # not 1e999999999, whose digits would fill the memory
     except (ValueError, OverflowError, ZeroDivisionError):
         return None

@@ -23,7 +23,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from freetf_cli.errors import InputError
-from freetf_cli.tasks.base import BLOCK_ROWS, Example, Param, Rows, Task, decoder, stream_seed
+from freetf_cli.streams import stream_seed
+from freetf_cli.tasks.base import BLOCK_ROWS, Example, Param, Rows, Task, decoder
 from freetf_cli.tasks.factors import Ints, Reading, Span
 
 ROW_CHARACTERS = 319  # question and whole-block answer, as released

@@ -64,13 +64,6 @@ class Coins(Task):
         z = self.read(text).factors["z"]
         return spans_of(text, ["plain" if z is None else "target" if char == str(z) else "noise" for char in text])
 
-    def next_is_one(self, ones: int, seen: int) -> float:
-        """P(X_{t+1} = 1 | x_1 … x_t), given `ones` ones among t = `seen` symbols; 1/2 for t = 0."""
-        kept, flipped = 1 - self.flip, self.flip
-        heads = kept**ones * flipped ** (seen - ones)
-        tails = kept ** (seen - ones) * flipped**ones
-        return float((kept * heads + flipped * tails) / (heads + tails))
-
     def entropy(self) -> dict[str, float]:
         """All sequences with equally many ones have the same probability."""
         length = self.row_tokens

@@ -1,4 +1,4 @@
-"""Factors: what is hidden in a row, as records hold it and as numbers for statistics.
+"""Factors: the hidden properties of a row, as records contain them and as numbers for statistics.
 
 Factor("position", range(57)).encode([17, None])                  # [17, UNREAD]
 Factor("noise", (False, True), sites=64).encode([[3, 40]])        # [1, 64], with 1 at places 3 and 40
@@ -27,7 +27,7 @@ class Factor:
     """A discrete property of a row.
 
     values: what it can be; a value's place here is its number. sites: for more than one, the factor is a set of marked places and
-    each place is unmarked or marked. given: the prompt fixes it, so Z need not encode it.
+    each place is unmarked or marked. given: the prompt fixes it, so Z need not encode it, and Figure 4 does not show it.
     """
 
     name: str
@@ -82,11 +82,11 @@ class RowReader(ABC):
         return ""
 
     def spans(self, text: str) -> list[Span]:
-        """The row in pieces with their roles, for colouring; joined they are the row. Empty: the reader knows of no roles."""
+        """The row in pieces with their roles, for colouring; joined they are the row. Empty if the reader knows no roles."""
         return []
 
     def marks(self, text: str) -> dict[str, list[bool]]:
-        """Heat maps by title: the places of a row at which something stands."""
+        """The marked places of a row, as one heat map for each title."""
         return {}
 
 

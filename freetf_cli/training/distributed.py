@@ -8,9 +8,9 @@ main process, and the only one that writes the run. If a process dies, the other
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -23,7 +23,7 @@ from freetf_cli.training.launch import LOST, launched, started_processes
 from freetf_cli.training.signals import RESUME, StopRequest, stop_error
 
 JOIN_TIMEOUT = 300.0  # seconds that processes wait for each other at the start
-BUCKET = 2**24  # numbers per all-reduce: one for all gradients would need a copy of them all
+BUCKET = 2**24  # numbers per all-reduce; reducing all gradients at once would need a copy of them all
 
 left_open = False  # whether this process belongs to a group that it could not leave: it must exit without the interpreter's clean-up
 
@@ -42,7 +42,7 @@ class PeerLost(FreetfError):
 
 @dataclass(frozen=True)
 class World:
-    """This process's rank among `size` processes. With one process every method returns its argument and no process group is needed."""
+    """This process's rank among `size` processes. With one process every operation returns its argument and needs no process group."""
 
     rank: int = 0
     size: int = 1
@@ -69,30 +69,27 @@ class World:
 
     def all_reduce_max(self, number: int) -> int:
         """The maximum of a number over the processes."""
-        if self.size == 1:
-            return number
-        largest = torch.tensor([number])
-        with _peer_errors():
-            dist.all_reduce(largest, dist.ReduceOp.MAX)
-        return int(largest)
+        return int(self._maxima(torch.tensor([number])))
 
     def all_equal(self, numbers: Tensor) -> bool:
         """Whether all processes have the same integers."""
-        if self.size == 1:
-            return True
-        bounds = torch.stack((numbers, -numbers)).cpu()
-        with _peer_errors():
-            dist.all_reduce(bounds, dist.ReduceOp.MAX)
+        bounds = self._maxima(torch.stack((numbers, -numbers)).cpu())
         return bool((bounds[0] == -bounds[1]).all())
+
+    def _maxima(self, numbers: Tensor) -> Tensor:
+        """Replace each number of a tensor on the CPU by its maximum over the processes."""
+        if self.size > 1:
+            with _peer_errors():
+                dist.all_reduce(numbers, dist.ReduceOp.MAX)
+        return numbers
 
     def broadcast(self, text: str) -> str:
         """The text of process 0, in every process."""
         if self.size == 1:
             return text
-        raw = os.fsencode(text)
-        data = torch.zeros(self.all_reduce_max(len(raw) if self.is_main else 0), dtype=torch.uint8)
-        if self.is_main and raw:
-            data = torch.frombuffer(bytearray(raw), dtype=torch.uint8)
+        sent = os.fsencode(text) if self.is_main else b""
+        data = torch.zeros(self.all_reduce_max(len(sent)), dtype=torch.uint8)
+        data[: len(sent)] = torch.tensor(list(sent))
         with _peer_errors():
             dist.broadcast(data, 0)
         return os.fsdecode(bytes(data.tolist()))
@@ -100,6 +97,9 @@ class World:
     def barrier(self) -> None:
         """Wait until all processes are here."""
         self.all_reduce_max(0)
+
+
+ALONE = World()
 
 
 def local_device(device: torch.device) -> torch.device:
@@ -116,57 +116,39 @@ def process_group(device: torch.device, stop: StopRequest) -> Iterator[World]:
     Raises Stopped or Interrupted if a signal comes while this process waits for the others, FreetfError if they do not come.
     """
     if (size := started_processes()) == 1:
-        yield World()
+        yield ALONE
         return
     if device.type == "cuda":
-        _check_devices(size)
+        here, devices = int(os.environ.get("LOCAL_WORLD_SIZE", int(os.environ["LOCAL_RANK"]) + 1)), torch.cuda.device_count()
+        if here > devices:
+            what = f"parallel.processes = {size}: {here} on a machine with {devices} CUDA devices"
+            raise InputError(what, hint="use one process per device, or --device cpu")
         torch.cuda.set_device(local_device(device))
     global left_open
     left_open = True
     _rendezvous("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", size, stop)
+    stopped: FreetfError | None = None
     try:
         yield World(dist.get_rank(), size)
-    except (Stopped, Interrupted):
-        _leave()  # all processes stop at the same step
-        raise
-    _leave()
-
-
-def _leave() -> None:
-    global left_open
-    dist.destroy_process_group()
+    except (Stopped, Interrupted) as error:  # all processes stop at the same step
+        stopped = error
+    dist.destroy_process_group()  # not after other errors: it would wait for processes that may be dead
     left_open = False
-
-
-def _check_devices(size: int) -> None:
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", int(os.environ["LOCAL_RANK"]) + 1))
-    if here > torch.cuda.device_count():
-        what = f"parallel.processes = {size}: {here} on a machine with {torch.cuda.device_count()} CUDA devices"
-        raise InputError(what, hint="use one process per device, or --device cpu")
+    if stopped:
+        raise stopped
 
 
 def _rendezvous(backend: str, size: int, stop: StopRequest) -> None:
     """Initialise the process group in a thread, because the call blocks and does not react to signals."""
-    failed: list[BaseException] = []
-
-    def initialise() -> None:
-        try:
-            dist.init_process_group(backend)
-        except BaseException as error:
-            failed.append(error)
-
-    thread, began = threading.Thread(target=initialise, daemon=True, name="freetf-rendezvous"), time.monotonic()
-    thread.start()
+    began, joining = time.monotonic(), ThreadPoolExecutor(1, "freetf-rendezvous").submit(dist.init_process_group, backend)
     what = f"{size} processes could not connect at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} (WORLD_SIZE, MASTER_ADDR)"
-    while thread.is_alive():
-        thread.join(0.05)
-        if stop.signal is not None and thread.is_alive():
+    while not wait([joining], timeout=0.05).done:
+        if stop.signal is not None:
             raise stop_error(stop.signal, "before its first step")
         if time.monotonic() - began > JOIN_TIMEOUT:
             raise FreetfError(f"{what} within {JOIN_TIMEOUT:.0f} s")
-    if failed:
-        reason = (str(failed[0]).splitlines() or [type(failed[0]).__name__])[0][:200]
-        raise FreetfError(f"{what}: {reason}")
+    if error := joining.exception():
+        raise FreetfError(f"{what}: {[*str(error).splitlines(), type(error).__name__][0][:200]}")
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
@@ -177,8 +159,7 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
             yield bucket
             bucket = []
         bucket.append(tensor)
-    if bucket:
-        yield bucket
+    yield bucket
 
 
 @contextmanager

@@ -1,10 +1,11 @@
-"""Memory of a run: one that cannot fit is refused before it starts, and running out of memory is explained."""
+"""The memory of a run: a run that cannot fit is refused, and an out-of-memory error says what to lower."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -15,8 +16,6 @@ from freetf_cli.errors import FreetfError, is_out_of_memory
 from freetf_cli.records.plan import Plan
 from freetf_cli.training.plan import ATTENTION_WEIGHTS, plan_run
 
-STATES = ("parameters", "gradients", "optimizer")  # the part of a plan's memory that does not depend on the batch
-
 
 def plan_on(recipe: Recipe, device: torch.device) -> Plan:
     """The cost of training a resolved recipe on a device."""
@@ -25,7 +24,7 @@ def plan_on(recipe: Recipe, device: torch.device) -> Plan:
 
 def check_memory(recipe: Recipe, device: torch.device) -> None:
     """Raise FreetfError if parameters, gradients and optimizer state alone need more memory than the device has."""
-    if _sharing(recipe, device) * sum(plan_on(recipe, device).memory[name] for name in STATES) > total_memory(device):
+    if _needed(recipe, device)[0] > device_memory(device)[1]:
         raise out_of_memory(recipe, device)
 
 
@@ -42,48 +41,41 @@ def memory_errors(recipe: Recipe, device: torch.device) -> Iterator[None]:
 
 def out_of_memory(recipe: Recipe, device: torch.device) -> FreetfError:
     """The error: batch and context, the memory that they were estimated to need, what the device has, and what to lower."""
-    plan, config, sharing = plan_on(recipe, device).memory, recipe.train, _sharing(recipe, device)
-    states, total = sharing * sum(plan[name] for name in STATES), total_memory(device)
+    config, (states, needed), (free, total) = recipe.train, _needed(recipe, device), device_memory(device)
     processes = f" in {recipe.parallel.processes} processes" if recipe.parallel.processes > 1 else ""
     what = f"out of memory: batches of {config.batch} × {recipe.model.context} tokens{processes}"
-    what += f" need about {_gib(sharing * plan['total'])}, {_gib(states)} of it for parameters, gradients and optimizer state"
-    what += f"; {device.type} has {_gib(free_memory(device))} free of {_gib(total)}"
+    what += f" need about {_gib(needed)}, {_gib(states)} of it for parameters, gradients and optimizer state"
+    what += f"; {device.type} has {_gib(free)} free of {_gib(total)}"
     if states > total:
         return FreetfError(what, hint="use a smaller model: model.layers, model.width, latent.bits")
     hint = f"lower train.batch, or raise train.grad_accum_steps (now {config.grad_accum_steps})"
     recomputing = recipe.model_copy(update={"train": config.model_copy(update={"attention_checkpointing": "on"})})
-    if 0 < plan_on(recomputing, device).memory.get(ATTENTION_WEIGHTS, 0) < plan.get(ATTENTION_WEIGHTS, 0):
+    kept, recomputed = (plan_on(each, device).memory.get(ATTENTION_WEIGHTS, 0) for each in (recipe, recomputing))
+    if 0 < recomputed < kept:
         hint = f"set train.attention_checkpointing = 'on', or {hint}"
     return FreetfError(what, hint=hint)
 
 
-def total_memory(device: torch.device) -> int:
-    """Bytes of memory that the device has, or that a control group allows this process."""
+def _needed(recipe: Recipe, device: torch.device) -> tuple[float, float]:
+    """Bytes of parameters, gradients and optimizer state, and bytes in all, of the processes that share the device's memory."""
+    sharing = 1 if device.type == "cuda" else recipe.parallel.processes  # each process has its own GPU
+    memory = plan_on(recipe, device).memory
+    return sharing * sum(memory[name] for name in ("parameters", "gradients", "optimizer")), sharing * memory["total"]
+
+
+def device_memory(device: torch.device) -> tuple[int, int]:
+    """Bytes of memory that are free now, and bytes that the device has, or that a control group allows this process."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[1])
+        return torch.cuda.mem_get_info(device)
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     for name in ("memory.max", "memory/memory.limit_in_bytes"):  # control groups, versions 2 and 1
-        try:
-            limits.append(int((Path("/sys/fs/cgroup") / name).read_text()))
-        except (OSError, ValueError):
-            continue
-    return min(limits)
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes of memory that are free now."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        return min(total_memory(device), int(lines["MemAvailable"].split()[0]) * 1024)
-    except (OSError, ValueError, KeyError, IndexError):
-        return total_memory(device)
-
-
-def _sharing(recipe: Recipe, device: torch.device) -> int:
-    """How many processes of the run share this memory; each has its own GPU."""
-    return 1 if device.type == "cuda" else recipe.parallel.processes
+        with suppress(OSError, ValueError):  # ValueError: the limit is "max"
+            limits.append(int(Path("/sys/fs/cgroup", name).read_text()))
+    free = total = min(limits)
+    with suppress(OSError):  # only Linux has this file
+        for size in re.findall(r"MemAvailable: *(\d+) kB", Path("/proc/meminfo").read_text()):
+            free = min(total, int(size) * 1024)
+    return free, total
 
 
 def _gib(count: float) -> str:

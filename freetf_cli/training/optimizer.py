@@ -33,7 +33,7 @@ def named_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str,
 
 
 def load_named_state(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, torch.Tensor]) -> None:
-    """Put the tensors of `named_state` back. Raises ValueError if one is missing, or of another shape or dtype."""
+    """Restore the tensors of `named_state`. Raises ValueError if one is missing, or of another shape or dtype."""
     for name, parameter in model.named_parameters():
         for key in ("step", "exp_avg", "exp_avg_sq"):
             value = state.get(f"{name}.{key}")

@@ -8,12 +8,11 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from freetf_cli.config.recipe import ModelConfig, Recipe
+from freetf_cli.config.recipe import Recipe
 from freetf_cli.kernels.cross_entropy import FEW_LOGITS, most_logits
 from freetf_cli.kernels.mapper import CHUNK_ELEMENTS, WIDEST_FUSED
 from freetf_cli.latent.build import build_model
-from freetf_cli.model.attention.differential import Differential
-from freetf_cli.model.attention.materialised import MaterialisedAttention, recomputes
+from freetf_cli.model.attention.materialised import recomputes
 from freetf_cli.model.attention.registry import make_attention
 from freetf_cli.model.attention.softmax import Attention
 from freetf_cli.records.plan import PartCost, Plan
@@ -52,14 +51,14 @@ def part_costs(recipe: Recipe) -> list[PartCost]:
     config, context = recipe.model, recipe.model.context or 1
     with torch.device("meta"):
         model = build_model(config, recipe.latent)
-    blocks = _linear_flops(model.blocks) + sum(_attention_flops(attention, config, context) for attention in model.attentions())
+    blocks = _linear_flops(model.blocks) + sum(attention.flops(context) for attention in model.attentions())
     parts = [
         PartCost("embedding" + (" (tied with lm_head)" if config.tie_embeddings else ""), model.embedding.weight.numel(), 0.0),
         PartCost(f"blocks × {config.layers}", _count(model.blocks), blocks),
     ]
     for name, module in ({} if model.latent is None else model.latent.parts()).items():
-        attentions = sum(isinstance(child, Attention) for child in module.modules())  # not causal
-        parts.append(PartCost(name, _count(module), _linear_flops(module) + attentions * _product_flops(config, context)))
+        attention = sum(child.flops(context, causal=False) for child in module.modules() if isinstance(child, Attention))
+        parts.append(PartCost(name, _count(module), _linear_flops(module) + attention))
     head = 0 if model.lm_head is None else model.lm_head.weight.numel()
     parts.append(PartCost("norm and lm_head", head + _count(model.norm), 2.0 * model.lm_head_weight.numel()))
     return parts
@@ -73,25 +72,6 @@ def _train_flops(recipe: Recipe, parts: list[PartCost]) -> float:
 
 def _linear_flops(module: nn.Module) -> float:
     return float(sum(2 * layer.weight.numel() for layer in module.modules() if isinstance(layer, nn.Linear)))
-
-
-def _product_flops(config: ModelConfig, keys: float) -> float:
-    """Attention scores and weighted values over `keys` keys; a causal position sees half the context on average."""
-    return 4.0 * config.heads * config.head_width * keys
-
-
-def _attention_flops(attention: Attention, config: ModelConfig, context: int) -> float:
-    """The attention products of one decoder block.
-
-    Convolutions and head mixes need the attention weights of all keys, and each of their parameters is a multiply-add per weight. Fused
-    mixes compute with the heads of a group side by side instead. Differential attention has values of twice the width.
-    """
-    if isinstance(attention, MaterialisedAttention) and attention.is_fused:
-        return _product_flops(config, context / 2) * attention.fused_heads
-    if isinstance(attention, MaterialisedAttention):
-        operators = sum(parameter.numel() for parameter in attention.parameters() if parameter.dim() > 2)
-        return _product_flops(config, context) + 2.0 * context * operators
-    return _product_flops(config, context / 2) * (1.5 if isinstance(attention, Differential) else 1)
 
 
 def _count(module: nn.Module) -> int:
@@ -142,40 +122,19 @@ def _mapper_bytes(recipe: Recipe, bf16: bool, device_type: str) -> float:
 
 
 def _attention_weight_bytes(recipe: Recipe, size: int) -> float:
-    """Attention weights that are materialised and kept for the backward; with activation checkpointing those of one block at a time.
+    """What attention keeps for the backward beside its inputs and output; with activation checkpointing, weights of one block at a time.
 
-    size: bytes of an activation. Where fused mixes replace them: the queries, keys and values of a group's heads side by side.
+    size: bytes of an activation.
     """
-    config = recipe.model
+    config, train, context = recipe.model, recipe.train, recipe.model.context or 1
+    packed = config.separator is not None or (recipe.data.dir is not None and recipe.data.rows != "documents")  # as far as is known
     with torch.device("meta"):
         kinds = [make_attention(config, index) for index in range(config.layers)]
-    count = recipe.rows_at_once * config.heads * (config.context or 1) ** 2  # of one block
-    materialised = [kind for kind in kinds if isinstance(kind, MaterialisedAttention) and not kind.is_fused]
-    bytes_each = [_bytes_per_weight(kind, recipe, size) for kind in materialised]
-    recomputed = recomputes(recipe.train.attention_checkpointing, len(materialised) * count)
-    kept = max(bytes_each, default=0) if recomputed else sum(bytes_each)
-    if size == 4:  # CPUs have no kernel for values that are wider than keys, so softmax's output is kept
-        kept += size * sum(isinstance(kind, Differential) for kind in kinds)
-    heads = size * recipe.rows_at_once * (config.context or 1) * config.heads * config.head_width
-    fused = heads * sum(
-        4 * kind.fused_heads for kind in kinds if isinstance(kind, MaterialisedAttention) and kind.is_fused and kind.fused_heads > 1
-    )
-    return float(count * kept + fused)
-
-
-def _bytes_per_weight(attention: MaterialisedAttention, recipe: Recipe, size: int) -> int:
-    """Bytes kept per attention weight: softmax's in float32, the one that multiplies the values, and the input of each kernel and mix.
-
-    A kernel that is applied row by row (with `mask = "exact"`, and between documents) keeps a copy per row.
-    """
-    packed = recipe.model.separator is not None or (recipe.data.dir is not None and recipe.data.rows != "documents")  # as far as is known
-    masked = recipe.model.masks_documents and packed
-    copies = 0
-    for name, operator in attention.named_parameters():
-        if operator.dim() > 2:
-            exact = recipe.model.multi_token is not None and recipe.model.multi_token.mask == "exact" and name.startswith("pre.")
-            copies += 1 + operator.shape[2] if operator.dim() == 4 and (masked or exact) else 1
-    return 4 + size * (1 + copies)
+    kept = {kind: kind.kept_bytes(recipe.rows_at_once, context, size, config.masks_documents and packed) for kind in kinds}
+    materialised = [kept.pop(kind) for kind in kinds if kind.materialises]
+    if recomputes(train.attention_checkpointing, len(materialised) * recipe.rows_at_once * config.heads * context**2):
+        materialised = [max(materialised, default=0.0)]
+    return sum(materialised) + sum(kept.values())
 
 
 def _mismatch_bytes(recipe: Recipe) -> int:

@@ -1,23 +1,96 @@
-"""Several `freetf` commands at a time, each in a process of its own; a signal stops them all."""
+"""`freetf` commands in child processes, several at a time, which get the signals of this process."""
 
 from __future__ import annotations
 
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 from freetf_cli.config.files import differences
 from freetf_cli.config.recipe import Recipe
-from freetf_cli.errors import InputError, Interrupted, Stopped
-from freetf_cli.training.launch import Children, freetf_command
+from freetf_cli.errors import InputError
+from freetf_cli.training.signals import signal_handler, stop_error
 
 INTERVAL = 0.05  # seconds between looks at the processes
+
+
+def freetf_command(words: Sequence[str]) -> list[str]:
+    """The command line of `freetf WORDS` in a process that imports from the same places as this one."""
+    code = f"import sys; sys.path[:] = {sys.path!r}; sys.argv[0] = {sys.argv[0]!r}; from freetf_cli.cli.app import main; sys.exit(main())"
+    return [sys.executable, "-c", code, *words]
+
+
+def threads_each(count: int) -> str:
+    """OMP_NUM_THREADS of each of `count` processes that share the cores of this machine."""
+    return str(max(1, _cores() // count))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Children:
+    """Processes that this one starts, and the signals that it received and passed on to them.
+
+    Each process has a session of its own, so that a terminal's Ctrl-C reaches it once, through this process.
+    """
+
+    def __init__(self) -> None:
+        self.all: list[subprocess.Popen[bytes]] = []
+        self.received: list[signal.Signals] = []
+
+    def start(self, words: Sequence[str], environment: Mapping[str, str], **options: Any) -> subprocess.Popen[bytes]:
+        """Start `freetf WORDS`. options: of subprocess.Popen."""
+        process = subprocess.Popen(freetf_command(words), env=environment, start_new_session=True, **options)
+        self.all.append(process)
+        for number in self.received:  # signals that came while it was being started
+            process.send_signal(number)
+        return process
+
+    def send(self, number: int) -> None:
+        """Send a signal to the processes that are still running."""
+        for process in self.all:
+            process.send_signal(number)  # does nothing if the process has ended
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a second SIGINT came."""
+        return self.received.count(signal.SIGINT) > 1
+
+    def pass_on(self, number: int, frame: FrameType | None) -> None:
+        """The handler of the signals that stop a run."""
+        self.received.append(signal.Signals(number))
+        self.send(number)
+
+    def pause(self, number: int, frame: FrameType | None) -> None:
+        """The handler of a terminal's Ctrl-Z: stop all processes, until `fg` continues them."""
+        self.send(signal.SIGSTOP)
+        os.kill(os.getpid(), signal.SIGSTOP)  # returns when SIGCONT comes
+        self.send(signal.SIGCONT)
+
+
+@contextmanager
+def child_processes() -> Iterator[Children]:
+    """Child processes that get this one's signals inside the block. Those still running at its end are stopped."""
+    children = Children()
+    with signal_handler(children.pass_on):
+        before = signal.signal(signal.SIGTSTP, children.pause)
+        try:
+            yield children
+        finally:
+            children.send(signal.SIGTERM)
+            for process in children.all:
+                process.wait()
+            signal.signal(signal.SIGTSTP, before)
 
 
 @dataclass(frozen=True)
@@ -28,7 +101,7 @@ class Job:
     log: Path
 
     def last_line(self) -> str:
-        """The last line of the log that says anything."""
+        """The last line of the log that is not empty."""
         lines = [line for line in self.log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
         return lines[-1] if lines else ""
 
@@ -36,32 +109,28 @@ class Job:
 def run_jobs(jobs: Sequence[Job], at_once: int, ended: Callable[[int, int], None]) -> None:
     """Run all jobs, `at_once` at a time; a failed one does not stop the others.
 
-    ended: called with a job's index and exit code. A signal is passed on to the running jobs, and once they have ended Interrupted or
-    Stopped is raised; a second SIGINT kills them. Jobs have sessions of their own, so that Ctrl-C reaches them once, through this process.
+    ended: called with a job's index and exit code. A signal is passed on to the running jobs; once they have ended, Interrupted or
+    Stopped is raised. A second SIGINT kills them.
     """
-    threads = str(max(1, _cores() // at_once))
-    environment = {"OMP_NUM_THREADS": threads, **os.environ}
-    children, waiting, running = Children(), deque(enumerate(jobs)), dict[int, subprocess.Popen[bytes]]()
-    with ExitStack() as stack:
-        children.pass_signals(stack)
-        stack.callback(_stop, running)  # where `ended` raises
-        while running or (waiting and not children.handed):
-            while waiting and len(running) < at_once and not children.handed:
+    environment = {"OMP_NUM_THREADS": threads_each(at_once), **os.environ}
+    waiting, running = deque(enumerate(jobs)), dict[int, subprocess.Popen[bytes]]()
+    with child_processes() as children:
+        while running or (waiting and not children.received):
+            while waiting and len(running) < at_once and not children.received:
                 index, job = waiting.popleft()
-                running[index] = _start(job, environment)
-                children.add(running[index])
+                with job.log.open("ab") as log:
+                    running[index] = children.start(job.words, environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
             for index in [index for index, process in running.items() if process.poll() is not None]:
                 ended(index, running.pop(index).returncode)
             if children.interrupted:
-                _stop(running, signal.SIGKILL)
+                children.send(signal.SIGKILL)
             time.sleep(INTERVAL)
-    if children.handed:
-        kind = Interrupted if children.handed[0] is signal.SIGINT else Stopped
-        raise kind(f"stopped by {children.handed[0].name}", hint="the same command resumes the runs")
+    if children.received:
+        raise stop_error(children.received[0], "", hint="the same command resumes the runs")
 
 
 def is_done(run: Path, planned: Recipe) -> bool:
-    """Whether the run has ended, trained by this recipe. What only the data knows may be missing in `planned`."""
+    """Whether the run has ended, trained by this recipe. Settings that only the data knows may be missing in `planned`."""
     from freetf_cli.runs.folder import RunFolder
 
     if not (run / "recipe.toml").is_file():
@@ -72,21 +141,3 @@ def is_done(run: Path, planned: Recipe) -> bool:
     except InputError:  # `freetf train` will say what is wrong with it
         return False
     return not changed and folder.manifest().get("status") == "done"
-
-
-def _start(job: Job, environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    with job.log.open("ab") as log:
-        streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
-        return subprocess.Popen(freetf_command(job.words), env=environment, start_new_session=True, **streams)  # type: ignore[call-overload, no-any-return]
-
-
-def _stop(running: dict[int, subprocess.Popen[bytes]], number: signal.Signals = signal.SIGTERM) -> None:
-    for process in running.values():
-        process.send_signal(number)
-    for process in running.values():
-        process.wait()
-
-
-def _cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,7 +15,6 @@ from torch import Tensor
 from freetf_cli.data.batches import IGNORE, Batch
 
 AHEAD = 2  # batches
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,26 +34,26 @@ def host_batch(batch: Batch, rows: slice = slice(None), *, pinned: bool = False)
     return HostBatch(inputs, targets, int((batch.targets != IGNORE).sum()))
 
 
-class Prefetch(Generic[T]):
-    """Calls make(0), make(1), … make(stop - 1) in a thread, up to `ahead` numbers before they are taken.
+class Prefetch:
+    """Calls make(0), make(1), … make(stop - 1) in a thread, up to `ahead` numbers before their batches are taken.
 
     with Prefetch(make, stop) as batches:
         batches.take(0)     # what make(0) returned, or the exception that it raised
     """
 
-    def __init__(self, make: Callable[[int], T], stop: int, ahead: int = AHEAD) -> None:
+    def __init__(self, make: Callable[[int], HostBatch], stop: int, ahead: int = AHEAD) -> None:
         self._make, self._stop, self._ahead = make, stop, ahead
-        self._futures: dict[int, Future[T]] = {}
+        self._futures: dict[int, Future[HostBatch]] = {}
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="freetf-prefetch")
 
-    def take(self, number: int) -> T:
-        """The result of make(number); starts those of the next numbers."""
+    def take(self, number: int) -> HostBatch:
+        """The batch of a number. Starts making those of the next numbers."""
         last = max(number + 1, min(number + 1 + self._ahead, self._stop))
         self._futures = {n: self._futures.get(n) or self._pool.submit(self._make, n) for n in range(number, last)}
         return self._futures.pop(number).result()
 
-    def __enter__(self) -> Prefetch[T]:
+    def __enter__(self) -> Prefetch:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool.shutdown(cancel_futures=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from freetf_cli.records import TrainResult
 from freetf_cli.runs.checkpoint import Checkpoint
 from freetf_cli.runs.folder import ReadOnlyRun, RunFolder
 from freetf_cli.runs.lock import lock_run
-from freetf_cli.training.distributed import World
+from freetf_cli.training.distributed import ALONE, World
 from freetf_cli.training.float8 import check_float8
 from freetf_cli.training.loop import Hooks, Loop
 from freetf_cli.training.memory import check_memory, memory_errors
@@ -34,7 +34,7 @@ def train(
     hooks: Hooks | None = None,
     stop: StopRequest | None = None,
     argv: Sequence[str] = (),
-    world: World | None = None,
+    world: World = ALONE,
 ) -> TrainResult:
     """Train a recipe into a run folder.
 
@@ -44,7 +44,6 @@ def train(
     Raises InputError before anything is written if recipe, data or checkpoint do not fit; Stopped or Interrupted, after saving, when `stop`
     asks; FreetfError if another process trains the run, memory is too small, or too many consecutive steps were not finite.
     """
-    world = world or World()
     hooks = hooks if hooks and world.is_main else Hooks()
     uses_graph(recipe.train, device)  # InputError if it cannot
     if world.is_main:
@@ -61,27 +60,20 @@ def train(
                 hooks.warn(why)
             if not world.is_main:
                 folder: RunFolder = ReadOnlyRun(path)
+            elif resume is None:
+                folder = RunFolder.create(path, recipe, again=again)
             else:
-                folder = RunFolder.create(path, recipe, again=again) if resume is None else RunFolder.open(path)
+                folder = RunFolder.open(path)
             loop = Loop(recipe, source, model, folder, device, hooks, stop or StopRequest(), world)
             if resume is not None:
                 loop.restore(resume)
-                folder.rewind(resume.step, recipe, evaluation_pending=loop.evaluation_pending)
-                if isinstance(resume.state.get("val_loss"), float):  # the run may have died before it noted the best checkpoint
-                    folder.note_best(resume.step, resume.state["val_loss"])
+                folder.rewind(resume.step, recipe, evaluated=resume.evaluated)
             record_start(loop, argv, init_from, resume)
-            with _recorded_end(loop):
+            try:
                 return loop.run()
-
-
-@contextmanager
-def _recorded_end(loop: Loop) -> Iterator[None]:
-    """Record in the manifest how training ended, if it does not reach its last step."""
-    try:
-        yield
-    except BaseException as error:
-        stopped = isinstance(error, Stopped | Interrupted | KeyboardInterrupt)
-        loop.folder.finish("stopped" if stopped else "failed")
-        raise
-    finally:
-        loop.update.close()
+            except BaseException as error:
+                stopped = isinstance(error, Stopped | Interrupted | KeyboardInterrupt)
+                folder.finish("stopped" if stopped else "failed")
+                raise
+            finally:
+                loop.update.close()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 
 from freetf_cli.errors import FreetfError, Interrupted, Stopped
@@ -24,30 +24,26 @@ class StopRequest:
         self.signal = signal.Signals(number)
 
 
-def stop_error(number: signal.Signals, when: str, where: str = "") -> FreetfError:
-    """The exception with which training ends after a signal."""
+def stop_error(number: signal.Signals, when: str, where: str = "", hint: str = RESUME) -> FreetfError:
+    """The exception with which a command ends after a signal."""
     kind = Interrupted if number is signal.SIGINT else Stopped
-    return kind(f"stopped by {number.name} {when}", where, RESUME)
+    return kind(f"stopped by {number.name} {when}".rstrip(), where, hint)
 
 
-def handled_signals() -> list[signal.Signals]:
-    """SIGINT, and SIGTERM, SIGUSR1 and SIGHUP where the system has them and they are not ignored (`nohup` ignores SIGHUP)."""
-    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name)]
-    return [number for number in numbers if number is signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN]
+@contextmanager
+def signal_handler(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Call `handler` on SIGINT, SIGTERM, SIGUSR1 and SIGHUP inside the block, but not on ignored ones (`nohup` ignores SIGHUP)."""
+    with ExitStack() as stack:
+        for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"):
+            number = getattr(signal, name, None)  # Windows has only the first two
+            if number is not None and (name == "SIGINT" or signal.getsignal(number) is not signal.SIG_IGN):
+                stack.callback(signal.signal, number, signal.signal(number, handler))
+        yield
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Turn the handled signals into a StopRequest while the block runs."""
+    """Inside the block, signals set a StopRequest instead of ending the process."""
     request = StopRequest()
-    before = {}
-    try:
-        for number in handled_signals():
-            before[number] = signal.signal(number, request)
-    except ValueError:  # only the main thread may set handlers
-        pass
-    try:
+    with signal_handler(request):
         yield request
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -37,7 +37,7 @@ def resolve(recipe: Recipe) -> tuple[Recipe, DataSource]:
         source.rows.size(split)  # InputError if the data lacks it: now, not after hours of training
     separator = recipe.model.separator
     if separator is None and recipe.model.masks_documents and isinstance(source.rows, PackedRows):
-        separator = source.separator
+        separator = source.tokenizer.separator
         if separator is None:
             raise InputError("packed documents cannot be masked: the data has no separator", hint="model.document_mask = false")
     known = {"vocab": recipe.model.vocab or vocabulary, "context": source.context, "separator": separator}
@@ -80,27 +80,24 @@ def make_model(recipe: Recipe, device: torch.device, init_from: Checkpoint | Non
 
 
 def unlike_its_start(recipe: Recipe, init_from: Recipe) -> str | None:
-    """Why a model computes something else than the one whose weights it starts with; None if it does not. Both recipes are resolved."""
+    """Why a model does not compute what the one computes whose weights it starts with; None if it does. Both recipes are resolved."""
     config, start = recipe.model, init_from.model
-    ours, theirs = config.multi_token, start.multi_token
-    norms = [options.norm if options is not None else "none" for options in (ours, theirs)]
-    masks = [options.mask for options in (ours, theirs) if options is not None and options.kq in ("pre", "both")]
-    why = []
-    if config.attention == "differential" != start.attention:
-        why.append("differential attention reads the same weights in another way")
-    if norms[0] != norms[1]:
-        why.append(f"model.multi_token.norm = '{norms[0]}' norms heads in another way ('{norms[1]}' would not)")
-    if len(set(masks)) > 1:
-        why.append(f"model.multi_token.mask was '{theirs.mask if theirs is not None else ''}'")
-    if config.rope_theta != start.rope_theta:
-        why.append(f"model.rope_theta was {start.rope_theta:g}")
-    apart = [model.masks_documents and model.separator is not None for model in (config, start)]
-    if apart[0] != apart[1]:
-        why.append(f"model.document_mask was {'true' if apart[1] else 'false'}")
+    options = [config.multi_token, start.multi_token]
+    norm, norm_before = ("none" if each is None else each.norm for each in options)
+    masks = [each.mask for each in options if each is not None and each.kq in ("pre", "both")]
+    masks_documents, masked_documents = (model.masks_documents and model.separator is not None for model in (config, start))
+    changes = {
+        "differential attention reads the same weights in another way": config.attention == "differential" != start.attention,
+        f"model.multi_token.norm = '{norm}' norms heads in another way ('{norm_before}' would not)": norm != norm_before,
+        f"model.multi_token.mask was '{masks[-1] if masks else ''}'": len(set(masks)) > 1,
+        f"model.rope_theta was {start.rope_theta:g}": config.rope_theta != start.rope_theta,
+        f"model.document_mask was {'true' if masked_documents else 'false'}": masks_documents != masked_documents,
+    }
     if recipe.latent is not None and init_from.latent is not None:
         now, before = recipe.architecture["latent"], init_from.architecture["latent"]
-        why += [f"latent.{name} was {before[name]!r}" for name in now if now[name] != before[name]]
-    return f"the model does not begin as the one that --init-from names: {'; '.join(why)}" if why else None
+        changes |= {f"latent.{name} was {before[name]!r}": now[name] != before[name] for name in now}
+    why = "; ".join(text for text, changed in changes.items() if changed)
+    return f"the model does not compute what the model of --init-from computes: {why}" if why else None
 
 
 def record_start(loop: Loop, argv: Sequence[str], init_from: Checkpoint | None, resume: Checkpoint | None) -> None:
@@ -128,12 +125,12 @@ def record_start(loop: Loop, argv: Sequence[str], init_from: Checkpoint | None, 
 
 def _git_state() -> dict[str, Any] | None:
     """Commit of the current folder, and whether files have changed since; None outside a repository."""
+    words = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]  # the commit's hash, never a tag
     try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True).stdout.strip()
-        changes = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=5, check=True).stdout
+        found = subprocess.run(words, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-    return {"commit": commit, "changed": bool(changes.strip())}
+    return {"commit": found.removesuffix("-dirty"), "changed": found.endswith("-dirty")}
 
 
 def current_argv() -> list[str]:

@@ -1,4 +1,4 @@
-"""One update of the weights, as one piece of work for the device: nothing in it waits for the host.
+"""One update of the weights, in which the device never waits for the host.
 
 A step of a small model is a thousand kernels of a few microseconds each, and Python cannot launch them as fast as a GPU runs them. On
 CUDA the whole update, from zeroing the gradients to AdamW, is therefore captured once as a CUDA graph and replayed at every step. A graph
@@ -25,7 +25,7 @@ from freetf_cli.device import autocast_dtype
 from freetf_cli.errors import InputError
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.model.latent import ObjectiveWeights
-from freetf_cli.training.distributed import World
+from freetf_cli.training.distributed import ALONE, World
 from freetf_cli.training.prefetch import HostBatch
 
 FAULTS_KEPT = 64  # faults that are remembered until the host reads them
@@ -57,10 +57,9 @@ class TrainStep:
         config: TrainConfig,
         device: torch.device,
         shape: tuple[int, int],
-        world: World | None = None,
+        world: World = ALONE,
     ) -> None:
-        self.model, self.optimizer, self.config, self.device = model, optimizer, config, device
-        self.world = world or World()
+        self.model, self.optimizer, self.config, self.device, self.world = model, optimizer, config, device, world
         self.forward = compiled(model, config, device)
         self.inputs, self.targets = (torch.zeros(shape, dtype=torch.int64, device=device) for _ in range(2))
         noise_shape = () if model.latent is None else model.latent.noise_shape(shape[1])
@@ -100,11 +99,10 @@ class TrainStep:
     def faults(self) -> list[Fault]:
         """The faults since the last call, at most the last FAULTS_KEPT of them. Waits for the device."""
         count = int(self._fault_count)
-        new = min(count - self._reported, FAULTS_KEPT)
+        new = range(max(self._reported, count - FAULTS_KEPT), count)
         self._reported = count
         rows = self._faults.tolist() if new else []
-        newest = (rows[(count - back) % FAULTS_KEPT] for back in range(new, 0, -1))
-        return [Fault(int(number), ce, grad_norm) for number, ce, grad_norm in newest]
+        return [Fault(int(step), ce, grad_norm) for step, ce, grad_norm in (rows[number % FAULTS_KEPT] for number in new)]
 
     def close(self) -> None:
         """Free the graph: NCCL does not destroy a process group while a graph uses it."""

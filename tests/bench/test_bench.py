@@ -129,7 +129,7 @@ def test_generation_reads_its_weights_once_a_token() -> None:
         assert row.share == pytest.approx(weights * 5 / row.time.median / result.machine.bandwidth)
 
 
-def test_tokens_continue_as_text_does(letters) -> None:  # noqa: F811
+def test_continue_tokens_gives_what_generate_gives(letters) -> None:  # noqa: F811
     model = build_model(CONFIG, LatentConfig(kappa=1.0, bits=4))
     initialise_model(model, 0)
     spec = SampleSpec(total=13, seed=5, prompt_z="prior")
@@ -138,12 +138,12 @@ def test_tokens_continue_as_text_does(letters) -> None:  # noqa: F811
     assert (letters.decode(tokens), codes) == (record.text, record.z)
 
 
-def test_a_machine_has_a_ceiling() -> None:
+def test_the_rates_of_a_machine_are_measured() -> None:
     here = machine(CPU, "fp32", ONCE)
     assert here.precision == "float32" and here.ceiling > 1e9 and here.bandwidth > 1e8 and here.reading > 1e8
     assert math.isfinite(json.loads(to_json(here))["ceiling"])
 
 
-def test_times_have_their_range() -> None:
+def test_a_timing_shows_its_median_and_range() -> None:
     took = Timing(0.0123, 0.0120, 0.0130, 10, 5)
     assert took.cells() == ["12.30", "-2.4 +5.7 %"]

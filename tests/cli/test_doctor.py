@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 
 import pytest
@@ -17,7 +18,7 @@ def test_doctor_json(run_cli):
     assert (code, stderr, record["schema_version"]) == (0, "", 1)
     found = {finding["name"]: finding for finding in record["findings"]}
     assert found["torch"]["value"] == torch.__version__
-    assert {"python", "devices", "torch.compile", "safetensors", "recipes"} <= set(found)
+    assert {"python", "devices", "torch.compile", "safetensors", "probe libraries", "recipes"} <= set(found)
 
 
 def test_each_lack_has_a_fix(monkeypatch):
@@ -25,6 +26,14 @@ def test_each_lack_has_a_fix(monkeypatch):
     lacks = [finding for finding in device.findings() if not finding.ok]
     assert "torch.compile" in [finding.name for finding in lacks]
     assert all(finding.fix for finding in lacks)
+
+
+@pytest.mark.parametrize(("absent", "fix"), [(["scipy"], "pip install scipy"), (["sklearn", "scipy"], "pip install scikit-learn scipy")])
+def test_missing_probe_libraries_have_a_fix(monkeypatch, absent, fix):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: None if name in absent else find(name))
+    found = next(finding for finding in device.findings() if finding.name == "probe libraries")
+    assert (found.ok, found.fix) == (False, fix)
 
 
 def test_doctor_for_people(run_cli):

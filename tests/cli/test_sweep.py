@@ -84,7 +84,7 @@ def test_json_is_an_object_for_each_run(run_cli):
             "latent.kappa = 99 is more than latent.bits = 16: a token holds no more, --set latent.kappa=99",
         ),
         (["figure4", "--set", "latent.kapa=1"], "unknown key 'latent.kapa'"),
-        (["figure5"], "no recipe named 'figure5'"),
+        (["figure5"], "no recipe named 'figure5'; did you mean 'figure4/8'? (sweeps: figure4, figure4-mini)"),
         (["figure4", "--seeds", "x"], "--seeds takes numbers"),
         (["paper-8b-free", "--smoke"], "no [smoke] overlay"),
         (["figure4", "--run", "0"], "--run"),

@@ -67,7 +67,7 @@ def test_variants_can_be_extended_and_are_not_inherited(sweep_file):
     assert "'extends' goes in a circle" in fault(f"{sweep_file}/wide")
 
 
-def test_a_fault_is_named_where_it_stands(sweep_file):
+def test_a_fault_names_the_file_and_line_that_cause_it(sweep_file):
     """In the variant, the overlay, the file that is extended, or `--set`; the last that sets the key."""
     text = sweep_file.read_text(encoding="utf-8")
     line = text.splitlines().index("model.width = 128") + 1
@@ -93,7 +93,7 @@ def test_a_fault_is_named_where_it_stands(sweep_file):
         ("FILE/", "'FILE/' is a sweep: name one of its recipes; choose from: FILE/wide"),
     ],
 )
-def test_names_that_are_no_recipe(sweep_file, name, line):
+def test_names_that_are_not_recipes(sweep_file, name, line):
     assert fault(name.replace("FILE", str(sweep_file))).startswith(line.replace("FILE", str(sweep_file)))
 
 

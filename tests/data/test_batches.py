@@ -56,7 +56,7 @@ def test_a_batch_depends_on_seed_and_step_alone(name: str, folders: Path) -> Non
         again = source(folders, name).train_batch(step, 8)
         assert (again.inputs == first[step].inputs).all() and (again.targets == first[step].targets).all()
     assert not (source(folders, name, seed=1).train_batch(5, 8).inputs == first[5].inputs).all()
-    assert first[5].inputs.shape == first[5].targets.shape == (8, data.context) and data.row_tokens == data.context + 1
+    assert first[5].inputs.shape == first[5].targets.shape == (8, data.context)
     assert first[5].inputs.dtype == first[5].targets.dtype == np.int64
 
 
@@ -114,7 +114,7 @@ def test_a_batch_larger_than_the_data(folders: Path) -> None:
     assert set(Counter(row.tobytes() for row in batch.inputs).values()) == {2, 3}
 
 
-def test_padding_is_the_separator_and_does_not_count(folders: Path) -> None:
+def test_padding_is_the_separator_and_has_no_targets(folders: Path) -> None:
     data = source(folders, "reviews folder")
     texts = [record["text"] for record in Dataset.open(folders / "reviews").split("val").records()]
     (batch,) = data.held_out("val", 100, 100)
@@ -124,14 +124,14 @@ def test_padding_is_the_separator_and_does_not_count(folders: Path) -> None:
         assert targets[end - 1] == 256 and (targets[end:] == IGNORE).all() and (targets[:end] != IGNORE).all()
 
 
-def test_the_question_of_blocks_does_not_count(folders: Path) -> None:
+def test_the_question_of_blocks_has_no_targets(folders: Path) -> None:
     data = source(folders, "blocks")
     batch = data.train_batch(0, 4)
     assert (batch.targets[:, :314] == IGNORE).all() and (batch.targets[:, 314:] != IGNORE).all()
     for inputs, targets in zip(batch.inputs, batch.targets, strict=True):
         answer = data.tokenizer.decode(targets[314:])
         question, _, _ = data.tokenizer.decode(inputs).partition("#")
-        assert len(answer) == 5 and answer in question.split(".") and targets[-1] == data.separator
+        assert len(answer) == 5 and answer in question.split(".") and targets[-1] == data.tokenizer.separator
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -166,9 +166,12 @@ def test_facts(folders: Path) -> None:
 
 
 def test_prompts(folders: Path) -> None:
-    assert source(folders, "letters").prompts(2, 0) == ["K>", "L>"] == source(folders, "letters folder").prompts(2, 0)
-    assert source(folders, "text").prompts(2, 0) == ["", ""] == source(folders, "reviews").prompts(2, 0)
-    assert all(prompt[-3] == "#" for prompt in source(folders, "blocks").prompts(3, 0))
+    def prompts(name: str) -> list[str]:
+        return [source(folders, name).prompt(0, index) for index in range(3)]
+
+    assert prompts("letters") == prompts("letters folder") == ["K>", "L>", "M>"]
+    assert prompts("text") == prompts("reviews") == ["", "", ""]
+    assert all(prompt[-3] == "#" for prompt in prompts("blocks"))
 
 
 @pytest.mark.parametrize(
@@ -200,11 +203,11 @@ def test_without_a_separator_documents_must_be_equally_long(tmp_path: Path) -> N
     tokenizer = characters("ab", separator=False)
     with DatasetWriter(tmp_path / "d", tokenizer, Origin(kind="text", seed=0)) as writer:
         for text in ("abab", "aba"):
-            writer.add("train", tokenizer.encode_array(text), {}, size=len(text))
+            writer.add("train", text, {})
     with pytest.raises(InputError, match="equally long"):
         open_data(DataConfig(dir=str(tmp_path / "d"), rows="documents"), context=2, seed=0)
     packed = open_data(DataConfig(dir=str(tmp_path / "d")), context=3, seed=0)
-    assert packed.train_batch(0, 2).inputs.shape == (2, 3) and set(packed.prompts(4, 0)) == {"a"}
+    assert packed.train_batch(0, 2).inputs.shape == (2, 3) and packed.prompt(0, 3) == "a"
 
 
 def test_rows_just_as_long_as_the_stream(tmp_path: Path) -> None:

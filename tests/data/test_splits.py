@@ -29,6 +29,7 @@ def test_splits_are_read() -> None:
         ("../up=1", None, "takes NAME=SHARE"),
         ("train=x", None, "'x' is not a number"),
         ("train=1/0", None, "is not a number"),
+        ("train=1e999999999", None, "is not a number"),
         ("train=-1,val=2", None, "more than 0"),
         ("", None, "takes NAME=SHARE"),
     ],

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from freetf_cli.data import text as reading
-from freetf_cli.data.text import Document, read_documents
+from freetf_cli.data.text import read_documents
 from freetf_cli.errors import InputError
 
 EXCERPTS = Path(__file__).resolve().parent.parent / "excerpts"
@@ -23,7 +23,7 @@ def texts(*paths: object, **options: str) -> list[str]:
     return [document.text for document in read_documents([str(path) for path in paths], **options)]  # type: ignore[arg-type]
 
 
-def test_plain_and_packed_files_say_the_same(tmp_path: Path) -> None:
+def test_packed_files_contain_the_same_text(tmp_path: Path) -> None:
     raw = (EXCERPTS / "shakespeare.txt").read_bytes()
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(raw))
     (tmp_path / "a.txt.bz2").write_bytes(bz2.compress(raw))
@@ -45,7 +45,7 @@ def test_a_folder_is_read_in_order_and_labelled(tmp_path: Path) -> None:
     assert [(d.text, d.label) for d in read_documents([tmp_path])] == [("b", None), ("a", None)]
 
 
-def test_labels_in_an_archive_and_its_read_me(tmp_path: Path) -> None:
+def test_labels_and_the_readme_of_an_archive(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "reviews.zip", "w") as archive:
         for name in ("r/pos/1.txt", "r/neg/2.txt", "r/pos/3.txt", "r/README", "r/neg/empty.txt"):
             archive.writestr(name, "" if "empty" in name else name)
@@ -150,13 +150,9 @@ def test_nothing_to_read(tmp_path: Path) -> None:
             texts(*paths)
 
 
-def test_the_whole_corpus_where_it_is_at_hand() -> None:
+def test_the_whole_corpus_if_it_is_available() -> None:
     corpus = Path(__file__).resolve().parents[3] / "shared/data/movie_reviews"
     if not corpus.exists():
         pytest.skip("the shared corpora are not beside the checkout")
     labels = [document.label for document in read_documents([corpus])]
     assert (labels.count("neg"), labels.count("pos"), len(labels)) == (1000, 1000, 2000)
-
-
-def test_documents_are_plain_values() -> None:
-    assert Document("a", "b") == Document("a", "b", None)

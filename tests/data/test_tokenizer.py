@@ -23,7 +23,7 @@ def bpe() -> tok.Tokenizer:
 
 @given(st.text())
 @settings(deadline=None, max_examples=150)
-def test_any_text_survives(text: str) -> None:
+def test_any_text_decodes_to_itself(text: str) -> None:
     for tokenizer in (tok.byte_level(), bpe()):
         ids = tokenizer.encode(text)
         assert tokenizer.decode(ids) == text

@@ -8,7 +8,8 @@ import pytest
 
 from freetf_cli.errors import CheckFailed, InputError, InputErrors
 from freetf_cli.evaluation.checks import check_kinds, parse_check, parse_checks, raise_if_failed
-from freetf_cli.records.compare import CheckResult, Difference, MetricPair
+from freetf_cli.records.compare import CheckResult
+from freetf_cli.records.paired import Difference, MetricPair
 
 
 def pair(percent: float | None, bits: float) -> MetricPair:

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from freetf_cli.errors import InputError
 from freetf_cli.evaluation import weights
 from freetf_cli.evaluation.weights import compare_weights, place
-from freetf_cli.records.compare import TensorShape, WeightChanges
+from freetf_cli.records.weights import TensorShape, WeightChanges
 
 
 def compared(tmp_path: Path, a: dict[str, list], b: dict[str, list]) -> WeightChanges:

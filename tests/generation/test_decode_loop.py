@@ -1,4 +1,4 @@
-"""The steps after the prompt: as a device takes them, and one by one."""
+"""The steps of generation after the prompt, with a static cache and without."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def model_of(kind: str) -> Decoder:
 
 
 def begun(model: Decoder, separator: int | None = None) -> DecodeLoop:
-    """Five rows whose prompt is read."""
+    """The loop of five rows whose prompt is in the cache."""
     random = torch.Generator().manual_seed(1)
     tokens = torch.cat([torch.randint(6, (5, PROMPT), generator=random), torch.zeros(5, TOTAL - PROMPT, dtype=torch.int64)], dim=1)
     z, quantiles = torch.randint(16, (5, TOTAL - 1), generator=random), torch.rand(5, TOTAL - PROMPT, generator=random)
@@ -34,7 +34,7 @@ def begun(model: Decoder, separator: int | None = None) -> DecodeLoop:
 
 @pytest.mark.parametrize("kind", ["free", "baseline"])
 @torch.inference_mode()
-def test_a_step_whose_place_only_the_device_knows_is_the_step(kind: str) -> None:
+def test_a_step_with_a_static_cache_equals_an_eager_step(kind: str) -> None:
     model = model_of(kind)
     plain, device = begun(model), begun(model)
     plain.run()
@@ -51,7 +51,7 @@ def test_a_step_whose_place_only_the_device_knows_is_the_step(kind: str) -> None
 
 
 @torch.inference_mode()
-def test_what_the_cache_holds_beyond_the_place_counts_for_nothing() -> None:
+def test_a_static_cache_is_not_read_beyond_its_length() -> None:
     model = model_of("free")
     found = []
     for rest in (0.0, 7.0):
@@ -66,7 +66,7 @@ def test_what_the_cache_holds_beyond_the_place_counts_for_nothing() -> None:
 
 
 @torch.inference_mode()
-def test_the_steps_end_where_all_sequences_have() -> None:
+def test_generation_stops_when_all_sequences_have_ended() -> None:
     model = model_of("free")
     whole = begun(model)
     whole.run()

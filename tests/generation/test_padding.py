@@ -21,7 +21,7 @@ LENGTH, PROMPT = 12, 7
 
 
 def rows(separator: int | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens and codes [3, LENGTH]; what stands in the padding must not matter."""
+    """Tokens and codes [3, LENGTH]; what is in the padding must not matter."""
     generator = torch.Generator().manual_seed(4)
     tokens, codes = torch.randint(1, 11, (3, LENGTH), generator=generator), torch.randint(0, 32, (3, LENGTH), generator=generator)
     if separator is not None:
@@ -85,7 +85,7 @@ def test_sampled_rows_do_not_depend_on_their_neighbours(prompt_z: str, separator
 
 
 def test_the_prompts_of_a_batch_have_similar_lengths() -> None:
-    """Each with every other one: 60 and 140 are both similar to 100, and not to each other."""
+    """Similar to all others of the batch: 60 and 140 are both similar to 100, but not to each other."""
     model = make("softmax", None)
     rows = [
         sampling._row(None, "", [1] * length, length + 4, (place, 0, 0), SampleSpec(1), None) for place, length in enumerate([100, 60, 140])
@@ -93,7 +93,7 @@ def test_the_prompts_of_a_batch_have_similar_lengths() -> None:
     assert [[len(row.tokens) for row in batch] for batch in sampling._batches(model, iter(rows))] == [[100, 60], [140]]
 
 
-def test_memory_is_reckoned_with_the_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_memory_of_a_batch_includes_its_padding(monkeypatch: pytest.MonkeyPatch) -> None:
     """A short prompt with a long continuation beside a long prompt with a short one: rows of 40 + 30 tokens."""
     model = make("softmax", None)
     asked: list[int] = []

@@ -44,7 +44,7 @@ def run(model: Any, tokenizer: Tokenizer, spec: SampleSpec = SPEC, prompts: tupl
     return list(generate(model, tokenizer, prompts, spec))
 
 
-def test_rows_come_group_by_group_with_a_code_an_input_position(free: Decoder, letters: Tokenizer) -> None:
+def test_rows_come_group_by_group_with_a_code_for_each_input_position(free: Decoder, letters: Tokenizer) -> None:
     rows = run(free, letters, prompts=("ab", "c"))
     assert [(row.prompt, row.group, row.index) for row in rows] == [(p, g, i) for p in ("ab", "c") for g in (0, 1) for i in (0, 1, 2)]
     for row in rows:
@@ -64,7 +64,7 @@ def test_greedy_generation_is_the_argmax_of_the_full_forward(free: Decoder, lett
 
 
 @pytest.mark.parametrize("kind", ["multi-token", "differential", "talking-heads"])
-def test_greedy_generation_is_that_of_the_full_forward_with_any_attention(kind: str, letters: Tokenizer) -> None:
+def test_greedy_generation_is_the_argmax_with_any_attention(kind: str, letters: Tokenizer) -> None:
     model = build_model(CONFIG.model_validate(CONFIG.model_dump() | {"attention": kind}), LatentConfig(kappa=1.0, bits=4, table_std=10.0))
     initialise_model(model, 0)
     for parameter in model.parameters():
@@ -89,7 +89,7 @@ def test_shared_z_is_shared_by_a_group_and_independent_is_not(free: Decoder, let
     for prompt_z in ("posterior", "prior"):
         shared = run(free, letters, replace(SPEC, z="shared", prompt_z=prompt_z))  # type: ignore[arg-type]
         assert shared[0].z == shared[1].z == shared[2].z != shared[3].z == shared[4].z
-        assert len({row.text for row in shared[:3]}) > 1  # tokens are still drawn apart
+        assert len({row.text for row in shared[:3]}) > 1  # each row still draws its own tokens
         independent = run(free, letters, replace(SPEC, prompt_z=prompt_z))  # type: ignore[arg-type]
         assert len({tuple(row.z or ()) for row in independent}) == 6
 
@@ -209,8 +209,8 @@ def test_figure4_has_one_blue_group_and_green_ones(free: Decoder, letters: Token
     assert found["shared"][0].seed != found["independent"][0].seed  # or the tokens' draws of both would be the same
 
 
-def test_streams_are_apart() -> None:
-    """Z, the prompt's Z and the tokens of a row, its neighbours, other prompts and seeds: all draw for themselves."""
+def test_random_streams_are_distinct() -> None:
+    """Z, the Z of the prompt, and the tokens each have a stream, and so has each row, prompt and seed."""
     keys = [
         (seed, purpose, place) for seed in (0, 1) for purpose in _Purpose for place in ((0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0), (0, 0))
     ]

@@ -68,5 +68,5 @@ errors = outcomes_of(compared, CASES)
 
 
 @each_case(CASES)
-def test_output_and_gradients_are_the_references(name: str, errors: dict[str, list[float]]) -> None:
+def test_output_and_gradients_equal_the_reference(name: str, errors: dict[str, list[float]]) -> None:
     assert max(errors[name]) < 1e-6

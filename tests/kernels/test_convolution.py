@@ -39,7 +39,7 @@ errors = outcomes_of(compared, CASES)
 
 
 @each_case(CASES)
-def test_convolution_and_gradients_are_the_references(name: str, errors: dict[str, list[float]]) -> None:
+def test_convolution_and_gradients_equal_the_reference(name: str, errors: dict[str, list[float]]) -> None:
     assert max(errors[name]) < 1e-6
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from freetf_cli.kernels import cross_entropy, linear_cross_entropy
-from freetf_cli.kernels.cross_entropy import chunks
+from freetf_cli.kernels.cross_entropy import _chunks
 from tests.kernels.interpreter import each_case, outcomes_of
 
 IGNORE = -100
@@ -56,7 +56,7 @@ def test_values_and_gradients_are_those_of_the_definition(small: None, scale: fl
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
-def test_targets_that_do_not_count_have_no_part(small: None) -> None:
+def test_ignored_targets_have_no_cost_and_no_gradient(small: None) -> None:
     hidden, weight, targets = numbers(ignored=(0, 3, 4, 5))
     dh, _ = torch.autograd.grad(linear_cross_entropy(hidden, weight, targets, IGNORE), (hidden, weight))
     assert (dh.abs().sum(-1) == 0).tolist() == [number in (0, 3, 4, 5) for number in range(10)]
@@ -64,7 +64,7 @@ def test_targets_that_do_not_count_have_no_part(small: None) -> None:
     assert float(linear_cross_entropy(hidden, weight, none, IGNORE).detach()) == 0.0
 
 
-def test_products_are_in_autocasts_type(small: None) -> None:
+def test_products_are_in_the_dtype_of_autocast(small: None) -> None:
     hidden, weight, targets = numbers(torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         cost = linear_cross_entropy(hidden, weight, targets, IGNORE)
@@ -90,7 +90,7 @@ def test_no_more_logits_at_once_than_allowed(small: None, monkeypatch: pytest.Mo
     assert 0 < max(seen) <= 33
 
 
-def test_without_a_gradient_the_parts_are_as_small(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_are_as_small_without_gradients(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
     plain = F.linear
     monkeypatch.setattr(F, "linear", lambda *words: (sizes.append(len(words[0])), plain(*words))[1])
@@ -101,15 +101,16 @@ def test_without_a_gradient_the_parts_are_as_small(small: None, monkeypatch: pyt
     assert len(sizes) == 4 and max(sizes) <= 3
 
 
-@pytest.mark.parametrize(("tokens", "count"), [(10, 4), (3, 1), (1, 1), (0, 0), (100, 34)])
+@pytest.mark.parametrize(("tokens", "count"), [(10, 4), (3, 1), (1, 1), (0, 1), (100, 34)])
 def test_chunks_cover_all_tokens_once(small: None, tokens: int, count: int) -> None:
-    parts = chunks(tokens, 11, most=33)
-    assert [row for part in parts for row in range(tokens)[part]] == list(range(tokens))
+    hidden, targets = torch.randn(tokens, 6), torch.arange(tokens)
+    parts = list(_chunks(hidden, torch.randn(11, 6), targets))
+    assert torch.equal(torch.cat([h for h, _ in parts]), hidden) and torch.equal(torch.cat([t for _, t in parts]), targets)
     assert len(parts) == count
-    assert max([len(range(tokens)[part]) for part in parts], default=0) <= 3
+    assert max(len(h) for h, _ in parts) <= 3
 
 
-def test_a_compiler_takes_it_whole(small: None) -> None:
+def test_it_compiles_without_a_graph_break(small: None) -> None:
     arguments: Any = numbers(torch.float32)
     compiled = torch.compile(linear_cross_entropy, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(*arguments, IGNORE), linear_cross_entropy(*arguments, IGNORE))
@@ -158,11 +159,11 @@ outcomes = outcomes_of(compared, CASES)
 
 
 @each_case(CASES)
-def test_the_kernels_cost_and_gradient_are_the_definition(name: str, outcomes: dict[str, dict[str, float]]) -> None:
+def test_cost_and_gradient_of_the_kernel_are_those_of_the_definition(name: str, outcomes: dict[str, dict[str, float]]) -> None:
     assert outcomes[name]["cost"] < 1e-6
     assert outcomes[name]["gradient"] < 1e-6
 
 
 @each_case(CASES)
-def test_a_logit_that_is_nan_makes_cost_and_gradient_nan(name: str, outcomes: dict[str, dict[str, float]]) -> None:
+def test_a_nan_logit_makes_cost_and_gradient_of_its_row_nan(name: str, outcomes: dict[str, dict[str, float]]) -> None:
     assert outcomes[name]["nan"]

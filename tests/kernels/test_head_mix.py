@@ -19,7 +19,7 @@ CASES = {
 
 
 def compared(kind: str, batch: int, groups: int, heads: int, length: int) -> list[float]:
-    """The largest number after its query, and the errors of the output and of the gradients of x and the mix."""
+    """The largest number at a key after its query, and the errors of the output and of the gradients of x and the mix."""
     from freetf_cli.kernels import head_mix_triton
     from freetf_cli.kernels.head_mix_triton import causal_mix
 
@@ -42,8 +42,8 @@ errors = outcomes_of(compared, CASES)
 
 
 @each_case(CASES)
-def test_mix_and_gradients_are_the_references(name: str, errors: dict[str, list[float]]) -> None:
-    """The kernels write zeros after each query. float16 rounds a number by 2⁻¹¹ of itself at most."""
+def test_mix_and_gradients_equal_the_reference(name: str, errors: dict[str, list[float]]) -> None:
+    """The kernels write zeros at keys after the query. float16 rounds a number by 2⁻¹¹ of itself at most."""
     after, *others = errors[name]
     assert after == 0
     assert max(others) < (2**-11 if CASES[name][0] == "float16" else 1e-6)

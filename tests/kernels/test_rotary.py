@@ -23,7 +23,7 @@ def test_rotary_is_a_complex_rotation() -> None:
             assert abs(complex(got[0, t, 0, e], got[0, t, 0, e + 4]) - turned) < 1e-6
 
 
-def test_rotary_scores_depend_on_distance_only() -> None:
+def test_scores_depend_only_on_the_distance() -> None:
     torch.manual_seed(0)
     q, k = torch.randn(2, 8)
     tables = rotary_tables(torch.arange(20), 8, 10_000.0)
@@ -61,5 +61,5 @@ errors = outcomes_of(error, CASES)
 
 
 @each_case(CASES)
-def test_the_packed_gradient_is_autograds(name: str, errors: dict[str, float]) -> None:
+def test_the_packed_gradient_equals_that_of_autograd(name: str, errors: dict[str, float]) -> None:
     assert errors[name] < 1e-6

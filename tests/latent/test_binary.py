@@ -55,9 +55,9 @@ def test_mapper_equals_the_literal_straight_through(bits: int, chunk: int, monke
 
 @pytest.mark.parametrize("gradient", ["heun", "paper"])
 def test_the_gradient_of_an_expectation(gradient: Literal["heun", "paper"]) -> None:
-    """d/dL of E[f(r)], summed over all codes: for a quadratic f and a table linear in the bits Heun's estimate has it for its mean.
+    """For a quadratic f and a table linear in the bits, Heun's estimate has the mean d/dL E[f(r)], summed over all codes.
 
-    The paper's has not: it takes f for a straight line.
+    The paper's estimate has another mean: it takes f for a straight line.
     """
     bits, width = 4, 6
     sampler = PostSampler(bits, width, gradient).double()
@@ -84,14 +84,14 @@ def test_the_gradient_of_an_expectation(gradient: Literal["heun", "paper"]) -> N
     assert off < 1e-12 if gradient == "heun" else off > 0.1
 
 
-def test_forward_is_exactly_the_table_row() -> None:
+def test_the_forward_is_the_row_of_the_table() -> None:
     sampler = PostSampler(4, 5)
     torch.nn.init.normal_(sampler.weight)
     codes = torch.tensor([[3, 15, 0]])
     assert torch.equal(sampler(codes, torch.randn(1, 3, 4)), sampler.weight[codes])
 
 
-def test_codes_follow_the_bits() -> None:
+def test_a_code_holds_its_bits_lowest_first() -> None:
     logits = torch.tensor([[[50.0, -50.0, 50.0]]])
     assert sample_codes(logits, torch.full((1, 1, 3), 0.5)).item() == 0b101
     assert code_bits(torch.tensor([0b101]), 3).tolist() == [[1, 0, 1]]
@@ -117,7 +117,7 @@ def test_kl_equals_the_sum_over_all_codes(bits: int) -> None:
     assert (kl_per_token(logits) - want).abs().max() <= 1e-12
 
 
-def test_kl_of_certain_and_of_even_bits() -> None:
+def test_kl_of_certain_and_of_uniform_bits() -> None:
     assert kl_per_token(torch.zeros(1, 1, 16)).abs().item() < 1e-6
     assert kl_per_token(torch.full((1, 1, 16), 60.0)).item() == pytest.approx(16 * math.log(2), rel=1e-6)
 
@@ -130,7 +130,7 @@ def test_free_bits_are_per_token_and_not_on_the_mean() -> None:
     assert free_bits_penalty(kl, counted, 0.0, "token").item() == pytest.approx(5.0)
 
 
-def test_a_slope_prices_what_is_below_the_threshold() -> None:
+def test_a_slope_weighs_the_kl_below_the_free_bits() -> None:
     kl = torch.tensor([[0.0, 3.0, 1.0], [0.5, 0.5, 9.0]])
     counted = torch.tensor([[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]])
     assert free_bits_penalty(kl, counted, 1.0, "token", 0.1).item() == pytest.approx(2.0 + 0.1 * (0 + 1 + 1 + 0.5 + 0.5))
@@ -138,8 +138,8 @@ def test_a_slope_prices_what_is_below_the_threshold() -> None:
     assert free_bits_penalty(kl, counted, 1.0, "token", 1.0).item() == pytest.approx(5.0)
 
 
-def test_mismatch_is_the_divergence_of_order_2_summed_over_all_codes() -> None:
-    """Both halves of the batch the same sequences: then it is that of their mean posterior, ln 2ⁿ Σ_z Q(z)²."""
+def test_mismatch_equals_the_sum_over_all_codes() -> None:
+    """With equal halves of the batch it is D₂ of their mean posterior, ln 2ⁿ Σ_z Q(z)²."""
     generator = torch.Generator().manual_seed(0)
     half = 2 * torch.randn(5, 3, 2, generator=generator).double()
     half_counted = torch.tensor([[1.0, 1.0, 1.0]] * 3 + [[1.0, 1.0, 0.0]] * 2).double()
@@ -157,7 +157,7 @@ def test_mismatch_is_the_divergence_of_order_2_summed_over_all_codes() -> None:
     assert aggregate_mismatch(odd, torch.cat((half_counted, half_counted, half_counted[:1]))).item() == pytest.approx(want, rel=1e-10)
 
 
-def test_mismatch_over_tokens_is_the_sum_of_each_tokens() -> None:
+def test_mismatch_over_tokens_is_the_sum_over_tokens() -> None:
     logits = 2 * torch.randn(8, 3, 2, generator=torch.Generator().manual_seed(1)).double()
     logits = torch.cat((logits, logits))
     counted = torch.ones(16, 3).double()
@@ -175,8 +175,8 @@ def test_mismatch_over_tokens_is_the_sum_of_each_tokens() -> None:
     assert aggregate_mismatch(even, torch.ones(4, 3).double()).item() == pytest.approx(2 * math.log(2), rel=1e-4)
 
 
-def test_mismatch_sees_what_pairs_of_bits_do_not() -> None:
-    """Three bits of which the last is the parity of the others: each even, every two independent; one bit of mismatch."""
+def test_mismatch_sees_dependence_of_three_bits() -> None:
+    """The third bit is the parity of the other two: each is uniform, any two are independent, and the mismatch is one bit."""
     rows = code_bits(torch.arange(4), 2)
     logits = 20.0 * (2 * torch.cat((rows, rows.sum(1, keepdim=True) % 2), 1)[:, None] - 1).double()
     found = aggregate_mismatch(torch.cat((logits, logits)), torch.ones(8, 1).double()).item()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ def tables(length: int, head_width: int) -> Rotary:
 
 
 def randomised(attention: Attention, seed: int) -> Attention:
-    """In float64, every parameter drawn: what begins as the identity or zero must not hide a mistake."""
+    """The attention in float64 with all parameters random: an initial identity or zero must not hide a mistake."""
     generator = torch.Generator().manual_seed(seed)
     attention = attention.double()
     for parameter in attention.parameters():
@@ -33,7 +32,7 @@ def randomised(attention: Attention, seed: int) -> Attention:
 
 
 def streams(length: int, width: int, rows: int = 2, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """What queries are made from, and what keys and values are."""
+    """The streams of queries, and of keys and values, [B, T, D] each."""
     drawn = torch.randn(2, rows, length, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return drawn[0], drawn[1]
 
@@ -41,8 +40,7 @@ def streams(length: int, width: int, rows: int = 2, seed: int = 0) -> tuple[Tens
 def context(rotary: Rotary, causal: bool = True, document_ids: Tensor | None = None) -> Context:
     """The context of a whole row with these tables."""
     length = rotary[0].shape[0]
-    ctx = Context(rotary, torch.arange(length), length, causal=causal, document_ids_BS=document_ids)
-    return ctx if document_ids is None else replace(ctx, mask=ctx.visible(ctx.positions_T))
+    return Context(rotary, torch.arange(length), length, causal=causal, document_ids_BS=document_ids).with_masks()
 
 
 def projected(layer: torch.nn.Linear, x_TD: Tensor, head: int, width: int, rotary: Rotary | None = None) -> Array:
@@ -54,7 +52,7 @@ def projected(layer: torch.nn.Linear, x_TD: Tensor, head: int, width: int, rotar
 
 
 def scores(a: Attention, q_TD: Tensor, kv_TD: Tensor, rotary: Rotary) -> Array:
-    """L [M, T, T] with nothing hidden; M/K heads in turn share a key head."""
+    """L [M, T, T] without a mask; M/K consecutive heads share a key head."""
     length, width = len(q_TD), a.head_width
     out = np.zeros((a.heads, length, length))
     for m in range(a.heads):
@@ -66,7 +64,7 @@ def scores(a: Attention, q_TD: Tensor, kv_TD: Tensor, rotary: Rotary) -> Array:
 
 
 def softmaxed(s: Array) -> Array:
-    """Over the keys up to each query, 0 elsewhere."""
+    """Softmax over the keys up to each query, 0 elsewhere."""
     out = np.zeros_like(s)
     for m, i in np.ndindex(*s.shape[:2]):
         e = [math.exp(s[m, i, j] - max(s[m, i, : i + 1])) for j in range(i + 1)]

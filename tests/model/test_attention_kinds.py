@@ -1,4 +1,4 @@
-"""What every kind of attention keeps to within a whole model: causality, caches, documents apart, initialisation."""
+"""What holds for a whole model with any kind of attention: causality, caches, masked documents, initialisation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from freetf_cli.config.recipe import LatentConfig, ModelConfig, TrainConfig
 from freetf_cli.latent.binary import bit_logits
 from freetf_cli.latent.build import build_model, initialise_model
-from freetf_cli.model.attention import materialised as maps
+from freetf_cli.model.attention import materialised
 from freetf_cli.model.attention.head_norm import HeadNorm
 from freetf_cli.model.attention.multi_token import QueryCache, RowCache
 from freetf_cli.model.context import Cache
@@ -78,7 +78,7 @@ def codes(rows: int = 2, length: int = 9) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("position", [1, 4, 8])
-def test_a_later_token_changes_earlier_outputs_by_nothing(kind: str, position: int) -> None:
+def test_a_later_token_does_not_change_earlier_outputs(kind: str, position: int) -> None:
     model, changed = make(kind), tokens()
     changed[:, position] = changed[:, position] % 10 + 1
     before, after = logits(model, tokens()), logits(model, changed)
@@ -87,7 +87,7 @@ def test_a_later_token_changes_earlier_outputs_by_nothing(kind: str, position: i
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_later_code_changes_earlier_outputs_by_nothing(kind: str) -> None:
+def test_a_later_code_does_not_change_earlier_outputs(kind: str) -> None:
     model, changed = make(kind, LATENT), codes()
     changed[:, 4] = (changed[:, 4] + 1) % 32
     before, after = logits(model, tokens(), codes()), logits(model, tokens(), changed)
@@ -99,7 +99,7 @@ def test_a_later_code_changes_earlier_outputs_by_nothing(kind: str) -> None:
 @pytest.mark.parametrize("separator", [None, SEPARATOR])
 @pytest.mark.parametrize("steps", [[9], [4, 5], [2, 3, 1, 1, 1, 1], [1] * 9], ids=str)
 def test_cache_equals_full_forward(kind: str, separator: int | None, steps: list[int]) -> None:
-    """With documents that end in the middle, too."""
+    """Also where documents end in the middle of a row."""
     model, row = make(kind, LATENT, separator=separator), tokens()
     row[0, 5] = row[1, 2] = row[1, 3] = SEPARATOR
     cache, start, parts = model.new_cache(2, 12), 0, []
@@ -113,8 +113,8 @@ def test_cache_equals_full_forward(kind: str, separator: int | None, steps: list
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("separator", [None, SEPARATOR])
 @pytest.mark.parametrize("prompt", [1, 2, 6])
-def test_cache_of_a_position_on_the_device_equals_full_forward(kind: str, separator: int | None, prompt: int) -> None:
-    """As a step replayed from a graph has it, in a cache with room to spare."""
+def test_static_cache_equals_full_forward(kind: str, separator: int | None, prompt: int) -> None:
+    """The position is a tensor, as in a step replayed from a graph; the cache has more room than needed."""
     model, row = make(kind, LATENT, separator=separator), tokens()
     row[0, 5] = row[1, 2] = row[1, 7] = SEPARATOR
     cache = model.new_cache(2, 12)
@@ -124,14 +124,14 @@ def test_cache_of_a_position_on_the_device_equals_full_forward(kind: str, separa
     assert (torch.cat(parts, 1) - logits(model, row, codes())).abs().max() < 1e-12
 
 
-def test_both_ways_to_decode_are_taken() -> None:
+def test_each_option_has_its_cache() -> None:
     kept = {kind: [type(layer) for layer in make(kind).new_cache(1, 4).layers] for kind in ("multi-token", "multi-token, rows")}
     assert [QueryCache in kept["multi-token"], RowCache in kept["multi-token, rows"]] == [True, True]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_packed_document_is_what_it_is_alone(kind: str) -> None:
-    """Rotary tables are float32: a document further on in a row has its distances to 1e-6."""
+def test_a_packed_document_gives_what_it_gives_alone(kind: str) -> None:
+    """Up to rounding: rotary tables are float32, so distances between positions further on in a row are exact to 1e-6."""
     model, row = make(kind, LATENT, separator=SEPARATOR), tokens()
     row[:, 5] = SEPARATOR
     packed, alone = logits(model, row, codes()), [logits(model, row[:, part], codes()[:, part]) for part in (slice(0, 5), slice(5, 9))]
@@ -141,7 +141,7 @@ def test_a_packed_document_is_what_it_is_alone(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_earlier_document_changes_a_later_one_by_nothing(kind: str) -> None:
+def test_an_earlier_document_does_not_change_a_later_one(kind: str) -> None:
     model, row = make(kind, LATENT, separator=SEPARATOR), tokens()
     row[:, 5] = SEPARATOR
     changed = row.clone()
@@ -153,7 +153,7 @@ def test_an_earlier_document_changes_a_later_one_by_nothing(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["talking-heads", "multi-token, rows", "multi-token, exact"])
-def test_the_model_begins_as_the_plain_one_with_the_same_weights(kind: str) -> None:
+def test_the_model_starts_as_the_plain_one_with_the_same_weights(kind: str) -> None:
     options = {"multi_token": KINDS[kind]["multi_token"] | {"norm": "none"}} if "multi" in kind else {}
     ours, plain = (build_model(config(name, **more), LATENT) for name, more in ((kind, options), ("softmax", {})))
     for model in (ours, plain):
@@ -165,7 +165,7 @@ def test_the_model_begins_as_the_plain_one_with_the_same_weights(kind: str) -> N
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_free_model_and_its_baseline_begin_alike(kind: str) -> None:
+def test_a_free_model_and_its_baseline_start_with_the_same_weights(kind: str) -> None:
     free, base = build_model(config(kind), LATENT), build_model(config(kind), None)
     for model in (free, base):
         initialise_model(model, 5)
@@ -184,7 +184,7 @@ def test_gradient_reaches_every_parameter(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.filterwarnings("error")
-def test_in_bfloat16_it_is_the_same_but_for_rounding(kind: str) -> None:
+def test_in_bfloat16_it_is_equal_up_to_rounding(kind: str) -> None:
     model = make(kind).float()
     with torch.no_grad():
         want = logits(model, tokens())
@@ -202,11 +202,11 @@ def test_weight_decay_does_not_pull_kernels_and_mixes_from_the_identity() -> Non
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind.startswith("differential")])
-def test_maps_made_once_more_in_the_backward_are_the_maps_kept(kind: str) -> None:
+def test_recomputed_attention_weights_equal_kept_ones(kind: str) -> None:
     found = []
     for setting in ("on", "off"):
         model = make(kind, LATENT)
-        maps.set_attention_checkpointing(model, setting)
+        materialised.set_attention_checkpointing(model, setting)
         y = logits(model, tokens(), codes())
         y.cos().sum().backward()
         found.append([y.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
@@ -214,15 +214,15 @@ def test_maps_made_once_more_in_the_backward_are_the_maps_kept(kind: str) -> Non
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(*found, strict=True))
 
 
-def test_maps_are_kept_while_those_of_all_blocks_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`auto` counts the blocks that make maps, and a block's maps of all sequences and heads."""
+def test_attention_weights_are_kept_while_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`auto` counts the weights of all sequences, heads and blocks."""
     model = make("talking-heads", None)
-    maps.set_attention_checkpointing(model, "auto")
-    made = sum(isinstance(block.attention, maps.MaterialisedAttention) for block in model.blocks)
+    materialised.set_attention_checkpointing(model, "auto")
+    made = sum(isinstance(block.attention, materialised.MaterialisedAttention) for block in model.blocks)
     numbers = made * model.config.heads * tokens().numel() * tokens().shape[1]
     kept = []
     for limit in (numbers, numbers + 1):
-        monkeypatch.setattr(maps, "CHECKPOINT_FROM", limit)
+        monkeypatch.setattr(materialised, "CHECKPOINT_FROM", limit)
         seen: list[int] = []
         with torch.autograd.graph.saved_tensors_hooks(lambda x, seen=seen: seen.append(x.numel()) or x, lambda x: x):
             logits(model, tokens())
@@ -232,16 +232,16 @@ def test_maps_are_kept_while_those_of_all_blocks_are_few(monkeypatch: pytest.Mon
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["talking-heads", "differential", "multi-token"])
-def test_a_compiler_takes_a_model_whole(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(maps, "CHECKPOINT_FROM", 0)
-    torch.compiler.reset()  # one code, compiled for many models, would be refused
+def test_a_model_compiles_in_one_graph(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(materialised, "CHECKPOINT_FROM", 0)
+    torch.compiler.reset()  # torch.compile gives up after a few models of one class
     model = make(kind, LATENT)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     assert (compiled(tokens(), codes()).logits - logits(model, tokens(), codes())).abs().max() < 1e-12
     compiled(tokens(), codes()).logits.cos().sum().backward()
 
 
-def test_gates_begin_as_the_norm_says() -> None:
+def test_initial_gates() -> None:
     """u of deviation E^-1/2, so that u·n of normed heads has deviation 1."""
     norm = HeadNorm(96, 1e-5, "gate", 0)
     seen = []

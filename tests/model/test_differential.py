@@ -21,8 +21,8 @@ def config(kv_heads: int = 8) -> ModelConfig:
 
 @pytest.mark.parametrize("kv_heads", [2, 4, 8])
 @pytest.mark.parametrize("index", [0, 3])
-def test_it_is_the_difference_of_two_maps(kv_heads: int, index: int) -> None:
-    """Pairs of queries in turn share a pair of keys: with one pair of keys both maps still have keys of their own."""
+def test_it_is_the_difference_of_two_softmax_attentions(kv_heads: int, index: int) -> None:
+    """Consecutive pairs of query heads share a pair of key heads; the two attentions of a pair never share keys."""
     attention = loops.randomised(Differential(config(kv_heads), index), kv_heads)
     (q, kv), tables = loops.streams(7, 32), loops.tables(7, 4)
     got = attention(q, kv, loops.context(tables))
@@ -31,15 +31,15 @@ def test_it_is_the_difference_of_two_maps(kv_heads: int, index: int) -> None:
         assert (got[b] - want).abs().max() < 1e-12 * want.abs().max()
 
 
-def test_its_map_is_two_plain_maps_mixed_after_the_softmax() -> None:
-    """w = [[1, −λ], [1, −λ]] of each pair, before the norm: what Multi-Token Attention makes of it."""
+def test_it_is_a_mix_of_two_plain_attentions_after_the_softmax() -> None:
+    """Before the norm, it is Multi-Token Attention with the mix [[1, −λ], [1, −λ]] of each pair."""
     attention = loops.randomised(Differential(config(), 1), 0)
     plain = Attention(config()).double()
     plain.load_state_dict({name: p for name, p in attention.state_dict().items() if "lambda" not in name and "norm" not in name})
     plain.out.weight.data = torch.eye(32).double()
     (q, kv), tables, part = loops.streams(7, 32), loops.tables(7, 4), float(attention.subtracted().detach())  # type: ignore[operator]
     read = {}
-    for half in range(2):  # both maps of a pair read each half of its values
+    for half in range(2):  # both attentions of a pair read each half of its values
         values = plain.v.weight.view(4, 2, 4, 32)[:, [half, half]].reshape(32, 32)
         plain_half = Attention(config()).double()
         plain_half.load_state_dict({**plain.state_dict(), "v.weight": values})
@@ -50,7 +50,7 @@ def test_its_map_is_two_plain_maps_mixed_after_the_softmax() -> None:
     assert (got - want).abs().max() < 1e-12 * want.abs().max()
 
 
-def test_lambda_begins_at_its_depth() -> None:
+def test_initial_lambda_depends_on_depth() -> None:
     assert [lambda_init(index) for index in (0, 1, 30)] == pytest.approx([0.2, 0.8 - 0.6 * math.exp(-0.3), 0.8], abs=1e-4)
     model = build_model(config(), None)
     initialise_model(model, 0)

@@ -62,8 +62,8 @@ def errors(attention: MultiToken, seed: int = 0, documents: list[int] | None = N
     ],
     ids=str,
 )
-def test_it_is_the_papers_sums(kv_heads: int, options: dict[str, Any], widest: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a convolution: by wider heads, and by maps."""
+def test_it_equals_the_papers_sums(kv_heads: int, options: dict[str, Any], widest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing convolves, by fused wide heads and by materialised weights."""
     monkeypatch.setattr(multi_token, "WIDEST_HEAD", widest)
     assert errors(loops.randomised(MultiToken(config(kv_heads, **options), 1), seed=kv_heads)) < 1e-12  # type: ignore[arg-type]
 
@@ -81,7 +81,7 @@ def test_it_is_the_papers_sums(kv_heads: int, options: dict[str, Any], widest: i
 def test_every_kernel_with_documents_packed_in_a_row(
     c_q: int, c_k: int, sides: tuple[str, str], mask: str, form: str, documents: list[bool] | None, seed: int
 ) -> None:
-    """Even widths and odd ones; a document's outputs are those that it has alone."""
+    """Kernels of even and odd widths. A document gives what it gives alone."""
     chosen = config(kv_heads=2, c_q=c_q, c_k=c_k, kq=sides[0], mix=sides[1], mask=mask, form=form, c_h=2)
     number, numbered = 0, []
     for begins in documents or []:
@@ -94,7 +94,7 @@ def test_every_kernel_with_documents_packed_in_a_row(
 @pytest.mark.parametrize("form", ["factorised", "full"])
 @pytest.mark.parametrize("mask", ["double", "exact"])
 @pytest.mark.parametrize("kv_heads", [2, 4])
-def test_it_begins_as_plain_attention_and_every_number_of_it_has_a_gradient(form: str, mask: str, kv_heads: int) -> None:
+def test_it_starts_as_plain_attention_and_every_parameter_has_a_gradient(form: str, mask: str, kv_heads: int) -> None:
     chosen = config(kv_heads, form=form, mask=mask, c_h=2)
     attention, plain = MultiToken(chosen, 1).double(), Attention(chosen).double()
     attention.load_state_dict(plain.state_dict(), strict=False)
@@ -107,7 +107,7 @@ def test_it_begins_as_plain_attention_and_every_number_of_it_has_a_gradient(form
     assert all(p.grad is not None and (p.grad != 0).all() for p in extra.values())
 
 
-def test_factorised_is_a_full_kernel_of_rank_one() -> None:
+def test_the_factorised_form_is_a_full_kernel_of_rank_one() -> None:
     factors, full = (MultiToken(config(form=form, c_h=2), 1) for form in ("factorised", "full"))
     loops.randomised(factors, 3)
     full.double().load_state_dict(
@@ -122,7 +122,7 @@ def test_factorised_is_a_full_kernel_of_rank_one() -> None:
     assert (both[0] - both[1]).abs().max() < 1e-12 * both[0].abs().max()
 
 
-def test_only_the_blocks_that_are_named_have_the_convolution() -> None:
+def test_only_the_named_blocks_convolve() -> None:
     model = build_model(config().model_copy(update={"attention_layers": [1, 2]}), None)
     kernels = [[name for name, _ in block.attention.named_parameters() if "kernel" in name] for block in model.blocks]
     assert [type(block.attention) for block in model.blocks] == [Attention, MultiToken, MultiToken]

@@ -26,7 +26,7 @@ def test_scores_and_weights_are_mixed_over_all_heads(kv_heads: int) -> None:
         assert (got[b] - want).abs().max() < 1e-12 * want.abs().max()
 
 
-def test_it_begins_as_plain_attention() -> None:
+def test_it_starts_as_plain_attention() -> None:
     attention, plain = TalkingHeads(config(2), 0).double(), Attention(config(2)).double()
     attention.load_state_dict(plain.state_dict(), strict=False)
     q, kv = loops.streams(7, 16)
@@ -36,7 +36,7 @@ def test_it_begins_as_plain_attention() -> None:
 
 
 def test_it_is_multi_token_attention_without_the_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(multi_token, "WIDEST_HEAD", 0)  # by maps
+    monkeypatch.setattr(multi_token, "WIDEST_HEAD", 0)  # materialise the weights
     options = MultiTokenConfig(kq="none", norm="none")
     other = MultiToken(config(2).model_copy(update={"attention": "multi-token", "multi_token": options}), 0)
     attention = loops.randomised(TalkingHeads(config(2), 0), 0)

@@ -13,30 +13,21 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from freetf_cli.evaluation.metrics.answers import Answers, Errors
-from freetf_cli.records import CheckpointInfo, DataFacts, DatasetSummary, Finding, Findings, Metrics, Progress, TrainResult, from_json
-from freetf_cli.records.compare import (
-    Change,
-    CheckResult,
-    Difference,
-    GroupChange,
-    LatentUse,
-    MetricPair,
-    Positions,
-    SamplePair,
-    Side,
-    TensorChange,
-    TensorShape,
-    WeightChanges,
-)
-from freetf_cli.records.comparison import Comparison
+from freetf_cli.records import CheckpointInfo, DataFacts, DatasetSummary, Finding, Findings, Metrics, Progress, TrainResult
+from freetf_cli.records.compare import CheckResult, Comparison, LatentUse, SamplePair, Side
+from freetf_cli.records.intervention import HeatMap
 from freetf_cli.records.likelihood import Cost, Estimate, Likelihood
+from freetf_cli.records.paired import Difference, MetricPair, Positions
 from freetf_cli.records.plan import PartCost, Plan
-from freetf_cli.records.probe import HeatMap
-from freetf_cli.records.probing import ProbeResult, Sweep
+from freetf_cli.records.probe import ProbeResult
+from freetf_cli.records.probe_sweep import Sweep
 from freetf_cli.records.recipes import RecipeDiff, RecipeEntry, RecipeList, Setting, SweepEntry
 from freetf_cli.records.run import DemoResult, RunSummary
 from freetf_cli.records.samples import Agreement, SampleGroups
+from freetf_cli.records.weights import Change, GroupChange, TensorChange, TensorShape, WeightChanges
 from freetf_cli.tasks import spans_by_text
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
@@ -125,7 +116,7 @@ def summary(free: bool = True, **changes: Any) -> RunSummary:
 
 def sweep() -> Sweep:
     """The sweep of docs/results, with samples and heat maps."""
-    found: Sweep = from_json(Sweep, json.loads((RESULTS / "letters-sweep-h200.json").read_text(encoding="utf-8")))
+    found: Sweep = TypeAdapter(Sweep).validate_json((RESULTS / "letters-sweep-h200.json").read_bytes())
     maps = [HeatMap("the letter", [[0.0, 0.5, 0.5, 1.0], [1.0, 0.0, 0.25, 0.0]])]
     samples = [letters_groups(False, 1), letters_groups(True, 2)]
     shown = [replace(one.intervention, heat_maps=maps, samples=samples) for one in found.runs if one.intervention]
@@ -138,7 +129,9 @@ def probe(**changes: Any) -> ProbeResult:
 
 
 def likelihood(name: str = "evaluate-letters-2th") -> Likelihood:
-    found: Likelihood = from_json(Likelihood, json.loads((RESULTS / "letters-likelihood-h200.json").read_text(encoding="utf-8"))[name])
+    found: Likelihood = TypeAdapter(Likelihood).validate_python(
+        json.loads((RESULTS / "letters-likelihood-h200.json").read_text(encoding="utf-8"))[name]
+    )
     return found
 
 
@@ -191,7 +184,7 @@ def mixed() -> Comparison:
 
 
 DATASET = DatasetSummary(
-    "data", "letters", "characters", 29, {"train": {"tokens": 3960000, "documents": 60000}, "val": {}}, {"K": 3}, 27.412
+    "data", "letters", "characters", 29, {"train": {"documents": 60000, "tokens": 3960000, "bytes": 3960000}}, {"K": 3}, 27.412
 )
 TRAINED = TrainResult("runs/my run", "free", 4000, 66560000, 324.0, metrics(4000, "val"), "runs/my run/c", "runs/my run/report.html", FACTS)
 ERRORS = Errors(3, Estimate(0.1, 0.05, 0.2))

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+from pydantic import TypeAdapter
 
-from freetf_cli.records import from_json, to_json
-from freetf_cli.records.compare import Positions
-from freetf_cli.records.comparison import STRETCHES, position_rows, verdict
+from freetf_cli.records import to_json
+from freetf_cli.records.intervention import colours
 from freetf_cli.records.likelihood import Estimate, Likelihood
-from freetf_cli.records.probe import factor_roles
-from freetf_cli.records.probing import Sweep, kappa_title, panels_note, sweep_panels
+from freetf_cli.records.paired import STRETCHES, Positions
+from freetf_cli.records.probe_sweep import Sweep, kappa_title, panels_note, sweep_panels
 from freetf_cli.records.run import RunSummary
 from freetf_cli.records.samples import SampleGroups, line_spans
 from freetf_cli.report.units import bracket, duration, number, short, signed, times
@@ -38,9 +38,10 @@ def said(capsys: pytest.CaptureFixture[str]) -> Said:
 
 def test_numbers_as_text() -> None:
     assert (number(-0.001), number(1234.5), number(None), number(math.nan), signed(0.126)) == ("0.00", "1,234", "–", "–", "+0.13")
-    assert (short(1.51e9), times(math.inf), duration(3723), bracket(1.0, 1.0), bracket(1.0, 2.5)) == (
+    assert (short(1.51e9), times(0.5, 0.0), duration(3723), bracket(1.0, 1.0), bracket(1.0, 2.5)) == (
         *("1.51 G", "∞ ×", "1:02:03", "1.00", "1.00 to 2.50"),
     )
+    assert (times(0.0, 0.0), times(0.5, 0.25)) == ("–", "2.0 ×")
     assert Estimate(1.0, math.nan, math.nan).text() == "1.00" and Estimate(0.5, 0.4, 0.6).share() == "50.0 % [40.0, 60.0]"
 
 
@@ -48,7 +49,7 @@ def test_json_leaves_out_what_is_for_display() -> None:
     record = summary(samples=[SampleGroups("", True, [["K>K"]], "K>", {"K>K": [("K>K", "plain")]})])
     found = json.loads(to_json(record))
     assert "spans" not in found["samples"][0] and found["metrics"][0]["lr"] == record.metrics[0].lr
-    assert from_json(RunSummary, found) == replace(record, samples=[replace(record.samples[0], spans={})])
+    assert TypeAdapter(RunSummary).validate_python(found) == replace(record, samples=[replace(record.samples[0], spans={})])
 
 
 def test_a_run(said: Said) -> None:
@@ -122,7 +123,7 @@ def test_panels_have_kappa_and_numbers() -> None:
     assert panels[1].measured[0] == "I(Z; position) 1.29 [1.26, 1.35] of 5.81 bits" and panels[1].measured[2].startswith("valid 99.6 %")
     assert [box.kind for box in panels[0].boxes] == ["independent", "shared", "shared"]
     twice = [one.title for one in sweep_panels([probe(run="runs/b"), probe(run="runs/a")])]
-    assert twice == ["κ = 1/2 bit per token · a", "κ = 1/2 bit per token · b"]
+    assert twice == ["κ = 1/2 bit per token · b", "κ = 1/2 bit per token · a"]
     assert sweep_panels([probe(intervention=None)]) == [] and panels_note([probe(intervention=None)]) == ""
     assert "sequences each" in panels_note(sweep().runs)
 
@@ -135,8 +136,7 @@ def test_kappa_is_written_as_in_the_paper(value: float, title: str) -> None:
 
 
 def test_factors_have_the_colours_of_samples() -> None:
-    roles = factor_roles(["letter", "position", "noise", "other"])
-    assert (roles["position"], roles["noise"]) == ("target", "noise") and len(set(roles.values())) == 4
+    assert colours(probe().factors()) == {"letter": "plain", "position": "target", "noise": "noise"}
 
 
 def test_the_pieces_of_a_row() -> None:
@@ -155,23 +155,23 @@ def test_the_pieces_of_a_row() -> None:
     ],
 )
 def test_verdicts(a: float, b: float, half: float, begins: str, mood: str) -> None:
-    sentence, found = verdict(comparison(metrics={**comparison().metrics, "nll": pair(a, b, half)}))
+    sentence, found = comparison(metrics={**comparison().metrics, "nll": pair(a, b, half)}).verdict()
     assert sentence.startswith(begins) and found == mood
 
 
 def test_a_bound_that_loses_to_an_exact_nll_decides_nothing() -> None:
-    sentence, mood = verdict(mixed())
+    sentence, mood = mixed().verdict()
     assert sentence.startswith("Undecided: A is below the bound of B") and mood == "warn"
     better = replace(mixed(), metrics={**mixed().metrics, "nll": pair(0.41, 0.40)})
-    assert verdict(better)[0].startswith("B is better: ")  # a bound below an exact value decides
+    assert better.verdict()[0].startswith("B is better: ")  # a bound below an exact value decides
 
 
 def test_positions_are_pooled_by_their_targets() -> None:
-    rows = position_rows(comparison())
+    rows = comparison().by_position.rows()  # type: ignore[union-attr]
     assert len(rows) == STRETCHES
     assert rows[0] == ["1–8", "1.000", "0.500", "-0.500"] and rows[-1] == ["57–64", "1.000", "1.500", "+0.500"]
     uneven = Positions([1.0, 4.0] * 8, [0.0] * 16, [3, 1] * 8)
-    assert position_rows(comparison(by_position=uneven))[0] == ["0–1", "1.750", "0.000", "-1.750"]
+    assert uneven.rows()[0] == ["0–1", "1.750", "0.000", "-1.750"]
 
 
 def test_a_comparison(said: Said) -> None:

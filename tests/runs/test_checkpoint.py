@@ -194,7 +194,7 @@ def test_a_header_that_claims_too_much_is_not_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["state.json", MANIFEST])
-def test_a_state_of_many_megabytes_is_not_read(tmp_path: Path, name: str) -> None:
+def test_a_file_of_many_megabytes_is_not_read(tmp_path: Path, name: str) -> None:
     save(tmp_path / "step-000007")
     with (tmp_path / "step-000007" / name).open("ab") as file:
         file.truncate(SMALL + 1)

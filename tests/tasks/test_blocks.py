@@ -37,7 +37,7 @@ def test_blocks_have_one_answer(params: dict[str, object], count: int, answer: s
     assert task.prompt(0, 3).endswith(task.prompt(0, 3)[-task.params["query"] :]) and len(task.prompt(0, 3)) == task.loss_start - 1
 
 
-def test_blocks_row_is_the_released_one() -> None:
+def test_a_row_of_blocks_is_as_long_as_the_released_one() -> None:
     assert make_task("blocks", {}).row_tokens == 319 + 2
     assert make_task("blocks", make_task("blocks", {"n": 8}).params).params == make_task("blocks", {"n": 8}).params
 

@@ -15,8 +15,9 @@ import freetf_cli.tasks
 from freetf_cli.config.schema import recipe_schema
 from freetf_cli.data.prepare import task_tokenizer
 from freetf_cli.errors import InputError
-from freetf_cli.tasks import describe, make_task, task_class, task_names
-from freetf_cli.tasks.base import PAD, stream_seed
+from freetf_cli.streams import stream_seed
+from freetf_cli.tasks import describe, make_task, task_names
+from freetf_cli.tasks.base import PAD
 from freetf_cli.tasks.factors import UNREAD, Factor, encode, spans_of
 
 TASKS = task_names()
@@ -43,7 +44,7 @@ class Echo(Task):
 def test_tasks_are_found_by_listing_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A new file is a new task, with its help, and nothing else changes."""
     assert {"letters", "coins", "reviews", "blocks"} <= set(TASKS) and list(TASKS) == sorted(TASKS)
-    assert [task_class(name).name for name in TASKS] == [*TASKS]
+    assert [make_task(name, {}).name for name in TASKS] == [*TASKS]
     (tmp_path / "echo.py").write_text(EXTRA_TASK, encoding="utf-8")
     monkeypatch.setattr(freetf_cli.tasks, "__path__", [*freetf_cli.tasks.__path__, str(tmp_path)])
     assert task_names() == tuple(sorted([*TASKS, "echo"]))
@@ -54,7 +55,7 @@ def test_tasks_are_found_by_listing_the_package(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.parametrize("name", TASKS)
 def test_help_is_parsed_from_the_source(name: str) -> None:
     summary, params = describe(name)
-    assert summary.startswith(f"{name}: ") and params == list(task_class(name).PARAMS)
+    assert summary.startswith(f"{name}: ") and params == list(make_task(name, {}).PARAMS)
 
 
 def test_names_are_listed_without_numpy() -> None:
@@ -105,7 +106,7 @@ def test_splits_have_streams_of_their_own() -> None:
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_what_is_read_from_true_rows(name: str) -> None:
+def test_readings_of_true_rows(name: str) -> None:
     """True rows are valid, their spans are the row without an invalid one, and the prompt for other factors is a prompt."""
     task = make_task(name, {})
     examples = task.examples(0, 0, 60)
@@ -132,6 +133,7 @@ def test_factors_as_numbers() -> None:
         ("letters", {"nose": 1}, "did you mean 'noise'"),
         ("letters", {"noise": 1.5}, "outside 0 … 1"),
         ("letters", {"noise": "nan"}, "must be a number"),
+        ("letters", {"noise": "1e999999999"}, "must be a number"),
         ("letters", {"noise": math.inf}, "must be a number"),
         ("letters", {"length": 8.5}, "whole number"),
         ("letters", {"length": True}, "whole number"),

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from freetf_cli.training.launch import freetf_command
+from freetf_cli.training.pool import freetf_command
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="/proc")
 LAUNCHER = """
 import sys
 from freetf_cli.cli import failures
-from freetf_cli.training import launch
-launch.freetf_command = lambda words: [sys.executable, "-c", *words]
+from freetf_cli.training import launch, pool
+pool.freetf_command = lambda words: [sys.executable, "-c", *words]
 sys.exit(failures.attempt(lambda: launch.launch([sys.argv[1]], 2), []))
 """
 RANK = """

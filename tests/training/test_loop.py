@@ -114,7 +114,7 @@ def test_resume_deletes_the_records_after_the_checkpoint(tmp_path: Path) -> None
     assert (tmp_path / "other" / "metrics.jsonl").read_bytes() == before
 
 
-def test_metrics_have_the_contracts_keys(tmp_path: Path) -> None:
+def test_metrics_have_the_keys_that_others_rely_on(tmp_path: Path) -> None:
     train(recipe(), tmp_path / "run", device=CPU)
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert all(list(row) == KEYS for row in rows)
@@ -164,7 +164,8 @@ def test_best_and_last_are_kept(tmp_path: Path) -> None:
     losses = {row["step"]: row["loss"] for row in rows if row["split"] == "val"}
     best = min(losses, key=lambda step: losses[step])
     assert {int(path.name[5:]) for path in checkpoint_folders(tmp_path / "run")} == {best, 8}
-    assert json.loads((tmp_path / "run" / "checkpoints" / "best.json").read_text()) == {"step": best, "loss": losses[best]}
+    infos = RunFolder(tmp_path / "run").checkpoint_infos()
+    assert [(info.step, info.val_loss, info.best) for info in infos] == [(step, losses[step], step == best) for step in sorted({best, 8})]
 
 
 def test_accumulation_gives_the_same_update(tmp_path: Path) -> None:
@@ -218,7 +219,7 @@ def test_resume_of_another_run_is_refused(tmp_path: Path, change: Callable[[Reci
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
 
-def test_a_stop_calls_the_hook_for_its_checkpoint(tmp_path: Path) -> None:
+def test_a_stop_calls_the_hook_for_saved_checkpoints(tmp_path: Path) -> None:
     hooks, request = stop_at(3)
     saved: list[int] = []
     hooks = dataclasses.replace(hooks, saved=lambda run: saved.append(len(checkpoint_folders(run.path))))
@@ -347,7 +348,7 @@ def test_a_cpu_reports_a_step_that_is_not_finite_at_once(tmp_path: Path, monkeyp
     assert running.step == 2
 
 
-def test_nothing_is_saved_after_too_many_steps_that_were_not_finite(tmp_path: Path) -> None:
+def test_nothing_is_saved_after_too_many_skipped_steps(tmp_path: Path) -> None:
     """As on CUDA, where the host may be steps ahead of the device when it saves a checkpoint."""
     running = loop(tmp_path / "run", recipe(skip_limit=0))
     running.train_step()
@@ -356,6 +357,26 @@ def test_nothing_is_saved_after_too_many_steps_that_were_not_finite(tmp_path: Pa
     with pytest.raises(FreetfError, match="not finite at step 2"):
         running.save(None)
     assert checkpoint_folders(tmp_path / "run") == []
+
+
+def test_the_time_of_a_step_leaves_out_evaluations_and_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(loop_module.time, "perf_counter", lambda: clock[0])
+
+    def slow(name: str, seconds: float) -> None:
+        plain = getattr(Loop, name)
+
+        def work(self: Loop, *words: Any, **options: Any) -> Any:
+            clock[0] += seconds
+            return plain(self, *words, **options)
+
+        monkeypatch.setattr(Loop, name, work)
+
+    for name, seconds in (("train_step", 2.0), ("evaluate", 1000.0), ("save", 300.0)):
+        slow(name, seconds)
+    train(recipe(every=3, save_every=2, log_every=2), tmp_path / "run", device=CPU)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "timing.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["seconds"]) for row in rows] == [(1, 2.0), (2, 2.0), (4, 2.0), (6, 2.0)]
 
 
 def planted(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
@@ -421,7 +442,7 @@ def test_a_signal_ends_an_evaluation_and_the_resumed_run_repeats_it(tmp_path: Pa
         train(recipe(), tmp_path / "run", device=CPU, stop=request)
     monkeypatch.undo()
     saved = Checkpoint.open(checkpoint_folders(tmp_path / "run")[-1])
-    assert saved.state["evaluation_pending"] is True and "val" not in (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert not saved.evaluated and "val" not in (tmp_path / "run" / "metrics.jsonl").read_text()
     shutil.copytree(tmp_path / "run", tmp_path / "again")
     train(recipe(), tmp_path / "run", device=CPU, resume=saved)
     assert files(tmp_path / "run") == files(tmp_path / "whole")
@@ -451,7 +472,7 @@ def test_a_run_that_another_process_trains_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_model_that_cannot_fit_is_refused_before_it_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory_module, "total_memory", lambda device: 1000)
+    monkeypatch.setattr(memory_module, "device_memory", lambda device: (1000, 1000))
     monkeypatch.setattr(run_module, "make_model", lambda *_: pytest.fail("built"))
     with pytest.raises(FreetfError, match=r"batches of 4 × 13 tokens need about .* GiB, .* a smaller model: model\.layers"):
         train(recipe(), tmp_path / "run", device=CPU)

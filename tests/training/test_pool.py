@@ -37,7 +37,7 @@ def test_a_failed_job_is_reported_and_the_others_run(tmp_path: Path) -> None:
     assert all_jobs[0].log.read_text() == "one\none\n"  # a resumed run adds to its log
 
 
-def test_at_most_so_many_at_a_time_and_all_cores_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_at_most_n_jobs_run_at_a_time_and_share_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "_cores", lambda: 8)
     program = "import os, time; print(time.time(), flush=True); time.sleep(0.2); print(time.time(), os.environ['OMP_NUM_THREADS'])"
     all_jobs = jobs(tmp_path, *[program] * 4)
@@ -88,7 +88,7 @@ def test_a_second_interrupt_kills(tmp_path: Path) -> None:
     assert found == {0: -signal.SIGKILL}
 
 
-def test_jobs_are_stopped_where_the_caller_fails(tmp_path: Path) -> None:
+def test_jobs_are_stopped_if_the_caller_fails(tmp_path: Path) -> None:
     def ended(index: int, code: int) -> None:
         raise BrokenPipeError
 

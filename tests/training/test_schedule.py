@@ -29,7 +29,7 @@ def test_points_are_joined_by_straight_lines() -> None:
     assert scheduled([], 3.0, 0.2) == 3.0
 
 
-def test_a_schedule_is_of_shares_of_the_run_and_without_one_a_weight_is_constant() -> None:
+def test_points_are_shares_of_the_run_and_without_a_schedule_a_weight_is_constant() -> None:
     latent = LatentConfig(kappa=0.5, bits=8, objective=ObjectiveConfig(schedule={"kappa": [[0, 4.5], [0.1]]}))
     assert [objective_weights(step, latent, 1000).kappa / LN2 for step in (0, 50, 100, 500)] == pytest.approx([4.5, 2.5, 0.5, 0.5])
     assert [objective_weights(step, latent, 100).kappa / LN2 for step in (0, 5, 10, 50)] == pytest.approx([4.5, 2.5, 0.5, 0.5])

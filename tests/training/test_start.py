@@ -32,7 +32,7 @@ def folder(path: Path, separator: bool) -> dict[str, Any]:
     tokenizer = characters("ab", separator=separator)
     with DatasetWriter(path, tokenizer, Origin(kind="text", seed=0)) as writer:
         for text in ("abab", "abaa", "bbab", "aabb"):
-            writer.add("train", tokenizer.encode_array(text), {}, size=len(text))
+            writer.add("train", text, {})
     return {"dir": str(path)}
 
 
@@ -60,7 +60,9 @@ def test_a_kernel_longer_than_the_datas_context_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("kind", "options"), [("talking-heads", {}), ("multi-token", {"norm": "none"})])
-def test_a_kind_of_attention_begins_as_the_plain_model_it_is_started_from(kind: str, options: dict[str, Any], tmp_path: Path) -> None:
+def test_a_kind_of_attention_first_computes_the_same_as_the_plain_model_it_starts_from(
+    kind: str, options: dict[str, Any], tmp_path: Path
+) -> None:
     data, train = {"task": "letters"}, {"steps": 1, "batch": 2, "lr": 1e-3}
     model = {"layers": 4, "width": 32, "heads": 4, "vocab": 29, "context": 65}
     plain = check_recipe({"data": data, "model": model, "train": {**train, "seed": 9}}, where="test")
@@ -68,12 +70,12 @@ def test_a_kind_of_attention_begins_as_the_plain_model_it_is_started_from(kind: 
     recipe = check_recipe({"data": data, "model": model | more, "train": train}, where="test")
     start = make_model(plain, torch.device("cpu"), None, None)
     state = {"step": 1, "recipe": plain.model_dump(exclude_none=True), "data": {"sha256": ""}}
-    save_checkpoint(tmp_path / "start", start, None, state, characters("ab", separator=False))
+    save_checkpoint(tmp_path / "start", start, {}, state, characters("ab", separator=False))
     model_of_it = make_model(recipe, torch.device("cpu"), Checkpoint.open(tmp_path / "start"), None)
     tokens = torch.randint(29, (2, 12), generator=torch.Generator().manual_seed(0))
     assert (model_of_it(tokens).logits - start(tokens).logits).abs().max() < 1e-5
     with pytest.raises(InputError, match="is not in the model"):
-        save_checkpoint(tmp_path / "other", model_of_it, None, {**state, "recipe": recipe.model_dump()}, characters("ab", separator=False))
+        save_checkpoint(tmp_path / "other", model_of_it, {}, {**state, "recipe": recipe.model_dump()}, characters("ab", separator=False))
         make_model(plain, torch.device("cpu"), Checkpoint.open(tmp_path / "other"), None)
 
 
@@ -96,7 +98,7 @@ ALIKE: dict[str, Any] = {**PLAIN, "attention": "multi-token", "multi_token": {"n
         ({**PLAIN, "attention": "differential"}, PLAIN, "differential attention reads the same weights in another way"),
     ],
 )
-def test_why_a_model_does_not_begin_as_its_start(ours: dict[str, Any], start: dict[str, Any], named: str) -> None:
+def test_what_makes_a_model_differ_from_its_start_is_named(ours: dict[str, Any], start: dict[str, Any], named: str) -> None:
     why = unlike_its_start(made_of(ours), made_of(start))
     assert named in str(why)
     assert (why is None) == (not named)

@@ -25,8 +25,9 @@ from freetf_cli.evaluation.probe.rate import Posterior
 from freetf_cli.evaluation.statistics import LEAST, bootstrap
 from freetf_cli.generation.sampling import SampleSpec, generate
 from freetf_cli.model.decoder import Decoder
+from freetf_cli.records.intervention import FactorInformation, HeatMap, Intervention
 from freetf_cli.records.likelihood import Estimate
-from freetf_cli.records.probe import FactorInformation, HeatMap, Intervention, LatentSwap
+from freetf_cli.records.probe import LatentSwap
 from freetf_cli.records.samples import SampleGroups
 from freetf_cli.tasks.factors import UNREAD, Factor, Ints, Reading, RowReader, encode
 
@@ -95,6 +96,7 @@ def _information(factor: Factor, values: Ints, seed: int) -> FactorInformation:
         read=float((values != UNREAD).mean()),
         within=agreed.within,
         between=agreed.across,
+        given=factor.given,
     )
 
 

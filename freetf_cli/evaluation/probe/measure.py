@@ -16,8 +16,8 @@ from freetf_cli.evaluation.probe.verdict import verdict
 from freetf_cli.evaluation.statistics import check_enough
 from freetf_cli.generation.sampling import SampleSpec, prompt_tokens
 from freetf_cli.model.decoder import Decoder
-from freetf_cli.records.probe import Intervention
-from freetf_cli.records.probing import ProbeResult
+from freetf_cli.records.intervention import Intervention
+from freetf_cli.records.probe import ProbeResult
 from freetf_cli.runs.checkpoint import Checkpoint
 from freetf_cli.tasks.factors import RowReader
 
@@ -59,7 +59,7 @@ def probe_latent(checkpoint: Checkpoint, model: Decoder, source: DataSource, spe
     notes = _notes(reader, sum(1 for row in rows if row), len(rows))
     intervention, taken, decoded = None, [], []
     if reader is not None:
-        sampling = SampleSpec(total=min(source.row_tokens, LONGEST), groups=groups, count=count, seed=seed)
+        sampling = SampleSpec(total=min(source.context + 1, LONGEST), groups=groups, count=count, seed=seed)
         intervention = intervene(model, source.tokenizer, reader, prompt, sampling, stage)
         carried = SampleSpec(total=sampling.total, count=SWAPPED.get(kind, 256), seed=seed)
         taken = latent_swap(model, source.tokenizer, reader, posterior, rows, carried, stage)
@@ -86,10 +86,10 @@ def probe_latent(checkpoint: Checkpoint, model: Decoder, source: DataSource, spe
 
 def _prompt(source: DataSource, spec: ProbeSpec) -> str:
     """The prompt of the intervention; InputError if the tokenizer cannot encode it, or if it fills the whole row."""
-    prompt = source.prompts(1, 0)[0] if spec.prompt is None else spec.prompt
+    prompt = source.prompt(0, 0) if spec.prompt is None else spec.prompt
     if source.task is not None:
         source.task.check_prompt(prompt)
-    if len(prompt_tokens(source.tokenizer, prompt)) >= min(source.row_tokens, LONGEST):
+    if len(prompt_tokens(source.tokenizer, prompt)) >= min(source.context + 1, LONGEST):
         raise InputError("the prompt is as long as a sequence", f"prompt {prompt[:40]!r}")
     return prompt
 

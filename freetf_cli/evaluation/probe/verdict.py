@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from freetf_cli.records import LN2
-from freetf_cli.records.probe import Decoding, FactorInformation, Intervention, LatentAblation, Rate, Verdict
+from freetf_cli.records.intervention import FactorInformation, Intervention
+from freetf_cli.records.probe import Decoding, LatentAblation, Rate, Verdict
 
 UNUSED_BITS, UNUSED_SHARE = 0.5, 0.01  # Z is unused if a wrong one costs less, in bits per sequence or as a share of the entropy
 ENCODED = 0.1  # Z encodes a factor above this share of its entropy

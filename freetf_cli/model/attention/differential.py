@@ -8,12 +8,11 @@ Shapes: B sequences, T positions, S cached and new positions, D width, M query h
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from freetf_cli.config.recipe import ModelConfig
 from freetf_cli.model.attention.head_norm import HeadNorm, lambda_init
-from freetf_cli.model.attention.softmax import Attention
+from freetf_cli.model.attention.softmax import Attention, softmax_attention
 from freetf_cli.model.context import Context, LayerCache
 
 
@@ -36,8 +35,7 @@ class Differential(Attention):
         """What each pair of heads returns, [B, N, T, F]."""
         k_BMSE = firsts_then_seconds(k_BKSE).repeat_interleave(self.heads // self.key_heads, dim=1)
         v_BMSF = pairs(v_BKSE).transpose(2, 3).flatten(3).repeat_interleave(self.heads // self.key_heads, dim=1).repeat(1, 2, 1, 1)
-        causal = ctx.causal and ctx.mask is None and q_BMTE.shape[2] == k_BKSE.shape[2]
-        y_BMTF = F.scaled_dot_product_attention(firsts_then_seconds(q_BMTE), k_BMSE, v_BMSF, attn_mask=ctx.mask, is_causal=causal)
+        y_BMTF = softmax_attention(firsts_then_seconds(q_BMTE), k_BMSE, v_BMSF, ctx)
         first_BNTF, second_BNTF = y_BMTF.chunk(2, dim=1)
         return self.norm(first_BNTF - self.subtracted().to(y_BMTF.dtype) * second_BNTF)
 
@@ -45,6 +43,14 @@ class Differential(Attention):
         """λ, the weight of the second attention."""
         first, second = self.lambdas.prod(dim=1).sum(dim=-1).exp()
         return first - second + self.lambda_init
+
+    def flops(self, context: int, causal: bool = True) -> float:
+        """Values are twice as wide as keys."""
+        return 1.5 * super().flops(context, causal)
+
+    def kept_bytes(self, rows: int, context: int, size: int, documents: bool) -> float:
+        """In float32 the output of the softmax: CPUs have no fused kernel for values that are wider than keys."""
+        return float(size * rows * self.heads * context**2) if size == 4 else 0.0
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:

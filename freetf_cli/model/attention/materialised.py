@@ -1,15 +1,15 @@
 """Attention with materialised weights: the base of the kinds that mix scores or weights across heads or positions.
 
-The weights of a block are B · M · T · S numbers. Memory moves them more slowly than the matrix products arrive, so what counts is how
-often they are written and read: without a mix the scores are written once, masked and normalised in one compiled pass, and read by
-the product with the values. A mix of heads is one batched product, one more read and one more write.
+A block has B · M · T · S weights. Moving them takes longer than computing them, so the cost is how often they are read and written:
+without a mix the scores are written once, masked and normalised in one compiled pass, and read by the product with the values. A mix
+of heads reads and writes them once more.
 
 Shapes: B sequences, T positions, S cached and new positions, M query heads, K key/value heads, E head width, C heads in a group.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -22,19 +22,6 @@ from freetf_cli.model.context import Context, LayerCache
 CHECKPOINT_FROM = 1 << 28  # attention weights of all blocks together, in numbers, from which "auto" recomputes them
 
 
-class Rows(NamedTuple):
-    """Rows of the attention weights, one a query.
-
-    positions_T: of the queries. hidden: True where a row must not see a key, [T, S] or [B, 1, T, S]. document_ids_BS: as in Context.
-    square: query t stands at position t, there are as many keys, and no later key is visible.
-    """
-
-    positions_T: Tensor
-    hidden: Tensor
-    document_ids_BS: Tensor | None
-    square: bool
-
-
 class MaterialisedAttention(Attention):
     """Attention by matrix products. A kind implements `weights`, and `norm_heads` if it normalises what the heads return."""
 
@@ -42,27 +29,19 @@ class MaterialisedAttention(Attention):
 
     def __init__(self, config: ModelConfig, index: int | None) -> None:
         super().__init__(config, index)
-        self.blocks, self.checkpointing = config.layers, "auto"  # blocks that materialise weights: all of them until the model counts them
-
-    @property
-    def is_fused(self) -> bool:
-        """Whether training uses a fused kernel after all, without materialised weights."""
-        return False
-
-    @property
-    def fused_heads(self) -> int:
-        """How many heads the fused kernel takes side by side as one."""
-        return 1
+        self.blocks, self.checkpointing = config.layers, "auto"  # `set_attention_checkpointing` counts the blocks that materialise weights
 
     def attend(self, q_BMTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, ctx: Context, cache: LayerCache | None) -> Tensor:
         """What each head returns, [B, M, T, E]."""
         length = q_BMTE.shape[2]
         if cache is not None:
             q_BMTE = self.queries(q_BMTE, cache)
-        rows = self._rows(q_BMTE.shape[2] - length, k_BKSE.shape[2], ctx)
+        if earlier := q_BMTE.shape[2] - length:
+            before = ctx.positions_T[:1] - torch.arange(earlier, 0, -1, device=q_BMTE.device)
+            ctx = replace(ctx, positions_T=torch.cat((before, ctx.positions_T)), mask=None)
 
         def read(q_BMTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor) -> Tensor:
-            weights_BMTS = self.weights(grouped_matmul(q_BMTE * self.head_width**-0.5, k_BKSE.mT), rows, cache)
+            weights_BMTS = self.weights(grouped_matmul(q_BMTE * self.head_width**-0.5, k_BKSE.mT), ctx, cache)
             return grouped_matmul(weights_BMTS[:, :, -length:], v_BKSE)
 
         numbers = self.blocks * q_BMTE.shape[:3].numel() * k_BKSE.shape[2]
@@ -72,25 +51,34 @@ class MaterialisedAttention(Attention):
             y_BMTE = read(q_BMTE, k_BKSE, v_BKSE)
         return self.norm_heads(y_BMTE)
 
-    def _rows(self, earlier: int, keys: int, ctx: Context) -> Rows:
-        """The rows of these queries and of `earlier` cached ones before them."""
-        positions_T, starts = ctx.positions_T, isinstance(ctx.start, int) and ctx.start == 0
-        if earlier:
-            positions_T = torch.cat((positions_T[:1] - torch.arange(earlier, 0, -1, device=positions_T.device), positions_T))
-        visible = ctx.mask if ctx.mask is not None and not earlier else ctx.visible(positions_T)
-        return Rows(positions_T, ~visible, ctx.document_ids_BS, ctx.causal and starts and len(positions_T) == keys)
-
     def queries(self, q_BMTE: Tensor, cache: LayerCache) -> Tensor:
         """The queries whose rows are computed: the new ones, after those earlier ones whose rows `weights` combines with theirs."""
         return q_BMTE
 
-    def weights(self, scores_BMTS: Tensor, rows: Rows, cache: LayerCache | None) -> Tensor:
-        """The weights of the values, [B, M, T, S]."""
+    def weights(self, scores_BMTS: Tensor, ctx: Context, cache: LayerCache | None) -> Tensor:
+        """The weights of the values, [B, M, T, S]. ctx: its positions are those of the queries, earlier ones included."""
         raise NotImplementedError
 
     def norm_heads(self, y_BMTE: Tensor) -> Tensor:
         """What each head returns, normalised before the output projection."""
         return y_BMTE
+
+    @property
+    def materialises(self) -> bool:
+        return True
+
+    def flops(self, context: int, causal: bool = True) -> float:
+        """Products with all keys, hidden ones too; each parameter of an operator is a multiply-add per attention weight."""
+        operators = sum(parameter.numel() for parameter in self.parameters() if parameter.dim() > 2)
+        return super().flops(context, causal=False) + 2.0 * context * operators
+
+    def kept_bytes(self, rows: int, context: int, size: int, documents: bool) -> float:
+        """Per attention weight: softmax's output in float32, the factor of the values, and what the operators keep."""
+        return rows * self.heads * context**2 * (4.0 + size * (1 + self.operator_inputs(documents)))
+
+    def operator_inputs(self, documents: bool) -> int:
+        """Copies of the attention weights that convolutions and mixes keep for the backward: one each."""
+        return sum(parameter.dim() > 2 for parameter in self.parameters())
 
 
 def recomputes(setting: str, numbers: int) -> bool:
@@ -100,7 +88,7 @@ def recomputes(setting: str, numbers: int) -> bool:
 
 def set_attention_checkpointing(model: nn.Module, setting: str) -> None:
     """Apply `train.attention_checkpointing` to a model that is to be trained."""
-    materialised = [module for module in model.modules() if isinstance(module, MaterialisedAttention) and not module.is_fused]
+    materialised = [module for module in model.modules() if isinstance(module, MaterialisedAttention) and module.materialises]
     for module in materialised:
         module.blocks, module.checkpointing = len(materialised), setting
 

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from freetf_cli import kernels
 from freetf_cli.config.recipe import ModelConfig, MultiTokenConfig
 from freetf_cli.model.attention.head_norm import HeadNorm
-from freetf_cli.model.attention.materialised import MaterialisedAttention, Rows, identity_mix
+from freetf_cli.model.attention.materialised import MaterialisedAttention, identity_mix
 from freetf_cli.model.attention.softmax import Attention
 from freetf_cli.model.context import Context, LayerCache
 
@@ -39,36 +39,37 @@ WIDEST_HEAD = 256  # the widest head that fused attention kernels take
 
 @dataclass
 class QueryCache(LayerCache):
-    """A cache that also keeps the last rotated queries, q [B, M, Q_pre + Q_post − 2, E], to recompute their rows of attention weights."""
+    """A cache that also keeps the last rotated queries, q [B, M, Q_pre + Q_post − 2, E], to recompute their rows of attention weights.
+
+    Before the first position they are zeros.
+    """
 
     q: Tensor
-
-    def with_earlier(self, q_BMTE: Tensor) -> Tensor:
-        """The cached queries (zeros before the first position) and the new ones, which are cached in turn."""
-        rows = torch.cat((self.q, q_BMTE), dim=2)
-        self.q.copy_(rows[:, :, rows.shape[2] - self.q.shape[2] :])
-        return rows
 
 
 @dataclass
 class RowCache(LayerCache):
     """A cache that also keeps the last rows that each side convolves, rows[side] [B, M, Q − 1, S], so that nothing is recomputed.
 
-    It needs `mask = "double"`: with "exact" an old row would score new keys.
+    Old rows do not see new keys: they are 0 there. This needs `mask = "double"`: with "exact" an old row would score new keys.
     """
 
     rows: dict[str, Tensor]
 
-    def with_earlier(self, side: str, x_BMTS: Tensor) -> Tensor:
-        """The cached rows and the new ones, which are cached in turn. Old rows do not see new keys: they are 0 there."""
-        cached, keys = self.rows[side], x_BMTS.shape[3]
-        rows = torch.cat((cached[..., :keys].to(x_BMTS.dtype), x_BMTS), dim=2)
-        cached[..., :keys] = rows[:, :, rows.shape[2] - cached.shape[2] :]
-        return rows
+
+def with_cached(cached_BMQX: Tensor, x_BMTX: Tensor) -> Tensor:
+    """The cached rows and then the new ones, the last of which are cached in turn."""
+    rows = torch.cat((cached_BMQX.to(x_BMTX.dtype), x_BMTX), dim=2)
+    cached_BMQX.copy_(rows[:, :, rows.shape[2] - cached_BMQX.shape[2] :])
+    return rows
 
 
 class Operators(nn.Module):
-    """KQConv and HeadMix on one side of the softmax, each if it is configured; `form = "full"` joins them in one kernel."""
+    """KQConv and HeadMix on one side of the softmax, each if it is configured; `form = "full"` joins them in one kernel.
+
+    earlier: how many earlier rows a row is computed from. exact: the rows of x are not masked yet, and each row of the result hides
+    what it must not see itself.
+    """
 
     def __init__(self, config: ModelConfig, options: MultiTokenConfig, side: str, index: int) -> None:
         super().__init__()
@@ -76,31 +77,32 @@ class Operators(nn.Module):
         convolves = options.kq in (side, "both") and config.convolves(index)
         mixes = options.mix in (side, "both")
         full = options.form == "full" and convolves and mixes
-        self.earlier = options.c_q - 1 if convolves else 0  # earlier rows that a row is computed from
+        self.side, self.exact = side, options.mask == "exact" and side == "pre"
+        self.earlier = options.c_q - 1 if convolves else 0
         self.kernel = nn.Parameter(identity_kernel(config.heads, group if full else 1, options)) if convolves else None
         self.mix = identity_mix(config.heads, group) if mixes and not full else None
 
-    def forward(self, x_BMRS: Tensor, rows: Rows, missing: int, late: bool) -> Tensor:
-        """[B, M, T, S] from the rows of x and the `earlier` rows before them, the first `missing` of which are zeros and not given.
-
-        late: x is not masked yet, and each of the T rows hides what it must not see itself ("exact").
-        """
+    def forward(self, x_BMTS: Tensor, ctx: Context, cache: LayerCache | None) -> Tensor:
+        """[B, M, T, S] from scores or attention weights x, and the earlier rows that a RowCache holds; others are zeros."""
         if self.kernel is not None:
-            x_BMRS = self._convolve(x_BMRS, self.kernel, rows, missing, late)
-        return x_BMRS if self.mix is None else kernels.mix_heads(x_BMRS, self.mix, rows.square)
+            x_BMTS = self._convolve(x_BMTS, self.kernel, ctx, cache)
+        return x_BMTS if self.mix is None else kernels.mix_heads(x_BMTS, self.mix, ctx.is_square)
 
-    def _convolve(self, x_BMRS: Tensor, kernel_MCQW: Tensor, rows: Rows, missing: int, late: bool) -> Tensor:
-        if rows.document_ids_BS is None and not late:
-            return kernels.convolve_weights(x_BMRS, kernel_MCQW, missing, causal=rows.square and missing == self.earlier)
-        x_BMRS = F.pad(x_BMRS, (0, 0, missing, 0))
+    def _convolve(self, x_BMRS: Tensor, kernel_MCQW: Tensor, ctx: Context, cache: LayerCache | None) -> Tensor:
+        missing = self.earlier
+        if isinstance(cache, RowCache):
+            x_BMRS, missing = with_cached(cache.rows[self.side][..., : x_BMRS.shape[3]], x_BMRS), 0
+        if ctx.document_ids_BS is None and not self.exact:
+            return kernels.convolve_weights(x_BMRS, kernel_MCQW, missing, causal=ctx.is_square and missing == self.earlier)
+        x_BMRS, hidden = F.pad(x_BMRS, (0, 0, missing, 0)), ctx.hidden
 
         def from_row(row: int) -> Tensor:
             """The share of kernel row `row`."""
-            part_BMTS = x_BMRS[:, :, row : row + len(rows.positions_T)]
-            if late:
-                part_BMTS = part_BMTS.masked_fill(rows.hidden, 0)
-            if rows.document_ids_BS is not None:  # rows of another document do not contribute, whatever they scored there
-                other_B1T1 = _other_document(rows.document_ids_BS, rows.positions_T, self.earlier - row)
+            part_BMTS = x_BMRS[:, :, row : row + len(ctx.positions_T)]
+            if self.exact:
+                part_BMTS = part_BMTS.masked_fill(hidden, 0)
+            if ctx.document_ids_BS is not None:  # rows of another document do not contribute, whatever they scored there
+                other_B1T1 = _other_document(ctx.document_ids_BS, ctx.positions_T, self.earlier - row)
                 part_BMTS = part_BMTS.masked_fill(other_B1T1, 0)
             return kernels.convolve_weights(part_BMTS, kernel_MCQW[:, :, row : row + 1], missing=0, causal=False)
 
@@ -131,24 +133,35 @@ class MultiToken(MaterialisedAttention):
         self.norm = None if mode == "none" else HeadNorm(self.head_width, config.norm_eps, mode, index)
 
     @property
-    def is_fused(self) -> bool:
-        """Without convolutions, with mixes on both sides or none: fused kernels need keys and values of one width."""
-        mixed = [side.mix is not None for side in (self.pre, self.post)]
-        return (
-            self.pre.kernel is None
-            and self.post.kernel is None
-            and all(mixed) == any(mixed)
-            and self.fused_heads * self.head_width <= WIDEST_HEAD
-        )
+    def materialises(self) -> bool:
+        """A fused kernel can compute it if nothing convolves and keys are as wide as values: with mixes on both sides or on none."""
+        convolves = self.pre.kernel is not None or self.post.kernel is not None
+        one_mix = (self.pre.mix is None) != (self.post.mix is None)
+        return convolves or one_mix or self.fused_heads * self.head_width > WIDEST_HEAD
 
     @property
     def fused_heads(self) -> int:
-        """The heads of a group."""
+        """The heads of a group, which the fused kernel takes side by side as one."""
         return 1 if self.pre.mix is None else self.pre.mix.shape[1]
+
+    def flops(self, context: int, causal: bool = True) -> float:
+        return super().flops(context, causal) if self.materialises else self.fused_heads * Attention.flops(self, context, causal)
+
+    def kept_bytes(self, rows: int, context: int, size: int, documents: bool) -> float:
+        """Of fused mixes: queries, keys, values and output of a group's heads side by side."""
+        if self.materialises:
+            return super().kept_bytes(rows, context, size, documents)
+        copies = 4 * self.fused_heads if self.fused_heads > 1 else 0
+        return float(size * rows * context * self.heads * self.head_width * copies)
+
+    def operator_inputs(self, documents: bool) -> int:
+        """A convolution that is applied row by row, with `mask = "exact"` and between documents, keeps a copy for each row too."""
+        by_row = [side.kernel for side in (self.pre, self.post) if documents or side.exact]
+        return super().operator_inputs(documents) + sum(kernel.shape[2] for kernel in by_row if kernel is not None)
 
     def attend(self, q_BMTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, ctx: Context, cache: LayerCache | None) -> Tensor:
         """What each head returns, [B, M, T, E]. Generation materialises: of one query the weights are small, and wide keys are not."""
-        if cache is not None or not self.is_fused:
+        if cache is not None or self.materialises:
             return super().attend(q_BMTE, k_BKSE, v_BKSE, ctx, cache)
         if self.pre.mix is None or self.post.mix is None:
             return self.norm_heads(Attention.attend(self, q_BMTE, k_BKSE, v_BKSE, ctx, cache))
@@ -158,46 +171,34 @@ class MultiToken(MaterialisedAttention):
         q_BMTF = wide_queries(q_BMTE, self.pre.mix * self.fused_heads**0.5)  # SDPA divides by √(C · E) instead of √E
         return self.norm_heads(gathered(Attention.attend(self, q_BMTF, k_BMSF, v_BMSF, ctx, cache), self.post.mix))
 
-    def weights(self, scores_BMTS: Tensor, rows: Rows, cache: LayerCache | None) -> Tensor:
+    def weights(self, scores_BMTS: Tensor, ctx: Context, cache: LayerCache | None) -> Tensor:
         """A' of the equations above; its rows need not sum to 1."""
-        exact = self.options.mask == "exact"
-        if self.pre.kernel is not None and not exact:
-            scores_BMTS = scores_BMTS.masked_fill(rows.hidden, 0)
-        scores_BMTS, missing = self._with_earlier("pre", scores_BMTS, cache)
-        mixed_BMTS = self.pre(scores_BMTS, rows, missing, late=exact)
-        weights_BMTS = torch.softmax(mixed_BMTS.masked_fill(rows.hidden, -torch.inf), dim=-1).to(mixed_BMTS.dtype)  # float32 under autocast
+        hidden = ctx.hidden
+        if self.pre.kernel is not None and not self.pre.exact:
+            scores_BMTS = scores_BMTS.masked_fill(hidden, 0)
+        mixed_BMTS = self.pre(scores_BMTS, ctx, cache)
+        weights_BMTS = torch.softmax(mixed_BMTS.masked_fill(hidden, -torch.inf), dim=-1).to(mixed_BMTS.dtype)  # float32 under autocast
         if isinstance(cache, QueryCache):  # rows before the first position see no key: softmax made NaN of them
-            weights_BMTS = weights_BMTS.masked_fill(rows.hidden, 0)
-        weights_BMTS, missing = self._with_earlier("post", weights_BMTS, cache)
-        weights_BMTS = self.post(weights_BMTS, rows, missing, late=False)
-        return weights_BMTS if self.post.kernel is None else weights_BMTS.masked_fill(rows.hidden, 0)
+            weights_BMTS = weights_BMTS.masked_fill(hidden, 0)
+        weights_BMTS = self.post(weights_BMTS, ctx, cache)
+        return weights_BMTS if self.post.kernel is None else weights_BMTS.masked_fill(hidden, 0)
 
     def norm_heads(self, y_BMTE: Tensor) -> Tensor:
         return y_BMTE if self.norm is None else self.norm(y_BMTE)
 
-    def _with_earlier(self, side: str, x_BMTS: Tensor, cache: LayerCache | None) -> tuple[Tensor, int]:
-        """x with the earlier rows where they are cached, and how many earlier rows are missing."""
-        if isinstance(cache, RowCache):
-            return cache.with_earlier(side, x_BMTS), 0
-        return x_BMTS, self._earlier[side]
-
-    @property
-    def _earlier(self) -> dict[str, int]:
-        """The earlier rows that each side reads."""
-        return {"pre": self.pre.earlier, "post": self.post.earlier}
-
     def queries(self, q_BMTE: Tensor, cache: LayerCache) -> Tensor:
-        return cache.with_earlier(q_BMTE) if isinstance(cache, QueryCache) else q_BMTE
+        return with_cached(cache.q, q_BMTE) if isinstance(cache, QueryCache) else q_BMTE
 
     def new_cache(self, sequences: int, length: int, dtype: torch.dtype) -> LayerCache:
         """A cache with what a convolution reads of earlier positions: their queries or their rows (`cache`)."""
-        cache, earlier = super().new_cache(sequences, length, dtype), self._earlier
-        if not any(earlier.values()):
+        cache, sides = super().new_cache(sequences, length, dtype), (self.pre, self.post)
+        earlier = sum(side.earlier for side in sides)
+        if not earlier:
             return cache
         if self.options.cache == "rows":
-            rows = {side: cache.k.new_zeros(sequences, self.heads, count, length) for side, count in earlier.items()}
+            rows = {side.side: cache.k.new_zeros(sequences, self.heads, side.earlier, length) for side in sides}
             return RowCache(cache.k, cache.v, rows)
-        return QueryCache(cache.k, cache.v, cache.k.new_zeros(sequences, self.heads, sum(earlier.values()), self.head_width))
+        return QueryCache(cache.k, cache.v, cache.k.new_zeros(sequences, self.heads, earlier, self.head_width))
 
 
 def wide_queries(q_BMTE: Tensor, mix_GCC: Tensor) -> Tensor:

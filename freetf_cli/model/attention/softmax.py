@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import flex_attention
 
 from freetf_cli import kernels
 from freetf_cli.config.recipe import ModelConfig
@@ -22,7 +23,7 @@ class Attention(nn.Module):
     """Softmax attention with rotary embedding and grouped queries: softmax(Q Kᵀ / √E) V, then the output projection.
 
     Queries and keys/values may come from different streams. index: the block's place in the decoder; None in an encoder, which has
-    no cache. Subclasses are the other kinds of attention: they override `attend`.
+    no cache. Subclasses are the other kinds of attention: they override `attend` and what it costs.
     """
 
     softmax: ClassVar[bool] = True  # whether the kernels of softmax attention compute it
@@ -41,7 +42,7 @@ class Attention(nn.Module):
 
         A query [1, 1, D] is the same for all sequences and positions: it is projected once and rotated for each position.
         """
-        if ctx.cache is None and ctx.mask is None and self._is_short(kv_BTD):
+        if self._is_short(kv_BTD, ctx):
             return self.out(self._short(q_BTD, kv_BTD, ctx.rotary, ctx.causal))
         q_BMTE, k_BKSE, v_BKSE = (part.transpose(1, 2) for part in self._project(q_BTD, kv_BTD, ctx.rotary))
         q_BMTE = q_BMTE.expand(len(kv_BTD), -1, -1, -1)
@@ -56,10 +57,23 @@ class Attention(nn.Module):
         if ctx.is_static:
             assert ctx.mask is not None
             return attend_from_one(q_BMTE, k_BKSE, v_BKSE, ctx.mask)
-        causal = ctx.causal and ctx.mask is None and q_BMTE.shape[2] == k_BKSE.shape[2]
-        return F.scaled_dot_product_attention(
-            q_BMTE, k_BKSE, v_BKSE, attn_mask=ctx.mask, is_causal=causal, enable_gqa=q_BMTE.shape[1] != k_BKSE.shape[1]
-        )
+        return softmax_attention(q_BMTE, k_BKSE, v_BKSE, ctx)
+
+    @property
+    def materialises(self) -> bool:
+        """Whether training materialises the attention weights, which activation checkpointing can then recompute."""
+        return False
+
+    def flops(self, context: int, causal: bool = True) -> float:
+        """FLOPs per token of scores and weighted values. A causal position sees half the context on average."""
+        return 4.0 * self.heads * self.head_width * (context / 2 if causal else context)
+
+    def kept_bytes(self, rows: int, context: int, size: int, documents: bool) -> float:
+        """Bytes that a batch of `rows` keeps for the backward beside queries, keys, values and output.
+
+        size: bytes of an activation. documents: whether rows hold several documents, masked from each other.
+        """
+        return 0.0
 
     def new_cache(self, sequences: int, length: int, dtype: torch.dtype) -> LayerCache:
         """An empty cache for `length` positions."""
@@ -70,17 +84,18 @@ class Attention(nn.Module):
         """Queries, keys and values by head, [B, T, heads, E]; queries and keys rotated."""
         m, k = self.heads, self.key_heads
         if not kernels.packs(self.q, self.k, self.v):
-            q_BTF, k_BTF, v_BTF = self.q(q_BTD), self.k(kv_BTD), self.v(kv_BTD)
-            return kernels.rotate(self._heads(q_BTF), rotary), kernels.rotate(self._heads(k_BTF), rotary), self._heads(v_BTF)
+            flat = self.q(q_BTD), self.k(kv_BTD), self.v(kv_BTD)
+            q_BTME, k_BTKE, v_BTKE = (part.unflatten(-1, (-1, self.head_width)) for part in flat)
+            return kernels.rotate(q_BTME, rotary), kernels.rotate(k_BTKE, rotary), v_BTKE
         if q_BTD is kv_BTD:
             return kernels.rotate_and_split(kernels.project_packed(kv_BTD, self.q, self.k, self.v), rotary, (m, k, k), rotated=2)
         query = kernels.rotate_and_split(self.q(q_BTD), rotary, (m,), rotated=1)
         return *query, *kernels.rotate_and_split(kernels.project_packed(kv_BTD, self.k, self.v), rotary, (k, k), rotated=1)
 
-    def _is_short(self, kv_BTD: Tensor) -> bool:
-        """Whether `kernels.short_attention` computes it: softmax attention, each query head with a key head of its own."""
-        simple = self.softmax and self.heads == self.key_heads and kernels.are_plain(self.q, self.k, self.v)
-        return simple and kernels.takes_short_attention(kv_BTD, self.head_width)
+    def _is_short(self, kv_BTD: Tensor, ctx: Context) -> bool:
+        """Whether `kernels.short_attention` computes it: softmax attention of whole rows, as many key heads as query heads."""
+        whole = ctx.cache is None and ctx.mask is None and self.softmax and self.heads == self.key_heads
+        return whole and kernels.are_plain(self.q, self.k, self.v) and kernels.takes_short_attention(kv_BTD, self.head_width)
 
     def _short(self, q_BTD: Tensor, kv_BTD: Tensor, rotary: Rotary, causal: bool) -> Tensor:
         if q_BTD is kv_BTD:
@@ -88,8 +103,14 @@ class Attention(nn.Module):
         q_BTF = self.q(q_BTD).expand(*kv_BTD.shape[:2], -1)
         return kernels.short_attention(kernels.project_packed(kv_BTD, self.k, self.v), q_BTF, rotary, self.heads, causal)
 
-    def _heads(self, x_BTF: Tensor) -> Tensor:
-        return x_BTF.view(*x_BTF.shape[:2], -1, self.head_width)
+
+def softmax_attention(q_BMTE: Tensor, k_BKSE: Tensor, v_BKSF: Tensor, ctx: Context) -> Tensor:
+    """softmax(Q Kᵀ / √E) V over the keys that each query sees, [B, M, T, F], by the library's kernels."""
+    grouped = q_BMTE.shape[1] != k_BKSE.shape[1]
+    if ctx.block_mask is not None:
+        return flex_attention(q_BMTE, k_BKSE, v_BKSF, block_mask=ctx.block_mask, enable_gqa=grouped)
+    causal = ctx.causal and ctx.mask is None and q_BMTE.shape[2] == k_BKSE.shape[2]
+    return F.scaled_dot_product_attention(q_BMTE, k_BKSE, v_BKSF, attn_mask=ctx.mask, is_causal=causal, enable_gqa=grouped)
 
 
 def attend_from_one(q_BM1E: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, mask: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from freetf_cli import kernels
 from freetf_cli.config.recipe import ModelConfig
-from freetf_cli.model.attention.materialised import MaterialisedAttention, Rows, identity_mix
-from freetf_cli.model.context import LayerCache
+from freetf_cli.model.attention.materialised import MaterialisedAttention, identity_mix
+from freetf_cli.model.context import Context, LayerCache
 
 
 class TalkingHeads(MaterialisedAttention):
@@ -23,8 +23,8 @@ class TalkingHeads(MaterialisedAttention):
         super().__init__(config, index)
         self.pre, self.post = (identity_mix(config.heads, config.heads) for _ in range(2))
 
-    def weights(self, scores_BMTS: Tensor, rows: Rows, cache: LayerCache | None) -> Tensor:
+    def weights(self, scores_BMTS: Tensor, ctx: Context, cache: LayerCache | None) -> Tensor:
         """A'. Mixing heads joins no positions, so the mask before the softmax is enough for causality."""
-        mixed_BMTS = kernels.mix_heads(scores_BMTS, self.pre, rows.square)
-        weights_BMTS = torch.softmax(mixed_BMTS.masked_fill(rows.hidden, -torch.inf), dim=-1)
-        return kernels.mix_heads(weights_BMTS.to(mixed_BMTS.dtype), self.post, rows.square)
+        mixed_BMTS = kernels.mix_heads(scores_BMTS, self.pre, ctx.is_square)
+        weights_BMTS = torch.softmax(mixed_BMTS.masked_fill(ctx.hidden, -torch.inf), dim=-1)
+        return kernels.mix_heads(weights_BMTS.to(mixed_BMTS.dtype), self.post, ctx.is_square)

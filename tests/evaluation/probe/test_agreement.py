@@ -1,13 +1,10 @@
 """Agreement of groups with a planted answer."""
 
-import math
-
 import numpy as np
 import pytest
 
 from freetf_cli.evaluation.probe.agreement import agreement, group_agreement
 from freetf_cli.records import DataFacts
-from freetf_cli.records.samples import Agreement
 
 FACTS = DataFacts("letters", "letters", 29, 65, 65, 27.4, "", params={"length": 13, "target": 4})
 
@@ -34,12 +31,6 @@ def test_coins_agree_on_their_coin() -> None:
     facts = DataFacts("coins", "coins", 2, 5, 5, None, "", params={"length": 6, "flip": 0.1})
     (z,) = group_agreement([["011111", "111101"], ["100001", "100000"]], facts)
     assert (z.factor, z.within, z.across) == ("z", 1.0, 0.0)
-
-
-def test_a_ratio_to_nothing() -> None:
-    assert Agreement("position", 0.5, 0.0, 4, 4).ratio == math.inf
-    assert math.isnan(Agreement("position", 0.0, 0.0, 4, 4).ratio)
-    assert Agreement("position", 0.5, 0.25, 4, 4).ratio == 2.0
 
 
 @pytest.mark.parametrize("kind", ["values", "marks"])

@@ -13,8 +13,8 @@ from freetf_cli.data.rows import HELD_OUT_SEED
 from freetf_cli.errors import InputError
 from freetf_cli.evaluation.probe.factors import TextLabels, factor_reader
 from freetf_cli.evaluation.probe.libraries import probe_library
+from freetf_cli.streams import stream_seed
 from freetf_cli.tasks import make_task
-from freetf_cli.tasks.base import stream_seed
 from freetf_cli.tasks.factors import UNREAD, Factor, Ints, RowReader, encode
 
 

@@ -12,7 +12,7 @@ from freetf_cli.data.batches import DataSource, open_data
 from freetf_cli.evaluation.probe.factors import factor_reader
 from freetf_cli.evaluation.probe.intervention import intervene, latent_swap
 from freetf_cli.generation.sampling import SampleSpec
-from freetf_cli.records.probe import FactorInformation, Intervention
+from freetf_cli.records.intervention import FactorInformation, Intervention
 from freetf_cli.tasks import make_task
 from freetf_cli.tasks.base import Task
 from tests.evaluation.probe.planted import PlantedLetters
@@ -81,6 +81,7 @@ def test_z_does_not_override_the_prompts_letter(planted: dict[str, Intervention]
     letter = factor(planted["position"], "letter")
     assert letter.entropy == pytest.approx(math.log2(26), abs=0.05)
     assert abs(letter.information.value) < 0.1
+    assert [one.factor for one in planted["position"].factors if one.given] == ["letter"]
 
 
 def test_heat_maps_and_boxes_show_the_same_groups(planted: dict[str, Intervention]) -> None:

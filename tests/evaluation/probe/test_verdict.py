@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 
 from freetf_cli.evaluation.probe.verdict import verdict
+from freetf_cli.records.intervention import FactorInformation, Intervention
 from freetf_cli.records.likelihood import Cost, Estimate
-from freetf_cli.records.probe import Decoding, FactorInformation, Intervention, LatentAblation, Rate
+from freetf_cli.records.probe import Decoding, LatentAblation, Rate
 
 
 def numbers(ce: float, other: float, floor: float | None = 27.4) -> tuple[Rate, LatentAblation]:

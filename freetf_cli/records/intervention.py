@@ -1,0 +1,124 @@
+"""What Z decides: many outputs under fixed Zs, a part of the record of `probe-latent`. Information is in bits per sequence."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from freetf_cli.records.likelihood import Estimate
+from freetf_cli.records.samples import SampleGroups
+from freetf_cli.report import blocks
+from freetf_cli.report.blocks import Facts, Grid, Interval, Intervals, Note, Samples, Section, Table
+from freetf_cli.report.units import count, fraction, number, share, times
+
+COLOURS = ("target", "noise", "kl", "nelbo", "green", "blue")  # of factors and heat maps; samples have the first two
+INTERVENTION = (
+    "Each group holds one Z from the prior and samples many outputs of one prompt. I(Z; factor) is how much of the factor's entropy H "
+    "the choice of Z determines. The shuffled control is the same estimate after the outputs were assigned to Zs at random: a value that "
+    "does not exceed it is chance. A sum over sites is a lower bound of the whole where the sites are independent. Intervals are over Zs, "
+    "not over training seeds."
+)
+SHUFFLED = "[low, high]: 95 % interval over Zs. shuffled: the same estimate after the outputs were assigned to Zs at random."
+MAPS = "Each row is one Z, each column a position of the output; the stronger the colour, the more of that Z's outputs have it there."
+
+
+@dataclass(frozen=True)
+class FactorInformation:
+    """I(Z; factor) in bits, over generated sequences: `groups` Zs from the prior, `count` sequences each, all from one prompt.
+
+    entropy: of the factor over all outputs, the most that Z could tell. shuffled: the control, the same estimate after the sequences were
+    assigned to Zs at random, zero up to chance. sites: how many per-site terms were summed (1: a factor of one value); with more
+    than one, the sum is a lower bound. read: share of outputs in which the factor could be read.
+    within, between: how often two outputs of one group, and of two groups, agree (noise: common places over all marked places).
+    given: the prompt fixes the factor; it was measured over all prompts, and is no part of Figure 4.
+    """
+
+    factor: str
+    information: Estimate
+    shuffled: Estimate
+    entropy: float
+    sites: int
+    groups: int
+    count: int
+    read: float
+    within: float
+    between: float
+    given: bool = False
+
+
+def colours(factors: Sequence[FactorInformation]) -> dict[str, str]:
+    """The role that colours each factor. Factors that the prompt leaves open take COLOURS in the task's order."""
+    roles = itertools.cycle(COLOURS)
+    return {one.factor: "plain" if one.given else next(roles) for one in factors}
+
+
+def sizes_text(factors: Sequence[FactorInformation]) -> str:
+    """How many Zs, and how many sequences from each."""
+    sizes = sorted({(one.groups, one.count) for one in factors})
+    return ", ".join(f"{count(groups)} Zs from the prior, {count(each)} sequences each" for groups, each in sizes)
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """Where a mark stands. shares[group][place]: share of the group's outputs with the mark there. Groups are sorted by its mean place."""
+
+    title: str
+    shares: list[list[float]]
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """Fixed Zs, many sequences each, from the prior. valid: share of outputs that the task could have made (None: validity means nothing).
+
+    prompt_z: where Z at the prompt's positions came from. readers: how factors of text were read, with the reader's accuracy.
+    """
+
+    prompt: str
+    prompt_z: str
+    factors: list[FactorInformation]
+    valid: Estimate | None
+    heat_maps: list[HeatMap]
+    samples: list[SampleGroups]
+    readers: list[str] = field(default_factory=list)
+
+    def section(self) -> Section:
+        about = [("prompt", repr(self.prompt)), ("Z at the prompt", self.prompt_z), ("sample", sizes_text(self.factors))]
+        about += [("valid outputs", self.valid.share() if self.valid else ""), *(("reader", line) for line in self.readers)]
+        roles = colours(self.factors)
+        intervals, information, agreement, bounds = [], [], [], []
+        for one in self.factors:
+            estimate, control = one.information, (one.shuffled.value, one.shuffled.low, one.shuffled.high)
+            ends = estimate.value, estimate.low, estimate.high
+            intervals.append(Interval(one.factor, *ends, roles[one.factor], control, one.entropy))
+            part = share(fraction(one.information.value, one.entropy))
+            information.append([one.factor, one.information.text(), number(one.entropy), part, one.shuffled.text()])
+            agreement.append([one.factor, share(one.within), share(one.between), times(one.within, one.between), share(one.read)])
+            if one.sites > 1:
+                bounds.append(Note(f"{one.factor}: lower bound, a sum over {count(one.sites)} sites"))
+        maps = [
+            blocks.HeatMap(one.title, one.shares, "position", "group, one Z each", "of a group's outputs", role)
+            for one, role in zip(self.heat_maps, itertools.cycle(COLOURS), strict=False)
+        ]
+        shown = [
+            Facts(about),
+            Intervals("I(Z; factor), bits", intervals, "● estimate with 95 % interval   ○ shuffled control   ┃ H, the most"),
+            Table(["factor", "I(Z; factor), bits", "H, bits", "share", "shuffled, bits"], information, align="lrrrr"),
+            *bounds,
+            Note(SHUFFLED if self.factors else ""),
+            Table(["agreement on", "within a group", "between groups", "ratio", "outputs read"], agreement, align="lrrrr"),
+            Grid(maps),
+            Note(MAPS if maps else "", detail=True),
+            *(groups.block() for groups in self.samples),
+        ]
+        return Section("Intervention: fixed Z, many outputs", shown, INTERVENTION)
+
+    def open_factors(self) -> list[FactorInformation]:
+        """The factors that the prompt leaves open."""
+        return [one for one in self.factors if not one.given]
+
+    def panel(self, title: str) -> Samples:
+        """The paper's Figure 4 of one model: all boxes, and the numbers that were measured."""
+        measured = [f"I(Z; {one.factor}) {one.information.text()} of {number(one.entropy)} bits" for one in self.open_factors()]
+        measured += [f"valid {self.valid.share()}"] if self.valid else []
+        return Samples([one for groups in self.samples for one in groups.boxes()], title, measured)
