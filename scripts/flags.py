@@ -25,13 +25,13 @@ from torch import Tensor
 from freetf_cli.data.tokenizer import Tokenizer
 from freetf_cli.device import resolve_device
 from freetf_cli.errors import InputError
-from freetf_cli.evaluation.probe.information import UNREAD, mutual_information
+from freetf_cli.evaluation.probe.information import mutual_information
 from freetf_cli.generation.sampling import SampleSpec, generate
 from freetf_cli.latent.binary import BinaryLatent
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.runs.checkpoint import open_checkpoint
 from freetf_cli.tasks import make_task
-from freetf_cli.tasks.factors import encode
+from freetf_cli.tasks.factors import UNREAD, encode
 from freetf_cli.tasks.letters import Letters
 
 CODES = 512  # codes of a token, drawn from the prior

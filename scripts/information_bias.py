@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 
 import numpy as np
+from scipy.stats import entropy
 
 from freetf_cli.evaluation.probe.information import mutual_information
 from freetf_cli.records.likelihood import Estimate
@@ -22,10 +23,6 @@ VALUES = 57
 SIZES = ((128, 64, 30), (1024, 128, 10))  # M, N, repetitions
 SITES = ((0.0625, 0.0625, 0.0), (0.04, 0.5, 0.05), (0.03, 0.5, 0.07), (0.0, 0.125, 0.5), (0.01, 0.115, 0.5))  # low, high, share of high
 Draw = Callable[[int, np.random.Generator], np.ndarray]
-
-
-def bits(p: np.ndarray) -> np.ndarray:
-    return -(p * np.log2(np.where(p > 0, p, 1))).sum(-1)
 
 
 def ignores(groups: int, rng: np.random.Generator) -> np.ndarray:
@@ -82,7 +79,7 @@ def summary(estimates: list[Estimate], truth: float) -> dict[str, float]:
 
 def measure(draw: Draw, groups: int, count: int, repetitions: int) -> dict[str, float]:
     rng = np.random.default_rng(0)
-    truth = math.log2(VALUES) - float(bits(draw(50_000, rng)).mean())
+    truth = math.log2(VALUES) - float(entropy(draw(50_000, rng), base=2, axis=1).mean())
     estimates = []
     for repetition in range(repetitions):
         p = draw(groups, rng)
@@ -91,14 +88,11 @@ def measure(draw: Draw, groups: int, count: int, repetitions: int) -> dict[str, 
     return summary(estimates, truth)
 
 
-def entropy(p: np.ndarray) -> np.ndarray:
-    return bits(np.stack([p, 1 - p], axis=-1))
-
-
 def measure_sites(low: float, high: float, share: float, groups: int, count: int, repetitions: int) -> dict[str, float]:
     """64 places: at each, a share of the Zs sets a mark with probability `high`, the others with `low`."""
-    whole = np.array(share * high + (1 - share) * low)
-    truth = 64 * float(entropy(whole) - share * entropy(np.array(high)) - (1 - share) * entropy(np.array(low)))
+    mean = share * high + (1 - share) * low
+    whole, marked, others = (entropy([p, 1 - p], base=2) for p in (mean, high, low))
+    truth = 64 * float(whole - share * marked - (1 - share) * others)
     estimates = []
     for repetition in range(repetitions):
         rng = np.random.default_rng(repetition)

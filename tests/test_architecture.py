@@ -19,7 +19,8 @@ LAYERS = (
     {"latent"},
     {"runs"},
     {"generation"},
-    {"evaluation", "training"},
+    {"evaluation"},
+    {"training"},
     {"bench"},
     {"cli"},
 )

@@ -71,6 +71,6 @@ def compare(
     other = Candidate(str(b), one.checkpoint if a.resolve() == b.resolve() else open_checkpoint(b, warn))
     set_threads(one.checkpoint.recipe.parallel.threads)
     settings = Settings(data, split or one.checkpoint.recipe.eval.split, sequences, samples, count, prompt, seed, checks)
-    result = compare(one, other, settings, device=where, watch=counter)
+    result = compare(one, other, settings, device=where, stage=counter)
     show(result, json=json, report=report)
     raise_if_failed(result.checks)

@@ -81,7 +81,7 @@ def _dry_run(recipe: Recipe, name: str, device: str) -> Described:
     import torch
 
     from freetf_cli.device import resolve_device
-    from freetf_cli.training.plan import plan_run
+    from freetf_cli.runs.plan import plan_run
     from freetf_cli.training.start import resolve
 
     if recipe.model.vocab is None or recipe.model.context is None:

@@ -33,14 +33,12 @@ class Check:
 
     def decide(self, pair: MetricPair | None) -> CheckResult:
         """Apply the check to the measured values, or to None if A and B are the same model. An unknown difference (NaN) fails."""
-        found = 0.0 if pair is None else self._found(pair)
+        found: float | None = 0.0
+        if pair is not None:
+            found = pair.relative_percent if self.percent or pair.difference is None else pair.difference.bits_per_token
+        found = math.nan if found is None else found
         holds = not math.isnan(found) and not OPERATORS[self.operator](found, self.limit)
         return CheckResult(self.expression, self.metric, "%" if self.percent else "bits/token", found, holds)
-
-    def _found(self, pair: MetricPair) -> float:
-        difference = pair.difference.bits_per_token if pair.difference else None
-        value = pair.relative_percent if self.percent else difference
-        return math.nan if value is None else value
 
 
 def parse_checks(expressions: Sequence[str]) -> list[Check]:
@@ -78,20 +76,21 @@ def check_kinds(checks: Sequence[Check], kind_a: str, kind_b: str) -> None:
     wrong = next((check for check in checks if check.metric in LATENT_METRICS), None)
     if not baselines or wrong is None:
         return
-    which = "both are baselines" if len(baselines) == 2 else f"{baselines[0]} is a baseline"
-    reasons = {"ce_posterior": "a posterior CE cannot be compared with a baseline's CE", "ce_prior": "a baseline has no prior of Z"}
-    reason = reasons.get(wrong.metric, "a baseline has no Z") if len(baselines) == 1 else "a baseline has no Z"
-    raise InputError(f"{reason}: {which}", f"--fail-if {wrong.expression!r}", "use nll or elbo")
+    reason = "a baseline has no Z: both are baselines"
+    if len(baselines) == 1:
+        reasons = {"ce_posterior": "a posterior CE cannot be compared with a baseline's CE", "ce_prior": "a baseline has no prior of Z"}
+        reason = f"{reasons.get(wrong.metric, 'a baseline has no Z')}: {baselines[0]} is a baseline"
+    raise InputError(reason, f"--fail-if {wrong.expression!r}", "use nll or elbo")
 
 
 def raise_if_failed(results: Sequence[CheckResult]) -> None:
     """Raise CheckFailed if a check does not hold, with the values that were found."""
-    failed = [f"'{one.expression}' (found {found_text(one)})" for one in results if not one.holds]
+    failed = [f"'{one.expression}' (found {_found_text(one)})" for one in results if not one.holds]
     if failed:
         count = "a check does not hold" if len(failed) == 1 else f"{len(failed)} checks do not hold"
         raise CheckFailed(f"{count}: {', '.join(failed)}")
 
 
-def found_text(result: CheckResult) -> str:
+def _found_text(result: CheckResult) -> str:
     """The value with four digits and its unit, such as `+0.7312 %`."""
     return "no number" if math.isnan(result.found) else f"{result.found:+.4g} {result.unit}"

@@ -1,14 +1,11 @@
-"""The posterior pass, draws of Z, and costs given Z, shared by likelihood, answers and probes.
+"""The posterior of held-out sequences, draws of Z, and costs given Z, shared by likelihood, answers and probes.
 
-The lower half and the encoder run once per sequence; the upper half runs once per Z.
-
-Shapes: B sequences, K draws, T positions. Costs are in nats, in float32 or wider.
+Shapes: B sequences, K draws of Z for each, T positions. Costs are in nats, in float32 or wider.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -26,42 +23,49 @@ _TOKENS_AT_ONCE = {"cpu": 1 << 14, "cuda": 1 << 18}  # through the upper half
 _LOGITS_AT_ONCE = {"cpu": 1 << 24, "cuda": 1 << 30}  # elements of [tokens, V]
 
 
-@dataclass(frozen=True)
 class PosteriorPass:
-    """The output of a Free model's lower half and encoder for a batch.
+    """The pass of a batch through a Free model: the lower half once, the encoder once where it is needed, the upper half once per Z.
 
-    tokens, targets: [B, T]. mask: the latent mask [B, T], 1 where Z can reach a counted target. x: the hidden states below the latent
-    [B, T, D]. posterior: Q(Z|S).
+    tokens, targets: [B, T]. latent_mask: [B, T], 1 where Z can reach a counted target. x_BTD: the hidden states below the latent.
     """
 
-    tokens: Tensor
-    targets: Tensor
-    mask: Tensor
-    x: Tensor
-    posterior: Distribution
+    def __init__(self, model: Decoder, batch: Batch) -> None:
+        self._model = model
+        self.tokens, self.targets = tensors(model, batch)
+        self.latent_mask = latent_mask(self.targets)
+        self._ctx = model.context(self.tokens)
+        self.x_BTD = model.lower(self.tokens, self._ctx)
+
+    @cached_property
+    def posterior(self) -> Distribution:
+        """Q(Z|S) of each sequence."""
+        return self._model.infer_latent(self.x_BTD, self.tokens, self._ctx)
+
+    def nats(self, z: Tensor) -> Tensor:
+        """−log P(target | Z) [B · K, T], from K Zs for each sequence, sequence by sequence. Computed in pieces to limit memory."""
+        rows, context = self.tokens.shape
+        owner = torch.arange(rows, device=z.device).repeat_interleave(len(z) // rows)
+        at_once = rows_at_once(self._model, context)
+        parts = []
+        for part, own in zip(torch.split(z, at_once), torch.split(owner, at_once), strict=True):
+            hidden_BTD = self._model.upper(self.x_BTD[own], part, self._model.context(self.tokens[own]))
+            parts.append(target_nats(self._model, hidden_BTD, self.targets[own]))
+        return torch.cat(parts)
 
 
 def latent_of(model: Decoder) -> Latent:
-    """The model's latent; ValueError for a baseline."""
+    """The latent of a Free model."""
     if model.latent is None:
         raise ValueError("a baseline has no latent")
     return model.latent
 
 
-def posterior_pass(model: Decoder, batch: Batch) -> PosteriorPass:
-    """Run the lower half and the encoder."""
-    tokens_BT, targets_BT = tensors(model, batch)
-    ctx = model.context(tokens_BT)
-    x_BTD = model.lower(tokens_BT, ctx)
-    return PosteriorPass(tokens_BT, targets_BT, latent_mask(targets_BT), x_BTD, model.infer_latent(x_BTD, tokens_BT, ctx))
-
-
-def draw(latent: Latent, posterior: Distribution, streams: Sequence[np.random.Generator], length: int, count: int = 1) -> Tensor:
-    """`count` draws of Z for each of B sequences, each sequence from its own stream: [B · count, …], sequence by sequence."""
-    shape = latent.noise_shape(length)
-    noise = np.stack([stream.random((count, *shape), dtype=np.float32) for stream in streams])
-    rows = posterior.rows(torch.arange(len(streams)).repeat_interleave(count)) if count > 1 else posterior
-    return rows.sample(torch.from_numpy(noise.reshape(-1, *shape)).to(next(latent.parameters()).device))
+def posterior_draws(model: Decoder, posterior: Distribution, rows: range, length: int, seed: int, count: int = 1) -> Tensor:
+    """`count` Zs from the posterior of each held-out row, each row from its own stream: [rows · count, …], row by row."""
+    shape = latent_of(model).noise_shape(length)
+    noise = np.concatenate([keyed(seed, "posterior", row).random((count, *shape), dtype=np.float32) for row in rows])
+    repeated = posterior.rows(torch.arange(len(rows)).repeat_interleave(count))
+    return repeated.sample(torch.from_numpy(noise).to(model.embedding.weight.device))
 
 
 def prior_draws(model: Decoder, rows: range, length: int, seed: int, count: int = 1) -> Tensor:
@@ -77,18 +81,6 @@ def target_nats(model: Decoder, hidden_BTD: Tensor, targets_BT: Tensor) -> Tenso
     logits_BTV = model.logits(hidden_BTD)
     wide = torch.promote_types(logits_BTV.dtype, torch.float32)  # bfloat16 is too coarse for sums over positions
     return F.cross_entropy(logits_BTV.to(wide).transpose(1, 2), targets_BT, ignore_index=IGNORE, reduction="none")
-
-
-def given_z_nats(model: Decoder, batch: PosteriorPass, z: Tensor) -> Tensor:
-    """−log P(target | Z) in nats [B · K, T], for K Zs for each of the B sequences; computed in pieces to limit memory."""
-    draws = len(z) // len(batch.tokens)
-    owner = torch.arange(len(batch.tokens), device=batch.tokens.device).repeat_interleave(draws)
-    at_once = rows_at_once(model, batch.tokens.shape[1])
-    parts = []
-    for part, of_row in zip(torch.split(z, at_once), torch.split(owner, at_once), strict=True):
-        hidden_BTD = model.upper(batch.x[of_row], part, model.context(batch.tokens[of_row]))
-        parts.append(target_nats(model, hidden_BTD, batch.targets[of_row]))
-    return torch.cat(parts)
 
 
 def tensors(model: Decoder, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -26,28 +26,19 @@ def open_run_data(checkpoint: Checkpoint, folder: Path | None = None, context: i
     or the task differs from the run's: the same token ids would mean something else.
     """
     recipe = checkpoint.recipe
-    if folder is not None or recipe.data.dir is not None:
-        _check_manifest(checkpoint, Path(str(folder or recipe.data.dir)))
     config = recipe.data if folder is None else DataConfig(dir=str(folder), rows=recipe.data.rows)
+    where = str(config.dir or config.task)
+    manifest = Path(where) / MANIFEST
+    if config.dir is not None and manifest.is_file():
+        # Before the data is opened, whose rows may not fit the model: the cause is reported, not the symptom.
+        about = parse_manifest(manifest.read_bytes(), manifest)
+        _check_same_kind(checkpoint, about.tokenizer.sha256, about.task, dict(about.params), where)
     source = open_data(config, context=context or recipe.model.context, seed=recipe.train.seed)
-    where = str(folder or recipe.data.dir or recipe.data.task)
-    _check_tokenizer(source.tokenizer.sha256, checkpoint, where)
-    _check_task(source.facts.task, source.facts.params, checkpoint, where)
+    _check_same_kind(checkpoint, source.tokenizer.sha256, source.facts.task, source.facts.params, where)
     if folder is None and source.facts.sha256 != checkpoint.state["data"]["sha256"]:
-        raise InputError(
-            "the data is not what the run was trained on (its SHA-256 differs)", where, f"--data {where} uses it in its present state"
-        )
+        hint = f"--data {where} uses it in its present state"
+        raise InputError("the data is not what the run was trained on (its SHA-256 differs)", where, hint)
     return source
-
-
-def _check_manifest(checkpoint: Checkpoint, folder: Path) -> None:
-    """Check tokenizer and task before opening the data, whose rows may not fit the model: then the cause is reported, not the symptom."""
-    file = folder / MANIFEST
-    if not file.is_file():
-        return  # opening the data reports it
-    about = parse_manifest(file.read_bytes(), file)
-    _check_tokenizer(about.tokenizer.sha256, checkpoint, str(folder))
-    _check_task(about.task, dict(about.params), checkpoint, str(folder))
 
 
 def check_split(source: DataSource, split: str, checkpoint: Checkpoint) -> None:
@@ -57,18 +48,17 @@ def check_split(source: DataSource, split: str, checkpoint: Checkpoint) -> None:
         raise InputError(f"the data has no split '{split}'", hint=nearest(split, names))
 
 
-def _check_tokenizer(sha256: str, checkpoint: Checkpoint, where: str) -> None:
-    if sha256 != checkpoint.tokenizer().sha256:
+def _check_same_kind(checkpoint: Checkpoint, tokenizer_sha256: str, task: str | None, params: dict[str, object], where: str) -> None:
+    """Refuse data with another tokenizer or task than the run's."""
+    if tokenizer_sha256 != checkpoint.tokenizer().sha256:
         raise InputError("the data's tokenizer is not the run's (its SHA-256 differs)", where, "name data made like the run's with --data")
-
-
-def _check_task(task: str | None, params: dict[str, object], checkpoint: Checkpoint, where: str) -> None:
     own = checkpoint.state["data"]
-    if (task, params) != (own.get("task"), own.get("params") or {}):
-        what = f"the data is of {_task(task, params)}, the run's is of {_task(own.get('task'), own.get('params') or {})}"
+    expected = own.get("task"), own.get("params") or {}
+    if (task, params) != expected:
+        what = f"the data is of {_task_text(task, params)}, the run's is of {_task_text(*expected)}"
         raise InputError(what, where, "name data of the run's own task with --data")
 
 
-def _task(name: str | None, params: dict[str, object]) -> str:
+def _task_text(name: str | None, params: dict[str, object]) -> str:
     settings = ", ".join(f"{key}={value}" for key, value in params.items())
     return "plain text" if name is None else f"task '{name}'" + (f" ({settings})" if settings else "")

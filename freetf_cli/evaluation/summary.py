@@ -14,30 +14,29 @@ from freetf_cli.records import DataFacts
 from freetf_cli.records.run import RunSummary
 from freetf_cli.records.samples import SampleGroups
 from freetf_cli.runs.folder import RunFolder
+from freetf_cli.runs.plan import plan_run
 from freetf_cli.tasks import spans_by_text
-from freetf_cli.training.plan import plan_run
 
 
 def summarise(path: Path) -> RunSummary:
     """Summarise a run; InputError if the path is not a run folder."""
     run = RunFolder.open(path)
     recipe, manifest = run.recipe(), run.manifest()
-    where = str((manifest.get("device") or {}).get("device") or "cpu")
-    precision = recipe.train.precision
+    device = str((manifest.get("device") or {}).get("device") or "cpu")
+    bf16 = recipe.train.precision == "bf16" or (recipe.train.precision == "auto" and device == "cuda")
     facts = _facts(manifest, run)
     samples = sample_groups(run.last_samples(), facts)
-    shared = [group for groups in samples if groups.shared for group in groups.groups]
     return RunSummary(
         run=str(path),
         kind=recipe.kind,
         status=str(manifest.get("status", "unknown")),
         recipe=recipe.model_dump(exclude_none=True),
         facts=facts,
-        plan=plan_run(recipe, path.name, precision == "bf16" or (precision == "auto" and where == "cuda"), where),
+        plan=plan_run(recipe, path.name, bf16, device),
         metrics=run.metrics(),
         checkpoints=run.checkpoint_infos(),
         samples=samples,
-        agreement=group_agreement(shared, facts),
+        agreement=group_agreement([group for shown in samples if shown.shared for group in shown.groups], facts),
         manifest=manifest,
     )
 
@@ -46,13 +45,12 @@ def sample_groups(samples: Mapping[str, Sequence[dict[str, Any]]], facts: DataFa
     """The saved samples by group, as in the paper's Figure 4: independent Z, then shared Z."""
     found = []
     for name in ("independent", "shared"):
-        records = samples.get(name, [])
         groups: dict[int, list[str]] = {}
-        for record in records:
+        for record in samples.get(name, ()):
             groups.setdefault(int(record["group"]), []).append(str(record["text"]))
         if groups:
             spans = spans_by_text(facts.task, facts.params, chain.from_iterable(groups.values()))
-            found.append(SampleGroups("", name == "shared", list(groups.values()), str(records[0]["prompt"]), spans))
+            found.append(SampleGroups("", name == "shared", list(groups.values()), str(samples[name][0]["prompt"]), spans))
     return found
 
 

@@ -202,9 +202,13 @@ def document_block_mask(document_ids_BT: Tensor, causal: bool) -> BlockMask:
 
 
 def _listed(blocks_BNN: Tensor) -> tuple[Tensor, Tensor]:
-    """For each row, how many blocks are chosen [B, 1, N], and the indices of all blocks, chosen ones first [B, 1, N, N]."""
+    """For each row, how many blocks are chosen [B, 1, N], and the indices of all blocks, chosen ones first [B, 1, N, N].
+
+    The kernels read the indices as contiguous memory, whatever their strides.
+    """
     order_BNN = torch.argsort(blocks_BNN.to(torch.int8), dim=-1, descending=True, stable=True)
-    return blocks_BNN.sum(-1, dtype=torch.int32)[:, None], order_BNN.to(torch.int32)[:, None]
+    indices_BNN = order_BNN.to(torch.int32, memory_format=torch.contiguous_format)
+    return blocks_BNN.sum(-1, dtype=torch.int32)[:, None], indices_BNN[:, None]
 
 
 def _without_padding(positions_T: Tensor, padding_B: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from freetf_cli.config.recipe import Recipe
 from freetf_cli.device import autocast_dtype
 from freetf_cli.errors import FreetfError, is_out_of_memory
 from freetf_cli.records.plan import Plan
-from freetf_cli.training.plan import ATTENTION_WEIGHTS, plan_run
+from freetf_cli.runs.plan import ATTENTION_WEIGHTS, plan_run
 
 
 def plan_on(recipe: Recipe, device: torch.device) -> Plan:

@@ -18,7 +18,7 @@ from freetf_cli.generation.sampling import SampleSpec, continue_tokens, generate
 from freetf_cli.latent.build import build_model, initialise_model
 from freetf_cli.records import to_json
 from freetf_cli.records.bench import SampleBench, Timing
-from freetf_cli.training.plan import plan_run
+from freetf_cli.runs.plan import plan_run
 from tests.generation.test_sampling import CONFIG, letters  # noqa: F401 (a fixture)
 
 CPU = torch.device("cpu")

@@ -33,7 +33,7 @@ def test_conditions(expression, want):
 @pytest.mark.parametrize(
     "expression", ["", "nll", "nll=1", "nll==1", ">1", "nll>", "nll>1%%", "nll>nan", "nll>inf", "nll>1e999", "nll>1 2", "nll>1,5"]
 )
-def test_what_is_no_condition_is_refused_with_an_example(expression):
+def test_an_invalid_condition_is_refused_with_an_example(expression):
     with pytest.raises(InputError) as caught:
         parse_check(expression)
     assert "--fail-if 'nll>+0.5%'" in caught.value.hint
@@ -50,7 +50,7 @@ def test_the_nearest_metric_is_named(expression, near):
     assert near in caught.value.hint
 
 
-def test_all_faults_are_told_at_once():
+def test_all_errors_are_reported_together():
     with pytest.raises(InputErrors) as caught:
         parse_checks(["nl>1", "nll>0.5%", "nll"])
     assert len(caught.value.lines()) == 2
@@ -80,21 +80,21 @@ def test_nan_fails(expression):
 
 
 @pytest.mark.parametrize(("expression", "holds"), [("nll>+0.5%", True), ("nll>-1%", False), ("nll>=0", False), ("kl<0", True)])
-def test_equal_models_differ_by_exactly_nothing(expression, holds):
+def test_equal_models_have_a_difference_of_zero(expression, holds):
     result = parse_check(expression).decide(None)
     assert (result.found, result.holds) == (0.0, holds)
 
 
 @pytest.mark.parametrize("metric", ["ce_posterior", "ce_prior", "kl"])
 @pytest.mark.parametrize("kinds", [("baseline", "free"), ("free", "baseline"), ("baseline", "baseline")])
-def test_what_a_baseline_lacks_is_refused(metric, kinds):
+def test_a_check_of_a_metric_that_a_baseline_lacks_is_refused(metric, kinds):
     with pytest.raises(InputError) as caught:
         check_kinds([parse_check("nll>1"), parse_check(f"{metric}>1%")], *kinds)
     assert "baseline" in caught.value.what
     assert caught.value.hint == "use nll or elbo"
 
 
-def test_what_both_have_is_not_refused():
+def test_a_check_of_a_metric_that_both_have_is_accepted():
     check_kinds([parse_check("nll>1"), parse_check("elbo>1")], "baseline", "free")
     check_kinds([parse_check("ce_posterior>1")], "free", "free")
 
@@ -104,7 +104,7 @@ def test_the_reason_names_a_posterior_ce():
         check_kinds([parse_check("ce_posterior>1")], "free", "baseline")
 
 
-def test_a_failure_is_one_line_with_what_was_found():
+def test_failed_checks_are_reported_in_one_line_with_their_values():
     results = [CheckResult("nll>1%", "nll", "%", 2.5, False), CheckResult("kl>1", "kl", "bits/token", 0.0, True)]
     results.append(CheckResult("elbo>1", "elbo", "bits/token", math.nan, False))
     with pytest.raises(CheckFailed) as caught:

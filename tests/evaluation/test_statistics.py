@@ -9,7 +9,7 @@ from freetf_cli.errors import InputError
 from freetf_cli.evaluation.statistics import bootstrap, check_enough
 
 
-def test_a_bootstrap_interval_is_that_of_the_mean() -> None:
+def test_the_interval_of_a_mean_has_its_theoretical_width() -> None:
     values = np.random.default_rng(0).normal(3, 2, size=400)
     found = bootstrap(values)
     assert found.value == pytest.approx(values.mean())
@@ -19,13 +19,13 @@ def test_a_bootstrap_interval_is_that_of_the_mean() -> None:
     assert ratio.value == pytest.approx(np.average(values, weights=np.arange(1, 401)))
 
 
-def test_too_few_say_how_many() -> None:
+def test_too_few_items_are_refused_with_the_number_needed() -> None:
     check_enough(20, "sequences", "")
     with pytest.raises(InputError, match="19 sequences are too few for an interval: at least 20 are needed; --sequences"):
         check_enough(19, "sequences", "--sequences")
 
 
-def test_intervals_are_scipys() -> None:
+def test_intervals_agree_with_scipy() -> None:
     """Of a mean and of a ratio, up to the noise of 2,000 resamples."""
     from scipy import stats
 

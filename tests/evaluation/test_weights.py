@@ -21,7 +21,7 @@ def compared(tmp_path: Path, a: dict[str, list], b: dict[str, list]) -> WeightCh
     return compare_weights(tmp_path / "a", tmp_path / "b")
 
 
-def test_a_tensor_by_hand(tmp_path):
+def test_relative_norm_and_cosine_of_a_tensor(tmp_path):
     found = compared(tmp_path, {"norm.weight": [3.0, 4.0]}, {"norm.weight": [4.0, 3.0]}).tensors[0]
     assert (found.name, found.group, found.part, found.shape) == ("norm.weight", "norm", "", [2])
     assert found.change.relative == pytest.approx(math.sqrt(2) / 5, rel=1e-12)
@@ -52,16 +52,16 @@ def test_pieces_add_up_to_the_whole(tmp_path, monkeypatch):
     assert change.cosine == pytest.approx(float(torch.cosine_similarity(a.double().flatten(), b.double().flatten(), dim=0)), rel=1e-9)
 
 
-def test_no_piece_is_larger_than_it_may_be(tmp_path, monkeypatch):
+def test_pieces_have_a_maximum_size(tmp_path, monkeypatch):
     monkeypatch.setattr(weights, "PIECE", 8)
     sizes = []
-    dot = weights._dot
-    monkeypatch.setattr(weights, "_dot", lambda x, y: (sizes.append(x.numel()), dot(x, y))[1])
+    dot = torch.dot
+    monkeypatch.setattr(torch, "dot", lambda x, y: (sizes.append(x.numel()), dot(x, y))[1])
     compared(tmp_path, {"x": [[1.0] * 4] * 9}, {"x": [[2.0] * 4] * 9})
     assert max(sizes) == 8 and sum(sizes) == 4 * 36
 
 
-def test_what_only_one_has_and_what_has_another_shape(tmp_path):
+def test_missing_and_reshaped_tensors_are_listed(tmp_path):
     found = compared(tmp_path, {"x": [1.0], "only.a": [1.0], "odd": [[1.0, 2.0]]}, {"x": [1.0], "zeta": [1.0], "odd": [1.0, 2.0]})
     assert found.only_a == [TensorShape("only.a", [1], None)]
     assert found.only_b == [TensorShape("zeta", None, [1])]
@@ -69,12 +69,12 @@ def test_what_only_one_has_and_what_has_another_shape(tmp_path):
     assert [one.name for one in found.tensors] == ["x"]
 
 
-def test_nothing_in_common(tmp_path):
+def test_models_without_common_tensors(tmp_path):
     found = compared(tmp_path, {"x": [1.0]}, {"y": [1.0]})
     assert (found.all, found.groups, found.tensors) == (None, [], [])
 
 
-def test_blocks_are_lined_up_in_order_and_their_parts_kept_apart(tmp_path):
+def test_groups_are_in_model_order_with_attention_and_ffn_separate(tmp_path):
     names = ["blocks.10.ffn.up.weight", "blocks.2.attention.q.weight", "blocks.2.ffn_norm.weight", "embedding.weight", "norm.weight"]
     a = {name: [1.0, 0.0] for name in names}
     b = {**a, "blocks.2.attention.q.weight": [1.0, 2.0], "blocks.2.ffn_norm.weight": [2.0, 0.0]}
@@ -98,11 +98,11 @@ def test_blocks_are_lined_up_in_order_and_their_parts_kept_apart(tmp_path):
         ("latent.post_sampler.weight", ("latent", "")),
     ],
 )
-def test_places(name, want):
+def test_group_and_part_of_a_name(name, want):
     assert place(name) == want
 
 
-def test_a_file_that_is_none(tmp_path):
+def test_an_unreadable_file_is_refused(tmp_path):
     (tmp_path / "a").write_bytes(b"no")
     with pytest.raises(InputError):
         compare_weights(tmp_path / "a", tmp_path / "a")

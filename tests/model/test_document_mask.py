@@ -41,6 +41,7 @@ def test_block_mask_lists_the_blocks_that_all_pairs_give(length: int, share: flo
     for side in ("kv", "full_kv", "q", "full_q"):
         for part in ("num_blocks", "indices"):
             assert torch.equal(getattr(ours, f"{side}_{part}"), getattr(theirs, f"{side}_{part}")), (side, part)
+            assert getattr(ours, f"{side}_{part}").is_contiguous(), "the kernels read contiguous memory"
 
 
 @pytest.mark.parametrize("causal", [True, False])

@@ -21,15 +21,12 @@ from freetf_cli.errors import InputError, nearest
 
 if TYPE_CHECKING:
     from freetf_cli.data.batches import DataSource
+    from freetf_cli.evaluation import Advance
     from freetf_cli.model.decoder import Decoder
     from freetf_cli.records.evaluation import Evaluation
     from freetf_cli.runs.checkpoint import Checkpoint
 
     Metric = Callable[[Checkpoint, Decoder, DataSource, "Request"], Evaluation]
-
-
-def _no_progress(count: int) -> None:
-    """Do not show progress."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +37,7 @@ class Request:
         run: The model's name in the report.
         split: The held-out split.
         sequences: Held-out sequences; all of them if the split has fewer.
-        samples: Draws of Z per sequence, for metrics that average over Z.
+        draws: Number of Zs drawn for each sequence, for metrics that average over Z (`--samples`).
         seed: Seed of the draws of Z. The sequences do not depend on it.
         advance: Called with the number of sequences that were just measured.
     """
@@ -48,9 +45,9 @@ class Request:
     run: str
     split: str
     sequences: int = 256
-    samples: int = 512
+    draws: int = 512
     seed: int = 0
-    advance: Callable[[int], None] = _no_progress
+    advance: Advance = lambda _: None
 
     def described(self, task: str, checkpoint: Checkpoint, source: DataSource, sequences: int, seconds: float) -> dict[str, Any]:
         """The fields of an `Evaluation` of `sequences` sequences."""

@@ -16,14 +16,13 @@ from torch import Tensor
 from freetf_cli.data.batches import IGNORE, DataSource
 from freetf_cli.errors import InputError
 from freetf_cli.evaluation.metrics import Request
-from freetf_cli.evaluation.posterior import draw, posterior_pass, prior_draws, rows_at_once, tensors
+from freetf_cli.evaluation.posterior import PosteriorPass, posterior_draws, prior_draws, rows_at_once, tensors
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.records.evaluation import Evaluation
 from freetf_cli.records.likelihood import Estimate
 from freetf_cli.report.blocks import Note, Report, Table
 from freetf_cli.report.units import count, share
 from freetf_cli.runs.checkpoint import Checkpoint
-from freetf_cli.streams import keyed
 
 READING = (
     "A sequence is wrong if at any counted position the most likely token, given the true tokens before it, differs from the true token."
@@ -63,24 +62,23 @@ class Answers(Evaluation):
 def evaluate(checkpoint: Checkpoint, model: Decoder, source: DataSource, request: Request) -> Answers:
     """Count wrong sequences. InputError if every token of a row is a target: such data asks no question."""
     started = time.perf_counter()
-    rows = wrong = wrong_posterior = 0
+    seen = wrong = wrong_posterior = 0
     for batch in source.held_out(request.split, request.sequences, rows_at_once(model, source.context)):
         if (batch.targets[:, 0] != IGNORE).any():
             raise InputError("no question is asked in this data: every token of a row counts", hint="--task likelihood")
         inputs_BT, targets_BT = tensors(model, batch)
-        z = None
+        rows, z = range(seen, seen + len(inputs_BT)), None
         if model.latent is not None:
-            z = prior_draws(model, range(rows, rows + len(inputs_BT)), source.context, request.seed)
-            streams = [keyed(request.seed, "posterior", rows + row) for row in range(len(inputs_BT))]
-            inferred = draw(model.latent, posterior_pass(model, batch).posterior, streams, source.context)
+            z = prior_draws(model, rows, source.context, request.seed)
+            inferred = posterior_draws(model, PosteriorPass(model, batch).posterior, rows, source.context, request.seed)
             wrong_posterior += _wrong(model, inputs_BT, targets_BT, inferred)
         wrong += _wrong(model, inputs_BT, targets_BT, z)
-        rows += len(inputs_BT)
-        request.advance(len(inputs_BT))
+        seen = rows.stop
+        request.advance(len(rows))
     return Answers(
-        **request.described("answers", checkpoint, source, rows, time.perf_counter() - started),
-        errors=Errors(wrong, wilson(wrong, rows)),
-        errors_posterior=Errors(wrong_posterior, wilson(wrong_posterior, rows)) if model.latent is not None else None,
+        **request.described("answers", checkpoint, source, seen, time.perf_counter() - started),
+        errors=Errors(wrong, wilson(wrong, seen)),
+        errors_posterior=Errors(wrong_posterior, wilson(wrong_posterior, seen)) if model.latent is not None else None,
     )
 
 

@@ -1,10 +1,11 @@
-"""Agreement of samples that share a Z, and of samples that do not: the paper's Figure 4 in numbers.
+"""How much samples with the same Z agree, and samples with different Zs: the paper's Figure 4 in numbers.
 
 Shapes: G groups, N samples, A values, S sites.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,7 +16,7 @@ from freetf_cli.records.samples import Agreement
 from freetf_cli.tasks import make_task, task_names
 from freetf_cli.tasks.factors import UNREAD, Ints, encode
 
-ALL_PAIRS = 2048  # with more rows, marks of a group are compared only with those of the group before it
+ALL_PAIRS = 2048  # rows; with more, marks of a group are compared only with those of the group before it
 
 Floats = NDArray[np.float32]
 
@@ -48,11 +49,11 @@ Sums = tuple[tuple[float, float], tuple[float, float]]  # (agreement, pairs) wit
 
 def _equal_values(groups: Sequence[Ints]) -> Sums:
     """Agreement of all pairs, from the counts of each value."""
-    kinds = max(int(group.max(initial=UNREAD)) for group in groups) + 1
-    counts_GA = np.stack([np.bincount(group[group != UNREAD], minlength=max(kinds, 1)) for group in groups])
-    same, pairs = _pairs(counts_GA).sum(), _pairs(counts_GA.sum(1)).sum()
+    kinds = max(int(group.max(initial=0)) for group in groups) + 1
+    counts_GA = np.stack([np.bincount(group[group != UNREAD], minlength=kinds) for group in groups])
     total_A = counts_GA.sum(0)
-    return (float(same), float(pairs)), (float(_pairs(total_A).sum() - same), float(_pairs(total_A.sum()) - pairs))
+    same, pairs = float(_pairs(counts_GA).sum()), float(_pairs(counts_GA.sum(1)).sum())
+    return (same, pairs), (float(_pairs(total_A).sum()) - same, float(_pairs(total_A.sum())) - pairs)
 
 
 def _pairs(counts: Ints) -> Ints:
@@ -60,16 +61,12 @@ def _pairs(counts: Ints) -> Ints:
 
 
 def _common_marks(groups: Sequence[Floats]) -> Sums:
-    within = np.sum([_overlap(group, group, inside=True) for group in groups], axis=0)
-    every_pair = sum(map(len, groups)) <= ALL_PAIRS
-    others = [
-        (one, other)
-        for number, one in enumerate(groups)
-        for other in (groups[number + 1 :] if every_pair else [groups[number - 1]])
-        if len(one) and len(other)
-    ]
-    across = np.sum([_overlap(one, other) for one, other in others], axis=0) if others else np.zeros(2)
-    return (float(within[0]), float(within[1])), (float(across[0]), float(across[1]))
+    """Agreement of all pairs within groups; of all pairs across groups, or with many rows of each group and the one before it."""
+    few = sum(map(len, groups)) <= ALL_PAIRS
+    others = itertools.combinations(groups, 2) if few else zip(groups, [groups[-1], *groups[:-1]], strict=True)
+    within, across = [_overlap(group, group, inside=True) for group in groups], [_overlap(*pair) for pair in others]
+    (same, inside), (other, outside) = (np.sum(sums, axis=0).tolist() for sums in (within, across))
+    return (same, inside), (other, outside)
 
 
 def _overlap(a: Floats, b: Floats, *, inside: bool = False) -> tuple[float, float]:

@@ -1,8 +1,8 @@
-"""Probes: predict a factor from Z, held out, next to two controls.
+"""Probes that predict a factor from Z on held-out sequences, with two controls.
 
 A probe shows what *it* can read, not what Z contains: usable information (Xu et al., arXiv 2002.10689), a lower bound. The same probe
-trained on shuffled labels (after Hewitt and Liang, arXiv 1909.03368) shows what chance gives. The one trained on the hidden state at
-the injection layer, all that the encoder sees, is the ceiling.
+trained on shuffled labels (after Hewitt and Liang, arXiv 1909.03368) shows what chance gives. The ceiling is the same probe trained on
+the hidden state at the injection layer, which is all that the encoder sees.
 
 Features are the bits of Z as ±1, or the leading principal components of the hidden state, at every position; a long sequence is averaged
 in segments. A probe gets the 128 features that the labels explain best on the training part, each scaled by the share of its variance
@@ -16,6 +16,7 @@ Shapes: N sequences, T positions, F features, K values of a factor, S sites.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,10 +28,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from freetf_cli.data.rows import Factors
-from freetf_cli.evaluation.probe.intervention import Stage
-from freetf_cli.evaluation.probe.libraries import probe_library
+from freetf_cli.evaluation import Stage
+from freetf_cli.evaluation.probe.factors import probe_library
 from freetf_cli.evaluation.probe.rate import Posterior
-from freetf_cli.evaluation.statistics import LEAST, bootstrap
+from freetf_cli.evaluation.statistics import LEAST, Floats, bootstrap
 from freetf_cli.latent.binary import code_bits
 from freetf_cli.records import LN2
 from freetf_cli.records.probe import Decoding
@@ -41,28 +42,28 @@ PROBES: dict[str, dict[str, Any]] = {  # settings of MLPClassifier; alpha is the
     "mlp": {"hidden_layer_sizes": (64,), "alpha": 0.1, "activation": "tanh"},
 }
 COMPONENTS = 16  # of the hidden state at a position
-WHOLE, SEGMENTS = 96, 64  # up to so many positions are kept apart; a longer sequence is averaged in so many segments
-SCREENED, TRUST = 128, 0.05  # features that a probe sees; a share of variance added to each, so that none is scaled to nothing
+WHOLE, SEGMENTS = 96, 64  # most positions that are kept; a longer sequence is averaged into SEGMENTS segments
+SCREENED, TRUST = 128, 0.05  # features that a probe sees; added to the relevance of each, so that none is scaled to zero
 EPOCHS, PATIENCE = 100, 8
 
-Floats = NDArray[Any]
+Features = NDArray[np.float32]
 
 
 class HiddenFeatures:
-    """Features [B, F] of streams [B, T, D]: the principal components of the first batch, at every position."""
+    """Features [B, F] of hidden states [B, T, D]: at every position, their principal components in the first batch."""
 
     def __init__(self) -> None:
-        self._centre: Tensor | None = None
-        self._directions: Tensor | None = None
+        self._fitted: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, x_BTD: Tensor) -> Tensor:
         wide = x_BTD.float()
-        if self._directions is None or self._centre is None:
+        if self._fitted is None:
             flat = wide.flatten(0, 1)
-            self._centre = flat.mean(0)
-            covariance = (flat - self._centre).T @ (flat - self._centre)
-            self._directions = torch.linalg.eigh(covariance).eigenvectors[:, -COMPONENTS:]
-        return pooled((wide - self._centre) @ self._directions)
+            centre = flat.mean(0)
+            covariance = (flat - centre).T @ (flat - centre)
+            self._fitted = centre, torch.linalg.eigh(covariance).eigenvectors[:, -COMPONENTS:]
+        centre, directions = self._fitted
+        return pooled((wide - centre) @ directions)
 
 
 def pooled(values_NTF: Tensor) -> Tensor:
@@ -77,16 +78,14 @@ def decode(posterior: Posterior, reader: RowReader, rows: Sequence[Factors], bit
     known = _by_document([number for number, row in enumerate(rows) if row], posterior.documents, seed)
     if len(known) * 0.25 < LEAST:
         return []
-    documents = posterior.documents[known]
     truth = encode(reader.factors, [rows[number] for number in known])
-    sources = {"Z": pooled(2.0 * code_bits(posterior.z[known], bits).float() - 1.0).numpy()}
-    if posterior.hidden is not None:
-        sources["hidden"] = posterior.hidden[known].numpy()
+    signs = pooled(2.0 * code_bits(posterior.z[known], bits).float() - 1.0)
+    sources = {"Z": signs.numpy(), "hidden": posterior.hidden[known].numpy()}
     jobs = [(factor, source, kind) for factor in reader.factors if len(factor.values) > 1 for source in sources for kind in PROBES]
     found = []
     with stage("training probes", len(jobs)) as advance:
         for factor, source, kind in jobs:
-            found.append(_decoding(factor, source, kind, sources[source], truth[factor.name], documents, seed))
+            found.append(_decoding(factor, source, kind, sources[source], truth[factor.name], posterior.documents[known], seed))
             advance(1)
     return found
 
@@ -100,15 +99,14 @@ def _by_document(numbers: Sequence[int], documents: Ints, seed: int) -> list[int
     return sorted(numbers, key=lambda number: (order[int(documents[number])], number))
 
 
-def _decoding(factor: Factor, source: str, kind: str, features: Floats, labels: Ints, documents: Ints, seed: int) -> Decoding:
+def _decoding(factor: Factor, source: str, kind: str, features: Features, labels: Ints, documents: Ints, seed: int) -> Decoding:
     chance = np.random.default_rng(seed).permutation(labels)
     real, control = (probe(features, each, len(factor.values), kind, seed) for each in (labels, chance))
-    accuracy = bootstrap(real.right, clusters=documents[real.tested], seed=seed)
     return Decoding(
         factor=factor.name,
         source=source,
         probe=kind,
-        accuracy=accuracy,
+        accuracy=bootstrap(real.right, clusters=documents[real.tested], seed=seed),
         majority=real.majority,
         shuffled=float(control.right.mean()),
         bits=max(0.0, real.entropy - real.cross_entropy),
@@ -125,18 +123,18 @@ class Probed:
     """
 
     tested: Ints
-    right: NDArray[np.float64]
+    right: Floats
     majority: float
     entropy: float
     cross_entropy: float
 
 
-def probe(features_NF: Floats, labels: Ints, kinds: int, kind: str, seed: int = 0) -> Probed:
+def probe(features_NF: Features, labels: Ints, kinds: int, kind: str, seed: int = 0) -> Probed:
     """Train on the first 60 %, stop early on the next 15 %, test on the rest. labels: values [N] below `kinds`, or marks [N, S].
 
     Sequences with an unread label are left out.
     """
-    read = labels != UNREAD if labels.ndim == 1 else np.ones(len(labels), bool)
+    read = np.flatnonzero(labels != UNREAD) if labels.ndim == 1 else np.arange(len(labels))
     x, y = features_NF[read], labels[read]
     first, second = int(0.6 * len(x)), int(0.75 * len(x))
     x = _screened(x, y[:first], kinds)
@@ -146,16 +144,11 @@ def probe(features_NF: Floats, labels: Ints, kinds: int, kind: str, seed: int = 
         right, commonest = p.argmax(1) == y_test, np.bincount(y_train, minlength=kinds).argmax()
     else:
         right, commonest = ((p > 0.5) == y_test).mean(1), y_train.mean(0) > 0.5
-    return Probed(
-        tested=np.flatnonzero(read)[second:],
-        right=right.astype(np.float64),
-        majority=float((y_test == commonest).mean()),
-        entropy=_entropy(y_test, kinds),
-        cross_entropy=_nats(p, y_test) / LN2,
-    )
+    majority = float((y_test == commonest).mean())
+    return Probed(read[second:], right.astype(np.float64), majority, _entropy(y_test, kinds), _nats(p, y_test) / LN2)
 
 
-def _screened(x_NF: Floats, y: Ints, kinds: int) -> Floats:
+def _screened(x_NF: Features, y: Ints, kinds: int) -> Features:
     """The features that a probe sees, standardised and scaled by their relevance. y: labels of the first sequences, the training part."""
     relevance_F = _relevance(x_NF[: len(y)], y, kinds)
     best = np.sort(np.argsort(-relevance_F, kind="stable")[:SCREENED])
@@ -165,7 +158,7 @@ def _screened(x_NF: Floats, y: Ints, kinds: int) -> Floats:
     return np.asarray((x_NF - train.mean(0)) * scale, np.float32)
 
 
-def _relevance(x_NF: Floats, y: Ints, kinds: int) -> NDArray[np.float64]:
+def _relevance(x_NF: Features, y: Ints, kinds: int) -> Floats:
     """The share of each feature's variance that labels explain beyond chance (ε²) [F], in [0, 1]; with marks, for the best site.
 
     (The F statistic of scikit-learn's SelectKBest, on a scale that features can be weighted by, and for many sites at once.)
@@ -184,29 +177,27 @@ def _relevance(x_NF: Floats, y: Ints, kinds: int) -> NDArray[np.float64]:
     return np.asarray(np.clip((explained_F - chance) / (1 - chance), 0, 1), np.float64)
 
 
-def _fit(kind: str, kinds: int, seed: int, train: tuple[Floats, Ints], held_out: tuple[Floats, Ints]) -> Any:
-    """A classifier with the weights of its best epoch on the held-out part.
+def _fit(kind: str, kinds: int, seed: int, train: tuple[Features, Ints], held_out: tuple[Features, Ints]) -> Any:
+    """A classifier as it was after its best epoch on the held-out part.
 
     One class for both probes (a network without hidden units is linear), since it takes all sites of a marked factor at once.
     """
     network = probe_library("sklearn.neural_network").MLPClassifier
     model = network(**PROBES[kind], batch_size=min(64, len(train[0])), learning_rate_init=1e-2, random_state=seed)
     classes = np.arange(kinds if train[1].ndim == 1 else train[1].shape[1])
-    best, since, kept = np.inf, 0, None
+    best, least, since = model, np.inf, 0
     for _ in range(EPOCHS):
         model.partial_fit(*train, classes=classes)
         loss = _nats(model.predict_proba(held_out[0]), held_out[1])
         since += 1
-        if loss < best or kept is None:
-            best, since, kept = loss, 0, [weight.copy() for weight in (*model.coefs_, *model.intercepts_)]
+        if loss < least:
+            best, least, since = copy.deepcopy(model), loss, 0
         if since >= PATIENCE:
             break
-    for weight, value in zip((*model.coefs_, *model.intercepts_), kept or (), strict=True):
-        weight[...] = value
-    return model
+    return best
 
 
-def _nats(p: Floats, y: Ints) -> float:
+def _nats(p: NDArray[Any], y: Ints) -> float:
     """Mean cross-entropy of a sequence's labels under probabilities [N, K], or of its marks under [N, S], summed over sites."""
     chosen = np.take_along_axis(p, y[:, None], 1) if y.ndim == 1 else np.where(y == 1, p, 1 - p)
     return float(-np.log(np.maximum(chosen, 1e-12).astype(np.float64)).sum(1).mean())

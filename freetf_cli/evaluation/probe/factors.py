@@ -7,24 +7,31 @@ reading, not an estimate of the information about the true label. Reports state 
 
 from __future__ import annotations
 
+import importlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from freetf_cli.data.batches import IGNORE, Batch, DataSource
-from freetf_cli.data.rows import TRAIN
+from freetf_cli.data.batches import IGNORE, DataSource
+from freetf_cli.data.rows import TRAIN, Factors
 from freetf_cli.errors import InputError
-from freetf_cli.evaluation.probe.libraries import probe_library
 from freetf_cli.tasks.factors import Factor, Reading, RowReader, encode
 
 TRAINING_TEXTS = 4000  # texts to train a classifier on
 LEAST_USE = 2  # texts that a word must occur in
-MOST_LABELS = 20  # with more values, a label is no class but an answer of each row's own
+MOST_LABELS = 20  # values; with more, a label is not a class but free text, such as an answer
 WORD = r"[a-z']+"
 
-Row = Mapping[str, Any]
+
+def probe_library(module: str) -> Any:
+    """Import a module of the optional extra `probe`; InputError with the command that installs it if it is missing."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError:
+        name = module.partition(".")[0]
+        raise InputError(f"probing needs {name}, which is not installed", hint="pip install scikit-learn scipy") from None
 
 
 def factor_reader(source: DataSource, split: str, sequences: int) -> RowReader | None:
@@ -48,7 +55,7 @@ def has_factors(source: DataSource) -> bool:
     if source.task is not None and source.task.factors:
         return True
     count = _training_rows(source)
-    return bool(_label_factors([row for row in source.held_out_factors(TRAIN, count) if row] if count else []))
+    return bool(count and _label_factors([row for row in source.held_out_factors(TRAIN, count) if row]))
 
 
 class TextLabels(RowReader):
@@ -57,15 +64,15 @@ class TextLabels(RowReader):
     A text without any known word is unread.
     """
 
-    def __init__(self, texts: Sequence[str], rows: Sequence[Row], factors: Sequence[Factor]) -> None:
+    def __init__(self, texts: Sequence[str], rows: Sequence[Factors], factors: Sequence[Factor]) -> None:
         """texts: to train on; rows: their labels."""
         naive_bayes, features = probe_library("sklearn.naive_bayes"), probe_library("sklearn.feature_extraction.text")
         self.factors = tuple(factors)
         self._vectorizer = features.CountVectorizer(binary=True, token_pattern=WORD, min_df=LEAST_USE)
+        self._models: dict[str, Any] = {}
         try:
             counts = self._vectorizer.fit_transform(texts)
         except ValueError:  # no word occurs in two texts
-            self._models: dict[str, Any] = {}
             return
         self._models = {name: naive_bayes.MultinomialNB().fit(counts, labels) for name, labels in encode(self.factors, rows).items()}
 
@@ -76,12 +83,6 @@ class TextLabels(RowReader):
         found = {factor.name: [factor.values[n] for n in self._models[factor.name].predict(counts)] for factor in self.factors}
         known = counts.getnnz(axis=1) > 0
         return [Reading({name: values[i] for name, values in found.items()} if known[i] else {}) for i in range(len(texts))]
-
-
-def row_texts(source: DataSource, batch: Batch) -> list[str]:
-    """The text of each row, up to its last target."""
-    ends = [int(np.flatnonzero(targets != IGNORE)[-1]) + 1 for targets in batch.targets]
-    return [source.tokenizer.decode(row[:end]) for row, end in zip(batch.inputs, ends, strict=True)]
 
 
 def _accuracy_notes(reader: RowReader, source: DataSource, split: str, sequences: int) -> list[str]:
@@ -106,18 +107,19 @@ def _training_rows(source: DataSource) -> int:
         return 0
 
 
-def _label_factors(rows: Sequence[Row]) -> list[Factor]:
+def _label_factors(rows: Sequence[Factors]) -> list[Factor]:
     """The labels that are classes, with the values that occur."""
     names = [name for name, value in (rows[0] if rows else {}).items() if isinstance(value, str)]
     values = {name: tuple(sorted({str(row[name]) for row in rows})) for name in names}
     return [Factor(name, found) for name, found in values.items() if 1 < len(found) <= MOST_LABELS]
 
 
-def _labelled(source: DataSource, split: str, sequences: int) -> tuple[list[Row], list[str]]:
-    """Rows with a known label, and their texts."""
-    factors = source.held_out_factors(split, sequences)
-    if not any(factors):
-        return [], []
-    texts = [text for batch in source.held_out(split, sequences, 256) for text in row_texts(source, batch)]
-    kept = [(row, text) for row, text in zip(factors, texts, strict=True) if row]
+def _labelled(source: DataSource, split: str, sequences: int) -> tuple[list[Factors], list[str]]:
+    """Rows with a known label, and their texts, each up to its last target."""
+    texts = [
+        source.tokenizer.decode(row[: np.flatnonzero(targets != IGNORE)[-1] + 1])
+        for batch in source.held_out(split, sequences, 256)
+        for row, targets in zip(batch.inputs, batch.targets, strict=True)
+    ]
+    kept = [(row, text) for row, text in zip(source.held_out_factors(split, sequences), texts, strict=True) if row]
     return [row for row, _ in kept], [text for _, text in kept]

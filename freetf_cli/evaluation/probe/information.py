@@ -14,10 +14,9 @@ Both entropies are biased downward if they are computed from counts, since N sam
   from Dirichlet(β · pooled distribution), with such a free-form distribution over β: β → ∞ where Z is ignored, β → 0 where it decides;
 * the pooled counts underestimate H(f) because they are M · N samples. H(f | Z_g) leans on them, so it has the same relative correction.
 
-The interval is a bootstrap over the M latents of their jackknife pseudo-values, around two estimates: the one above, and one with
-delete-one-sample jackknife entropies within the groups. The two err in opposite directions if a group's values are close to each other
-rather than many and rare (docs/probing.md has simulations), so the interval reaches from the lower end of the lower to the upper end of
-the higher.
+The interval is a bootstrap over the M latents around two estimates: the one above, and one with delete-one-sample jackknife entropies
+within the groups. Their errors have opposite signs if a group's values are close to each other rather than many and rare, so the interval
+reaches from the lower end of the lower to the upper end of the higher. docs/probing.md has simulations.
 
 For a factor with several sites (is place s marked?) the information is summed over sites. The sum is a lower bound of I(Z; all sites) if
 the sites are marginally independent, as noise is: it leaves out what Z encodes about two places jointly.
@@ -32,20 +31,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from freetf_cli.evaluation.statistics import bootstrap, check_enough
+from freetf_cli.evaluation.statistics import Floats, bootstrap, check_enough
 from freetf_cli.records import LN2
 from freetf_cli.records.likelihood import Estimate
-from freetf_cli.tasks.factors import UNREAD, Ints
+from freetf_cli.tasks.factors import Ints
 
 _CONCENTRATIONS = torch.logspace(-3, 6, 28, dtype=torch.float64)  # β; a value in between is a mixture of two
 _NULL_PRIOR = 10.0  # prior weight of the largest β in groups, as in adaptive shrinkage (Stephens, doi 10.1093/biostatistics/kxw041)
 _PROBABILITIES = torch.sin(torch.linspace(0, math.pi / 2, 301, dtype=torch.float64)).square()  # evenly spaced in standard errors
 _ROUNDS, _SETTLED = 3000, 1e-8  # of EM, which converges slowly if a β fits a few groups by chance
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -58,11 +54,9 @@ class Information:
 
 def group_counts(values: Ints) -> Floats:
     """Counts [S, M, A] of values [M, N] or [M, N, S], without the unread ones."""
-    sites = values[..., None] if values.ndim == 2 else values
-    groups, _, count = sites.shape
-    kinds = max(int(sites.max()) + 1, 1)
-    flat = sites + kinds * (np.arange(groups)[:, None, None] + groups * np.arange(count))
-    return np.bincount(flat[sites != UNREAD], minlength=count * groups * kinds).reshape(count, groups, kinds).astype(np.float64)
+    sites_MNS = values[..., None] if values.ndim == 2 else values
+    counts = [(sites_MNS == value).sum(1).T for value in range(max(int(sites_MNS.max()) + 1, 1))]
+    return np.stack(counts, axis=-1).astype(np.float64)
 
 
 def mutual_information(values: Ints, kinds: int, seed: int = 0) -> Information:
@@ -72,18 +66,19 @@ def mutual_information(values: Ints, kinds: int, seed: int = 0) -> Information:
     """
     counts_SMA = group_counts(values)
     counts_SMA = counts_SMA[:, counts_SMA.sum((0, 2)) > 0]  # without groups in which nothing was read
-    check_enough(counts_SMA.shape[1], "groups in which the factor could be read", "raise --groups")
-    pseudo_SM, most = _pooled_entropies(counts_SMA), np.log2(kinds)
+    sites, groups, _ = counts_SMA.shape
+    check_enough(groups, "groups in which the factor could be read", "raise --groups")
+    total_S1A, most = counts_SMA.sum(1, keepdims=True), float(np.log2(kinds))
+    pseudo_SM = groups * _entropy(total_S1A) - (groups - 1) * _entropy(total_S1A - counts_SMA)  # their mean: the jackknife of H(f)
     entropy = float(np.clip(pseudo_SM.mean(1), 0, most).sum())
     share_SM = counts_SMA.sum(-1) / counts_SMA.sum((1, 2))[:, None]
-    groups = counts_SMA.shape[1]
     value = entropy - float((share_SM * _within(counts_SMA)).sum())
     jackknife_SM = _jackknife(counts_SMA)
     plain = entropy - float((share_SM * jackknife_SM).sum())
     spread = bootstrap((pseudo_SM - groups * share_SM * jackknife_SM).sum(0), seed=seed)
     low = min(value, plain) + spread.low - spread.value
     high = max(value, plain) + spread.high - spread.value
-    return Information(Estimate(value, low, min(high, float(most) * len(counts_SMA))), entropy)
+    return Information(Estimate(value, low, min(high, most * sites)), entropy)
 
 
 def shuffled(values: Ints, seed: int = 0) -> Ints:
@@ -96,12 +91,6 @@ def _entropy(counts: Floats) -> Floats:
     """Plug-in entropy of counts over the last axis, in bits."""
     p = counts / np.maximum(counts.sum(-1, keepdims=True), 1e-300)
     return np.asarray(-(p * np.log2(np.where(p > 0, p, 1.0))).sum(-1), np.float64)
-
-
-def _pooled_entropies(counts_SMA: Floats) -> Floats:
-    """Pseudo-values [S, M] of H(f) at each site; their mean is the delete-one-group jackknife estimate."""
-    groups, total_SA = counts_SMA.shape[1], counts_SMA.sum(1)
-    return np.asarray(groups * _entropy(total_SA)[:, None] - (groups - 1) * _entropy(total_SA[:, None] - counts_SMA), np.float64)
 
 
 def _within(counts_SMA: Floats) -> Floats:
@@ -121,7 +110,7 @@ def _binary_entropies(counts_SMA: Tensor) -> Tensor:
     p_G = _PROBABILITIES
     log_likelihood_UG = torch.special.xlogy(kinds_U2[:, :1], 1 - p_G) + torch.special.xlogy(kinds_U2[:, 1:], p_G)
     weights_UG = _mixture(log_likelihood_UG, repeats_U.double(), torch.zeros_like(p_G))
-    entropy_G = -(torch.special.xlogy(p_G, p_G) + torch.special.xlogy(1 - p_G, 1 - p_G)) / LN2
+    entropy_G = (torch.special.entr(p_G) + torch.special.entr(1 - p_G)) / LN2
     entropies: Tensor = (weights_UG @ entropy_G)[where].view(counts_SMA.shape[:2])
     return entropies
 
@@ -164,11 +153,8 @@ def _mixture(log_likelihood_RG: Tensor, repeats_R: Tensor, belief_G: Tensor) -> 
 
 def _jackknife(counts_SMA: Floats) -> Floats:
     """Delete-one-sample jackknife entropies of the groups [S, M], in bits."""
-    n_SM = counts_SMA.sum(-1)
-    whole = _entropy(counts_SMA)
+    n_SM, whole = counts_SMA.sum(-1), _entropy(counts_SMA)
     without = np.zeros_like(whole)
-    for value in range(counts_SMA.shape[-1]):
-        fewer = counts_SMA.copy()
-        fewer[..., value] = np.maximum(fewer[..., value] - 1, 0)
-        without += counts_SMA[..., value] / np.maximum(n_SM, 1) * _entropy(fewer)
+    for value, deleted in enumerate(np.eye(counts_SMA.shape[-1])):
+        without += counts_SMA[..., value] / np.maximum(n_SM, 1) * _entropy(np.maximum(counts_SMA - deleted, 0))
     return np.where(n_SM > 1, n_SM * whole - (n_SM - 1) * without, whole)

@@ -7,19 +7,18 @@ from dataclasses import dataclass
 
 from freetf_cli.data.batches import DataSource
 from freetf_cli.errors import InputError
+from freetf_cli.evaluation import Stage
 from freetf_cli.evaluation.posterior import latent_of
 from freetf_cli.evaluation.probe.decoding import HiddenFeatures, decode
 from freetf_cli.evaluation.probe.factors import factor_reader
-from freetf_cli.evaluation.probe.intervention import Stage, intervene, latent_swap
+from freetf_cli.evaluation.probe.intervention import Generator, intervene, latent_swap
 from freetf_cli.evaluation.probe.rate import latent_ablation, rate, read_posterior
 from freetf_cli.evaluation.probe.verdict import verdict
 from freetf_cli.evaluation.statistics import check_enough
 from freetf_cli.generation.sampling import SampleSpec, prompt_tokens
 from freetf_cli.model.decoder import Decoder
-from freetf_cli.records.intervention import Intervention
 from freetf_cli.records.probe import ProbeResult
 from freetf_cli.runs.checkpoint import Checkpoint
-from freetf_cli.tasks.factors import RowReader
 
 LONGEST = 256  # tokens of a generated sequence at most
 SWAPPED = {"cpu": 256, "cuda": 1024}  # sequences of the latent swap
@@ -41,30 +40,33 @@ class ProbeSpec:
 def probe_latent(checkpoint: Checkpoint, model: Decoder, source: DataSource, spec: ProbeSpec, *, run: str, stage: Stage) -> ProbeResult:
     """Measure rate, latent ablation, intervention, latent swap and decoding, and give a verdict.
 
-    stage(name, total): a context manager that shows the progress of one measurement. InputError if an interval would need more sequences or
-    groups.
+    InputError if an interval would need more sequences or groups.
     """
     started, seed, kind = time.perf_counter(), spec.seed, model.embedding.weight.device.type
     groups, count = spec.groups or GROUPS.get(kind, 128), spec.count or COUNT.get(kind, 64)
     check_enough(groups, "groups", "raise --groups")
-    prompt = _prompt(source, spec)
+    prompt, length = _prompt(source, spec), min(source.context + 1, LONGEST)
     total = min(spec.sequences, source.rows.size(spec.split) or spec.sequences)
     reader = factor_reader(source, spec.split, spec.sequences)
     with stage("reading held-out sequences", 2 * total) as advance:
-        posterior = read_posterior(model, source, spec.split, spec.sequences, seed, advance, HiddenFeatures())
+        posterior = read_posterior(model, source, spec.split, spec.sequences, seed, HiddenFeatures(), advance)
     rows = source.held_out_factors(spec.split, spec.sequences)
     bits, kappa = checkpoint.recipe.latent.bits if checkpoint.recipe.latent else 0, latent_of(model).kappa
     found = rate(posterior, kappa, source.facts.floor_bits, seed)
     ablated = latent_ablation(posterior, source.bytes_per_token.get(spec.split), seed)
-    notes = _notes(reader, sum(1 for row in rows if row), len(rows))
-    intervention, taken, decoded = None, [], []
-    if reader is not None:
-        sampling = SampleSpec(total=min(source.context + 1, LONGEST), groups=groups, count=count, seed=seed)
-        intervention = intervene(model, source.tokenizer, reader, prompt, sampling, stage)
-        carried = SampleSpec(total=sampling.total, count=SWAPPED.get(kind, 256), seed=seed)
-        taken = latent_swap(model, source.tokenizer, reader, posterior, rows, carried, stage)
+    intervention, taken, decoded, notes = None, [], [], []
+    if reader is None:
+        notes.append("this data has no known factors: only rate and latent ablation were measured")
+    else:
+        if unknown := sum(not row for row in rows):
+            notes.append(f"{unknown} of {len(rows)} held-out sequences contain parts of several documents and have no label")
+        generator = Generator(model, source.tokenizer, reader, stage)
+        intervention = intervene(generator, prompt, SampleSpec(total=length, groups=groups, count=count, seed=seed))
+        taken = latent_swap(generator, posterior, rows, SampleSpec(total=length, count=SWAPPED.get(kind, 256), seed=seed))
         decoded = decode(posterior, reader, rows, bits, seed, stage)
-        notes += _doubts(intervention)
+        for one in intervention.factors:
+            if not one.shuffled.low - 0.01 <= 0 <= one.shuffled.high + 0.01:
+                notes.append(f"the shuffled control of {one.factor} is not zero: do not trust its row; raise --groups and --count")
     return ProbeResult(
         run=run,
         step=checkpoint.step,
@@ -92,17 +94,3 @@ def _prompt(source: DataSource, spec: ProbeSpec) -> str:
     if len(prompt_tokens(source.tokenizer, prompt)) >= min(source.context + 1, LONGEST):
         raise InputError("the prompt is as long as a sequence", f"prompt {prompt[:40]!r}")
     return prompt
-
-
-def _notes(reader: RowReader | None, known: int, rows: int) -> list[str]:
-    if reader is None:
-        return ["this data has no known factors: only rate and latent ablation were measured"]
-    if known < rows:
-        return [f"{rows - known} of {rows} held-out sequences contain parts of several documents and have no label"]
-    return []
-
-
-def _doubts(found: Intervention) -> list[str]:
-    """A warning for each factor whose shuffled control differs from zero."""
-    bad = [one.factor for one in found.factors if not one.shuffled.low - 0.01 <= 0 <= one.shuffled.high + 0.01]
-    return [f"the shuffled control of {name} is not zero: do not trust its row; raise --groups and --count" for name in bad]

@@ -17,31 +17,30 @@ Shapes: N sequences, B at a time, T positions, H bits.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from freetf_cli.data.batches import DataSource
-from freetf_cli.evaluation.likelihood import Floats, cost
-from freetf_cli.evaluation.posterior import draw, given_z_nats, latent_of, posterior_pass, prior_draws
-from freetf_cli.evaluation.statistics import bootstrap, check_enough
+from freetf_cli.evaluation import Advance
+from freetf_cli.evaluation.likelihood import cost
+from freetf_cli.evaluation.posterior import PosteriorPass, posterior_draws, prior_draws
+from freetf_cli.evaluation.statistics import Floats, bootstrap, check_enough
 from freetf_cli.latent.binary import BinaryDistribution, at_least_float32, bit_logits, code_bits, kl_per_token
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.records import LN2
 from freetf_cli.records.likelihood import Cost
 from freetf_cli.records.probe import LatentAblation, Rate
-from freetf_cli.streams import keyed
 
 LEAST_KL = 0.5  # bits per sequence; a ratio to a smaller KL is noise
 ACTIVE = 0.01  # variance of an active bit's probability over sequences (active units: Burda et al., arXiv 1509.00519)
 MOST_PAIRED, _BLOCK = 4096, 256  # sequences in the bounds of I(S; Z), each paired with all others; rows of pairs at a time
 _BATCH_TOKENS = {"cpu": 1 << 14, "cuda": 1 << 17}
-
-Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,19 +49,19 @@ class Posterior:
 
     Attributes:
         bit_logits: [N, T, H]; 0, as under the prior, where the latent mask is 0.
-        mask: The latent mask [N, T].
+        latent_mask: [N, T], 1 where Z can reach a counted target.
         z: A draw from each posterior [N, T].
         other: The number of another sequence for each sequence [N].
         ce: Nats per sequence with Z from the posterior [N].
         ce_other: The same with the Z of the other sequence.
         ce_prior: The same with Z from the prior.
-        targets: Counted targets [N].
+        targets: Number of counted targets [N].
         documents: The document in which each sequence begins [N].
-        hidden: Features of the hidden states below the injection [N, F], or None.
+        hidden: Features of the hidden states below the injection [N, F].
     """
 
     bit_logits: Tensor
-    mask: Tensor
+    latent_mask: Tensor
     z: Tensor
     other: NDArray[np.int64]
     ce: Floats
@@ -70,40 +69,44 @@ class Posterior:
     ce_prior: Floats
     targets: Floats
     documents: NDArray[np.int64]
-    hidden: Tensor | None
-
-
-Keep = Callable[[Tensor], Tensor]
+    hidden: Tensor
 
 
 @torch.inference_mode()
 def read_posterior(
-    model: Decoder, source: DataSource, split: str, sequences: int, seed: int, advance: Advance, keep: Keep | None = None
+    model: Decoder, source: DataSource, split: str, sequences: int, seed: int, features: Callable[[Tensor], Tensor], advance: Advance
 ) -> Posterior:
     """Encode held-out sequences, and measure their CE with Z from their own posterior, another sequence's posterior, and the prior.
 
-    keep: maps hidden states x [B, T, D] to features [B, F] for the probes. advance is called twice for each sequence. InputError for fewer
-    than 20 sequences, and for a latent that has no bits.
+    features: maps hidden states [B, T, D] to features [B, F] for the probes. advance is called twice for each sequence. InputError for
+    fewer than 20 sequences, and for a latent that has no bits.
     """
-    rows = max(2, _BATCH_TOKENS.get(model.embedding.weight.device.type, 1 << 16) // source.context)
-    parts: list[tuple[Tensor, ...]] = []
-    row = 0
-    for batch in source.held_out(split, sequences, rows):
-        passed = posterior_pass(model, batch)
-        logits_BTH = at_least_float32(bit_logits(passed.posterior)) * passed.mask[..., None]
-        streams = [keyed(seed, "posterior", row + i) for i in range(len(logits_BTH))]
-        z = draw(latent_of(model), BinaryDistribution(logits_BTH), streams, source.context)
-        kept = () if keep is None else (keep(passed.x),)
-        parts.append(tuple(one.cpu() for one in (logits_BTH, passed.mask, z, (passed.targets >= 0).sum(1).double(), *kept)))
-        row += len(logits_BTH)
-        advance(len(logits_BTH))
+    device, length, row = model.embedding.weight.device, source.context, 0
+    size = max(2, _BATCH_TOKENS.get(device.type, 1 << 16) // length)
+    parts: list[list[Tensor]] = []
+    for batch in source.held_out(split, sequences, size):
+        passed, rows = PosteriorPass(model, batch), range(row, row + len(batch.inputs))
+        logits_BTH = at_least_float32(bit_logits(passed.posterior)) * passed.latent_mask[..., None]
+        z = posterior_draws(model, BinaryDistribution(logits_BTH), rows, length, seed)
+        costs = [_nats(passed, drawn) for drawn in (z, prior_draws(model, rows, length, seed))]
+        targets = (passed.targets >= 0).sum(1).double()
+        parts.append([one.cpu() for one in (logits_BTH, passed.latent_mask, z, targets, *costs, features(passed.x_BTD))])
+        row = rows.stop
+        advance(len(rows))
     check_enough(row, "sequences", f"--sequences, or more data in split '{split}'")
-    logits, mask, z, targets, *hidden = (torch.cat(column) for column in zip(*parts, strict=True))
+    logits, mask, z, targets, ce, ce_prior, hidden = (torch.cat(column) for column in zip(*parts, strict=True))
     documents = source.held_out_documents(split, sequences)
-    other = others(documents, seed)
-    prior = prior_draws(model, range(row), source.context, seed).cpu()
-    costs = _costs(model, source, split, (z, z[other], prior), rows, advance)
-    return Posterior(logits, mask, z, other, *costs, targets.numpy(), documents, hidden[0] if hidden else None)
+    other, ce_other = others(documents, seed), []
+    for batch, others_z in zip(source.held_out(split, sequences, size), torch.split(z[other], size), strict=True):
+        ce_other.append(_nats(PosteriorPass(model, batch), others_z.to(device)).cpu())
+        advance(len(others_z))
+    costs_N = (ce.numpy(), torch.cat(ce_other).numpy(), ce_prior.numpy())
+    return Posterior(logits, mask, z, other, *costs_N, targets.numpy(), documents, hidden)
+
+
+def _nats(passed: PosteriorPass, z: Tensor) -> Tensor:
+    """CE given Z, nats per sequence [B]."""
+    return passed.nats(z).double().sum(1)
 
 
 def others(documents: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
@@ -117,41 +120,24 @@ def others(documents: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
     return found
 
 
-def _costs(
-    model: Decoder, source: DataSource, split: str, zs: Sequence[Tensor], rows: int, advance: Advance
-) -> tuple[Floats, Floats, Floats]:
-    """Nats per sequence [N] with each of three sets of Z [N, T]."""
-    device, start = model.embedding.weight.device, 0
-    parts: list[list[Tensor]] = [[], [], []]
-    for batch in source.held_out(split, len(zs[0]), rows):
-        passed = posterior_pass(model, batch)
-        stop = start + len(passed.tokens)
-        for part, z_NT in zip(parts, zs, strict=True):
-            part.append(given_z_nats(model, passed, z_NT[start:stop].to(device)).double().sum(1).cpu())
-        start = stop
-        advance(len(passed.tokens))
-    own, other, prior = (torch.cat(part).numpy() for part in parts)
-    return own, other, prior
-
-
 def rate(posterior: Posterior, kappa: float, floor: float | None, seed: int = 0) -> Rate:
     """The rate of Z and its decomposition. kappa in bits per token, floor in bits per sequence."""
-    kl_NT = (kl_per_token(posterior.bit_logits) * posterior.mask).double().numpy() / LN2
-    count, ce_N, kl_N = len(kl_NT), posterior.ce / LN2, kl_NT.sum(1)
-    carried = posterior.mask.double().numpy()
-    p_NTH = torch.sigmoid(posterior.bit_logits.double()).numpy()
+    logits_NTH, mask_NT, documents = posterior.bit_logits, posterior.latent_mask.double().numpy(), posterior.documents
+    kl_NT = (kl_per_token(logits_NTH) * posterior.latent_mask).double().numpy() / LN2
+    bit_kl_NTH = (kl_per_token(logits_NTH[..., None]) * posterior.latent_mask[..., None]).double()
+    p_NTH = torch.sigmoid(logits_NTH.double()).numpy()
     variance_TH = p_NTH.var(0, ddof=1)
-    documents = posterior.documents
+    count, ce_N, kl_N = len(kl_NT), posterior.ce / LN2, kl_NT.sum(1)
     kl = bootstrap(kl_N, clusters=documents, seed=seed)
-    low, high = (min(max(bound, 0.0), kl.value) for bound in information_bounds(posterior.bit_logits, posterior.z))
+    low, high = (min(max(bound, 0.0), kl.value) for bound in information_bounds(logits_NTH, posterior.z))
     return Rate(
         kl=kl,
         ce=bootstrap(ce_N, clusters=documents, seed=seed),
         nelbo=bootstrap(ce_N + kl_N, clusters=documents, seed=seed),
-        by_position=(kl_NT.sum(0) / np.maximum(carried.sum(0), 1)).tolist(),
-        by_bit=_by_bit(posterior).tolist(),
+        by_position=(kl_NT.sum(0) / np.maximum(mask_NT.sum(0), 1)).tolist(),
+        by_bit=(bit_kl_NTH.sum(1).mean(0) / LN2).tolist(),
         kappa=kappa,
-        above_kappa=float((kl_NT > kappa).sum() / carried.sum()),
+        above_kappa=float((kl_NT > kappa).sum() / mask_NT.sum()),
         active_bits=int((variance_TH > ACTIVE).sum()),
         all_bits=variance_TH.size,
         information_low=low,
@@ -167,13 +153,6 @@ def rate(posterior: Posterior, kappa: float, floor: float | None, seed: int = 0)
     )
 
 
-def _by_bit(posterior: Posterior) -> Floats:
-    """Mean KL in bits of each of the H bits of a token, summed over positions [H]."""
-    logits_NTH1 = posterior.bit_logits[..., None]
-    kl_NTH = kl_per_token(logits_NTH1) * posterior.mask[..., None]
-    return np.asarray(kl_NTH.double().sum(1).mean(0).numpy() / LN2, np.float64)
-
-
 def _imbalance(mean_TH: Floats, error_TH: Floats) -> float:
     """Σ KL(mean of a bit ‖ 1/2) in bits, minus the expected contribution of chance: 2 · variance of the mean / ln 2 per bit."""
     p = np.clip(mean_TH, 1e-12, 1 - 1e-12)
@@ -186,7 +165,7 @@ def information_bounds(bit_logits_NTH: Tensor, z_NT: Tensor) -> tuple[float, flo
     kept = np.random.default_rng(0).permutation(len(z_NT))[:MOST_PAIRED]
     logits_NF = bit_logits_NTH[kept].flatten(1).double()
     count, bits = len(logits_NF), bit_logits_NTH.shape[-1]
-    normaliser_N = torch.nn.functional.softplus(logits_NF).sum(1)
+    normaliser_N = F.softplus(logits_NF).sum(1)
     low, high = 0.0, 0.0
     for start in range(0, count, _BLOCK):
         chosen_BF = code_bits(z_NT[kept][start : start + _BLOCK], bits).flatten(1).double()

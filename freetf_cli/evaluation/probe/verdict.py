@@ -15,23 +15,31 @@ COPIED, BROKEN = 0.1, 0.8  # Z copies the sequence if less CE is left, as a shar
 
 def verdict(rate: Rate, ablation: LatentAblation, intervention: Intervention | None, decoding: Sequence[Decoding] = ()) -> Verdict:
     """unused, copying, global (factors of one site), details (factors of many sites), or used (no factor is known or found)."""
-    evidence = _evidence(rate, ablation, intervention, decoding)
-    if _is_unused(rate, ablation):
-        return Verdict("unused", "Z is unused: the decoder writes the same whatever Z it is given.", evidence)
+    label, sentence = _label(rate, ablation, intervention)
+    return Verdict(label, sentence, _evidence(rate, ablation, intervention, decoding))
+
+
+def _label(rate: Rate, ablation: LatentAblation, intervention: Intervention | None) -> tuple[str, str]:
+    """The verdict's label and sentence."""
+    entropy = _entropy(rate, ablation)
+    wrong_bits = (ablation.other.bits_per_token - ablation.posterior.bits_per_token) * rate.targets  # another sequence's Z costs so much
+    if ablation.other_less_posterior.low <= 0 or wrong_bits < max(UNUSED_BITS, UNUSED_SHARE * entropy):
+        return "unused", "Z is unused: the decoder writes the same whatever Z it is given."
     valid = None if intervention is None or intervention.valid is None else intervention.valid.value
-    if rate.ce.value < COPIED * _entropy(rate, ablation) and (valid is None or valid < BROKEN):
+    if rate.ce.value < COPIED * entropy and (valid is None or valid < BROKEN):
         broken = "" if valid is None else f", and with Z from the prior only {valid:.0%} of the outputs are valid"
-        return Verdict("copying", f"Z copies the sequence (collapse): little is left to write{broken}.", evidence)
-    encoded = [] if intervention is None else [factor for factor in intervention.factors if _is_encoded(factor)]
-    if not encoded:
-        known = "no factor of this data is known" if intervention is None else "drawn from the prior it decides none of the known factors"
-        return Verdict("used", f"Z is used, but {known}.", evidence)
-    one, many = [factor for factor in encoded if factor.sites == 1], [factor for factor in encoded if factor.sites > 1]
+        return "copying", f"Z copies the sequence (collapse): little is left to write{broken}."
+    if intervention is None:
+        return "used", "Z is used, but no factor of this data is known."
+    encoded = [factor for factor in intervention.factors if _is_encoded(factor)]
+    one, many = (", ".join(_name(each) for each in encoded if (each.sites > 1) == several) for several in (False, True))
     if one and many:
-        return Verdict("details", f"Z holds a global factor, {_names(one)}, and details too: {_names(many)}.", evidence)
+        return "details", f"Z holds a global factor, {one}, and details too: {many}."
     if many:
-        return Verdict("details", f"Z holds details: {_names(many)}.", evidence)
-    return Verdict("global", f"Z holds a global factor: {_names(one)}.", evidence)
+        return "details", f"Z holds details: {many}."
+    if one:
+        return "global", f"Z holds a global factor: {one}."
+    return "used", "Z is used, but drawn from the prior it decides none of the known factors."
 
 
 def _entropy(rate: Rate, ablation: LatentAblation) -> float:
@@ -40,20 +48,14 @@ def _entropy(rate: Rate, ablation: LatentAblation) -> float:
     return rate.floor or min(bounds)
 
 
-def _is_unused(rate: Rate, ablation: LatentAblation) -> bool:
-    """Whether another sequence's Z costs next to nothing more than the sequence's own."""
-    cost_bits = (ablation.other.bits_per_token - ablation.posterior.bits_per_token) * rate.targets
-    return ablation.other_less_posterior.low <= 0 or cost_bits < max(UNUSED_BITS, UNUSED_SHARE * _entropy(rate, ablation))
-
-
 def _is_encoded(factor: FactorInformation) -> bool:
     """Whether Z encodes more than a tenth of the factor's entropy, and more than the shuffled control."""
     found = factor.information
     return found.value > ENCODED * factor.entropy > 0 and found.low > max(0.0, factor.shuffled.high)
 
 
-def _names(factors: Sequence[FactorInformation]) -> str:
-    return ", ".join(f"{one.factor} ({one.information.value:.1f} of {one.entropy:.1f} bits)" for one in factors)
+def _name(factor: FactorInformation) -> str:
+    return f"{factor.factor} ({factor.information.value:.1f} of {factor.entropy:.1f} bits)"
 
 
 def _evidence(rate: Rate, ablation: LatentAblation, intervention: Intervention | None, decoding: Sequence[Decoding]) -> list[str]:
@@ -67,11 +69,11 @@ def _evidence(rate: Rate, ablation: LatentAblation, intervention: Intervention |
     if rate.efficiency is not None:
         lines.append(f"each bit of KL saves {rate.efficiency.value:.2f} bits of CE below the floor")
     if intervention is not None:
-        for one in intervention.factors:
-            lines.append(
-                f"I(Z; {one.factor}) = {one.information.value:.2f} bits [{one.information.low:.2f}, {one.information.high:.2f}] "
-                f"of {one.entropy:.2f}; shuffled {one.shuffled.value:.2f}"
-            )
+        lines += [
+            f"I(Z; {one.factor}) = {one.information.value:.2f} bits [{one.information.low:.2f}, {one.information.high:.2f}] "
+            f"of {one.entropy:.2f}; shuffled {one.shuffled.value:.2f}"
+            for one in intervention.factors
+        ]
         if intervention.valid is not None:
             lines.append(f"{intervention.valid.value:.1%} of the outputs with Z from the prior are valid")
     for name in dict.fromkeys(one.factor for one in decoding):

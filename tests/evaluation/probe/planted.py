@@ -23,16 +23,13 @@ class Planted(Decoder):
     def __init__(self, vocab: int, bits: int) -> None:
         config = ModelConfig(layers=2, width=8, heads=2, vocab=vocab, context=8)
         super().__init__(config, BinaryLatent(config, LatentConfig(kappa=1.0, bits=bits)))
-        self.calls = {"lower": 0, "upper": 0}
 
     def lower(self, tokens_BT: Tensor, ctx: Context) -> Tensor:
-        self.calls["lower"] += 1
         x_BTD = torch.zeros(*tokens_BT.shape, 8, dtype=torch.float64)
         x_BTD[..., 1] = tokens_BT.double()
         return x_BTD
 
     def upper(self, x_BTD: Tensor, z: Tensor | None, ctx: Context, posterior: Distribution | None = None) -> Tensor:
-        self.calls["upper"] += 1
         assert z is not None
         tokens, codes = x_BTD[..., 1].long(), z
         if ctx.cache is not None:  # everything read before is kept beside the cache

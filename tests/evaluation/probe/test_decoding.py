@@ -21,16 +21,16 @@ def letters() -> tuple[DataSource, Task]:
     return source, make_task("letters", source.facts.params)
 
 
-def test_probes_read_what_is_there_and_not_what_is_not(letters: tuple[DataSource, Task]) -> None:
+def test_probes_find_what_z_encodes_and_nothing_else(letters: tuple[DataSource, Task]) -> None:
     source, reader = letters
     rows = source.held_out_factors("val", 1200)
     posterior = posterior_of(lambda row: int(str(row["position"])) // 8, source, 1200)  # Z has the eighth that the target starts in
     found = {(one.factor, one.source, one.probe): one for one in decode(posterior, reader, rows, 16, 0, silent)}
     assert len(found) == 3 * 2 * 2
     for kind in ("linear", "mlp"):
-        told = found["position", "Z", kind]
-        assert (1.8 if kind == "linear" else 2.4) < told.bits < 3.0  # the eighths have 2.8 bits; 720 sequences do not teach all
-        assert told.accuracy.value > 0.08 > told.shuffled
+        position = found["position", "Z", kind]
+        assert (1.8 if kind == "linear" else 2.4) < position.bits < 3.0  # the eighths have 2.8 bits; 720 sequences do not teach all
+        assert position.accuracy.value > 0.08 > position.shuffled
         for name in ("letter", "noise"):
             assert found[name, "Z", kind].bits < 0.3
         assert found["position", "hidden", kind].bits < 0.2  # noise here: the ceiling is what it is given

@@ -11,8 +11,7 @@ from freetf_cli.config.recipe import DataConfig
 from freetf_cli.data.batches import DataSource, open_data
 from freetf_cli.data.rows import HELD_OUT_SEED
 from freetf_cli.errors import InputError
-from freetf_cli.evaluation.probe.factors import TextLabels, factor_reader
-from freetf_cli.evaluation.probe.libraries import probe_library
+from freetf_cli.evaluation.probe.factors import TextLabels, factor_reader, probe_library
 from freetf_cli.streams import stream_seed
 from freetf_cli.tasks import make_task
 from freetf_cli.tasks.factors import UNREAD, Factor, Ints, RowReader, encode
@@ -50,7 +49,7 @@ def test_reading_labels_from_words() -> None:
     assert numbers(wordless, ["1 2"])["mood"].tolist() == [UNREAD]
 
 
-def test_naive_bayes_is_its_formula() -> None:
+def test_naive_bayes_agrees_with_its_formula() -> None:
     """Words counted once a text, add-one smoothing over the words in two texts or more."""
     texts, labels = ["a a b", "a c", "b c c", "b", "a z"], [0, 0, 1, 1, 0]
     reader = TextLabels(texts, [{"x": str(label)} for label in labels], [Factor("x", ("0", "1"))])

@@ -41,7 +41,7 @@ def test_a_latent_that_is_ignored_gives_none(seed: int) -> None:
         assert abs(found.value) < 0.03
 
 
-def test_shuffling_takes_the_information_away() -> None:
+def test_shuffled_samples_have_no_information() -> None:
     starts = np.repeat(np.random.default_rng(0).integers(PLACES, size=(128, 1)), 64, axis=1)
     dealt = shuffled(starts, 1)
     assert sorted(dealt.flatten()) == sorted(starts.flatten()) and not (dealt == starts).all()
@@ -50,7 +50,7 @@ def test_shuffling_takes_the_information_away() -> None:
 
 
 @pytest.mark.parametrize("alpha", [0.05, 0.2, 1.0])
-def test_something_in_between(alpha: float) -> None:
+def test_latents_that_partly_decide(alpha: float) -> None:
     """Each latent has a distribution of its own, uniform only on the whole: counting would give 0.7 too much."""
     rng = np.random.default_rng(1)
     p_MA = rng.dirichlet(np.full(PLACES, alpha), size=256)
@@ -61,7 +61,7 @@ def test_something_in_between(alpha: float) -> None:
 
 
 @pytest.mark.parametrize(("low", "high", "share"), [(0.04, 0.5, 0.05), (0.0, 0.125, 0.5), (0.01, 0.115, 0.5), (1 / 16, 1 / 16, 0.0)])
-def test_noise_that_few_latents_place(low: float, high: float, share: float) -> None:
+def test_few_latents_that_mark_a_place(low: float, high: float, share: float) -> None:
     """Most latents leave a place at its base rate and a few mark it: groups must not be pulled to the mean."""
     rng = np.random.default_rng(0)
     p = np.where(rng.random((128, 64)) < share, high, low)
@@ -78,12 +78,12 @@ def _binary(p: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("groups", "count"), [(24, 4), (20, 2), (24, 16), (128, 8)])
-def test_few_samples_read_no_information_into_chance(groups: int, count: int) -> None:
+def test_few_samples_give_no_information_by_chance(groups: int, count: int) -> None:
     found = mutual_information(np.random.default_rng(0).integers(PLACES, size=(groups, count)), PLACES).information
     assert found.low <= 0 <= found.high and found.value < 0.1
 
 
-def test_groups_weigh_as_much_as_they_were_read() -> None:
+def test_groups_are_weighted_by_their_readings() -> None:
     """Half of the groups always say 1, the others toss a coin and are seldom read: I is that of what was read."""
     values = np.full((128, 64), UNREAD)
     values[:64] = 1
@@ -116,7 +116,7 @@ def test_noise_is_summed_over_its_sites() -> None:
     assert nothing.low <= 0 <= nothing.high and abs(nothing.value) < 0.03
 
 
-def test_the_interval_covers_the_truth_nineteen_times_in_twenty() -> None:
+def test_coverage_of_the_interval() -> None:
     rng, hits, trials = np.random.default_rng(4), 0, 60
     truth = math.log2(8) - bits(np.random.default_rng(5).dirichlet(np.ones(8), size=50_000)).mean()
     for _ in range(trials):
@@ -135,7 +135,7 @@ def test_unread_samples_are_left_out() -> None:
         mutual_information(values, 4)
 
 
-def test_counting() -> None:
+def test_group_counts() -> None:
     values = np.array([[0, 1, 1], [2, UNREAD, 2]])
     assert group_counts(values).tolist() == [[[1, 2, 0], [0, 0, 2]]]
     marks = np.array([[[0, 1], [1, 1]]])

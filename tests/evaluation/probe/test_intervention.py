@@ -10,7 +10,7 @@ import pytest
 from freetf_cli.config.recipe import DataConfig
 from freetf_cli.data.batches import DataSource, open_data
 from freetf_cli.evaluation.probe.factors import factor_reader
-from freetf_cli.evaluation.probe.intervention import intervene, latent_swap
+from freetf_cli.evaluation.probe.intervention import Generator, intervene, latent_swap
 from freetf_cli.generation.sampling import SampleSpec
 from freetf_cli.records.intervention import FactorInformation, Intervention
 from freetf_cli.tasks import make_task
@@ -30,7 +30,7 @@ def letters() -> tuple[DataSource, Task]:
 def intervened(decides: str, letters: tuple[DataSource, Task]) -> Intervention:
     source, reader = letters
     spec = SampleSpec(total=66, groups=GROUPS, count=COUNT)
-    return intervene(PlantedLetters(decides), source.tokenizer, reader, "K>", spec, silent)
+    return intervene(Generator(PlantedLetters(decides), source.tokenizer, reader, silent), "K>", spec)
 
 
 @pytest.fixture(scope="module")
@@ -103,13 +103,13 @@ def test_the_position_of_a_swapped_latent_is_taken_over(letters: tuple[DataSourc
     posterior = posterior_of(starting, source, 40)
     spec = SampleSpec(total=66, count=40)
     for decides, taken in (("position", 0.97), ("nothing", 0.0)):
-        found = latent_swap(PlantedLetters(decides), source.tokenizer, reader, posterior, rows, spec, silent)
+        found = latent_swap(Generator(PlantedLetters(decides), source.tokenizer, reader, silent), posterior, rows, spec)
         position, noise = found
         assert [one.factor for one in found] == ["position", "noise"] and position.sequences == 40
         assert position.taken.value == pytest.approx(taken, abs=0.1)
         assert position.chance.value < 0.15
         assert noise.taken.value == pytest.approx(noise.chance.value, abs=0.06)
-    assert latent_swap(PlantedLetters("position"), source.tokenizer, reader, posterior, rows[:19], spec, silent) == []
+    assert latent_swap(Generator(PlantedLetters("position"), source.tokenizer, reader, silent), posterior, rows[:19], spec) == []
 
 
 def test_swapped_latents_go_under_another_prompt(letters: tuple[DataSource, Task], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,13 +119,14 @@ def test_swapped_latents_go_under_another_prompt(letters: tuple[DataSource, Task
     posterior = posterior_of(starting, source, 30)
     asked: list[tuple[list[str], list[list[int]]]] = []
 
-    def noted(model: object, tokenizer: object, prompts: list[str], spec: SampleSpec, advance: object) -> list[str]:
+    def noted(self: Generator, name: str, prompts: list[str], spec: SampleSpec) -> list[str]:
         assert spec.given_z is not None
         asked.append((prompts, [list(z) for z in spec.given_z]))
         return ["K>" + "_" * 64 for _ in prompts]
 
-    monkeypatch.setattr("freetf_cli.evaluation.probe.intervention._texts", noted)
-    latent_swap(PlantedLetters("position"), source.tokenizer, reader, posterior, rows, SampleSpec(total=66, count=30), silent)
+    monkeypatch.setattr(Generator, "texts", noted)
+    generator = Generator(PlantedLetters("position"), source.tokenizer, reader, silent)
+    latent_swap(generator, posterior, rows, SampleSpec(total=66, count=30))
     (prompts, own), (same, other) = asked
     order = [own.index(z) for z in posterior.z.tolist()]
     assert prompts == same and sorted(order) == list(range(30))
@@ -135,6 +136,7 @@ def test_swapped_latents_go_under_another_prompt(letters: tuple[DataSource, Task
     known, asked[:] = coins.held_out_factors("val", 30), []
     reader = factor_reader(coins, "val", 30)
     assert reader is not None
-    latent_swap(PlantedLetters("position"), coins.tokenizer, reader, posterior, known, SampleSpec(total=64, count=30), silent)
+    generator = Generator(PlantedLetters("position"), coins.tokenizer, reader, silent)
+    latent_swap(generator, posterior, known, SampleSpec(total=64, count=30))
     order = [asked[0][1].index(z) for z in posterior.z.tolist()]
     assert all(asked[0][0][place] == str(1 - row["z"]) for place, row in zip(order, known, strict=True))

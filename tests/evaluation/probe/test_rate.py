@@ -13,6 +13,9 @@ from freetf_cli.evaluation.likelihood import row_costs
 from freetf_cli.evaluation.probe.rate import Posterior, information_bounds, latent_ablation, others, rate, read_posterior
 from freetf_cli.evaluation.statistics import bootstrap
 from freetf_cli.latent.binary import sample_codes
+from freetf_cli.model.context import Context
+from freetf_cli.model.decoder import Decoder
+from freetf_cli.model.latent import Distribution
 from tests.evaluation.probe.planted import small_free
 from tests.evaluation.test_likelihood import random_rows
 
@@ -20,22 +23,27 @@ LN2 = math.log(2)
 SURE = 30.0
 
 
-def posterior(logits: torch.Tensor, carriers: torch.Tensor | None = None, seed: int = 0, **given: np.ndarray) -> Posterior:
+def posterior(logits: torch.Tensor, latent_mask: torch.Tensor | None = None, seed: int = 0, **given: np.ndarray) -> Posterior:
     """A posterior with these bit logits [N, T, H]; costs of 10 bits a sequence unless given."""
     count = len(logits)
     noise = torch.rand(logits.shape, generator=torch.Generator().manual_seed(seed))
-    carried = torch.ones(logits.shape[:2]) if carriers is None else carriers
+    mask = torch.ones(logits.shape[:2]) if latent_mask is None else latent_mask
     costs = {name: np.full(count, 10 * LN2) for name in ("ce", "ce_other", "ce_prior")}
     rows = {"other": np.roll(np.arange(count), 1), "documents": np.arange(count), "targets": np.full(count, 5.0)}
-    return Posterior(logits, carried, sample_codes(logits, noise), **{**costs, **given}, **rows, hidden=None)
+    return Posterior(logits, mask, sample_codes(logits, noise), **{**costs, **given}, **rows, hidden=torch.zeros(count, 1))
+
+
+def averaged(x_BTD: torch.Tensor) -> torch.Tensor:
+    """Features of hidden states: their mean over positions."""
+    return x_BTD.mean(1)
 
 
 def codes_as_logits(codes: torch.Tensor, bits: int) -> torch.Tensor:
-    """An encoder that is sure of these codes [N, T]."""
+    """Bit logits of an encoder that is certain of these codes [N, T]."""
     return SURE * (2.0 * ((codes[..., None] >> torch.arange(bits)) & 1) - 1)
 
 
-def test_information_of_a_z_that_tells_one_of_sixteen() -> None:
+def test_information_of_a_z_that_identifies_one_of_sixteen_kinds() -> None:
     """Sixteen kinds of sequences, each with a code of its own: 4 bits of information, no mismatch in a code of 4 bits."""
     kinds = torch.arange(16).repeat(32)
     found = rate(posterior(codes_as_logits(kinds[:, None], 4)), kappa=1.0, floor=None)
@@ -78,7 +86,7 @@ def test_the_bounds_bracket_a_noisy_channel() -> None:
     assert low <= 5 + 1e-6 < high
 
 
-def test_the_bounds_are_their_formulas() -> None:
+def test_the_bounds_agree_with_their_formulas() -> None:
     logits = torch.randn(7, 3, 2, generator=torch.Generator().manual_seed(0)).double()
     z = posterior(logits).z
     p, bits = torch.sigmoid(logits), (z[..., None] >> torch.arange(2)) & 1
@@ -88,12 +96,12 @@ def test_the_bounds_are_their_formulas() -> None:
     assert information_bounds(logits, z) == pytest.approx((low, high), abs=1e-9)
 
 
-def test_kappa_efficiency_and_profile() -> None:
+def test_by_position_above_kappa_and_efficiency() -> None:
     logits = torch.zeros(64, 4, 3)
     logits[:, 1] = SURE  # all of the KL, three bits, at the second position
-    carriers = torch.ones(64, 4)
-    carriers[:32, 3] = 0
-    found = rate(posterior(logits, carriers, ce=np.full(64, 7 * LN2)), kappa=2.5, floor=10.0)
+    latent_mask = torch.ones(64, 4)
+    latent_mask[:32, 3] = 0
+    found = rate(posterior(logits, latent_mask, ce=np.full(64, 7 * LN2)), kappa=2.5, floor=10.0)
     assert found.by_position == pytest.approx([0, 3, 0, 0], abs=1e-3)
     assert found.above_kappa == pytest.approx(64 / (64 * 4 - 32))
     assert found.efficiency is not None and found.efficiency.value == pytest.approx(1.0, abs=1e-3)
@@ -104,36 +112,48 @@ def test_a_pass_over_held_out_rows_agrees_with_the_likelihood() -> None:
     model, rows = small_free(), random_rows(40, 3, 5)
     rows.targets[:, 2] = -100
     seen: list[int] = []
-    found = read_posterior(model, rows, "val", 40, 0, seen.append, lambda x: x.mean(1))  # type: ignore[arg-type]
-    costs = row_costs(model, rows, split="val", sequences=40, samples=(1,))  # type: ignore[arg-type]
-    assert costs.kl is not None and costs.ce_posterior is not None
+    found = read_posterior(model, rows, "val", 40, 0, averaged, seen.append)  # type: ignore[arg-type]
+    costs = row_costs(model, rows, split="val", sequences=40, draws=(1,))  # type: ignore[arg-type]
     assert sum(seen) == 80
-    assert rate(found, 1.0, None).kl.value == pytest.approx(costs.kl.mean() / LN2)
-    assert found.ce == pytest.approx(costs.ce_posterior)  # the same draws, by row
-    assert found.hidden is not None and found.hidden.shape == (40, 16)
+    assert rate(found, 1.0, None).kl.value == pytest.approx(costs.nats["kl"].mean() / LN2)
+    assert found.ce == pytest.approx(costs.nats["ce_posterior"])  # the same draws, by row
+    assert found.hidden.shape == (40, 16)
     assert found.targets.tolist() == [2.0] * 40
     assert not (found.bit_logits[:, 2] != 0).any() and (found.bit_logits[:, 1] != 0).all()
 
 
-def test_another_sequences_z() -> None:
+def test_cost_of_another_sequences_z() -> None:
     model, rows = small_free(), random_rows(24, 3, 5)
-    found = read_posterior(model, rows, "val", 24, 0, lambda n: None)  # type: ignore[arg-type]
+    found = read_posterior(model, rows, "val", 24, 0, averaged, lambda n: None)  # type: ignore[arg-type]
     tokens, targets = torch.from_numpy(rows.inputs), torch.from_numpy(rows.targets)
     with torch.no_grad():
         for z, costs in ((found.z, found.ce), (found.z[found.other], found.ce_other)):
             nats = torch.nn.functional.cross_entropy(model(tokens, z).logits.transpose(1, 2), targets, reduction="none").sum(1)
             assert costs == pytest.approx(nats.numpy(), abs=1e-9)
     assert (found.other != np.arange(24)).all()
-    told = latent_ablation(found, None)
-    assert told.other_less_posterior.value == pytest.approx(told.other.nats_per_token - told.posterior.nats_per_token)
+    ablation = latent_ablation(found, None)
+    assert ablation.other_less_posterior.value == pytest.approx(ablation.other.nats_per_token - ablation.posterior.nats_per_token)
+
+
+def test_the_encoder_runs_once_a_sequence(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[int] = []
+    infer_latent = Decoder.infer_latent
+
+    def counted(self: Decoder, x_BTD: torch.Tensor, tokens_BT: torch.Tensor, ctx: Context) -> Distribution:
+        encoded.append(len(tokens_BT))
+        return infer_latent(self, x_BTD, tokens_BT, ctx)
+
+    monkeypatch.setattr(Decoder, "infer_latent", counted)
+    read_posterior(small_free(), random_rows(24, 3, 5), "val", 24, 0, averaged, lambda n: None)  # type: ignore[arg-type]
+    assert sum(encoded) == 24
 
 
 def test_too_few_sequences() -> None:
     with pytest.raises(InputError, match="at least 20"):
-        read_posterior(small_free(), random_rows(12, 3, 5), "val", 12, 0, lambda n: None)  # type: ignore[arg-type]
+        read_posterior(small_free(), random_rows(12, 3, 5), "val", 12, 0, averaged, lambda n: None)  # type: ignore[arg-type]
 
 
-def test_others_are_of_another_document() -> None:
+def test_another_sequence_is_of_another_document() -> None:
     documents = np.repeat(np.arange(10), 30)
     found = others(documents, 0)
     assert (documents[found] != documents).all()
@@ -141,25 +161,25 @@ def test_others_are_of_another_document() -> None:
     assert (others(np.zeros(5, np.int64), 0) != np.arange(5)).all()  # a single document: at least another row
 
 
-def test_a_batch_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_costs_do_not_depend_on_the_batch_size(monkeypatch: pytest.MonkeyPatch) -> None:
     model, rows = small_free(), random_rows(24, 3, 5)
-    whole = read_posterior(model, rows, "val", 24, 0, lambda n: None)  # type: ignore[arg-type]
+    whole = read_posterior(model, rows, "val", 24, 0, averaged, lambda n: None)  # type: ignore[arg-type]
     monkeypatch.setattr("freetf_cli.evaluation.probe.rate._BATCH_TOKENS", {"cpu": 15})
-    pieces = read_posterior(model, rows, "val", 24, 0, lambda n: None)  # type: ignore[arg-type]
+    pieces = read_posterior(model, rows, "val", 24, 0, averaged, lambda n: None)  # type: ignore[arg-type]
     for name in ("ce", "ce_other", "ce_prior"):
         assert getattr(pieces, name) == pytest.approx(getattr(whole, name), abs=1e-9)
 
 
-def test_single_bits_are_told_less_what_chance_adds() -> None:
-    """Balanced bits that are sure: their means over 64 sequences are off 1/2 by chance alone, which would read as mismatch."""
+def test_imbalance_is_corrected_for_chance() -> None:
+    """Balanced bits of a certain encoder: their means over 64 sequences differ from 1/2 by chance, which would look like mismatch."""
     codes = torch.from_numpy(np.random.default_rng(0).integers(0, 65536, (64, 8)))
     found = rate(posterior(codes_as_logits(codes, 16)), kappa=1.0, floor=None)
     assert found.imbalance < 0.4  # uncorrected it is 128 · 1/(2 · 64 ln 2) = 1.4
     assert found.active_bits == 128
 
 
-def test_windows_of_one_document_are_not_independent() -> None:
-    """Ten equal windows a document: the interval is that of the documents, three times as wide."""
+def test_windows_of_one_document_are_resampled_together() -> None:
+    """With ten equal windows a document, the interval is three times as wide as for independent windows."""
     values = np.repeat(np.random.default_rng(0).normal(size=60), 10)
     alone, together = bootstrap(values), bootstrap(values, clusters=np.repeat(np.arange(60), 10))
     assert together.value == pytest.approx(alone.value)

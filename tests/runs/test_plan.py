@@ -9,7 +9,7 @@ import torch
 
 from freetf_cli.config.files import check_recipe, load_recipe
 from freetf_cli.latent.build import build_model
-from freetf_cli.training.plan import ATTENTION_WEIGHTS, plan_run
+from freetf_cli.runs.plan import ATTENTION_WEIGHTS, plan_run
 
 
 def test_the_papers_small_model_by_hand() -> None:
