@@ -57,7 +57,7 @@ figure4-mini: setup ## the same on shorter lines, in eight minutes on two CPU co
 figure4-mini: export OMP_NUM_THREADS = 1
 
 test: lint ## everything that continuous integration checks
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m 'not network'
+	@PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m 'not network'
 
 soak: setup ## the trials of docs/reliability.md in full; 15 minutes
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.reliability.soak

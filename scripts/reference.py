@@ -154,7 +154,11 @@ def markdown_table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> st
     return "\n".join("| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |" for cells in lines)
 
 
-if __name__ == "__main__":
+def main() -> None:
     CLI.write_text(cli_page(), encoding="utf-8")
     RECIPES.write_text(recipes_page(RECIPES.read_text(encoding="utf-8")), encoding="utf-8")
     print(f"wrote {CLI.name} and {RECIPES.name}")
+
+
+if __name__ == "__main__":
+    main()

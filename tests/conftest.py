@@ -16,6 +16,12 @@ ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny: more threads only wait for each other
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first, so that no worker of xdist is left with a long test at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 class Outcome(NamedTuple):
     """How an invocation of freetf ended."""
 
@@ -37,8 +43,8 @@ def shell(environment: dict[str, str]) -> Callable[[str], Outcome]:
     return run
 
 
-@pytest.fixture
-def run_cli(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
+@pytest.fixture(scope="session")
+def run_cli() -> Callable[..., Outcome]:
     """`run_cli("recipe", "list")`: call main() in this process, with captured streams that are not a terminal."""
 
     def run(*args: object, input: str | bytes | None = None) -> Outcome:
@@ -46,7 +52,7 @@ def run_cli(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
 
         fed = input.encode() if isinstance(input, str) else input or b""
         out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
-        with monkeypatch.context() as patch:
+        with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(fed), encoding="utf-8"))
             patch.setattr(sys, "stdout", out)
             patch.setattr(sys, "stderr", err)

@@ -1,6 +1,7 @@
 """The documentation tells the truth: its commands and code run, its links lead somewhere, its tables are the program's.
 
-Each page gets a folder with some reviews in `reviews/`; its console and python blocks run there in order. In the pages:
+Each page gets a folder with some reviews in `reviews/`; its console blocks run there in order, and then its python blocks in one process.
+SHORTER shortens them. In the pages:
 
     $ make demo   # minutes                                 left out: # gpu, # network and # minutes
     <!-- test: add `--smoke` to `freetf train` -->          before a block: the test adds this to such lines of the block
@@ -40,6 +41,12 @@ GENERATOR = SimpleNamespace(**runpy.run_path(str(ROOT / "scripts" / "reference.p
 LEFT_OUT = re.compile(r"\s+#\s*(gpu|network|minutes)\s*$")
 PROGRAMS = ("freetf", "python", "make", "jq")
 NAMES = [str(path.relative_to(ROOT)) for path in PAGES]
+SHORTER = {  # options that the test adds to a command
+    "freetf train": "--set train.batch=8 --set eval.sequences=16 --set eval.samples=1",
+    "freetf probe-latent": "--sequences 88 --count 2",
+    "freetf bench mapper": "--steps 1 --repeats 1",
+}
+RUN_PYTHON = "import runpy, sys; [runpy.run_path(path, run_name='__main__') for path in sys.argv[1:]]"
 
 
 @dataclass
@@ -85,14 +92,17 @@ def commands(block: Block) -> list[tuple[str, str]]:
 
 
 def shortened(command: str, block: Block) -> str:
-    """The command with what the page's notes add to it."""
+    """The command with what the page's notes and SHORTER add to it."""
     for note in block.notes:
         if change := re.fullmatch(r"add `(.+)` to `(.+)`", note):
             if command.startswith(change[2]):
                 command += f" {change[1]}"
         else:
             assert note in ("exact output", "skip"), f"line {block.line}: unknown note '{note}'"
-    return command
+    if "--dry-run" in command:
+        return command
+    added = next((options for start, options in SHORTER.items() if command.startswith(start)), "")
+    return f"{command} {added}".rstrip()
 
 
 @pytest.fixture
@@ -132,7 +142,11 @@ def run_console(block: Block, shell: Callable[[str, str], str], page: str) -> No
 def shell_line(
     folder: Path, environment: dict[str, str], run_cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[str, str], str]:
-    """A line as a shell would run it. freetf alone, or with `> file`, runs in this process: torch is loaded once, not for each."""
+    """A line as a shell would run it. freetf alone, or with `> file`, runs in this process: torch is loaded once, not for each.
+
+    What would start processes is tested in tests/cli: here a run of several processes is only planned, and the runs of a sweep follow
+    one another in this process.
+    """
     monkeypatch.chdir(folder)
 
     def line(command: str, where: str) -> str:
@@ -141,6 +155,14 @@ def shell_line(
         words = words[:-2] if target else words
         if words[0] != "freetf" or {"|", "<", ">", "&&", ";"} & set(words):
             return run(["bash", "-c", f"set -o pipefail; {command}"], folder, environment, where)
+        if any(word.startswith("parallel.processes=") for word in words):
+            words.append("--dry-run")
+        if "--run" in words:
+            at = words.index("--run")
+            assert int(words[at + 1]) > 0
+            for one in line(shlex.join(words[:at] + words[at + 2 :]), where).splitlines():
+                line(one, where)
+            return ""
         done = run_cli(*words[1:])
         assert done.code == 0, f"{where}: exit code {done.code}\n{done.stderr}"
         if target:
@@ -154,13 +176,17 @@ def shell_line(
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "docs/cli.md"])
 def test_commands_and_code_run(name: str, folder: Path, environment: dict[str, str], shell_line: Callable[[str, str], str]) -> None:
+    programs: list[str] = []
     for block in blocks(ROOT / name):
         if "skip" in block.notes:
             continue
         if block.language in ("console", "sh"):
             run_console(block, shell_line, name)
         elif block.language == "python":
-            run([sys.executable, "-c", block.text], folder, environment, f"{name}, line {block.line}")
+            programs.append(f"line-{block.line}.py")
+            (folder / programs[-1]).write_text(block.text, encoding="utf-8")
+    if programs:
+        run([sys.executable, "-c", RUN_PYTHON, *programs], folder, environment, name)
 
 
 def test_commands_of_the_reference_parse() -> None:

@@ -1,31 +1,54 @@
-"""Scripts in scripts/: each runs as its head says, on tiny sizes."""
+"""Scripts in scripts/: each runs as its head says, on tiny sizes.
+
+They run in this process, which has imported torch; kernels.py and speed.py start processes of their own scripts.
+"""
 
 from __future__ import annotations
 
+import importlib
 import json
 import runpy
-import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+import torch
+
+from freetf_cli.cli.app import main as freetf
+from freetf_cli.kernels import mapper
 
 ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = ROOT / "scripts"
+Run = Callable[..., str]  # of a script's module and its arguments; returns what it prints
 
 
-def run(script: str, *arguments: object) -> str:
-    command = [sys.executable, str(ROOT / "scripts" / script), *map(str, arguments)]
-    found = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, check=False)
-    assert found.returncode == 0, found.stderr[-2000:]
-    return found.stdout
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """`script("flags")`: the module of a script."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    return importlib.import_module
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "scripts").glob("*.py")), ids=lambda path: path.name)
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    def called(module: ModuleType, *arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", [str(module.__file__), *map(str, arguments)])
+        module.main()
+        return capsys.readouterr().out
+
+    return called
+
+
+@pytest.mark.parametrize("path", sorted(SCRIPTS.glob("*.py")), ids=lambda path: path.name)
 def test_every_script_imports_and_says_how_to_run_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    monkeypatch.syspath_prepend(str(SCRIPTS))
     names = runpy.run_path(str(path))  # not as __main__: defines, and runs nothing
     assert callable(names["main"])
     assert path.name in names["__doc__"] or path.name == "speed_worker.py"
+    assert 'if __name__ == "__main__":\n    main(' in path.read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -34,58 +57,82 @@ def letters_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("letters") / "run"
     settings = ["train.steps=2", "eval.samples=0", "eval.sequences=4"]
     options = [word for setting in settings for word in ("--set", setting)]
-    command = [sys.executable, "-m", "freetf_cli", "train", "letters-free", "--smoke", "--quiet", "-o", str(folder), *options]
-    subprocess.run(command, check=True, capture_output=True, cwd=ROOT, timeout=240)
+    assert freetf(["train", "letters-free", "--smoke", "--quiet", "-o", str(folder), "--device", "cpu", *options]) == 0
     return folder
 
 
-@pytest.mark.slow
-def test_flags_of_a_run(letters_run: Path, tmp_path: Path) -> None:
+def test_flags_of_a_run(script: Callable[[str], ModuleType], run: Run, letters_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "flags.json"
-    run("flags.py", out, letters_run, "--groups", 20, "--count", 2, "--contexts", 2)
+    run(script("flags"), out, letters_run, "--groups", 20, "--count", 2, "--contexts", 2)
     (row,) = json.loads(out.read_text())
     assert set(row["parts"]) == {"all", "first 2", "first 8", "after 2", "after 8"}
     assert all(0 <= each["share"] <= 1 and each["bits"] >= 0 for each in row["flags"].values())
 
 
-@pytest.mark.slow
-def test_gradient_bias_of_a_run(letters_run: Path, tmp_path: Path) -> None:
-    out = tmp_path / "bias.json"
-    run("gradient_bias.py", letters_run, out, "--sequences", 32)
+def test_gradient_bias_of_a_run(
+    script: Callable[[str], ModuleType], run: Run, letters_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, module = tmp_path / "bias.json", script("gradient_bias")
+    monkeypatch.setattr(module, "PLACES", 6)
+    monkeypatch.setattr(module, "DRAWS", 2)
+    run(module, letters_run, out, "--sequences", 32)
     rows = json.loads(out.read_text())
     assert rows
     assert all(set(row) == {"sure", "bits", "worth", "paper", "heun"} for row in rows)
 
 
-@pytest.mark.slow
-def test_float8_error_of_a_step(tmp_path: Path) -> None:
+def test_float8_error_of_a_step(script: Callable[[str], ModuleType], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "error.json"
-    run("float8_error.py", out, "demo-free", "train.batch=4", "--steps", 1)
+    monkeypatch.setattr(mapper, "logit_gradient_in_chunks", mapper.logit_gradient_in_chunks)  # the script replaces it
+    run(script("float8_error"), out, "demo-free", "train.batch=4", "--steps", 1)
     (row,) = json.loads(out.read_text())["rows"]
     assert 0.005 < row["all"] < 0.1
 
 
 @pytest.mark.slow
-def test_speed_compares_two_trees_and_resumes(tmp_path: Path) -> None:
-    """A tree compared with itself gives the same losses and tokens; a second call measures nothing again."""
-    out = tmp_path / "speed.json"
-    printed = run("speed.py", out, "--old", ROOT, "--smoke")
+def test_speed_compares_two_trees_and_resumes(script: Callable[[str], ModuleType], run: Run, tmp_path: Path) -> None:
+    """A tree compared with itself gives the same losses; a second call measures nothing again."""
+    out, module = tmp_path / "speed.json", script("speed")
+    words = (out, "--old", ROOT, "--smoke", "--only", "whole loop")
+    printed = run(module, *words)
     rows = json.loads(out.read_text())["rows"]
-    assert {row["work"] for row in rows} == {"step", "loop", "sample"}
+    assert [row["work"] for row in rows] == ["loop"]
     for row in rows:
         assert row["name"] in printed
         assert row["ratio"] > 0
         assert row["old"]["check"] == row["new"]["check"]
         assert len(row["old"]["rounds_ms"]) == len(row["new"]["rounds_ms"]) == 2
-    run("speed.py", out, "--old", ROOT, "--smoke")
+    assert run(module, *words) == printed
     assert json.loads(out.read_text())["rows"] == rows
 
 
+@pytest.mark.parametrize("work", ["step", "loop", "sample"])
+def test_speed_measures_the_same_work_each_time(script: Callable[[str], ModuleType], tmp_path: Path, work: str) -> None:
+    (setting,) = (asdict(each) for each in script("speed").SMOKE if each.work == work)
+    worker, checks = script("speed_worker"), []
+    for _ in range(2):
+        torch.manual_seed(0)
+        call, check = worker.WORKS[work](setting | {"smoke": True, "scratch": str(tmp_path)})
+        assert worker.timed(call, 2) > 0
+        checks.append(check())
+    assert checks[0] == checks[1]
+
+
 @pytest.mark.slow
-def test_kernels_are_compared_with_pytorchs(tmp_path: Path) -> None:
-    """Every way of every case agrees with float64, or says why it is absent."""
-    out = tmp_path / "kernels.json"
-    printed = run("kernels.py", out, "--smoke")
+def test_kernels_are_compared_with_pytorchs(
+    script: Callable[[str], ModuleType], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every way of every case agrees with float64, or says why it is absent. As a program each case has its own process; here one has."""
+    out, module = tmp_path / "kernels.json", script("kernels")
+    apart = module.apart
+
+    def only_embedding_apart(name: str, *, smoke: bool) -> object:
+        if name.startswith("embedding"):
+            return apart(name, smoke=smoke)
+        return module.measure(next(case for case in module.all_cases(smoke) if case.name == name))
+
+    monkeypatch.setattr(module, "apart", only_embedding_apart)
+    printed = run(module, out, "--smoke")
     rows = json.loads(out.read_text())["rows"]
     assert len(rows) >= 7
     for row in rows:

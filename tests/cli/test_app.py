@@ -169,7 +169,7 @@ def test_closed_pipe_ends_quietly(shell):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has /dev/full")
-@pytest.mark.parametrize("words", ["--version", "--help", "recipe schema", "doctor"])
+@pytest.mark.parametrize("words", ["--version", "--help", "recipe schema", "recipe list"])
 def test_full_disk(shell, words):
     code, _, stderr = shell(f"freetf {words} > /dev/full")
     assert code == 1

@@ -247,6 +247,6 @@ def test_names_in_errors_cannot_steer_the_terminal(run_cli, tmp_path):
 
 
 def test_an_error_in_ascii_is_still_json(run_process, tmp_path):
-    done = run_process("show", tmp_path / "é😀", "--json", env={"PYTHONIOENCODING": "ascii"})
+    done = run_process("recipe", "show", tmp_path / "é😀.toml", "--json", env={"PYTHONIOENCODING": "ascii"})
     assert done.code == 2
-    assert json.loads(done.stderr)["error"]["where"] == str(tmp_path / "é😀")
+    assert json.loads(done.stderr)["error"]["where"] == str(tmp_path / "é😀.toml")

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-TRAIN = ("bench", "train", "demo-free", "--smoke", "--steps", "1", "--repeats", "2", "--device", "cpu")
+TRAIN = ("bench", "train", "demo-free", "--smoke", "--steps", "1", "--repeats", "2", "--device", "cpu", "--set", "train.batch=2")
 SAMPLE = ("bench", "sample", "demo-free", "--smoke", "--batch", "2", "--max-tokens", "3", "--repeats", "2", "--device", "cpu")
 MAPPER = ("bench", "mapper", "--tokens", "16", "--width", "8", "--bits", "8", "--steps", "1", "--repeats", "2", "--device", "cpu")
 HEADINGS = ["A training step, on random tokens", "Generation, from random weights", "The mapper's gradient: 16 tokens, width 8, 8 bits"]

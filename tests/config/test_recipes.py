@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -151,31 +152,25 @@ def test_a_paper_recipe_says_what_data_it_needs(name, run_cli, tmp_path, monkeyp
 
 
 @pytest.mark.slow
-def test_make_figure4_mini_trains_probes_and_draws_and_resumes(tmp_path):
-    """With smoke overlays; a second call finds every run done."""
-    words = [
-        "make",
-        "figure4-mini",
-        "--old-file=setup",
-        f"BIN={Path(sys.executable).parent}",
-        f"RUNS={tmp_path}",
-        "TRAIN=--smoke --set train.steps=20",
-    ]
-    words += ["PROBE=--groups 24 --count 4 --sequences 40"]
-    for _ in range(2):
-        done = subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=600)
-        assert done.returncode == 0, done.stderr + done.stdout
-        assert all(f"κ = {kappa}" in done.stdout for kappa in ("1/16", "1/4", "1 bit", "8"))
-        assert (tmp_path / "figure4-mini.svg").read_text(encoding="utf-8").count('class="heading"') >= 5
-        assert "</html>" in (tmp_path / "figure4-mini.html").read_text(encoding="utf-8")
-    rows = [
-        json.loads(line)
-        for line in (tmp_path / "figure4-mini" / "figure4-mini-4th-steps20" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
+def test_make_figure4_mini_trains_probes_and_draws_and_resumes(run_cli, tmp_path):
+    """With smoke overlays. All runs but one are done already: make skips them, trains the other, and probes all."""
+    options = "--smoke --set train.steps=4 --set eval.sequences=8 --set eval.samples=1"
+    words = ["make", "figure4-mini", "--old-file=setup", f"BIN={Path(sys.executable).parent}", f"RUNS={tmp_path}", f"TRAIN={options}"]
+    words += ["PROBE=--groups 24 --count 2 --sequences 40"]
+    planned = run_cli("sweep", "figure4-mini", "-o", tmp_path / "figure4-mini", *options.split()).stdout.splitlines()
+    for command in planned[1:]:
+        assert run_cli(*shlex.split(command)[1:]).code == 0
+    done = subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=600)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert (done.stdout.count("done figure4-mini-16th"), done.stdout.count("skipped figure4-mini-")) == (1, 4)
+    assert all(f"κ = {kappa}" in done.stdout for kappa in ("1/16", "1/4", "1 bit", "8"))
+    assert (tmp_path / "figure4-mini.svg").read_text(encoding="utf-8").count('class="heading"') >= 5
+    assert "</html>" in (tmp_path / "figure4-mini.html").read_text(encoding="utf-8")
+    (metrics,) = (tmp_path / "figure4-mini").glob("figure4-mini-4th-*/metrics.jsonl")
+    rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     steps = [row["step"] for row in rows if row["split"] == "train"]
     assert steps == sorted(set(steps))
-    failed = subprocess.run(
-        [*words, "TRAIN=--smoke --set train.batch=0"], capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=600
-    )
+    words[-2] = "TRAIN=--smoke --set train.batch=0"
+    failed = subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=600)
     assert failed.returncode != 0
     assert "train.batch" in failed.stderr

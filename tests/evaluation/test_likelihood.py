@@ -187,7 +187,7 @@ def test_the_bound_reaches_the_entropy_of_coins() -> None:
     """A model that is exactly the task: its ELBO cannot reach the entropy, the bound does."""
     source = open_data(DataConfig(task="coins", params={"flip": 0.125, "length": 32}), context=None, seed=0)
     entropy = make_task("coins", {"flip": 0.125, "length": 32}).entropy()["given_first"]
-    costs = row_costs(PlantedCoins(), source, split="val", sequences=2000)
+    costs = row_costs(PlantedCoins(), source, split="val", sequences=1000)
     bound = cost(costs.nats["nll"], costs.targets, None)
     assert source.facts.floor_bits == pytest.approx(entropy)
     assert bound.low <= entropy * LN2 / 31 <= bound.high

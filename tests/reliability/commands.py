@@ -204,7 +204,8 @@ def inputs(count: int, folder: Path) -> dict[str, Any]:
     ]
     tally = Tally()
     for number in range(count):
-        content, form = contents[number % len(contents)], forms[number // len(contents) % len(forms)]
+        at = number * 10 % (len(contents) * len(forms))  # so that a few trials take every content and every command
+        content, form = contents[at % len(contents)], forms[at // len(contents)]
         path, output = folder / f"given-{number}.jsonl", folder / "output"
         path.write_bytes(content)
 

@@ -32,14 +32,16 @@ PARTS = (
     *(outputs, listeners, inputs, readonly, processes),
 )
 TRIALS: dict[str, Callable[[int, Path], dict[str, Any]]] = {each.__name__: each for each in PARTS}
+LAZY = ("torch._dynamo", "jinja2", "matplotlib.figure", "matplotlib.backends.backend_svg")  # what a training run imports late
 SOAK_ONLY = {each.__name__: each for each in (system_calls, small_disk, launched, gpu)}
 
 
 def main(*words: str) -> None:
     torch.set_num_threads(1)
-    for module in pkgutil.walk_packages(freetf_cli.__path__, "freetf_cli."):  # so that the forks need not import them
-        if not module.name.endswith(("_triton", "__main__")):
-            importlib.import_module(module.name)
+    ours = [module.name for module in pkgutil.walk_packages(freetf_cli.__path__, "freetf_cli.")]
+    for name in (*ours, *LAZY):  # so that the forks need not import them
+        if not name.endswith(("_triton", "__main__")):
+            importlib.import_module(name)
     if words:
         run(*words)
     for line in sys.stdin if not words else ():
