@@ -25,7 +25,7 @@ from freetf_cli.kernels.convolution import reference_convolution
 from freetf_cli.kernels.head_mix import reference_mix
 from freetf_cli.latent.binary import PostSampler, sample_codes
 from freetf_cli.latent.build import build_model, initialise_model
-from freetf_cli.model.attention.softmax import softmax_attention
+from freetf_cli.model.attention.softmax import Attention
 from freetf_cli.model.block import Block
 from freetf_cli.model.context import Cache, LayerCache, document_block_mask, make_context
 from freetf_cli.model.latent import ObjectiveWeights
@@ -381,11 +381,13 @@ def test_flex_attention_within_documents(dtype: torch.dtype, heads: int, key_hea
     q, dy = (torch.randn(count, heads, length, width, device=CUDA, dtype=dtype) for count in (rows, 3))
     k, v = torch.randn(2, 3, key_heads, length, width, device=CUDA, dtype=dtype)
 
+    attention = Attention(ModelConfig(layers=2, width=heads * width, heads=heads, kv_heads=key_heads, vocab=5))
+
     def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, ids: torch.Tensor, by_blocks: bool) -> torch.Tensor:
         ctx = make_context(length, width, 10_000.0, CUDA, ids)
         ctx = ctx if causal else ctx.non_causal()
         block_mask = document_block_mask(ids, causal) if by_blocks else None
-        return softmax_attention(q.expand(3, -1, -1, -1), k, v, replace(ctx, block_mask=block_mask))
+        return attention.attend(q.expand(3, -1, -1, -1), k, v, replace(ctx, block_mask=block_mask), None)
 
     compiled = torch.compile(attend, fullgraph=True, dynamic=False)
 

@@ -24,8 +24,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from freetf_cli.kernels.rotary_triton import rotated
-
 _PIECE = 4096  # numbers of a weight that a program loads at once
 _ROWS, _GATED_ROWS = 2, 8  # outputs of a program: several programs for every multiprocessor
 _PART = 256  # positions of the cache that one program reads, at least
@@ -158,10 +156,11 @@ def _attended(
     kind: tl.constexpr = k_KSE.dtype.element_ty
 
     at = qkv_P + (head * (M // K) + g)[:, None] * E + h[None, :]
-    a_GH, b_GH = tl.load(at, mask=real[:, None], other=0.0), tl.load(at + HALF, mask=real[:, None], other=0.0)
-    a_GH, b_GH = rotated(a_GH, b_GH, cos[None, :], sin[None, :])
+    a_GH = tl.load(at, mask=real[:, None], other=0.0).to(tl.float32)
+    b_GH = tl.load(at + HALF, mask=real[:, None], other=0.0).to(tl.float32)
     root: tl.constexpr = E**-0.5
-    qa_GH, qb_GH = (a_GH.to(tl.float32) * root).to(kind), (b_GH.to(tl.float32) * root).to(kind)
+    qa_GH = ((a_GH * cos[None, :] - b_GH * sin[None, :]).to(kind).to(tl.float32) * root).to(kind)
+    qb_GH = ((b_GH * cos[None, :] + a_GH * sin[None, :]).to(kind).to(tl.float32) * root).to(kind)
 
     largest_G = tl.full((G,), -float("inf"), tl.float32)
     total_G = tl.zeros((G,), tl.float32)
@@ -169,7 +168,8 @@ def _attended(
     rows = (head * S).to(tl.int64)
     if part == 0:
         new_k = qkv_P + (M + head) * E + h
-        new_a, new_b = rotated(tl.load(new_k), tl.load(new_k + HALF), cos, sin)
+        first, second = tl.load(new_k).to(tl.float32), tl.load(new_k + HALF).to(tl.float32)
+        new_a, new_b = (first * cos - second * sin).to(kind), (second * cos + first * sin).to(kind)
         new_v = tl.load(qkv_P + (M + K + head) * E + e)
         tl.store(k_KSE + (rows + here) * E + h, new_a)
         tl.store(k_KSE + (rows + here) * E + HALF + h, new_b)

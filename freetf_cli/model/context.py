@@ -196,8 +196,8 @@ def document_block_mask(document_ids_BT: Tensor, causal: bool) -> BlockMask:
         same_document = document_ids_BT[b, query] == document_ids_BT[b, key]
         return same_document & (query >= key) if causal else same_document
 
-    lists = [part for visible, full in (of_queries, of_keys) for chosen in (visible & ~full, full) for part in _listed(chosen)]
-    return BlockMask((length, length), *lists, (BLOCK, BLOCK), sees)
+    lists = [_listed(chosen) for visible, full in (of_queries, of_keys) for chosen in (visible & ~full, full)]
+    return BlockMask((length, length), *lists[0], *lists[1], *lists[2], *lists[3], (BLOCK, BLOCK), sees)
 
 
 def _listed(chosen_BNN: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from freetf_cli.config.recipe import ModelConfig
 from freetf_cli.model.attention.head_norm import HeadNorm, lambda_init
-from freetf_cli.model.attention.softmax import Attention, softmax_attention
+from freetf_cli.model.attention.softmax import Attention
 from freetf_cli.model.context import Context, LayerCache
 
 
@@ -35,7 +35,7 @@ class Differential(Attention):
         """What each pair of heads returns, [B, N, T, F]."""
         k_BMSE = firsts_then_seconds(k_BKSE).repeat_interleave(self.heads // self.key_heads, dim=1)
         v_BMSF = pairs(v_BKSE).transpose(2, 3).flatten(3).repeat_interleave(self.heads // self.key_heads, dim=1).repeat(1, 2, 1, 1)
-        y_BMTF = softmax_attention(firsts_then_seconds(q_BMTE), k_BMSE, v_BMSF, ctx)
+        y_BMTF = super().attend(firsts_then_seconds(q_BMTE), k_BMSE, v_BMSF, ctx, cache)
         first_BNTF, second_BNTF = y_BMTF.chunk(2, dim=1)
         return self.norm(first_BNTF - self.subtracted().to(y_BMTF.dtype) * second_BNTF)
 

@@ -53,11 +53,15 @@ class Attention(nn.Module):
         return self.out(y_BMTE.transpose(1, 2).flatten(2))
 
     def attend(self, q_BMTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, ctx: Context, cache: LayerCache | None) -> Tensor:
-        """What each head returns, [B, M, T, E]. Keys and values are the cached ones and the new ones."""
+        """What each head returns, [B, M, T, E], by the library's kernels. Keys and values are the cached ones and the new ones."""
         if ctx.is_static:
             assert ctx.mask is not None
             return attend_from_one(q_BMTE, k_BKSE, v_BKSE, ctx.mask)
-        return softmax_attention(q_BMTE, k_BKSE, v_BKSE, ctx)
+        grouped = q_BMTE.shape[1] != k_BKSE.shape[1]
+        if ctx.block_mask is not None:
+            return flex_attention(q_BMTE, k_BKSE, v_BKSE, block_mask=ctx.block_mask, enable_gqa=grouped)
+        causal = ctx.causal and ctx.mask is None and q_BMTE.shape[2] == k_BKSE.shape[2]
+        return F.scaled_dot_product_attention(q_BMTE, k_BKSE, v_BKSE, attn_mask=ctx.mask, is_causal=causal, enable_gqa=grouped)
 
     @property
     def materialises(self) -> bool:
@@ -102,15 +106,6 @@ class Attention(nn.Module):
             return kernels.short_attention(kernels.project_packed(kv_BTD, self.q, self.k, self.v), None, rotary, self.heads, causal)
         q_BTF = self.q(q_BTD).expand(*kv_BTD.shape[:2], -1)
         return kernels.short_attention(kernels.project_packed(kv_BTD, self.k, self.v), q_BTF, rotary, self.heads, causal)
-
-
-def softmax_attention(q_BMTE: Tensor, k_BKSE: Tensor, v_BKSF: Tensor, ctx: Context) -> Tensor:
-    """softmax(Q Kᵀ / √E) V over the keys that each query sees, [B, M, T, F], by the library's kernels."""
-    grouped = q_BMTE.shape[1] != k_BKSE.shape[1]
-    if ctx.block_mask is not None:
-        return flex_attention(q_BMTE, k_BKSE, v_BKSF, block_mask=ctx.block_mask, enable_gqa=grouped)
-    causal = ctx.causal and ctx.mask is None and q_BMTE.shape[2] == k_BKSE.shape[2]
-    return F.scaled_dot_product_attention(q_BMTE, k_BKSE, v_BKSF, attn_mask=ctx.mask, is_causal=causal, enable_gqa=grouped)
 
 
 def attend_from_one(q_BM1E: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, mask: Tensor) -> Tensor:
