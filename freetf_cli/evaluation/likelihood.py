@@ -6,8 +6,9 @@ A Free model's −log P(S) = −log E_{Z ~ prior} P(S|Z) cannot be computed. It 
     posterior       −log (1/K) Σ_k P(S|Z_k) P(Z_k) / Q(Z_k|S)       Z_k ~ Q; falls with K towards −log P(S); K = 1 estimates the ELBO
     prior           −log (1/K) Σ_k P(S|Z_k)                         Z_k ~ P; K = 1 is the CE with Z from the prior
 
-The model decides which is tighter. If Z contains much information, the prior seldom draws a Z that fits the sequence. If the mismatch is
-large (KL without information), most posterior draws have tiny weights. `nll` is the smaller of the two, each with its most draws.
+The model decides which is tighter. If Z contains much information, the prior seldom draws a Z that fits the sequence. If the average of
+Q over sequences is far from the prior (the mismatch, KL without information), most posterior draws have tiny weights. `nll` is the one
+whose mean over all rows is smaller, each with its most draws.
 
 Only positions up to a row's last counted target have a Z that counts (the latent mask). Z at later positions reaches no target and sums
 out exactly.
@@ -36,7 +37,7 @@ from freetf_cli.records import LN2
 from freetf_cli.records.likelihood import Cost
 
 DRAWS = (1, 8, 64, 512)  # numbers of draws K at which the bounds are measured
-PRIOR_DRAWS = 64  # most draws from the prior: its bound is useful only if a few draws reach it
+PRIOR_DRAWS = 64  # most draws from the prior: its bound is useful only where few draws already fit the sequence
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +95,8 @@ def row_costs(
     InputError for fewer than 20 sequences.
     """
     started = time.perf_counter()
-    free, row = model.latent is not None, 0
+    free = model.latent is not None
+    row = 0
     size = rows_at_once(model, source.context) // (max(draws) if free else 1)
     parts: list[dict[str, Floats]] = []
     for batch in source.held_out(split, sequences, min(max(size, 1), 256)):
@@ -148,9 +150,10 @@ def _baseline(model: Decoder, batch: Batch) -> dict[str, Floats]:
 
 def _free(model: Decoder, batch: Batch, row: int, draws: int, seed: int) -> dict[str, Floats]:
     """Costs of a batch [B], [B, K] or [B, T]. row: the number of its first row, part of the random streams' keys."""
-    passed, latent = PosteriorPass(model, batch), latent_of(model)
+    latent, passed = latent_of(model), PosteriorPass(model, batch)
     posterior, mask_BT = passed.posterior, passed.latent_mask
-    (rows, context), numbers = batch.inputs.shape, range(row, row + len(batch.inputs))
+    rows, context = batch.inputs.shape
+    numbers = range(row, row + rows)
     kl_BT = posterior.kl() * mask_BT
     z = posterior_draws(model, posterior, numbers, context, seed, draws)
     ce_BKT = passed.nats(z).view(rows, draws, context)
@@ -165,7 +168,7 @@ def _free(model: Decoder, batch: Batch, row: int, draws: int, seed: int) -> dict
         "ce_prior": prior_ce_BK.mean(1),
         "log_weights": log_ratio_BKT.double().sum(-1) - ce_BKT.double().sum(-1),
         "prior_log_weights": -prior_ce_BK,
-        "above_kappa": (kl_BT > latent.kappa * LN2).sum(1),
+        "above_kappa": (kl_BT > latent.kappa * LN2).sum(1),  # the latent's κ is in bits
         "latent_mask": mask_BT.sum(1),
         "position_nats": ce_BT + kl_BT,
     }

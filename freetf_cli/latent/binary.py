@@ -16,8 +16,8 @@ The same numbers come from (`kernels.logit_gradient`)
 This computes equation 8's gradient exactly. Equation 8 itself is a biased estimator: it extrapolates the loss linearly from the code
 drawn to every other code. Once the decoder relies on a bit, the slope at its drawn value is small, so equation 8 underestimates what
 the bit is worth, most of all when the bit is nearly certain. `gradient = "heun"`, which is not the paper's, divides ∂loss/∂l_h by
-2 P(B_h as drawn). With slopes g(1) and g(0) at the two values, its mean over draws is p g(1) / 2p + (1 − p) g(0) / 2(1 − p) =
-(g(0) + g(1)) / 2: the trapezoid rule for the true difference (Liu et al., arXiv 2304.08612).
+2 P(B_h as drawn). Let g(b) be the slope of the loss in bit h if b was drawn. Equation 8 gives p (1 − p) g(b). Divided by 2 P(b), its mean
+over the draws of b is p (1 − p) (g(0) + g(1)) / 2: the trapezoid rule for the true difference (Liu et al., arXiv 2304.08612).
 
 Shapes: N tokens, B sequences, T positions, H bits, C codes, D width. KL is in nats.
 """
@@ -59,7 +59,10 @@ class BinaryLatent(Latent):
         self.post_sampler = PostSampler(config.bits, model.width, config.numerics.gradient, config.numerics.float8)
 
     def posterior(self, x_BTD: Tensor, embedded_BTD: Tensor, ctx: Context) -> BinaryDistribution:
-        """Bernoulli bits from the encoder. At positions ≥ `latent.window` the logits are 0, so that Q equals the prior."""
+        """Bernoulli bits from the encoder.
+
+        With `latent.window`, which is not the paper's, the logits of later positions are 0, so that Q equals the prior there.
+        """
         bit_logits_BTH = self.encoder(embedded_BTD if self.reads_embeddings else x_BTD, ctx)
         if self.window is not None:
             bit_logits_BTH = bit_logits_BTH * (ctx.token_positions < self.window)[..., None]
@@ -99,7 +102,7 @@ class BinaryLatent(Latent):
             inferred = slice(self.window)
             logits_BTH = posterior.bit_logits[:, inferred].float()
             divergence = aggregate_mismatch(logits_BTH, latent_mask_BT[:, inferred], config.mismatch_over)
-            penalty = penalty + weights.mismatch * len(logits_BTH) * divergence
+            penalty = penalty + weights.mismatch * len(logits_BTH) * divergence  # nats per sequence, summed over the batch as all terms
         return penalty
 
     def initialise(self, generator: torch.Generator) -> None:
@@ -149,9 +152,9 @@ class ResidualInjection(Injection):
 class Encoder(nn.Module):
     """One non-causal block whose query and residual stream start at the learned vector ζ, then RMSNorm and H logits (A2 lines 7–8).
 
-    ζ is the same at every position; the rotary embedding tells positions apart. It has softmax attention whatever the
-    decoder has: all rows share one query, so mixing their attention weights would add little. With `own_blocks` it is the encoder
-    of a classic conditional VAE (Figure 1b): a non-causal stack of its own over the token embeddings.
+    ζ is the same at every position; the rotary embedding tells positions apart. It has softmax attention whatever the decoder has: other
+    kinds mix the attention weights of neighbouring queries, and here all queries are ζ. With `own_blocks` it is the encoder of a classic
+    conditional VAE (Figure 1b): a non-causal stack of its own over the token embeddings.
     """
 
     def __init__(self, config: ModelConfig, bits: int, own_blocks: int = 0) -> None:
@@ -211,7 +214,7 @@ class PostSampler(nn.Module):
         self.weight = nn.Parameter(torch.empty(2**bits, width))
 
     def forward(self, codes_BT: Tensor, bit_logits_BTH: Tensor | None = None) -> Tensor:
-        """r [B, T, D] of codes; with the logits that they were sampled from, the gradient of equation 8 flows to the logits."""
+        """r [B, T, D] of codes; with the logits that they were sampled from, the gradient of equation 8, or Heun's, flows to the logits."""
         r_BTD = F.embedding(codes_BT, self.weight)
         if bit_logits_BTH is None:
             return r_BTD

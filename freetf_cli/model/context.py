@@ -1,6 +1,6 @@
 """The context of a forward pass: what every block needs beside its stream.
 
-Shapes: B sequences, T positions, S cached and new positions, K key/value heads, E head width, N blocks of BLOCK positions.
+Shapes: B sequences, T positions, S cached and new positions, K key/value heads, E head width, N tiles of TILE positions.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from freetf_cli.kernels import Rotary, rotary_tables
 
 PADDING = -1  # document id of left padding
-BLOCK = 128  # queries, and keys, that FlexAttention computes or skips together
+TILE = 128  # queries, and keys, that FlexAttention computes or skips together
 NARROWEST_FLEX_HEAD = 16  # the narrowest head that FlexAttention takes on CUDA
 
 
@@ -73,9 +73,9 @@ class Context:
     positions_T: index of each position within the row, [T]; padding counts.
     keys: number of keys S, cached and new.
     causal: a query sees no later key. The encoder of a latent is not causal.
-    document_ids_BS: document of each position; a query sees its own document only. None: all positions see each other.
+    document_ids_BS: document of each position; a query sees its own document only. None: documents hide nothing.
     mask: keys that each query sees, bool [T, S] or [B, 1, T, S]; None where `causal` alone says it.
-    block_mask: the same for FlexAttention, which skips the blocks of other documents; None where softmax attention reads `mask`.
+    block_mask: the same for FlexAttention, which skips tiles of other documents; None where softmax attention reads `mask`.
     padding_B: left padding of each sequence; None without padding.
     cache: keys and values of earlier positions; None in training.
     """
@@ -112,7 +112,7 @@ class Context:
     def visible(self, positions_T: Tensor) -> Tensor:
         """Which of the S keys queries at these positions see: bool [T, S], or [B, 1, T, S] with documents.
 
-        Positions before the first, which a convolution over attention weights reads, see no key.
+        If causal, positions before the first, which a convolution over attention weights reads, see no key.
         """
         key_S = torch.arange(self.keys, device=positions_T.device)
         seen_TS = key_S <= positions_T[:, None] if self.causal else torch.ones_like(key_S, dtype=torch.bool).expand(len(positions_T), -1)
@@ -132,15 +132,16 @@ class Context:
         return self.causal and isinstance(self.start, int) and self.start == 0 and len(self.positions_T) == self.keys
 
     def non_causal(self) -> Context:
-        """The context of an encoder: the same positions and documents, no cache, every key visible."""
+        """The context of an encoder: the same positions and documents, no cache, every key visible. Only where the cache was empty."""
+        assert not self.is_static and self.start == 0
         return replace(self, causal=False, cache=None).with_masks()
 
     def with_masks(self) -> Context:
         """This context with the masks that it needs: for documents, and for queries after cached positions."""
         ids_BS, length = self.document_ids_BS, len(self.positions_T)
         if ids_BS is None:
-            sees_all = not self.causal or (not self.is_static and (self.start == 0 or length == 1))
-            return replace(self, mask=None if sees_all else self.visible(self.positions_T))
+            needs_none = not self.causal or (not self.is_static and (self.start == 0 or length == 1))
+            return replace(self, mask=None if needs_none else self.visible(self.positions_T))
         by_blocks = self.cache is None and _uses_flex(length, 2 * self.rotary[0].shape[-1], ids_BS.device)
         block_mask = document_block_mask(ids_BS, self.causal) if by_blocks else None
         return replace(self, mask=self.visible(self.positions_T), block_mask=block_mask)
@@ -168,40 +169,42 @@ def make_context(
 
 
 def _uses_flex(length: int, head_width: int, device: torch.device) -> bool:
-    """Whether FlexAttention masks the documents: where torch.compile traces a forward in bfloat16 on CUDA, and there is a block to skip.
+    """Whether FlexAttention masks the documents: where torch.compile traces a forward in bfloat16 on CUDA, and there is a tile to skip.
 
-    Uncompiled it would materialise the attention weights, in float32 its backward is slow, and on a CPU it has none.
+    Uncompiled it would materialise the attention weights, in float32 its backward is slow, and on a CPU it has no backward.
     """
     compiled = torch.compiler.is_compiling() and device.type == "cuda" and torch.is_autocast_enabled("cuda")
-    return compiled and length > BLOCK and head_width >= NARROWEST_FLEX_HEAD
+    return compiled and length > TILE and head_width >= NARROWEST_FLEX_HEAD
 
 
 def document_block_mask(document_ids_BT: Tensor, causal: bool) -> BlockMask:
-    """Which blocks of keys each block of queries reads: those that share a document with it and, if causal, are not later.
+    """Which tiles of keys each tile of queries reads: those that share a document with it and, if causal, are not later.
 
-    It equals what `create_block_mask` makes of all T · T pairs. Since ids never fall along a row, the first and the last id of a block
-    are enough: two blocks share a document if their ranges of ids overlap, and lie in one document if all four ends are equal. Every
-    operation has a fixed shape, so that a CUDA graph can capture it.
+    It equals what `create_block_mask` makes of all T · T pairs. Since ids never fall along a row, the first and the last id of a tile are
+    enough: two tiles share a document if their ranges of ids overlap, and both lie in one document if the first id of each is the last
+    of the other. Every operation has a fixed shape, so that a CUDA graph can capture it.
     """
     length = document_ids_BT.shape[1]
-    padded = F.pad(document_ids_BT, (0, -length % BLOCK), value=length + 1)  # a document of its own: a last block with padding is partial
-    first_BN, last_BN = padded[:, ::BLOCK], padded[:, BLOCK - 1 :: BLOCK]
+    padded = F.pad(document_ids_BT, (0, -length % TILE), value=length + 1)  # padding is a document of its own
+    first_BN, last_BN = padded[:, ::TILE], padded[:, TILE - 1 :: TILE]
     visible_BNN = (first_BN[:, :, None] <= last_BN[:, None]) & (first_BN[:, None] <= last_BN[:, :, None])
     full_BNN = (first_BN[:, :, None] == last_BN[:, None]) & (first_BN[:, None] == last_BN[:, :, None])
-    of_queries = of_keys = visible_BNN, full_BNN  # both are symmetric
-    if causal:  # on the diagonal, part of a block is later
-        of_queries, of_keys = (visible_BNN.tril(), full_BNN.tril(-1)), (visible_BNN.triu(), full_BNN.triu(1))
+    visible_to_keys_BNN, full_to_keys_BNN = visible_BNN, full_BNN  # symmetric, unless causal
+    if causal:  # on the diagonal, part of a tile is later
+        visible_BNN, visible_to_keys_BNN = visible_BNN.tril(), visible_BNN.triu()
+        full_BNN, full_to_keys_BNN = full_BNN.tril(-1), full_BNN.triu(1)
 
     def sees(b: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         same_document = document_ids_BT[b, query] == document_ids_BT[b, key]
         return same_document & (query >= key) if causal else same_document
 
-    lists = [_listed(chosen) for visible, full in (of_queries, of_keys) for chosen in (visible & ~full, full)]
-    return BlockMask((length, length), *lists[0], *lists[1], *lists[2], *lists[3], (BLOCK, BLOCK), sees)
+    of_queries = *_listed(visible_BNN & ~full_BNN), *_listed(full_BNN)
+    of_keys = *_listed(visible_to_keys_BNN & ~full_to_keys_BNN), *_listed(full_to_keys_BNN)
+    return BlockMask((length, length), *of_queries, *of_keys, (TILE, TILE), sees)
 
 
 def _listed(chosen_BNN: Tensor) -> tuple[Tensor, Tensor]:
-    """For each row, how many blocks are chosen [B, 1, N], and the indices of all blocks, chosen ones first [B, 1, N, N].
+    """For each row, how many tiles are chosen [B, 1, N], and the indices of all tiles, chosen ones first [B, 1, N, N].
 
     FlexAttention's kernels read the indices as contiguous memory, whatever their strides. The compiler may lay out a sorted or
     transposed tensor otherwise, but not one that is written by `scatter_`.

@@ -11,9 +11,9 @@ Without a latent it is the baseline. With one it is the Free Transformer, Algori
                     the blocks above it, norm
     A2 line 19      logits = lm_head(x)                                                         `logits`
 
-A forward draws no random numbers. Costs are sums over the batch in nats.
+A forward draws no random numbers. The terms of the loss are sums over the batch, in nats.
 
-Shapes, as suffixes of names: B sequences, T positions, S cached and new positions, D width, V vocabulary. Z of the
+Shapes, as suffixes of names: B sequences, T positions, S cached and new positions, D width, H latent bits, V vocabulary. Z of the
 paper's latent is [B, T] (codes, int64), its noise [B, T, H] uniform in [0, 1); other kinds have shapes of their own.
 """
 
@@ -39,8 +39,10 @@ EMBEDDING_STD = 0.02
 
 @dataclass(frozen=True)
 class Output:
-    """The result of a forward: logits [B, T, V], and Q(Z | S) and Z if there are any. Given targets, the terms of the loss alone, so that
-    a compiled training step computes no gradients of other outputs."""
+    """The result of a forward: logits [B, T, V], and Q(Z | S) and Z if there are any.
+
+    A forward with targets sets only `losses`. A compiled training step then has no other outputs, which would cost it gradients.
+    """
 
     logits: Tensor | None = None
     losses: LossTerms | None = None
@@ -90,7 +92,7 @@ class Decoder(nn.Module):
             z = posterior.sample(noise)
         hidden_BTD = self.upper(x_BTD, z, ctx, posterior)
         if cache is not None:
-            cache.length += tokens_BT.shape[1]  # in place where it is a tensor
+            cache.length += tokens_BT.shape[1]  # a tensor stays where it is: a CUDA graph has captured its address
         if targets_BT is not None:
             return Output(losses=self.losses(hidden_BTD, targets_BT, posterior, weights))
         return Output(logits=self.logits(hidden_BTD[:, -1:] if last_only else hidden_BTD), posterior=posterior, z=z)
@@ -128,7 +130,10 @@ class Decoder(nn.Module):
         return self.embedding.weight if self.lm_head is None else self.lm_head.weight
 
     def losses(self, hidden_BTD: Tensor, targets_BT: Tensor, posterior: Distribution | None, weights: ObjectiveWeights | None) -> LossTerms:
-        """The terms of the objective, summed over the batch. Without a posterior (a baseline, or Z given) all latent terms are 0."""
+        """The terms of the objective, summed over the batch. Without a posterior (a baseline, or Z given) all latent terms are 0.
+
+        weights.kappa is in nats per token, as the KL is.
+        """
         ce = linear_cross_entropy(hidden_BTD.flatten(0, 1), self.lm_head_weight, targets_BT.flatten(), IGNORE)
         mask_BT = latent_mask(targets_BT)
         if self.latent is None or posterior is None:
@@ -163,6 +168,7 @@ class Decoder(nn.Module):
             return None
         new_T = cache.length + torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
         begun_BT = torch.zeros_like(tokens_BT) if separator is None else (tokens_BT == separator).cumsum(-1)
+        # the id of the last earlier position; 0 at the start of a row, and after padding, whose id is negative
         before_B1 = cache.document_ids_BS[:, (new_T[:1] - 1).clamp(min=0)].clamp(min=0)
         ids_BT = before_B1 + begun_BT
         if cache.padding_B is not None:

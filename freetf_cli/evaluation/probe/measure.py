@@ -56,7 +56,8 @@ def probe_latent(checkpoint: Checkpoint, model: Decoder, source: DataSource, spe
     ablated = latent_ablation(posterior, source.bytes_per_token.get(spec.split), seed)
     intervention, taken, decoded, notes = None, [], [], []
     if reader is None:
-        notes.append("this data has no known factors: only rate and latent ablation were measured")
+        hint = "" if source.facts.task else "; labels of documents are read where the run was trained with data.rows = 'documents'"
+        notes.append(f"this data has no known factors: only rate and latent ablation were measured{hint}")
     else:
         if unknown := sum(not row for row in rows):
             notes.append(f"{unknown} of {len(rows)} held-out sequences contain parts of several documents and have no label")
