@@ -1,3 +1,3 @@
 """freetf: a command-line toolkit for the Free Transformer (Fleuret, arXiv 2510.17558)."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"

@@ -64,6 +64,8 @@ def probe_latent(
     from freetf_cli.records.probe_sweep import Sweep, panels_note, sweep_panels
     from freetf_cli.report import boxes
 
+    if figure is not None and figure.suffix.lower() != ".svg":
+        raise InputError(f"--figure writes an SVG, not {figure.suffix or 'a file without an ending'}", str(figure), "name it FILE.svg")
     if figure is not None and report is not None and figure.absolute() == report.absolute():
         raise InputError("the figure and the report are the same file", str(figure), "name two files: --figure FILE.svg --report FILE.html")
     checkpoints = _open(runs)

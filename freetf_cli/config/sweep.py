@@ -45,7 +45,8 @@ def parse_seeds(text: str) -> list[int]:
         found = re.fullmatch(r"\s*(\d{1,10})(?:\.\.(\d{1,10}))?\s*", part)
         first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
         if first > last or last - first >= MOST_RUNS or last >= 1 << 32:
-            raise InputError(f"--seeds takes numbers, not '{text}'", hint="for example --seeds 0..4, or --seeds 0,1,2")
+            what = f"--seeds: the range {part.strip()} is empty" if found and first > last else f"--seeds takes numbers, not '{text}'"
+            raise InputError(what, hint="for example --seeds 0..4, or --seeds 0,1,2")
         seeds += range(first, last + 1)
     return list(dict.fromkeys(seeds))
 

@@ -32,6 +32,7 @@ from freetf_cli.records.recipes import Setting
 from freetf_cli.runs.checkpoint import MANIFEST, Checkpoint
 from freetf_cli.runs.folder import RunFolder
 from freetf_cli.runs.plan import plan_run
+from freetf_cli.tasks import spans_by_text
 
 MOST_NEW_TOKENS = 256  # of a sample, so that two fit side by side
 
@@ -84,24 +85,25 @@ def compare(a: Candidate, b: Candidate, settings: Settings, *, device: torch.dev
         (side_a, costs_a, samples_a), (side_b, costs_b, samples_b) = (
             _measure(one, side, source, settings, prompt, sampling, device, advance) for one, side in ((a, side_a), (b, side_b))
         )
-    metrics = pairs(costs_a, costs_b)
+    metrics, facts = pairs(costs_a, costs_b), source.facts
+    spans = spans_by_text(facts.task, facts.params, [*samples_a, *samples_b])
     return Comparison(
         side_a,
         side_b,
         equal=False,
         recipe=recipe,
         checks=[check.decide(metrics[check.metric]) for check in settings.checks],
-        facts=source.facts,
+        facts=facts,
         split=settings.split,
         sequences=len(costs_a.targets),
         tokens=int(costs_a.targets.sum()),
         importance_samples=settings.draws,
         seed=settings.seed,
-        floor_bits=source.facts.floor_bits,
+        floor_bits=facts.floor_bits,
         weights=weights,
         metrics=metrics,
         by_position=positions(costs_a, costs_b),
-        samples=SamplePair(prompt, settings.seed, samples_a, samples_b) if sampling else None,
+        samples=SamplePair(prompt, settings.seed, samples_a, samples_b, spans) if sampling else None,
     )
 
 

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from freetf_cli.evaluation import Advance
-from freetf_cli.records.weights import Change, GroupChange, TensorChange, TensorShape, WeightChanges
+from freetf_cli.records.weights import Change, GroupChange, TensorChange, TensorShape, WeightChanges, part_of_model
 from freetf_cli.runs.checkpoint import readable
 
 PIECE = 1 << 20  # elements of a tensor per piece; three pieces are in memory together
@@ -47,7 +47,7 @@ def place(name: str) -> tuple[str, str]:
     """Group and part of a tensor: ("blocks.3", "attention") for `blocks.3.attention_norm.weight`, ("norm", "") for `norm.weight`."""
     block = re.match(r"blocks\.\d+", name)
     part = re.search(r"\.(attention|ffn)(_norm)?\.", name)
-    return block[0] if block else name.split(".")[0], part[1] if part else ""
+    return block[0] if block else part_of_model(name), part[1] if part else ""
 
 
 def _shapes(file: Any) -> dict[str, list[int]]:

@@ -1,4 +1,4 @@
-"""The paper's latent: H independent bits a token (§3.3, §3.4 and Algorithm 2, A2, of Fleuret, arXiv 2510.17558).
+"""The paper's latent: H independent bits per token (§3.3, §3.4 and Algorithm 2, A2, of Fleuret, arXiv 2510.17558).
 
     A2 line 7     y = block(q = ζ repeated T times, kv = x), non-causal     `Encoder`
     A2 line 8     l = to_bit_logits(norm(y)); p_h = P(B_h = 1) = σ(l_h)     equation 6
@@ -10,7 +10,7 @@ The paper passes gradients by Y + G − detach(G), where G_d = P(code = d) is a 
 backward the gradient of all C probabilities. Neither Y nor G is built here, since [tokens, C] tensors take gigabytes at H = 16.
 The same numbers come from (`kernels.logit_gradient`)
 
-    s = W · dr, [C] a token                         the loss's gradient for Y
+    s = W · dr, [C] per token                       the loss's gradient for Y
     ∂loss/∂l_h = Σ_d G_d (U_h(d) − p_h) s_d         the covariance of U_h and s under G, where U_h(d) is bit h of d
 
 This computes equation 8's gradient exactly. Equation 8 itself is a biased estimator: it extrapolates the loss linearly from the code
@@ -46,12 +46,14 @@ ZETA_STD = 0.02
 
 
 class BinaryLatent(Latent):
-    """H uniform bits a token, inferred by one non-causal block, injected into the keys and values of block `depth`."""
+    """H uniform bits per token, inferred by one non-causal block, injected into the keys and values of block `depth`."""
 
     no_weight_decay = ("post_sampler.weight",)
 
     def __init__(self, model: ModelConfig, config: LatentConfig) -> None:
         super().__init__()
+        if config.options:
+            raise InputError(f"latent.options = {config.options}: the binary latent has no further options")
         self.config, self.bits, self.kappa = config, config.bits, config.kappa
         self.depth, self.window = config.depth or model.layers // 2, config.window
         self.reads_embeddings = config.encoder == "full"
@@ -87,7 +89,7 @@ class BinaryLatent(Latent):
             raise ValueError("a record needs a list of whole numbers named 'z'")
         wrong = next((code for code in values if not 0 <= code < 2**self.bits), None)
         if wrong is not None:
-            raise ValueError(f"code {str(wrong)[:30]} is outside 0 … {2**self.bits - 1}: this model has {self.bits} bits of Z a token")
+            raise ValueError(f"code {str(wrong)[:30]} is outside 0 … {2**self.bits - 1}: this model has {self.bits} bits of Z per token")
 
     def noise_shape(self, length: int) -> tuple[int, ...]:
         """[T, H]: a uniform number for every bit."""

@@ -114,7 +114,7 @@ class TrainBench:
 
 @dataclass(frozen=True)
 class SampleRow:
-    """Generation from a model with random weights. time: of one batch; share: of the memory bandwidth, weights read once a token."""
+    """Generation from a model with random weights. time: of one batch; share: of the memory bandwidth, weights read once per token."""
 
     recipe: str
     kind: str

@@ -101,8 +101,8 @@ class RunSummary:
         elif unit.floor is None and self.facts.floor_bits is not None:
             words.append(f"The floor is {floor_text(self.facts.floor_bits)}; rows differ in length, so it has no place on this scale.")
         saved = unit.saved(last)
-        if saved is not None:
-            words.append(f"Each bit of KL saves {saved:.2f} bits of CE.")
+        if saved is not None and saved > 0:
+            words.append(f"Each bit of KL brings CE {saved:.2f} bits below the floor.")
         return " ".join(words)
 
     def _curves(self) -> list[Block]:

@@ -10,6 +10,12 @@ from freetf_cli.report.blocks import Facts, Section, Table
 from freetf_cli.report.units import MISSING, count, number
 
 
+def part_of_model(tensor: str) -> str:
+    """The module that a tensor belongs to: `blocks`, `lm_head`, `latent.encoder`, …"""
+    words = tensor.split(".")
+    return ".".join(words[:2]) if words[0] == "latent" else words[0]
+
+
 @dataclass(frozen=True)
 class TensorShape:
     """A tensor that cannot be compared: its shape in A and in B, None where it is missing."""
@@ -84,7 +90,7 @@ def _tensor_counts(tensors: Sequence[TensorShape]) -> str:
     """`13 tensors: encoder 12, post_sampler 1`; a single one by its name and shapes; empty if there are none."""
     if len(tensors) == 1:
         return f"{tensors[0].name} {' → '.join(_shape(shape) for shape in (tensors[0].a, tensors[0].b) if shape is not None)}"
-    groups = Counter(tensor.name.split(".")[0] for tensor in tensors)
+    groups = Counter(part_of_model(tensor.name) for tensor in tensors)
     return f"{count(len(tensors))} tensors: {', '.join(f'{name} {found}' for name, found in groups.items())}" if tensors else ""
 
 

@@ -64,7 +64,7 @@ def size(value: float | None) -> str:
 
 def share(value: float | None, digits: int = 1) -> str:
     """A share of one in per cent: `62.0 %`."""
-    return f"{100 * value:.{digits}f} %" if is_number(value) else MISSING
+    return f"{round(100 * value, digits) + 0.0:.{digits}f} %" if is_number(value) else MISSING
 
 
 def signed_share(value: float | None) -> str:

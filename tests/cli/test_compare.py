@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -153,6 +154,14 @@ def test_samples_are_those_of_sample(run_cli, compared, free_run, baseline_run):
         words = ("--prompt", "A>", "--count", 40, "--seed", 3, "--prompt-z", "prior", "--device", "cpu", "--json")
         records = [json.loads(line) for line in run_cli("sample", run, *words).stdout.splitlines()]
         assert [record["text"] for record in records] == found[side]
+
+
+def test_the_page_colours_what_the_task_reads_in_samples(run_cli, free_run, baseline_run, tmp_path):
+    """The page shows the factors of letters; without them every sample would be plain text after its prompt."""
+    words = ("--sequences", 20, "--samples", 1, "--count", 40, "--device", "cpu", "--report", tmp_path / "page.html")
+    assert run_cli("compare", baseline_run, free_run, *words).code == 0
+    roles = set(re.findall(r'tspan class="s-(\w+)"', (tmp_path / "page.html").read_text()))
+    assert roles - {"prompt", "plain"}
 
 
 def test_a_baseline_against_a_free_model(run_cli, compared, baseline_run, free_run):

@@ -161,7 +161,8 @@ def test_a_baseline_has_no_z(run_cli: Callable, baseline_run: Path, free_run: Pa
         (("--figure", "-"), "the figure needs a file, because the result goes to stdout; name a file: --figure FILE.svg"),
         (("--figure", "no/such/folder/f.svg"), "the figure's folder does not exist, no/such/folder"),
         (("--figure", "."), "the figure's path is a folder"),
-        (("--figure", "same", "--report", "./same"), "the figure and the report are the same file"),
+        (("--figure", "same.svg", "--report", "./same.svg"), "the figure and the report are the same file"),
+        (("--figure", "figure.png"), "--figure writes an SVG, not .png"),
         (("--data", "nowhere"), "no such data folder"),
     ],
 )

@@ -188,7 +188,7 @@ def test_models_that_differ_in_objective_or_numerics_have_the_same_architecture(
         "train.lr=1",
     ]
     assert all(architecture(setting) == architecture() for setting in same)
-    others = ["latent.bits=8", "latent.depth=3", "latent.window=2", "latent.encoder=full", "latent.options={a = 1}", "model.width=32"]
+    others = ["latent.bits=8", "latent.depth=3", "latent.window=2", "latent.encoder=full", "model.width=32"]
     assert all(architecture(setting) != architecture() for setting in others)
     assert load_recipe("letters-baseline").architecture["latent"] is None
 

@@ -138,7 +138,7 @@ def test_seeds(text, seeds):
 
 @pytest.mark.parametrize("text", ["", "a", "4..0", "0..", "-1", "0...4", "1e3", "0..4294967296", "4294967296", "0..99999"])
 def test_bad_seeds(text):
-    with pytest.raises(InputError, match="--seeds takes numbers"):
+    with pytest.raises(InputError, match=r"--seeds( takes numbers|: the range 4\.\.0 is empty)"):
         parse_seeds(text)
 
 

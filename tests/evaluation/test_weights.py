@@ -92,10 +92,10 @@ def test_groups_are_in_model_order_with_attention_and_ffn_separate(tmp_path):
     [
         ("blocks.3.attention_norm.weight", ("blocks.3", "attention")),
         ("blocks.12.ffn.gate.weight", ("blocks.12", "ffn")),
-        ("latent.encoder.block.attention.q.weight", ("latent", "attention")),
-        ("latent.encoder.blocks.1.ffn_norm.weight", ("latent", "ffn")),
-        ("latent.encoder.zeta", ("latent", "")),
-        ("latent.post_sampler.weight", ("latent", "")),
+        ("latent.encoder.block.attention.q.weight", ("latent.encoder", "attention")),
+        ("latent.encoder.blocks.1.ffn_norm.weight", ("latent.encoder", "ffn")),
+        ("latent.encoder.zeta", ("latent.encoder", "")),
+        ("latent.post_sampler.weight", ("latent.post_sampler", "")),
     ],
 )
 def test_group_and_part_of_a_name(name, want):
