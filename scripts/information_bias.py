@@ -1,6 +1,6 @@
 """Measure the bias of the estimate of I(Z; factor), the mutual information by intervention, where the truth is known.
 
-    python scripts/information_bias.py > docs/results/information-bias.json      # two minutes on one core
+    python scripts/information_bias.py > docs/results/information-bias.json      # a quarter of an hour on one core
 
 Each case draws M latents, each with a distribution over 57 values whose mean over latents is uniform, and N samples under each latent.
 The table of docs/probing.md comes from its result.
@@ -20,7 +20,7 @@ from freetf_cli.evaluation.probe.information import mutual_information
 from freetf_cli.records.likelihood import Estimate
 
 VALUES = 57
-SIZES = ((128, 64, 30), (1024, 128, 10))  # M, N, repetitions
+SIZES = ((24, 4, 100), (128, 64, 40), (1024, 128, 20))  # M, N, repetitions
 SITES = ((0.0625, 0.0625, 0.0), (0.04, 0.5, 0.05), (0.03, 0.5, 0.07), (0.0, 0.125, 0.5), (0.01, 0.115, 0.5))  # low, high, share of high
 Draw = Callable[[int, np.random.Generator], np.ndarray]
 
@@ -29,12 +29,18 @@ def ignores(groups: int, rng: np.random.Generator) -> np.ndarray:
     return np.full((groups, VALUES), 1 / VALUES)
 
 
-def decides(groups: int, rng: np.random.Generator) -> np.ndarray:
-    return np.eye(VALUES)[rng.integers(VALUES, size=groups)]
+def places(width: int, rest: float, count: int = 1) -> Draw:
+    """A share 1 − rest lies in `count` random windows of so many values each, the rest anywhere."""
+
+    def draw(groups: int, rng: np.random.Generator) -> np.ndarray:
+        away = (np.arange(VALUES) - rng.integers(VALUES, size=(groups, count, 1))) % VALUES
+        return (1 - rest) * (away < width).mean(1) / width + rest / VALUES
+
+    return draw
 
 
 def half_decides(groups: int, rng: np.random.Generator) -> np.ndarray:
-    return np.where((np.arange(groups) % 2 == 0)[:, None], decides(groups, rng), ignores(groups, rng))
+    return np.where((np.arange(groups) % 2 == 0)[:, None], places(1, 0.0)(groups, rng), ignores(groups, rng))
 
 
 def dirichlet(alpha: float) -> Draw:
@@ -54,7 +60,18 @@ def near(width: float) -> Draw:
 
 CASES: dict[str, Draw] = {
     "Z is ignored": ignores,
-    "Z decides": decides,
+    "Z decides": places(1, 0.0),
+    "Z decides, but for 5 % anywhere": places(1, 0.05),
+    "Z decides, but for 10 % anywhere": places(1, 0.1),
+    "Z decides, but for 25 % anywhere": places(1, 0.25),
+    "Z decides, but for 50 % anywhere": places(1, 0.5),
+    "a pull of 20 % to a place": places(1, 0.8),
+    "a pull of 10 % to a place": places(1, 0.9),
+    "a window of 5 places": places(5, 0.0),
+    "a window of 5 places, but for 25 % anywhere": places(5, 0.25),
+    "a window of 15 places, but for 10 % anywhere": places(15, 0.1),
+    "one of two places": places(1, 0.0, 2),
+    "one of two places, but for 25 % anywhere": places(1, 0.25, 2),
     "half of the Zs decide, the others say nothing": half_decides,
     "Dirichlet 1": dirichlet(1.0),
     "Dirichlet 0.2": dirichlet(0.2),

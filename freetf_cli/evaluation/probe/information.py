@@ -10,18 +10,20 @@ Both entropies are biased downward if they are computed from counts, since N sam
 * H(f) is the entropy of the pooled counts with a delete-one-group jackknife: when Z decides f, the number of *latents*, not of samples,
   limits the estimate;
 * H(f | Z_g) is an empirical Bayes estimate. With two values, the groups' probabilities come from a free-form distribution, found by
-  maximum likelihood from all groups and sites (Kiefer and Wolfowitz; EM on a grid). With more values, the distribution of each group comes
-  from Dirichlet(β · pooled distribution), with such a free-form distribution over β: β → ∞ where Z is ignored, β → 0 where it decides;
+  maximum likelihood from all groups and sites (Kiefer and Wolfowitz; EM on a grid). With more values, the distribution of each group is
+  one of two kinds, with such a free-form distribution over their parameters: from Dirichlet(β · pooled distribution), where β → ∞ if Z is
+  ignored; or w · (one value, from the pooled distribution) + (1 − w) · pooled distribution, where w = 1 if Z decides;
 * the pooled counts underestimate H(f) because they are M · N samples. H(f | Z_g) leans on them, so it has the same relative correction.
 
-The interval is a bootstrap over the M latents around two estimates: the one above, and one with delete-one-sample jackknife entropies
-within the groups. Their errors have opposite signs if a group's values are close to each other rather than many and rare, so the interval
-reaches from the lower end of the lower to the upper end of the higher. docs/probing.md has simulations.
+The interval does not trust that model. It holds every mean of H(f | Z_g) that fits the histogram of the counts, whatever distribution of
+probabilities lies behind it (an F-localized interval: Ignatiadis and Wager, doi 10.1080/01621459.2021.2008403): the smallest and largest
+sum of −p log2 p over the cells (group, value), by linear programming over densities on a grid of p whose expected number of cells with at
+least j of n samples lies, for every j, within the simultaneous 95 % band of a bootstrap over groups. docs/probing.md has simulations.
 
 For a factor with several sites (is place s marked?) the information is summed over sites. The sum is a lower bound of I(Z; all sites) if
 the sites are marginally independent, as noise is: it leaves out what Z encodes about two places jointly.
 
-Shapes: S sites, M groups, N samples, A values of the factor, R rows of a mixture on a grid of G points, B concentrations.
+Shapes: S sites, M groups, N samples, A values of the factor, R rows of a mixture on a grid of G points, J counts, W weights of a peak.
 """
 
 from __future__ import annotations
@@ -31,9 +33,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.optimize import linprog
+from scipy.special import entr
+from scipy.stats import binom, hypergeom
 from torch import Tensor
 
-from freetf_cli.evaluation.statistics import Floats, bootstrap, check_enough
+from freetf_cli.evaluation.statistics import Floats, check_enough
 from freetf_cli.records import LN2
 from freetf_cli.records.likelihood import Estimate
 from freetf_cli.tasks.factors import Ints
@@ -41,7 +46,10 @@ from freetf_cli.tasks.factors import Ints
 _CONCENTRATIONS = torch.logspace(-3, 6, 28, dtype=torch.float64)  # β; a value in between is a mixture of two
 _NULL_PRIOR = 10.0  # prior weight of the largest β in groups, as in adaptive shrinkage (Stephens, doi 10.1093/biostatistics/kxw041)
 _PROBABILITIES = torch.sin(torch.linspace(0, math.pi / 2, 301, dtype=torch.float64)).square()  # evenly spaced in standard errors
+_PEAKS = 1 - torch.logspace(-4, -0.05, 24, dtype=torch.float64)  # w of a peak
 _ROUNDS, _SETTLED = 3000, 1e-8  # of EM, which converges slowly if a β fits a few groups by chance
+_GRID = np.unique(np.concatenate([np.geomspace(1e-6, 1e-2, 60), np.sin(np.linspace(0, np.pi / 2, 601)) ** 2]))  # p in the linear programmes
+_RESAMPLES, _LEVEL = 500, 0.95
 
 
 @dataclass(frozen=True)
@@ -72,13 +80,14 @@ def mutual_information(values: Ints, kinds: int, seed: int = 0) -> Information:
     pseudo_SM = groups * _entropy(total_S1A) - (groups - 1) * _entropy(total_S1A - counts_SMA)  # their mean: the jackknife of H(f)
     entropy = float(np.clip(pseudo_SM.mean(1), 0, most).sum())
     share_SM = counts_SMA.sum(-1) / counts_SMA.sum((1, 2))[:, None]
-    value = entropy - float((share_SM * _within(counts_SMA)).sum())
-    jackknife_SM = _jackknife(counts_SMA)
-    plain = entropy - float((share_SM * jackknife_SM).sum())
-    spread = bootstrap((pseudo_SM - groups * share_SM * jackknife_SM).sum(0), seed=seed)
-    low = min(value, plain) + spread.low - spread.value
-    high = max(value, plain) + spread.high - spread.value
-    return Information(Estimate(value, low, min(high, most * sites)), entropy)
+    (near, far), (least, largest) = _ranges_within(counts_SMA, share_SM, kinds, seed)
+    within = float(np.clip((share_SM * _within(counts_SMA)).sum(), near, far))
+    value = max(entropy - within, 0.0)
+    error = 1.96 * float(pseudo_SM.sum(0).std(ddof=1)) / groups**0.5
+    unseen = max(entropy - float(_entropy(total_S1A).sum()), 0.0)  # as much again as the jackknife has added may still be missing
+    low = max(value - math.hypot(error, max(largest - within, 0.0)), 0.0)
+    high = min(value + math.hypot(error, max(within - least, 0.0)) + unseen, most * sites)
+    return Information(Estimate(value, low, max(high, value)), entropy)
 
 
 def shuffled(values: Ints, seed: int = 0) -> Ints:
@@ -128,10 +137,62 @@ def _shrunken_entropies(counts_SMA: Tensor) -> Tensor:
         posterior_SMA = counts_SMA + prior_S1A
         mean_SMA = posterior_SMA / (n_SM + beta)[..., None]
         entropies.append(torch.digamma(n_SM + beta + 1) - (mean_SMA * torch.digamma(posterior_SMA + 1)).sum(-1))
-    null_B = torch.zeros_like(_CONCENTRATIONS)
-    null_B[-1] = _NULL_PRIOR
+    for peak in _PEAKS:
+        likelihood_SM, entropy_SM = _peaked(counts_SMA, pooled_SA[:, None], peak)
+        likelihoods.append(likelihood_SM)
+        entropies.append(entropy_SM)
+    null_B = torch.zeros(len(likelihoods), dtype=torch.float64)
+    null_B[len(_CONCENTRATIONS) - 1] = _NULL_PRIOR
     weights_RB = _mixture(torch.stack(likelihoods, dim=-1).flatten(0, 1), torch.ones(n_SM.numel(), dtype=torch.float64), null_B)
     return (weights_RB.view(*n_SM.shape, -1) * torch.stack(entropies, dim=-1)).sum(-1) / LN2
+
+
+def _peaked(counts_SMA: Tensor, pooled_S1A: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-likelihood and expected entropy in nats [S, M] under w · (one value) + (1 − w) · pooled. The value is drawn from the pooled."""
+    rest_S1A = ((1 - w) * pooled_S1A).clamp_min(1e-300)
+    peak_S1A = rest_S1A + w
+    gain_SMA = counts_SMA * (peak_S1A.log() - rest_S1A.log()) + pooled_S1A.clamp_min(1e-300).log()
+    likelihood_SM = torch.special.xlogy(counts_SMA, rest_S1A).sum(-1) + gain_SMA.logsumexp(-1)
+    entropy_S1A = torch.special.entr(rest_S1A).sum(-1, keepdim=True) - torch.special.entr(rest_S1A) + torch.special.entr(peak_S1A)
+    return likelihood_SM, (gain_SMA.softmax(-1) * entropy_S1A).sum(-1)
+
+
+def _ranges_within(counts_SMA: Floats, share_SM: Floats, kinds: int, seed: int) -> tuple[tuple[float, float], tuple[float, float]]:
+    """The smallest and largest mean of H(f | Z_g), summed over sites, in bits, that fit the counts: within half the band, and within it."""
+    n_SM, (sites, groups, _), two = counts_SMA.sum(-1), counts_SMA.shape, kinds <= 2
+    n = max(int(np.quantile(n_SM[n_SM > 0], 0.1)), 1)  # samples of each group, in expectation over which; groups with fewer do not count
+    weight_SM = share_SM * (n_SM >= n)
+    weight_SM = groups * weight_SM / weight_SM.sum(1, keepdims=True)
+    cells_SMA = counts_SMA[..., 1:] if two else counts_SMA  # p of one of two values tells that of the other
+    j_J = np.arange(1, n + 1)
+    at_least_MJ = np.zeros((groups, n))
+    for size in np.unique(n_SM[n_SM >= n]):
+        at_least_CJ = hypergeom.sf(j_J - 1, size, np.arange(size + 1)[:, None], n)
+        s, m = np.nonzero(n_SM == size)
+        np.add.at(at_least_MJ, m, weight_SM[s, m, None] * at_least_CJ[cells_SMA[s, m].astype(int)].sum(1))
+    p_G = np.unique(np.concatenate([[0.0, 1 / kinds], _GRID, counts_SMA.sum((0, 1)) / counts_SMA.sum()]))
+    entropy_G = entr(p_G) + (entr(1 - p_G) if two else 0)
+    fixed, equals = (np.ones((1, len(p_G))), [sites]) if two else (np.stack([np.ones_like(p_G), p_G]), [kinds * sites, sites])
+    expected_JG = binom.sf(j_J[:, None] - 1, n, p_G)
+    mean_J, band_J = at_least_MJ.mean(0), _band(at_least_MJ, seed)
+    found = []
+    for width in (0.5, 1.0, 2.0, 4.0, 8.0):
+        limits = np.concatenate([mean_J + width * band_J, width * band_J - mean_J])
+        ends = [linprog(sign * entropy_G, np.concatenate([expected_JG, -expected_JG]), limits, fixed, equals) for sign in (1, -1)]
+        if all(end.status == 0 for end in ends):  # else no density fits as closely
+            found.append((ends[0].fun / LN2, -ends[1].fun / LN2))
+            if width >= 1:
+                return found[0], found[-1]
+    return (0.0, math.log2(kinds) * sites), (0.0, math.log2(kinds) * sites)
+
+
+def _band(statistics_MJ: Floats, seed: int) -> Floats:
+    """Half the width [J] of the simultaneous 95 % band of the means over groups; what no group shows may be in one of 2 M."""
+    groups = len(statistics_MJ)
+    resampled = np.random.default_rng(seed).multinomial(groups, np.full(groups, 1 / groups), size=_RESAMPLES) @ statistics_MJ / groups
+    error_J = np.maximum(resampled.std(0), 0.5 / groups)
+    largest = (np.abs(resampled - statistics_MJ.mean(0)) / error_J).max(1)
+    return np.asarray(max(float(np.quantile(largest, _LEVEL)), 2.0) * error_J)
 
 
 def _mixture(log_likelihood_RG: Tensor, repeats_R: Tensor, belief_G: Tensor) -> Tensor:

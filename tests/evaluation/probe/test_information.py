@@ -57,7 +57,7 @@ def test_latents_that_partly_decide(alpha: float) -> None:
     truth = math.log2(PLACES) - bits(rng.dirichlet(np.full(PLACES, alpha), size=20_000)).mean()
     found = mutual_information(drawn(p_MA, 64, rng), PLACES)
     assert found.information.value == pytest.approx(truth, abs=0.1)
-    assert found.information.high - found.information.low < 0.35
+    assert found.information.low < truth < found.information.high < found.information.low + 0.5
 
 
 @pytest.mark.parametrize(("low", "high", "share"), [(0.04, 0.5, 0.05), (0.0, 0.125, 0.5), (0.01, 0.115, 0.5), (1 / 16, 1 / 16, 0.0)])
@@ -70,7 +70,7 @@ def test_few_latents_that_mark_a_place(low: float, high: float, share: float) ->
     truth = 64 * float((_binary(whole) - share * _binary(np.array([high])) - (1 - share) * _binary(np.array([low])))[0])
     found = mutual_information(values, 2).information
     assert found.value == pytest.approx(truth, abs=0.4)
-    assert found.low - 0.05 < truth < found.high + 0.05
+    assert found.low <= truth + 1e-9 and truth <= found.high
 
 
 def _binary(p: np.ndarray) -> np.ndarray:
@@ -116,13 +116,17 @@ def test_noise_is_summed_over_its_sites() -> None:
     assert nothing.low <= 0 <= nothing.high and abs(nothing.value) < 0.03
 
 
-def test_coverage_of_the_interval() -> None:
-    rng, hits, trials = np.random.default_rng(4), 0, 60
-    truth = math.log2(8) - bits(np.random.default_rng(5).dirichlet(np.ones(8), size=50_000)).mean()
-    for _ in range(trials):
-        found = mutual_information(drawn(rng.dirichlet(np.ones(8), size=64), 32, rng), 8).information
-        hits += found.low <= truth <= found.high
-    assert hits / trials > 0.85
+@pytest.mark.parametrize(("groups", "count", "trials"), [(24, 4, 20), (128, 64, 10)])
+@pytest.mark.parametrize("rest", [0.05, 0.25, 0.9])
+def test_the_interval_covers_peaks_with_a_rest_anywhere(rest: float, groups: int, count: int, trials: int) -> None:
+    """No Dirichlet distribution is like these: an interval around such a model misses the truth."""
+    rng, hits = np.random.default_rng(4), 0
+    p_AA = (1 - rest) * np.eye(PLACES) + rest / PLACES
+    truth = math.log2(PLACES) - bits(p_AA)[0]
+    for seed in range(trials):
+        found = mutual_information(drawn(p_AA[rng.integers(PLACES, size=groups)], count, rng), PLACES, seed).information
+        hits += 0 <= found.low <= truth <= found.high
+    assert hits / trials >= 0.9
 
 
 def test_unread_samples_are_left_out() -> None:
