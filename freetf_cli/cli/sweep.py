@@ -1,4 +1,4 @@
-"""`freetf sweep`."""
+"""`freetf sweep`: print or run one `freetf train` for each variant, value and seed of a recipe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`freetf train`."""
+"""`freetf train`: train a recipe into a run folder, resume it, or plan it (`--dry-run`)."""
 
 from __future__ import annotations
 

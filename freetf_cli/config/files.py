@@ -83,9 +83,9 @@ def load_recipe(name: str, *, smoke: bool = False, overrides: Sequence[str] = ()
 
 
 def find_recipe(name: str, beside: Path | None = None) -> Address:
-    """The file that a recipe's name stands for: a path or a shipped name, which `/VARIANT` may follow.
+    """The file and the variant of a recipe's address: a path or the name of a shipped recipe, with or without `/VARIANT`.
 
-    beside: a folder whose recipes may be named without their ending, `.toml`.
+    beside: a folder; its recipes can be named without `.toml`.
     """
     if found := _find_file(name, beside):
         return Address(found)

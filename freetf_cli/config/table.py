@@ -32,7 +32,7 @@ Check = TypeVar("Check", bound=Callable[[Any], str | None])
 
 
 class Broken(NamedTuple):
-    """A rule that does not hold. keys: those it is about, the one to blame first."""
+    """A rule that does not hold. keys: the keys in the rule; the message is shown at the first."""
 
     keys: tuple[str, ...]
     message: str

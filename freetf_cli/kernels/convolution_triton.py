@@ -11,7 +11,8 @@ of a step of 266 at T = 2,048 on an H200 (docs/performance.md, "convolution of a
 
 x is float32 or of 16 bits, sums are float32.
 
-Shapes: N maps of T queries and S keys; M heads, map n is of head n mod M; Q rows and W columns of a kernel, at most 33.
+Shapes: N matrices of attention weights, of T queries and S keys; M heads, matrix n is of head n mod M; Q rows and W columns of a kernel,
+at most 33.
 """
 
 import torch

@@ -65,6 +65,8 @@ def probe_latent(checkpoint: Checkpoint, model: Decoder, source: DataSource, spe
         intervention = intervene(generator, prompt, SampleSpec(total=length, groups=groups, count=count, seed=seed))
         taken = latent_swap(generator, posterior, rows, SampleSpec(total=length, count=SWAPPED.get(kind, 256), seed=seed))
         decoded = decode(posterior, reader, rows, bits, seed, stage)
+        if not decoded:
+            notes.append("too few sequences with known factors for the decoding probes: at least 80 are needed (--sequences)")
         for one in intervention.factors:
             if not one.shuffled.low - 0.01 <= 0 <= one.shuffled.high + 0.01:
                 notes.append(f"the shuffled control of {one.factor} is not zero: do not trust its row; raise --groups and --count")

@@ -14,7 +14,8 @@ COPIED, BROKEN = 0.1, 0.8  # Z copies the sequence if less CE is left, as a shar
 
 
 def verdict(rate: Rate, ablation: LatentAblation, intervention: Intervention | None, decoding: Sequence[Decoding] = ()) -> Verdict:
-    """unused, copying, global (factors of one site), details (factors of many sites), or used (no factor is known or found)."""
+    """What Z is used for: nothing (unused), a copy of the sequence (copying), a factor of one site (global), a factor of many sites
+    (details), or something else (used)."""
     label, sentence = _label(rate, ablation, intervention)
     return Verdict(label, sentence, _evidence(rate, ablation, intervention, decoding))
 
