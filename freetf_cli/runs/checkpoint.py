@@ -104,7 +104,10 @@ class Checkpoint:
         try:
             recipe = check_recipe(state["recipe"], where=folder / "state.json")
         except InputErrors as error:
-            raise InputError(f"the checkpoint's recipe is not valid: {error}", str(folder / "state.json")) from None
+            first, *others = error.errors
+            more = f", and {len(others)} more error{'s' * (len(others) > 1)}" if others else ""
+            what = f"the checkpoint's recipe is not one of this version of freetf: {first.what}{more}"
+            raise InputError(what, str(folder / "state.json")) from None
         return cls(folder, state, recipe)
 
     @property
@@ -259,7 +262,7 @@ def open_checkpoint(path: Path, warn: Callable[[str], None]) -> Checkpoint:
             return Checkpoint.open(folder)
         except InputError as error:
             warn(f"{error}: trying the checkpoint before it")
-    raise InputError("every checkpoint of the run is damaged", str(path))
+    raise InputError("no checkpoint of the run can be read", str(path))
 
 
 def open_model(path: Path, device: torch.device, warn: Callable[[str], None]) -> tuple[Checkpoint, Decoder]:

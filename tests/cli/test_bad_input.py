@@ -175,7 +175,7 @@ def test_a_run_whose_every_checkpoint_is_damaged(run_cli, free_run, copied):
         (folder / "model.safetensors").write_bytes(b"")
     code, stdout, stderr = run_cli("sample", run)
     assert (code, stdout) == (2, "")
-    assert "every checkpoint of the run is damaged" in stderr.splitlines()[-1]
+    assert "no checkpoint of the run can be read" in stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,7 @@ def fallback(count: int, folder: Path) -> dict[str, Any]:
             ["sample", str(run), "--prompt", "A>"],
         ):
             code, output = quiet(words)
-            good = code == 2 and "every checkpoint of the run is damaged" in output and (run / "metrics.jsonl").read_bytes() == before
+            good = code == 2 and "no checkpoint of the run can be read" in output and (run / "metrics.jsonl").read_bytes() == before
             tally.add(good, f"all damaged, {words[0]}: exit {code} {output[-300:]}")
         shutil.rmtree(run)
     control = Tally()

@@ -78,6 +78,19 @@ def test_newer_formats_are_refused(tmp_path: Path) -> None:
         Checkpoint.open(state.parent)
 
 
+def test_a_recipe_of_another_version_is_one_line(tmp_path: Path) -> None:
+    """The first fault, and how many more: a line for each would bury what happened."""
+    save(tmp_path / "step-7")
+    path = tmp_path / "step-7" / "state.json"
+    state = json.loads(path.read_text())
+    state["recipe"]["model"] |= {"tied": True, "rope_base": 1.0}
+    path.write_text(json.dumps(state))
+    remake_manifest(tmp_path / "step-7")
+    with pytest.raises(InputError, match=r"not one of this version of freetf: unknown key 'model\.\w+'.*, and 1 more error") as found:
+        Checkpoint.open(tmp_path / "step-7")
+    assert len(found.value.lines()) == 1
+
+
 def test_weights_of_another_shape_are_refused_before_they_are_read(tmp_path: Path) -> None:
     save(tmp_path / "step-000007")
     state = tmp_path / "step-000007" / "state.json"
@@ -109,7 +122,7 @@ def test_a_run_falls_back_to_its_newest_intact_checkpoint(tmp_path: Path) -> Non
     with pytest.raises(InputError, match="damaged"):  # a checkpoint that was named is not replaced by another
         open_checkpoint(tmp_path / "checkpoints" / "step-000003", warnings.append)
     (tmp_path / "checkpoints" / "step-000001" / "state.json").unlink()
-    with pytest.raises(InputError, match="every checkpoint of the run is damaged"):
+    with pytest.raises(InputError, match="no checkpoint of the run can be read"):
         open_checkpoint(tmp_path, warnings.append)
 
 
