@@ -10,6 +10,7 @@ import importlib
 import inspect
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any
 
@@ -146,14 +147,25 @@ def with_globals(function: Callable[..., Described | None]) -> Callable[..., Non
         if values["quiet"] and values["verbose"]:
             raise InputError("--quiet and --verbose contradict each other", hint="give only one of them")
         console.set_verbosity(values["quiet"], values["verbose"], progress=not values["json"])
+        began = time.monotonic()
+        if values["verbose"]:
+            console.detail(_versions())
         result = function(**{name: value for name, value in values.items() if name in own})
         if result is not None:
             show(result, json=values["json"])
+        console.detail(f"done in {time.monotonic() - began:.1f} s")
 
     parameters = [*own.values(), *extra]
     setattr(command, "__signature__", signature.replace(parameters=parameters))  # noqa: B010 (mypy does not know the attribute)
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return command
+
+
+def _versions() -> str:
+    """The versions of freetf, Python and torch, in a line. Does not import torch."""
+    from importlib.metadata import version
+
+    return f"freetf {__version__}, Python {sys.version.split()[0]}, torch {version('torch')}"
 
 
 def _show_version(wanted: bool) -> None:

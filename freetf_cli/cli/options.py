@@ -66,7 +66,7 @@ def completer(names: Iterable[str]) -> Callable[[str], list[str]]:
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout; errors become JSON on stderr.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Hide progress and hints; warnings stay.")]
-VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Print details on stderr.")]
+VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Print versions and the duration on stderr.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 RecipeArgument = Annotated[

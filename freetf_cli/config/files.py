@@ -27,7 +27,7 @@ from freetf_cli.errors import InputError, nearest
 
 
 class Address(NamedTuple):
-    """The file of a recipe, and the name of its variant, if it is one."""
+    """The file of a recipe, and the name of a variant in it, or none."""
 
     file: Path
     variant: str | None = None

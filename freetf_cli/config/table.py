@@ -127,7 +127,7 @@ def table_of(field: FieldInfo | None) -> type[ConfigTable] | None:
 
 
 def _rules(table: type[ConfigTable]) -> list[Any]:
-    """In the order in which they are written."""
+    """The rules of a table, in the order in which they are written."""
     return [member for member in vars(table).values() if hasattr(member, "rule_keys")]
 
 

@@ -38,7 +38,7 @@ class TaskRows:
         return self._fit(self._task.tokens(stream_seed(self._seed, TRAIN), start, count))
 
     def held_out(self, split: str, rows: NDArray[np.int64]) -> Tokens:
-        """rows: consecutive numbers."""
+        """Held-out rows by their numbers, which are consecutive."""
         return self._fit(self._task.tokens(stream_seed(HELD_OUT_SEED, split), int(rows[0]), len(rows)))
 
     def factors(self, split: str, rows: NDArray[np.int64]) -> list[Factors]:
@@ -52,7 +52,7 @@ class TaskRows:
         return None
 
     def _fit(self, tokens: Tokens) -> Tokens:
-        """Cropped or padded to the width."""
+        """The rows, cropped or padded to the width."""
         missing = max(self._width - tokens.shape[1], 0)
         return np.pad(tokens[:, : self._width], ((0, 0), (0, missing)), constant_values=PAD)
 
@@ -122,7 +122,7 @@ class PackedRows:
         return self._windows(self._data.split(split), rows * self._stride)
 
     def factors(self, split: str, rows: NDArray[np.int64]) -> list[Factors]:
-        """Those of the document that contains the whole window."""
+        """The factors of the document that contains the whole window, for each window."""
         first, last = self.documents(split, rows), self._document_at(split, rows * self._stride + self._width - 1)
         found = _known(self._data.split(split), first)
         return [factors if whole else {} for factors, whole in zip(found, first == last, strict=True)]

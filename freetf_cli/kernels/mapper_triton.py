@@ -3,7 +3,7 @@
     dL_h = Σ_d G_d (U_h(d) − p_h) s_d = (signed_h − (2 p_h − 1) · total) / 2           (paper §3.4, equation 8)
     signed_h = Σ_d G_d (2 U_h(d) − 1) s_d,  total = Σ_d G_d s_d
 
-A program computes one tile of tokens, from one tile of s after the other. A code is d = j · 2^low + i: tile j has the codes that share
+A program computes one tile of tokens. It loops over tiles of s. A code is d = j · 2^low + i, and tile j has the codes that share
 their high bits, so G_d = high_j · low_i. low [tokens, 2^low] stays in registers; high_j is a product of two numbers from small tables.
 All sums over i are one narrow product (low · s) @ signs: column h < low has the sign of bit h of i; the other columns are 1 and get the
 sign of their bit of j afterwards. Signs are exact in bfloat16, and one rounding of low · s serves all columns, so that what cancels

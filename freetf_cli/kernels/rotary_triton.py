@@ -44,7 +44,7 @@ def pack_gradients(parts_BTME: list[Tensor], cos_TH: Tensor, sin_TH: Tensor, rot
 
 @triton.jit
 def rotated(first, second, cos, sin):
-    """Both halves of heads, rotated, in the dtype in which they are given."""
+    """The two halves of each head after rotation, in the dtype of the inputs."""
     kind = first.dtype
     first, second = first.to(tl.float32), second.to(tl.float32)
     return (first * cos - second * sin).to(kind), (second * cos + first * sin).to(kind)

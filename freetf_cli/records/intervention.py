@@ -106,7 +106,7 @@ class Intervention:
             Table(["factor", "I(Z; factor), bits", "H, bits", "share", "shuffled, bits"], information, align="lrrrr"),
             *bounds,
             Note(SHUFFLED if self.factors else ""),
-            Table(["agreement on", "within a group", "between groups", "ratio", "outputs read"], agreement, align="lrrrr"),
+            Table(["agreement on", "within groups", "across groups", "ratio", "outputs read"], agreement, align="lrrrr"),
             Grid(maps),
             Note(MAPS if maps else "", detail=True),
             *(groups.block() for groups in self.samples),

@@ -70,7 +70,10 @@ def _information(runs: Sequence[ProbeResult]) -> Table:
 
 
 def information_chart(runs: Sequence[ProbeResult], title: str = "I(Z; factor) by κ, bits", names: Sequence[str] = ()) -> Chart:
-    """Bits of each factor against κ, with intervals and entropies. runs: κ rising. names: default: all factors that have entropy."""
+    """The information of each factor against κ, in bits, with its interval and the factor's entropy.
+
+    runs: in the order of κ. names: of the factors to draw; default: all whose entropy is not zero.
+    """
     series = []
     for name, role in factor_colours(runs).items():
         found = [(run.kappa, one) for run in runs for one in run.factors() if one.factor == name]
@@ -95,7 +98,7 @@ def factor_colours(runs: Sequence[ProbeResult]) -> dict[str, str]:
 
 
 def sweep_panels(runs: Sequence[ProbeResult]) -> list[Samples]:
-    """The panels of the paper's Figure 4: one for each run that has samples; runs of one κ have their names in the title."""
+    """The panels of the paper's Figure 4, one for each run that has samples. Where runs have the same κ, titles show their names too."""
     names, times = run_names(runs), Counter(kappa_title(run.kappa) for run in runs)
     panels = []
     for run in runs:

@@ -12,7 +12,6 @@ safetensors notices a file that was cut short but loads flipped data bytes, so t
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -56,7 +55,7 @@ def save_checkpoint(
         (temporary / "state.json").write_text(text + "\n", encoding="utf-8")
         (temporary / "tokenizer.json").write_text(tokenizer.json, encoding="utf-8")
         names = sorted(path.name for path in temporary.iterdir())
-        (temporary / MANIFEST).write_text("".join(f"{_sha256(temporary / name)}  {name}\n" for name in names), encoding="utf-8")
+        (temporary / MANIFEST).write_text("".join(f"{durable.sha256_of(temporary / name)}  {name}\n" for name in names), encoding="utf-8")
         for name in [*names, MANIFEST]:
             (temporary / name).chmod(0o644)  # safetensors writes 0600
             durable.flush(temporary / name)
@@ -81,11 +80,6 @@ def recover(checkpoints: Path) -> None:
             shutil.rmtree(old, ignore_errors=True)
         else:
             durable.move(old, folder)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)
@@ -208,7 +202,7 @@ def _verify(folder: Path) -> None:
             raise InputError("the checkpoint lists a file that does not belong to it", str(path))
         if not path.is_file():
             raise InputError("a file of the checkpoint is missing", str(path))
-        if _sha256(path) != digest:
+        if durable.sha256_of(path) != digest:
             raise InputError("the file is damaged or cut short: its SHA-256 does not match the manifest", str(path))
 
 

@@ -165,7 +165,7 @@ class Loop:
         return self._metrics(total, count, config.split, final.kappa, lr=None, grad_norm=None)
 
     def save(self, held_out: Metrics | None) -> None:
-        """Save a checkpoint of this step, and delete those that need not be kept. held_out: of this step, if it was evaluated."""
+        """Save a checkpoint of this step, and delete old ones (train.keep_last, keep_every). held_out: this step's evaluation, if any."""
         self._record_faults()
         self._check_weights()
         if self.world.is_main:

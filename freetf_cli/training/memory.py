@@ -57,14 +57,14 @@ def out_of_memory(recipe: Recipe, device: torch.device) -> FreetfError:
 
 
 def _needed(recipe: Recipe, device: torch.device) -> tuple[float, float]:
-    """Bytes of parameters, gradients and optimizer state, and bytes in all, of the processes that share the device's memory."""
+    """Bytes that all processes on the device need: for parameters, gradients and optimizer state; and in total."""
     sharing = 1 if device.type == "cuda" else recipe.parallel.processes  # each process has its own GPU
     memory = plan_on(recipe, device).memory
     return sharing * sum(memory[name] for name in ("parameters", "gradients", "optimizer")), sharing * memory["total"]
 
 
 def device_memory(device: torch.device) -> tuple[int, int]:
-    """Bytes of memory that are free now, and bytes that the device has, or that a control group allows this process."""
+    """Free and total memory of a device, in bytes. On a CPU, a control group's limit counts as the total."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]

@@ -130,7 +130,7 @@ def run_jobs(jobs: Sequence[Job], at_once: int, ended: Callable[[int, int], None
 
 
 def is_done(run: Path, planned: Recipe) -> bool:
-    """Whether the run has ended, trained by this recipe. Settings that only the data knows may be missing in `planned`."""
+    """Whether a run of this recipe has ended. Settings that only the data knows may be missing in `planned`."""
     from freetf_cli.runs.folder import RunFolder
 
     if not (run / "recipe.toml").is_file():

@@ -80,7 +80,7 @@ def make_model(recipe: Recipe, device: torch.device, init_from: Checkpoint | Non
 
 
 def unlike_its_start(recipe: Recipe, init_from: Recipe) -> str | None:
-    """Why a model does not compute what the one computes whose weights it starts with; None if it does. Both recipes are resolved."""
+    """Why a model computes another function than the one that its weights come from; None if it does not. Both recipes are resolved."""
     config, start = recipe.model, init_from.model
     options = [config.multi_token, start.multi_token]
     norm, norm_before = ("none" if each is None else each.norm for each in options)

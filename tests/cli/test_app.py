@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -201,3 +202,10 @@ def test_completion_offers_recipes_and_options(run_process, recipe_file):
     code, stdout, _ = run_process(env=asked)
     assert code == 0
     assert stdout.split() == [str(recipe_file)]
+
+
+def test_verbose_prints_versions_and_the_duration_on_stderr(run_cli):
+    quiet, verbose = run_cli("recipe", "list"), run_cli("recipe", "list", "-v")
+    assert verbose.code == 0 and verbose.stdout == quiet.stdout
+    assert re.search(rf"freetf {re.escape(__version__)}, Python 3\.\d+\.\d+, torch \d", verbose.stderr)
+    assert re.search(r"done in \d+\.\d s", verbose.stderr) and "done in" not in quiet.stderr

@@ -33,11 +33,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.optimize import linprog
-from scipy.special import entr
-from scipy.stats import binom, hypergeom
 from torch import Tensor
 
+from freetf_cli.evaluation.probe.factors import probe_library
 from freetf_cli.evaluation.statistics import Floats, check_enough
 from freetf_cli.records import LN2
 from freetf_cli.records.likelihood import Estimate
@@ -159,6 +157,7 @@ def _peaked(counts_SMA: Tensor, pooled_S1A: Tensor, w: Tensor) -> tuple[Tensor, 
 
 def _ranges_within(counts_SMA: Floats, share_SM: Floats, kinds: int, seed: int) -> tuple[tuple[float, float], tuple[float, float]]:
     """The smallest and largest mean of H(f | Z_g), summed over sites, in bits, that fit the counts: within half the band, and within it."""
+    linprog, stats, entr = probe_library("scipy.optimize").linprog, probe_library("scipy.stats"), probe_library("scipy.special").entr
     n_SM, (sites, groups, _), two = counts_SMA.sum(-1), counts_SMA.shape, kinds <= 2
     n = max(int(np.quantile(n_SM[n_SM > 0], 0.1)), 1)  # samples of each group, in expectation over which; groups with fewer do not count
     weight_SM = share_SM * (n_SM >= n)
@@ -167,13 +166,13 @@ def _ranges_within(counts_SMA: Floats, share_SM: Floats, kinds: int, seed: int) 
     j_J = np.arange(1, n + 1)
     at_least_MJ = np.zeros((groups, n))
     for size in np.unique(n_SM[n_SM >= n]):
-        at_least_CJ = hypergeom.sf(j_J - 1, size, np.arange(size + 1)[:, None], n)
+        at_least_CJ = stats.hypergeom.sf(j_J - 1, size, np.arange(size + 1)[:, None], n)
         s, m = np.nonzero(n_SM == size)
         np.add.at(at_least_MJ, m, weight_SM[s, m, None] * at_least_CJ[cells_SMA[s, m].astype(int)].sum(1))
     p_G = np.unique(np.concatenate([[0.0, 1 / kinds], _GRID, counts_SMA.sum((0, 1)) / counts_SMA.sum()]))
     entropy_G = entr(p_G) + (entr(1 - p_G) if two else 0)
     fixed, equals = (np.ones((1, len(p_G))), [sites]) if two else (np.stack([np.ones_like(p_G), p_G]), [kinds * sites, sites])
-    expected_JG = binom.sf(j_J[:, None] - 1, n, p_G)
+    expected_JG = stats.binom.sf(j_J[:, None] - 1, n, p_G)
     mean_J, band_J = at_least_MJ.mean(0), _band(at_least_MJ, seed)
     found = []
     for width in (0.5, 1.0, 2.0, 4.0, 8.0):

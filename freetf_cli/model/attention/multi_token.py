@@ -58,7 +58,7 @@ class RowCache(LayerCache):
 
 
 def with_cached(cached_BMQX: Tensor, x_BMTX: Tensor) -> Tensor:
-    """The cached rows and then the new ones, the last of which are cached in turn."""
+    """The cached rows followed by the new ones. Caches the last rows of the result for the next step."""
     rows = torch.cat((cached_BMQX.to(x_BMTX.dtype), x_BMTX), dim=2)
     cached_BMQX.copy_(rows[:, :, rows.shape[2] - cached_BMQX.shape[2] :])
     return rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -144,3 +145,9 @@ def test_group_counts() -> None:
     assert group_counts(values).tolist() == [[[1, 2, 0], [0, 0, 2]]]
     marks = np.array([[[0, 1], [1, 1]]])
     assert group_counts(marks).tolist() == [[[1, 1]], [[0, 2]]]
+
+
+def test_without_scipy_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "scipy.optimize", None)
+    with pytest.raises(InputError, match=r"probing needs scipy, which is not installed; pip install scikit-learn scipy"):
+        mutual_information(np.zeros((20, 4), int), 3)
