@@ -18,7 +18,7 @@ class ExitCode(IntEnum):
     FAILED = 1  # failed while running
     USAGE = 2  # bad usage, recipe or input; also a damaged file
     CHECK = 3  # a check did not hold: compare --fail-if, reproduce, evaluate --min
-    STOPPED = 75  # stopped by a signal after saving a checkpoint; can be resumed
+    STOPPED = 75  # stopped by a signal; run it again: training resumes from its checkpoint, other commands start over
     INTERRUPTED = 130  # SIGINT
     PIPE = 141  # the reader of the output went away
 
@@ -65,7 +65,7 @@ class CheckFailed(FreetfError):
 
 
 class Stopped(FreetfError):
-    """Stopped by SIGTERM, SIGUSR1 or SIGHUP, with all finished steps saved (exit 75)."""
+    """Stopped by SIGTERM, SIGUSR1 or SIGHUP, with all finished steps of a training run saved (exit 75)."""
 
     exit_code = ExitCode.STOPPED
 

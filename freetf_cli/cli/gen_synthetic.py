@@ -45,15 +45,17 @@ def gen_synthetic(
     from freetf_cli.data.splits import DEFAULT_SPLIT, parse_split
     from freetf_cli.report.progress import counter
     from freetf_cli.tasks import make_task
+    from freetf_cli.training.signals import stop_at_once
 
     chosen = make_task(task, parse_params(param or []))
     if out != "-":
         shares = DEFAULT_SPLIT if split is None else parse_split(split, count)
-        with counter("rows", total=count) as advance:
+        with stop_at_once(), counter("rows", total=count) as advance:
             return write_task(chosen, Path(out), count=count, seed=seed, split=shares, progress=advance)
     if split is not None:
         raise InputError("--split needs a folder: a stream has no splits")
-    write_lines(chosen, count, seed)
+    with stop_at_once():
+        write_lines(chosen, count, seed)
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,8 @@ import typer
 
 from freetf_cli.cli.options import SeedOption
 from freetf_cli.cli.output import Described
+
+ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\"}
 
 
 def prepare(
@@ -20,7 +23,7 @@ def prepare(
     split: Annotated[str, typer.Option(metavar="NAME=SHARE,…", help="Shares of the documents; they sum to 1.")] = "train=0.9,val=0.1",
     field: Annotated[str | None, typer.Option(help="The text's field in JSON records.")] = None,
     separator: Annotated[
-        str | None, typer.Option("--document-separator", metavar="TEXT", help="Split each file into documents at this text.")
+        str | None, typer.Option("--document-separator", metavar="TEXT", help=r"Split files into documents at this text, such as '\n\n'.")
     ] = None,
     seed: SeedOption = 0,
 ) -> Described:
@@ -34,8 +37,9 @@ def prepare(
     from freetf_cli.data.prepare import prepare_text
     from freetf_cli.data.splits import parse_split
     from freetf_cli.report.progress import counter
+    from freetf_cli.training.signals import stop_at_once
 
-    with counter("documents") as advance:
+    with stop_at_once(), counter("documents") as advance:
         return prepare_text(
             paths,
             out,
@@ -43,6 +47,6 @@ def prepare(
             split=parse_split(split),
             seed=seed,
             field=field,
-            document_separator=separator,
+            document_separator=None if separator is None else re.sub(r"\\([nrt\\])", lambda found: ESCAPES[found[1]], separator),
             progress=advance,
         )

@@ -58,6 +58,8 @@ def parse_setting(text: str) -> Layer:
     names = key.strip().split(".")
     if not equals or len(names) < 2 or not all(names):
         raise InputError(f"--set takes table.key=value, not '{text}'", hint="for example --set train.lr=3e-4")
+    if any("\ud800" <= c <= "\udfff" for c in text):  # a byte of the command line that is not UTF-8
+        raise InputError("a recipe is UTF-8 text, which this setting is not", f"--set {text}", "rename the file or folder")
     value = _parse_value(raw)
     for name in reversed(names):
         value = {name: value}

@@ -15,9 +15,10 @@ from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 from freetf_cli.data import tokenizer as tokenizers
-from freetf_cli.data.manifest import Manifest, Origin
+from freetf_cli.data.files import STDIN, Note, Notes
+from freetf_cli.data.manifest import Origin
 from freetf_cli.data.splits import DEFAULT_SPLIT, Shares, SplitAssigner
-from freetf_cli.data.text import STDIN, Document, read_documents
+from freetf_cli.data.text import Document, read_documents
 from freetf_cli.data.tokenizer import Tokenizer
 from freetf_cli.data.writer import DatasetWriter, refuse_existing
 from freetf_cli.errors import InputError
@@ -59,7 +60,7 @@ def write_task(
                 writer.add(assigner.split(index), example.text, record, label)
                 progress(1)
     missing = [name for name in assigner.shares if name not in writer.manifest.splits]
-    return _summary(out, writer.manifest, [f"split '{name}' got none of {count} rows and is left out" for name in missing])
+    return _summary(writer, [f"split '{name}' got none of {count} rows and is left out" for name in missing])
 
 
 def prepare_text(
@@ -79,23 +80,38 @@ def prepare_text(
     progress: called for each document that is read; BPE reads all of them twice.
     """
     refuse_existing(out)
-    notes: list[str] = []
+    notes = Notes()
     assigner = SplitAssigner(split, seed)
     with ExitStack() as stack:
         if tokenizer.startswith("bpe:"):
-            paths = [_readable_twice(path, field, stack) for path in paths]
+            paths = [_readable_twice(path, stack) for path in paths]
 
-        def documents(note: Callable[[str], None]) -> Iterator[Document]:
+        def documents(note: Note) -> Iterator[Document]:
             for document in read_documents(paths, field=field, document_separator=document_separator, note=note):
+                if (mark := tokenizers.SEPARATOR) in document.text:
+                    note(document.source, f"{mark} is read as text; --document-separator '{mark}' splits there")
                 progress(1)
                 yield document
 
-        chosen = _tokenizer(tokenizer, lambda: _train_texts(documents(lambda _: None), assigner))
+        chosen = _tokenizer(tokenizer, lambda: _train_texts(documents(Notes()), assigner))
+        only: dict[str, Document | None] = {}  # the document of each split that has one
         with DatasetWriter(out, chosen, Origin(kind="text", seed=seed)) as writer:
-            for name, document in assigner.assign(documents(notes.append), notes):
+            for name, document in assigner.assign(documents(notes), notes):
+                only[name] = None if name in only else document
                 factors = {} if document.label is None else {"label": document.label}
                 writer.add(name, document.text, {"source": document.source, "factors": factors}, document.label)
-    return _summary(out, writer.manifest, notes)
+    if field is None and document_separator is None:
+        _note_whole_files(only, notes)
+    return _summary(writer, notes.lines())
+
+
+def _note_whole_files(only: dict[str, Document | None], note: Note) -> None:
+    """Note a split that consists of one of several files: each may hold a document a line, such as all those of a class."""
+    if len({document.source if document else None for document in only.values()}) > 1:
+        for name, document in only.items():
+            if document is not None and document.label is None and "\n" in document.text.strip():
+                hint = r"if each line is one, give --document-separator '\n' (labels are names of folders, not of files)"
+                note(document.source, f"it is all of {name}, as each file is one document; {hint}")
 
 
 def _tokenizer(choice: str, texts: Callable[[], Iterator[str]]) -> Tokenizer:
@@ -115,28 +131,30 @@ def _tokenizer(choice: str, texts: Callable[[], Iterator[str]]) -> Tokenizer:
 def _train_texts(documents: Iterator[Document], assigner: SplitAssigner) -> Iterator[str]:
     """The texts that BPE is trained on: the train split, or everything if no split has that name."""
     everything = "train" not in assigner.shares
-    return (document.text for name, document in assigner.assign(documents, []) if everything or name == "train")
+    return (document.text for name, document in assigner.assign(documents, Notes()) if everything or name == "train")
 
 
-def _readable_twice(path: str | Path, field: str | None, stack: ExitStack) -> str | Path:
+def _readable_twice(path: str | Path, stack: ExitStack) -> str | Path:
     """The path; for standard input or a named pipe, that of a temporary copy, which `stack` removes."""
     if str(path) != STDIN and not Path(path).is_fifo():
         return path
-    file = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="freetf-")), "stdin.jsonl" if field else "stdin")
+    name = "stdin" if str(path) == STDIN else Path(path).name
+    file = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="freetf-")), name)
     with nullcontext(sys.stdin.buffer) if str(path) == STDIN else Path(path).open("rb") as source, file.open("wb") as out:
         shutil.copyfileobj(source, out)
     return file
 
 
-def _summary(out: Path, manifest: Manifest, notes: list[str]) -> DatasetSummary:
+def _summary(writer: DatasetWriter, notes: list[str]) -> DatasetSummary:
+    manifest = writer.manifest
     labels = sum((Counter(split.labels) for split in manifest.splits.values()), Counter())
     return DatasetSummary(
-        folder=str(out),
+        folder=str(writer.out),
         task=manifest.task,
         tokenizer=manifest.tokenizer.name,
         vocabulary=manifest.tokenizer.vocabulary,
         splits={name: {"documents": s.documents, "tokens": s.tokens, "bytes": s.bytes} for name, s in manifest.splits.items()},
         labels=dict(sorted(labels.items())),
         floor_bits=manifest.floor_bits,
-        notes=notes,
+        notes=[*notes, *writer.notes()],
     )

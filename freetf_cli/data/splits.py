@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from functools import lru_cache
 
+from freetf_cli.data.files import Note
 from freetf_cli.data.manifest import SPLIT_NAME
 from freetf_cli.data.text import Document
 from freetf_cli.errors import InputError
@@ -71,8 +72,8 @@ class SplitAssigner:
         run, place = divmod(index, self._run)
         return self._names[int(self._order(run)[place])]
 
-    def assign(self, documents: Iterator[Document], notes: list[str]) -> Iterator[tuple[str, Document]]:
-        """Each document with its split. If a split would stay empty, the last document is cut into parts, which `notes` reports."""
+    def assign(self, documents: Iterator[Document], note: Note) -> Iterator[tuple[str, Document]]:
+        """Each document with its split. If a split would stay empty, the last document is cut into parts, with a note."""
         empty = dict(self.shares)
         last: tuple[str, Document] | None = None
         for index, document in enumerate(documents):
@@ -83,7 +84,7 @@ class SplitAssigner:
         if last is not None and empty:
             name, document = last
             parts = {part: empty.get(part, 1 - sum(empty.values(), Fraction())) for part in self.shares if part in empty or part == name}
-            notes.append(f"too few documents for every split: {document.source} is cut into {', '.join(parts)}")
+            note(document.source, f"too few documents for every split, so it is cut into {', '.join(parts)}")
             yield from _cut(document, parts)
         elif last is not None:
             yield last

@@ -4,17 +4,20 @@
     tokenizer.encode("né")                 # [110, 195, 169]
     tokenizer.decode([256, 110, 256])      # "n": the separator is not text
 
-Text that spells the separator is encoded as text. No character is dropped: one outside the vocabulary raises an InputError that
-names it.
+Text that spells the separator is encoded as text. A character outside the vocabulary raises an InputError that names it; what a
+tokenizer.json from elsewhere changes or takes for a control token is reported by `Tokenizer.losses`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import tokenizers
@@ -29,8 +32,11 @@ LARGEST_FILE = 64 << 20  # bytes; those of the largest models have about 20 MB
 LARGEST_VOCABULARY = 1 << 24  # tokens
 NO_BYTE = 0xFF  # a byte that does not occur in UTF-8
 SMALLEST_BPE = 257  # every byte and the separator
+LONGEST_WORD = 256  # bytes: training BPE takes time that is quadratic in the length of a word
+LONG_TEXT = 1 << 18  # characters: encoding them takes about a second
 
 Ids = NDArray[np.int64]
+Result = TypeVar("Result")
 
 
 class Tokenizer:
@@ -54,7 +60,10 @@ class Tokenizer:
         tokens = {token: i for token, i in vocabulary.items() if i != self.separator}
         self._bytes = _is_byte_level(tree, tokens)
         self._table = tokens if _is_characters(tree, tokens) else None
-        self._lossless = self._bytes or _spells_all_bytes(self._inner)
+        changes = tree.get("normalizer") is not None or '"Removed"' in text  # a pre-tokenizer may remove what it splits at
+        self._complete = self._bytes or _spells_all_bytes(self._inner)
+        self._lossless = self._table is not None or (self._complete and not changes)
+        self._control = {token["id"]: str(token["content"]) for token in tree.get("added_tokens") or [] if token.get("special")}
         self._unknown = self._inner.token_to_id(getattr(self._inner.model, "unk_token", None) or "")
         self.name = "bytes" if self._bytes else "characters" if self._table else f"{kind.lower()}:{self.vocab_size}"
 
@@ -87,6 +96,14 @@ class Tokenizer:
             return bytes(min(i, NO_BYTE) for i in kept).decode("utf-8", errors="replace")
         return str(self._inner.decode(kept, skip_special_tokens=False))
 
+    def losses(self, text: str, ids: Ids) -> tuple[Counter[str], Counter[str]]:
+        """Characters of the text that are missing when its ids are decoded, and control tokens that it was encoded to, counted."""
+        if self._lossless:
+            return Counter(), Counter()
+        decoded = self.decode(ids)
+        missing = Counter[str]() if decoded == text else Counter(text) - Counter(decoded)
+        return missing, Counter(self._control[i] for i in ids.tolist() if i in self._control)
+
     def _encode_characters(self, text: str, table: dict[str, int], where: str) -> Ids:
         try:
             return np.fromiter((table[c] for c in text), np.int64, len(text))
@@ -95,11 +112,14 @@ class Tokenizer:
 
     def _encode_subwords(self, text: str, where: str) -> Ids:
         try:
-            encoding = self._inner.encode(text, add_special_tokens=False)
+            if len(text) < LONG_TEXT:
+                encoding = self._inner.encode(text, add_special_tokens=False)
+            else:  # unlike `encode`, `encode_batch` lets other threads run
+                (encoding,) = _interruptible(lambda: self._inner.encode_batch([text], add_special_tokens=False))
         except Exception as error:  # the library raises nothing narrower
             raise InputError(f"the tokenizer cannot encode this text: {error}", where, "it has no token for unknown characters") from None
         ids = np.array(encoding.ids, np.int64)
-        if not self._lossless:
+        if not self._complete:
             self._refuse_dropped(text, ids, encoding.offsets, where)
         return ids
 
@@ -135,17 +155,47 @@ def byte_level() -> Tokenizer:
 
 
 def train_bpe(texts: Iterable[str], vocab: int) -> Tokenizer:
-    """Train byte-level BPE with `vocab` tokens, or fewer if the texts have too few pairs. The separator is the last."""
+    """Train byte-level BPE with `vocab` tokens, or fewer if the texts have too few pairs. The separator is the last.
+
+    Words of more than LONGEST_WORD bytes are cut for training, so that its time is linear in the text.
+    """
     if vocab < SMALLEST_BPE:
         raise InputError(
             f"a BPE vocabulary of {vocab} is too small", hint=f"it must have every byte and a separator: {SMALLEST_BPE} or more"
         )
     inner = tokenizers.Tokenizer(models.BPE())
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    cut = pre_tokenizers.Split(tokenizers.Regex(f".{{{LONGEST_WORD}}}"), "isolated")
+    inner.pre_tokenizer = pre_tokenizers.Sequence([words, cut])
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(vocab_size=vocab - 1, initial_alphabet=alphabet, show_progress=False)
-    inner.train_from_iterator(texts, trainer)
+    stopped = threading.Event()
+    try:
+        _interruptible(lambda: inner.train_from_iterator(takewhile(lambda _: not stopped.is_set(), texts), trainer))
+    finally:
+        stopped.set()
+    inner.pre_tokenizer = words
     return _with_separator(inner)
+
+
+def _interruptible(work: Callable[[], Result]) -> Result:
+    """The result of work in the library, done in another thread: Python handles signals between steps of this one only."""
+    results: list[Result] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.1)
+    if errors:
+        raise errors[0]
+    return results[0]
 
 
 def _with_separator(inner: tokenizers.Tokenizer) -> Tokenizer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from freetf_cli import durable
 from freetf_cli.data import tokenizer as tokenizers
@@ -22,6 +23,7 @@ from freetf_cli.errors import FreetfError, InputError
 
 SHARD = 1 << 27  # tokens in a shard
 BUFFERED = 1 << 20  # bytes of a file kept in memory before they are written
+LOCK = ".lock"
 
 
 class DatasetWriter:
@@ -29,7 +31,7 @@ class DatasetWriter:
 
     with DatasetWriter(out, tokenizer, Origin(kind="text", seed=0)) as writer:
         writer.add("train", text, {"source": "a.txt", "factors": {}})
-    writer.manifest
+    writer.manifest, writer.notes()
     """
 
     manifest: Manifest
@@ -38,31 +40,62 @@ class DatasetWriter:
         refuse_existing(out)
         self.out, self.tokenizer, self.origin, self._shard = out, tokenizer, origin, shard
         self._splits: dict[str, _SplitWriter] = {}
+        self._missing, self._control = Counter[str](), Counter[str]()
+        self._folder = out.with_name(f".{out.name}.tmp")
+        self._lock = FileLock(self._folder / LOCK, timeout=0)
 
     def __enter__(self) -> DatasetWriter:
+        """Take the temporary folder, also one that a killed process left. The kernel's lock shows whether a process still writes it."""
         with _writing(self.out):
-            self.out.parent.mkdir(parents=True, exist_ok=True)
-            self._folder = Path(tempfile.mkdtemp(prefix=f".{self.out.name}.", suffix=".partial", dir=self.out.parent))
-            self._folder.chmod(0o755)
+            self._folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self._lock.acquire()
+            except Timeout:
+                raise FreetfError("another process is writing it", str(self.out), "wait for it, or choose another folder") from None
+            for left in self._folder.iterdir():
+                if left.name != LOCK:
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
         return self
 
     def add(self, split: str, text: str, record: Mapping[str, Any], label: str | None = None) -> None:
         """Add a document to a split: its text, its record in documents.jsonl, and the label that the manifest counts."""
         ids = self.tokenizer.encode_array(text, str(record.get("source", "")))
+        missing, control = self.tokenizer.losses(text, ids)
+        self._missing += missing
+        self._control += control
         with _writing(self.out):
             if split not in self._splits:
                 self._splits[split] = _SplitWriter(self._folder / split, self.tokenizer, self._shard)
-            self._splits[split].add(ids, record, len(text.encode()), label)
+            self._splits[split].add(ids, text, record, label)
+
+    def notes(self) -> list[str]:
+        """What the text lost to the tokenizer, and how many held-out documents are copies of documents in the train split."""
+        notes = []
+        if n := self._missing.total():
+            often = ", ".join(f"{char!r} ({k:,})" for char, k in self._missing.most_common(3))
+            notes.append(f"the tokenizer drops or changes {n:,} character{'s' * (n > 1)}, most often {often}")
+        if n := self._control.total():
+            often = ", ".join(f"{token} ({k:,})" for token, k in self._control.most_common(3))
+            notes.append(f"the text spells {n:,} control token{'s' * (n > 1)} of the tokenizer: {often}")
+        train = self._splits.get("train")
+        for name, split in self._splits.items():
+            if train not in (None, split) and (copies := int(np.isin(split.hashes, train.hashes).sum())):
+                notes.append(f"{copies:,} of {len(split.hashes):,} documents of {name} are exact copies of documents in train")
+        return notes
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        done = False
         try:
             if kind is None:
                 with _writing(self.out):
                     self._finish()
+                done = True
         finally:
             for split in self._splits.values():
                 split.close()
-            shutil.rmtree(self._folder, ignore_errors=True)
+            if not done:
+                shutil.rmtree(self._folder, ignore_errors=True)
+            self._lock.release()
 
     def _finish(self) -> None:
         """Write the manifest, flush everything to disk, then rename the folder."""
@@ -76,6 +109,7 @@ class DatasetWriter:
         durable.write_durably(self._folder / MANIFEST, self.manifest.model_dump_json(indent=1) + "\n")
         if self.out.is_dir():
             self.out.rmdir()  # it is empty, as checked at the start
+        (self._folder / LOCK).unlink(missing_ok=True)
         durable.move(self._folder, self.out)
 
 
@@ -96,18 +130,19 @@ class _SplitWriter:
         self._separator = np.array([] if tokenizer.separator is None else [tokenizer.separator], np.int64)
         self._shards: list[BinaryIO] = []
         self._offsets, self._lines = self._open(OFFSETS), self._open(DOCUMENTS)
-        self._documents = self._tokens = self._bytes = 0
+        self.hashes = array("q")  # of the documents' texts
+        self._tokens = self._bytes = 0
         self._labels: Counter[str] = Counter()
         self._stream(self._separator)
         self._write_offset()
 
-    def add(self, ids: Ids, record: Mapping[str, Any], size: int, label: str | None) -> None:
+    def add(self, ids: Ids, text: str, record: Mapping[str, Any], label: str | None) -> None:
         self._stream(ids)
         self._stream(self._separator)
         self._write_offset()
         self._lines.write(json.dumps(record, ensure_ascii=False).encode("utf-8") + b"\n")
-        self._documents += 1
-        self._bytes += size
+        self.hashes.append(hash(text))
+        self._bytes += len(text.encode())
         self._labels.update([] if label is None else [label])
 
     def _stream(self, ids: Ids) -> None:
@@ -130,7 +165,7 @@ class _SplitWriter:
         files = {Path(file.name).name: _finish_file(file) for file in (*self._shards, self._offsets, self._lines)}
         durable.flush(self._folder)
         labels = dict(sorted(self._labels.items()))
-        return SplitFacts(documents=self._documents, tokens=self._tokens, bytes=self._bytes, labels=labels, files=files)
+        return SplitFacts(documents=len(self.hashes), tokens=self._tokens, bytes=self._bytes, labels=labels, files=files)
 
     def close(self) -> None:
         """Close the files of a folder that is removed. A full disk was reported already."""

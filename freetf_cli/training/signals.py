@@ -1,4 +1,4 @@
-"""Signals during training: finish the step, save, stop."""
+"""Signals. During training: finish the step, save, stop. In commands that keep nothing unfinished: clean up and stop."""
 
 from __future__ import annotations
 
@@ -39,6 +39,22 @@ def signal_handler(handler: Callable[[int, FrameType | None], None]) -> Iterator
             if number is not None and (name == "SIGINT" or signal.getsignal(number) is not signal.SIG_IGN):
                 stack.callback(signal.signal, number, signal.signal(number, handler))
         yield
+
+
+@contextmanager
+def stop_at_once() -> Iterator[None]:
+    """Inside the block, a signal interrupts the work, which cleans up as for Ctrl-C; then the error of `stop_error` is raised."""
+    request = StopRequest()
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        request(number, frame)
+        raise KeyboardInterrupt  # not an Exception, which a library could catch
+
+    with signal_handler(interrupt):
+        try:
+            yield
+        except KeyboardInterrupt:
+            raise stop_error(request.signal or signal.SIGINT, "", hint="nothing is kept: run the command again") from None
 
 
 @contextmanager

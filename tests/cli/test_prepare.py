@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import json
+import signal
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from freetf_cli.data.dataset import Dataset
+from freetf_cli.data.writer import DatasetWriter
 
 Cli = Callable[..., Any]
 EXCERPTS = Path(__file__).resolve().parent.parent / "excerpts"
@@ -34,7 +36,8 @@ def test_every_kind_of_input(run_cli: Cli, tmp_path: Path) -> None:
     paths = [tmp_path / name for name in ("a.txt", "b.txt.gz", "c.txt.bz2", "d.zip")]
     done = run_cli("prepare", *paths, "-", "-o", tmp_path / "out", "--split", "train=0.8,val=0.2", "--json", input=raw)
     summary = json.loads(done.stdout)
-    assert done.code == 0 and summary["schema_version"] == 1 and summary["notes"] == []
+    assert done.code == 0 and summary["schema_version"] == 1
+    assert summary["notes"][1:] == ["1 of 1 documents of val are exact copies of documents in train"]
     assert {name: split["documents"] for name, split in summary["splits"].items()} == {"train": 4, "val": 1}
     assert sum(split["bytes"] for split in summary["splits"].values()) == 5 * len(raw)
 
@@ -65,6 +68,25 @@ def test_refusals(raw: bytes, args: list[str], message: str, run_cli: Cli, tmp_p
     assert done.stdout == "" and list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("signal_name", "code"), [("SIGTERM", 75), ("SIGHUP", 75), ("SIGINT", 130)])
+@pytest.mark.parametrize("command", ["gen-synthetic coins", "prepare -"])
+def test_a_signal_leaves_nothing_behind(
+    signal_name: str, code: int, command: str, run_cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = DatasetWriter.add
+
+    def add(self: DatasetWriter, *args: Any) -> None:
+        plain(self, *args)
+        signal.raise_signal(getattr(signal, signal_name))
+
+    monkeypatch.setattr(DatasetWriter, "add", add)
+    before = signal.getsignal(getattr(signal, signal_name))
+    done = run_cli(*command.split(), "-o", tmp_path / "d", input=b"some text")
+    assert (done.code, done.stdout, list(tmp_path.iterdir())) == (code, "", [])
+    assert done.stderr == f"freetf: error: stopped by {signal_name}; nothing is kept: run the command again\n"
+    assert signal.getsignal(getattr(signal, signal_name)) is before
+
+
 def test_an_existing_folder_is_left_alone(run_cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "kept").write_text("kept")
     done = run_cli("prepare", EXCERPTS / "shakespeare.txt", "-o", tmp_path)
@@ -75,6 +97,17 @@ def test_a_folder_that_cannot_be_written(run_cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     done = run_cli("prepare", EXCERPTS / "shakespeare.txt", "-o", tmp_path / "file" / "d")
     assert done.code == 1 and "cannot be written" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_escapes_in_a_separator(run_cli: Cli, tmp_path: Path) -> None:
+    for number, (text, separator) in enumerate(
+        [("a\nb\nc", r"\n"), ("a\n\nb", r"\n\n"), ("a\tb", r"\t"), (r"a\nb", r"\\n"), (r"a\eb", r"\e")]
+    ):
+        out = tmp_path / str(number)
+        done = run_cli("prepare", "-", "-o", out, "--document-separator", separator, "--split", "train=1", "--json", input=text)
+        assert json.loads(done.stdout)["splits"]["train"]["documents"] == text.count("b") + 1 + text.count("c")
+    done = run_cli("prepare", "-", "-o", tmp_path / "d", "--document-separator", r"\n\n", input="a\nb" * 9)
+    assert done.code == 0 and r"stdin: the document separator '\n\n' does not occur" in done.stdout
 
 
 def test_help_has_an_example(run_cli: Cli) -> None:

@@ -342,6 +342,7 @@ def test_set(recipe_file, text, key, value):
 @pytest.mark.parametrize(
     ("text", "line"),
     [
+        ("data.dir=d\udce9", "a recipe is UTF-8 text, which this setting is not, --set data.dir=d"),
         ("train.lr", "--set takes table.key=value, not 'train.lr'; for example --set train.lr=3e-4"),
         ("lr=1", "--set takes table.key=value"),
         ("=1", "--set takes table.key=value"),

@@ -5,14 +5,17 @@ from __future__ import annotations
 import io
 import json
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
+import tokenizers as library
 
 from freetf_cli.data.dataset import Dataset
-from freetf_cli.data.prepare import prepare_text, write_task
+from freetf_cli.data.prepare import prepare_text, task_origin, task_tokenizer, write_task
 from freetf_cli.data.splits import SplitAssigner, parse_split
-from freetf_cli.errors import InputError
+from freetf_cli.data.writer import DatasetWriter
+from freetf_cli.errors import FreetfError, InputError
 from freetf_cli.tasks import make_task, task_names
 
 EXCERPTS = Path(__file__).resolve().parent.parent / "excerpts"
@@ -82,7 +85,7 @@ def test_one_document_is_cut_so_that_no_split_stays_empty(tmp_path: Path) -> Non
         data = Dataset.open(out)
         (train,), (val,) = decoded(data, "train"), decoded(data, "val")
         assert train + val == text and len(val) == pytest.approx(len(text) / 10, abs=1)
-        assert "is cut into train, val" in summary.notes[0]
+        assert summary.notes == ["shakespeare.txt: too few documents for every split, so it is cut into train, val"]
 
 
 def test_a_text_too_short_to_cut(tmp_path: Path) -> None:
@@ -123,6 +126,60 @@ def test_standard_input_even_where_it_is_read_twice(tmp_path: Path, monkeypatch:
         data = Dataset.open(out)
         assert decoded(data, "train")[0] + decoded(data, "val")[0] == raw.decode()
         assert next(data.split("train").records())["source"] == "stdin"
+
+
+def test_copies_on_both_sides_of_a_split_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("\n".join(f"text {i % 20}" for i in range(40)) + "\nonly one")
+    summary = prepare_text([tmp_path / "a.txt"], tmp_path / "d", document_separator="\n", split={"train": 0.75, "val": 0.25})
+    train, val = (decoded(Dataset.open(tmp_path / "d"), name) for name in ("train", "val"))
+    copies = sum(text in train for text in val)
+    assert copies > 0 and summary.notes == [f"{copies} of {len(val)} documents of val are exact copies of documents in train"]
+
+
+def test_files_that_are_whole_classes_are_noted(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "polarity.zip", "w") as archive:
+        for name in ("README.txt", "neg.txt", "pos.txt"):
+            archive.writestr(name, f"{name} one\n{name} two\n" * 20)
+    for seed in range(4):  # whichever file is held out, or cut
+        notes = prepare_text([tmp_path / "polarity.zip"], tmp_path / str(seed), seed=seed).notes
+        assert any(
+            "it is all of val, as each file is one document; if each line is one, give --document-separator" in line for line in notes
+        )
+    notes = prepare_text([tmp_path / "polarity.zip"], tmp_path / "lines", document_separator="\n").notes
+    assert not any("each file" in line for line in notes)
+
+
+def test_text_that_spells_a_separator_is_noted(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("story 1\n<|endoftext|>\nstory 2\n")
+    summary = prepare_text([tmp_path / "a.txt"], tmp_path / "d", split={"train": 1})
+    assert summary.notes == ["a.txt: <|endoftext|> is read as text; --document-separator '<|endoftext|>' splits there"]
+
+
+def test_losses_of_a_tokenizer_are_noted(tmp_path: Path) -> None:
+    words = library.Tokenizer(library.models.WordLevel({"the": 0, "cat": 1, "<s>": 2}))
+    words.pre_tokenizer = library.pre_tokenizers.WhitespaceSplit()
+    words.add_special_tokens(["<s>"])
+    words.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "a.txt").write_text("the\ncat\n\nthe <s> cat\n\ncat the")
+    notes = prepare_text([tmp_path / "a.txt"], tmp_path / "d", tokenizer=str(tmp_path / "tokenizer.json"), document_separator="\n\n").notes
+    assert notes == [
+        r"the tokenizer drops or changes 1 character, most often '\n' (1)",
+        "the text spells 1 control token of the tokenizer: <s> (1)",
+    ]
+
+
+def test_what_a_killed_process_left_is_removed_but_not_what_another_writes(tmp_path: Path) -> None:
+    left = tmp_path / ".d.tmp" / "train"
+    left.mkdir(parents=True)
+    (left / "tokens-00000.bin").write_bytes(b"left")
+    task = make_task("coins", {})
+    with DatasetWriter(tmp_path / "d", task_tokenizer(task), task_origin(task, 0)) as writer:
+        writer.add("train", "01" * 32, {"factors": {}})
+        with pytest.raises(FreetfError, match="another process is writing it"):
+            write_task(task, tmp_path / "d", count=10)
+    assert [path.name for path in tmp_path.iterdir()] == ["d"]
+    assert sorted(path.name for path in (tmp_path / "d").iterdir()) == ["manifest.json", "tokenizer.json", "train"]
+    assert decoded(Dataset.open(tmp_path / "d"), "train") == ["01" * 32]
 
 
 def test_a_tokenizer_from_elsewhere(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from freetf_cli.data import text as reading
+from freetf_cli.data import files
+from freetf_cli.data.files import Notes
 from freetf_cli.data.text import read_documents
 from freetf_cli.errors import InputError
 
@@ -49,10 +50,11 @@ def test_labels_and_the_readme_of_an_archive(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "reviews.zip", "w") as archive:
         for name in ("r/pos/1.txt", "r/neg/2.txt", "r/pos/3.txt", "r/README", "r/neg/empty.txt"):
             archive.writestr(name, "" if "empty" in name else name)
-    notes: list[str] = []
-    documents = list(read_documents([tmp_path], note=notes.append))
+    notes = Notes()
+    documents = list(read_documents([tmp_path], note=notes))
     assert [(d.text, d.label) for d in documents] == [("r/neg/2.txt", "neg"), ("r/pos/1.txt", "pos"), ("r/pos/3.txt", "pos")]
-    assert len(notes) == 2 and "README" in notes[0] + notes[1] and "empty.txt" in notes[0] + notes[1]
+    named = [f"{tmp_path.name}/reviews.zip/r/{name}" for name in ("README: skipped, a description of the labelled data", "neg/empty.txt")]
+    assert notes.lines() == [named[0], f"{named[1]}: skipped, empty"]
 
 
 def test_json_lines(tmp_path: Path) -> None:
@@ -70,6 +72,7 @@ def test_json_lines(tmp_path: Path) -> None:
         ('{"text": "a"}', None, "give --field: text"),
         ('{"text": "a"}', "txt", "line 1; did you mean 'text'"),
         ('{"text": 3}', "text", "is not text"),
+        ('{"text": "a", "text": "b"}', "text", "the field 'text' 2 times"),
         ("[1]", "text", "not a JSON object"),
         ('{"text": ', "text", "not a JSON record"),
         ("[" * 200_000, "text", "not a JSON record"),
@@ -92,10 +95,35 @@ def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("chunk", [1, 2, 5, 1 << 20])
 def test_document_separator_wherever_chunks_end(chunk: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(reading, "CHUNK", chunk)
+    monkeypatch.setattr(files, "CHUNK", chunk)
     (tmp_path / "stories.txt").write_text("öne\n<|e|>\n\ntwo <|e| |>\r\n<|e|><|e|>\nthree", encoding="utf-8")
     assert texts(tmp_path / "stories.txt", document_separator="<|e|>") == ["öne", "two <|e| |>", "three"]
     assert len(texts(tmp_path / "stories.txt")) == 1
+
+
+@pytest.mark.parametrize(
+    ("raw", "separator", "note"),
+    [
+        (b"one\ntwo", "\n\n", r"a.txt: the document separator '\n\n' does not occur"),
+        (b"one\r\n\r\ntwo", "\n\n", r"a.txt: the document separator '\n\n' does not occur; lines end with \r\n"),
+        (b"one\r\ntwo", "\n", ""),
+        (b"--", "--", "a.txt: skipped, empty"),
+    ],
+)
+def test_a_separator_that_does_not_occur_is_noted(raw: bytes, separator: str, note: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(raw)
+    (tmp_path / "b.txt").write_text(separator.join("xyz"))
+    notes = Notes()
+    documents = list(read_documents([tmp_path], document_separator=separator, note=notes))
+    assert [d.text for d in documents][-3:] == ["x", "y", "z"] and "".join(notes.lines()).removeprefix(f"{tmp_path.name}/") == note
+
+
+def test_a_separator_splits_records_too(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"t": "one|two"}\n{"t": ""}\n{"t": "three"}\n')
+    notes = Notes()
+    documents = list(read_documents([tmp_path / "a.jsonl"], field="t", document_separator="|", note=notes))
+    assert [(d.text, d.source) for d in documents] == [("one", "a.jsonl:1"), ("two", "a.jsonl:1"), ("three", "a.jsonl:3")]
+    assert notes.lines() == ["a.jsonl:2: skipped, empty", "a.jsonl:3: the document separator '|' does not occur"]
 
 
 def test_byte_order_mark_and_line_ends(tmp_path: Path) -> None:
@@ -116,7 +144,7 @@ def test_byte_order_mark_and_line_ends(tmp_path: Path) -> None:
     ],
 )
 def test_refused_bytes(raw: bytes, message: str, chunk: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(reading, "CHUNK", chunk)
+    monkeypatch.setattr(files, "CHUNK", chunk)
     file = tmp_path / "bad.txt"
     file.write_bytes(raw)
     with pytest.raises(InputError, match=message) as caught:
@@ -126,7 +154,9 @@ def test_refused_bytes(raw: bytes, message: str, chunk: int, monkeypatch: pytest
 
 def test_refused_archives(tmp_path: Path) -> None:
     whole = gzip.compress(b"some text " * 5000)
-    bad = {"cut.gz": whole[:-20], "not.gz": b"plain", "not.zip": b"plain", "not.bz2": b"plain", "a.tar.gz": whole}
+    bad = {"cut.gz": whole[:-20], "not.gz": b"plain", "not.zip": b"plain", "not.bz2": b"plain", "a.tar.gz": whole, "a.zip.gz": whole}
+    two = bz2.compress(b"first") + bz2.compress(b"second")
+    bad |= {"second-stream.bz2": two[:-30] + b"x" * 30, "cut.bz2": two[:-5], "garbage.bz2": two + b"garbage", "garbage.gz": whole + b"x"}
     for name, raw in bad.items():
         (tmp_path / name).write_bytes(raw)
         with pytest.raises(InputError, match=name):
@@ -134,7 +164,7 @@ def test_refused_archives(tmp_path: Path) -> None:
 
 
 def test_a_decompression_bomb_is_stopped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(reading, "UNPACKED", 1 << 20)
+    monkeypatch.setattr(files, "UNPACKED", 1 << 20)
     (tmp_path / "bomb.gz").write_bytes(gzip.compress(b"a" * (8 << 20)))
     with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a", b"a" * (8 << 20))

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import signal
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -81,6 +85,22 @@ def test_a_foreign_tokenizer_may_not_drop_characters() -> None:
         tok.from_json(unknown.to_str()).encode("the cat")
 
 
+def test_what_a_foreign_tokenizer_loses_is_counted() -> None:
+    words = library.Tokenizer(library.models.WordLevel({"the": 0, "cat": 1, "<s>": 2}))
+    words.normalizer = library.normalizers.Lowercase()
+    words.pre_tokenizer = library.pre_tokenizers.WhitespaceSplit()
+    words.add_special_tokens(["<s>"])
+    foreign = tok.from_json(words.to_str())
+    text = "The cat\nthe <s> cat\n"
+    missing, control = foreign.losses(text, foreign.encode_array(text))
+    assert missing == {"T": 1, "\n": 2} and control == {"<s>": 1}
+    changes = library.Tokenizer.from_str(bpe().json)
+    changes.normalizer = library.normalizers.NFC()
+    composed = tok.from_json(changes.to_str())
+    assert composed.losses("e\u0301", composed.encode_array("e\u0301"))[0] == {"e": 1, "\u0301": 1}
+    assert not any(bpe().losses("<|endoftext|>", bpe().encode_array("<|endoftext|>")))
+
+
 def test_truncation_in_a_file_does_not_shorten_texts() -> None:
     inner = library.Tokenizer.from_str(bpe().json)
     inner.enable_truncation(3)
@@ -94,6 +114,33 @@ def test_bpe_is_deterministic_and_small_vocabularies_are_refused() -> None:
     assert len(bpe().encode("the cat sat")) < 6
     with pytest.raises(InputError, match="257 or more"):
         tok.train_bpe(CORPUS, 200)
+
+
+def test_training_time_is_linear_in_the_longest_word() -> None:
+    started = time.perf_counter()
+    trained = tok.train_bpe(["a" * 80_000], 300)  # uncut, these letters take four seconds
+    assert time.perf_counter() - started < 2 and trained.vocab_size > 260
+    long = "acgt" * (tok.LONG_TEXT // 4)
+    assert trained.decode(trained.encode(long)) == long
+
+
+def test_training_is_interrupted_by_a_signal() -> None:
+    def endless() -> Iterator[str]:
+        yield "a word"
+        signal.raise_signal(signal.SIGINT)  # in the thread of the trainer; Python handles it in the main thread
+        yield from itertools.repeat("more")
+
+    with pytest.raises(KeyboardInterrupt):
+        tok.train_bpe(endless(), 300)
+
+
+def test_an_error_of_the_texts_ends_the_training() -> None:
+    def broken() -> Iterator[str]:
+        yield "a word"
+        raise InputError("not UTF-8 text", "a.txt")
+
+    with pytest.raises(InputError, match="not UTF-8"):
+        tok.train_bpe(broken(), 300)
 
 
 def test_saved_and_loaded(tmp_path: Path) -> None:
