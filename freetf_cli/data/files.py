@@ -120,6 +120,8 @@ def _opened(path: Path, name: str, label: str | None, note: Note) -> Iterator[Fi
         with zipfile.ZipFile(path) as archive:
             for member, inner, info in _labelled(_members(archive, name, note), name, note):
                 place, size = f"{path}, member {member}", info.compress_size
+                if info.flag_bits & 1:
+                    raise InputError("the archive is encrypted", place, "unpack it and give the folder")
                 with reading(place), archive.open(info) as stream:
                     file = _unpacked(stream, member.name.lower(), f"{name}/{member}", place, inner or label, size)
                     yield file._replace(chunks=_capped(file.chunks, place, size))

@@ -21,11 +21,11 @@ from freetf_cli.data.splits import DEFAULT_SPLIT, Shares, SplitAssigner
 from freetf_cli.data.text import Document, read_documents
 from freetf_cli.data.tokenizer import Tokenizer
 from freetf_cli.data.writer import DatasetWriter, refuse_existing
-from freetf_cli.errors import InputError
+from freetf_cli.errors import FreetfError, InputError
 from freetf_cli.records import DatasetSummary
 from freetf_cli.tasks.base import BLOCK_ROWS, Task
 
-Advance = Callable[[int], None]
+Advance = Callable[..., None]  # of a count, and a description where it changes
 
 
 def task_tokenizer(task: Task) -> Tokenizer:
@@ -72,28 +72,37 @@ def prepare_text(
     seed: int = 0,
     field: str | None = None,
     document_separator: str | None = None,
-    progress: Advance = lambda count: None,
+    progress: Advance = lambda *said: None,
 ) -> DatasetSummary:
     """Write documents from files, folders, archives or standard input (see `read_documents`) as a data folder.
 
     tokenizer: `bytes`; `bpe:SIZE`, trained here on the train split alone; or a path to a tokenizer.json.
-    progress: called for each document that is read; BPE reads all of them twice.
+    progress: called for each document that is read, and with a description when BPE is trained, which reads all of them once more.
     """
     refuse_existing(out)
     notes = Notes()
     assigner = SplitAssigner(split, seed)
     with ExitStack() as stack:
-        if tokenizer.startswith("bpe:"):
-            paths = [_readable_twice(path, stack) for path in paths]
+        again = [_readable_twice(path, stack) for path in paths] if tokenizer.startswith("bpe:") else paths
 
         def documents(note: Note) -> Iterator[Document]:
-            for document in read_documents(paths, field=field, document_separator=document_separator, note=note):
-                if (mark := tokenizers.SEPARATOR) in document.text:
-                    note(document.source, f"{mark} is read as text; --document-separator '{mark}' splits there")
-                progress(1)
-                yield document
+            try:
+                for document in read_documents(again, field=field, document_separator=document_separator, note=note):
+                    if (mark := tokenizers.SEPARATOR) in document.text:
+                        note(document.source, f"{mark} is read as text; --document-separator '{mark}' splits there")
+                    progress(1)
+                    yield document
+            except InputError as error:
+                for path, copy in zip(paths, again, strict=True):
+                    if copy is not path:  # name what the user gave
+                        error.where = error.where.replace(str(copy), "standard input" if str(path) == STDIN else str(path))
+                raise
 
-        chosen = _tokenizer(tokenizer, lambda: _train_texts(documents(Notes()), assigner))
+        def train_texts() -> Iterator[str]:
+            yield from _train_texts(documents(Notes()), assigner)
+            progress(0, "BPE is trained, then documents are read again:")
+
+        chosen = _tokenizer(tokenizer, train_texts)
         only: dict[str, Document | None] = {}  # the document of each split that has one
         with DatasetWriter(out, chosen, Origin(kind="text", seed=seed)) as writer:
             for name, document in assigner.assign(documents(notes), notes):
@@ -140,8 +149,13 @@ def _readable_twice(path: str | Path, stack: ExitStack) -> str | Path:
         return path
     name = "stdin" if str(path) == STDIN else Path(path).name
     file = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="freetf-")), name)
-    with nullcontext(sys.stdin.buffer) if str(path) == STDIN else Path(path).open("rb") as source, file.open("wb") as out:
-        shutil.copyfileobj(source, out)
+    with nullcontext(sys.stdin.buffer) if str(path) == STDIN else Path(path).open("rb") as source:
+        try:
+            with file.open("wb") as out:
+                shutil.copyfileobj(source, out)
+        except OSError as error:
+            hint = "set TMPDIR to a folder with room for a copy of the input"
+            raise FreetfError(f"cannot be written: {error.strerror or error}", str(file.parent), hint) from None
     return file
 
 

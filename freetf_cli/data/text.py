@@ -54,7 +54,8 @@ def read_documents(
                     found = True
                     yield document
         if not found:
-            raise InputError("the input is empty: it has no text", "standard input" if path == STDIN else path)
+            where = "standard input" if path == STDIN else path
+            raise InputError("the input is empty: it has no text", where, "hidden files are not read" if Path(path).is_dir() else "")
 
 
 def _documents(file: File, field: str | None, separator: str | None, note: Note) -> Iterator[Document]:

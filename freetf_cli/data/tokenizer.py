@@ -64,7 +64,7 @@ class Tokenizer:
         self._complete = self._bytes or _spells_all_bytes(self._inner)
         self._lossless = self._table is not None or (self._complete and not changes)
         self._control = {token["id"]: str(token["content"]) for token in tree.get("added_tokens") or [] if token.get("special")}
-        self._unknown = self._inner.token_to_id(getattr(self._inner.model, "unk_token", None) or "")
+        self._unknown = tree["model"].get("unk_id", self._inner.token_to_id(getattr(self._inner.model, "unk_token", None) or ""))
         self.name = "bytes" if self._bytes else "characters" if self._table else f"{kind.lower()}:{self.vocab_size}"
 
     @property

@@ -61,8 +61,8 @@ class DatasetWriter:
         """Add a document to a split: its text, its record in documents.jsonl, and the label that the manifest counts."""
         ids = self.tokenizer.encode_array(text, str(record.get("source", "")))
         missing, control = self.tokenizer.losses(text, ids)
-        self._missing += missing
-        self._control += control
+        self._missing.update(missing)
+        self._control.update(control)
         with _writing(self.out):
             if split not in self._splits:
                 self._splits[split] = _SplitWriter(self._folder / split, self.tokenizer, self._shard)

@@ -26,19 +26,24 @@ PLAIN_LINES = 18  # lines about an unwatched run, beside its first, its last and
 
 @contextmanager
 def counter(description: str, total: int | None = None) -> Iterator[Callable[..., None]]:
-    """Counts things that are done: `with counter("documents") as advance: … advance()`. Cheap enough to call for each item."""
+    """Counts things that are done: `with counter("documents") as advance: … advance()`. Cheap enough to call for each item.
+
+    `advance(0, "training BPE on documents")` changes the description.
+    """
     console = err()
     if not (shows_progress() and console.is_interactive):
-        yield lambda n=1: None
+        yield lambda n=1, description=None: None
         return
     bar = _bar(console, has_total=total is not None)
     task = bar.add_task(visible(description), total=total)
     waiting, drawn = 0, 0.0
 
-    def advance(n: int = 1) -> None:
-        nonlocal waiting, drawn
+    def advance(n: int = 1, description: str | None = None) -> None:
+        nonlocal waiting
         waiting += n
-        if time.monotonic() - drawn >= REFRESH:
+        if description:
+            bar.update(task, description=visible(description))
+        if description or time.monotonic() - drawn >= REFRESH:
             flush()
 
     def flush() -> None:

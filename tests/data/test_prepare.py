@@ -7,6 +7,7 @@ import json
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers as library
@@ -122,7 +123,9 @@ def test_standard_input_even_where_it_is_read_twice(tmp_path: Path, monkeypatch:
     for tokenizer in ("bytes", "bpe:400"):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw)))
         out = tmp_path / tokenizer.replace(":", "")
-        prepare_text(["-"], out, tokenizer=tokenizer)
+        seen: list[tuple[Any, ...]] = []
+        prepare_text(["-"], out, tokenizer=tokenizer, progress=lambda *said: seen.append(said))  # noqa: B023
+        assert len(seen) == (1 if tokenizer == "bytes" else 3) and (tokenizer == "bytes" or "BPE" in seen[1][1])
         data = Dataset.open(out)
         assert decoded(data, "train")[0] + decoded(data, "val")[0] == raw.decode()
         assert next(data.split("train").records())["source"] == "stdin"
@@ -180,6 +183,12 @@ def test_what_a_killed_process_left_is_removed_but_not_what_another_writes(tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["d"]
     assert sorted(path.name for path in (tmp_path / "d").iterdir()) == ["manifest.json", "tokenizer.json", "train"]
     assert decoded(Dataset.open(tmp_path / "d"), "train") == ["01" * 32]
+
+
+def test_an_error_names_standard_input_not_its_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"one\ntwo \xff")))
+    with pytest.raises(InputError, match="not UTF-8 text, standard input, line 2, byte 8"):
+        prepare_text(["-"], tmp_path / "d", tokenizer="bpe:300")
 
 
 def test_a_tokenizer_from_elsewhere(tmp_path: Path) -> None:

@@ -52,9 +52,11 @@ def test_a_terminal_is_animated_and_stdout_left_alone(screen: Callable[[int], Te
     with TrainingProgress() as display, counter("documents", 5) as advance:
         display.update(progress().status())
         advance(5)
+        advance(0, "training BPE on documents")
         print("result")
     assert piped.getvalue() == "result\n"
-    assert "1,240/4,000 steps" in stream.getvalue() and "result" not in stream.getvalue()
+    assert "1,240/4,000 steps" in stream.getvalue() and "training BPE on documents" in stream.getvalue()
+    assert "result" not in stream.getvalue()
 
 
 def lines_at(width: int, **changes: object) -> list[str]:
