@@ -118,6 +118,7 @@ def _opened(path: Path, name: str, label: str | None, note: Note) -> Iterator[Fi
                 yield _unpacked(stream, kind, name, str(path), label, os.fstat(stream.fileno()).st_size)
             return
         with zipfile.ZipFile(path) as archive:
+            _check_count(path, len(archive.infolist()))
             for member, inner, info in _labelled(_members(archive, name, note), name, note):
                 place, size = f"{path}, member {member}", info.compress_size
                 if info.flag_bits & 1:
@@ -125,6 +126,16 @@ def _opened(path: Path, name: str, label: str | None, note: Note) -> Iterator[Fi
                 with reading(place), archive.open(info) as stream:
                     file = _unpacked(stream, member.name.lower(), f"{name}/{member}", place, inner or label, size)
                     yield file._replace(chunks=_capped(file.chunks, place, size))
+
+
+def _check_count(path: Path, found: int) -> None:
+    """Raise BadZipFile if an archive names another number of members than `found`: a damaged length hides those that follow."""
+    with path.open("rb") as stream:
+        stream.seek(-min(path.stat().st_size, 22 + 0xFFFF), os.SEEK_END)  # the end record and the longest comment
+        tail = stream.read()
+    start = tail.rindex(b"PK\5\6") + 10
+    if (named := int.from_bytes(tail[start : start + 2], "little")) not in (found & 0xFFFF, 0xFFFF):  # the latter: see the zip64 record
+        raise zipfile.BadZipFile(f"it names {named} members, and {found} are found")
 
 
 def _members(archive: zipfile.ZipFile, where: str, note: Note) -> Iterator[tuple[PurePosixPath, zipfile.ZipInfo]]:

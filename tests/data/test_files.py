@@ -73,6 +73,11 @@ def test_a_damaged_member_is_named(tmp_path: Path) -> None:
     path.write_bytes(raw)
     with pytest.raises(InputError, match=r"damaged or of an unknown kind: Corrupt input data, .*z\.zip, member a\.txt"):
         read(path)
+    plain = packed(path, [("a.txt", "a"), ("b.txt", "b")]).read_bytes()
+    entry = plain.index(b"PK\1\2")
+    path.write_bytes(plain[: entry + 32] + b"\x33" + plain[entry + 33 :])  # a comment that is as long as the next entry
+    with pytest.raises(InputError, match="it names 2 members, and 1 are found"):
+        read(path)
     packed(path, [("b.txt", "b"), ("inner.zip", "PK")])
     with pytest.raises(InputError, match=r"archive inside another, .*member inner\.zip"):
         read(path)
