@@ -15,7 +15,6 @@ ATTENTION_KINDS = {  # name: class in freetf_cli.model.attention
     "multi-token": "multi_token.MultiToken",
     "differential": "differential.Differential",
     "talking-heads": "talking_heads.TalkingHeads",
-    "sliding-window": "sliding_window.SlidingWindow",
 }
 AttentionKind = Annotated[
     str, AfterValidator(known("kind of attention", list(ATTENTION_KINDS))), Field(json_schema_extra={"enum": list(ATTENTION_KINDS)})

@@ -31,7 +31,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "multi-token, after": {"attention": "multi-token", "multi_token": CONVOLVED | {"kq": "post", "mix": "pre", "cache": "rows"}},
     "multi-token, keys only": {"attention": "multi-token", "multi_token": CONVOLVED | {"c_q": 1}},
     "in two blocks": {"attention": "multi-token", "attention_layers": [1, 2], "multi_token": CONVOLVED},
-    "sliding-window": {"attention": "sliding-window"},
 }
 SEPARATOR = 0
 
