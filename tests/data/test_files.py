@@ -75,6 +75,9 @@ def test_a_damaged_member_is_named(tmp_path: Path) -> None:
         read(path)
     plain = packed(path, [("a.txt", "a"), ("b.txt", "b")]).read_bytes()
     entry = plain.index(b"PK\1\2")
+    path.write_bytes(plain[: entry + 8] + b"\1" + plain[entry + 9 :])
+    with pytest.raises(InputError, match=r"the archive is encrypted, .*member a\.txt"):
+        read(path)
     path.write_bytes(plain[: entry + 32] + b"\x33" + plain[entry + 33 :])  # a comment that is as long as the next entry
     with pytest.raises(InputError, match="it names 2 members, and 1 are found"):
         read(path)

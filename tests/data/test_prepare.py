@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 import zipfile
 from pathlib import Path
@@ -188,6 +189,13 @@ def test_what_a_killed_process_left_is_removed_but_not_what_another_writes(tmp_p
 def test_an_error_names_standard_input_not_its_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"one\ntwo \xff")))
     with pytest.raises(InputError, match="not UTF-8 text, standard input, line 2, byte 8"):
+        prepare_text(["-"], tmp_path / "d", tokenizer="bpe:300")
+
+    def full(*streams: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfileobj", full)
+    with pytest.raises(FreetfError, match=r"cannot be written: No space left on device, .*; set TMPDIR"):
         prepare_text(["-"], tmp_path / "d", tokenizer="bpe:300")
 
 
