@@ -195,9 +195,8 @@ def test_a_comparison(said: Said) -> None:
 def test_progress_is_reported_in_the_units_of_the_data() -> None:
     from tests.report.helper import progress
 
-    texts = [
-        piece.text for piece in progress(facts=replace(FACTS, floor_bits=None, bytes_per_token=2.0), ce=math.log(4), kl=0.0).status().pieces
-    ]
+    text = progress(facts=replace(FACTS, floor_bits=None), ce=math.log(4), kl=0.0, bytes_per_token=2.0)
+    texts = [piece.text for piece in text.status().pieces]
     assert "CE 1.00 KL 0.00 bits/byte" in texts
     assert not any("floor" in piece.text for piece in progress(facts=replace(FACTS, targets=None)).status().pieces)
     assert metrics(10, free=False).has_latent() is False

@@ -36,6 +36,7 @@ from freetf_cli.training.start import resolve
 
 CPU = torch.device("cpu")
 KEYS = ["step", "tokens", "split", "loss", "ce", "kl", "penalty", "above_kappa", "kappa", "lr", "grad_norm"]
+KEYS += ["bytes_per_token", "nll", "ce_prior", "frequencies"]
 
 
 def recipe(latent: bool = True, every: int = 2, **train_settings: Any) -> Recipe:

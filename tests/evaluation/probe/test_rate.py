@@ -29,7 +29,7 @@ def posterior(logits: torch.Tensor, latent_mask: torch.Tensor | None = None, see
     noise = torch.rand(logits.shape, generator=torch.Generator().manual_seed(seed))
     mask = torch.ones(logits.shape[:2]) if latent_mask is None else latent_mask
     costs = {name: np.full(count, 10 * LN2) for name in ("ce", "ce_other", "ce_prior")}
-    rows = {"other": np.roll(np.arange(count), 1), "documents": np.arange(count), "targets": np.full(count, 5.0)}
+    rows = {"other": np.roll(np.arange(count), 1), "documents": np.arange(count), "targets": np.full(count, 5.0), "bytes": np.zeros(count)}
     return Posterior(logits, mask, sample_codes(logits, noise), **{**costs, **given}, **rows, hidden=torch.zeros(count, 1))
 
 
