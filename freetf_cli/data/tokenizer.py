@@ -232,9 +232,8 @@ def _is_characters(tree: dict[str, Any], tokens: dict[str, int]) -> bool:
 
 def _alters_nothing(tree: dict[str, Any]) -> bool:
     """Whether a byte-level tokenizer.json neither normalises a text nor puts a space before it."""
-    return tree.get("normalizer") in (None, {"type": "ByteLevel"}) and '"add_prefix_space": true' not in json.dumps(
-        tree.get("pre_tokenizer")
-    )
+    puts_space = '"add_prefix_space": true' in json.dumps(tree.get("pre_tokenizer"))
+    return not puts_space and tree.get("normalizer") in (None, {"type": "ByteLevel"})
 
 
 def _byte_spellings() -> list[str]:

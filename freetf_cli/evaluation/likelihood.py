@@ -20,6 +20,7 @@ docstring says otherwise, and in float32 or wider.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -139,16 +140,17 @@ def row_costs(
 def with_bounds(held_out: Metrics, model: Decoder, source: DataSource, sequences: int, advance: Advance) -> Metrics:
     """A Free model's held-out metrics with nll and ce_prior, from at most `sequences` rows and few draws. A baseline's are unchanged.
 
-    On the rows measured here only differences are taken, from CE + KL and from CE, which `held_out` has of more rows.
+    ce_prior is the CE of `held_out`, which has more rows, and what Z from the prior adds to the CE of the rows measured here.
     """
     if model.latent is None:
         return held_out
     rows = min(sequences, BOUND_ROWS, max(1, BOUND_TOKENS // (PRIOR_DRAWS * source.context)))
     costs = row_costs(model, source, split=held_out.split, sequences=rows, draws=(PRIOR_DRAWS,), advance=advance)
     mean = {name: float(nats.sum() / costs.targets.sum()) for name, nats in costs.nats.items()}
-    nll = held_out.ce + held_out.kl + mean["nll"] - mean["elbo"]
+    if not all(map(math.isfinite, mean.values())):
+        return held_out
     ce_prior = held_out.ce + mean["ce_prior"] - mean["ce_posterior"]
-    return replace(held_out, nll=nll, ce_prior=ce_prior, frequencies=costs.frequencies)
+    return replace(held_out, nll=mean["nll"], ce_prior=ce_prior, frequencies=costs.frequencies)
 
 
 def chosen_by_others(first_N: Floats, second_N: Floats) -> NDArray[np.bool_]:

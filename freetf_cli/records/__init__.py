@@ -181,6 +181,15 @@ class Metrics:
         """What is wrong with Z; empty if nothing is known to be."""
         return latent_fault(self.ce, self.ce_prior, self.nll, self.frequencies)
 
+    def best_bound(self, unit: Unit) -> str:
+        """The tightest known bound on -log P(S) of a Free model, in words. nll is of fewer rows, and may be larger by chance."""
+        nelbo = unit.nelbo(self)
+        if not is_number(self.nll):
+            return f"CE + KL {number(nelbo)} {unit.name}, a loose one; `freetf evaluate` finds a tighter one"
+        nll = unit.bits(self.nll)
+        above = "" if unit.floor is None else f", {number(abs(nll - unit.floor))} {'below' if nll < unit.floor else 'above'} the floor"
+        return f"nll {number(nll)} {unit.name}{above}" + ("; CE + KL is a loose one" if nll < nelbo else "; CE + KL is as tight")
+
     def has_latent(self) -> bool:
         return not (self.kl == 0 and self.kappa == 0) and is_number(self.kappa)
 
@@ -255,8 +264,8 @@ class TrainResult:
             unit = self.facts.unit(self.val)
             latent = f" + KL {number(unit.bits(self.val.kl))} = {number(unit.nelbo(self.val))}" if self.kind == "free" else ""
             held_out = f"CE {number(unit.bits(self.val.ce))}{latent} {unit.name} (loss {number(self.val.loss, 4)} nats/token)"
-            if self.val.nll is not None:
-                best = f"nll {number(unit.bits(self.val.nll))} {unit.name}; CE + KL is a looser one, and CE alone is none"
+            if self.kind == "free":
+                best = self.val.best_bound(unit)
         facts = [
             ("model", KINDS[self.kind]),
             ("trained", f"{count(self.steps)} steps, {count(self.tokens)} tokens, {duration(self.seconds)}{since}"),

@@ -97,27 +97,17 @@ class RunSummary:
         """What the numbers mean, in a few sentences."""
         where = "the training batch" if last.split == "train" else f"the held-out split {last.split}"
         words = [f"Step {count(last.step)}, on {where}."]
-        if self.kind == "free" and is_number(last.nll):
-            best, loose = (self._above(bits, unit) for bits in (unit.bits(last.nll), unit.nelbo(last)))
-            words.append(f"nll{best} is the best known bound on -log P(S); CE + KL{loose} is a looser one.")
-        elif self.kind == "free":
-            words.append(
-                f"CE + KL{self._above(unit.nelbo(last), unit)} is a loose bound on -log P(S): freetf evaluate finds a tighter one."
-            )
+        if self.kind == "free":
+            words.append(f"The best known bound on -log P(S): {last.best_bound(unit)}.")
         elif unit.floor is not None and is_number(last.ce):
-            words.append(f"CE{self._above(unit.bits(last.ce), unit)} is -log P(S) itself.")
+            gap = unit.bits(last.ce) - unit.floor
+            words.append(f"CE lies {number(abs(gap))} bits {'below' if gap < 0 else 'above'} the floor.")
         if unit.floor is None and self.facts.floor_bits is not None:
             words.append(f"The floor is {floor_text(self.facts.floor_bits)}; rows differ in length, so it has no place on this scale.")
         saved = unit.saved(last)
         if saved is not None and saved > 0:
             words.append(f"Each bit of KL brings CE {saved:.2f} bits below the floor.")
         return " ".join(words)
-
-    def _above(self, bits: float, unit: Unit) -> str:
-        """`, 2.54 bits above the floor,`; empty where the floor is unknown."""
-        if unit.floor is None or not is_number(bits):
-            return ""
-        return f", {number(abs(bits - unit.floor))} bits {'below' if bits < unit.floor else 'above'} the floor,"
 
     def _curves(self) -> list[Block]:
         if not self.metrics:

@@ -20,6 +20,7 @@ from freetf_cli.config.files import check_recipe, load_recipe
 from freetf_cli.config.recipe import Recipe
 from freetf_cli.data.batches import Batch, DataSource
 from freetf_cli.errors import FreetfError, InputError, Interrupted, Stopped
+from freetf_cli.evaluation.likelihood import row_costs
 from freetf_cli.latent.build import build_model, initialise_model
 from freetf_cli.model.latent import ObjectiveWeights
 from freetf_cli.records import Progress, TrainResult
@@ -290,6 +291,37 @@ def test_accumulated_parts_of_unequal_size_add_up(tmp_path: Path) -> None:
         gradients.append({name: value.grad for name, value in running.model.named_parameters()})
     for name, gradient in gradients[0].items():
         assert torch.allclose(gradient, gradients[1][name], atol=1e-6), name
+
+
+@pytest.mark.parametrize("task", ["letters", "reviews", "blocks"])
+def test_tokens_are_the_targets_that_count(task: str, tmp_path: Path) -> None:
+    """Padding, given tokens and questions are none; a resumed run goes on counting, and rates are those of the same tokens."""
+    tree = recipe(latent=False, every=3).model_dump(exclude_none=True)
+    tree["data"] = {"task": task}
+    made = check_recipe(tree, where="test")
+    stopped_run(tmp_path / "run", 3, made)
+    checkpoint = Checkpoint.open(checkpoint_folders(tmp_path / "run")[-1])
+    result = train(made, tmp_path / "run", device=CPU, resume=checkpoint)
+    source = resolve(made)[1]
+    counts = [int((source.train_batch(step, 4).targets >= 0).sum()) for step in range(6)]
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert {row["step"]: row["tokens"] for row in rows} == {step: sum(counts[:step]) for step in range(1, 7)}
+    assert (result.tokens, result.start, checkpoint.state["tokens"]) == (sum(counts), 3, sum(counts[:3]))
+    timing = [json.loads(line) for line in (tmp_path / "run" / "timing.jsonl").read_text().splitlines()]
+    assert [row["tokens_per_second"] * row["seconds"] for row in timing] == pytest.approx(counts, rel=0.02)
+
+
+def test_training_ends_with_the_bounds_and_says_what_is_wrong_with_z(tmp_path: Path) -> None:
+    made, lines = recipe(), []
+    result = train(made, tmp_path / "run", device=CPU, hooks=Hooks(progress=lambda update: lines.append(update.metrics)))
+    *before, last = [line for line in lines if line.split == "val"]
+    assert all(line.nll is None and not line.fault() for line in before) and result.val == last
+    source = resolve(made)[1]
+    costs = row_costs(Checkpoint.open(checkpoint_folders(tmp_path / "run")[-1]).model(CPU), source, split="val", sequences=10, draws=(64,))
+    assert last.nll == pytest.approx(costs.nats["nll"].mean() / costs.targets[0]) and costs.frequencies == last.frequencies
+    added = (costs.nats["ce_prior"] - costs.nats["ce_posterior"]).mean() / costs.targets[0]
+    assert last.ce_prior is not None and last.ce_prior - last.ce == pytest.approx(added, abs=1e-6)
+    assert last.fault().startswith("Z is unused")  # after six steps
 
 
 def test_held_out_lines_are_measured_at_the_final_kappa(tmp_path: Path) -> None:
