@@ -20,7 +20,7 @@ from torch import Tensor
 from freetf_cli.config.recipe import Recipe
 from freetf_cli.data.batches import IGNORE, DataSource
 from freetf_cli.data.rows import TRAIN
-from freetf_cli.errors import FreetfError, InputError
+from freetf_cli.errors import FreetfError, InputError, is_out_of_memory
 from freetf_cli.evaluation.likelihood import with_bounds
 from freetf_cli.evaluation.posterior import tensors
 from freetf_cli.generation.sampling import SampleSpec, figure4_samples, prompt_tokens
@@ -171,13 +171,26 @@ class Loop:
         if not torch.isfinite(total).all():
             raise self._failure("the held-out loss is not finite")
         held_out = self._metrics(total, count, size_bytes, config.split, final.kappa, lr=None, grad_norm=None)
-        if self.step < self.config.steps or not self.world.is_main:
-            return held_out
+        return self._with_bounds(held_out) if self.step == self.config.steps and self.world.is_main else held_out
+
+    def _with_bounds(self, held_out: Metrics) -> Metrics:
+        """The last held-out metrics with the bounds. The run goes on without them if memory is too small for their rows."""
+
+        def stop_if_alone(_: int) -> None:
+            if self.world.size == 1:  # the others do not measure, and would not answer
+                self._stop_if_asked()
+
         self.model.eval()
-        with autocast(self.config, self.device):
-            held_out = with_bounds(held_out, self.model, self.source, config.sequences, lambda _: self._stop_if_alone())
-        self.model.train()
-        return held_out
+        try:
+            with autocast(self.config, self.device):
+                return with_bounds(held_out, self.model, self.source, self.recipe.eval.sequences, stop_if_alone)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self.hooks.warn("out of memory: nll was not measured; `freetf evaluate` does it without the optimizer's memory")
+            return held_out
+        finally:
+            self.model.train()
 
     def save(self, held_out: Metrics | None) -> None:
         """Save a checkpoint of this step, and delete old ones (train.keep_last, keep_every). held_out: this step's evaluation, if any."""
@@ -225,11 +238,6 @@ class Loop:
         self.model.eval()
         self.folder.save_samples(self.step, figure4_samples(self.model, self.source.tokenizer, prompt, spec, groups=2))
         self.model.train()
-
-    def _stop_if_alone(self) -> None:
-        """As `_stop_if_asked`, in work that only one process does."""
-        if self.world.size == 1:
-            self._stop_if_asked()
 
     def _stop_if_asked(self) -> None:
         """If a signal asks this run to stop, whichever of its processes received it: save, and raise Stopped or Interrupted."""
