@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -131,7 +132,8 @@ def test_cost_of_another_sequences_z() -> None:
             nats = torch.nn.functional.cross_entropy(model(tokens, z).logits.transpose(1, 2), targets, reduction="none").sum(1)
             assert costs == pytest.approx(nats.numpy(), abs=1e-9)
     assert (found.other != np.arange(24)).all()
-    ablation = latent_ablation(found, None)
+    ablation = latent_ablation(replace(found, bytes=np.full(24, 1.5)))
+    assert ablation.posterior.bits_per_byte == pytest.approx(found.ce.mean() / LN2 / 1.5)
     assert ablation.other_less_posterior.value == pytest.approx(ablation.other.nats_per_token - ablation.posterior.nats_per_token)
 
 
