@@ -607,8 +607,8 @@ def moved(running: Loop, steps: int) -> tuple[torch.Tensor, list[list[float]]]:
     """The change of all weights over some steps, and the sums and gradient norm of each step."""
     before, records = [value.detach().clone() for value in running.model.parameters()], []
     for _ in range(steps):
-        sums, grad_norm, count = running.train_step()
-        records.append([*sums.tolist(), float(grad_norm), count])
+        sums, grad_norm, batch = running.train_step()
+        records.append([*sums.tolist(), float(grad_norm), batch.count])
         running.step += 1
     return torch.cat([(now - then).flatten() for now, then in zip(running.model.parameters(), before, strict=True)]).detach(), records
 

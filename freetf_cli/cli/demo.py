@@ -117,7 +117,7 @@ def _figure4(run: Path, device: str, *, shown: bool) -> list[Agreement]:
     from freetf_cli.runs.checkpoint import open_model
 
     checkpoint, model = open_model(run, resolve_device(device), warn)
-    facts = DataFacts(**checkpoint.state["data"])
+    facts = DataFacts.read(checkpoint.state["data"])
 
     def sampled(spec: SampleSpec) -> SampleGroups:
         samples = list(generate(model, checkpoint.tokenizer(), [PROMPT], spec))

@@ -126,7 +126,7 @@ def show_samples(samples: Iterator[Sample], checkpoint: Checkpoint, *, shared: b
     from freetf_cli.report import terminal
     from freetf_cli.tasks import spans_by_text
 
-    facts = DataFacts(**checkpoint.state["data"])
+    facts = DataFacts.read(checkpoint.state["data"])
     if json:
         for sample in samples:
             typer.echo(to_json(sample))

@@ -36,7 +36,7 @@ def train(
         typer.Option(metavar="CHECKPOINT", help="Start a new run from these weights; a Free model can start from its baseline."),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only show sizes, FLOPs, memory, steps and tokens; needs no data and no GPU.")
+        bool, typer.Option("--dry-run", help="Only show sizes, FLOPs, memory, steps and positions; needs no data and no GPU.")
     ] = False,
     device: DeviceOption = "auto",
     seed: Annotated[int | None, typer.Option(min=0, max=2**32 - 1, help="Seed of every random draw; default: the recipe's.")] = None,

@@ -51,10 +51,11 @@ class Recipe(ConfigTable):
             found["latent"] = {**self.latent.model_dump(include=ARCHITECTURE), "depth": self.latent.depth or self.model.layers // 2}
         return found
 
-    @rule("model.layers", "latent.bits")
-    def _free_layers_are_even(self) -> str | None:
-        odd = self.latent is not None and self.model.layers % 2
-        return f"model.layers = {self.model.layers} is odd: a Free Transformer needs an even number of blocks" if odd else None
+    @rule("model.layers", "latent.depth", "latent.bits")
+    def _half_the_layers_is_whole(self) -> str | None:
+        if self.latent is None or self.latent.depth is not None or self.model.layers % 2 == 0:
+            return None
+        return f"model.layers = {self.model.layers} is odd: set latent.depth, the number of blocks before Z is injected"
 
     @rule("latent.depth", "model.layers")
     def _depth_is_within_the_model(self) -> str | None:

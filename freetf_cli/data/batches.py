@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -20,13 +21,14 @@ from freetf_cli.config.recipe import DataConfig
 from freetf_cli.data.dataset import Dataset
 from freetf_cli.data.manifest import Origin
 from freetf_cli.data.prepare import task_origin, task_tokenizer
-from freetf_cli.data.rows import TRAIN, DocumentRows, Factors, PackedRows, RowSource, TaskRows
+from freetf_cli.data.rows import DocumentRows, Factors, PackedRows, RowSource, TaskRows
 from freetf_cli.data.tokenizer import Tokenizer
 from freetf_cli.errors import InputError
 from freetf_cli.records import DataFacts
 from freetf_cli.tasks import make_task
 from freetf_cli.tasks.base import PAD, Task, Tokens
 
+COUNTED_AT_ONCE = 1 << 22  # tokens
 IGNORE = -100  # the target of positions without a loss, as in PyTorch's cross_entropy
 
 
@@ -43,7 +45,7 @@ class DataSource:
     """The sequences of a run.
 
     context: T. loss_start: index in a row of the first token that is a target. prompt(seed, index): a text that a sample can begin with.
-    task: the synthetic task, if it is one. bytes_per_token: of the text of each split; empty if the data is not text.
+    task: the synthetic task, if it is one. token_bytes(split): bytes of text that each token stands for [V]; zeros if the data is not text.
     """
 
     tokenizer: Tokenizer
@@ -52,8 +54,8 @@ class DataSource:
     rows: RowSource
     loss_start: int
     prompt: Callable[[int, int], str]
+    token_bytes: Callable[[str], NDArray[np.float64]]
     task: Task | None = None
-    bytes_per_token: dict[str, float] = field(default_factory=dict)
 
     def train_batch(self, step: int, size: int) -> Batch:
         """The batch of a step, a function of (seed, step, size) alone."""
@@ -64,6 +66,15 @@ class DataSource:
         chosen = self._chosen(split, sequences)
         for start in range(0, len(chosen), size):
             yield self._batch(self.rows.held_out(split, chosen[start : start + size]))
+
+    def target_bytes(self, split: str, targets_BT: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Bytes of text that the counted targets of each row of a split stand for [B]; 0 if the data is not text.
+
+        A separator has none. A byte-level tokenizer splits characters, and each of its tokens has the bytes that it spells. Where a
+        tokenizer alters the text or drops some of it, all tokens of a split together have the bytes of the split's text.
+        """
+        found_B: NDArray[np.float64] = np.where(targets_BT == IGNORE, 0.0, self.token_bytes(split)[targets_BT.clip(min=0)]).sum(-1)
+        return found_B
 
     def held_out_factors(self, split: str, sequences: int) -> list[Factors]:
         """The known factors of each of these rows."""
@@ -102,7 +113,9 @@ def _open_task(task: Task, context: int | None, seed: int) -> DataSource:
     _check_context(context, task.row_tokens, task.loss_start, tokenizer, f"a row of '{task.name}'")
     sha256 = hashlib.sha256(json.dumps([task.name, task.params], sort_keys=True).encode()).hexdigest()
     facts = _facts(task_origin(task, seed), context, name=task.name, vocabulary=tokenizer.vocab_size, sha256=sha256)
-    return DataSource(tokenizer, facts, context, TaskRows(task, context + 1, seed), task.loss_start, task.prompt, task)
+    no_bytes = np.zeros(tokenizer.vocab_size)
+    rows = TaskRows(task, context + 1, seed)
+    return DataSource(tokenizer, facts, context, rows, task.loss_start, task.prompt, lambda split: no_bytes, task)
 
 
 def _open_folder(data: Dataset, rows: str, context: int | None, seed: int) -> DataSource:
@@ -120,13 +133,24 @@ def _open_folder(data: Dataset, rows: str, context: int | None, seed: int) -> Da
     else:
         _check_equal_rows(data)
         _check_context(context, longest, about.loss_start, data.tokenizer, f"the longest document of {data.folder}")
-    ratios = {name: split.bytes / split.tokens for name, split in about.splits.items() if is_text}
     name, vocabulary = data.folder.resolve().name, about.tokenizer.vocabulary
-    facts = _facts(about, context, name=name, vocabulary=vocabulary, sha256=data.sha256, bytes_per_token=ratios.get(TRAIN))
+    facts = _facts(about, context, name=name, vocabulary=vocabulary, sha256=data.sha256)
     source: RowSource = (PackedRows if packed else DocumentRows)(data, context + 1, seed)
     task = None if about.task is None else make_task(about.task, about.params)
     prompt = task.prompt if task else _text_prompt(data)
-    return DataSource(data.tokenizer, facts, context, source, about.loss_start, prompt, task, ratios)
+    return DataSource(data.tokenizer, facts, context, source, about.loss_start, prompt, cache(partial(_token_bytes, data)), task)
+
+
+def _token_bytes(data: Dataset, split: str) -> NDArray[np.float64]:
+    """Bytes of a split's text that each token stands for [V]; zeros if the data is not text."""
+    tokenizer, part = data.tokenizer, data.split(split)
+    if data.manifest.kind != "text":
+        return np.zeros(tokenizer.vocab_size)
+    if tokenizer.keeps_bytes:
+        return tokenizer.byte_counts
+    pieces = (part.slice(start, start + COUNTED_AT_ONCE) for start in range(0, part.tokens, COUNTED_AT_ONCE))
+    found = sum(float(tokenizer.byte_counts[piece].sum()) for piece in pieces)
+    return tokenizer.byte_counts * (part.facts.bytes / max(found, 1.0))
 
 
 def _facts(about: Origin, context: int, **others: Any) -> DataFacts:

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar
@@ -64,6 +66,8 @@ class Tokenizer:
         self._complete = self._bytes or _spells_all_bytes(self._inner)
         self._lossless = self._table is not None or (self._complete and not changes)
         self._control = {token["id"]: str(token["content"]) for token in tree.get("added_tokens") or [] if token.get("special")}
+        self._spells_bytes = "ByteLevel" in f"{self._inner.normalizer!r} {self._inner.pre_tokenizer!r}"
+        self.keeps_bytes = bool(self._bytes or self._table) or (self._spells_bytes and _alters_nothing(tree))
         self._unknown = tree["model"].get("unk_id", self._inner.token_to_id(getattr(self._inner.model, "unk_token", None) or ""))
         self.name = "bytes" if self._bytes else "characters" if self._table else f"{kind.lower()}:{self.vocab_size}"
 
@@ -103,6 +107,31 @@ class Tokenizer:
         decoded = self.decode(ids)
         missing = Counter[str]() if decoded == text else Counter(text) - Counter(decoded)
         return missing, Counter(self._control[i] for i in ids.tolist() if i in self._control)
+
+    @cached_property
+    def byte_counts(self) -> NDArray[np.float64]:
+        """Bytes of UTF-8 text that each token stands for [vocab_size], 0 for the separator; estimates unless `keeps_bytes`."""
+        found = np.zeros(self.vocab_size)
+        added = {i: token.content for i, token in self._inner.get_added_tokens_decoder().items() if i != self.separator}
+        plain = {i: token for token, i in self._inner.get_vocab().items() if i not in added and i != self.separator}
+        for i, text in added.items():
+            found[i] = len(text.encode())
+        for i, size in self._sizes(plain).items():
+            found[i] = size
+        return found
+
+    def _sizes(self, plain: dict[int, str]) -> dict[int, int]:
+        """Bytes of the tokens of the model itself, given by their spellings."""
+        if self._spells_bytes:
+            return {i: len(token) for i, token in plain.items()}
+        alone = dict(zip(plain, self._inner.decode_batch([[i] for i in plain]), strict=True))
+        word = next((i for i, text in alone.items() if text.strip().isalnum()), None)
+        if word is None:
+            return {i: len(text.encode()) for i, text in alone.items()}
+        within = zip(plain, self._inner.decode_batch([[word, i] for i in plain]), strict=True)  # a token may have a space before it
+        sizes = {i: max(0, len(text.encode()) - len(alone[word].encode())) for i, text in within}
+        falls_back = "ByteFallback" in repr(self._inner.decoder)
+        return sizes | {i: 1 for i, token in plain.items() if falls_back and re.fullmatch(r"<0x[0-9A-F]{2}>", token)}
 
     def _encode_characters(self, text: str, table: dict[str, int], where: str) -> Ids:
         try:
@@ -249,6 +278,12 @@ def _is_characters(tree: dict[str, Any], tokens: dict[str, int]) -> bool:
     before = (tree.get("pre_tokenizer") or {}).get("type")
     plain = tree.get("normalizer") is None and before == "Split" and tree["model"].get("type") == "WordLevel"
     return bool(plain and tokens and all(len(token) == 1 for token in tokens))
+
+
+def _alters_nothing(tree: dict[str, Any]) -> bool:
+    """Whether a byte-level tokenizer.json neither normalises a text nor puts a space before it."""
+    puts_space = '"add_prefix_space": true' in json.dumps(tree.get("pre_tokenizer"))
+    return not puts_space and tree.get("normalizer") in (None, {"type": "ByteLevel"})
 
 
 def _byte_spellings() -> list[str]:

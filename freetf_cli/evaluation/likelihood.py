@@ -7,8 +7,9 @@ A Free model's −log P(S) = −log E_{Z ~ prior} P(S|Z) cannot be computed. It 
     prior           −log (1/K) Σ_k P(S|Z_k)                         Z_k ~ P; K = 1 is the CE with Z from the prior
 
 The model decides which is tighter. If Z contains much information, the prior seldom draws a Z that fits the sequence. If the average of
-Q over sequences is far from the prior (the mismatch, KL without information), most posterior draws have tiny weights. `nll` is the one
-whose mean over all rows is smaller, each with its most draws.
+Q over sequences is far from the prior (the mismatch, KL without information), most posterior draws have tiny weights. `nll` of a row is
+the one whose mean over all other rows is smaller, each with its most draws. The smaller one of the row's own draws would be chosen for
+its luck, and would not be a bound on average; other rows have other draws, so the choice knows nothing of these.
 
 Only positions up to a row's last counted target have a Z that counts (the latent mask). Z at later positions reaches no target and sums
 out exactly.
@@ -19,9 +20,11 @@ docstring says otherwise, and in float32 or wider.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,12 +34,13 @@ from torch import Tensor
 from freetf_cli.data.batches import IGNORE, Batch, DataSource
 from freetf_cli.evaluation import Advance
 from freetf_cli.evaluation.posterior import PosteriorPass, latent_of, posterior_draws, prior_draws, rows_at_once, target_nats, tensors
-from freetf_cli.evaluation.statistics import Floats, bootstrap, check_enough
+from freetf_cli.evaluation.statistics import Floats, bootstrap
 from freetf_cli.model.decoder import Decoder
-from freetf_cli.records import LN2
+from freetf_cli.records import LN2, Metrics
 from freetf_cli.records.likelihood import Cost
 
 DRAWS = (1, 8, 64, 512)  # numbers of draws K at which the bounds are measured
+BOUND_ROWS, BOUND_TOKENS = 32, 1 << 21  # at the end of training: rows at most, and tokens with each kind of Z
 PRIOR_DRAWS = 64  # most draws from the prior: its bound is useful only where few draws already fit the sequence
 
 
@@ -46,36 +50,38 @@ class RowCosts:
 
     Attributes:
         targets: Number of counted targets [N].
+        bytes: Of text, in the counted targets [N]; 0 for other data.
         documents: The document in which each row begins [N].
         nats: Nats per sequence [N] of each metric: nll, the tightest bound on −log P(S), and elbo, the negative ELBO; of a Free model
             also ce_posterior, ce_prior and kl. A baseline's nll and elbo are its CE, −log P(S) itself.
-        proposal: The distribution of the Zs in nll, posterior or prior; none for a baseline.
+        proposal: The distribution of the Zs in nll: posterior, prior, or both if rows differ; none for a baseline.
         posterior_bound: Importance-weighted bounds with Z from the posterior, nats per sequence [N], by K; empty for a baseline.
         prior_bound: The same with Z from the prior.
         above_kappa: Share of tokens whose KL exceeds κ; None for a baseline.
+        frequencies: CE of the same targets if each is predicted by its frequency among them, nats per token.
         position_nats: elbo at each position, nats summed over the sequences [T].
         position_targets: Number of counted targets at each position [T].
         seconds: Duration of the measurement.
-        bytes_per_token: Of the split's text; None for other data.
         seed: Of the draws of Z and of the intervals.
     """
 
     targets: NDArray[np.int64]
+    bytes: Floats
     documents: NDArray[np.int64]
     nats: Mapping[str, Floats]
     proposal: str
     posterior_bound: Mapping[int, Floats]
     prior_bound: Mapping[int, Floats]
     above_kappa: float | None
+    frequencies: float
     position_nats: Floats
     position_targets: NDArray[np.int64]
     seconds: float
-    bytes_per_token: float | None = None
     seed: int = 0
 
     def cost(self, nats: Floats) -> Cost:
         """The mean cost per token, with its interval, from nats per sequence [N]."""
-        return cost(nats, self.targets, self.bytes_per_token, self.seed, self.documents)
+        return cost(nats, self.targets, self.bytes, self.seed, self.documents)
 
 
 @torch.inference_mode()
@@ -92,42 +98,65 @@ def row_costs(
     """Measure the first `sequences` held-out rows, or all if there are fewer. Each row has its own random streams.
 
     draws: numbers of draws K of the importance-weighted bound. advance is called with the number of sequences that were just measured.
-    InputError for fewer than 20 sequences.
     """
     started = time.perf_counter()
     free = model.latent is not None
     row = 0
     size = rows_at_once(model, source.context) // (max(draws) if free else 1)
-    parts: list[dict[str, Floats]] = []
+    parts: list[dict[str, NDArray[Any]]] = []
     for batch in source.held_out(split, sequences, min(max(size, 1), 256)):
         parts.append(_free(model, batch, row, max(draws), seed) if free else _baseline(model, batch))
-        parts[-1]["counted"] = batch.targets != IGNORE
+        parts[-1]["targets"] = batch.targets
         row += len(batch.inputs)
         advance(len(batch.inputs))
-    check_enough(row, "sequences", f"--sequences, or more data in split '{split}'")
     found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    counted_NT = found["targets"] != IGNORE
     nats, proposal, bounds = {"nll": found["ce"], "elbo": found["ce"]}, "none", {}
     if free:
         bounds["posterior"] = importance_bounds(found["log_weights"], draws)
         bounds["prior"] = importance_bounds(found["prior_log_weights"], [min(count, PRIOR_DRAWS) for count in draws])
         last = {name: bound[max(bound)] for name, bound in bounds.items()}
-        proposal = min(last, key=lambda name: float(last[name].mean()))
-        nats = {"nll": last[proposal], "elbo": found["ce"] + found["kl"], "ce_posterior": found["ce"]}
+        by_prior = chosen_by_others(last["posterior"], last["prior"])
+        proposal = "both" if len(set(by_prior)) > 1 else "prior" if by_prior[0] else "posterior"
+        nats = {"nll": np.where(by_prior, last["prior"], last["posterior"]), "elbo": found["ce"] + found["kl"], "ce_posterior": found["ce"]}
         nats |= {"ce_prior": found["ce_prior"], "kl": found["kl"]}
     return RowCosts(
-        targets=found["counted"].sum(1),
+        targets=counted_NT.sum(1),
+        bytes=source.target_bytes(split, found["targets"]),
         documents=source.held_out_documents(split, sequences),
         nats=nats,
         proposal=proposal,
         posterior_bound=bounds.get("posterior", {}),
         prior_bound=bounds.get("prior", {}),
         above_kappa=float(found["above_kappa"].sum() / found["latent_mask"].sum()) if free else None,
+        frequencies=_entropy(found["targets"][counted_NT]),
         position_nats=found["position_nats"].sum(0),
-        position_targets=found["counted"].sum(0),
+        position_targets=counted_NT.sum(0),
         seconds=time.perf_counter() - started,
-        bytes_per_token=source.bytes_per_token.get(split),
         seed=seed,
     )
+
+
+def with_bounds(held_out: Metrics, model: Decoder, source: DataSource, sequences: int, advance: Advance) -> Metrics:
+    """A Free model's held-out metrics with nll and ce_prior, from at most `sequences` rows and few draws. A baseline's are unchanged.
+
+    ce_prior is the CE of `held_out`, which has more rows, and what Z from the prior adds to the CE of the rows measured here.
+    """
+    if model.latent is None:
+        return held_out
+    rows = min(sequences, BOUND_ROWS, max(1, BOUND_TOKENS // (PRIOR_DRAWS * source.context)))
+    costs = row_costs(model, source, split=held_out.split, sequences=rows, draws=(PRIOR_DRAWS,), advance=advance)
+    mean = {name: float(nats.sum() / costs.targets.sum()) for name, nats in costs.nats.items()}
+    if not all(map(math.isfinite, mean.values())):
+        return held_out
+    ce_prior = held_out.ce + mean["ce_prior"] - mean["ce_posterior"]
+    return replace(held_out, nll=mean["nll"], ce_prior=ce_prior, frequencies=costs.frequencies)
+
+
+def chosen_by_others(first_N: Floats, second_N: Floats) -> NDArray[np.bool_]:
+    """For each row, whether the second bound has the smaller sum over all other rows [N]."""
+    is_second_N: NDArray[np.bool_] = second_N.sum() - second_N < first_N.sum() - first_N
+    return is_second_N
 
 
 def importance_bounds(log_weights_NK: Floats, draws: Sequence[int]) -> dict[int, Floats]:
@@ -139,6 +168,12 @@ def importance_bounds(log_weights_NK: Floats, draws: Sequence[int]) -> dict[int,
         top = part.max(-1, keepdims=True)
         found[count] = -(np.log(np.exp(part - top).mean(-1)) + top[..., 0]).mean(1)
     return found
+
+
+def _entropy(tokens: NDArray[np.int64]) -> float:
+    """Entropy of the tokens' frequencies, nats."""
+    _, counts = np.unique(tokens, return_counts=True)
+    return float(torch.special.entr(torch.from_numpy(counts / counts.sum())).sum())
 
 
 def _baseline(model: Decoder, batch: Batch) -> dict[str, Floats]:
@@ -179,16 +214,16 @@ def _array(tensor: Tensor) -> Floats:
     return tensor.double().cpu().numpy()
 
 
-def cost(nats: Floats, targets: ArrayLike, bytes_per_token: float | None, seed: int = 0, documents: ArrayLike | None = None) -> Cost:
-    """The mean cost per token, from nats per sequence [N] and numbers of counted targets [N]."""
+def cost(nats: Floats, targets: ArrayLike, bytes_N: ArrayLike, seed: int = 0, documents: ArrayLike | None = None) -> Cost:
+    """The mean cost per token, from nats per sequence, numbers of counted targets, and their bytes of text (0: not text), each [N]."""
     counted = np.asarray(targets, np.float64)
     estimate = bootstrap(nats, counted, clusters=documents, seed=seed)
-    bits = estimate.value / LN2
+    bits, size = estimate.value / LN2, float(np.sum(bytes_N))
     return Cost(
         nats_per_token=estimate.value,
         low=estimate.low,
         high=estimate.high,
         bits_per_token=bits,
-        bits_per_byte=bits / bytes_per_token if bytes_per_token else None,
+        bits_per_byte=bits * counted.sum() / size if size else None,
         bits_per_sequence=bits * float(counted[0]) if (counted == counted[0]).all() else None,
     )

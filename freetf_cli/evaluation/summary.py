@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -55,8 +54,7 @@ def sample_groups(samples: Mapping[str, Sequence[dict[str, Any]]], facts: DataFa
 
 
 def _facts(manifest: dict[str, Any], run: RunFolder) -> DataFacts:
-    known = {field.name for field in dataclasses.fields(DataFacts)}
     try:
-        return DataFacts(**{key: value for key, value in manifest["data"].items() if key in known})
+        return DataFacts.read(manifest["data"])
     except (KeyError, TypeError, AttributeError):
         raise InputError("the run's manifest does not describe its data", str(run.path / "manifest.json")) from None

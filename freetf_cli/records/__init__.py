@@ -9,14 +9,16 @@ import dataclasses
 import json
 import math
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from freetf_cli.records.plan import KINDS
 from freetf_cli.report.blocks import Cell, Facts, Note, Piece, Report, Status, Table
-from freetf_cli.report.units import count, duration, is_number, number
+from freetf_cli.report.units import count, duration, fraction, is_number, number, share
 
 SCHEMA_VERSION = 1
+UNUSED, COPIED = 0.01, 0.1  # as shares of nll: Z is unused if a random one adds less to the CE, and copies if the CE is less
 LN2 = math.log(2.0)
 
 
@@ -94,13 +96,36 @@ class Unit:
         return (self.floor - self.bits(metrics.ce)) / kl
 
 
+def latent_fault(ce: float | None, ce_prior: float | None, nll: float | None, frequencies: float | None) -> str:
+    """What is wrong with a Free model's Z, and what to change, in a line; empty if nothing is, or if a cost is unknown.
+
+    Costs of the same held-out targets, all in one unit. ce, ce_prior: CE with Z from the posterior and from the prior. nll: the tightest
+    known bound on -log P(S). frequencies: CE of a model that reads nothing and knows each token's frequency.
+    """
+    if not (is_number(ce) and is_number(ce_prior) and is_number(nll) and is_number(frequencies)):
+        return ""
+    if ce_prior - ce < UNUSED * nll:
+        return f"Z is unused: a random Z adds {share(fraction(ce_prior - ce, nll))} of nll to the CE. Train longer, or raise latent.kappa."
+    if ce < COPIED * nll:
+        return (
+            f"Z copies the sequence (collapse): with the encoder's Z, CE is {share(ce / nll)} of nll. Lower latent.kappa or latent.bits; "
+            "`freetf probe-latent` finds out whether samples are valid."
+        )
+    if ce_prior > frequencies:
+        return (
+            f"Z from the prior is worse than no information: CE is {share(ce_prior / frequencies)} of what the tokens' frequencies alone "
+            "cost. Samples will be poor. Lower latent.kappa, or set latent.objective.mismatch."
+        )
+    return ""
+
+
 @dataclass(frozen=True)
 class DataFacts:
     """What a run needs to know about its data.
 
     floor_bits: entropy of a row's targets in bits per sequence, the lowest CE that any model can reach; None if unknown.
     targets: counted targets in a row (None when it varies).
-    bytes_per_token: of the train split's text, None if not text. params: the task's parameters.
+    params: the task's parameters.
     """
 
     name: str
@@ -110,13 +135,18 @@ class DataFacts:
     targets: int | None
     floor_bits: float | None
     sha256: str
-    bytes_per_token: float | None = None
     params: dict[str, Any] = field(default_factory=dict)
 
-    def unit(self) -> Unit:
-        """Bits per byte of text; else bits per sequence where every row has as many targets, else bits per token, without a floor."""
-        if self.bytes_per_token:
-            return Unit(1 / LN2 / self.bytes_per_token, "bits/byte")
+    @classmethod
+    def read(cls, known: Mapping[str, Any]) -> DataFacts:
+        """The facts in a manifest or a checkpoint; keys of another version are left out. TypeError if one is missing."""
+        return cls(**{one.name: known[one.name] for one in dataclasses.fields(cls) if one.name in known})
+
+    def unit(self, line: Metrics) -> Unit:
+        """The unit of a record: bits per byte of text; else bits per sequence where every row has as many targets, else bits per token,
+        without a floor."""
+        if line.bytes_per_token:
+            return Unit(1 / LN2 / line.bytes_per_token, "bits/byte")
         if self.targets:
             return Unit(self.targets / LN2, "bits/sequence", floor=self.floor_bits)
         return Unit(1 / LN2, "bits/token")
@@ -126,7 +156,9 @@ class DataFacts:
 class Metrics:
     """One line of metrics.jsonl. Losses and kappa in nats per token; above_kappa is a share of the tokens.
 
-    A baseline has kl = penalty = above_kappa = kappa = 0. lr and grad_norm are null for held-out lines.
+    A baseline has kl = penalty = above_kappa = kappa = 0. lr and grad_norm are null for held-out lines. tokens: the targets that training
+    has counted so far; padding and what a row gives are none. bytes_per_token: of text, in the targets of this line; null for other data.
+    nll, ce_prior, frequencies: of a Free model at the end of training (see `latent_fault`); else null.
     """
 
     step: int
@@ -140,14 +172,42 @@ class Metrics:
     kappa: float
     lr: float | None
     grad_norm: float | None
+    bytes_per_token: float | None = None
+    nll: float | None = None
+    ce_prior: float | None = None
+    frequencies: float | None = None
+
+    def fault(self) -> str:
+        """What is wrong with Z; empty if nothing is known to be."""
+        return latent_fault(self.ce, self.ce_prior, self.nll, self.frequencies)
+
+    def best_bound(self, unit: Unit) -> str:
+        """The tightest known bound on -log P(S) of a Free model, in words. nll is of fewer rows, and may be larger by chance."""
+        nelbo = unit.nelbo(self)
+        if not is_number(self.nll):
+            return f"CE + KL {number(nelbo)} {unit.name}, a loose one; `freetf evaluate` finds a tighter one"
+        nll = unit.bits(self.nll)
+        above = "" if unit.floor is None else f", {number(abs(nll - unit.floor))} {'below' if nll < unit.floor else 'above'} the floor"
+        return f"nll {number(nll)} {unit.name}{above}" + ("; CE + KL is a loose one" if nll < nelbo else "; CE + KL is as tight")
 
     def has_latent(self) -> bool:
         return not (self.kl == 0 and self.kappa == 0) and is_number(self.kappa)
 
 
 @dataclass(frozen=True)
+class Timing:
+    """What timing.jsonl records of the steps since the last record, without evaluations, samples and checkpoints.
+
+    seconds: mean time of a step. tokens_per_second: targets that counted.
+    """
+
+    seconds: float
+    tokens_per_second: float
+
+
+@dataclass(frozen=True)
 class Progress:
-    """Where a training run stands. rate in steps per second, remaining in seconds."""
+    """Where a training run stands. rate in steps per second, as in timing.jsonl; remaining in seconds, everything included."""
 
     metrics: Metrics
     steps: int
@@ -157,7 +217,7 @@ class Progress:
 
     def status(self) -> Status:
         """This state as text for a progress display."""
-        line, unit = self.metrics, self.facts.unit()
+        line, unit = self.metrics, self.facts.unit(self.metrics)
         held_out, latent = "" if line.split == "train" else line.split, line.has_latent()
         ce, kl = number(unit.bits(line.ce)), number(unit.bits(line.kl))
         costs, brief = (f"CE {ce} KL {kl}", f"{ce} + {kl}") if latent else (f"CE {ce}", ce)
@@ -184,7 +244,7 @@ class CheckpointInfo:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """A finished run."""
+    """A finished run. tokens: targets that counted. seconds: of this process, which began after step `start`, evaluations included."""
 
     run: str
     kind: str
@@ -195,24 +255,33 @@ class TrainResult:
     checkpoint: str
     page: str = field(metadata={"json": "report"})
     facts: DataFacts
+    start: int = 0
 
     def report(self) -> Report:
-        held_out = ""
+        held_out = best = ""
+        since = f" since step {count(self.start)}" if self.start else ""
         if self.val:
-            unit = self.facts.unit()
+            unit = self.facts.unit(self.val)
             latent = f" + KL {number(unit.bits(self.val.kl))} = {number(unit.nelbo(self.val))}" if self.kind == "free" else ""
             held_out = f"CE {number(unit.bits(self.val.ce))}{latent} {unit.name} (loss {number(self.val.loss, 4)} nats/token)"
+            if self.kind == "free":
+                best = self.val.best_bound(unit)
         facts = [
             ("model", KINDS[self.kind]),
-            ("trained", f"{count(self.steps)} steps, {count(self.tokens)} tokens, {duration(self.seconds)}"),
+            ("trained", f"{count(self.steps)} steps, {count(self.tokens)} tokens, {duration(self.seconds)}{since}"),
             ("held out", held_out),
+            ("best bound", best),
             ("floor", floor_text(self.facts.floor_bits)),
             ("checkpoint", self.checkpoint),
             ("report", self.page),
         ]
         run = shlex.quote(self.run)
         options = "--z shared --groups 3 --count 8" if self.kind == "free" else "--count 8"
-        return Report(self.run, [Facts(facts)], hints=[f"freetf show {run}", f"freetf sample {run} {options}"])
+        return Report(
+            self.run,
+            [Facts(facts), Note(self.val.fault() if self.val else "", "strong")],
+            hints=[f"freetf show {run}", f"freetf sample {run} {options}"],
+        )
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import PurePath
 from typing import Literal
 
 from freetf_cli.records import DataFacts, Metrics, Unit
-from freetf_cli.records.curves import curve, floor_line, split_metrics
+from freetf_cli.records.curves import curve, floor_line, nelbo, split_metrics
 from freetf_cli.records.glossary import glossary
 from freetf_cli.records.likelihood import Cost, Estimate
 from freetf_cli.records.paired import METRICS, MetricPair, Positions
@@ -230,13 +230,16 @@ class Comparison:
     def _curves(self) -> Section:
         """Held-out CE + KL (a baseline's CE) during training, for checkpoints that lie in a run."""
         assert self.facts is not None
-        unit, found = self.facts.unit(), []
-        for name, side in self._sides():
-            _, held_out = split_metrics(side.curve)
-            if held_out:
-                found.append(curve(f"{name}: {'CE + KL' if side.kind == 'free' else 'CE'}", held_out, "nelbo", unit, name.lower()))
+        lines = {name: held_out for name, side in self._sides() if (held_out := split_metrics(side.curve)[1])}
+        if not lines:
+            return Section("Training, held out", [])
+        unit, value, sides = self.facts.unit(next(iter(lines.values()))[-1]), nelbo(self.facts), dict(self._sides())
+        found = [
+            curve(f"{name}: {'CE + KL' if sides[name].kind == 'free' else 'CE'}", held_out, value, name.lower())
+            for name, held_out in lines.items()
+        ]
         chart = Chart(f"Held out, {unit.name}", found, "step", unit.name, references=floor_line(unit.floor))
-        return Section("Training, held out", [chart] if found else [])
+        return Section("Training, held out", [chart])
 
     def _latent(self) -> Section:
         """How much Z is used, side by side; empty for two baselines."""

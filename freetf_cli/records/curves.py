@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
-from freetf_cli.records import Metrics, Unit
+from freetf_cli.records import DataFacts, Metrics
 from freetf_cli.report.blocks import Reference, Series
 from freetf_cli.report.units import number
 
@@ -20,20 +21,28 @@ def last_metrics(metrics: Sequence[Metrics]) -> Metrics | None:
     return next(reversed(held_out or train), None)
 
 
-def curve(name: str, lines: Sequence[Metrics], key: str, unit: Unit, role: str = "plain", *, faint: bool = False) -> Series:
-    """One field of metrics lines by step, in a unit; or CE + KL, named `nelbo`. A null, where a run diverged, is a gap."""
-    values = [unit.nelbo(line) if key == "nelbo" else unit.bits(getattr(line, key)) for line in lines]
-    return Series(name, [line.step for line in lines], values, role, faint=faint)
+def curve(
+    name: str, lines: Sequence[Metrics], value: Callable[[Metrics], float | None], role: str = "plain", *, faint: bool = False
+) -> Series:
+    """A value of metrics lines by step. A null, where a run diverged, is a gap."""
+    found = [math.nan if (y := value(line)) is None else y for line in lines]
+    return Series(name, [line.step for line in lines], found, role, faint=faint)
 
 
-def bit_curves(metrics: Sequence[Metrics], unit: Unit, *, free: bool) -> list[Series]:
+def nelbo(facts: DataFacts) -> Callable[[Metrics], float]:
+    """CE + KL of a line, in its own unit: lines differ in bytes per token."""
+    return lambda line: facts.unit(line).nelbo(line)
+
+
+def bit_curves(metrics: Sequence[Metrics], facts: DataFacts, *, free: bool) -> list[Series]:
     """CE and, for a Free model, KL and their sum, in bits. Training curves are faint, behind the held-out ones."""
     train, held_out = split_metrics(metrics)
     main = held_out or train
-    names = {"ce": "CE", "kl": "KL", "nelbo": "CE + KL"} if free else {"ce": "CE"}
-    behind = {key: name for key, name in names.items() if key != "nelbo" and held_out and train}
-    found = [curve(f"{name}, train", train, key, unit, key, faint=True) for key, name in behind.items()]
-    return found + [curve(f"{name}, {main[0].split}", main, key, unit, key) for key, name in reversed(names.items())]
+    ce, kl = ((lambda line, key=key: facts.unit(line).bits(getattr(line, key))) for key in ("ce", "kl"))
+    names = {"ce": ("CE", ce), "kl": ("KL", kl), "nelbo": ("CE + KL", nelbo(facts))} if free else {"ce": ("CE", ce)}
+    behind = {key: one for key, one in names.items() if key != "nelbo" and held_out and train}
+    found = [curve(f"{name}, train", train, value, key, faint=True) for key, (name, value) in behind.items()]
+    return found + [curve(f"{name}, {main[0].split}", main, value, key) for key, (name, value) in reversed(names.items())]
 
 
 def floor_line(floor: float | None) -> list[Reference]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from freetf_cli.records import Unit, floor_text
+from freetf_cli.records import Unit, floor_text, latent_fault
 from freetf_cli.records.curves import floor_line
 from freetf_cli.records.evaluation import Evaluation
 from freetf_cli.records.glossary import glossary
@@ -83,10 +83,11 @@ class BoundPoint:
 class Likelihood(Evaluation):
     """The result of `evaluate --task likelihood`.
 
-    nll: a baseline's CE, or a Free model's tightest importance-weighted bound. proposal: the distribution of that bound's Zs (posterior or
-    prior; none for a baseline). elbo: the negative ELBO, CE + KL; a baseline's CE. ce_posterior, kl, ce_prior: None for a baseline. bound,
-    prior_bound: with Z from the posterior and from the prior, by increasing number of draws; they fall towards −log P(S).
-    floor_bits: the data's entropy in bits per sequence; None where it is unknown.
+    nll: a baseline's CE, or a Free model's tightest importance-weighted bound. proposal: the distribution of that bound's Zs (posterior,
+    prior, or both if rows differ; none for a baseline). elbo: the negative ELBO, CE + KL; a baseline's CE. ce_posterior, kl, ce_prior: None
+    for a baseline. bound, prior_bound: with Z from the posterior and from the prior, by increasing number of draws; they fall towards
+    −log P(S). frequencies: CE of the targets if each is predicted by its frequency, nats per token. floor_bits: the data's entropy in bits
+    per sequence; None where it is unknown.
     """
 
     tokens: int
@@ -99,6 +100,7 @@ class Likelihood(Evaluation):
     bound: list[BoundPoint]
     prior_bound: list[BoundPoint]
     floor_bits: float | None
+    frequencies: float | None = None
 
     def report(self) -> Report:
         free, known = self.kl is not None, self.floor_bits is not None
@@ -108,6 +110,7 @@ class Likelihood(Evaluation):
             [
                 self.about(tokens=self.tokens, floor=f"{floor_text(self.floor_bits)}, the data's entropy" if known else ""),
                 Section("Cost of held-out sequences", [cost_table("", self._costs())]),
+                Note(self._fault(), "strong"),
                 *bounds,
                 Note(self._reading() if bounds else ""),
                 Note(COMPARABLE if free else BASELINE),
@@ -119,10 +122,20 @@ class Likelihood(Evaluation):
     def _costs(self) -> dict[str, Cost]:
         if self.kl is None:
             return {"nll = CE": self.nll}
-        bound = self.prior_bound if self.proposal == "prior" else self.bound
-        draws = f", K = {count(bound[-1].samples)}" if bound else ""
+        last = {count(points[-1].samples) for points in self._used() if points}
+        draws = f", K = {' or '.join(sorted(last))}" if last else ""
         costs = {f"nll{draws}": self.nll, "CE + KL (negative ELBO)": self.elbo, "CE, posterior Z": self.ce_posterior, "KL": self.kl}
         return {name: cost for name, cost in {**costs, "CE, prior Z": self.ce_prior}.items() if cost is not None}
+
+    def _used(self) -> list[list[BoundPoint]]:
+        """The bounds that are part of nll."""
+        return [points for name, points in (("prior", self.prior_bound), ("posterior", self.bound)) if self.proposal in (name, "both")]
+
+    def _fault(self) -> str:
+        """What is wrong with Z; empty for a baseline."""
+        if self.ce_posterior is None or self.ce_prior is None:
+            return ""
+        return latent_fault(self.ce_posterior.nats_per_token, self.ce_prior.nats_per_token, self.nll.nats_per_token, self.frequencies)
 
     def _bound(self, points: Sequence[BoundPoint], source: str) -> Section:
         """A bound by K, with its distance to the floor, or to the nll if the floor is unknown."""
@@ -149,7 +162,8 @@ class Likelihood(Evaluation):
     def _reading(self) -> str:
         words = "K: draws of Z for each sequence; more draws lower the bound towards -log P(S). "
         if self.prior_bound:
-            words += f"nll is the tighter of the two at its last K, here with Z from the {self.proposal}. "
+            which = "the posterior for some, the prior for others" if self.proposal == "both" else f"the {self.proposal}"
+            words += f"nll is the tighter of the two at its last K, for each sequence by the draws of the others: Z from {which}. "
         floor, unit = self._floor(), self.nll.unit()
         if floor is None:
             return words + "Where the last steps still fall, the model is better than the bound says."

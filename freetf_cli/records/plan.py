@@ -24,7 +24,8 @@ class Plan:
     """The predicted cost of a run, computed without a device. FLOPs are per token, forward and backward.
 
     memory: bytes in each of the processes that train together: parameters, gradients, optimizer, activations, total.
-    overhead_compute: FLOPs relative to the baseline, minus one; overhead_compute_paper: the paper's count, one block in L.
+    overhead_compute: FLOPs relative to the baseline, minus one; overhead_compute_paper: the paper's count, the encoder's blocks in L.
+    tokens: positions of all steps, padding included, as each of them costs the same. A run's own tokens are the targets that count.
     """
 
     recipe: str
@@ -48,13 +49,13 @@ class Plan:
         each, total = short(self.train_flops_per_token), short(self.train_flops_per_token * self.tokens)
         overhead = ""
         if self.overhead_compute is not None:
-            paper = f"{signed_share(self.overhead_compute_paper)} counted as in the paper: one block in L"
+            paper = f"{signed_share(self.overhead_compute_paper)} counted as in the paper: the encoder's blocks in L"
             overhead = f"{signed_share(self.overhead_compute)} FLOPs ({paper}), {signed_share(self.overhead_parameters)} parameters"
         return Facts(
             [
                 ("model", f"{KINDS[self.kind]}, {count(self.parameters)} parameters"),
-                ("training", f"{count(self.steps)} steps, {count(self.tokens)} tokens, {self.precision}"),
-                ("compute", f"{each}FLOP per token, forward and backward; {total}FLOP in total"),
+                ("training", f"{count(self.steps)} steps, {count(self.tokens)} positions, padding included, {self.precision}"),
+                ("compute", f"{each}FLOP per position, forward and backward; {total}FLOP in total"),
                 ("versus its baseline", overhead),
             ]
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePath
 from typing import Any
 
@@ -24,7 +25,7 @@ SMALL_CHARTS = (  # title, unit, field of a metrics line, factor to the unit
     ("tokens above κ", "%", "above_kappa", 100.0),
     ("gradient norm", "norm", "grad_norm", 1.0),
 )
-ROLES = {"CE": "ce", "KL": "kl", "CE + KL": "nelbo", "floor": "floor"}
+ROLES = {"CE": "ce", "KL": "kl", "CE + KL": "nelbo", "nll": "green", "floor": "floor"}
 UNSAID = (None, "softmax", "binary")  # values that go without saying
 # Settings that distinguish runs; the page has all of them.
 HIGHLIGHTS = (
@@ -76,29 +77,32 @@ class RunSummary:
         )
 
     def _key_figures(self) -> list[Block]:
-        last, unit = last_metrics(self.metrics), self.facts.unit()
+        last = last_metrics(self.metrics)
         if last is None:
             return [Note(f"no metrics yet; floor: {floor_text(self.facts.floor_bits) or 'not known'}")]
+        unit = self.facts.unit(last)
         figures = {"CE": unit.bits(last.ce)}
         if self.kind == "free":
             figures |= {"KL": unit.bits(last.kl), "CE + KL": unit.nelbo(last)}
+            figures |= {} if last.nll is None else {"nll": unit.bits(last.nll)}
         if unit.floor is not None:
             figures["floor"] = unit.floor
         cards = [
             Card(name, number(bits), unit.name, f"{number(bits / unit.factor, 4)} nats/token", ROLES[name])
             for name, bits in figures.items()
         ]
-        return [Cards(cards), Note(self._reading(last, unit))]
+        return [Cards(cards), Note(self._reading(last, unit)), Note(last.fault(), "strong")]
 
     def _reading(self, last: Metrics, unit: Unit) -> str:
         """What the numbers mean, in a few sentences."""
         where = "the training batch" if last.split == "train" else f"the held-out split {last.split}"
         words = [f"Step {count(last.step)}, on {where}."]
-        if unit.floor is not None and is_number(last.ce):
-            gap = unit.nelbo(last) - unit.floor
-            total = "CE + KL" if self.kind == "free" else "CE"
-            words.append(f"{total} lies {number(abs(gap))} bits {'below' if gap < 0 else 'above'} the floor.")
-        elif unit.floor is None and self.facts.floor_bits is not None:
+        if self.kind == "free":
+            words.append(f"The best known bound on -log P(S): {last.best_bound(unit)}.")
+        elif unit.floor is not None and is_number(last.ce):
+            gap = unit.bits(last.ce) - unit.floor
+            words.append(f"CE lies {number(abs(gap))} bits {'below' if gap < 0 else 'above'} the floor.")
+        if unit.floor is None and self.facts.floor_bits is not None:
             words.append(f"The floor is {floor_text(self.facts.floor_bits)}; rows differ in length, so it has no place on this scale.")
         saved = unit.saved(last)
         if saved is not None and saved > 0:
@@ -108,13 +112,14 @@ class RunSummary:
     def _curves(self) -> list[Block]:
         if not self.metrics:
             return []
-        unit, free = self.facts.unit(), self.kind == "free"
+        unit, free = self.facts.unit(self.metrics[-1]), self.kind == "free"
         train, held_out = split_metrics(self.metrics)
         name = f"CE and KL, {unit.name}" if free else f"CE, {unit.name}"
-        main = Chart(name, bit_curves(self.metrics, unit, free=free), "step", unit.name, references=floor_line(unit.floor))
+        main = Chart(name, bit_curves(self.metrics, self.facts, free=free), "step", unit.name, references=floor_line(unit.floor))
         small = []
         for title, of, key, factor in SMALL_CHARTS:
-            numbers = curve(f"{title}: CE + penalised KL" if free and key == "loss" else title, train or held_out, key, Unit(factor, of))
+            name = f"{title}: CE + penalised KL" if free and key == "loss" else title
+            numbers = curve(name, train or held_out, partial(_scaled, key, factor))
             if any(map(is_number, numbers.y)) and (free or "κ" not in title):
                 small.append(Chart(numbers.name, [numbers], "step", of, small=True))
         return [main, Grid(small)]
@@ -135,6 +140,11 @@ class RunSummary:
         rest = flattened({key: value for key, value in self.manifest.items() if key != "argv"})
         rows = [("run", self.run), ("data, SHA-256", self.facts.sha256), *rest.items()]
         return [Note(command, "command"), Table(["", ""], rows)]
+
+
+def _scaled(key: str, factor: float, line: Metrics) -> float:
+    """A field of a metrics line in another unit; NaN where it is null."""
+    return Unit(factor, "").bits(getattr(line, key))
 
 
 def title(run: str, manifest: Mapping[str, Any]) -> str:

@@ -23,7 +23,7 @@ from freetf_cli.config.files import load_recipe, to_toml
 from freetf_cli.config.recipe import Recipe
 from freetf_cli.durable import SMALL, is_left_over, read_small, sweep, write_durably
 from freetf_cli.errors import InputError
-from freetf_cli.records import CheckpointInfo, Metrics, to_json
+from freetf_cli.records import CheckpointInfo, Metrics, Timing, to_json
 from freetf_cli.records.samples import Sample
 from freetf_cli.runs.checkpoint import checkpoint_folders, folder_step, recover
 from freetf_cli.runs.lock import HOLDER, LOCK
@@ -89,12 +89,12 @@ class RunFolder:
         """Record a skipped step."""
         _append(self.faults_file, entries)
 
-    def append(self, metrics: Metrics, seconds: float | None = None) -> None:
-        """Record a logged step. seconds: mean time of a step since the last record, for timing.jsonl."""
+    def append(self, metrics: Metrics, timing: Timing | None = None) -> None:
+        """Record a logged step. timing: for timing.jsonl."""
         _append(self.metrics_file, dataclasses.asdict(metrics))
-        if seconds is not None:
-            rate = metrics.tokens / metrics.step / seconds if seconds else 0.0
-            _append(self.timing_file, {"step": metrics.step, "seconds": round(seconds, 6), "tokens_per_second": round(rate, 1)})
+        if timing is not None:
+            rate = round(timing.tokens_per_second, 1)
+            _append(self.timing_file, {"step": metrics.step, "seconds": round(timing.seconds, 6), "tokens_per_second": rate})
 
     def metrics(self) -> list[Metrics]:
         """All records of logged steps."""
@@ -173,12 +173,13 @@ class ReadOnlyRun(RunFolder):
 
 def _metrics(row: dict[str, Any], file: Path) -> Metrics:
     """A record of metrics.jsonl, its types checked. Losses may be null: JSON has no NaN."""
+    fields: dict[str, Any] = {field.name: row.get(field.name) for field in dataclasses.fields(Metrics)}
     for field in dataclasses.fields(Metrics):
-        value = row.get(field.name)
+        value = fields[field.name]
         fits = type(value) in {"int": (int,), "str": (str,)}.get(str(field.type), (int, float, type(None)))
         if not fits or (isinstance(value, int) and abs(value) >= 2**53):
             raise InputError(f"the record is damaged: {field.name} is {json.dumps(value)[:40]}", f"{file}, step {row.get('step')}")
-    return Metrics(**{field.name: row[field.name] for field in dataclasses.fields(Metrics)})
+    return Metrics(**fields)
 
 
 def _moment(row: dict[str, Any]) -> tuple[int, bool]:

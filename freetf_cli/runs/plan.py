@@ -36,7 +36,7 @@ def plan_run(recipe: Recipe, name: str, bf16: bool, device_type: str | None = No
         parameters=parameters,
         train_flops_per_token=train_flops,
         overhead_compute=train_flops / _train_flops(baseline, base_parts) - 1 if free else None,
-        overhead_compute_paper=1 / recipe.model.layers if free else None,
+        overhead_compute_paper=_encoder_blocks(recipe) / recipe.model.layers if free else None,
         overhead_parameters=parameters / base_parameters - 1 if free else None,
         memory=_memory(recipe, parameters, bf16, device_type or ("cuda" if bf16 else "cpu")),
         steps=recipe.train.steps,
@@ -62,6 +62,14 @@ def part_costs(recipe: Recipe) -> list[PartCost]:
     head = 0 if model.lm_head is None else model.lm_head.weight.numel()
     parts.append(PartCost("norm and lm_head", head + _count(model.norm), 2.0 * model.lm_head_weight.numel()))
     return parts
+
+
+def _encoder_blocks(recipe: Recipe) -> int:
+    """Blocks that only training has: the encoder's one, and with `latent.encoder = "full"` as many as the decoder's lower half."""
+    latent = recipe.latent
+    if latent is None:
+        return 0
+    return 1 + (recipe.architecture["latent"]["depth"] if latent.encoder == "full" else 0)
 
 
 def _train_flops(recipe: Recipe, parts: list[PartCost]) -> float:
@@ -99,7 +107,7 @@ def _activation_bytes(recipe: Recipe, bf16: bool, device_type: str) -> float:
     tokens, vocabulary = recipe.rows_at_once * (config.context or 1), config.vocab or 0
     attention = (2 * config.heads + 2 * config.key_heads) * config.head_width
     block = 3 * 4 * config.width + size * (2 * config.width + attention + 3 * config.hidden)
-    blocks = config.layers + (1 if recipe.latent else 0)
+    blocks = config.layers + _encoder_blocks(recipe)
     injection = (2 * 4 + size) * config.width if recipe.latent else 0
     logits = tokens * vocabulary
     if logits <= FEW_LOGITS.get(device_type, FEW_LOGITS["cpu"]):

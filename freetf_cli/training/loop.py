@@ -19,12 +19,14 @@ from torch import Tensor
 
 from freetf_cli.config.recipe import Recipe
 from freetf_cli.data.batches import IGNORE, DataSource
-from freetf_cli.errors import FreetfError, InputError
+from freetf_cli.data.rows import TRAIN
+from freetf_cli.errors import FreetfError, InputError, is_out_of_memory
+from freetf_cli.evaluation.likelihood import with_bounds
 from freetf_cli.evaluation.posterior import tensors
 from freetf_cli.generation.sampling import SampleSpec, figure4_samples, prompt_tokens
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.model.latent import ObjectiveWeights
-from freetf_cli.records import Metrics, Progress, TrainResult
+from freetf_cli.records import Metrics, Progress, Timing, TrainResult
 from freetf_cli.runs.checkpoint import Checkpoint, checkpoint_folders, save_checkpoint
 from freetf_cli.runs.folder import RunFolder
 from freetf_cli.streams import torch_seed
@@ -76,15 +78,18 @@ class Loop:
         shape = (self.config.batch // self.world.size, source.context)
         self.update = TrainStep(model, self.optimizer, self.config, device, shape, self.world)
         self.batches = Prefetch(self._batch, self.config.steps)
-        self.step = self.saved_step = 0
+        self.step = self.saved_step = self.tokens = 0  # tokens: the targets that counted
         self.skipped: list[int] = []  # steps without an update, counted from 1
         self.evaluated = True  # whether the evaluation of this step, if one is due, was made
         self._began = (time.perf_counter(), 0)  # when, and at which step, this process started training
+        self._in_steps = 0.0  # seconds of this process in logged steps
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Take over a checkpoint's step and optimizer moments. Raises InputError if they do not fit the model."""
         self.step = self.saved_step = checkpoint.step
         self.evaluated = checkpoint.evaluated
+        tokens = checkpoint.state.get("tokens")
+        self.tokens = tokens if type(tokens) is int else 0
         skips = checkpoint.state.get("consecutive_skips", 0)
         if type(skips) is int and 0 <= skips <= self.config.skip_limit:
             self.update.consecutive_skips.fill_(skips)
@@ -96,14 +101,14 @@ class Loop:
     def run(self) -> TrainResult:
         """Train to the recipe's last step, with logs, evaluations and checkpoints on the way."""
         began = time.perf_counter()
-        self._began, timed_from, timed_step = (began, self.step), began, self.step
+        self._began, timed_from, timed = (began, self.step), began, (self.step, self.tokens)
         with self.batches:
             if not self.evaluated and self._evaluates():
                 self._evaluate_and_save()
             while self.step < self.config.steps:
                 self._stop_if_asked()
-                sums, grad_norm, count = self.train_step()
-                self.step += 1
+                sums, grad_norm, batch = self.train_step()
+                self.step, self.tokens = self.step + 1, self.tokens + batch.count
                 logs = self.step in (1, self.config.steps) or self._due(self.config.log_every)
                 saves = self._evaluates() or self._due(self.config.save_every)
                 if logs or saves:
@@ -111,9 +116,11 @@ class Loop:
                 now = time.perf_counter()
                 if logs and self.step not in self.skipped:
                     kappa, lr = self._weights(self.step - 1).kappa, learning_rate(self.step - 1, self.config)
-                    metrics = self._metrics(sums, count, "train", kappa, lr, float(grad_norm))
-                    self._report(metrics, (now - timed_from) / (self.step - timed_step))
-                    timed_from, timed_step = now, self.step
+                    metrics = self._metrics(sums, batch.count, batch.bytes, "train", kappa, lr, float(grad_norm))
+                    seconds = now - timed_from
+                    self._in_steps += seconds
+                    self._report(metrics, Timing(seconds / (self.step - timed[0]), (self.tokens - timed[1]) / seconds))
+                    timed_from, timed = now, (self.step, self.tokens)
                 now = time.perf_counter()
                 if self._evaluates():
                     self._evaluate_and_save()
@@ -124,8 +131,8 @@ class Loop:
         self.hooks.saved(self.folder)
         return self._result()
 
-    def train_step(self) -> tuple[Tensor, Tensor, int]:
-        """Make one update. Returns the sums of LossTerms over the batch [5], the gradient's norm before clipping [], the count of targets.
+    def train_step(self) -> tuple[Tensor, Tensor, HostBatch]:
+        """Make one update. Returns the sums of LossTerms over the batch [5], the gradient's norm before clipping [], and the batch.
 
         Every step writes into the same two tensors: read them before the next one.
         """
@@ -134,7 +141,7 @@ class Loop:
         self.update(self.step, batch, learning_rate(self.step, self.config), self._weights(self.step))
         if self.device.type != "cuda":  # where asking costs nothing
             self._record_faults()
-        return self.update.sums, self.update.grad_norm, batch.count
+        return self.update.sums, self.update.grad_norm, batch
 
     @torch.no_grad()
     def evaluate(self) -> Metrics:
@@ -145,7 +152,7 @@ class Loop:
         config, size = self.recipe.eval, self.world.size
         final, noise_NTH = self._weights(self.config.steps), self._noise(-1, config.sequences)
         weights = ObjectiveWeights(*torch.tensor(final, device=self.device).unbind())
-        total, count, row = torch.zeros(5, device=self.device), 0, 0
+        total, count, size_bytes, row = torch.zeros(5, device=self.device), 0, 0.0, 0
         self.model.eval()
         for number, batch in enumerate(self.source.held_out(config.split, config.sequences, self.recipe.rows_at_once)):
             if number % size == 0:
@@ -153,6 +160,7 @@ class Loop:
             noise_BTH = noise_NTH[row : row + len(batch.inputs)]
             row += len(batch.inputs)
             count += int((batch.targets != IGNORE).sum())
+            size_bytes += float(self.source.target_bytes(config.split, batch.targets).sum())
             if number % size == self.world.rank:
                 tokens_BT, targets_BT = tensors(self.model, batch)
                 with autocast(self.config, self.device):
@@ -162,7 +170,27 @@ class Loop:
         self.model.train()
         if not torch.isfinite(total).all():
             raise self._failure("the held-out loss is not finite")
-        return self._metrics(total, count, config.split, final.kappa, lr=None, grad_norm=None)
+        held_out = self._metrics(total, count, size_bytes, config.split, final.kappa, lr=None, grad_norm=None)
+        return self._with_bounds(held_out) if self.step == self.config.steps and self.world.is_main else held_out
+
+    def _with_bounds(self, held_out: Metrics) -> Metrics:
+        """The last held-out metrics with the bounds. The run goes on without them if memory is too small for their rows."""
+
+        def stop_if_alone(_: int) -> None:
+            if self.world.size == 1:  # the others do not measure, and would not answer
+                self._stop_if_asked()
+
+        self.model.eval()
+        try:
+            with autocast(self.config, self.device):
+                return with_bounds(held_out, self.model, self.source, self.recipe.eval.sequences, stop_if_alone)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self.hooks.warn("out of memory: nll was not measured; `freetf evaluate` does it without the optimizer's memory")
+            return held_out
+        finally:
+            self.model.train()
 
     def save(self, held_out: Metrics | None) -> None:
         """Save a checkpoint of this step, and delete old ones (train.keep_last, keep_every). held_out: this step's evaluation, if any."""
@@ -171,7 +199,7 @@ class Loop:
         if self.world.is_main:
             state = {
                 "step": self.step,
-                "tokens": self._tokens(),
+                "tokens": self.tokens,
                 "val_loss": held_out and held_out.loss,
                 "recipe": self.recipe.model_dump(exclude_none=True),
                 "data": asdict(self.source.facts),
@@ -249,32 +277,36 @@ class Loop:
         return torch.rand(rows, *self.update.noise.shape[1:], generator=self.noise_generator, device=self.device)
 
     def _batch(self, step: int) -> HostBatch:
-        return host_batch(self.source.train_batch(step, self.config.batch), self.rows, pinned=self.device.type == "cuda")
-
-    def _tokens(self) -> int:
-        return self.step * self.config.batch * self.source.context
+        batch = self.source.train_batch(step, self.config.batch)
+        size_bytes = float(self.source.target_bytes(TRAIN, batch.targets).sum())
+        return host_batch(batch, self.rows, size_bytes, pinned=self.device.type == "cuda")
 
     def _weights(self, step: int) -> ObjectiveWeights:
         return objective_weights(step, self.recipe.latent, self.config.steps)
 
-    def _metrics(self, sums: Tensor, count: int, split: str, kappa: float, lr: float | None, grad_norm: float | None) -> Metrics:
+    def _metrics(
+        self, sums: Tensor, count: int, size_bytes: float, split: str, kappa: float, lr: float | None, grad_norm: float | None
+    ) -> Metrics:
         ce, kl, penalty, above, latents = sums.tolist()
         loss, share = (ce + penalty) / count, above / latents if latents else 0.0
-        return Metrics(self.step, self._tokens(), split, loss, ce / count, kl / count, penalty / count, share, kappa, lr, grad_norm)
+        means = (loss, ce / count, kl / count, penalty / count)
+        return Metrics(self.step, self.tokens, split, *means, share, kappa, lr, grad_norm, size_bytes / count or None)
 
-    def _report(self, metrics: Metrics, step_seconds: float | None = None) -> None:
-        """Record and show metrics. step_seconds: mean time of a step since the last record."""
-        self.folder.append(metrics, step_seconds)
-        rate = (self.step - self._began[1]) / (time.perf_counter() - self._began[0])
-        remaining = (self.config.steps - self.step) / rate if rate else math.inf
+    def _report(self, metrics: Metrics, timing: Timing | None = None) -> None:
+        """Record and show metrics. The rate is that of the steps alone, the time left has evaluations and checkpoints in it."""
+        self.folder.append(metrics, timing)
+        done = self.step - self._began[1]
+        remaining = (self.config.steps - self.step) / done * (time.perf_counter() - self._began[0]) if done else math.inf
+        rate = done / self._in_steps if self._in_steps else 0.0
         self.hooks.progress(Progress(metrics, self.config.steps, rate, remaining, self.source.facts))
 
     def _result(self) -> TrainResult:
         return TrainResult(
             run=str(self.folder.path),
             kind=self.recipe.kind,
+            start=self._began[1],
             steps=self.step,
-            tokens=self._tokens(),
+            tokens=self.tokens,
             seconds=time.perf_counter() - self._began[0],
             val=next((row for row in reversed(self.folder.metrics()) if row.split != "train"), None),
             checkpoint=str(self.folder.checkpoint(self.step)),

@@ -19,19 +19,20 @@ AHEAD = 2  # batches
 
 @dataclass(frozen=True, eq=False)
 class HostBatch:
-    """Inputs and targets [B, T] int64 on the host. count: the targets that count, in the batch of all processes."""
+    """Inputs and targets [B, T] int64 on the host. count: the targets that count, in the batch of all processes; bytes: of their text."""
 
     inputs: Tensor
     targets: Tensor
     count: int
+    bytes: float = 0.0
 
 
-def host_batch(batch: Batch, rows: slice = slice(None), *, pinned: bool = False) -> HostBatch:
+def host_batch(batch: Batch, rows: slice = slice(None), size_bytes: float = 0.0, *, pinned: bool = False) -> HostBatch:
     """Some rows of a batch as tensors. pinned: in page-locked memory, from which a GPU copies asynchronously."""
     inputs, targets = (torch.from_numpy(each[rows]).contiguous() for each in (batch.inputs, batch.targets))
     if pinned:
         inputs, targets = inputs.pin_memory(), targets.pin_memory()
-    return HostBatch(inputs, targets, int((batch.targets != IGNORE).sum()))
+    return HostBatch(inputs, targets, int((batch.targets != IGNORE).sum()), size_bytes)
 
 
 class Prefetch:

@@ -28,6 +28,7 @@ from freetf_cli.runs.lock import lock_run
 from freetf_cli.training.loop import Loop
 
 KEYS = ["step", "tokens", "split", "loss", "ce", "kl", "penalty", "above_kappa", "kappa", "lr", "grad_norm"]
+KEYS += ["bytes_per_token", "nll", "ce_prior", "frequencies"]
 CHECKPOINT = {"model.safetensors", "optimizer.safetensors", "state.json", "tokenizer.json", "MANIFEST.sha256"}
 NO_DATA = ["paper-1.5b-baseline", "paper-1.5b-free", "paper-8b-baseline", "paper-8b-free"]
 
@@ -525,5 +526,5 @@ def test_a_dry_run_reads_well_in_a_pipe(run_cli):
     code, stdout, stderr = run_cli("train", "paper-1.5b-free", "--dry-run")
     assert (code, stderr) == (0, "")
     assert "1,659,096,576" in stdout
-    assert "one block in L" in stdout
+    assert "the encoder's blocks in L" in stdout
     assert "…" not in stdout

@@ -46,7 +46,7 @@ def edited(path, before, after):
         ("lr = 1e-3", "lr = nan", "train.lr: input should be a finite number, not nan, FILE, line 17"),
         ("kappa = 0.25", "kappa = -1", "latent.kappa: input should be greater than or equal to 0, not -1, FILE, line 12"),
         ("kappa = 0.25", "kappa = 17", "latent.kappa = 17 is more than latent.bits = 16"),
-        ("layers = 4", "layers = 3", "model.layers = 3 is odd: a Free Transformer needs an even number of blocks"),
+        ("layers = 4", "layers = 3", "model.layers = 3 is odd: set latent.depth, the number of blocks before Z is injected"),
         ("heads = 4", "heads = 5", "model.heads = 5 does not divide model.width = 64"),
         ("heads = 4", "heads = 4\nkv_heads = 3", "model.kv_heads = 3 does not divide model.heads = 4"),
         ("heads = 4", "heads = 64", "the head width, model.width / model.heads = 1, must be even"),
@@ -207,7 +207,7 @@ def test_a_table_made_alone_checks_its_rules():
         LatentConfig(kappa=9, bits=8)
     recipe = Recipe.model_validate(TREE)
     broken = recipe.model_copy(update={"model": recipe.model.model_copy(update={"layers": 3, "heads": 5})})
-    assert [one.keys for one in broken.broken()] == [("model.heads", "model.width"), ("model.layers", "latent.bits")]
+    assert [one.keys for one in broken.broken()] == [("model.heads", "model.width"), ("model.layers", "latent.depth", "latent.bits")]
 
 
 def test_a_mismatch_needs_two_sequences_at_a_time(recipe_file):

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers as library
 
 from freetf_cli.config.recipe import DataConfig
 from freetf_cli.data.batches import IGNORE, DataSource, open_data
 from freetf_cli.data.dataset import Dataset
 from freetf_cli.data.manifest import Origin
 from freetf_cli.data.prepare import prepare_text, write_task
-from freetf_cli.data.tokenizer import characters
+from freetf_cli.data.tokenizer import SEPARATOR, characters
 from freetf_cli.data.writer import DatasetWriter
 from freetf_cli.errors import InputError
 from freetf_cli.tasks import make_task
@@ -159,10 +161,48 @@ def test_facts(folders: Path) -> None:
     assert folder.sha256 == Dataset.open(folders / "letters").sha256 and len(letters.sha256) == 64
     other = open_data(DataConfig(task="letters", params={"noise": 0.1}), context=None, seed=0).facts
     assert other.sha256 != letters.sha256
-    assert (text.targets, text.floor_bits, text.task) == (32, None, None) and 0.99 < (text.bytes_per_token or 0) < 1
+    assert (text.targets, text.floor_bits, text.task) == (32, None, None)
     assert (blocks.targets, blocks.floor_bits) == (6, 0.0)
     cropped = open_data(DataConfig(task="letters"), context=20, seed=0).facts
     assert (cropped.targets, cropped.floor_bits) == (20, None), "the floor is that of whole rows"
+
+
+TEXTS = ["ab abcd AB", "é", "abé  cd", "ab", "𝄞 abcd"] * 4
+EVERY_CHARACTER = {c: i for i, c in enumerate("abcdé𝄞")} | {"[UNK]": 6}
+
+
+def lossy() -> library.Tokenizer:
+    """A tokenizer that lower-cases, drops spaces, and has no decoder."""
+    inner = library.Tokenizer(library.models.BPE({**EVERY_CHARACTER, "ab": 7, "cd": 8}, [("a", "b"), ("c", "d")]))
+    inner.normalizer, inner.pre_tokenizer = library.normalizers.Lowercase(), library.pre_tokenizers.Whitespace()
+    inner.add_special_tokens([SEPARATOR])
+    return inner
+
+
+@pytest.mark.parametrize("kind", ["bytes", "bpe:270", "lossy"])
+def test_targets_have_the_bytes_of_their_text(kind: str, tmp_path: Path) -> None:
+    """Every token but the given one is a target once: together they have the bytes of the text, of each split by itself."""
+    (tmp_path / "lossy").write_text(lossy().to_str())
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps({"t": text}) + "\n" for text in TEXTS))
+    tokenizer = str(tmp_path / kind) if kind == "lossy" else kind
+    prepare_text([tmp_path / "t.jsonl"], tmp_path / "d", field="t", tokenizer=tokenizer, split={"train": 0.5, "val": 0.5})
+    splits = Dataset.open(tmp_path / "d").manifest.splits
+    whole, cropped = (open_data(DataConfig(dir=str(tmp_path / "d"), rows="documents"), context=n, seed=0) for n in (20, 2))
+    for split in ("train", "val"):
+        sizes = [sum(data.target_bytes(split, each.targets).sum() for each in data.held_out(split, 99, 3)) for data in (whole, cropped)]
+        assert sizes[0] == pytest.approx(splits[split].bytes) and 0 < sizes[1] < sizes[0]
+    packed = open_data(DataConfig(dir=str(tmp_path / "d")), context=1, seed=0)  # windows of one target
+    assert sum(packed.target_bytes("val", each.targets).sum() for each in packed.held_out("val", 999, 7)) == pytest.approx(
+        splits["val"].bytes
+    )
+    (few,) = packed.held_out("val", 5, 5)
+    assert packed.target_bytes("val", few.targets).tolist() == packed.token_bytes("val")[few.targets[:, 0]].tolist()
+
+
+def test_rows_of_a_task_have_no_bytes(folders: Path) -> None:
+    for name in ("letters", "letters folder", "reviews folder"):
+        data = source(folders, name)
+        assert not data.target_bytes("val", next(data.held_out("val", 4, 4)).targets).any()
 
 
 def test_prompts(folders: Path) -> None:

@@ -6,7 +6,7 @@ import functools
 import itertools
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -101,6 +101,50 @@ def test_what_a_foreign_tokenizer_loses_is_counted() -> None:
     composed = tok.from_json(changes.to_str())
     assert composed.losses("e\u0301", composed.encode_array("e\u0301"))[0] == {"e": 1, "\u0301": 1}
     assert not any(bpe().losses("<|endoftext|>", bpe().encode_array("<|endoftext|>")))
+
+
+def sentencepiece() -> library.Tokenizer:
+    """BPE with byte fallback and `▁` for a space, as Llama 2 has it."""
+    vocabulary = {token: i for i, token in enumerate(["<unk>", *(f"<0x{b:02X}>" for b in range(256)), "▁", "a", "b", "ab", "▁ab"])}
+    merges = [("a", "b"), ("▁", "ab")]
+    inner = library.Tokenizer(library.models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    inner.normalizer = library.normalizers.Sequence([library.normalizers.Prepend("▁"), library.normalizers.Replace(" ", "▁")])
+    steps = [library.decoders.Replace("▁", " "), library.decoders.ByteFallback(), library.decoders.Fuse()]
+    inner.decoder = library.decoders.Sequence([*steps, library.decoders.Strip(" ", 1, 0)])
+    return inner
+
+
+def word_piece() -> library.Tokenizer:
+    inner = library.Tokenizer(library.models.WordPiece({"[UNK]": 0, "ab": 1, "##cd": 2, "é": 3}, unk_token="[UNK]"))
+    inner.pre_tokenizer, inner.decoder = library.pre_tokenizers.Whitespace(), library.decoders.WordPiece()
+    return inner
+
+
+@pytest.mark.parametrize(
+    ("made", "text", "sizes"),
+    [
+        (tok.byte_level, "aé", [1, 1, 1]),
+        (lambda: tok.characters("aé𝄞", separator=True), "a𝄞é", [1, 4, 2]),
+        (lambda: tok.from_json(sentencepiece().to_str()), "ab abé", [3, 3, 1, 1]),  # the first ▁ was put before the text
+        (lambda: tok.from_json(word_piece().to_str()), "abcd é", [3, 2, 3]),
+    ],
+)
+def test_bytes_that_tokens_stand_for(made: Callable[[], tok.Tokenizer], text: str, sizes: list[int]) -> None:
+    tokenizer = made()
+    assert tokenizer.byte_counts[tokenizer.encode(text)].tolist() == sizes
+    assert tokenizer.separator is None or tokenizer.byte_counts[tokenizer.separator] == 0
+
+
+def test_tokens_that_are_parts_of_characters_and_added_ones_have_their_bytes() -> None:
+    plain = bpe()
+    text = "né 𝄞 ουρανός the  the"
+    assert plain.keeps_bytes and plain.byte_counts[plain.encode(text)].sum() == len(text.encode())
+    inner = library.Tokenizer.from_str(plain.json)
+    inner.add_tokens(["ουρανός"])
+    more = tok.from_json(inner.to_str())
+    assert more.byte_counts[more.encode(text)].sum() == len(text.encode()) and max(more.byte_counts[more.encode(text)]) == 14
+    inner.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=True)
+    assert not tok.from_json(inner.to_str()).keeps_bytes
 
 
 def test_truncation_in_a_file_does_not_shorten_texts() -> None:

@@ -14,23 +14,22 @@ TOKENS = np.array([10, 20, 30, 40] * 10)
 COSTS = np.random.default_rng(0).uniform(0.5, 3.0, 40) * TOKENS
 
 
-def costs(
-    nats: np.ndarray, tokens: np.ndarray = TOKENS, *, free: bool = False, by_position=None, bytes_per_token: float | None = None
-) -> RowCosts:
+def costs(nats: np.ndarray, tokens: np.ndarray = TOKENS, *, free: bool = False, by_position=None, bytes_per_token: float = 0.0) -> RowCosts:
     more = {"nll": nats - 1.0, "ce_posterior": nats - 2.0, "ce_prior": nats + 1.0, "kl": np.full(len(nats), 2.0)}
     position_nats, position_targets = by_position or (np.zeros(1), np.zeros(1, int))
     return RowCosts(
         targets=tokens,
+        bytes=tokens * bytes_per_token,
         documents=np.arange(len(nats)),
         nats={"nll": nats, "elbo": nats, **(more if free else {})},
         proposal="posterior" if free else "none",
         posterior_bound={},
         prior_bound={},
         above_kappa=0.5 if free else None,
+        frequencies=1.0,
         position_nats=position_nats,
         position_targets=position_targets,
         seconds=0.0,
-        bytes_per_token=bytes_per_token,
     )
 
 

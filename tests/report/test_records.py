@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 from pydantic import TypeAdapter
 
-from freetf_cli.records import to_json
+from freetf_cli.records import latent_fault, to_json
 from freetf_cli.records.intervention import colours
 from freetf_cli.records.likelihood import Estimate, Likelihood
 from freetf_cli.records.paired import STRETCHES, Positions
@@ -19,7 +19,7 @@ from freetf_cli.records.run import RunSummary
 from freetf_cli.records.samples import SampleGroups, line_spans
 from freetf_cli.report.units import bracket, duration, number, short, signed, times
 from freetf_cli.tasks import spans_by_text
-from tests.report.helper import FACTS, comparison, likelihood, metrics, mixed, pair, probe, summary, sweep
+from tests.report.helper import FACTS, TRAINED, comparison, likelihood, metrics, mixed, pair, probe, summary, sweep
 
 Said = Callable[[object], str]
 
@@ -192,12 +192,44 @@ def test_a_comparison(said: Said) -> None:
     assert "not compared" in said(mixed()) and "A: no Z" in said(mixed())
 
 
+@pytest.mark.parametrize(
+    ("ce", "ce_prior", "nll", "words"),
+    [
+        (0.500, 0.504, 0.5, "Z is unused: a random Z adds 0.8 % of nll"),
+        (0.500, 0.490, 0.5, "Z is unused: a random Z adds -2.0 % of nll"),
+        (0.500, 0.506, 0.5, ""),
+        (0.049, 0.900, 0.5, "Z copies the sequence (collapse): with the encoder's Z, CE is 9.8 % of nll"),
+        (0.300, 1.010, 0.5, "Z from the prior is worse than no information: CE is 101.0 %"),
+        (0.300, 0.990, 0.5, ""),
+        (0.300, None, None, ""),
+        (math.nan, 0.3, 0.5, ""),
+    ],
+)
+def test_what_is_wrong_with_z(ce: float, ce_prior: float | None, nll: float | None, words: str) -> None:
+    found = latent_fault(ce, ce_prior, nll, None if nll is None else 1.0)
+    assert found.startswith(words) and bool(found) == bool(words)
+
+
+def test_the_best_bound_is_named_and_the_loose_one_called_loose(said: Said) -> None:
+    last = metrics(4000, "val", nll=0.3, ce_prior=0.4, frequencies=1.0)
+    shown = said(summary(metrics=[last]))
+    assert "The best known bound on -log P(S): nll 28.13 bits/sequence, 0.72 above the floor; CE + KL is a loose one." in shown
+    assert "nll 28.13 bits/sequence, 0.72 above the floor" in said(replace(TRAINED, val=last))
+    assert "CE + KL is as tight" in said(replace(TRAINED, val=replace(last, nll=0.34)))
+    assert "a loose one; `freetf evaluate` finds a tighter one" in said(summary())
+    unused = replace(last, ce_prior=last.ce)
+    assert all("Z is unused" in said(each) for each in (summary(metrics=[unused]), replace(TRAINED, val=unused)))
+    made = likelihood()
+    assert "Z is unused" in said(replace(made, ce_prior=made.ce_posterior, frequencies=1.0)) and "Z is" not in said(
+        replace(made, frequencies=1.0)
+    )
+
+
 def test_progress_is_reported_in_the_units_of_the_data() -> None:
     from tests.report.helper import progress
 
-    texts = [
-        piece.text for piece in progress(facts=replace(FACTS, floor_bits=None, bytes_per_token=2.0), ce=math.log(4), kl=0.0).status().pieces
-    ]
+    text = progress(facts=replace(FACTS, floor_bits=None), ce=math.log(4), kl=0.0, bytes_per_token=2.0)
+    texts = [piece.text for piece in text.status().pieces]
     assert "CE 1.00 KL 0.00 bits/byte" in texts
     assert not any("floor" in piece.text for piece in progress(facts=replace(FACTS, targets=None)).status().pieces)
     assert metrics(10, free=False).has_latent() is False

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from freetf_cli.config.files import check_recipe, load_recipe
 from freetf_cli.latent.build import build_model
-from freetf_cli.runs.plan import ATTENTION_WEIGHTS, plan_run
+from freetf_cli.runs.plan import ATTENTION_WEIGHTS, _activation_bytes, plan_run
 
 
 def test_the_papers_small_model_by_hand() -> None:
@@ -86,6 +87,28 @@ def test_parameters_are_counted_as_in_the_model(name: str) -> None:
     assert plan_run(recipe, name, bf16=False).parameters == sum(
         parameter.numel() for parameter in build_model(recipe.model, recipe.latent).parameters()
     )
+
+
+@pytest.mark.parametrize(("encoder", "layers", "depth"), [("shared", 4, None), ("full", 4, None), ("full", 7, 3), ("shared", 7, 6)])
+def test_the_encoders_blocks_are_counted(encoder: str, layers: int, depth: int | None) -> None:
+    """FLOPs against torch's counter, which knows no causality; activations against the blocks that keep them."""
+    model = {"layers": layers, "width": 64, "heads": 2, "vocab": 16, "context": 16, "tie_embeddings": False}
+    latent = {"kappa": 1.0, "bits": 4, "encoder": encoder, **({"depth": depth} if depth else {})}
+    tree = {"data": {"task": "letters"}, "model": model, "train": {"steps": 1, "batch": 2, "lr": 1e-3}}
+    free, base = (check_recipe({**tree, **more}, where="test") for more in ({"latent": latent}, {}))
+    plan, plain = (plan_run(recipe, "", bf16=False) for recipe in (free, base))
+    made = build_model(free.model, free.latent)
+    assert plan.parameters == sum(parameter.numel() for parameter in made.parameters())
+    with FlopCounterMode(display=False) as counter:
+        made(torch.zeros(2, 16, dtype=torch.int64), noise=torch.rand(2, 16, 4))
+    counted = sum(part.flops for part in plan.parts)
+    assert counter.get_total_flops() / 32 == pytest.approx(counted, rel=0.05)
+    own = 1 + (depth or layers // 2 if encoder == "full" else 0)
+    assert plan.overhead_compute_paper == own / layers
+    assert plan.overhead_compute == pytest.approx(own / layers, rel=0.2)
+    assert plain.overhead_compute is None
+    blocks = _activation_bytes(free, False, "cpu") - _activation_bytes(base, False, "cpu")
+    assert blocks == 32 * (own * 4 * (3 * 64 + 2 * 64 + 4 * 64 + 3 * free.model.hidden) + 3 * 4 * 64)
 
 
 def test_the_kinds_of_attention_by_hand() -> None:

@@ -12,6 +12,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -19,7 +20,13 @@ from safetensors.torch import load_file
 from freetf_cli.config.files import check_recipe, load_recipe
 from freetf_cli.config.recipe import Recipe
 from freetf_cli.data.batches import Batch, DataSource
+from freetf_cli.data.manifest import Origin
+from freetf_cli.data.tokenizer import train_bpe
+from freetf_cli.data.writer import DatasetWriter
 from freetf_cli.errors import FreetfError, InputError, Interrupted, Stopped
+from freetf_cli.evaluation.likelihood import row_costs
+from freetf_cli.evaluation.metrics import Request, load
+from freetf_cli.evaluation.summary import summarise
 from freetf_cli.latent.build import build_model, initialise_model
 from freetf_cli.model.latent import ObjectiveWeights
 from freetf_cli.records import Progress, TrainResult
@@ -36,6 +43,7 @@ from freetf_cli.training.start import resolve
 
 CPU = torch.device("cpu")
 KEYS = ["step", "tokens", "split", "loss", "ce", "kl", "penalty", "above_kappa", "kappa", "lr", "grad_norm"]
+KEYS += ["bytes_per_token", "nll", "ce_prior", "frequencies"]
 
 
 def recipe(latent: bool = True, every: int = 2, **train_settings: Any) -> Recipe:
@@ -289,6 +297,73 @@ def test_accumulated_parts_of_unequal_size_add_up(tmp_path: Path) -> None:
         gradients.append({name: value.grad for name, value in running.model.named_parameters()})
     for name, gradient in gradients[0].items():
         assert torch.allclose(gradient, gradients[1][name], atol=1e-6), name
+
+
+@pytest.mark.parametrize("task", ["letters", "reviews", "blocks"])
+def test_tokens_are_the_targets_that_count(task: str, tmp_path: Path) -> None:
+    """Padding, given tokens and questions are none; a resumed run goes on counting, and rates are those of the same tokens."""
+    tree = recipe(latent=False, every=3).model_dump(exclude_none=True)
+    tree["data"] = {"task": task}
+    made = check_recipe(tree, where="test")
+    stopped_run(tmp_path / "run", 3, made)
+    checkpoint = Checkpoint.open(checkpoint_folders(tmp_path / "run")[-1])
+    result = train(made, tmp_path / "run", device=CPU, resume=checkpoint)
+    source = resolve(made)[1]
+    counts = [int((source.train_batch(step, 4).targets >= 0).sum()) for step in range(6)]
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert {row["step"]: row["tokens"] for row in rows} == {step: sum(counts[:step]) for step in range(1, 7)}
+    assert (result.tokens, result.start, checkpoint.state["tokens"]) == (sum(counts), 3, sum(counts[:3]))
+    timing = [json.loads(line) for line in (tmp_path / "run" / "timing.jsonl").read_text().splitlines()]
+    assert [row["tokens_per_second"] * row["seconds"] for row in timing] == pytest.approx(counts, rel=0.02)
+
+
+def test_training_ends_with_the_bounds_and_says_what_is_wrong_with_z(tmp_path: Path) -> None:
+    made, lines = recipe(), []
+    result = train(made, tmp_path / "run", device=CPU, hooks=Hooks(progress=lambda update: lines.append(update.metrics)))
+    *before, last = [line for line in lines if line.split == "val"]
+    assert all(line.nll is None and not line.fault() for line in before) and result.val == last
+    source = resolve(made)[1]
+    costs = row_costs(Checkpoint.open(checkpoint_folders(tmp_path / "run")[-1]).model(CPU), source, split="val", sequences=10, draws=(64,))
+    assert last.nll == pytest.approx(costs.nats["nll"].mean() / costs.targets[0]) and costs.frequencies == last.frequencies
+    added = (costs.nats["ce_prior"] - costs.nats["ce_posterior"]).mean() / costs.targets[0]
+    assert last.ce_prior is not None and last.ce_prior - last.ce == pytest.approx(added, abs=1e-6)
+    assert last.fault().startswith("Z is unused")  # after six steps
+
+
+def test_bits_per_byte_are_those_of_the_targets_measured(tmp_path: Path) -> None:
+    """A train split of long English tokens and a val split of Greek, whose every token is a byte: train, show and evaluate agree."""
+    english, greek = "hill sea stone rain soil fire wind sky " * 40, "χώμα ουρανός φωτιά " * 40
+    tokenizer = train_bpe([english], 290)
+    with DatasetWriter(tmp_path / "d", tokenizer, Origin(kind="text", seed=0)) as writer:
+        for split, text in (("train", english), ("val", greek)):
+            writer.add(split, text, {"source": "", "factors": {}})
+    tree = recipe(latent=False).model_dump(exclude_none=True)
+    tree |= {"data": {"dir": str(tmp_path / "d")}, "model": {**tree["model"], "context": 16}, "eval": {"sequences": 30, "samples": 0}}
+    made = check_recipe(tree, where="test")
+    result = train(made, tmp_path / "run", device=CPU)
+    source = resolve(made)[1]
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        batches = [source.train_batch(row["step"] - 1, 4)] if row["split"] == "train" else source.held_out("val", 30, 30)
+        targets = np.concatenate([batch.targets.ravel() for batch in batches])
+        text = [tokenizer.decode([i]) for i in targets]
+        size = sum(map(len, text)) if row["split"] == "train" else int((targets != tokenizer.separator).sum())
+        assert row["bytes_per_token"] == pytest.approx(size / len(targets))
+    checkpoint = Checkpoint.open(checkpoint_folders(tmp_path / "run")[-1])
+    request = Request(run="run", split="val", sequences=30)
+    measured = load("likelihood")(checkpoint, checkpoint.model(CPU), source, request)
+    last = rows[-1]
+    bits = last["ce"] / math.log(2) / last["bytes_per_token"]
+    assert measured.nll.bits_per_byte == pytest.approx(bits, rel=1e-5)  # type: ignore[attr-defined]
+    assert f"CE {bits:.2f} bits/byte" in str(result.report())
+    assert f"value='{bits:.2f}', unit='bits/byte'" in str(summarise(tmp_path / "run").report())
+
+
+def test_a_run_ends_well_without_memory_for_the_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    warnings: list[str] = []
+    monkeypatch.setattr(loop_module, "with_bounds", lambda *_: bytearray(1 << 62))
+    result = train(recipe(), tmp_path / "run", device=CPU, hooks=Hooks(warn=warnings.append))
+    assert result.val is not None and result.val.nll is None and warnings[0].startswith("out of memory: nll")
 
 
 def test_held_out_lines_are_measured_at_the_final_kappa(tmp_path: Path) -> None:

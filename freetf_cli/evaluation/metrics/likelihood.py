@@ -7,6 +7,7 @@ from __future__ import annotations
 from freetf_cli.data.batches import DataSource
 from freetf_cli.evaluation.likelihood import DRAWS, row_costs
 from freetf_cli.evaluation.metrics import Request
+from freetf_cli.evaluation.statistics import check_enough
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.records.likelihood import BoundPoint, Likelihood
 from freetf_cli.runs.checkpoint import Checkpoint
@@ -18,6 +19,7 @@ def evaluate(checkpoint: Checkpoint, model: Decoder, source: DataSource, request
     costs = row_costs(
         model, source, split=request.split, sequences=request.sequences, draws=draws, seed=request.seed, advance=request.advance
     )
+    check_enough(len(costs.targets), "sequences", f"--sequences, or more data in split '{request.split}'")
     found = {name: costs.cost(nats) for name, nats in costs.nats.items()}
     return Likelihood(
         **request.described("likelihood", checkpoint, source, len(costs.targets), costs.seconds),
@@ -30,5 +32,6 @@ def evaluate(checkpoint: Checkpoint, model: Decoder, source: DataSource, request
         ce_prior=found.get("ce_prior"),
         bound=[BoundPoint(count, costs.cost(nats)) for count, nats in costs.posterior_bound.items()],
         prior_bound=[BoundPoint(count, costs.cost(nats)) for count, nats in costs.prior_bound.items()],
+        frequencies=costs.frequencies,
         floor_bits=source.facts.floor_bits,
     )

@@ -53,7 +53,7 @@ def probe_latent(checkpoint: Checkpoint, model: Decoder, source: DataSource, spe
     rows = source.held_out_factors(spec.split, spec.sequences)
     bits, kappa = checkpoint.recipe.latent.bits if checkpoint.recipe.latent else 0, latent_of(model).kappa
     found = rate(posterior, kappa, source.facts.floor_bits, seed)
-    ablated = latent_ablation(posterior, source.bytes_per_token.get(spec.split), seed)
+    ablated = latent_ablation(posterior, seed)
     intervention, taken, decoded, notes = None, [], [], []
     if reader is None:
         hint = "" if source.facts.task else "; labels of documents are read where the run was trained with data.rows = 'documents'"

@@ -56,6 +56,7 @@ class Posterior:
         ce_other: The same with the Z of the other sequence.
         ce_prior: The same with Z from the prior.
         targets: Number of counted targets [N].
+        bytes: Of text, in the counted targets [N]; 0 for other data.
         documents: The document in which each sequence begins [N].
         hidden: Features of the hidden states below the injection [N, F].
     """
@@ -68,6 +69,7 @@ class Posterior:
     ce_other: Floats
     ce_prior: Floats
     targets: Floats
+    bytes: Floats
     documents: NDArray[np.int64]
     hidden: Tensor
 
@@ -84,6 +86,7 @@ def read_posterior(
     device, length, row = model.embedding.weight.device, source.context, 0
     size = max(2, _BATCH_TOKENS.get(device.type, 1 << 16) // length)
     parts: list[list[Tensor]] = []
+    sizes: list[Floats] = []
     for batch in source.held_out(split, sequences, size):
         passed, rows = PosteriorPass(model, batch), range(row, row + len(batch.inputs))
         logits_BTH = at_least_float32(bit_logits(passed.posterior)) * passed.latent_mask[..., None]
@@ -91,6 +94,7 @@ def read_posterior(
         costs = [_nats(passed, drawn) for drawn in (z, prior_draws(model, rows, length, seed))]
         targets = (passed.targets >= 0).sum(1).double()
         parts.append([one.cpu() for one in (logits_BTH, passed.latent_mask, z, targets, *costs, features(passed.x_BTD))])
+        sizes.append(source.target_bytes(split, batch.targets))
         row = rows.stop
         advance(len(rows))
     check_enough(row, "sequences", f"--sequences, or more data in split '{split}'")
@@ -101,7 +105,7 @@ def read_posterior(
         ce_other.append(_nats(PosteriorPass(model, batch), others_z.to(device)).cpu())
         advance(len(others_z))
     costs_N = (ce.numpy(), torch.cat(ce_other).numpy(), ce_prior.numpy())
-    return Posterior(logits, mask, z, other, *costs_N, targets.numpy(), documents, hidden)
+    return Posterior(logits, mask, z, other, *costs_N, targets.numpy(), np.concatenate(sizes), documents, hidden)
 
 
 def _nats(passed: PosteriorPass, z: Tensor) -> Tensor:
@@ -178,11 +182,11 @@ def information_bounds(bit_logits_NTH: Tensor, z_NT: Tensor) -> tuple[float, flo
     return (low / count + math.log(count)) / LN2, (high / count + math.log(count - 1)) / LN2
 
 
-def latent_ablation(posterior: Posterior, bytes_per_token: float | None, seed: int = 0) -> LatentAblation:
+def latent_ablation(posterior: Posterior, seed: int = 0) -> LatentAblation:
     """CE with Z from the own posterior, another sequence's posterior, and the prior."""
     wrong = bootstrap(posterior.ce_other - posterior.ce, posterior.targets, clusters=posterior.documents, seed=seed)
 
     def estimate(nats: Floats) -> Cost:
-        return cost(nats, posterior.targets, bytes_per_token, seed, posterior.documents)
+        return cost(nats, posterior.targets, posterior.bytes, seed, posterior.documents)
 
     return LatentAblation(estimate(posterior.ce), estimate(posterior.ce_other), estimate(posterior.ce_prior), wrong)

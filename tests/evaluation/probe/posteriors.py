@@ -25,7 +25,8 @@ def posterior_of(codes_of: Callable[[dict[str, object]], int], source: DataSourc
     zeros = np.zeros(count)
     hidden = torch.randn(count, 40, generator=torch.Generator().manual_seed(0))
     own = np.arange(count)
-    return Posterior(torch.zeros(count, 65, 16), torch.ones(count, 65), z, np.roll(own, 1), zeros, zeros, zeros, zeros + 65, own, hidden)
+    costs, sizes = (zeros, zeros, zeros), (zeros + 65, zeros)
+    return Posterior(torch.zeros(count, 65, 16), torch.ones(count, 65), z, np.roll(own, 1), *costs, *sizes, own, hidden)
 
 
 def starting(row: dict[str, object]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ def posterior(logits: torch.Tensor, latent_mask: torch.Tensor | None = None, see
     noise = torch.rand(logits.shape, generator=torch.Generator().manual_seed(seed))
     mask = torch.ones(logits.shape[:2]) if latent_mask is None else latent_mask
     costs = {name: np.full(count, 10 * LN2) for name in ("ce", "ce_other", "ce_prior")}
-    rows = {"other": np.roll(np.arange(count), 1), "documents": np.arange(count), "targets": np.full(count, 5.0)}
+    rows = {"other": np.roll(np.arange(count), 1), "documents": np.arange(count), "targets": np.full(count, 5.0), "bytes": np.zeros(count)}
     return Posterior(logits, mask, sample_codes(logits, noise), **{**costs, **given}, **rows, hidden=torch.zeros(count, 1))
 
 
@@ -131,7 +132,8 @@ def test_cost_of_another_sequences_z() -> None:
             nats = torch.nn.functional.cross_entropy(model(tokens, z).logits.transpose(1, 2), targets, reduction="none").sum(1)
             assert costs == pytest.approx(nats.numpy(), abs=1e-9)
     assert (found.other != np.arange(24)).all()
-    ablation = latent_ablation(found, None)
+    ablation = latent_ablation(replace(found, bytes=np.full(24, 1.5)))
+    assert ablation.posterior.bits_per_byte == pytest.approx(found.ce.mean() / LN2 / 1.5)
     assert ablation.other_less_posterior.value == pytest.approx(ablation.other.nats_per_token - ablation.posterior.nats_per_token)
 
 
