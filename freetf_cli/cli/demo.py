@@ -97,7 +97,7 @@ def _train(recipe: str, data: Path, run: Path, device: str, seed: int, *, smoke:
 
     loaded = load_recipe(recipe, smoke=smoke, overrides=[f"data.dir={json_text.dumps(str(data))}", f"train.seed={seed}"])
     with stop_on_signals() as stop:
-        result = run_training(loaded, run, device, stop, resume="auto")
+        result = run_training(loaded, recipe, run, device, stop, resume="auto")
     if shown:
         terminal.show_blocks(result.report().blocks)
     return result

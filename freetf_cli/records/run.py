@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -138,12 +139,10 @@ class RunSummary:
 
 
 def title(run: str, manifest: Mapping[str, Any]) -> str:
-    """The run's name, and the name of its recipe if the recorded command line has it: `first · letters-free`."""
+    """The run's name and the name of its recipe: `first · letters-free`."""
     name = PurePath(run).name or run
-    argv = manifest.get("argv")
-    words = [str(word) for word in argv] if isinstance(argv, list) else []
-    recipe = PurePath(words[words.index("train") + 1]).stem if "train" in words[:-1] else ""
-    return name if recipe.startswith("-") or recipe in ("", name) else f"{name} · {recipe}"
+    recipe = re.sub(r"^.*/(?=[^/]+\.toml)|\.toml", "", str(manifest.get("recipe") or ""))  # of a file only the name
+    return name if recipe in ("", name) else f"{name} · {recipe}"
 
 
 def flattened(tree: Any, prefix: str = "") -> dict[str, str]:

@@ -113,6 +113,7 @@ def _console(stream: IO[str]) -> Console:
     return _Console(
         file=cast(IO[str], _Carried(stream)),
         force_terminal=terminal,
+        force_interactive=None if terminal else False,
         force_jupyter=False,
         width=columns if terminal else PIPE_WIDTH,
         color_system="auto" if terminal else None,

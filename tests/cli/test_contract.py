@@ -40,8 +40,18 @@ def test_options_are_explained(commands, name):
     command = commands[name]
     assert command.help
     assert [item.name for item in command.params if not item.help] == []
-    texts = [command.help, *(item.help for item in command.params)]
-    assert [text for text in texts if re.search(r"(?<!\\)\[", text)] == []  # Typer would read [smoke] as a style, and drop it
+
+
+@pytest.mark.parametrize("name", ["", *NAMES])
+@pytest.mark.parametrize("width", [80, 140])
+def test_help_has_room_for_its_text(run_cli, monkeypatch, name, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    text, _, examples = run_cli(*name.split(), "--help").stdout.partition("\nExamples:\n")
+    assert examples.startswith(f"$ freetf {name}".rstrip())
+    assert max(map(len, text.splitlines())) <= min(width, 100)
+    assert not re.search(r"<\w+( range)?>|x<=", text)  # a type or a range leaves no room
+    assert all(found.end() <= width // 2 for found in re.finditer(r"^  -.*?\S  +(?=\S)", text))
+    assert ("--debug  " in text) == (name == "")  # explained once
 
 
 @pytest.mark.parametrize("name", NAMES)
