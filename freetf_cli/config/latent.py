@@ -58,7 +58,7 @@ class NumericsConfig(ConfigTable):
 class LatentConfig(ConfigTable):
     """The latent Z of a Free Transformer. A recipe without this table is a baseline."""
 
-    kappa: Weight = Field(description="free bits per token, κ; also as a fraction, `\"1/64\"`, or `--set latent.kappa=1/64`")
+    kappa: Weight = Field(description='free bits per token, κ; also as a fraction, `"1/64"`, or `--set latent.kappa=1/64`')
     kind: Kind = Field("binary", description="kind of latent: a module of `freetf_cli/latent/`; binary is the paper's")
     bits: Annotated[int, Field(ge=1, le=24)] = Field(16, description="bits of Z per token, H")
     depth: Positive | None = Field(None, description="number of blocks before Z is injected; default: layers / 2")

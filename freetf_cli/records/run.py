@@ -157,8 +157,9 @@ def flattened(tree: Any, prefix: str = "") -> dict[str, str]:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo trained and measured; seconds in total."""
+    """What the demo trained and measured. program: how to call freetf; seconds: in total."""
 
+    program: str
     folder: str
     baseline: TrainResult
     free: TrainResult
@@ -174,7 +175,6 @@ class DemoResult:
         free, baseline = shlex.quote(self.free.run), shlex.quote(self.baseline.run)
         facts = [("done in", duration(self.seconds)), ("runs", f"{baseline}, {free}")]
         facts.append(("reports", f"{baseline}/report.html, {free}/report.html"))
-        commands = [f"freetf show {free}", f"freetf probe-latent {free}"]
-        commands += [f"freetf sample {free} --prompt 'Q>' --z shared --groups 2 --count 5", "freetf recipe list"]
-        tries = [Note(command, "command") for command in commands]
+        words = ("recipe list", f"sample {free} --prompt 'Q>' --z shared --groups 2 --count 5", f"probe-latent {free}", f"show {free}")
+        tries = [Note(f"{self.program} {command}", "command") for command in words]
         return Report("", [agreement_table(self.agreement), Note(sentence or "", "strong"), Facts(facts), Section("Try next:", tries)])

@@ -204,7 +204,7 @@ RECORDS: dict[str, Any] = {
         [RecipeEntry("letters-free", "free", "as in Figure 4", 8, 256, 3000, "letters")], [SweepEntry("figure4", "four κ")]
     ),
     "diff": RecipeDiff("a", "b", [Setting("train.lr", 1e-3, None)]),
-    "demo": DemoResult("demo", TRAINED, TRAINED, summary().agreement, 180.0),
+    "demo": DemoResult("freetf", "demo", TRAINED, TRAINED, summary().agreement, 180.0),
     "answers": Answers(
         run="runs/blocks",
         task="answers",

@@ -20,8 +20,10 @@ def test_streams_are_looked_up_at_call_time(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_a_pipe_gets_no_colour_and_no_wrapping(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")
+    for name in ("FORCE_COLOR", "CLICOLOR_FORCE", "PY_COLORS", "GITHUB_ACTIONS", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.setenv(name, "1")
     monkeypatch.setenv("COLUMNS", "30")
+    assert not out().is_interactive
     long = "word " * 400 + "end"
     out().print(Text(long, style="bold red"))
     warn(long)
