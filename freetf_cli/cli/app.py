@@ -53,7 +53,7 @@ ABOUT = """Train the Free Transformer (arXiv 2510.17558), sample from it, and lo
 
 $ freetf demo
 $ freetf recipe list
-$ freetf train letters-free -o runs/letters
+$ freetf train demo-free -o runs/free
 """
 GLOBAL_FLAGS = ("--json", "--quiet", "-q", "--verbose", "-v", "--debug")
 

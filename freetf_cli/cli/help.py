@@ -15,6 +15,7 @@ from typer.core import TyperCommand, TyperGroup
 EXAMPLE = "$ freetf"
 SHARED = ("--json", "--quiet", "--verbose", "--debug", "--help")  # options of every command, explained by `freetf --help`
 NARROWEST, WIDEST = 40, 100  # columns of a page
+UNBROKEN = "\u2011"  # stands for a hyphen while text is wrapped, so that no line ends within --dry-run
 
 
 def split_examples(docstring: str) -> tuple[str, str]:
@@ -56,7 +57,7 @@ class _Page:
 
         from freetf_cli.report.console import out
 
-        text, console = Text(super().get_help(ctx)), out()  # type: ignore[misc]
+        text, console = Text(super().get_help(ctx).replace(UNBROKEN, "-")), out()  # type: ignore[misc]
         text.highlight_regex(r"(?m)^(Usage|Arguments|Options|Commands|Examples):", "bold")
         text.highlight_regex(r"(?<![\w-])--?[a-z][\w-]*", "cyan")
         with console.capture() as page:
@@ -72,7 +73,7 @@ class _Page:
         words = ["[OPTIONS]"] * bool(options) + [metavar(item) for item in arguments] + ["COMMAND …"] * bool(commands)
         formatter.write_usage(ctx.command_path, " ".join(words))
         formatter.write_paragraph()
-        formatter.write_text(self.help)  # type: ignore[attr-defined]
+        formatter.write_text(self.help.replace("-", UNBROKEN))  # type: ignore[attr-defined]
         sections = {
             "Arguments": [(metavar(item), meaning(item)) for item in arguments],
             "Options": [(f"{', '.join(sorted(item.opts, key=len))} {metavar(item)}", meaning(item)) for item in options],
@@ -81,7 +82,7 @@ class _Page:
         for heading, rows in sections.items():
             if rows:
                 with formatter.section(heading):
-                    formatter.write_dl(rows, col_max=formatter.width // 3)
+                    formatter.write_dl([(name, text.replace("-", UNBROKEN)) for name, text in rows], col_max=formatter.width // 3)
         if not is_root:
             formatter.write_paragraph()
             formatter.write_text("Every command also has --json, -q, -v, --debug and --help; see freetf --help.")

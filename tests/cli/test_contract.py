@@ -49,6 +49,7 @@ def test_help_has_room_for_its_text(run_cli, monkeypatch, name, width):
     text, _, examples = run_cli(*name.split(), "--help").stdout.partition("\nExamples:\n")
     assert examples.startswith(f"$ freetf {name}".rstrip())
     assert max(map(len, text.splitlines())) <= min(width, 100)
+    assert not re.search(r"\w-$", text, re.MULTILINE)  # no option is broken at its hyphen
     assert not re.search(r"<\w+( range)?>|x<=", text)  # a type or a range leaves no room
     assert all(found.end() <= width // 2 for found in re.finditer(r"^  -.*?\S  +(?=\S)", text))
     assert ("--debug  " in text) == (name == "")  # explained once
