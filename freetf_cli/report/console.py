@@ -51,11 +51,6 @@ def err() -> Console:
     return _console(sys.stderr)
 
 
-def error(text: str) -> None:
-    """Say why the command failed. Always shown."""
-    _say("error: ", "bold red", text)
-
-
 def warn(text: str) -> None:
     """Say something the user should know. Shown even with --quiet."""
     _say("warning: ", "yellow", text)

@@ -76,12 +76,15 @@ def test_exit_codes_have_meanings():
 
 
 @pytest.mark.parametrize("words", [["--help"], *([*name.split(), "--help"] for name in NAMES)])
-def test_help_imports_no_torch(environment, words):
+def test_help_imports_no_torch_and_a_pipe_gets_no_colour(environment, words):
     check = (
         f"import sys; from freetf_cli.cli.app import main; main({words!r}); print({{'torch', 'numpy'}} & {{*sys.modules}}, file=sys.stderr)"
     )
-    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=60, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-c", check], capture_output=True, text=True, timeout=60, env=environment | {"GITHUB_ACTIONS": "true"}
+    )
     assert done.stderr == "set()\n"
+    assert "\x1b" not in done.stdout
 
 
 def test_help_is_quick(run_process):
