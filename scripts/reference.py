@@ -15,6 +15,7 @@ from typing import Any
 import typer
 
 from freetf_cli.cli.app import build_app
+from freetf_cli.cli.help import meaning, metavar, summary
 from freetf_cli.config.files import load_recipe, shipped_recipes
 from freetf_cli.config.recipe import Recipe, table_types
 from freetf_cli.errors import ExitCode
@@ -68,34 +69,15 @@ def cli_page() -> str:
 
 def command_section(name: str, command: Any) -> str:
     own = [item for item in command.params if item.opts[0] not in SHARED]
-    arguments = [(f"`{item.metavar or item.name.upper()}`", meaning(item)) for item in own if item.param_type_name == "argument"]
-    options = [(spelling(item), meaning(item)) for item in own if item.param_type_name == "option"]
+    arguments = [(f"`{metavar(item)}`", meaning(item, "`")) for item in own if item.param_type_name == "argument"]
+    options = [(spelling(item), meaning(item, "`")) for item in own if item.param_type_name == "option"]
     tables = [markdown_table((what, "meaning"), rows) for what, rows in (("argument", arguments), ("option", options)) if rows]
-    return "\n\n".join([f"## freetf {name}", plain(command.help), f"```console\n{command.examples}\n```", *tables])
-
-
-def summary(command: Any) -> str:
-    """The first paragraph of a command's help."""
-    return plain(command.help).split("\n\n")[0].replace("\n", " ")
-
-
-def meaning(item: Any) -> str:
-    """An option's help, with its default, or whether it is required."""
-    has_default = isinstance(item.default, str | int | float | Path) and not isinstance(item.default, bool)
-    default = f" Default: `{item.default}`." if has_default else ""
-    required = " Required." if item.required and item.param_type_name == "option" else ""
-    return f"{plain(item.help)}{default}{required}"
+    return "\n\n".join([f"## freetf {name}", command.help, f"```console\n{command.examples}\n```", *tables])
 
 
 def spelling(item: Any) -> str:
     """An option's names and its value: `` `--out`, `-o` `DIR` ``."""
-    names = ", ".join(f"`{name}`" for name in item.opts)
-    return names if item.is_flag else f"{names} `{item.metavar or item.name.upper()}`"
-
-
-def plain(text: str) -> str:
-    """Help without the escapes that keep Typer from reading `[` as markup."""
-    return text.replace("\\[", "[").strip()
+    return " ".join([", ".join(f"`{name}`" for name in item.opts), *[f"`{metavar(item)}`"] * bool(metavar(item))])
 
 
 def exit_codes() -> dict[ExitCode, str]:

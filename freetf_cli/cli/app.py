@@ -9,10 +9,12 @@ import functools
 import importlib
 import inspect
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -51,7 +53,7 @@ ABOUT = """Train the Free Transformer (arXiv 2510.17558), sample from it, and lo
 
 $ freetf demo
 $ freetf recipe list
-$ freetf train letters-free -o runs/letters
+$ freetf train demo-free -o runs/free
 """
 GLOBAL_FLAGS = ("--json", "--quiet", "-q", "--verbose", "-v", "--debug")
 
@@ -117,6 +119,7 @@ def _group(about: str, *, completion: bool = False) -> typer.Typer:
         help=text,
         epilog=examples,
         add_completion=completion,
+        rich_markup_mode=None,
         invoke_without_command=True,
         suggest_commands=False,
         context_settings={"help_option_names": ["--help", "-h"]},
@@ -146,6 +149,10 @@ def with_globals(function: Callable[..., Described | None]) -> Callable[..., Non
 
         if values["quiet"] and values["verbose"]:
             raise InputError("--quiet and --verbose contradict each other", hint="give only one of them")
+        try:
+            Path.cwd()
+        except OSError:
+            raise InputError("the working folder was deleted", hint="change to another folder") from None  # torch would abort the process
         console.set_verbosity(values["quiet"], values["verbose"], progress=not values["json"])
         began = time.monotonic()
         if values["verbose"]:
@@ -156,6 +163,10 @@ def with_globals(function: Callable[..., Described | None]) -> Callable[..., Non
         console.detail(f"done in {time.monotonic() - began:.1f} s")
 
     parameters = [*own.values(), *extra]
+    for parameter in parameters:
+        annotated: tuple[Any, ...] = get_args(parameter.annotation)
+        if annotated and re.search(r"\b(int|float)\b", str(annotated[0])):
+            annotated[1].metavar = annotated[1].metavar or "N"
     setattr(command, "__signature__", signature.replace(parameters=parameters))  # noqa: B010 (mypy does not know the attribute)
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return command

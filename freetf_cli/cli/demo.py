@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json as json_text
+import shlex
+import shutil
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -40,20 +43,32 @@ def demo(
     """
     from freetf_cli.records.run import DemoResult
 
-    started = time.perf_counter()
+    started, program = time.perf_counter(), _program()
     data, baseline, free = out / "letters", out / "baseline", out / "free"
     options = f"--set data.dir={data}" + (f" --seed {seed}" if seed else "") + (" --smoke" if smoke else "")
     drawn = f"--prompt '{PROMPT}' --groups {SHOWN_GROUPS} --count {SHOWN_COUNT} --prompt-z prior --seed 1"
     chapter, shown = partial(_chapter, shown=not json), not (quiet or json)
-    chapter(1, f"Data: {ROWS:,} rows of letters, whose hidden factors are known", f"freetf gen-synthetic letters -o {data} --count {ROWS}")
+    chapter(
+        1, f"Data: {ROWS:,} rows of letters, whose hidden factors are known", f"{program} gen-synthetic letters -o {data} --count {ROWS}"
+    )
     _make_data(data, shown=shown)
-    chapter(2, "A baseline: it predicts one token after the other", f"freetf train demo-baseline -o {baseline} {options}")
+    chapter(2, "A baseline: it predicts one token after the other", f"{program} train demo-baseline -o {baseline} {options}")
     first = _train("demo-baseline", data, baseline, device, seed, smoke=smoke, shown=shown)
-    chapter(3, "A Free Transformer: it decides before it writes", f"freetf train demo-free -o {free} {options}")
+    chapter(3, "A Free Transformer: it decides before it writes", f"{program} train demo-free -o {free} {options}")
     second = _train("demo-free", data, free, device, seed, smoke=smoke, shown=shown)
-    chapter(4, "What does Z decide? The paper's Figure 4", f"freetf sample {free} {drawn} --z shared  # the green boxes")
+    chapter(4, "What does Z decide? The paper's Figure 4", f"{program} sample {free} {drawn} --z shared  # the green boxes")
     agreement = _figure4(free, device, shown=not json)
-    return DemoResult(str(out), first, second, agreement, time.perf_counter() - started)
+    return DemoResult(program, str(out), first, second, agreement, time.perf_counter() - started)
+
+
+def _program() -> str:
+    """What to type for this program: `freetf` where that is on PATH, else its path."""
+    here, found = Path(sys.executable).parent, shutil.which("freetf")
+    if found and Path(found).parent.resolve() == here.resolve():
+        return "freetf"
+    path = here / "freetf"
+    short = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    return shlex.quote(str(short)) if path.exists() else f"{shlex.quote(sys.executable)} -m freetf_cli"
 
 
 def _chapter(number: int, title: str, command: str, *, shown: bool) -> None:
@@ -97,7 +112,7 @@ def _train(recipe: str, data: Path, run: Path, device: str, seed: int, *, smoke:
 
     loaded = load_recipe(recipe, smoke=smoke, overrides=[f"data.dir={json_text.dumps(str(data))}", f"train.seed={seed}"])
     with stop_on_signals() as stop:
-        result = run_training(loaded, run, device, stop, resume="auto")
+        result = run_training(loaded, recipe, run, device, stop, resume="auto")
     if shown:
         terminal.show_blocks(result.report().blocks)
     return result

@@ -90,7 +90,8 @@ def as_failure(error: BaseException, words: Sequence[str]) -> FreetfError:
 
 def _usage_failure(error: Any) -> InputError:
     """A Typer error in the form `no such option '--cuont'; did you mean '--count'?`."""
-    message = error.format_message().split(" (Possible options:")[0].split(" Did you mean")[0].replace("Value error, ", "").rstrip(".")
+    message = re.split(r" \(Possible options:| Did you mean|, unable to parse", error.format_message())[0]
+    message = re.sub("Value error, |Input (?=should be)", "", message).rstrip(".")
     context = getattr(error, "ctx", None)
     hint = f"see `{context.command_path} --help`" if context else "see `freetf --help`"
     if context and message.startswith("No such option"):

@@ -80,7 +80,7 @@ RecipeArgument = Annotated[
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting: table.key=TOML value. May be repeated.")
 ]
-SmokeOption = Annotated[bool, typer.Option("--smoke", help="Apply the recipe's \\[smoke] overlay: seconds instead of minutes.")]
+SmokeOption = Annotated[bool, typer.Option("--smoke", help="Apply the recipe's [smoke] overlay: seconds instead of minutes.")]
 DeviceOption = Annotated[
     Literal["auto", "cpu", "cuda", "mps"],
     typer.Option(metavar="auto|cpu|cuda|mps", help="Device to run on; auto: the first available of cuda, mps, cpu."),

@@ -71,7 +71,7 @@ def train(
     if loaded.parallel.processes != started:
         raise InputError(f"parallel.processes = {loaded.parallel.processes}, but {started} processes were started")
     with stop_on_signals() as stop:  # loading takes seconds and must react to signals too
-        result = run_training(loaded, out, device, stop, resume=resume, init_from=init_from)
+        result = run_training(loaded, recipe, out, device, stop, resume=resume, init_from=init_from)
         if is_main_process():
             show(result, json=json)
     return None
@@ -94,7 +94,7 @@ def _dry_run(recipe: Recipe, name: str, device: str) -> Described:
 
 
 def run_training(
-    recipe: Recipe, out: Path, device: str, stop: StopRequest, *, resume: str = "never", init_from: Path | None = None
+    recipe: Recipe, name: str, out: Path, device: str, stop: StopRequest, *, resume: str = "never", init_from: Path | None = None
 ) -> TrainResult:
     """Train with a live display, and update its report at every checkpoint. resume: as --resume. init_from: a run or a checkpoint."""
     from freetf_cli.device import resolve_device, set_threads
@@ -132,6 +132,7 @@ def run_training(
                     warn=warn,
                 ),
                 stop=stop,
+                name=name,
                 argv=current_argv(),
                 world=world,
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -57,7 +58,7 @@ class NumericsConfig(ConfigTable):
 class LatentConfig(ConfigTable):
     """The latent Z of a Free Transformer. A recipe without this table is a baseline."""
 
-    kappa: Weight = Field(description="free bits per token, κ")
+    kappa: Weight = Field(description='free bits per token, κ; also as a fraction, `"1/64"`, or `--set latent.kappa=1/64`')
     kind: Kind = Field("binary", description="kind of latent: a module of `freetf_cli/latent/`; binary is the paper's")
     bits: Annotated[int, Field(ge=1, le=24)] = Field(16, description="bits of Z per token, H")
     depth: Positive | None = Field(None, description="number of blocks before Z is injected; default: layers / 2")
@@ -75,6 +76,13 @@ class LatentConfig(ConfigTable):
     options: dict[str, Any] = Field(default_factory=dict, description="settings of a kind other than binary")
     objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig, description="terms of the loss, below")
     numerics: NumericsConfig = Field(default_factory=NumericsConfig, description="how the gradient is computed, below")
+
+    @classmethod
+    def completed(cls, given: Any) -> Any:
+        """κ as a number where it is given as the paper and all reports write it: `"1/64"`."""
+        text = given.get("kappa") if isinstance(given, Mapping) else None
+        found = re.fullmatch(r"(\d{1,9})/([1-9]\d{0,8})", text) if isinstance(text, str) else None
+        return {**given, "kappa": int(found[1]) / int(found[2])} if found else given
 
     @classmethod
     def superseded(cls, base: Mapping[str, Any], over: Mapping[str, Any]) -> set[str]:

@@ -45,7 +45,7 @@ def parse_split(text: str, count: int | None = None) -> dict[str, Fraction]:
     total = sum(values.values())
     if total == 1:
         return values
-    if any(value.denominator != 1 for value in values.values()):
+    if "/" in text or any(value.denominator != 1 for value in values.values()):
         raise InputError(f"the shares of --split {text} sum to {float(total):g}, not to 1")
     if count is None:
         raise InputError(f"--split {text}: the number of documents is not known in advance", hint="give shares that sum to 1")

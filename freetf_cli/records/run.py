@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -148,12 +149,10 @@ def _scaled(key: str, factor: float, line: Metrics) -> float:
 
 
 def title(run: str, manifest: Mapping[str, Any]) -> str:
-    """The run's name, and the name of its recipe if the recorded command line has it: `first · letters-free`."""
+    """The run's name and the name of its recipe: `first · letters-free`."""
     name = PurePath(run).name or run
-    argv = manifest.get("argv")
-    words = [str(word) for word in argv] if isinstance(argv, list) else []
-    recipe = PurePath(words[words.index("train") + 1]).stem if "train" in words[:-1] else ""
-    return name if recipe.startswith("-") or recipe in ("", name) else f"{name} · {recipe}"
+    recipe = re.sub(r"^.*/(?=[^/]+\.toml)|\.toml", "", str(manifest.get("recipe") or ""))  # of a file only the name
+    return name if recipe in ("", name) else f"{name} · {recipe}"
 
 
 def flattened(tree: Any, prefix: str = "") -> dict[str, str]:
@@ -168,8 +167,9 @@ def flattened(tree: Any, prefix: str = "") -> dict[str, str]:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo trained and measured; seconds in total."""
+    """What the demo trained and measured. program: how to call freetf; seconds: in total."""
 
+    program: str
     folder: str
     baseline: TrainResult
     free: TrainResult
@@ -185,7 +185,6 @@ class DemoResult:
         free, baseline = shlex.quote(self.free.run), shlex.quote(self.baseline.run)
         facts = [("done in", duration(self.seconds)), ("runs", f"{baseline}, {free}")]
         facts.append(("reports", f"{baseline}/report.html, {free}/report.html"))
-        commands = [f"freetf show {free}", f"freetf probe-latent {free}"]
-        commands += [f"freetf sample {free} --prompt 'Q>' --z shared --groups 2 --count 5", "freetf recipe list"]
-        tries = [Note(command, "command") for command in commands]
+        words = ("recipe list", f"sample {free} --prompt 'Q>' --z shared --groups 2 --count 5", f"probe-latent {free}", f"show {free}")
+        tries = [Note(f"{self.program} {command}", "command") for command in words]
         return Report("", [agreement_table(self.agreement), Note(sentence or "", "strong"), Facts(facts), Section("Try next:", tries)])

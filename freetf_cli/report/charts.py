@@ -87,7 +87,7 @@ class Drawing:
 
     def tip(self, text: str) -> str | None:
         """The id for an artist with this tooltip; None on a phone, which has no pointer."""
-        if self.width <= NARROW:
+        if self.width == NARROW:
             return None
         self.tips.append(html.escape(text))
         return f"tip{len(self.tips) - 1}"
@@ -189,7 +189,7 @@ def _legend_name(series: Series, top: float) -> str:
 
 def _draw(made: Drawing, axes: Axes, chart: Chart, series: Series, least: float) -> Any:
     """Draw one series; returns the artist that its legend entry shows."""
-    colour, points, tips = COLOURS[series.role], _points(series), not (series.faint or chart.small) and made.width > NARROW
+    colour, points, hovers = COLOURS[series.role], _points(series), HOVERS // 2 if chart.small or series.faint else HOVERS
     if chart.kind == "bars":
         if len(points) > 200:  # bars without gaps, as one shape
             return axes.stairs(series.y, [*series.x, len(series.x)], fill=True, color=colour)
@@ -204,7 +204,7 @@ def _draw(made: Drawing, axes: Axes, chart: Chart, series: Series, least: float)
         axes.plot([x, x], [low, high], color=colour, lw=1.6)
     if series.limit is not None and 0 < series.limit <= axes.get_ylim()[1]:
         axes.axhline(series.limit, color=colour, lw=1.2, ls=(0, (4, 3)))
-    for x, y in points[:: -math.ceil(len(points) / HOVERS)] if tips else ():
+    for x, y in points[:: -math.ceil(len(points) / hovers)] if made.width != NARROW else ():
         tip = made.tip(f"{visible(series.name)}: {number(y, 2 if abs(y) >= 0.1 else 6)} at {visible(chart.x_label)} {x:,.10g}")
         place = logarithm(x, least) if chart.log else x
         axes.plot(place, y, "o", ms=6, gid=tip, alpha=0.01, color=COLOURS["ink"], mec="none", zorder=5)  # shown under the pointer

@@ -51,11 +51,6 @@ def err() -> Console:
     return _console(sys.stderr)
 
 
-def error(text: str) -> None:
-    """Say why the command failed. Always shown."""
-    _say("error: ", "bold red", text)
-
-
 def warn(text: str) -> None:
     """Say something the user should know. Shown even with --quiet."""
     _say("warning: ", "yellow", text)
@@ -113,6 +108,7 @@ def _console(stream: IO[str]) -> Console:
     return _Console(
         file=cast(IO[str], _Carried(stream)),
         force_terminal=terminal,
+        force_interactive=None if terminal else False,
         force_jupyter=False,
         width=columns if terminal else PIPE_WIDTH,
         color_system="auto" if terminal else None,

@@ -99,7 +99,7 @@ def _print(block: blocks.Block, console: Console) -> None:
 @_print.register
 def _(block: blocks.Note, console: Console) -> None:
     if block.style == "command":
-        console.print(_text(f"   $ {block.text}", "cyan"), soft_wrap=True)  # a command to copy stays whole
+        console.print(_text(f"   {block.text}", "cyan"), soft_wrap=True)  # a command to copy stays whole, and has no prompt
     else:
         _say(console, block.text, "bold" if block.style == "strong" else "")
 

@@ -144,7 +144,7 @@ def _checked(name: str, param: Param, value: Any) -> Value:
         return str(value)
     number = exact_number(value)
     whole = isinstance(param.default, int)
-    if number is None or (whole and number.denominator != 1):
+    if number is None or (whole and (number.denominator != 1 or "/" in str(value))):
         raise InputError(f"{name} must be {'a whole number' if whole else 'a number'}, not {value!r}")
     if not param.low <= number <= param.high:
         raise InputError(f"{name} = {value} is outside {param.low:g} … {param.high:g}")

@@ -33,12 +33,14 @@ def train(
     again: bool = False,
     hooks: Hooks | None = None,
     stop: StopRequest | None = None,
+    name: str = "",
     argv: Sequence[str] = (),
     world: World = ALONE,
 ) -> TrainResult:
     """Train a recipe into a run folder.
 
     resume: continue from this checkpoint of the same run. init_from: start with these weights; a Free model may start from its baseline.
+    name, argv: of the recipe, and the command line, for the manifest.
     again: a run that ended before its first checkpoint may start over.
     world: the processes that call this together, each with the same arguments; only process 0 writes the run and calls the hooks.
     Raises InputError before anything is written if recipe, data or checkpoint do not fit; Stopped or Interrupted, after saving, when `stop`
@@ -68,7 +70,7 @@ def train(
             if resume is not None:
                 loop.restore(resume)
                 folder.rewind(resume.step, recipe, evaluated=resume.evaluated)
-            record_start(loop, argv, init_from, resume)
+            record_start(loop, name, argv, init_from, resume)
             try:
                 return loop.run()
             except BaseException as error:

@@ -100,11 +100,12 @@ def unlike_its_start(recipe: Recipe, init_from: Recipe) -> str | None:
     return f"the model does not compute what the model of --init-from computes: {why}" if why else None
 
 
-def record_start(loop: Loop, argv: Sequence[str], init_from: Checkpoint | None, resume: Checkpoint | None) -> None:
+def record_start(loop: Loop, name: str, argv: Sequence[str], init_from: Checkpoint | None, resume: Checkpoint | None) -> None:
     """Write the manifest of a new run; to the manifest of a resumed run, add how it continued."""
     source, before = loop.source, {} if resume is None else loop.folder.manifest()
     entries = {
         "schema_version": 1,
+        "recipe": name,
         "argv": list(argv),
         "freetf": __version__,
         "packages": {name: metadata.version(name) for name in ("torch", "numpy", "safetensors", "tokenizers")},

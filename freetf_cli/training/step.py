@@ -13,6 +13,7 @@ Shapes: B sequences, T positions.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
@@ -177,6 +178,8 @@ def uses_graph(config: TrainConfig, device: torch.device) -> bool:
 def compiled(function: Callable[..., Any], config: TrainConfig, device: torch.device) -> Callable[..., Any]:
     """A model or function, compiled if `train.compile` asks for it."""
     on = config.compile == "on" or (config.compile == "auto" and device.type == "cuda")
+    # The compiler advises TF32 for products in float32. What is left in float32 is meant to keep all its digits.
+    warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
     return torch.compile(function, dynamic=False) if on else function
 
 

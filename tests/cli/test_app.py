@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,9 @@ import typer
 
 from freetf_cli import __version__
 from freetf_cli.cli import doctor, failures
-from freetf_cli.cli.app import after_command
+from freetf_cli.cli.app import after_command, main
 from freetf_cli.errors import CheckFailed, ExitCode, FreetfError, InputError, InputErrors, Interrupted, Stopped
+from tests.report.helper import Terminal
 
 
 @pytest.fixture
@@ -51,6 +53,11 @@ def test_help_is_exit_0(run_cli, words):
         (["recipe", "show", "--smok", "x"], "no such option '--smok'; did you mean '--smoke'?"),
         (["doctor", "--xyzzy"], "no such option '--xyzzy'; see `freetf doctor --help`"),
         (["recipe", "show"], "missing argument 'RECIPE'; see `freetf recipe show --help`"),
+        (["sample", "x", "--count", "1/2"], "invalid value for '--count' / '-n': should be a valid integer; see `freetf sample --help`"),
+        (
+            ["sample", "x", "--temperature", "1/2"],
+            "invalid value for '--temperature': should be a valid number; see `freetf sample --help`",
+        ),
         (["doctor", "-q", "-v"], "--quiet and --verbose contradict each other; give only one of them"),
     ],
 )
@@ -129,6 +136,43 @@ def test_debug_shows_the_traceback(failing):
     assert code == 1
     assert "Traceback (most recent call last)" in stderr
     assert stderr.splitlines()[-1].startswith("freetf: error: internal error")
+
+
+@pytest.mark.parametrize("flags", [(), ("--json",)])
+def test_the_working_folder_was_deleted(run_cli, tmp_path, monkeypatch, flags):
+    """torch cannot be imported there: its libraries end the process."""
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    code, stdout, stderr = run_cli("sample", tmp_path, *flags)
+    assert (code, stdout, stderr.count("\n")) == (2, "", 1)
+    if flags:
+        assert json.loads(stderr)["error"]["what"] == "the working folder was deleted"
+    else:
+        assert stderr == "freetf: error: the working folder was deleted; change to another folder\n"
+    assert run_cli("sample", "--help", *flags).code == 0
+
+
+COLOURFUL = ("GITHUB_ACTIONS", "CI", "FORCE_COLOR", "PY_COLORS", "CLICOLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE", "TTY_INTERACTIVE")
+
+
+@pytest.mark.parametrize("words", [("--help",), ("sample", "--help"), ("recipe", "list"), ("recipe", "show", "nope"), ("trian",)])
+def test_a_pipe_gets_no_colour(run_cli, monkeypatch, words):
+    for name in COLOURFUL:
+        monkeypatch.setenv(name, "1")
+    assert "\x1b" not in "".join(run_cli(*words)[1:])
+
+
+@pytest.mark.parametrize(("variable", "value", "coloured"), [("CI", "true", True), ("NO_COLOR", "1", False), ("TERM", "dumb", False)])
+def test_help_on_a_terminal(monkeypatch, variable, value, coloured):
+    for name in ("NO_COLOR", *COLOURFUL):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv(variable, value)
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    assert main(["sample", "--help"]) == 0
+    assert ("\x1b[36m--temperature\x1b[0m" in sys.stdout.getvalue()) == coloured
+    assert variable != "TERM" or "\x1b" not in sys.stdout.getvalue()
 
 
 def test_control_characters_are_shown(run_cli):

@@ -40,8 +40,19 @@ def test_options_are_explained(commands, name):
     command = commands[name]
     assert command.help
     assert [item.name for item in command.params if not item.help] == []
-    texts = [command.help, *(item.help for item in command.params)]
-    assert [text for text in texts if re.search(r"(?<!\\)\[", text)] == []  # Typer would read [smoke] as a style, and drop it
+
+
+@pytest.mark.parametrize("name", ["", *NAMES])
+@pytest.mark.parametrize("width", [80, 140])
+def test_help_has_room_for_its_text(run_cli, monkeypatch, name, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    text, _, examples = run_cli(*name.split(), "--help").stdout.partition("\nExamples:\n")
+    assert examples.startswith(f"$ freetf {name}".rstrip())
+    assert max(map(len, text.splitlines())) <= min(width, 100)
+    assert not re.search(r"\w-$", text, re.MULTILINE)  # no option is broken at its hyphen
+    assert not re.search(r"<\w+( range)?>|x<=", text)  # a type or a range leaves no room
+    assert all(found.end() <= width // 2 for found in re.finditer(r"^  -.*?\S  +(?=\S)", text))
+    assert ("--debug  " in text) == (name == "")  # explained once
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -65,12 +76,15 @@ def test_exit_codes_have_meanings():
 
 
 @pytest.mark.parametrize("words", [["--help"], *([*name.split(), "--help"] for name in NAMES)])
-def test_help_imports_no_torch(environment, words):
+def test_help_imports_no_torch_and_a_pipe_gets_no_colour(environment, words):
     check = (
         f"import sys; from freetf_cli.cli.app import main; main({words!r}); print({{'torch', 'numpy'}} & {{*sys.modules}}, file=sys.stderr)"
     )
-    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=60, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-c", check], capture_output=True, text=True, timeout=60, env=environment | {"GITHUB_ACTIONS": "true"}
+    )
     assert done.stderr == "set()\n"
+    assert "\x1b" not in done.stdout
 
 
 def test_help_is_quick(run_process):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
+import sys
 
 import pytest
 
@@ -34,7 +36,7 @@ def test_the_story(told):
     assert all(len(line) == 2 + 66 + 2 for line in rows)
     assert "agreement on" in stdout
     assert "times as often when Z is shared" in stdout
-    assert f"freetf show {folder}/free" in stdout
+    assert stdout.endswith(f"freetf show {folder}/free\n")
     assert "\x1b" not in stdout + stderr
     assert "…" not in stdout + stderr
     assert "step 20/20" in stderr
@@ -46,14 +48,26 @@ def test_the_story(told):
 @pytest.mark.slow
 def test_what_the_story_says_to_try_works(told, run_cli):
     folder = told[0]
-    tries = [line.removeprefix("   $ freetf ") for line in told[2].splitlines() if line.startswith("   $ freetf ")]
-    assert sum("show" in one for one in tries) == 1
-    for line in tries[-3:]:
-        words = shlex.split(line)
+    tries = [line.split() and shlex.split(line) for line in told[2].partition("Try next:\n")[2].splitlines()]
+    assert [words[1] for words in tries] == ["recipe", "sample", "probe-latent", "show"]
+    for line in tries:
+        assert shutil.which(line[0])  # it can be pasted as it is
+        words = line[1:]
         code, stdout, stderr = run_cli(*words, *SHORTER.get(words[0], []))
         assert (code, stderr) == (0, ""), line
         assert stdout
     assert (folder / "letters" / "manifest.json").is_file()
+
+
+@pytest.mark.parametrize(("on_path", "typed"), [(True, "freetf"), (False, "venv/bin/freetf")])
+def test_commands_are_named_as_they_can_be_typed(tmp_path, monkeypatch, on_path, typed):
+    programs = tmp_path / "venv" / "bin"
+    programs.mkdir(parents=True)
+    (programs / "freetf").touch(mode=0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", str(programs / "python"))
+    monkeypatch.setenv("PATH", str(programs) if on_path else str(tmp_path))
+    assert demo._program() == typed
 
 
 @pytest.mark.slow

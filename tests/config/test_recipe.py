@@ -44,6 +44,10 @@ def edited(path, before, after):
         ("steps = 100", 'steps = "100"', "train.steps: input should be a valid integer, not '100', FILE, line 15"),
         ("steps = 100", "steps = 0", "train.steps: input should be greater than 0, not 0, FILE, line 15"),
         ("lr = 1e-3", "lr = nan", "train.lr: input should be a finite number, not nan, FILE, line 17"),
+        ("kappa = 0.25", "kappa = '1/0'", "latent.kappa: input should be a valid number, not '1/0', FILE, line 12"),
+        ("kappa = 0.25", "kappa = '-1/4'", "latent.kappa: input should be a valid number, not '-1/4', FILE, line 12"),
+        ("kappa = 0.25", "kappa = '1/4'\nkapa = 1", "unknown key 'latent.kapa', FILE, line 13; did you mean 'kappa'?"),
+        ("lr = 1e-3", "lr = '1/2'", "train.lr: input should be a valid number, not '1/2', FILE, line 17"),
         ("kappa = 0.25", "kappa = -1", "latent.kappa: input should be greater than or equal to 0, not -1, FILE, line 12"),
         ("kappa = 0.25", "kappa = 17", "latent.kappa = 17 is more than latent.bits = 16"),
         ("layers = 4", "layers = 3", "model.layers = 3 is odd: set latent.depth, the number of blocks before Z is injected"),
@@ -226,6 +230,13 @@ def test_all_faults_at_once(recipe_file):
 def test_unknown_name_hints_at_the_nearest(monkeypatch):
     monkeypatch.setattr("freetf_cli.config.files.shipped_recipes", lambda: ["coins-free", "letters-free"])
     assert faults("leters-free") == ["no recipe named 'leters-free'; did you mean 'letters-free'?"]
+
+
+def test_kappa_as_a_fraction(recipe_file):
+    """As the paper writes it. No other number may be written so: it would be a slip."""
+    assert load_recipe(str(recipe_file), overrides=["latent.kappa=1/64"]).latent.kappa == 1 / 64
+    assert load_recipe(str(edited(recipe_file, "kappa = 0.25", "kappa = '1/8'"))).latent.kappa == 1 / 8
+    assert faults(recipe_file, "train.steps=6/2") == ["train.steps: input should be a valid integer, not '6/2', --set train.steps=6/2"]
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "nowhere.toml", "x" * 5000, "nul\0byte"])

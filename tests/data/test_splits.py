@@ -22,6 +22,7 @@ def test_splits_are_read() -> None:
     ("text", "count", "message"),
     [
         ("train=0.9,val=0.2", None, "sum to 1.1"),
+        ("train=180/2,val=10", 100, "sum to 100, not to 1"),
         ("train=90,val=20", 100, "sum to 110, not to the count, 100"),
         ("train=90,val=10", None, "not known in advance"),
         ("train", None, "takes NAME=SHARE"),

@@ -109,7 +109,12 @@ def summary(free: bool = True, **changes: Any) -> RunSummary:
         checkpoints=[CheckpointInfo(s, f"runs/letters/checkpoints/step-{s:06}", 0.26, s == 4000, 88_000_000) for s in (2000, 4000)],
         samples=[letters_groups(False, 2), *([letters_groups(True)] if free else [])],
         agreement=[Agreement("position", 0.621, 0.051, 1045, 108), Agreement("noise", 0.31, 0.0, 45, 108)] if free else [],
-        manifest={"argv": ["freetf", "train", "letters-free", "-o", "runs/letters"], "packages": {"torch": "2.13.0"}, "git": None},
+        manifest={
+            "recipe": "letters-free",
+            "argv": ["freetf", "train", "letters-free", "-o", "runs/letters"],
+            "packages": {"torch": "2.13.0"},
+            "git": None,
+        },
     )
     return replace(made, **changes)
 
@@ -199,7 +204,7 @@ RECORDS: dict[str, Any] = {
         [RecipeEntry("letters-free", "free", "as in Figure 4", 8, 256, 3000, "letters")], [SweepEntry("figure4", "four κ")]
     ),
     "diff": RecipeDiff("a", "b", [Setting("train.lr", 1e-3, None)]),
-    "demo": DemoResult("demo", TRAINED, TRAINED, summary().agreement, 180.0),
+    "demo": DemoResult("freetf", "demo", TRAINED, TRAINED, summary().agreement, 180.0),
     "answers": Answers(
         run="runs/blocks",
         task="answers",

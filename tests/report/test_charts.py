@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 
 from freetf_cli.report.blocks import Chart, HeatMap, Interval, Intervals, Reference, Series
-from freetf_cli.report.charts import NARROW, WIDE, standalone, svg
+from freetf_cli.report.charts import NARROW, SMALL, WIDE, standalone, svg
 from tests.report.helper import EVIL
 
 NAN = math.nan
@@ -49,6 +49,7 @@ def test_points_tell_their_values_where_there_is_a_pointer() -> None:
     tips = re.findall(r'<g class="tip"><title>(.*?)</title>', svg(chart([1.0, NAN, 2.0])))
     assert tips[::-1] == ["CE &lt;b&gt; $x$: 1.00 at step 0", "CE &lt;b&gt; $x$: 2.00 at step 2"]
     assert "tip" not in svg(chart([1.0, NAN, 2.0]), NARROW)
+    assert svg(chart([1.0, 2.0], small=True), SMALL).count('class="tip"') == 2
     assert "position 1: 1.000 bits" in drawn(Chart("KL", [Series("KL", [0, 1], [2.0, 1.0])], "position", "bits", "bars"))
 
 

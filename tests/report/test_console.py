@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 from rich.text import Text
 
-from freetf_cli.report.console import detail, err, error, hint, note, out, set_verbosity, visible, warn
+from freetf_cli.report.console import detail, err, hint, note, out, set_verbosity, visible, warn
 from tests.report.helper import Terminal
 
 
@@ -20,8 +20,10 @@ def test_streams_are_looked_up_at_call_time(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_a_pipe_gets_no_colour_and_no_wrapping(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")
+    for name in ("FORCE_COLOR", "CLICOLOR_FORCE", "PY_COLORS", "GITHUB_ACTIONS", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.setenv(name, "1")
     monkeypatch.setenv("COLUMNS", "30")
+    assert not out().is_interactive
     long = "word " * 400 + "end"
     out().print(Text(long, style="bold red"))
     warn(long)
@@ -31,13 +33,13 @@ def test_a_pipe_gets_no_colour_and_no_wrapping(capsys: pytest.CaptureFixture[str
 def test_verbosity(capsys: pytest.CaptureFixture[str]) -> None:
     def said(quiet: bool, verbose: bool) -> list[str]:
         set_verbosity(quiet, verbose)
-        for say in (error, warn, hint, note, detail):
+        for say in (warn, hint, note, detail):
             say(say.__name__)
         return [line.rsplit(" ", 1)[-1] for line in capsys.readouterr().err.splitlines()]
 
-    assert said(False, False) == ["error", "warn", "hint", "note"]
-    assert said(False, True) == ["error", "warn", "hint", "note", "detail"]
-    assert said(True, True) == ["error", "warn"]
+    assert said(False, False) == ["warn", "hint", "note"]
+    assert said(False, True) == ["warn", "hint", "note", "detail"]
+    assert said(True, True) == ["warn"]
 
 
 def test_messages_are_no_markup_and_no_escape_sequences(screen: Callable[[int], Terminal]) -> None:

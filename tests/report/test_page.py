@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from freetf_cli.records.run import title
 from freetf_cli.report.page import html
 from tests.report.helper import RECORDS, comparison, probe, summary, sweep
 
@@ -69,6 +70,36 @@ def test_pages_show_more_than_a_terminal() -> None:
     ):
         text = said(record)
         assert all(word in text for word in words), [word for word in words if word not in text]
+
+
+def test_titles_name_the_run_its_recipe_and_the_kind_of_report() -> None:
+    titles = {"letters · letters-free · Free Transformer": summary(), "letters-2th · what Z encodes · probe-latent": probe()}
+    for words, record in titles.items():
+        assert f"<title>{words} · freetf</title>" in html(record.report())
+    assert "<h1>letters · letters-free</h1>" in html(summary().report())
+
+
+@pytest.mark.parametrize(
+    ("recipe", "shown"),
+    [
+        ("demo-free", "a · demo-free"),
+        ("figure4/8th", "a · figure4/8th"),
+        ("my/own.toml", "a · own"),
+        ("my/own.toml/8th", "a · own/8th"),
+        ("a", "a"),
+        ("", "a"),
+        (None, "a"),
+    ],
+)
+def test_a_recipe_in_a_title(recipe: str | None, shown: str) -> None:
+    assert title("runs/a", {"recipe": recipe}) == shown
+
+
+def test_wide_tables_scroll_under_a_shade() -> None:
+    page = html(sweep().report())
+    assert len(re.findall('<div class="scroll" tabindex="0"[^>]*><table>', page)) == page.count("<table>") > 5
+    assert re.search(r"\.scroll \{ overflow-x: auto;[^}]*var\(--faint\), transparent\) right", page)
+    assert re.search(r"max-width: 640px\) \{[^@]*td:first-child \{ white-space: normal \}", page)
 
 
 def test_the_page_of_a_sweep_links_to_its_runs() -> None:

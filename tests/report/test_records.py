@@ -14,7 +14,7 @@ from freetf_cli.records import latent_fault, to_json
 from freetf_cli.records.intervention import colours
 from freetf_cli.records.likelihood import Estimate, Likelihood
 from freetf_cli.records.paired import STRETCHES, Positions
-from freetf_cli.records.probe_sweep import Sweep, kappa_title, panels_note, sweep_panels
+from freetf_cli.records.probe_sweep import Sweep, information_chart, kappa_title, panels_note, sweep_panels
 from freetf_cli.records.run import RunSummary
 from freetf_cli.records.samples import SampleGroups, line_spans
 from freetf_cli.report.units import bracket, duration, number, short, signed, times
@@ -144,7 +144,10 @@ def test_kappa_is_written_as_in_the_paper(value: float, title: str) -> None:
 
 
 def test_factors_have_the_colours_of_samples() -> None:
-    assert colours(probe().factors()) == {"letter": "plain", "position": "target", "noise": "noise"}
+    expected = {"letter": "plain", "position": "target", "noise": "noise"}
+    assert colours(probe().factors()) == {one.name: one.role for one in information_chart(sweep().runs).series} == expected
+    drawn = information_chart(sweep().runs[::-1], names=["noise", "position"]).series
+    assert {one.name: one.role for one in drawn} == {"position": "target", "noise": "noise"}
 
 
 def test_the_pieces_of_a_row() -> None:

@@ -20,7 +20,7 @@ from tests.report.helper import RECORDS, TRAINED, Terminal, comparison, letters_
 def plain(stream: Terminal) -> str:
     """What a terminal shows, without colours and without commands to copy, which are never folded."""
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
-    return "".join(line for line in text.splitlines(keepends=True) if "hint: " not in line and not line.startswith("   $ "))
+    return "".join(line for line in text.splitlines(keepends=True) if "hint: " not in line and not line.startswith("   freetf "))
 
 
 @pytest.mark.parametrize("width", [20, 40, 80, 140])

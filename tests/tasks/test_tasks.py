@@ -136,6 +136,7 @@ def test_factors_as_numbers() -> None:
         ("letters", {"noise": "1e999999999"}, "must be a number"),
         ("letters", {"noise": math.inf}, "must be a number"),
         ("letters", {"length": 8.5}, "whole number"),
+        ("letters", {"length": "64/2"}, "whole number"),
         ("letters", {"length": True}, "whole number"),
         ("letters", {"target": 65}, "longer than length"),
         ("blocks", {"which": "lst"}, "did you mean 'last'"),

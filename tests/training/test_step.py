@@ -1,6 +1,7 @@
 """One update against a plain loop; what it does if the loss or a gradient is not finite."""
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ from freetf_cli.model.decoder import Decoder
 from freetf_cli.model.latent import ObjectiveWeights
 from freetf_cli.training.optimizer import make_optimizer
 from freetf_cli.training.prefetch import HostBatch
-from freetf_cli.training.step import FAULTS_KEPT, Fault, TrainStep, uses_graph
+from freetf_cli.training.step import FAULTS_KEPT, Fault, TrainStep, compiled, uses_graph
 
 CPU = torch.device("cpu")
 CONFIG = ModelConfig(layers=2, width=16, heads=2, vocab=7, context=6)
@@ -175,6 +176,16 @@ def test_updates_while_halted_leave_no_trace() -> None:
         advance(plain, step)
     assert same(everything(warmed), everything(plain))
     assert warmed.faults() == []
+
+
+def test_the_compilers_advice_about_tf32_is_not_shown() -> None:
+    """Products in float32 keep their digits on purpose. Any other warning of the compiler is shown."""
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        compiled(abs, settings(compile="off"), CPU)
+        warnings.warn("TensorFloat32 tensor cores for float32 matrix multiplication available but not enabled.", stacklevel=1)
+        warnings.warn("Not enough SMs", stacklevel=1)
+    assert [str(one.message) for one in shown] == ["Not enough SMs"]
 
 
 def test_only_cuda_has_graphs() -> None:
