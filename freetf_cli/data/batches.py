@@ -61,22 +61,27 @@ class DataSource:
 
     def held_out(self, split: str, sequences: int, size: int) -> Iterator[Batch]:
         """Batches of `size` held-out rows, always the same: `sequences` of them spread evenly over the split, or all if it has fewer."""
-        chosen = self._chosen(split, sequences)
-        for start in range(0, len(chosen), size):
-            yield self._batch(self.rows.held_out(split, chosen[start : start + size]))
+        count = self._count(split, sequences)
+        for start in range(0, count, size):
+            yield self._batch(self.rows.held_out(split, self._chosen(split, count, start, min(start + size, count))))
 
     def held_out_factors(self, split: str, sequences: int) -> list[Factors]:
         """The known factors of each of these rows."""
-        return self.rows.factors(split, self._chosen(split, sequences))
+        count = self._count(split, sequences)
+        return self.rows.factors(split, self._chosen(split, count, 0, count))
 
     def held_out_documents(self, split: str, sequences: int) -> NDArray[np.int64]:
         """The number of the document in which each of these rows begins. Rows of one document are not independent."""
-        return self.rows.documents(split, self._chosen(split, sequences))
+        count = self._count(split, sequences)
+        return self.rows.documents(split, self._chosen(split, count, 0, count))
 
-    def _chosen(self, split: str, sequences: int) -> NDArray[np.int64]:
+    def _count(self, split: str, sequences: int) -> int:
         available = self.rows.size(split)
-        count = sequences if available is None else min(sequences, available)
-        return np.arange(count) * (available or count) // max(count, 1)
+        return sequences if available is None else min(sequences, available)
+
+    def _chosen(self, split: str, count: int, start: int, stop: int) -> NDArray[np.int64]:
+        """Rows `start` … `stop` − 1 of `count` that are spread evenly over the split."""
+        return np.arange(start, stop) * (self.rows.size(split) or count) // max(count, 1)
 
     def _batch(self, rows: Tokens) -> Batch:
         ended = rows == PAD

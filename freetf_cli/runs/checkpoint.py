@@ -108,11 +108,6 @@ class Checkpoint:
     def step(self) -> int:
         return int(self.state["step"])
 
-    @property
-    def evaluated(self) -> bool:
-        """Whether the checkpoint was saved after an evaluation of its step."""
-        return self.state.get("val_loss") is not None
-
     def tokenizer(self) -> Tokenizer:
         return tokenizers.load(self.folder / "tokenizer.json")
 

@@ -30,6 +30,7 @@ from freetf_cli.runs.folder import RunFolder
 from freetf_cli.streams import torch_seed
 from freetf_cli.training.distributed import ALONE, World
 from freetf_cli.training.float8 import use_float8
+from freetf_cli.training.memory import memory_errors
 from freetf_cli.training.optimizer import load_named_state, make_optimizer, named_state
 from freetf_cli.training.prefetch import HostBatch, Prefetch, host_batch
 from freetf_cli.training.schedule import learning_rate, objective_weights
@@ -78,13 +79,11 @@ class Loop:
         self.batches = Prefetch(self._batch, self.config.steps)
         self.step = self.saved_step = 0
         self.skipped: list[int] = []  # steps without an update, counted from 1
-        self.evaluated = True  # whether the evaluation of this step, if one is due, was made
         self._began = (time.perf_counter(), 0)  # when, and at which step, this process started training
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Take over a checkpoint's step and optimizer moments. Raises InputError if they do not fit the model."""
         self.step = self.saved_step = checkpoint.step
-        self.evaluated = checkpoint.evaluated
         skips = checkpoint.state.get("consecutive_skips", 0)
         if type(skips) is int and 0 <= skips <= self.config.skip_limit:
             self.update.consecutive_skips.fill_(skips)
@@ -98,8 +97,8 @@ class Loop:
         began = time.perf_counter()
         self._began, timed_from, timed_step = (began, self.step), began, self.step
         with self.batches:
-            if not self.evaluated and self._evaluates():
-                self._evaluate_and_save()
+            if self.step and self._evaluates():  # an earlier process may have ended in the middle of it
+                self._evaluate_and_sample()
             while self.step < self.config.steps:
                 self._stop_if_asked()
                 sums, grad_norm, count = self.train_step()
@@ -115,10 +114,10 @@ class Loop:
                     self._report(metrics, (now - timed_from) / (self.step - timed_step))
                     timed_from, timed_step = now, self.step
                 now = time.perf_counter()
+                if saves:
+                    self.save()
                 if self._evaluates():
-                    self._evaluate_and_save()
-                elif saves:
-                    self.save(None)
+                    self._evaluate_and_sample()
                 timed_from += time.perf_counter() - now  # a step's time has no evaluation or save in it
         self.folder.finish("done")
         self.hooks.saved(self.folder)
@@ -143,15 +142,15 @@ class Loop:
         Each process takes every `world.size`-th batch, and all return the same sums. Raises FreetfError if the loss is not finite.
         """
         config, size = self.recipe.eval, self.world.size
-        final, noise_NTH = self._weights(self.config.steps), self._noise(-1, config.sequences)
+        final = self._weights(self.config.steps)
+        self.noise_generator.manual_seed(self._noise_seed(-1))
         weights = ObjectiveWeights(*torch.tensor(final, device=self.device).unbind())
-        total, count, row = torch.zeros(5, device=self.device), 0, 0
+        total, count = torch.zeros(5, device=self.device), 0
         self.model.eval()
         for number, batch in enumerate(self.source.held_out(config.split, config.sequences, self.recipe.rows_at_once)):
             if number % size == 0:
                 self._stop_if_asked()
-            noise_BTH = noise_NTH[row : row + len(batch.inputs)]
-            row += len(batch.inputs)
+            noise_BTH = torch.stack([self._uniform() for _ in batch.inputs])  # row by row: the same for every size of batch
             count += int((batch.targets != IGNORE).sum())
             if number % size == self.world.rank:
                 tokens_BT, targets_BT = tensors(self.model, batch)
@@ -164,15 +163,14 @@ class Loop:
             raise self._failure("the held-out loss is not finite")
         return self._metrics(total, count, config.split, final.kappa, lr=None, grad_norm=None)
 
-    def save(self, held_out: Metrics | None) -> None:
-        """Save a checkpoint of this step, and delete old ones (train.keep_last, keep_every). held_out: this step's evaluation, if any."""
+    def save(self) -> None:
+        """Save a checkpoint of this step, and delete old ones (train.keep_last, keep_every)."""
         self._record_faults()
         self._check_weights()
         if self.world.is_main:
             state = {
                 "step": self.step,
                 "tokens": self._tokens(),
-                "val_loss": held_out and held_out.loss,
                 "recipe": self.recipe.model_dump(exclude_none=True),
                 "data": asdict(self.source.facts),
                 "consecutive_skips": int(self.update.consecutive_skips),
@@ -191,17 +189,22 @@ class Loop:
         if not self.world.all_equal(torch.stack([weight.detach().view(torch.int32).sum() for weight in weights])):
             raise self._failure("the processes have different weights")
 
-    def _evaluate_and_save(self) -> None:
-        """Evaluate, sample and save at this step. A signal ends the evaluation, and the resumed run repeats it."""
-        held_out = self.evaluate()
-        self._report(held_out)
-        self._sample()  # before the checkpoint, because a resumed run does not come back to this step
-        self.save(held_out)
+    def _evaluate_and_sample(self) -> None:
+        """Evaluate and sample at this step, whose checkpoint is saved. Whatever ends it early, a resumed run makes what is missing."""
+        missing = self.world.is_main and self.step not in self.folder.held_out_losses()
+        if self.world.all_reduce_max(int(missing)):
+            with memory_errors(self.recipe, self.device, "evaluation"):
+                held_out = self.evaluate()
+            self._report(held_out)
+            self.folder.prune(self.config.keep_last, self.config.keep_every)  # it knows now whether this checkpoint is the best
+        with memory_errors(self.recipe, self.device, "samples"):
+            self._sample()
         self.hooks.saved(self.folder)
 
     def _sample(self) -> None:
-        """Save samples like the paper's Figure 4."""
-        if not self.recipe.eval.samples or not self.world.is_main:
+        """Save samples like the paper's Figure 4, unless this step has them."""
+        last = "independent" if self.model.latent is None else "shared"
+        if not self.recipe.eval.samples or not self.world.is_main or self.folder.samples_file(self.step, last).exists():
             return
         seed = self.config.seed
         prompt = self.source.prompt(seed, 0)
@@ -217,7 +220,7 @@ class Loop:
         if not number:
             return
         if self.saved_step != self.step:
-            self.save(None)
+            self.save()
         if self.step:
             self.hooks.saved(self.folder)
         when = f"after step {self.step}, checkpoint saved" if self.step else "before its first step"
@@ -245,8 +248,14 @@ class Loop:
 
     def _noise(self, key: int, rows: int) -> Tensor:
         """Uniform noise [rows, …] of a training step (key ≥ 0) or of the held-out rows (key < 0): a function of (seed, key)."""
-        self.noise_generator.manual_seed(torch_seed(self.config.seed, abs(key), int(key < 0)))
-        return torch.rand(rows, *self.update.noise.shape[1:], generator=self.noise_generator, device=self.device)
+        self.noise_generator.manual_seed(self._noise_seed(key))
+        return self._uniform(rows)
+
+    def _noise_seed(self, key: int) -> int:
+        return torch_seed(self.config.seed, abs(key), int(key < 0))
+
+    def _uniform(self, *rows: int) -> Tensor:
+        return torch.rand((*rows, *self.update.noise.shape[1:]), generator=self.noise_generator, device=self.device)
 
     def _batch(self, step: int) -> HostBatch:
         return host_batch(self.source.train_batch(step, self.config.batch), self.rows, pinned=self.device.type == "cuda")

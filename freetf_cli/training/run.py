@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import torch
@@ -67,13 +67,14 @@ def train(
             loop = Loop(recipe, source, model, folder, device, hooks, stop or StopRequest(), world)
             if resume is not None:
                 loop.restore(resume)
-                folder.rewind(resume.step, recipe, evaluated=resume.evaluated)
+                folder.rewind(resume.step, recipe)
             record_start(loop, argv, init_from, resume)
             try:
                 return loop.run()
             except BaseException as error:
                 stopped = isinstance(error, Stopped | Interrupted | KeyboardInterrupt)
-                folder.finish("stopped" if stopped else "failed")
+                with suppress(OSError):  # on a full disk, the first error is the one to report
+                    folder.finish("stopped" if stopped else "failed")
                 raise
             finally:
                 loop.update.close()

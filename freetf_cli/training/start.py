@@ -55,12 +55,12 @@ def check_same_run(recipe: Recipe, source: DataSource, checkpoint: Checkpoint) -
     if checkpoint.tokenizer().sha256 != source.tokenizer.sha256:
         raise InputError("the checkpoint's tokenizer is not the data's (its hash differs)", str(checkpoint.folder / "tokenizer.json"))
     ours, theirs = flat(recipe), flat(checkpoint.recipe)
-    changeable = ("keep_", "log_every", "save_every", "attention_checkpointing")
-    free = ("data.dir", "eval.every", "eval.samples", "parallel.", *(f"train.{name}" for name in changeable))
+    changeable = ("keep_", "log_every", "save_every", "attention_checkpointing", "grad_accum_steps")  # what an error's hint may ask for
+    free = ("data.dir", "eval.every", "eval.samples", "eval.sequences", "parallel.", *(f"train.{name}" for name in changeable))
     changed = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key) and not key.startswith(free))
     if changed:
-        first = f"{changed[0]} is {ours.get(changed[0])!r}, was {theirs.get(changed[0])!r}"
-        raise InputError(f"the recipe is not the run's: {first}", where, hint)
+        named = ", ".join(f"{key} is {ours.get(key)!r}, was {theirs.get(key)!r}" for key in changed)
+        raise InputError(f"the recipe is not the run's: {named}", where, hint)
 
 
 def make_model(recipe: Recipe, device: torch.device, init_from: Checkpoint | None, resume: Checkpoint | None) -> Decoder:
