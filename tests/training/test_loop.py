@@ -459,8 +459,8 @@ def fail(error: BaseException) -> Callable[..., Any]:
     ("place", "name", "error", "what"),
     [
         (DataSource, "held_out", KeyboardInterrupt(), None),
-        (DataSource, "held_out", MemoryError(), r"in the evaluation .*: 4 × 13 tokens .*; raise train.grad_accum_steps \(now 1\).*resume"),
-        (loop_module, "figure4_samples", MemoryError(), r"in the samples .*; lower eval.samples \(now 1\), and resume"),
+        (DataSource, "held_out", MemoryError(), r"in the evaluation, .*: 4 × 13 tokens .*; raise train.grad_accum_steps \(now 1\).*resume"),
+        (loop_module, "figure4_samples", MemoryError(), r"in the samples, .*; lower eval.samples \(now 1\), and resume"),
         (loop_module, "figure4_samples", OSError(28, "No space left on device"), "No space"),
         (RunFolder, "append", OSError(28, "No space left on device"), "No space"),
     ],
