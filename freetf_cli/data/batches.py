@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,8 @@ class DataSource:
     """The sequences of a run.
 
     context: T. loss_start: index in a row of the first token that is a target. prompt(seed, index): a text that a sample can begin with.
-    task: the synthetic task, if it is one. bytes_per_token: of the text of each split; empty if the data is not text.
+    task: the synthetic task, if it is one. bytes_per_token: of the text of each split; empty if the data is not text. folder: of the data,
+    if it has one.
     """
 
     tokenizer: Tokenizer
@@ -54,6 +56,7 @@ class DataSource:
     prompt: Callable[[int, int], str]
     task: Task | None = None
     bytes_per_token: dict[str, float] = field(default_factory=dict)
+    folder: Path | None = None
 
     def train_batch(self, step: int, size: int) -> Batch:
         """The batch of a step, a function of (seed, step, size) alone."""
@@ -131,7 +134,7 @@ def _open_folder(data: Dataset, rows: str, context: int | None, seed: int) -> Da
     source: RowSource = (PackedRows if packed else DocumentRows)(data, context + 1, seed)
     task = None if about.task is None else make_task(about.task, about.params)
     prompt = task.prompt if task else _text_prompt(data)
-    return DataSource(data.tokenizer, facts, context, source, about.loss_start, prompt, task, ratios)
+    return DataSource(data.tokenizer, facts, context, source, about.loss_start, prompt, task, ratios, data.folder)
 
 
 def _facts(about: Origin, context: int, **others: Any) -> DataFacts:

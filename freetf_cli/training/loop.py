@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -25,6 +26,7 @@ from freetf_cli.generation.sampling import SampleSpec, figure4_samples, prompt_t
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.model.latent import ObjectiveWeights
 from freetf_cli.records import Metrics, Progress, TrainResult
+from freetf_cli.report.units import duration
 from freetf_cli.runs.checkpoint import Checkpoint, checkpoint_folders, save_checkpoint
 from freetf_cli.runs.folder import RunFolder
 from freetf_cli.streams import torch_seed
@@ -38,6 +40,8 @@ from freetf_cli.training.signals import StopRequest, stop_error
 from freetf_cli.training.step import TrainStep, autocast
 
 SAMPLE_TOKENS = 256  # length limit of the samples kept with a run
+LONG = 2 * 3600.0  # seconds: a run on a CPU that takes longer is warned of
+LONG_STEP = 5.0  # seconds: a first step that takes less says little, because libraries initialise in it
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,7 @@ class Loop:
         self.step = self.saved_step = 0
         self.skipped: list[int] = []  # steps without an update, counted from 1
         self._began = (time.perf_counter(), 0)  # when, and at which step, this process started training
+        self._estimated = device.type != "cpu"  # whether the user knows how long the run takes
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Take over a checkpoint's step and optimizer moments. Raises InputError if they do not fit the model."""
@@ -173,6 +178,7 @@ class Loop:
                 "tokens": self._tokens(),
                 "recipe": self.recipe.model_dump(exclude_none=True),
                 "data": asdict(self.source.facts),
+                "data_folder": self.source.folder and os.path.relpath(self.source.folder.resolve(), self.folder.path.resolve()),
                 "consecutive_skips": int(self.update.consecutive_skips),
             }
             optimizer = named_state(self.model, self.optimizer)
@@ -277,6 +283,18 @@ class Loop:
         rate = (self.step - self._began[1]) / (time.perf_counter() - self._began[0])
         remaining = (self.config.steps - self.step) / rate if rate else math.inf
         self.hooks.progress(Progress(metrics, self.config.steps, rate, remaining, self.source.facts))
+        if not self._estimated and rate and (self.step > self._began[1] + 1 or rate < 1 / LONG_STEP):
+            self._estimated = True
+            if remaining > LONG:
+                self.hooks.warn(f"this run takes {duration(remaining)} more on this CPU; a recipe of a size for it: {self._smaller()}")
+
+    def _smaller(self) -> str:
+        """The command that trains the demo's recipe on this run's data."""
+        data = self.recipe.data
+        words = [f"data.dir={data.dir}", f"model.context={self.source.context}"] if data.dir else [f"data.task={data.task}"]
+        return shlex.join(
+            ["freetf", "train", f"demo-{self.recipe.kind}", *(part for word in words for part in ("--set", word)), "-o", "RUN"]
+        )
 
     def _result(self) -> TrainResult:
         return TrainResult(

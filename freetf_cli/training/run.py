@@ -49,7 +49,9 @@ def train(
     if world.is_main:
         RunFolder.check_path(path)
     with lock_run(path) if world.is_main else nullcontext():
-        recipe, source = resolve(recipe)
+        asked, (recipe, source) = recipe.model.vocab, resolve(recipe, resume)
+        if asked is not None and asked != recipe.model.vocab and resume is None:
+            hooks.warn(f"model.vocab = {asked} is less than the tokenizer's {recipe.model.vocab:,} tokens, which the model gets")
         if resume is not None:
             check_same_run(recipe, source, resume)
         check_float8(recipe, device)

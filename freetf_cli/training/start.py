@@ -27,12 +27,16 @@ from freetf_cli.runs.folder import now
 from freetf_cli.training.loop import Loop
 
 
-def resolve(recipe: Recipe) -> tuple[Recipe, DataSource]:
-    """Open the recipe's data, and fill in what only the data knows: vocabulary, context and document separator."""
-    source = open_data(recipe.data, context=recipe.model.context, seed=recipe.train.seed)
-    vocabulary = source.tokenizer.vocab_size
-    if recipe.model.vocab is not None and recipe.model.vocab < vocabulary:
-        raise InputError(f"model.vocab = {recipe.model.vocab} is less than the tokenizer's {vocabulary} tokens")
+def resolve(recipe: Recipe, resume: Checkpoint | None = None) -> tuple[Recipe, DataSource]:
+    """Open the recipe's data, and fill in what only the data knows: vocabulary, context and document separator.
+
+    A vocabulary that is too small for the tokenizer is replaced by the tokenizer's. resume: of the run whose data may lie elsewhere.
+    """
+    data = recipe.data
+    if resume is not None and data.dir is not None:
+        data = data.model_copy(update={"dir": resume.data_folder(data.dir)})
+    source = open_data(data, context=recipe.model.context, seed=recipe.train.seed)
+    vocabulary = max(recipe.model.vocab or 0, source.tokenizer.vocab_size)
     for split in (TRAIN, recipe.eval.split):
         source.rows.size(split)  # InputError if the data lacks it: now, not after hours of training
     separator = recipe.model.separator
@@ -40,7 +44,7 @@ def resolve(recipe: Recipe) -> tuple[Recipe, DataSource]:
         separator = source.tokenizer.separator
         if separator is None:
             raise InputError("packed documents cannot be masked: the data has no separator", hint="model.document_mask = false")
-    known = {"vocab": recipe.model.vocab or vocabulary, "context": source.context, "separator": separator}
+    known = {"vocab": vocabulary, "context": source.context, "separator": separator}
     resolved = recipe.model_copy(update={"model": recipe.model.model_copy(update=known)})
     if broken := list(resolved.broken()):  # rules about a context that the recipe did not give
         raise InputErrors([InputError(one.message, hint="context and vocabulary are those of the data") for one in broken])
