@@ -109,6 +109,7 @@ def _each(runs: Iterable[Path], work: Callable[[Path], T], failed: dict[Path, Fr
             raise
         except Exception as error:
             errors[run] = as_failure(error, ())
+            errors[run].where = errors[run].where or str(run)
     if not done:
         raise next(iter(errors.values()))
     for run, failure in errors.items():

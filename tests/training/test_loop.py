@@ -580,3 +580,23 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
     with pytest.raises(FreetfError, match="the weights are not finite after step 0"):
         running.save()
     assert checkpoint_folders(tmp_path / "run") == []
+
+
+@pytest.mark.parametrize(("seconds", "lines"), [(1.0, 0), (3.0, 1), (2000.0, 1)])
+def test_a_run_of_hours_on_a_cpu_is_warned_of_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, lines: int) -> None:
+    """With 3 s a step at the second logged step; the first counts if it took long."""
+    clock, warnings = [0.0], list[str]()
+    plain = Loop.train_step
+
+    def slow(self: Loop) -> Any:
+        clock[0] += seconds
+        if self.step == 2:
+            raise KeyboardInterrupt
+        return plain(self)
+
+    monkeypatch.setattr(loop_module.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(Loop, "train_step", slow)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe(steps=5000, every=0), tmp_path / "run", device=CPU, hooks=Hooks(warn=warnings.append))
+    assert len(warnings) == lines
+    assert all("more on this CPU" in line and line.endswith("freetf train demo-free --set data.task=letters -o RUN") for line in warnings)
