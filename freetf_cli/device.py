@@ -65,6 +65,11 @@ def set_threads(count: int) -> None:
         torch.set_num_threads(count)
 
 
+def cores() -> int:
+    """The CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def describe(device: torch.device) -> dict[str, Any]:
     """The machine as a manifest records it: enough to judge a repetition, nothing that identifies the machine or its user."""
     import torch
@@ -97,7 +102,7 @@ def _torch() -> list[Finding]:
         return [replace(found, fix="make setup")]
     oldest, newest = TORCH_TESTED
     tested = oldest <= tuple(int(part) for part in found.value.split(".")[:2]) <= newest
-    return [replace(found, ok=tested, fix="pip install 'torch>=2.11,<2.14'"), _devices(), _bf16(), _compiler(), _attention()]
+    return [replace(found, ok=tested, fix="pip install 'torch>=2.11,<2.14'"), _devices(), _cpu(), _bf16(), _compiler(), _attention()]
 
 
 def _devices() -> Finding:
@@ -108,6 +113,14 @@ def _devices() -> Finding:
     unused = "cuda" not in names and shutil.which("nvidia-smi") is not None
     what = f"{shown} (this machine has an NVIDIA GPU, but this torch cannot use it)" if unused else shown
     return Finding("devices", what, not unused, "make clean setup TORCH=cuda")
+
+
+def _cpu() -> Finding:
+    import torch
+
+    load = os.getloadavg()[0]  # processes that ran or waited, over the last minute
+    busy = f": other programs keep {'it' if cores() == 1 else 'them'} busy" if load > cores() else ""
+    return Finding("cpu", f"{cores()} cores, {torch.get_num_threads()} threads for torch, load {load:.1f}{busy}", True)
 
 
 def _bf16() -> Finding:

@@ -7,6 +7,8 @@ import shlex
 import shutil
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +17,7 @@ import typer
 
 from freetf_cli.cli.options import DeviceOption, JsonOption, QuietOption, SeedOption, SmokeOption
 from freetf_cli.cli.output import Described, show
+from freetf_cli.errors import Interrupted, Stopped
 
 if TYPE_CHECKING:
     from freetf_cli.records import TrainResult
@@ -48,16 +51,16 @@ def demo(
     options = f"--set data.dir={data}" + (f" --seed {seed}" if seed else "") + (" --smoke" if smoke else "")
     drawn = f"--prompt '{PROMPT}' --groups {SHOWN_GROUPS} --count {SHOWN_COUNT} --prompt-z prior --seed 1"
     chapter, shown = partial(_chapter, shown=not json), not (quiet or json)
-    chapter(
-        1, f"Data: {ROWS:,} rows of letters, whose hidden factors are known", f"{program} gen-synthetic letters -o {data} --count {ROWS}"
-    )
-    _make_data(data, shown=shown)
-    chapter(2, "A baseline: it predicts one token after the other", f"{program} train demo-baseline -o {baseline} {options}")
-    first = _train("demo-baseline", data, baseline, device, seed, smoke=smoke, shown=shown)
-    chapter(3, "A Free Transformer: it decides before it writes", f"{program} train demo-free -o {free} {options}")
-    second = _train("demo-free", data, free, device, seed, smoke=smoke, shown=shown)
-    chapter(4, "What does Z decide? The paper's Figure 4", f"{program} sample {free} {drawn} --z shared  # the green boxes")
-    agreement = _figure4(free, device, shown=not json)
+    with _continued_by(program, ["-o", str(out), "--device", device, "--seed", str(seed), *(["--smoke"] if smoke else [])]):
+        rows = f"Data: {ROWS:,} rows of letters, whose hidden factors are known"
+        chapter(1, rows, f"{program} gen-synthetic letters -o {data} --count {ROWS}")
+        _make_data(data, shown=shown)
+        chapter(2, "A baseline: it predicts one token after the other", f"{program} train demo-baseline -o {baseline} {options}")
+        first = _train("demo-baseline", data, baseline, device, seed, smoke=smoke, shown=shown)
+        chapter(3, "A Free Transformer: it decides before it writes", f"{program} train demo-free -o {free} {options}")
+        second = _train("demo-free", data, free, device, seed, smoke=smoke, shown=shown)
+        chapter(4, "What does Z decide? The paper's Figure 4", f"{program} sample {free} {drawn} --z shared  # the green boxes")
+        agreement = _figure4(free, device, shown=not json)
     return DemoResult(program, str(out), first, second, agreement, time.perf_counter() - started)
 
 
@@ -69,6 +72,19 @@ def _program() -> str:
     path = here / "freetf"
     short = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
     return shlex.quote(str(short)) if path.exists() else f"{shlex.quote(sys.executable)} -m freetf_cli"
+
+
+@contextmanager
+def _continued_by(program: str, words: Sequence[str]) -> Iterator[None]:
+    """Name the command that continues the demo if a signal stops it inside the block."""
+    hint = f"continue with: {program} demo {shlex.join(words)}"
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted", hint=hint) from None
+    except (Interrupted, Stopped) as error:
+        error.hint = hint
+        raise
 
 
 def _chapter(number: int, title: str, command: str, *, shown: bool) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from freetf_cli.cli.failures import as_failure
 from freetf_cli.cli.options import (
     DataOption,
     DeviceOption,
@@ -21,12 +22,14 @@ from freetf_cli.cli.options import (
     complete_run,
 )
 from freetf_cli.cli.output import show, writable, write_file, write_page
-from freetf_cli.errors import InputError
+from freetf_cli.errors import FreetfError, InputError, Interrupted, Stopped
 
 if TYPE_CHECKING:
     from freetf_cli.evaluation.probe.measure import ProbeSpec
     from freetf_cli.records.probe import ProbeResult
     from freetf_cli.runs.checkpoint import Checkpoint
+
+T = TypeVar("T")
 
 
 def probe_latent(
@@ -68,35 +71,62 @@ def probe_latent(
         raise InputError(f"--figure writes an SVG, not {figure.suffix or 'a file without an ending'}", str(figure), "name it FILE.svg")
     if figure is not None and report is not None and figure.absolute() == report.absolute():
         raise InputError("the figure and the report are the same file", str(figure), "name two files: --figure FILE.svg --report FILE.html")
-    checkpoints = _open(runs)
+    failed: dict[Path, FreetfError] = {}
+    checkpoints = _each(runs, _open, failed)
     if sweep:
         _check_same_data(checkpoints)
     if figure is not None:
         _check_factors(checkpoints, data)
     spec = ProbeSpec(split or "", sequences, groups, count, prompt, seed)
-    results = []
-    for run, checkpoint in checkpoints.items():
-        results.append(_probe(run, checkpoint, data, spec, device))
+
+    def probe(run: Path) -> ProbeResult:
+        result = _probe(run, checkpoints[run], data, spec, device)
         if not sweep:
-            show(results[-1], json=json)
-    results.sort(key=lambda one: one.kappa)
+            show(result, json=json)
+        return result
+
+    results = sorted(_each(checkpoints, probe, failed).values(), key=lambda one: one.kappa)
     if sweep:
         show(Sweep(results), json=json)
     if figure is not None:
         write_file(figure, boxes.figure(sweep_panels(results), panels_note(results)), "figure")
     if report is not None:
         write_page(report, results[0] if len(results) == 1 else Sweep(results))
+    if failed:
+        raise FreetfError(f"{len(failed)} of {len(results) + len(failed)} runs were not measured: {', '.join(map(str, failed))}")
 
 
-def _open(runs: Sequence[Path]) -> dict[Path, Checkpoint]:
-    """Open the checkpoint of every run; InputError for a baseline."""
+def _each(runs: Iterable[Path], work: Callable[[Path], T], failed: dict[Path, FreetfError]) -> dict[Path, T]:
+    """The result of each run. A run that fails is named in a warning and in `failed`; its error is raised if no run is left."""
+    from freetf_cli.report.console import warn
+
+    done: dict[Path, T] = {}
+    errors: dict[Path, FreetfError] = {}
+    for run in runs:
+        try:
+            done[run] = work(run)
+        except (Interrupted, Stopped, OSError):
+            raise
+        except Exception as error:
+            errors[run] = as_failure(error, ())
+            errors[run].where = errors[run].where or str(run)
+    if not done:
+        raise next(iter(errors.values()))
+    for run, failure in errors.items():
+        warn(f"{run} is left out: {failure}")
+    failed.update(errors)
+    return done
+
+
+def _open(run: Path) -> Checkpoint:
+    """The checkpoint of a run; InputError for a baseline."""
     from freetf_cli.report.console import warn
     from freetf_cli.runs.checkpoint import open_checkpoint
 
-    checkpoints = {run: open_checkpoint(run, warn) for run in runs}
-    if baseline := next((run for run, checkpoint in checkpoints.items() if checkpoint.recipe.latent is None), None):
-        raise InputError("the run is a baseline: it has no Z to probe", str(baseline), "use `freetf evaluate` or `freetf compare`")
-    return checkpoints
+    checkpoint = open_checkpoint(run, warn)
+    if checkpoint.recipe.latent is None:
+        raise InputError("the run is a baseline: it has no Z to probe", str(run), "use `freetf evaluate` or `freetf compare`")
+    return checkpoint
 
 
 def _check_same_data(checkpoints: Mapping[Path, Checkpoint]) -> None:

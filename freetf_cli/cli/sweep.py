@@ -14,6 +14,7 @@ from freetf_cli.errors import ExitCode, FreetfError, InputError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from freetf_cli.config.recipe import Recipe
     from freetf_cli.config.sweep import PlannedRun
 
 
@@ -49,6 +50,8 @@ def sweep(
     _check_name(recipe)
     planned = plan_sweep(recipe, set_ or [], None if seeds is None else parse_seeds(seeds))
     recipes = [load_recipe(one.recipe, smoke=smoke, overrides=one.settings) for one in planned]  # report all errors before any work
+    for one, loaded in zip(planned, recipes, strict=True):
+        _check_task(one, loaded)
     extra = [*(["--smoke"] if smoke else []), *([] if device == "auto" else ["--device", device])]
     records = [_record(one, out, extra) for one in planned]
     if run is None:
@@ -71,6 +74,20 @@ def _check_name(recipe: str) -> None:
             raise  # the file is at fault, not the name
         sweeps = ", ".join(name for name in shipped_files() if expand(name) != [name])
         raise InputError(error.what, error.where, f"{error.hint} (sweeps: {sweeps})") from None
+
+
+def _check_task(one: PlannedRun, recipe: Recipe) -> None:
+    """Refuse a run whose task cannot have its parameters or its context. The data of a folder may not exist yet."""
+    from freetf_cli.data.batches import open_data
+
+    if recipe.data.task is not None:
+        try:
+            source = open_data(recipe.data, context=recipe.model.context, seed=recipe.train.seed)
+            known = recipe.model.model_copy(update={"context": source.context})
+            for fault in recipe.model_copy(update={"model": known}).broken():
+                raise InputError(fault.message)
+        except InputError as error:
+            raise InputError(error.what, error.where or one.name, error.hint) from None
 
 
 def _record(one: PlannedRun, out: Path, extra: Sequence[str]) -> dict[str, Any]:

@@ -123,11 +123,25 @@ def differences(a: Recipe, b: Recipe) -> list[tuple[str, Any, Any]]:
 
 
 def _checked(layers: Sequence[Layer]) -> Recipe:
-    tree = reduce(Recipe.merge, (layer.tree for layer in layers))
+    tree = Recipe.merge(reduce(Recipe.merge, (layer.tree for layer in layers)), _description(layers))
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
         raise as_errors(error, tree, layers) from None
+
+
+def _description(layers: Sequence[Layer]) -> dict[str, str]:
+    """The description, marked with the settings that later layers change: it may no longer be true."""
+    last = max((number for number, layer in enumerate(layers) if "description" in layer.tree), default=len(layers))
+    names = ["--smoke" if layer.is_smoke else name for layer in layers[last + 1 :] for name in _names(layer.tree)]
+    described = last < len(layers) and isinstance(text := layers[last].tree["description"], str) and names
+    return {"description": f"{text} (changed: {', '.join(dict.fromkeys(names))})"} if described else {}
+
+
+def _names(tree: Mapping[str, Any]) -> Iterator[str]:
+    """The settings in nested tables, as `table.key`."""
+    for key, value in tree.items():
+        yield from (f"{key}.{name}" for name in _names(value)) if isinstance(value, Mapping) else (key,)
 
 
 def _layers(address: Address, seen: tuple[Address, ...] = ()) -> Iterator[Layer]:

@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,7 @@ class DataSource:
 
     context: T. loss_start: index in a row of the first token that is a target. prompt(seed, index): a text that a sample can begin with.
     task: the synthetic task, if it is one. token_bytes(split): bytes of text that each token stands for [V]; zeros if the data is not text.
+    folder: of the data, if it has one.
     """
 
     tokenizer: Tokenizer
@@ -56,6 +58,7 @@ class DataSource:
     prompt: Callable[[int, int], str]
     token_bytes: Callable[[str], NDArray[np.float64]]
     task: Task | None = None
+    folder: Path | None = None
 
     def train_batch(self, step: int, size: int) -> Batch:
         """The batch of a step, a function of (seed, step, size) alone."""
@@ -63,9 +66,9 @@ class DataSource:
 
     def held_out(self, split: str, sequences: int, size: int) -> Iterator[Batch]:
         """Batches of `size` held-out rows, always the same: `sequences` of them spread evenly over the split, or all if it has fewer."""
-        chosen = self._chosen(split, sequences)
-        for start in range(0, len(chosen), size):
-            yield self._batch(self.rows.held_out(split, chosen[start : start + size]))
+        count = self._count(split, sequences)
+        for start in range(0, count, size):
+            yield self._batch(self.rows.held_out(split, self._chosen(split, count, start, min(start + size, count))))
 
     def target_bytes(self, split: str, targets_BT: NDArray[np.int64]) -> NDArray[np.float64]:
         """Bytes of text that the counted targets of each row of a split stand for [B]; 0 if the data is not text.
@@ -78,16 +81,21 @@ class DataSource:
 
     def held_out_factors(self, split: str, sequences: int) -> list[Factors]:
         """The known factors of each of these rows."""
-        return self.rows.factors(split, self._chosen(split, sequences))
+        count = self._count(split, sequences)
+        return self.rows.factors(split, self._chosen(split, count, 0, count))
 
     def held_out_documents(self, split: str, sequences: int) -> NDArray[np.int64]:
         """The number of the document in which each of these rows begins. Rows of one document are not independent."""
-        return self.rows.documents(split, self._chosen(split, sequences))
+        count = self._count(split, sequences)
+        return self.rows.documents(split, self._chosen(split, count, 0, count))
 
-    def _chosen(self, split: str, sequences: int) -> NDArray[np.int64]:
+    def _count(self, split: str, sequences: int) -> int:
         available = self.rows.size(split)
-        count = sequences if available is None else min(sequences, available)
-        return np.arange(count) * (available or count) // max(count, 1)
+        return sequences if available is None else min(sequences, available)
+
+    def _chosen(self, split: str, count: int, start: int, stop: int) -> NDArray[np.int64]:
+        """Rows `start` … `stop` − 1 of `count` that are spread evenly over the split."""
+        return np.arange(start, stop) * (self.rows.size(split) or count) // max(count, 1)
 
     def _batch(self, rows: Tokens) -> Batch:
         ended = rows == PAD
@@ -138,7 +146,8 @@ def _open_folder(data: Dataset, rows: str, context: int | None, seed: int) -> Da
     source: RowSource = (PackedRows if packed else DocumentRows)(data, context + 1, seed)
     task = None if about.task is None else make_task(about.task, about.params)
     prompt = task.prompt if task else _text_prompt(data)
-    return DataSource(data.tokenizer, facts, context, source, about.loss_start, prompt, cache(partial(_token_bytes, data)), task)
+    token_bytes = cache(partial(_token_bytes, data))
+    return DataSource(data.tokenizer, facts, context, source, about.loss_start, prompt, token_bytes, task, data.folder)
 
 
 def _token_bytes(data: Dataset, split: str) -> NDArray[np.float64]:

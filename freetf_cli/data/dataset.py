@@ -95,7 +95,8 @@ class Dataset:
         file = folder / MANIFEST
         if not file.is_file():
             what = "not a data folder: it has no manifest.json" if folder.is_dir() else "no such data folder"
-            raise InputError(what, str(folder), "`freetf prepare` and `freetf gen-synthetic` make data folders")
+            hint = "`freetf prepare` and `freetf gen-synthetic` make data folders; name another one with --data DIR, or --set data.dir=DIR"
+            raise InputError(what, str(folder.absolute()), hint)
         if file.stat().st_size > LARGEST_MANIFEST:
             raise InputError("the manifest is too large", str(file))
         content = file.read_bytes()

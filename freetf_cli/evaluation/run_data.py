@@ -27,6 +27,8 @@ def open_run_data(checkpoint: Checkpoint, folder: Path | None = None, context: i
     """
     recipe = checkpoint.recipe
     config = recipe.data if folder is None else DataConfig(dir=str(folder), rows=recipe.data.rows)
+    if folder is None and config.dir is not None:
+        config = config.model_copy(update={"dir": checkpoint.data_folder(config.dir)})
     where = str(config.dir or config.task)
     manifest = Path(where) / MANIFEST
     if config.dir is not None and manifest.is_file():

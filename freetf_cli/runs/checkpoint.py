@@ -13,6 +13,7 @@ safetensors notices a file that was cut short but loads flipped data bytes, so t
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -29,6 +30,7 @@ from freetf_cli import durable
 from freetf_cli.config.files import check_recipe
 from freetf_cli.config.recipe import Recipe
 from freetf_cli.data import tokenizer as tokenizers
+from freetf_cli.data.manifest import MANIFEST as DATA_MANIFEST
 from freetf_cli.data.tokenizer import Tokenizer
 from freetf_cli.errors import InputError, InputErrors
 from freetf_cli.latent.build import build_model
@@ -108,10 +110,21 @@ class Checkpoint:
     def step(self) -> int:
         return int(self.state["step"])
 
-    @property
-    def evaluated(self) -> bool:
-        """Whether the checkpoint was saved after an evaluation of its step."""
-        return self.state.get("val_loss") is not None
+    def data_folder(self, named: str) -> str:
+        """The folder of the run's data: the one that the user or the recipe names, or else where it lies as seen from the run.
+
+        If the recipe of the run names it, the one with the hash of the run's data is taken. Raises InputError if there is neither.
+        """
+        run = self.folder.resolve().parent.parent
+        places = [Path(named), Path(os.path.normpath(run / str(self.state.get("data_folder") or named)))]
+        found = [place for place in places if (place / DATA_MANIFEST).is_file()]
+        if not found:
+            where = " and ".join(dict.fromkeys(str(place.absolute()) for place in places))
+            hint = "name it with --data DIR; with `freetf train`, --set data.dir=DIR"
+            raise InputError(f"the data folder of the run is not there: looked for {where}", str(self.folder), hint)
+        sha256 = self.state["data"]["sha256"]
+        same = [place for place in found if named == self.recipe.data.dir and durable.sha256_of(place / DATA_MANIFEST) == sha256]
+        return str((same or found)[0])
 
     def tokenizer(self) -> Tokenizer:
         return tokenizers.load(self.folder / "tokenizer.json")

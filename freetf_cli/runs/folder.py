@@ -100,21 +100,22 @@ class RunFolder:
         """All records of logged steps."""
         return [_metrics(row, self.metrics_file) for row in _read_jsonl(self.metrics_file)]
 
-    def rewind(self, step: int, recipe: Recipe, *, evaluated: bool = True) -> None:
-        """Delete all records and checkpoints after `step`, which a resumed run will write again, and store its recipe.
+    def held_out_losses(self) -> dict[int, float]:
+        """The recorded held-out loss of each step that was evaluated, in nats per token."""
+        return {row.step: row.loss for row in self.metrics() if row.lr is None and row.loss is not None}
 
-        evaluated: whether the evaluation at `step` is part of the checkpoint; if not, its records are deleted too.
-        """
+    def rewind(self, step: int, recipe: Recipe) -> None:
+        """Delete all records and checkpoints after `step`, which a resumed run will write again, and store its recipe."""
         recover(self.checkpoints)
         for folder in (self.path, self.samples):
             sweep(folder)
         write_durably(self.path / "recipe.toml", to_toml(recipe))
         for path in self.samples.glob("step-*.jsonl"):
-            if int(path.name.split("-")[1]) > step - (not evaluated):
+            if int(path.name.split("-")[1]) > step:
                 path.unlink()
         for path in (self.metrics_file, self.timing_file, self.faults_file):
             if path.exists():
-                kept = [row for row in _read_jsonl(path) if _moment(row) <= (step, evaluated)]
+                kept = [row for row in _read_jsonl(path) if row.get("step", 0) <= step]
                 write_durably(path, "".join(json.dumps(row) + "\n" for row in kept))
         for folder in checkpoint_folders(self.path):
             if folder_step(folder) > step:
@@ -125,11 +126,10 @@ class RunFolder:
 
     def checkpoint_infos(self) -> list[CheckpointInfo]:
         """The run's checkpoints, oldest first. The best is the one with the lowest held-out loss."""
-        states = {folder: _read_object(folder / "state.json") for folder in checkpoint_folders(self.path)}
-        losses = {folder: loss for folder, state in states.items() if isinstance(loss := state.get("val_loss"), float)}
-        best = min(losses, key=losses.__getitem__, default=None)
-        sizes = {folder: sum(file.stat().st_size for file in folder.iterdir()) for folder in states}
-        return [CheckpointInfo(folder_step(one), str(one), losses.get(one), one == best, size) for one, size in sizes.items()]
+        sizes = {folder: sum(file.stat().st_size for file in folder.iterdir()) for folder in checkpoint_folders(self.path)}
+        losses = self.held_out_losses()
+        best = min(filter(losses.__contains__, map(folder_step, sizes)), key=losses.__getitem__, default=None)
+        return [CheckpointInfo(step := folder_step(one), str(one), losses.get(step), step == best, size) for one, size in sizes.items()]
 
     def prune(self, keep_last: int, keep_every: int) -> None:
         """Delete checkpoints, except the last ones, the best, and those of every `keep_every` steps (0: none)."""
@@ -140,7 +140,10 @@ class RunFolder:
     def save_samples(self, step: int, samples: Mapping[str, Sequence[Sample]]) -> None:
         """Write samples by name, such as "shared" to samples/step-000500-shared.jsonl."""
         for name, records in samples.items():
-            write_durably(self.samples / f"step-{step:06d}-{name}.jsonl", "".join(to_json(record) + "\n" for record in records))
+            write_durably(self.samples_file(step, name), "".join(to_json(record) + "\n" for record in records))
+
+    def samples_file(self, step: int, name: str) -> Path:
+        return self.samples / f"step-{step:06d}-{name}.jsonl"
 
     def last_samples(self) -> dict[str, list[dict[str, Any]]]:
         """The newest samples by name ("independent", "shared")."""
@@ -180,11 +183,6 @@ def _metrics(row: dict[str, Any], file: Path) -> Metrics:
         if not fits or (isinstance(value, int) and abs(value) >= 2**53):
             raise InputError(f"the record is damaged: {field.name} is {json.dumps(value)[:40]}", f"{file}, step {row.get('step')}")
     return Metrics(**fields)
-
-
-def _moment(row: dict[str, Any]) -> tuple[int, bool]:
-    """When a record was written: after which step, and whether by the evaluation there, which follows the step's other records."""
-    return row.get("step", 0), row.get("split", "train") != "train"
 
 
 def _refuse_links(run: Path) -> None:

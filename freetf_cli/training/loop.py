@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -27,11 +28,13 @@ from freetf_cli.generation.sampling import SampleSpec, figure4_samples, prompt_t
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.model.latent import ObjectiveWeights
 from freetf_cli.records import Metrics, Progress, Timing, TrainResult
+from freetf_cli.report.units import duration
 from freetf_cli.runs.checkpoint import Checkpoint, checkpoint_folders, save_checkpoint
 from freetf_cli.runs.folder import RunFolder
 from freetf_cli.streams import torch_seed
 from freetf_cli.training.distributed import ALONE, World
 from freetf_cli.training.float8 import use_float8
+from freetf_cli.training.memory import memory_errors
 from freetf_cli.training.optimizer import load_named_state, make_optimizer, named_state
 from freetf_cli.training.prefetch import HostBatch, Prefetch, host_batch
 from freetf_cli.training.schedule import learning_rate, objective_weights
@@ -39,6 +42,8 @@ from freetf_cli.training.signals import StopRequest, stop_error
 from freetf_cli.training.step import TrainStep, autocast
 
 SAMPLE_TOKENS = 256  # length limit of the samples kept with a run
+LONG = 2 * 3600.0  # seconds: a run on a CPU that takes longer is warned of
+LONG_STEP = 5.0  # seconds: a first step that takes less says little, because libraries initialise in it
 
 
 @dataclass(frozen=True)
@@ -80,14 +85,13 @@ class Loop:
         self.batches = Prefetch(self._batch, self.config.steps)
         self.step = self.saved_step = self.tokens = 0  # tokens: the targets that counted
         self.skipped: list[int] = []  # steps without an update, counted from 1
-        self.evaluated = True  # whether the evaluation of this step, if one is due, was made
         self._began = (time.perf_counter(), 0)  # when, and at which step, this process started training
         self._in_steps = 0.0  # seconds of this process in logged steps
+        self._estimated = device.type != "cpu"  # whether the user knows how long the run takes
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Take over a checkpoint's step and optimizer moments. Raises InputError if they do not fit the model."""
         self.step = self.saved_step = checkpoint.step
-        self.evaluated = checkpoint.evaluated
         tokens = checkpoint.state.get("tokens")
         self.tokens = tokens if type(tokens) is int else 0
         skips = checkpoint.state.get("consecutive_skips", 0)
@@ -103,8 +107,8 @@ class Loop:
         began = time.perf_counter()
         self._began, timed_from, timed = (began, self.step), began, (self.step, self.tokens)
         with self.batches:
-            if not self.evaluated and self._evaluates():
-                self._evaluate_and_save()
+            if self.step and self._evaluates():  # an earlier process may have ended in the middle of it
+                self._evaluate_and_sample()
             while self.step < self.config.steps:
                 self._stop_if_asked()
                 sums, grad_norm, batch = self.train_step()
@@ -122,10 +126,10 @@ class Loop:
                     self._report(metrics, Timing(seconds / (self.step - timed[0]), (self.tokens - timed[1]) / seconds))
                     timed_from, timed = now, (self.step, self.tokens)
                 now = time.perf_counter()
+                if saves:
+                    self.save()
                 if self._evaluates():
-                    self._evaluate_and_save()
-                elif saves:
-                    self.save(None)
+                    self._evaluate_and_sample()
                 timed_from += time.perf_counter() - now  # a step's time has no evaluation or save in it
         self.folder.finish("done")
         self.hooks.saved(self.folder)
@@ -150,15 +154,15 @@ class Loop:
         Each process takes every `world.size`-th batch, and all return the same sums. Raises FreetfError if the loss is not finite.
         """
         config, size = self.recipe.eval, self.world.size
-        final, noise_NTH = self._weights(self.config.steps), self._noise(-1, config.sequences)
+        final = self._weights(self.config.steps)
+        self.noise_generator.manual_seed(self._noise_seed(-1))
         weights = ObjectiveWeights(*torch.tensor(final, device=self.device).unbind())
-        total, count, size_bytes, row = torch.zeros(5, device=self.device), 0, 0.0, 0
+        total, count, size_bytes = torch.zeros(5, device=self.device), 0, 0.0
         self.model.eval()
         for number, batch in enumerate(self.source.held_out(config.split, config.sequences, self.recipe.rows_at_once)):
             if number % size == 0:
                 self._stop_if_asked()
-            noise_BTH = noise_NTH[row : row + len(batch.inputs)]
-            row += len(batch.inputs)
+            noise_BTH = torch.stack([self._uniform() for _ in batch.inputs])  # row by row: the same for every size of batch
             count += int((batch.targets != IGNORE).sum())
             size_bytes += float(self.source.target_bytes(config.split, batch.targets).sum())
             if number % size == self.world.rank:
@@ -192,17 +196,17 @@ class Loop:
         finally:
             self.model.train()
 
-    def save(self, held_out: Metrics | None) -> None:
-        """Save a checkpoint of this step, and delete old ones (train.keep_last, keep_every). held_out: this step's evaluation, if any."""
+    def save(self) -> None:
+        """Save a checkpoint of this step, and delete old ones (train.keep_last, keep_every)."""
         self._record_faults()
         self._check_weights()
         if self.world.is_main:
             state = {
                 "step": self.step,
                 "tokens": self.tokens,
-                "val_loss": held_out and held_out.loss,
                 "recipe": self.recipe.model_dump(exclude_none=True),
                 "data": asdict(self.source.facts),
+                "data_folder": self.source.folder and os.path.relpath(self.source.folder.resolve(), self.folder.path.resolve()),
                 "consecutive_skips": int(self.update.consecutive_skips),
             }
             optimizer = named_state(self.model, self.optimizer)
@@ -219,17 +223,22 @@ class Loop:
         if not self.world.all_equal(torch.stack([weight.detach().view(torch.int32).sum() for weight in weights])):
             raise self._failure("the processes have different weights")
 
-    def _evaluate_and_save(self) -> None:
-        """Evaluate, sample and save at this step. A signal ends the evaluation, and the resumed run repeats it."""
-        held_out = self.evaluate()
-        self._report(held_out)
-        self._sample()  # before the checkpoint, because a resumed run does not come back to this step
-        self.save(held_out)
+    def _evaluate_and_sample(self) -> None:
+        """Evaluate and sample at this step, whose checkpoint is saved. Whatever ends it early, a resumed run makes what is missing."""
+        missing = self.world.is_main and self.step not in self.folder.held_out_losses()
+        if self.world.all_reduce_max(int(missing)):
+            with memory_errors(self.recipe, self.device, "evaluation"):
+                held_out = self.evaluate()
+            self._report(held_out)
+            self.folder.prune(self.config.keep_last, self.config.keep_every)  # it knows now whether this checkpoint is the best
+        with memory_errors(self.recipe, self.device, "samples"):
+            self._sample()
         self.hooks.saved(self.folder)
 
     def _sample(self) -> None:
-        """Save samples like the paper's Figure 4."""
-        if not self.recipe.eval.samples or not self.world.is_main:
+        """Save samples like the paper's Figure 4, unless this step has them."""
+        last = "independent" if self.model.latent is None else "shared"
+        if not self.recipe.eval.samples or not self.world.is_main or self.folder.samples_file(self.step, last).exists():
             return
         seed = self.config.seed
         prompt = self.source.prompt(seed, 0)
@@ -245,7 +254,7 @@ class Loop:
         if not number:
             return
         if self.saved_step != self.step:
-            self.save(None)
+            self.save()
         if self.step:
             self.hooks.saved(self.folder)
         when = f"after step {self.step}, checkpoint saved" if self.step else "before its first step"
@@ -273,8 +282,14 @@ class Loop:
 
     def _noise(self, key: int, rows: int) -> Tensor:
         """Uniform noise [rows, …] of a training step (key ≥ 0) or of the held-out rows (key < 0): a function of (seed, key)."""
-        self.noise_generator.manual_seed(torch_seed(self.config.seed, abs(key), int(key < 0)))
-        return torch.rand(rows, *self.update.noise.shape[1:], generator=self.noise_generator, device=self.device)
+        self.noise_generator.manual_seed(self._noise_seed(key))
+        return self._uniform(rows)
+
+    def _noise_seed(self, key: int) -> int:
+        return torch_seed(self.config.seed, abs(key), int(key < 0))
+
+    def _uniform(self, *rows: int) -> Tensor:
+        return torch.rand((*rows, *self.update.noise.shape[1:]), generator=self.noise_generator, device=self.device)
 
     def _batch(self, step: int) -> HostBatch:
         batch = self.source.train_batch(step, self.config.batch)
@@ -299,6 +314,18 @@ class Loop:
         remaining = (self.config.steps - self.step) / done * (time.perf_counter() - self._began[0]) if done else math.inf
         rate = done / self._in_steps if self._in_steps else 0.0
         self.hooks.progress(Progress(metrics, self.config.steps, rate, remaining, self.source.facts))
+        if not self._estimated and rate and (self.step > self._began[1] + 1 or rate < 1 / LONG_STEP):
+            self._estimated = True
+            if remaining > LONG:
+                self.hooks.warn(f"this run takes {duration(remaining)} more on this CPU; a recipe of a size for it: {self._smaller()}")
+
+    def _smaller(self) -> str:
+        """The command that trains the demo's recipe on this run's data."""
+        data = self.recipe.data
+        words = [f"data.dir={data.dir}", f"model.context={self.source.context}"] if data.dir else [f"data.task={data.task}"]
+        return shlex.join(
+            ["freetf", "train", f"demo-{self.recipe.kind}", *(part for word in words for part in ("--set", word)), "-o", "RUN"]
+        )
 
     def _result(self) -> TrainResult:
         return TrainResult(

@@ -17,6 +17,7 @@ from typing import Any
 
 from freetf_cli.config.files import differences
 from freetf_cli.config.recipe import Recipe
+from freetf_cli.device import cores
 from freetf_cli.errors import InputError
 from freetf_cli.training.signals import signal_handler, stop_error
 
@@ -31,11 +32,7 @@ def freetf_command(words: Sequence[str]) -> list[str]:
 
 def threads_each(count: int) -> str:
     """OMP_NUM_THREADS of each of `count` processes that share the cores of this machine."""
-    return str(max(1, _cores() // count))
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return str(max(1, cores() // count))
 
 
 class Children:

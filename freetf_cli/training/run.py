@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import torch
@@ -51,7 +51,9 @@ def train(
     if world.is_main:
         RunFolder.check_path(path)
     with lock_run(path) if world.is_main else nullcontext():
-        recipe, source = resolve(recipe)
+        asked, (recipe, source) = recipe.model.vocab, resolve(recipe, resume)
+        if asked is not None and asked != recipe.model.vocab and resume is None:
+            hooks.warn(f"model.vocab = {asked} is less than the tokenizer's {recipe.model.vocab:,} tokens, which the model gets")
         if resume is not None:
             check_same_run(recipe, source, resume)
         check_float8(recipe, device)
@@ -69,13 +71,14 @@ def train(
             loop = Loop(recipe, source, model, folder, device, hooks, stop or StopRequest(), world)
             if resume is not None:
                 loop.restore(resume)
-                folder.rewind(resume.step, recipe, evaluated=resume.evaluated)
+                folder.rewind(resume.step, recipe)
             record_start(loop, name, argv, init_from, resume)
             try:
                 return loop.run()
             except BaseException as error:
                 stopped = isinstance(error, Stopped | Interrupted | KeyboardInterrupt)
-                folder.finish("stopped" if stopped else "failed")
+                with suppress(OSError):  # on a full disk, the first error is the one to report
+                    folder.finish("stopped" if stopped else "failed")
                 raise
             finally:
                 loop.update.close()

@@ -27,12 +27,16 @@ from freetf_cli.runs.folder import now
 from freetf_cli.training.loop import Loop
 
 
-def resolve(recipe: Recipe) -> tuple[Recipe, DataSource]:
-    """Open the recipe's data, and fill in what only the data knows: vocabulary, context and document separator."""
-    source = open_data(recipe.data, context=recipe.model.context, seed=recipe.train.seed)
-    vocabulary = source.tokenizer.vocab_size
-    if recipe.model.vocab is not None and recipe.model.vocab < vocabulary:
-        raise InputError(f"model.vocab = {recipe.model.vocab} is less than the tokenizer's {vocabulary} tokens")
+def resolve(recipe: Recipe, resume: Checkpoint | None = None) -> tuple[Recipe, DataSource]:
+    """Open the recipe's data, and fill in what only the data knows: vocabulary, context and document separator.
+
+    A vocabulary that is too small for the tokenizer is replaced by the tokenizer's. resume: of the run whose data may lie elsewhere.
+    """
+    data = recipe.data
+    if resume is not None and data.dir is not None:
+        data = data.model_copy(update={"dir": resume.data_folder(data.dir)})
+    source = open_data(data, context=recipe.model.context, seed=recipe.train.seed)
+    vocabulary = max(recipe.model.vocab or 0, source.tokenizer.vocab_size)
     for split in (TRAIN, recipe.eval.split):
         source.rows.size(split)  # InputError if the data lacks it: now, not after hours of training
     separator = recipe.model.separator
@@ -40,7 +44,7 @@ def resolve(recipe: Recipe) -> tuple[Recipe, DataSource]:
         separator = source.tokenizer.separator
         if separator is None:
             raise InputError("packed documents cannot be masked: the data has no separator", hint="model.document_mask = false")
-    known = {"vocab": recipe.model.vocab or vocabulary, "context": source.context, "separator": separator}
+    known = {"vocab": vocabulary, "context": source.context, "separator": separator}
     resolved = recipe.model_copy(update={"model": recipe.model.model_copy(update=known)})
     if broken := list(resolved.broken()):  # rules about a context that the recipe did not give
         raise InputErrors([InputError(one.message, hint="context and vocabulary are those of the data") for one in broken])
@@ -55,12 +59,12 @@ def check_same_run(recipe: Recipe, source: DataSource, checkpoint: Checkpoint) -
     if checkpoint.tokenizer().sha256 != source.tokenizer.sha256:
         raise InputError("the checkpoint's tokenizer is not the data's (its hash differs)", str(checkpoint.folder / "tokenizer.json"))
     ours, theirs = flat(recipe), flat(checkpoint.recipe)
-    changeable = ("keep_", "log_every", "save_every", "attention_checkpointing")
-    free = ("data.dir", "eval.every", "eval.samples", "parallel.", *(f"train.{name}" for name in changeable))
+    changeable = ("keep_", "log_every", "save_every", "attention_checkpointing", "grad_accum_steps")  # what an error's hint may ask for
+    free = ("data.dir", "eval.every", "eval.samples", "eval.sequences", "parallel.", *(f"train.{name}" for name in changeable))
     changed = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key) and not key.startswith(free))
     if changed:
-        first = f"{changed[0]} is {ours.get(changed[0])!r}, was {theirs.get(changed[0])!r}"
-        raise InputError(f"the recipe is not the run's: {first}", where, hint)
+        named = ", ".join(f"{key} is {ours.get(key)!r}, was {theirs.get(key)!r}" for key in changed)
+        raise InputError(f"the recipe is not the run's: {named}", where, hint)
 
 
 def make_model(recipe: Recipe, device: torch.device, init_from: Checkpoint | None, resume: Checkpoint | None) -> Decoder:

@@ -253,3 +253,13 @@ def test_verbose_prints_versions_and_the_duration_on_stderr(run_cli):
     assert verbose.code == 0 and verbose.stdout == quiet.stdout
     assert re.search(rf"freetf {re.escape(__version__)}, Python 3\.\d+\.\d+, torch \d", verbose.stderr)
     assert re.search(r"done in \d+\.\d s", verbose.stderr) and "done in" not in quiet.stderr
+
+
+@pytest.mark.parametrize(("given", "used"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_openmp_threads_sleep_while_they_wait_unless_the_user_says_otherwise(run_cli, monkeypatch, given, used):
+    """OpenMP reads it when torch is imported: the program sets it before."""
+    monkeypatch.setenv("OMP_WAIT_POLICY", given or "")
+    if given is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    run_cli("--version")
+    assert os.environ["OMP_WAIT_POLICY"] == used

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from freetf_cli.cli import demo
+from freetf_cli.errors import Stopped
 
 SHORTER = {"probe-latent": ["--sequences", "64", "--groups", "24", "--count", "2"]}  # options that a test adds
 
@@ -96,3 +97,14 @@ def test_a_folder_that_is_no_demo_is_refused(run_cli, tmp_path):
     assert (code, stdout) == (2, "")
     assert str(tmp_path / "letters") in json.loads(stderr)["error"]["where"]
     assert [path.name for path in tmp_path.rglob("*")] == ["letters", "thesis.txt"]
+
+
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (Stopped("stopped by SIGTERM"), 75)])
+def test_a_stopped_demo_names_the_command_that_continues_it(run_cli, tmp_path, monkeypatch, error, code):
+    def stop(*_, **__):
+        raise error
+
+    monkeypatch.setattr(demo, "_make_data", stop)
+    found, _, stderr = run_cli("demo", "--smoke", "-o", tmp_path / "a b", "--seed", "3", "-q")
+    assert found == code
+    assert stderr.rstrip().endswith(f"; continue with: freetf demo -o '{tmp_path}/a b' --device cpu --seed 3 --smoke")

@@ -18,7 +18,7 @@ def test_doctor_json(run_cli):
     assert (code, stderr, record["schema_version"]) == (0, "", 1)
     found = {finding["name"]: finding for finding in record["findings"]}
     assert found["torch"]["value"] == torch.__version__
-    assert {"python", "devices", "torch.compile", "safetensors", "probe libraries", "recipes"} <= set(found)
+    assert {"python", "cpu", "devices", "torch.compile", "safetensors", "probe libraries", "recipes"} <= set(found)
 
 
 def test_each_lack_has_a_fix(monkeypatch):
@@ -67,3 +67,12 @@ def test_describe_names_no_machine():
     assert facts["torch"] == torch.__version__
     assert json.dumps(facts)
     assert "host" not in facts
+
+
+@pytest.mark.parametrize(("load", "busy"), [(0.2, False), (8.1, True)])
+def test_the_cores_and_their_load(monkeypatch, load, busy):
+    monkeypatch.setattr(device, "cores", lambda: 2)
+    monkeypatch.setattr(device.os, "getloadavg", lambda: (load, 0.0, 0.0))
+    shown = next(finding.value for finding in device.findings() if finding.name == "cpu")
+    assert shown.startswith(f"2 cores, {torch.get_num_threads()} threads for torch, load {load}")
+    assert ("other programs keep them busy" in shown) == busy

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+
+from freetf_cli.cli import probe_latent as probe_command
+from freetf_cli.errors import InputError
 
 QUICK = ("--sequences", 88, "--groups", 24, "--count", 4, "--device", "cpu")
 
@@ -66,6 +70,26 @@ def test_several_runs_one_after_the_other_or_as_a_sweep(run_cli: Callable, free_
     assert done.code == 0, done.stderr
     assert "κ" in done.stdout and "efficiency" in done.stdout
     assert page.read_text(encoding="utf-8").count("<svg") >= 3
+
+
+@pytest.mark.parametrize("error", [InputError("7 groups are too few for an interval"), ZeroDivisionError()])
+def test_a_run_that_cannot_be_probed_is_named_and_the_others_are_shown(
+    run_cli: Callable, free_run: Path, baseline_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    weak, plain = free_run / "checkpoints" / "step-000003", probe_command._probe
+
+    def probe(run: Path, *rest: Any) -> Any:
+        if run == weak:
+            raise error
+        return plain(run, *rest)
+
+    monkeypatch.setattr(probe_command, "_probe", probe)
+    page = tmp_path / "sweep.html"
+    done = run_cli("probe-latent", weak, baseline_run, free_run, *QUICK, "--sweep", "--json", "--report", page)
+    assert [one["step"] for one in json.loads(done.stdout)["runs"]] == [6] and page.is_file()
+    assert f"warning: {baseline_run} is left out: the run is a baseline" in done.stderr
+    assert f"warning: {weak} is left out: {'7 groups' if isinstance(error, InputError) else 'internal error'}" in done.stderr
+    assert f"2 of 3 runs were not measured: {baseline_run}, {weak}" in done.stderr and done.code == 1
 
 
 def test_a_figure_has_a_panel_a_run_by_kappa(run_cli: Callable, free_run: Path, tmp_path: Path) -> None:

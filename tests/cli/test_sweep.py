@@ -84,6 +84,12 @@ def test_json_is_an_object_for_each_run(run_cli):
             "latent.kappa = 99 is more than latent.bits = 16: a token holds no more, --set latent.kappa=99",
         ),
         (["figure4", "--set", "latent.kapa=1"], "unknown key 'latent.kapa'"),
+        (["letters-free", "--set", "data.params.length=64,3"], "target = 8 is longer than length = 3, letters-free-length3"),
+        (["letters-free", "--set", "model.context=999"], "model.context = 999 is too long"),
+        (
+            ["letters-free", "--set", "model.attention=multi-token", "--set", "model.multi_token.c_k=99"],
+            "c_k = 99 is more than model.context = 65",
+        ),
         (["figure5"], "no recipe named 'figure5'; did you mean 'figure4/8'? (sweeps: figure4, figure4-mini)"),
         (["figure4", "--seeds", "x"], "--seeds takes numbers"),
         (["paper-8b-free", "--smoke"], "no [smoke] overlay"),

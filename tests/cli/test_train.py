@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -528,3 +529,52 @@ def test_a_dry_run_reads_well_in_a_pipe(run_cli):
     assert "1,659,096,576" in stdout
     assert "the encoder's blocks in L" in stdout
     assert "…" not in stdout
+
+
+def test_the_data_of_a_run_is_found_from_the_run_or_named(run_cli, workshop, tmp_path, monkeypatch):
+    """From another folder, with both moved, beside other data of that name, and where it is gone."""
+    for name in ("home", "away"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "home")
+    shutil.copytree(workshop / "text", "d")
+    settings = [
+        "--set",
+        "data.dir=d",
+        "--set",
+        "model.context=2",
+        "--set",
+        "train.steps=1",
+        "--set",
+        "eval.samples=0",
+        "--set",
+        "eval.sequences=2",
+        "-q",
+    ]
+    train = ["train", workshop / "text.toml", *settings]
+    assert run_cli(*train, "-o", "run").code == 0
+    evaluate = ["evaluate", "--task", "likelihood", "--sequences", "20", "--samples", "1", "-q"]
+    monkeypatch.chdir(tmp_path / "away")
+    assert run_cli(*evaluate, "../home/run").code == 0
+    (tmp_path / "home").rename(tmp_path / "moved")
+    assert run_cli("train", workshop / "text.toml", *settings, "--resume", "auto", "-o", "../moved/run").code == 0
+    shutil.copytree("../moved/d", "d")
+    manifest = Path("d/manifest.json").read_text()
+    Path("d/manifest.json").write_text(manifest + "\n")  # other data by its hash
+    assert run_cli(*evaluate, "../moved/run").code == 0
+    shutil.rmtree("d")
+    (tmp_path / "moved" / "d").rename(tmp_path / "data")
+    for words in ([*evaluate, "../moved/run"], [*train, "--resume", "auto", "-o", "../moved/run"]):
+        code, _, stderr = run_cli(*words)
+        assert code == 2
+        assert f"looked for {tmp_path / 'away' / 'd'} and {tmp_path / 'moved' / 'd'}" in stderr
+        assert "name it with --data DIR; with `freetf train`, --set data.dir=DIR" in stderr
+    assert run_cli(*evaluate, "../moved/run", "--data", "../data").code == 0
+    code, _, stderr = run_cli("train", workshop / "text.toml", "--set", "data.dir=none", "-o", "new")
+    assert (code, "no such data folder, " + str(tmp_path / "away" / "none") in stderr, "--set data.dir=DIR" in stderr) == (2, True, True)
+
+
+def test_a_vocabulary_that_is_too_small_is_the_tokenizers(run_cli, workshop, tmp_path):
+    words = ["--set", "model.vocab=10", "--set", "train.steps=1", "--set", "eval.samples=0", "-q"]
+    code, _, stderr = run_cli("train", workshop / "text.toml", "-o", tmp_path / "run", *words)
+    assert (code, stderr) == (0, "freetf: warning: model.vocab = 10 is less than the tokenizer's 257 tokens, which the model gets\n")
+    assert load_recipe(str(tmp_path / "run" / "recipe.toml")).model.vocab == 257

@@ -462,3 +462,17 @@ def test_a_wrong_list_item_is_one_fault_with_its_source():
     (fault,) = [str(error) for error in caught.value.errors]
     assert "model.multi_token.kq_layers.0: input should be greater than or equal to 0" in fault
     assert "--set model.multi_token.kq_layers=[-1]" in fault
+
+
+def test_a_description_is_marked_with_what_was_changed_since(tmp_path):
+    """A recipe of film reviews that is trained on plays must not say only that it is of film reviews."""
+    words = ["data.dir=plays", "latent.kappa=0.25", "data.dir=plays/all"]
+    own = load_recipe("reviews-free").description
+    assert "changed" not in own
+    assert load_recipe("reviews-free", overrides=words).description == f"{own} (changed: data.dir, latent.kappa)"
+    assert load_recipe("reviews-free", smoke=True, overrides=words[1:2]).description == f"{own} (changed: --smoke, latent.kappa)"
+    child = tmp_path / "child.toml"
+    child.write_text("extends = 'reviews-free'\ndata.dir = 'plays'\n")
+    assert load_recipe(str(child)).description == f"{own} (changed: data.dir)"
+    child.write_text("extends = 'reviews-free'\ndescription = 'plays'\ndata.dir = 'plays'\n")
+    assert load_recipe(str(child)).description == "plays"

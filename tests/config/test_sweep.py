@@ -38,7 +38,11 @@ def fault(name, **options):
 def test_a_variant_is_laid_over_the_recipe(sweep_file):
     wide, eighth = load_recipe(f"{sweep_file}/wide"), load_recipe(f"{sweep_file}/8th")
     assert (wide.description, wide.model.width, wide.latent.kappa) == ("a wider model", 128, 0.25)
-    assert (eighth.description, eighth.model.width, eighth.latent.kappa) == ("a small Free model", 64, 0.125)
+    assert (eighth.description, eighth.model.width, eighth.latent.kappa) == (
+        "a small Free model (changed: latent.kappa, latent.objective.slope)",
+        64,
+        0.125,
+    )
     assert load_recipe(f"{sweep_file}/8th", overrides=["latent.kappa=0.5"]).latent.kappa == 0.5
 
 

@@ -5,10 +5,9 @@ import hashlib
 import json
 import math
 import os
-import shutil
 import signal
 from collections.abc import Callable, Iterator
-from itertools import combinations
+from itertools import combinations, islice
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from freetf_cli.evaluation.metrics import Request, load
 from freetf_cli.evaluation.summary import summarise
 from freetf_cli.latent.build import build_model, initialise_model
 from freetf_cli.model.latent import ObjectiveWeights
-from freetf_cli.records import Progress, TrainResult
+from freetf_cli.records import Metrics, Progress, TrainResult
 from freetf_cli.runs.checkpoint import Checkpoint, checkpoint_folders, save_checkpoint
 from freetf_cli.runs.folder import RunFolder
 from freetf_cli.runs.lock import lock_run
@@ -214,7 +213,10 @@ def test_weights_that_do_not_fit_are_refused_before_anything_is_written(tmp_path
     ("change", "what"),
     [
         (lambda r: r.model_copy(update={"train": r.train.model_copy(update={"batch": 8})}), "train.batch is 8, was 4"),
-        (lambda r: r.model_copy(update={"train": r.train.model_copy(update={"seed": 1})}), "train.seed is 1, was 0"),
+        (
+            lambda r: r.model_copy(update={"train": r.train.model_copy(update={"seed": 1, "lr": 1.0})}),
+            "train.lr is 1.0, was 0.01, train.seed is 1, was 0",
+        ),
         (lambda r: r.model_copy(update={"data": r.data.model_copy(update={"params": {"length": 13, "letters": 4, "target": 3}})}), "data"),
     ],
 )
@@ -430,7 +432,7 @@ def test_nothing_is_saved_after_too_many_skipped_steps(tmp_path: Path) -> None:
     running.update(1, running.batches.take(1), 1e-2, (math.nan, 0.0, 0.0))
     running.step = 5
     with pytest.raises(FreetfError, match="not finite at step 2"):
-        running.save(None)
+        running.save()
     assert checkpoint_folders(tmp_path / "run") == []
 
 
@@ -517,17 +519,77 @@ def test_a_signal_ends_an_evaluation_and_the_resumed_run_repeats_it(tmp_path: Pa
         train(recipe(), tmp_path / "run", device=CPU, stop=request)
     monkeypatch.undo()
     saved = Checkpoint.open(checkpoint_folders(tmp_path / "run")[-1])
-    assert not saved.evaluated and "val" not in (tmp_path / "run" / "metrics.jsonl").read_text()
-    shutil.copytree(tmp_path / "run", tmp_path / "again")
+    assert saved.step == 2 and "val" not in (tmp_path / "run" / "metrics.jsonl").read_text()
     train(recipe(), tmp_path / "run", device=CPU, resume=saved)
     assert files(tmp_path / "run") == files(tmp_path / "whole")
-    monkeypatch.setattr(loop_module, "save_checkpoint", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    copy = Checkpoint.open(checkpoint_folders(tmp_path / "again")[-1])
-    with pytest.raises(OSError, match="No space"):
-        train(recipe(), tmp_path / "again", device=CPU, resume=copy)
+
+
+def fail(error: BaseException) -> Callable[..., Any]:
+    """A function that raises an error."""
+    return lambda *_, **__: (_ for _ in ()).throw(error)
+
+
+@pytest.mark.parametrize("latent", [True, False])
+@pytest.mark.parametrize(
+    ("place", "name", "error", "what"),
+    [
+        (DataSource, "held_out", KeyboardInterrupt(), None),
+        (DataSource, "held_out", MemoryError(), r"in the evaluation, .*: 4 × 13 tokens .*; raise train.grad_accum_steps \(now 1\).*resume"),
+        (loop_module, "figure4_samples", MemoryError(), r"in the samples, .*; lower eval.samples \(now 1\), and resume"),
+        (loop_module, "figure4_samples", OSError(28, "No space left on device"), "No space"),
+        (RunFolder, "append", OSError(28, "No space left on device"), "No space"),
+    ],
+)
+def test_no_step_is_lost_in_the_last_evaluation_and_a_resumed_run_makes_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, latent: bool, place: Any, name: str, error: BaseException, what: str | None
+) -> None:
+    made = recipe(latent, every=0, log_every=100)
+    train(made, tmp_path / "whole", device=CPU)
+    plain = RunFolder.append
+
+    def append(self: RunFolder, metrics: Metrics, seconds: float | None = None) -> None:
+        plain(self, metrics, seconds) if metrics.split == "train" else fail(error)()
+
+    monkeypatch.setattr(place, name, append if name == "append" else fail(error))
+    with pytest.raises(type(error) if not isinstance(error, MemoryError) else FreetfError, match=what):
+        train(made, tmp_path / "run", device=CPU)
     monkeypatch.undo()
-    train(recipe(), tmp_path / "again", device=CPU, resume=copy)
-    assert files(tmp_path / "again") == files(tmp_path / "whole")
+    saved = Checkpoint.open(checkpoint_folders(tmp_path / "run")[-1])
+    assert saved.step == 6
+    if name == "figure4_samples":
+        monkeypatch.setattr(Loop, "evaluate", fail(AssertionError("measured again")))
+    monkeypatch.setattr(Loop, "train_step", fail(AssertionError("trained again")))
+    train(made, tmp_path / "run", device=CPU, resume=saved)
+    assert files(tmp_path / "run") == files(tmp_path / "whole")
+    assert RunFolder(tmp_path / "run").manifest()["status"] == "done"
+
+
+def test_the_report_is_made_after_all_else_and_made_again(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError):
+        train(recipe(every=0), tmp_path / "run", device=CPU, hooks=Hooks(saved=fail(ZeroDivisionError())))
+    before, saved = files(tmp_path / "run"), Checkpoint.open(checkpoint_folders(tmp_path / "run")[-1])
+    assert saved.step == 6
+    reports: list[RunFolder] = []
+    train(recipe(every=0), tmp_path / "run", device=CPU, resume=saved, hooks=Hooks(saved=reports.append))
+    assert reports and files(tmp_path / "run") == before
+
+
+def test_the_memory_of_an_evaluation_follows_its_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither noise nor numbers are made for all sequences at once: a recipe may ask for more of them than memory holds."""
+    running, asked = loop(tmp_path / "run", recipe()), 10**14
+    running.recipe = running.recipe.model_copy(update={"eval": running.recipe.eval.model_copy(update={"sequences": asked})})
+    monkeypatch.setattr(Loop, "_stop_if_asked", fail(Stopped("after the first batch")))
+    with pytest.raises(Stopped):
+        running.evaluate()
+    plain, seen = DataSource.held_out, []
+    monkeypatch.setattr(DataSource, "held_out", lambda *words: islice(plain(*words), 2))
+    monkeypatch.setattr(Loop, "_stop_if_asked", lambda self: seen.append(1))
+    assert math.isfinite(running.evaluate().loss) and len(seen) == 2
+
+
+def test_held_out_noise_does_not_depend_on_the_size_of_a_batch(tmp_path: Path) -> None:
+    one, other = loop(tmp_path / "a", recipe()), loop(tmp_path / "b", recipe(grad_accum_steps=4))
+    assert one.evaluate().loss == pytest.approx(other.evaluate().loss, rel=1e-6)
 
 
 def test_a_signal_during_loading_stops_before_the_first_step(tmp_path: Path) -> None:
@@ -549,7 +611,7 @@ def test_a_run_that_another_process_trains_is_refused(tmp_path: Path) -> None:
 def test_a_model_that_cannot_fit_is_refused_before_it_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory_module, "device_memory", lambda device: (1000, 1000))
     monkeypatch.setattr(run_module, "make_model", lambda *_: pytest.fail("built"))
-    with pytest.raises(FreetfError, match=r"batches of 4 × 13 tokens need about .* GiB, .* a smaller model: model\.layers"):
+    with pytest.raises(FreetfError, match=r"batches of 4 × 13 tokens need about .* GiB, .* a smaller model: lower model\.layers"):
         train(recipe(), tmp_path / "run", device=CPU)
     assert not (tmp_path / "run").exists()
 
@@ -571,10 +633,45 @@ def test_out_of_memory_suggests_activation_checkpointing(setting: str, named: bo
     assert ("train.attention_checkpointing = 'on'" in str(hint)) == named
 
 
+@pytest.mark.parametrize(
+    ("settings", "total", "what"),
+    [
+        (["latent.bits=16"], 1000, "lower latent.bits or model.width (post-sampler table, 2^16 rows"),
+        (["model.vocab=99999", "latent.bits=8"], 1000, "lower model.vocab or model.width (embedding"),
+        (["train.batch=8", "train.grad_accum_steps=8"], 2**60, "one sequence at a time: lower model.context (now 65) or model.width"),
+        (["train.batch=8"], 2**60, "lower train.batch, or raise train.grad_accum_steps (now 1)"),
+    ],
+)
+def test_out_of_memory_names_the_setting_that_takes_it(monkeypatch: pytest.MonkeyPatch, settings: list[str], total: int, what: str) -> None:
+    monkeypatch.setattr(memory_module, "device_memory", lambda device: (total, total))
+    words = ["model.vocab=29", "model.context=65", "model.layers=2", "model.width=64", *settings]
+    assert what in memory_module.out_of_memory(load_recipe("letters-free", overrides=words), CPU).hint
+
+
 def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
     running = loop(tmp_path / "run", recipe())
     with torch.no_grad():
         running.model.norm.weight[0] = math.inf
     with pytest.raises(FreetfError, match="the weights are not finite after step 0"):
-        running.save(None)
+        running.save()
     assert checkpoint_folders(tmp_path / "run") == []
+
+
+@pytest.mark.parametrize(("seconds", "lines"), [(1.0, 0), (3.0, 1), (2000.0, 1)])
+def test_a_run_of_hours_on_a_cpu_is_warned_of_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, lines: int) -> None:
+    """With 3 s a step at the second logged step; the first counts if it took long."""
+    clock, warnings = [0.0], list[str]()
+    plain = Loop.train_step
+
+    def slow(self: Loop) -> Any:
+        clock[0] += seconds
+        if self.step == 2:
+            raise KeyboardInterrupt
+        return plain(self)
+
+    monkeypatch.setattr(loop_module.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(Loop, "train_step", slow)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe(steps=5000, every=0), tmp_path / "run", device=CPU, hooks=Hooks(warn=warnings.append))
+    assert len(warnings) == lines
+    assert all("more on this CPU" in line and line.endswith("freetf train demo-free --set data.task=letters -o RUN") for line in warnings)

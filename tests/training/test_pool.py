@@ -38,7 +38,7 @@ def test_a_failed_job_is_reported_and_the_others_run(tmp_path: Path) -> None:
 
 
 def test_at_most_n_jobs_run_at_a_time_and_share_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool, "_cores", lambda: 8)
+    monkeypatch.setattr(pool, "cores", lambda: 8)
     program = "import os, time; print(time.time(), flush=True); time.sleep(0.2); print(time.time(), os.environ['OMP_NUM_THREADS'])"
     all_jobs = jobs(tmp_path, *[program] * 4)
     run_jobs(all_jobs, 2, lambda index, code: None)
