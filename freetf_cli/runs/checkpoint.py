@@ -109,6 +109,12 @@ class Checkpoint:
         return int(self.state["step"])
 
     @property
+    def weights_sha256(self) -> str:
+        """SHA-256 of model.safetensors, from the manifest."""
+        lines = (self.folder / MANIFEST).read_text(encoding="utf-8").splitlines()
+        return {name: digest for digest, name in (line.split("  ", 1) for line in lines)}["model.safetensors"]
+
+    @property
     def evaluated(self) -> bool:
         """Whether the checkpoint was saved after an evaluation of its step."""
         return self.state.get("val_loss") is not None

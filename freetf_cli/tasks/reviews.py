@@ -33,13 +33,13 @@ ANY: Grammar = {
     "when": ("last night", "on Friday", "with my sister", "at a festival", "on a rainy day", "in a full house", "alone"),
     "title": ("The {which} {thing} {where}",),
     "which": (
-        *"Silent Second Golden Broken Hidden Last Borrowed Northern".split(),
-        *"Paper Patient Crooked Burning Distant Empty Winter Iron".split(),
+        *("Silent", "Second", "Golden", "Broken", "Hidden", "Last", "Borrowed", "Northern"),
+        *("Paper", "Patient", "Crooked", "Burning", "Distant", "Empty", "Winter", "Iron"),
     ),
     "thing": (
-        *"Orchard Bridge Letter Harbour Garden Witness Piano Lantern".split(),
-        *"Stranger Window Promise Island Mirror Journey Tower Shadow".split(),
-        *"Kitchen Station River Portrait Guest Secret Voyage Wedding".split(),
+        *("Orchard", "Bridge", "Letter", "Harbour", "Garden", "Witness", "Piano", "Lantern"),
+        *("Stranger", "Window", "Promise", "Island", "Mirror", "Journey", "Tower", "Shadow"),
+        *("Kitchen", "Station", "River", "Portrait", "Guest", "Secret", "Voyage", "Wedding"),
     ),
     "where": (
         *("at Midnight", "by the Sea", "in Winter", "of the North", "on the Hill", "at Noon", "in Room Nine", "across the Border"),
