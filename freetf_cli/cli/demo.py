@@ -49,7 +49,7 @@ def demo(
     started, program = time.perf_counter(), _program()
     data, baseline, free = out / "letters", out / "baseline", out / "free"
     options = f"--set data.dir={data}" + (f" --seed {seed}" if seed else "") + (" --smoke" if smoke else "")
-    drawn = f"--prompt '{PROMPT}' --groups {SHOWN_GROUPS} --count {SHOWN_COUNT} --prompt-z prior --seed 1"
+    drawn = f"--prompt '{PROMPT}' --groups {SHOWN_GROUPS} --count {SHOWN_COUNT} --seed 1"
     chapter, shown = partial(_chapter, shown=not json), not (quiet or json)
     with _continued_by(program, ["-o", str(out), "--device", device, "--seed", str(seed), *(["--smoke"] if smoke else [])]):
         rows = f"Data: {ROWS:,} rows of letters, whose hidden factors are known"
@@ -154,7 +154,7 @@ def _figure4(run: Path, device: str, *, shown: bool) -> list[Agreement]:
         samples = list(generate(model, checkpoint.tokenizer(), [PROMPT], spec))
         return figure4(samples, facts, shared=spec.z == "shared")
 
-    # The prompt's Z comes from the prior too: the encoder was trained on whole rows, and infers the same Z from two tokens every time.
+    # Z of the prompt from the prior in both, as is the default of shared Z: from two tokens the encoder infers the same Z every time.
     blue = SampleSpec(total=(checkpoint.recipe.model.context or 1) + 1, count=SHOWN_COUNT, prompt_z="prior")
     green = replace(blue, z="shared", groups=SHOWN_GROUPS, seed=1)
     if shown:

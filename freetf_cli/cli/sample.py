@@ -5,22 +5,33 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, groupby
+from dataclasses import replace
+from itertools import chain, groupby, islice
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from freetf_cli.cli.options import DeviceOption, JsonOption, RunArgument, SeedOption
+from freetf_cli.cli.options import DeviceOption, JsonOption, RunArgument
 from freetf_cli.errors import InputError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from freetf_cli.data.tokenizer import Tokenizer
+    from freetf_cli.generation.replay import ZFile
+    from freetf_cli.generation.sampling import SampleSpec
+    from freetf_cli.model.decoder import Decoder
     from freetf_cli.model.latent import Latent
     from freetf_cli.records import DataFacts
     from freetf_cli.records.samples import Sample, SampleGroups
     from freetf_cli.runs.checkpoint import Checkpoint
     from freetf_cli.tasks.base import Task
+
+Settings = dict[str, Any]
+DEFAULTS: Settings = {"seed": 0, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "max_tokens": None, "precision": "fp32"}
+CHOSEN = {"prompt", "prompt_index", "group", "index", "length of z"}  # what differs from a record only because options say so
+CHECKED = 10_000  # records of a file that are read before the first is replayed, so that a bad one is refused early
+BOXED = 1024  # sequences of a prompt; more are printed as they come, not in boxes
 
 
 def sample(
@@ -29,35 +40,42 @@ def sample(
         list[str] | None,
         typer.Option(metavar="TEXT|-", help="Text to continue, or - for one prompt per line of stdin. May be repeated."),
     ] = None,
-    count: Annotated[int, typer.Option("--count", "-n", min=1, help="Sequences per group.")] = 1,
+    count: Annotated[int | None, typer.Option("--count", "-n", min=1, help="Sequences per group. Default: 1.")] = None,
     z: Annotated[
         str,
         typer.Option(metavar="independent|shared|FILE", help="One Z per sequence, one per group, or the Zs of a JSONL file (-: stdin)."),
     ] = "independent",
-    groups: Annotated[int, typer.Option("--groups", "-g", min=1, help="Groups per prompt.")] = 1,
+    groups: Annotated[int | None, typer.Option("--groups", "-g", min=1, help="Groups per prompt. Default: 1.")] = None,
     prompt_z: Annotated[
-        Literal["posterior", "prior"],
-        typer.Option(metavar="posterior|prior", help="Infer the prompt's Z with the encoder, or draw it from the prior."),
-    ] = "posterior",
-    temperature: Annotated[float, typer.Option(min=0, help="Divide the logits by this; 0 takes the most likely token.")] = 1.0,
-    top_k: Annotated[int, typer.Option(min=0, help="Sample from the k most likely tokens; 0: all.")] = 0,
-    top_p: Annotated[float, typer.Option(min=0, max=1, help="Sample from the most likely tokens with this total probability.")] = 1.0,
+        Literal["posterior", "prior"] | None,
+        typer.Option(
+            metavar="posterior|prior",
+            help="Infer the prompt's Z with the encoder, or draw it from the prior. Default: posterior; with --z shared, prior.",
+        ),
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, help="Divide the logits by this; 0 takes the most likely token. Default: 1.")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(min=0, help="Sample from the k most likely tokens; 0, the default: from all.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Sample from the most likely tokens with this total probability. Default: 1.")
+    ] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens to generate; default: until the data's row length.")] = None,
     precision: Annotated[
-        Literal["fp32", "bf16"],
-        typer.Option(metavar="fp32|bf16", help="Precision of the weights. A replay with --z needs the same one."),
-    ] = "fp32",
+        Literal["fp32", "bf16"] | None, typer.Option(metavar="fp32|bf16", help="Precision of the weights. Default: fp32.")
+    ] = None,
     device: DeviceOption = "auto",
-    seed: SeedOption = 0,
+    seed: Annotated[int | None, typer.Option(min=0, max=2**32 - 1, help="Seed of every random draw. Default: 0.")] = None,
     json: JsonOption = False,
 ) -> None:
     """Generate sequences: groups × count for each prompt, group by group.
 
-    The default prompt is the task's. --json writes one record per line with its Z, and --z FILE replays these records.
+    The default prompt is the task's. --json writes one record per line with its Z and its settings. --z FILE alone replays the records;
+    with --prompt, --count or --groups it gives their Zs to other sequences. Settings that are left out are then the first record's.
 
     $ freetf sample runs/letters-free --prompt 'K>' --z shared --groups 3 --count 8
     $ freetf sample runs/letters-free --count 4 --json > z.jsonl
-    $ freetf sample runs/letters-free --count 4 --z z.jsonl
+    $ freetf sample runs/letters-free --z z.jsonl
     $ freetf sample runs/books-free --prompt 'Once upon a time' --max-tokens 500 --precision bf16
     """
     from freetf_cli.device import resolve_device
@@ -65,28 +83,45 @@ def sample(
     from freetf_cli.report.console import hint, warn
     from freetf_cli.runs.checkpoint import open_model
 
-    for name, value in (("--temperature", temperature), ("--top-p", top_p)):
-        if not math.isfinite(value):
-            raise InputError(f"{name} {value}: not a finite number")
+    asked = _asked(seed=seed, temperature=temperature, top_k=top_k, top_p=top_p, max_tokens=max_tokens, precision=precision)
     checkpoint, model = open_model(run, resolve_device(device), warn)
-    given, tokenizer = _given_z(z, prompt or [], model.latent, run), checkpoint.tokenizer()
-    if given is None and prompt_z == "posterior" and model.latent is not None and (window := model.latent.window):
-        hint(f"Z of the first {window} positions decides the rest, and the prompt's Z is inferred; --prompt-z prior draws it")
-    total, shared = (checkpoint.recipe.model.context or 1) + 1, z == "shared"
-    sharing: Literal["independent", "shared"] = "shared" if shared else "independent"
-    spec = SampleSpec(total, max_tokens, count, groups, sharing, given, prompt_z, temperature, top_k, top_p, seed)
-    if precision == "bf16":
+    records, tokenizer = _z_file(z, prompt or [], model.latent, run), checkpoint.tokenizer()
+    settings = DEFAULTS | (records.first.settings() if records else {}) | asked
+    if settings["precision"] == "bf16":
         model.bfloat16()
-    prompts = read_prompts(prompt, checkpoint, seed)
-    if isinstance(prompts, list):
-        check_prompts(tokenizer, prompts, spec)
-    samples = generate(model, tokenizer, prompts, spec, together=isinstance(prompts, list))
-    show_samples(samples, checkpoint, shared=shared, json=json)
+    _check_memory(model, settings["max_tokens"])
+    sharing: Literal["independent", "shared"] = "shared" if z == "shared" else "independent"
+    blank = SampleSpec((checkpoint.recipe.model.context or 1) + 1, None, count or 1, groups or 1, sharing, records, prompt_z)
+    spec = _with_settings(blank, settings)
+    if records is None and spec.source == "posterior" and model.latent is not None and (window := model.latent.window):
+        hint(f"Z of the first {window} positions decides the rest, and the prompt's Z is inferred; --prompt-z prior draws it")
+    if records is not None and prompt_z is not None:
+        hint(f"--prompt-z {prompt_z} changes nothing: {records.name} gives the prompt's Z too")
+    default = _default_prompt(checkpoint, spec.seed) if records is None or records.first.prompt is None else records.first.prompt
+    if records is not None and prompt is None and count is None and groups is None:
+        samples = _replayed(model, tokenizer, records, spec, asked, default)
+    else:
+        prompts = read_prompts(prompt or [default])
+        if isinstance(prompts, list):
+            check_prompts(tokenizer, prompts, spec)
+            if records is not None and count is None and groups is None and (records.count(len(prompts) + 1) or 0) > len(prompts):
+                hint(f"{records.name} has more records than one for each prompt; --count says how many to use")
+        samples = generate(model, tokenizer, prompts, spec, together=isinstance(prompts, list))
+    facts = {"precision": settings["precision"], "checkpoint": checkpoint.weights_sha256}
+    show_samples(_compared(samples, records.name if records else "", asked, facts), checkpoint, spec, json=json)
 
 
-def _given_z(z: str, prompts: list[str], latent: Latent | None, run: Path) -> list[list[Any]] | None:
-    """The Zs of a file, or None if --z names no file; InputError for a baseline."""
-    from freetf_cli.generation.replay import read_z_file
+def _asked(**given: float | str | None) -> Settings:
+    """The settings that the command line gives."""
+    for name, value in given.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"--{name.replace('_', '-')} {value}: not a finite number")
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _z_file(z: str, prompts: list[str], latent: Latent | None, run: Path) -> ZFile | None:
+    """The records of a file, or None if --z names no file; InputError for a baseline."""
+    from freetf_cli.generation.replay import ZFile
 
     if latent is None and z != "independent":
         raise InputError(f"--z {z}: this run is a baseline, it has no Z", str(run))
@@ -94,20 +129,65 @@ def _given_z(z: str, prompts: list[str], latent: Latent | None, run: Path) -> li
         return None
     if z == "-" and "-" in prompts:
         raise InputError("--prompt - and --z - cannot both read stdin")
-    return read_z_file(z, latent)
+    return ZFile(z, latent)
 
 
-def read_prompts(given: list[str] | None, checkpoint: Checkpoint, seed: int) -> Iterable[str]:
-    """The prompts of the command line, with the lines of stdin for `-` as they arrive. The default is the task's prompt, or "" for text."""
+def _check_memory(model: Decoder, tokens: int | None) -> None:
+    """Raise InputError if a sequence of so many new tokens needs more memory than the device has."""
+    from freetf_cli.generation.sampling import row_bytes
+    from freetf_cli.report.units import size
+    from freetf_cli.training.memory import device_memory
+
+    device = model.embedding.weight.device
+    needed, (_, total) = row_bytes(model, tokens or 1), device_memory(device)
+    if needed > total:
+        what = f"--max-tokens {tokens} needs {size(needed)} of memory for one sequence, and {device.type} has {size(total)}"
+        raise InputError(what, hint=f"the model's context is {model.config.context} tokens")
+
+
+def _replayed(model: Decoder, tokenizer: Tokenizer, records: ZFile, spec: SampleSpec, asked: Settings, prompt: str) -> Iterator[Sample]:
+    """The sequence of each record, with the settings that it tells except those that were asked for."""
+    from freetf_cli.generation.sampling import replay
+
+    records.count(CHECKED)
+    for chosen, same in groupby(records, key=lambda record: DEFAULTS | record.settings() | asked):
+        yield from replay(model, tokenizer, same, _with_settings(spec, chosen), prompt)
+
+
+def _with_settings(spec: SampleSpec, settings: Settings) -> SampleSpec:
+    choice = {name: settings[name] for name in ("temperature", "top_k", "top_p", "seed")}
+    return replace(spec, new_tokens=settings["max_tokens"], **choice)
+
+
+def _compared(samples: Iterator[Sample], source: str, asked: Settings, facts: Settings) -> Iterator[Sample]:
+    """The samples with these facts. The first that is not what its record says is told about, in a line on stderr."""
+    from freetf_cli.report.console import hint, warn
+
+    told = False
+    for sample in samples:
+        sample = replace(sample, **facts)
+        if sample.given is not None and not told and (unlike := sample.given.unlike(sample)):
+            told = True
+            say = hint if unlike.keys() <= CHOSEN | asked.keys() else warn
+            shown = [[name, *(repr(each[:16] if isinstance(each, str) else each) for each in pair)] for name, pair in unlike.items()]
+            say(f"not a replay of {source}: " + ", ".join(f"{name} {now}, not {was}" for name, now, was in shown))
+        yield sample
+
+
+def read_prompts(given: list[str]) -> Iterable[str]:
+    """The prompts of the command line, with the lines of stdin for `-` as they arrive."""
     from freetf_cli.generation.replay import text_lines
 
-    if given is None:
-        task = _task(checkpoint)
-        return [task.prompt(seed, 0) if task else ""]
     if "-" not in given:
         return given
     lines = (line for _, line in text_lines(sys.stdin.buffer, "stdin"))
     return chain.from_iterable(lines if text == "-" else [text] for text in given)
+
+
+def _default_prompt(checkpoint: Checkpoint, seed: int) -> str:
+    """The task's prompt, or "" for text."""
+    task = _task(checkpoint)
+    return task.prompt(seed, 0) if task else ""
 
 
 def _task(checkpoint: Checkpoint) -> Task | None:
@@ -118,26 +198,36 @@ def _task(checkpoint: Checkpoint) -> Task | None:
     return make_task(facts["task"], facts["params"]) if facts.get("task") else None
 
 
-def show_samples(samples: Iterator[Sample], checkpoint: Checkpoint, *, shared: bool, json: bool) -> None:
-    """Print samples as JSON lines, as lines of text, or, on a terminal and for data with known factors, as the boxes of Figure 4."""
+def show_samples(samples: Iterator[Sample], checkpoint: Checkpoint, spec: SampleSpec, *, json: bool) -> None:
+    """Print samples as JSON lines, as lines of text, or, on a terminal, groups and data with known factors as the boxes of Figure 4."""
     from freetf_cli.evaluation.probe.agreement import group_agreement
     from freetf_cli.records import DataFacts, to_json
     from freetf_cli.records.samples import agreement_table, line_spans
     from freetf_cli.report import terminal
     from freetf_cli.tasks import spans_by_text
 
-    facts = DataFacts.read(checkpoint.state["data"])
+    facts, task, shared = DataFacts.read(checkpoint.state["data"]), _task(checkpoint), spec.z == "shared"
+    rows = spec.groups * spec.count if spec.given_z is None else BOXED
     if json:
         for sample in samples:
             typer.echo(to_json(sample))
-    elif sys.stdout.isatty() and (task := _task(checkpoint)) and task.factors:
-        for _, rows in groupby(list(samples), key=lambda one: one.prompt):
-            groups = figure4(list(rows), facts, shared=shared)
-            found = group_agreement(groups.groups, facts) if shared else []
-            terminal.show_blocks([groups.block(latent=checkpoint.recipe.latent is not None), agreement_table(found)])
+    elif sys.stdout.isatty() and rows <= BOXED and (shared or spec.groups > 1 or (task and task.factors)):
+        while some := list(islice(samples, rows)):
+            for _, of_prompt in groupby(some, key=lambda one: (one.prompt_index, one.prompt)):
+                shown = list(of_prompt)
+                groups = figure4(shown, facts, shared=shared or (spec.given_z is not None and _share_z(shown)))
+                found = group_agreement(groups.groups, facts) if groups.shared else []
+                terminal.show_blocks([groups.block(latent=checkpoint.recipe.latent is not None), agreement_table(found)])
     else:
         for sample in samples:
             terminal.show_line(line_spans(sample.text, sample.prompt, spans_by_text(facts.task, facts.params, [sample.text])))
+
+
+def _share_z(samples: Sequence[Sample]) -> bool:
+    """Whether the sequences of each group have the same Z, as far as each goes."""
+    first: dict[int, list[Any]] = {}
+    pairs = (zip(first.setdefault(one.group, one.z or []), one.z or [], strict=False) for one in samples)
+    return all(a == b for pair in pairs for a, b in pair) and len(first) < len(samples)
 
 
 def figure4(samples: Sequence[Sample], facts: DataFacts, *, shared: bool) -> SampleGroups:

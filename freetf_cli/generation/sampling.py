@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import partial
-from itertools import chain, product
+from itertools import chain, islice, repeat
 from typing import Any, Literal
 
 import numpy as np
@@ -23,9 +23,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from freetf_cli.data.tokenizer import Tokenizer
-from freetf_cli.errors import InputError
+from freetf_cli.errors import FreetfError, InputError, is_out_of_memory
 from freetf_cli.generation.choose import choose_tokens
 from freetf_cli.generation.decode_loop import DecodeLoop
+from freetf_cli.generation.replay import Record, ZFile
 from freetf_cli.model.attention.registry import attention_weights_per_token
 from freetf_cli.model.context import Cache
 from freetf_cli.model.decoder import Decoder
@@ -34,6 +35,7 @@ from freetf_cli.records.samples import Sample
 from freetf_cli.streams import keyed
 
 MOST_ROWS = {"cpu": 1024, "mps": 256, "cuda": 4096}  # sequences in a batch, as far as their caches fit
+FIRST_ROWS = 16  # of the first batch where rows fill several: the first line should come at once
 _CACHE_BYTES = {"cpu": 256 << 20, "mps": 1 << 30, "cuda": 8 << 30}
 ALIGNED = 64  # positions; matrix products over an odd number of keys are slow on a GPU
 MOST_PADDING = 64  # prompts of a batch differ by at most this many tokens, or by a factor of 2
@@ -44,8 +46,9 @@ class SampleSpec:
     """How to sample. Rows per prompt = groups × count, group by group.
 
     total: tokens of a row, prompt and continuation; new_tokens, if given, is the length of the continuation instead.
-    z: "independent" (one Z a sequence) or "shared" (one Z a group). given_z overrides it: record i for row i, or groups × count
-    records for every prompt, or one record for all rows. prompt_z: where the prompt's Z comes from. temperature 0: the most likely token.
+    z: "independent" (one Z a sequence) or "shared" (one Z a group). given_z, of Zs or records, overrides it: number i for row i, or
+    groups × count of them for every prompt, or one for all rows. prompt_z: where the prompt's Z comes from; None: from the posterior,
+    but with shared Z from the prior, so that what Z decides is seen. temperature 0: the most likely token.
     """
 
     total: int
@@ -53,12 +56,17 @@ class SampleSpec:
     count: int = 1
     groups: int = 1
     z: Literal["independent", "shared"] = "independent"
-    given_z: Sequence[Sequence[Any]] | None = None
-    prompt_z: Literal["posterior", "prior"] = "posterior"
+    given_z: Iterable[Sequence[Any] | Record] | None = None
+    prompt_z: Literal["posterior", "prior"] | None = None
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
+
+    @property
+    def source(self) -> Literal["posterior", "prior"]:
+        """Where the prompt's Z comes from."""
+        return self.prompt_z or ("prior" if self.z == "shared" else "posterior")
 
 
 class _Purpose(IntEnum):
@@ -73,14 +81,15 @@ class _Purpose(IntEnum):
 class _Row:
     """One sequence to generate: its prompt's tokens, its place, and all of its randomness.
 
-    z [T, …]: from the prior, or given; None of a baseline. noise: for the posterior of the prompt; None where its Z is not inferred.
-    quantiles: a uniform number for each token to generate.
+    place: the prompt's number, the group, and the index in it. given: the record that its Z is from. z [T, …]: from the prior, or given;
+    None of a baseline. noise: for the posterior of the prompt; None where its Z is not inferred. quantiles: a uniform number for each
+    token to generate.
     """
 
     prompt: str
     tokens: list[int]
-    group: int
-    index: int
+    place: tuple[int, int, int]
+    given: Record | None
     z: np.ndarray | None
     noise: np.ndarray | None
     quantiles: np.ndarray
@@ -92,11 +101,39 @@ def generate(model: Decoder, tokenizer: Tokenizer, prompts: Iterable[str], spec:
     together: rows of several prompts may share a batch; False answers each prompt before the next one is read.
     Raises InputError for a prompt that the tokenizer cannot encode or that leaves no room for a token, and for a given Z that does not fit.
     """
-    each = (_rows_of_prompt(model, tokenizer, prompt, place, spec) for place, prompt in enumerate(prompts))
+    given = _given(spec)
+    each = (_rows_of_prompt(model, tokenizer, prompt, place, spec, given) for place, prompt in enumerate(prompts))
     for rows in [chain.from_iterable(each)] if together else each:
-        for batch in _batches(model, rows):
+        yield from _sequences(model, tokenizer, rows, spec, many=spec.groups * spec.count > MOST_ROWS[model.embedding.weight.device.type])
+
+
+def replay(model: Decoder, tokenizer: Tokenizer, records: Iterable[Record], spec: SampleSpec, prompt: str) -> Iterator[Sample]:
+    """The sequence of each record again: its Z, its prompt (`prompt` if it tells none) and its place in the random streams."""
+
+    def rows() -> Iterator[_Row]:
+        for number, record in enumerate(records):
+            own = prompt if record.prompt is None else record.prompt
+            place = record.prompt_index or 0, record.group or 0, number if record.index is None else record.index
+            tokens, total = _encode(tokenizer, own, spec)
+            yield _row(model.latent, own, tokens, _length(total, tokens, record, tokenizer), place, spec, record)
+
+    return _sequences(model, tokenizer, rows(), spec)
+
+
+def _sequences(model: Decoder, tokenizer: Tokenizer, rows: Iterator[_Row], spec: SampleSpec, *, many: bool = False) -> Iterator[Sample]:
+    """Rows as sequences, batch by batch. many: more than fit in a batch."""
+    try:
+        for batch in chain(_batches(model, islice(rows, FIRST_ROWS)) if many else [], _batches(model, rows)):
             for row, (tokens, z) in zip(batch, _generate_batch(model, batch, spec, tokenizer.separator), strict=True):
-                yield Sample(row.prompt, tokenizer.decode(tokens), row.group, row.index, spec.seed, z)
+                (prompt_index, group, index), given = row.place, row.given
+                source = None if z is None else spec.source if given is None else given.prompt_z
+                how = (spec.seed, prompt_index, spec.temperature, spec.top_k, spec.top_p, spec.new_tokens, source)
+                yield Sample(row.prompt, tokenizer.decode(tokens), group, index, *how, precision=None, checkpoint=None, z=z, given=given)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        what = f"out of memory: {spec.new_tokens or spec.total} tokens a sequence; the model's context is {model.config.context}"
+        raise FreetfError(what, hint="lower --max-tokens or --count") from error
 
 
 def continue_tokens(model: Decoder, prompts: Sequence[Sequence[int]], spec: SampleSpec) -> list[tuple[list[int], list[Any] | None]]:
@@ -105,22 +142,26 @@ def continue_tokens(model: Decoder, prompts: Sequence[Sequence[int]], spec: Samp
     return _generate_batch(model, rows, spec, separator=None)
 
 
+def row_bytes(model: Decoder, total: int) -> int:
+    """Memory of a row of `total` tokens: its keys and values, and the prompt's attention weights where they are materialised."""
+    config = model.config
+    numbers = 2 * config.layers * config.key_heads * config.head_width + attention_weights_per_token(config, total)
+    return numbers * total * model.embedding.weight.element_size()
+
+
 def rows_at_once(model: Decoder, total: int) -> int:
     """How many rows of `total` tokens are generated together."""
-    weight, config = model.embedding.weight, model.config
-    numbers = 2 * config.layers * config.key_heads * config.head_width  # keys and values, and the prompt's attention weights
-    numbers += attention_weights_per_token(config, total)
-    row_bytes = numbers * total * weight.element_size()
-    kind = weight.device.type
-    return max(1, min(MOST_ROWS[kind], _CACHE_BYTES[kind] // row_bytes))
+    kind = model.embedding.weight.device.type
+    return max(1, min(MOST_ROWS[kind], _CACHE_BYTES[kind] // row_bytes(model, total)))
 
 
 def check_prompts(tokenizer: Tokenizer, prompts: Sequence[str], spec: SampleSpec) -> None:
-    """Raise now what `generate` would raise for a later prompt, or for too few records of given Z."""
+    """Raise now what `generate` would raise for a later prompt, or for too few records of a file."""
     for prompt in prompts:
         _encode(tokenizer, prompt, spec)
-    if prompts:
-        _given_z(spec, spec.groups * spec.count * len(prompts) - 1)
+    rows = spec.groups * spec.count * len(prompts)
+    if isinstance(spec.given_z, ZFile) and (found := spec.given_z.count(rows)) is not None:
+        _check_enough(found, rows, spec)
 
 
 def prompt_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
@@ -160,16 +201,47 @@ def _batches(model: Decoder, rows: Iterator[_Row]) -> Iterator[list[_Row]]:
         yield batch
 
 
-def _rows_of_prompt(model: Decoder, tokenizer: Tokenizer, prompt: str, place: int, spec: SampleSpec) -> Iterator[_Row]:
+def _rows_of_prompt(
+    model: Decoder, tokenizer: Tokenizer, prompt: str, place: int, spec: SampleSpec, given: Iterator[Record | None]
+) -> Iterator[_Row]:
     """Every row of a prompt, group by group."""
     tokens, total = _encode(tokenizer, prompt, spec)
-    shared: np.ndarray | None = None
-    for group, index in product(range(spec.groups), range(spec.count)):
-        given = _given_z(spec, (place * spec.groups + group) * spec.count + index)
-        length = total if given is None else _replay_length(total, len(tokens), given, tokenizer)
-        row = _row(model.latent, prompt, tokens, length, (place, group, index), spec, given, shared if index else None)
-        shared = row.z if spec.z == "shared" else None
-        yield row
+    for group in range(spec.groups):
+        shared: np.ndarray | None = None
+        for index in range(spec.count):
+            record = next(given)
+            length = _length(total, tokens, record, tokenizer)
+            row = _row(model.latent, prompt, tokens, length, (place, group, index), spec, record, shared)
+            shared = row.z if spec.z == "shared" else None
+            yield row
+
+
+def _given(spec: SampleSpec) -> Iterator[Record | None]:
+    """The record for one row after the other. Where a record serves again, only its Z is left."""
+    if spec.given_z is None:
+        yield from repeat(None)
+        return
+    for again in chain([False], repeat(True)):
+        read = 0
+        for given in spec.given_z:
+            record = given if isinstance(given, Record) and not again else _only_z(given)
+            yield record
+            read += 1
+        _check_enough(read, read + 1, spec)
+        if read == 1:
+            yield from repeat(_only_z(record))
+
+
+def _only_z(given: Sequence[Any] | Record) -> Record:
+    return Record.model_construct(z=given.z if isinstance(given, Record) else list(given))
+
+
+def _check_enough(records: int, rows: int, spec: SampleSpec) -> None:
+    """Raise InputError if there are too few records of given Z for so many rows."""
+    each = spec.groups * spec.count
+    if records < rows and records not in (1, each):
+        need = f"{each} rows per prompt need as many records, or one for all"
+        raise InputError(f"--z has {records} records, too few for row {records + 1}", hint=need)
 
 
 def _encode(tokenizer: Tokenizer, prompt: str, spec: SampleSpec) -> tuple[list[int], int]:
@@ -182,26 +254,14 @@ def _encode(tokenizer: Tokenizer, prompt: str, spec: SampleSpec) -> tuple[list[i
     return tokens, total
 
 
-def _given_z(spec: SampleSpec, number: int) -> Sequence[Any] | None:
-    """The Z given for row `number`, counted over all prompts."""
-    if spec.given_z is None:
-        return None
-    records, rows = len(spec.given_z), spec.groups * spec.count
-    if records == 1 or records == rows:
-        return spec.given_z[number % records]
-    if records < rows or number >= records:  # reported at the first row where it can be known
-        need = f"{rows} rows a prompt need as many records, or one for all"
-        raise InputError(f"--z has {records} records, too few for row {records + 1}", hint=need)
-    return spec.given_z[number]
-
-
-def _replay_length(total: int, prompt: int, given: Sequence[Any], tokenizer: Tokenizer) -> int:
-    """The length of a row that replays a given Z: a text that ended early has fewer codes than a full row."""
-    if len(given) >= total - 1:
+def _length(total: int, tokens: list[int], given: Record | None, tokenizer: Tokenizer) -> int:
+    """The length of a row: `total`, but a replayed text that ended early has fewer codes than a full row."""
+    codes = total if given is None else len(given.z)
+    if codes >= total - 1:
         return total
-    if tokenizer.separator is None or len(given) < prompt:
-        raise InputError(f"--z: a record has {len(given)} codes, and {total - 1} input positions need one each", hint="lower --max-tokens")
-    return len(given) + 1
+    if tokenizer.separator is None or codes < len(tokens):
+        raise InputError(f"--z: a record has {codes} codes, and {total - 1} input positions need one each", hint="lower --max-tokens")
+    return codes + 1
 
 
 def _row(
@@ -211,20 +271,20 @@ def _row(
     total: int,
     place: tuple[int, int, int],
     spec: SampleSpec,
-    given: Sequence[Any] | None = None,
+    given: Record | None = None,
     shared: np.ndarray | None = None,
 ) -> _Row:
     """place: the row's prompt, group and index in it. given: its Z from the user; shared: Z of the group where it is already drawn."""
     key = place[:2] if spec.z == "shared" else place  # a group that shares Z shares the draw of its prompt's Z too
     z = noise = None
     if latent is not None and given is not None:
-        z = np.asarray(given[: total - 1])
+        z = np.asarray(given.z[: total - 1])
     elif latent is not None:
         z = latent.prior(keyed(spec.seed, _Purpose.PRIOR, *key), total - 1) if shared is None else shared
-        if spec.prompt_z == "posterior":
+        if spec.source == "posterior":
             noise = keyed(spec.seed, _Purpose.POSTERIOR, *key).random(latent.noise_shape(len(tokens)), dtype=np.float32)
     quantiles = keyed(spec.seed, _Purpose.TOKENS, *place).random(total - len(tokens))
-    return _Row(prompt, tokens, place[1], place[2], z, noise, quantiles)
+    return _Row(prompt, tokens, place, given, z, noise, quantiles)
 
 
 @torch.inference_mode()

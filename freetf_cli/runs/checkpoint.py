@@ -126,6 +126,12 @@ class Checkpoint:
         same = [place for place in found if named == self.recipe.data.dir and durable.sha256_of(place / DATA_MANIFEST) == sha256]
         return str((same or found)[0])
 
+    @property
+    def weights_sha256(self) -> str:
+        """SHA-256 of model.safetensors, from the manifest."""
+        lines = (self.folder / MANIFEST).read_text(encoding="utf-8").splitlines()
+        return {name: digest for digest, name in (line.split("  ", 1) for line in lines)}["model.safetensors"]
+
     def tokenizer(self) -> Tokenizer:
         return tokenizers.load(self.folder / "tokenizer.json")
 

@@ -10,17 +10,19 @@ closing separator are the targets. blocks = 0 means as many blocks as fit in the
 34 for n = 8.
 
 Differences from the released generator: it cuts the string of blocks at a character, so that for n = 8 its 35th block has two
-letters and one row in 35 has no answer, while here every block is whole; it knows only `all`; and here exactly one block answers a
-question for all n and query, since a distractor that holds all of the question's letters is drawn again.
+letters and one row in 35 has no answer, while here every block is whole; and it knows only `all`. As there, no block stands twice in a
+row, and exactly one holds the question's letters: a distractor that does, or that is a copy, is drawn again.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from string import ascii_lowercase
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from freetf_cli.errors import InputError
 from freetf_cli.streams import stream_seed
@@ -50,6 +52,9 @@ class Blocks(Task):
         if query >= n:
             raise InputError(f"blocks: query = {query} must be less than n = {n}")
         count = params["blocks"] or (ROW_CHARACTERS - n - (1 + query) + 1) // (n + 1)
+        distractors = math.perm(26, n) - math.perm(n, query) * math.perm(26 - query, n - query)  # blocks without the question's letters
+        if count - 1 > distractors // 2:  # drawing the last ones, all different, would take minutes
+            raise InputError(f"blocks: blocks = {count} is more than half of the {distractors} different blocks that may stand in a row")
         super().__init__({**params, "blocks": count})
         self.n, self.query, self.count = n, query, count
         self.answer = {"all": slice(0, n), "first": slice(0, 1), "last": slice(n - 1, n)}[params["which"]]
@@ -73,13 +78,15 @@ class Blocks(Task):
         return Rows(tokens, example)
 
     def _redraw(self, rng: np.random.Generator, blocks: Ints, index: Ints, asked: Ints) -> None:
-        """Draw again, in place, every distractor that holds all the question's letters, until none does."""
-        while True:
-            holds = (blocks[:, :, :, None] == asked[:, None, None, :]).any(axis=2).all(axis=2)
-            holds[np.arange(BLOCK_ROWS), index] = False
-            if not holds.any():
-                return
-            blocks[holds] = distinct(rng, (int(holds.sum()),), self.n)
+        """Draw again, in place, every distractor that holds all the question's letters or stands in its row twice, until none does."""
+        rows = np.arange(BLOCK_ROWS)
+        while len(rows):
+            wrong = repeated(blocks[rows])
+            wrong |= (blocks[rows, :, :, None] == asked[rows, None, None, :]).any(axis=2).all(axis=2)
+            wrong[np.arange(len(rows)), index[rows]] = False
+            row, place = np.nonzero(wrong)
+            blocks[rows[row], place] = distinct(rng, (len(row),), self.n)
+            rows = rows[np.unique(row)]
 
     def _assemble(self, blocks: Ints, asked: Ints, target: Ints) -> Ints:
         """Token rows [rows, row_tokens] from blocks [rows, count, n], question letters and target blocks."""
@@ -98,7 +105,7 @@ class Blocks(Task):
         asked, answer = text[: self.question], text[self.question :]
         blocks, query = asked[: -self.query - 1].split("."), set(asked[-self.query :])
         holding = [number for number, block in enumerate(blocks) if query <= set(block)]
-        formed = len(blocks) == self.count and all(len(block) == len(set(block)) == self.n for block in blocks)
+        formed = len(blocks) == len(set(blocks)) == self.count and all(len(block) == len(set(block)) == self.n for block in blocks)
         formed = formed and asked[-self.query - 1] == "#" and len(query) == self.query and len(holding) == 1
         right = formed and answer == blocks[holding[0]][self.answer]
         return Reading({"answer": answer, "block": holding[0] if formed else None}, valid=right)
@@ -110,6 +117,16 @@ class Blocks(Task):
 
     def entropy(self) -> dict[str, float]:
         return {"answer_given_question": 0.0}
+
+
+def repeated(blocks: Ints) -> NDArray[np.bool_]:
+    """Which blocks of a row [rows, count, n] stand there before too, [rows, count]."""
+    words = blocks @ 26 ** np.arange(blocks.shape[2])
+    order = words.argsort(axis=1, kind="stable")
+    sorted_words = np.take_along_axis(words, order, axis=1)
+    copies = np.zeros(words.shape, bool)
+    np.put_along_axis(copies, order[:, 1:], sorted_words[:, 1:] == sorted_words[:, :-1], axis=1)
+    return copies
 
 
 def distinct(rng: np.random.Generator, shape: tuple[int, ...], count: int, among: int = 26) -> Ints:

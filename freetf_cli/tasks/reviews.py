@@ -1,11 +1,12 @@
 """reviews: short positive and negative film reviews from a small grammar, the example that opens the paper's section 2.
 
-    {"text": "Bold and strange, this debut western never puts a foot wrong. I cannot recommend it enough.",
-     "factors": {"sentiment": "positive", "genre": "western"}}
+    {"text": "I saw The Borrowed Journey on the Hill, a western, alone. I left the cinema angry.",
+     "factors": {"sentiment": "negative", "genre": "western"}}
 
 A sentiment (positive or negative, each with probability 1/2) and one of five genres are drawn first; every phrase depends on them.
-Texts are ASCII, at most 200 characters long and tokenized as bytes; a row is `SEP text SEP`. The task has no parameters. The
-entropy of the texts has no closed form, since different derivations can give the same text.
+Each review names its film, one of 6,144 titles: of 1,000 held-out texts, hardly one stands among 9,000 others too. Texts are ASCII, at
+most 200 characters long and tokenized as bytes; a row is `SEP text SEP`. The task has no parameters. The entropy of the texts has no
+closed form, since different derivations can give the same text.
 """
 
 from __future__ import annotations
@@ -30,20 +31,34 @@ ANY: Grammar = {
     "size": ("small", "long", "low-budget", "much discussed", "two-hour", "quiet", "noisy", "third", "debut"),
     "maker": ("a new director", "an old hand", "a team of students", "two brothers", "a former actor", "a studio in a hurry"),
     "when": ("last night", "on Friday", "with my sister", "at a festival", "on a rainy day", "in a full house", "alone"),
+    "title": ("The {which} {thing} {where}",),
+    "which": (
+        *("Silent", "Second", "Golden", "Broken", "Hidden", "Last", "Borrowed", "Northern"),
+        *("Paper", "Patient", "Crooked", "Burning", "Distant", "Empty", "Winter", "Iron"),
+    ),
+    "thing": (
+        *("Orchard", "Bridge", "Letter", "Harbour", "Garden", "Witness", "Piano", "Lantern"),
+        *("Stranger", "Window", "Promise", "Island", "Mirror", "Journey", "Tower", "Shadow"),
+        *("Kitchen", "Station", "River", "Portrait", "Guest", "Secret", "Voyage", "Wedding"),
+    ),
+    "where": (
+        *("at Midnight", "by the Sea", "in Winter", "of the North", "on the Hill", "at Noon", "in Room Nine", "across the Border"),
+        *("without a Name", "after the War", "on Platform Two", "under Glass", "in the Dark", "of Our Town", "from Nowhere", "in July"),
+    ),
     "opening": (
-        "I saw this {genre} {when}.",
-        "Here is a {size} {genre} by {maker}.",
-        "This {genre} is about {plot}.",
-        "Another {genre} about {plot}.",
-        "A {size} {genre}: {plot}.",
+        "I saw {title}, a {genre}, {when}.",
+        "{title} is a {size} {genre} by {maker}.",
+        "This {genre}, {title}, is about {plot}.",
+        "Another {genre} about {plot}: {title}.",
+        "{title}, a {size} {genre}: {plot}.",
     ),
     "review": (
         "{opening} {verdict}",
         "{opening} {detail} {verdict}",
-        "{praise}, this {size} {genre} {effect}. {verdict}",
+        "{praise}, {title} {effect}. {verdict}",
         "{opening} The {part} is {quality}, and the {part} {quality} too.",
-        "{verdict} {detail}",
-        "{detail} {detail} {verdict}",
+        "{title}? {verdict} {detail}",
+        "{detail} {detail} {title}: {verdict}",
     ),
 }
 PLOTS = {
@@ -69,7 +84,7 @@ BY_SENTIMENT: dict[str, Grammar] = {
             "The {part} is {quality}.",
             "I loved {scene}.",
             "Above all, {scene} is {quality}.",
-            "I did not expect much, and was amazed.",
+            "I did not expect much of the {part}, and was amazed.",
         ),
         "verdict": (
             "See it twice.",
@@ -88,7 +103,7 @@ BY_SENTIMENT: dict[str, Grammar] = {
             "The {part} is {quality}.",
             "I hated {scene}.",
             "Above all, {scene} is {quality}.",
-            "I expected much, and was let down.",
+            "I expected much of the {part}, and was let down.",
         ),
         "verdict": (
             "Stay at home.",

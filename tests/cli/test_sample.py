@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
+import random
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-FIELDS = ["schema_version", "prompt", "text", "group", "index", "seed", "z"]
+from freetf_cli.cli.app import main
+
+SETTINGS = ["temperature", "top_k", "top_p", "max_tokens", "prompt_z", "precision", "checkpoint"]
+FIELDS = ["schema_version", "prompt", "text", "group", "index", "seed", "prompt_index", *SETTINGS, "z"]
 POSITIONS = 13  # input positions of a letters row of 14 characters
 CODES = 16
 
 
 @pytest.fixture
 def sample(run_cli, free_run):
-    """`sample("--count", 3)`: the records of `sample RUN --json`."""
+    """`sample("--count", 3)`: the records of `sample RUN --json`, of which nothing is to be said on stderr."""
 
     def run(*words: object, of: Path | None = None, input: str | bytes | None = None) -> list[dict[str, Any]]:
         code, stdout, stderr = run_cli("sample", of or free_run, "--json", *words, input=input)
@@ -48,7 +55,11 @@ def codes(records: list[dict[str, Any]]) -> list[tuple[int, ...]]:
 # --- records ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_records_fields(sample):
+def test_a_records_fields(sample, free_run):
+    weights = (free_run / "checkpoints" / "step-000006" / "model.safetensors").read_bytes()
+    settings = [0.5, 3, 0.75, None, "posterior", "bf16", hashlib.sha256(weights).hexdigest()]
+    (record,) = sample("--temperature", "0.5", "--top-k", "3", "--top-p", "0.75", "--precision", "bf16")
+    assert [record[name] for name in SETTINGS] == settings
     for record in sample("--prompt", "B>", "--count", "3", "--seed", "7"):
         assert list(record) == FIELDS
         assert (record["schema_version"], record["prompt"], record["seed"]) == (1, "B>", 7)
@@ -121,6 +132,7 @@ def test_shared_is_one_z_a_group_prompt_included(sample, prompt_z):
     groups = [set(found[start : start + 4]) for start in (0, 4, 8)]
     assert [len(group) for group in groups] == [1, 1, 1]
     assert len(set.union(*groups)) == 3
+    assert (found == codes(sample("--z", "shared", "-g", "3", "-n", "4"))) is (prompt_z == "prior"), "the default of shared Z"
 
 
 def test_rows_of_a_shared_z_are_still_drawn_apart(sample):
@@ -143,7 +155,7 @@ def test_a_plan_in_the_prompts_own_z_is_pointed_out(run_cli, workshop, tmp_path)
     """Where only first positions infer Z, as many as the prompt has, it decides for all groups alike."""
     run = tmp_path / "run"
     assert run_cli("train", workshop / "free.toml", "--set", "latent.window=2", "-o", run, "-q")[0] == 0
-    for words, said in (((), True), (("--prompt-z", "prior"), False), (("-q",), False)):
+    for words, said in (((), True), (("--prompt-z", "prior"), False), (("--z", "shared"), False), (("-q",), False)):
         code, stdout, stderr = run_cli("sample", run, "--count", "2", *words)
         assert code == 0 and len(stdout.splitlines()) == 2
         assert ("hint: " in stderr and "--prompt-z prior" in stderr) is said, stderr
@@ -168,28 +180,79 @@ def test_replay_of_a_file(sample, codes_file, prompts, kind):
     words = [word for prompt in prompts for word in ("--prompt", prompt)] + ["-g", "2", "-n", "3"]
     records = sample(*words, "--z", kind)
     assert sample(*words, "--z", codes_file(*records)) == records
+    assert sample("--z", codes_file(*records)) == records
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--temperature", "0.5"], ["--top-k", "2"], ["--top-p", "0.5"], ["--max-tokens", "20"], ["--seed", "7"], ["--precision", "bf16"]],
+)
+def test_a_replay_needs_no_option(sample, codes_file, words):
+    records = sample("--prompt", "C>__", "-n", "3", *words)
+    assert sample("--z", codes_file(*records)) == records
+
+
+def test_records_are_replayed_in_any_order_and_mixture(sample, codes_file):
+    records = sample("--prompt", "A>", "--prompt", "B>", "-g", "2", "-n", "2", "--seed", "3", "--max-tokens", "20") + sample("-n", "3")
+    random.Random(0).shuffle(records)
+    assert sample("--z", codes_file(*records)) == records
 
 
 def test_replay_from_stdin(sample):
     records = sample("-n", "3")
-    assert sample("-n", "3", "--z", "-", input="".join(json.dumps(record) + "\n" for record in records)) == records
+    assert sample("--z", "-", input="".join(json.dumps(record) + "\n" for record in records)) == records
 
 
 def test_replay_of_text_that_ended_early(sample, text_run, codes_file):
     records = sample("-n", "12", of=text_run)
-    assert sample("-n", "12", "--z", codes_file(*records), of=text_run) == records
+    assert sample("--z", codes_file(*records), of=text_run) == records
 
 
 def test_another_seed_keeps_a_given_z(sample, codes_file):
     records = sample("-n", "4")
-    again = sample("-n", "4", "--z", codes_file(*records), "--seed", "9")
+    again = sample("-q", "--z", codes_file(*records), "--seed", "9")
     assert codes(again) == codes(records)
     assert texts(again) != texts(records)
 
 
+@pytest.mark.parametrize(
+    ("change", "words", "level", "said"),
+    [
+        ({}, ["--seed", "9"], "hint", "seed 9, not 0"),
+        ({}, ["--prompt", "B>", "-n", "2"], "hint", "prompt 'B>', not 'A>'"),
+        ({}, ["--prompt", "A>"], "hint", "more records than one for each prompt; --count"),
+        ({}, ["--prompt-z", "prior"], "hint", "gives the prompt's Z too"),
+        ({}, ["-g", "2"], "hint", "group 1, not 0, index 0, not 1"),
+        ({}, ["--max-tokens", "4"], "hint", "length of z 5, not 13"),
+        ({"checkpoint": "f" * 64}, [], "warning", "checkpoint "),
+        ({"precision": "bf16"}, [], "warning", "precision 'fp32', not 'bf16'"),
+        ({"text": "A>_"}, [], "warning", "text 'A>"),
+        ({"z": [3] * 40}, [], "hint", "length of z 13, not 40"),
+    ],
+)
+def test_what_is_not_replayed_is_told(run_cli, sample, free_run, codes_file, change, words, level, said):
+    first, second = sample("--prompt", "A>", "-n", "2")
+    path = codes_file(first, second | change)
+    code, _, stderr = run_cli("sample", free_run, "--z", path, "--json", *words)
+    assert (code, stderr.count("\n")) == (0, 1), stderr
+    assert stderr.startswith(f"freetf: {level}: ") and said in stderr and str(path) in stderr
+
+
+def test_another_checkpoints_records_are_told(run_cli, sample, free_run, codes_file):
+    path = codes_file(*sample("-n", "2", of=free_run / "checkpoints" / "step-000003"))
+    assert "warning: not a replay" in run_cli("-q", "sample", free_run, "--z", path).stderr
+
+
+def test_a_stream_of_records_serves_one_prompt(refused, free_run):
+    lines = "".join(json.dumps([code] * POSITIONS) + "\n" for code in range(1, 3))
+    assert "a stream is read only once" in refused(
+        "sample", free_run, "--prompt", "A>", "--prompt", "B>", "-n", "2", "--z", "-", input=lines
+    )
+
+
 def test_one_record_serves_all_rows(sample, codes_file):
     record = sample()[0]
-    again = sample("-g", "2", "-n", "2", "--prompt", "A>", "--prompt", "B>", "--z", codes_file(record))
+    again = sample("-q", "-g", "2", "-n", "2", "--prompt", "A>", "--prompt", "B>", "--z", codes_file(record))
     assert codes(again) == [tuple(record["z"])] * 8
 
 
@@ -225,6 +288,10 @@ def test_too_few_records_are_refused_before_a_row_is_written(refused, free_run, 
         ({"z": None}, "named 'z'"),
         ({"z": []}, "named 'z'"),
         (7, "named 'z'"),
+        ({"z": [0], "temperature": "hot"}, "the record's temperature"),
+        ('{"z": [0], "top_p": NaN}', "the record's top_p"),
+        ({"z": [0], "seed": -1}, "the record's seed"),
+        ({"z": [0], "prompt": 7}, "the record's prompt"),
         ("null", "named 'z'"),
         ('{"z": [0, 1', "not a line of JSON"),
         ("[" * 100_000, "not a line of JSON"),
@@ -337,6 +404,7 @@ def test_top_k_and_top_p_narrow_the_choice(sample):
         ["--count", "0"],
         ["--groups", "0"],
         ["--max-tokens", "0"],
+        ["--max-tokens", "100000000"],
         ["--seed", "-1"],
         ["--prompt-z", "none"],
         ["--device", "tpu"],
@@ -356,9 +424,34 @@ def test_piped_output_is_plain_lines(run_cli, sample, free_run):
 
 
 def test_head_ends_quietly(shell, free_run):
-    code, stdout, stderr = shell(f"freetf sample '{free_run}' -n 20000 --max-tokens 2 | head -1")
+    code, stdout, stderr = shell(f"freetf sample '{free_run}' -g {10**9} -n {10**9} | head -1")
     assert (code, stderr) == (141, "")
     assert stdout.count("\n") == 1
+
+
+def test_a_length_beyond_memory_is_refused_in_words(refused, free_run):
+    line = refused("sample", free_run, "--max-tokens", 10**8)
+    assert "context is 13 tokens" in line and "train." not in line
+
+
+@pytest.mark.parametrize(
+    ("words", "boxes"),
+    [
+        (["--z", "shared"], 1),
+        (["--z", "shared", "-g", "2", "-n", "2"], 2),
+        (["-g", "2"], 2),
+        (["-n", "2"], 0),
+        (["-g", "2", "-n", "513"], 0),
+    ],
+)
+def test_groups_of_text_are_boxes_in_a_terminal(text_run, monkeypatch, words, boxes):
+    shown = io.StringIO()
+    shown.isatty = lambda: True
+    monkeypatch.setattr("freetf_cli.report.terminal.show_line", lambda spans: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", shown)
+        assert main(["sample", str(text_run), *words]) == 0
+    assert shown.getvalue().count("╭") == boxes
 
 
 def test_json_in_ascii_is_still_json(run_process, sample, text_run):

@@ -9,7 +9,8 @@ import torch
 
 from freetf_cli.config.recipe import LatentConfig, ModelConfig
 from freetf_cli.data.tokenizer import Tokenizer, characters
-from freetf_cli.errors import InputError
+from freetf_cli.errors import FreetfError, InputError
+from freetf_cli.generation import sampling
 from freetf_cli.generation.choose import choose_tokens
 from freetf_cli.generation.sampling import SampleSpec, _Purpose, figure4_samples, generate
 from freetf_cli.latent.binary import BinaryLatent, Encoder, bit_logits, sample_codes
@@ -118,7 +119,7 @@ def test_a_row_does_not_depend_on_its_batch(free: Decoder, letters: Tokenizer, m
 def test_replaying_z_gives_the_same_texts(free: Decoder, letters: Tokenizer) -> None:
     rows = run(free, letters, prompts=("ab", "c"))
     again = run(free, letters, replace(SPEC, given_z=[row.z or [] for row in rows]), prompts=("ab", "c"))
-    assert again == rows
+    assert [replace(row, prompt_z="posterior") for row in again] == rows
     one = run(free, letters, replace(SPEC, given_z=[rows[3].z or []]))
     assert {tuple(row.z or ()) for row in one} == {tuple(rows[3].z or ())}
 
@@ -169,7 +170,7 @@ def test_text_ends_at_the_separator_and_replays(free: Decoder) -> None:
         ended = len(row.z or ()) == len(row.text) + 1  # separator, text, separator: an input for each but the last
         assert ended or len(row.z or ()) == len(row.text) == 12
     again = run(free, tokenizer, replace(SPEC, count=20, given_z=[row.z or [] for row in rows]), prompts=("",))
-    assert again == rows
+    assert [replace(row, prompt_z="posterior") for row in again] == rows
 
 
 def test_tokens_follow_the_distribution() -> None:
@@ -215,6 +216,23 @@ def test_random_streams_are_distinct() -> None:
         (seed, purpose, place) for seed in (0, 1) for purpose in _Purpose for place in ((0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0), (0, 0))
     ]
     assert len({float(keyed(seed, purpose, *place).random()) for seed, purpose, place in keys}) == len(keys)
+
+
+def test_many_rows_begin_with_a_small_batch(free: Decoder, letters: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    generated = sampling._generate_batch
+    monkeypatch.setattr(sampling, "_generate_batch", lambda model, rows, *rest: sizes.append(len(rows)) or generated(model, rows, *rest))
+    next(generate(free, letters, ["ab"], replace(SPEC, count=10**9, groups=10**9)))
+    assert sizes == [sampling.FIRST_ROWS]
+
+
+def test_out_of_memory_names_the_length(free: Decoder, letters: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(sampling, "_generate_batch", full)
+    with pytest.raises(FreetfError, match="9 tokens a sequence; the model's context is 12; lower --max-tokens"):
+        run(free, letters, replace(SPEC, new_tokens=9))
 
 
 def test_one_prompt_is_answered_before_the_next_is_read(free: Decoder, letters: Tokenizer) -> None:

@@ -21,6 +21,7 @@ def test_golden_row() -> None:
         ({"n": 5, "which": "first"}, 52, slice(0, 1)),
         ({"n": 8, "which": "last", "query": 3}, 34, slice(7, 8)),
         ({"n": 6, "query": 1, "blocks": 7}, 7, slice(0, 6)),
+        ({"n": 2, "query": 1, "blocks": 301}, 301, slice(0, 2)),  # of 600 without the question's letter
     ],
 )
 def test_blocks_have_one_answer(params: dict[str, object], count: int, answer: slice) -> None:
@@ -30,7 +31,7 @@ def test_blocks_have_one_answer(params: dict[str, object], count: int, answer: s
         question, _, rest = row.text.partition("#")
         blocks, query = question.split("."), task.params["query"]
         holding = [i for i, block in enumerate(blocks) if set(rest[:query]) <= set(block)]
-        assert len(blocks) == count and all(len(set(block)) == len(block) == task.params["n"] for block in blocks)
+        assert len(set(blocks)) == len(blocks) == count and all(len(set(block)) == len(block) == task.params["n"] for block in blocks)
         assert len(set(rest[:query])) == query and holding == [row.factors["block"]]
         assert rest[query:] == row.factors["answer"] == blocks[holding[0]][answer]
         assert 1 + len(question) + 1 + query == task.loss_start
@@ -50,6 +51,7 @@ def test_a_row_of_blocks_is_as_long_as_the_released_one() -> None:
         ("ctrwn.yzefm.nsrdx.msglk#nrmsglk", False, "invalid"),  # two blocks hold the letters
         ("ctrwn.yzefm.nsrdx.msgll#mgmsgll", False, "invalid"),  # no block of distinct letters
         ("ctrwn.yzefmcnsrdx.msglk#mkmsglk", False, "invalid"),
+        ("ctrwn.yzefm.ctrwn.msglk#mkmsglk", False, "invalid"),  # the same block twice
     ],
 )
 def test_reading_an_answer(text: str, valid: bool, role: str) -> None:

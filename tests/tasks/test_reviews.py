@@ -8,12 +8,14 @@ from freetf_cli.tasks import make_task
 
 GOLDEN = (  # rows 0 and 2,000 of seed 7: if they change, runs are no longer reproducible
     (
-        "Here is a two-hour western by a former actor. The editing is flat. One of the worst films of the year.",
+        "The Paper Kitchen at Midnight is a much discussed western by an old hand. The first act is worse than ever. "
+        "One of the worst films of the year.",
         {"sentiment": "negative", "genre": "western"},
     ),
     (
-        "This thriller is about a pilot with no past. The ending is clever, and the acting sharp too.",
-        {"sentiment": "positive", "genre": "thriller"},
+        "Above all, the duel in the rain is without any life. I hated the card game. The Second Wedding in the Dark: "
+        "One of the worst films of the year.",
+        {"sentiment": "negative", "genre": "western"},
     ),
 )
 
@@ -26,7 +28,7 @@ def test_golden_rows() -> None:
 def test_reviews_are_short_varied_and_told_apart_by_their_words() -> None:
     rows = make_task("reviews", {}).examples(0, 0, 2000)
     assert max(len(row.text) for row in rows) <= 200 and all(row.text.isascii() for row in rows)
-    assert len({row.text for row in rows}) > 1500
+    assert len({row.text for row in rows}) == 2000, "held-out texts that stand in train too would measure what was memorised"
     assert not any("{" in row.text for row in rows)
     positive = sum(row.factors["sentiment"] == "positive" for row in rows)
     assert abs(positive - 1000) < 5 * math.sqrt(500)

@@ -141,6 +141,7 @@ def test_factors_as_numbers() -> None:
         ("letters", {"target": 65}, "longer than length"),
         ("blocks", {"which": "lst"}, "did you mean 'last'"),
         ("blocks", {"query": 5}, "less than n"),
+        ("blocks", {"n": 2, "query": 1, "blocks": 302}, "half of the 600 different blocks"),
         ("reviews", {"length": 3}, "no parameter"),
     ],
 )
