@@ -18,9 +18,9 @@ SAMPLES = (
     "lines of a green box have in common, and those of a blue box have not, was decided by Z."
 )
 SWEEP = (
-    "κ in bits/token; CE with posterior Z and KL in bits/sequence; efficiency: bits of CE saved by each bit of KL; valid: the share of "
-    "outputs that the task could have produced. Intervals are over Zs: each κ is one training run, so a step between neighbours may be "
-    "an effect of the seed."
+    "κ in bits/token; CE with posterior Z and KL in bits/sequence; efficiency: bits of CE saved by each bit of KL, negative where CE lies "
+    "above the floor; valid: the share of outputs that the task could have produced. Their intervals are in each run's report. They say "
+    "nothing about seeds: each κ is one training run, so a step between neighbours may be an effect of the seed."
 )
 
 
@@ -77,7 +77,7 @@ def information_chart(runs: Sequence[ProbeResult], title: str = "I(Z; factor) by
     series = []
     for name, role in factor_colours(runs).items():
         found = [(run.kappa, one) for run in runs for one in run.factors() if one.factor == name]
-        entropy = max(one.entropy for _, one in found)
+        entropy = max(one.entropy.value for _, one in found)
         if (not names or name in names) and not entropy <= 0:  # without entropy there is nothing that Z could tell
             values = [one.information for _, one in found]
             ends = [one.low for one in values], [one.high for one in values]
