@@ -52,7 +52,7 @@ def _step(name: str, recipe: str, gib: float, *overrides: str) -> Setting:
 
 
 _8K = "train.batch=4", "train.grad_accum_steps=1", "model.context=2048"
-_16K = "train.batch=8", "train.grad_accum_steps=1", "model.context=2048"
+_12K = "train.batch=6", "train.grad_accum_steps=1", "model.context=2048"
 _SHAPE_124M = "model.layers=12", "model.width=768", "model.heads=12", "model.kv_heads=12", "model.ffn=2048", "model.vocab=50304"
 _124M = (*_SHAPE_124M, "model.context=1024", "train.batch=16", "train.grad_accum_steps=1")
 _DOCUMENTS = "model.document_mask=true", "model.separator=0", "model.vocab=512", "model.context=2048", "train.batch=8"  # of 512 tokens
@@ -69,8 +69,8 @@ SETTINGS = [  # the most important first; one that does not fit into memory lets
     Setting("sample letters-free, 1,000 sequences", "sample", "letters-free", 5, sequences=1000),
     Setting("letters-free, whole loop", "loop", "letters-free", 5, ["eval.samples=0"]),
     _step("880M multi-token, 8,192 tokens", "paper-880m-multi-token", 36, *_8K),
-    _step("1.5B free, 16,384 tokens", "paper-1.5b-free", 65, *_16K),  # two workers of 32,768 tokens need more memory than there is
-    _step("1.5B baseline, 16,384 tokens", "paper-1.5b-baseline", 62, *_16K),
+    _step("1.5B free, 12,288 tokens", "paper-1.5b-free", 64, *_12K),  # two workers of 16,384 tokens need more memory than there is
+    _step("1.5B baseline, 12,288 tokens", "paper-1.5b-baseline", 62, *_12K),
 ]
 SMOKE = [
     _step("letters-free", "letters-free", 1),

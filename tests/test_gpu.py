@@ -17,6 +17,7 @@ from freetf_cli.data.batches import IGNORE
 from freetf_cli.data.tokenizer import characters
 from freetf_cli.errors import FreetfError
 from freetf_cli.generation import decode_loop, sampling
+from freetf_cli.generation.choose import choose_tokens
 from freetf_cli.generation.decode_loop import DecodeLoop
 from freetf_cli.generation.sampling import SampleSpec, generate
 from freetf_cli.kernels import Embedding, linear_cross_entropy, logit_gradient, mapper, rotary_tables, short_attention
@@ -204,6 +205,15 @@ def test_decode_block(place: int, length: int, apart: bool) -> None:
     for got, replayed, theirs, exactly in zip(ours, again, plain, want, strict=True):
         assert torch.equal(got, replayed)
         assert relative(got, exactly) < 1.2 * relative(theirs, exactly) < 0.02
+
+
+def test_choosing_a_token_of_one_row_is_repeatable() -> None:
+    """CUDA's cumsum of a single row adds in an order that varies."""
+    generator = torch.Generator("cuda").manual_seed(0)
+    logits = torch.randn(1, 131_072, generator=generator, device="cuda")
+    quantiles = torch.rand(4000, 1, dtype=torch.float64, generator=generator, device="cuda")
+    first, second = (torch.cat([choose_tokens(logits, each) for each in quantiles]) for _ in range(2))
+    assert torch.equal(first, second)
 
 
 def test_replayed_steps_of_generation_equal_launched_steps(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,8 @@ def choose_tokens(logits_BV: Tensor, quantiles_B: Tensor, temperature: float = 1
         best_BK = logits_BV.topk(top_k).indices
         logits_BV = torch.full_like(logits_BV, -torch.inf).scatter(-1, best_BK, logits_BV.gather(-1, best_BK))
     p_BV = torch.softmax(logits_BV, dim=-1)
+    if logits_BV.device.type != "mps":  # which has no float64
+        p_BV = p_BV.double()  # CUDA sums one row in an order that varies; in float32 that changes a token in a thousand
     if top_p < 1:
         p_BV = _nucleus(p_BV, top_p)
     cumulative_BV = p_BV.cumsum(-1)

@@ -63,7 +63,8 @@ def fuzzed() -> dict[str, Any]:
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
 
 
 def table(found: dict[str, Any]) -> str:
@@ -79,7 +80,7 @@ def table(found: dict[str, Any]) -> str:
         ).strip()
         control = row.get("control")
         against = f"{control['what']} | {control['passed']} of {control['trials']}" if control else " | "
-        made = f" ({row['device']}, {row['date']}, torch {row['torch']})" if name == "gpu" else ""
+        made = f" ({row['device']}, {row['date']}, torch {row['torch']})" if "device" in row else ""
         lines.append(f"| `{name}` | {what.rstrip('.')}{made} | {row['passed']} of {row['trials']} | {against} |")
     return "\n".join(lines)
 
