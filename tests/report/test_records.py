@@ -136,6 +136,8 @@ def test_a_sweep_is_in_the_order_of_kappa(said: Said) -> None:
     assert rates == ["1/64", "1/8", "1/2", "2"]
     shown = text[text.index("Samples by κ") :]
     assert next(line for line in shown.splitlines() if line.startswith("κ = ")) == "κ = 1/64 bit per token" and shown.count("shared Z") == 8
+    unlearned = probe(rate=replace(probe().rate, efficiency=Estimate(-23.79, -24, -23)))
+    assert "-23.79" not in said(Sweep([unlearned])) and "1 run on" in said(Sweep([unlearned]))
     assert "a/run" in said(Sweep([probe(run="a/run"), probe(run="b/run")])) and "No runs" in said(Sweep([]))
 
 
