@@ -5,8 +5,11 @@ SWEEP.json is the output of `freetf probe-latent RUN… --sweep --json`, or a pa
 
 from __future__ import annotations
 
+import json
+import math
 import sys
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter
 
@@ -14,9 +17,17 @@ from freetf_cli.records.probe_sweep import Sweep, information_chart
 from freetf_cli.report import charts
 
 
+def load(path: Path) -> Sweep:
+    """A sweep from its JSON, which has null for the end of an interval that is not known."""
+
+    def known(found: dict[str, Any]) -> dict[str, Any]:
+        return {name: math.nan if value is None and name in ("low", "high") else value for name, value in found.items()}
+
+    return TypeAdapter(Sweep).validate_python(json.loads(path.read_bytes(), object_hook=known))
+
+
 def main(source: str, target: str) -> None:
-    sweep = TypeAdapter(Sweep).validate_json(Path(source).read_bytes())
-    chart = information_chart(sweep.runs, "I(Z; factor) by κ, bits, generated from the prior", ["position", "noise"])
+    chart = information_chart(load(Path(source)).runs, "I(Z; factor) by κ, bits, generated from the prior", ["position", "noise"])
     Path(target).write_text(charts.standalone(charts.svg(chart, 760)), encoding="utf-8")
 
 

@@ -6,6 +6,8 @@ times the data, and belongs to the extra `probe`, which `evaluate` and `compare`
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -32,15 +34,44 @@ def bootstrap(values: ArrayLike, weights: ArrayLike | None = None, *, clusters: 
     """
     top = np.asarray(values, np.float64)
     bottom = np.ones_like(top) if weights is None else np.asarray(weights, np.float64)
-    sums = np.stack([top, bottom], axis=1)
+    resampled = resampled_means(np.stack([top, bottom], axis=1), clusters=clusters, seed=seed)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return interval(float(top.sum() / bottom.sum()), resampled[:, 0] / resampled[:, 1])
+
+
+def share(values: ArrayLike, weights: ArrayLike | None = None, *, clusters: ArrayLike | None = None, seed: int = 0) -> Estimate:
+    """`bootstrap` of a share. If it is 0 or 1, all resamples are equal, and the interval is Wilson's over items or clusters."""
+    found = bootstrap(values, weights, clusters=clusters, seed=seed)
+    if found.value not in (0, 1):
+        return found
+    items = np.arange(len(np.asarray(values))) if clusters is None else np.asarray(clusters)
+    count = len(np.unique(items if weights is None else items[np.asarray(weights) > 0]))
+    return wilson(found.value * count, count)
+
+
+def wilson(part: float, total: float) -> Estimate:
+    """part / total with Wilson's 95 % interval, which also holds near 0 and 1. SciPy has it too, but belongs to the extra `probe`."""
+    z, mean = 1.959964, part / total
+    middle = (mean + z**2 / (2 * total)) / (1 + z**2 / total)
+    half = z * math.sqrt(mean * (1 - mean) / total + z**2 / (4 * total**2)) / (1 + z**2 / total)
+    return Estimate(mean, max(0.0, middle - half), min(1.0, middle + half))
+
+
+def resampled_means(columns_NF: Floats, *, clusters: ArrayLike | None = None, seed: int = 0) -> Floats:
+    """Means of the columns in each bootstrap resample [RESAMPLES, F], up to a factor that all columns share. clusters: see `bootstrap`."""
     if clusters is not None:
         members, number = np.unique(np.asarray(clusters), return_inverse=True)
         if len(members) >= LEAST:
-            sums = np.stack([np.bincount(number, column) for column in sums.T], axis=1)
-    sums = sums[(sums != 0).any(1)]  # items that are zero in both sums do not count
-    rng, count = np.random.default_rng(seed), len(sums)
-    blocks = [rng.multinomial(count, np.full(count, 1 / count), size=_BLOCK) @ sums / count for _ in range(RESAMPLES // _BLOCK)]
-    resampled = np.concatenate(blocks)
-    with np.errstate(invalid="ignore"):
-        low, high = np.quantile(resampled[:, 0] / resampled[:, 1], [0.025, 0.975])
-        return Estimate(float(top.sum() / bottom.sum()), float(low), float(high))
+            columns_NF = np.stack([np.bincount(number, column) for column in columns_NF.T], axis=1)
+    columns_NF = columns_NF[(columns_NF != 0).any(1)]  # items that are zero in all columns do not count
+    rng, count = np.random.default_rng(seed), len(columns_NF)
+    if not count:
+        return np.full((RESAMPLES, columns_NF.shape[1]), np.nan)
+    share = np.full(count, 1 / count)
+    return np.concatenate([rng.multinomial(count, share, size=_BLOCK) @ columns_NF / count for _ in range(RESAMPLES // _BLOCK)])
+
+
+def interval(value: float, resampled: Floats) -> Estimate:
+    """The value with the percentile interval of its resamples."""
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    return Estimate(value, float(low), float(high))

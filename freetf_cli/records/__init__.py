@@ -20,6 +20,7 @@ from freetf_cli.report.units import count, duration, fraction, is_number, number
 SCHEMA_VERSION = 1
 UNUSED, COPIED = 0.01, 0.1  # as shares of nll: Z is unused if a random one adds less to the CE, and copies if the CE is less
 LN2 = math.log(2.0)
+LEAST_KL = 0.5  # bits per sequence; what a bit of a smaller KL saves is noise
 
 
 def to_json(record: Any) -> str:
@@ -91,7 +92,7 @@ class Unit:
     def saved(self, metrics: Metrics) -> float | None:
         """Bits of CE below the floor for each bit of KL, 1 at best. None without a floor, or where hardly any KL flows."""
         kl = self.bits(metrics.kl)
-        if self.floor is None or not kl > 0.01 or not is_number(metrics.ce):
+        if self.floor is None or not kl > LEAST_KL or not is_number(metrics.ce):
             return None
         return (self.floor - self.bits(metrics.ce)) / kl
 

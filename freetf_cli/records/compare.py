@@ -18,7 +18,7 @@ from freetf_cli.records.recipes import Setting, settings_table
 from freetf_cli.records.samples import HIDDEN, Spans, box
 from freetf_cli.records.weights import WeightChanges
 from freetf_cli.report.blocks import Cell, Chart, Facts, Interval, Intervals, Mood, Note, Report, Samples, Section, Table, Verdict
-from freetf_cli.report.units import MISSING, count, fraction, is_number, kappa, number, share, short, signed, size
+from freetf_cli.report.units import MISSING, count, fraction, is_number, kappa, number, share, short, size
 
 NAMES = dict(zip(METRICS, ("nll", "CE + KL", "CE posterior Z", "CE prior Z", "KL"), strict=True))
 EQUAL = "Equal: the same weights, tokenizer and architecture. Nothing had to be measured."
@@ -167,8 +167,8 @@ class Comparison:
         pair, unit = self.metrics["nll"], self._unit()
         if pair.difference is None or not is_number(pair.difference.nats_per_token):
             return "No verdict: a cost is not a number.", "bad"
-        percent = f"{signed(pair.relative_percent)} %" if is_number(pair.relative_percent) else MISSING
-        numbers = f"B − A of nll is {pair.difference.text(unit)} {unit.name}, {percent}"
+        percent = "" if pair.percent() == MISSING else f", {pair.percent()} %"
+        numbers = f"B − A of nll is {pair.difference.text(unit)} {unit.name}{percent}"
         direction = pair.difference.direction
         if direction == "none":
             return f"No difference seen: {numbers}; the 95 % interval holds zero.", "warn"
@@ -265,20 +265,23 @@ class Comparison:
         return Section(title, [Samples(boxes)])
 
     def _sizes(self) -> Section:
-        wanted: list[tuple[str, Callable[[Side], float | None], Callable[[float | None], str]]] = [
-            ("parameters", lambda side: side.parameters, count),
-            ("training FLOPs per token", lambda side: side.train_flops_per_token, short),
-            ("checkpoint", lambda side: side.checkpoint_bytes, size),
-            ("training, tokens/s", lambda side: side.train_tokens_per_second, count),
-            ("this measurement, s", lambda side: side.evaluation_seconds, number),
+        """What each model costs. Only exact numbers have a ratio."""
+        wanted: list[tuple[str, Callable[[Side], float | None], Callable[[float | None], str], bool]] = [
+            ("parameters", lambda side: side.parameters, count, True),
+            ("training FLOPs per token", lambda side: side.train_flops_per_token, short, True),
+            ("checkpoint", lambda side: side.checkpoint_bytes, size, True),
+            ("training, tokens/s", lambda side: side.train_tokens_per_second, count, False),
+            ("this measurement, s", lambda side: side.evaluation_seconds, number, False),
         ]
         rows = []
-        for name, value, text in wanted:
+        for name, value, text, exact in wanted:
             a, b = value(self.a), value(self.b)
             if is_number(a) or is_number(b):
                 ratio = fraction(b, a)
-                rows.append([name, text(a), text(b), f"{ratio:.2f} ×" if is_number(ratio) else MISSING])
-        return Section("Size and speed", [Table(["", "A", "B", "B / A"], rows, align="lrrr"), Note(SIZES)])
+                rows.append([name, text(a), text(b), f"{ratio:.2f} ×" if exact and is_number(ratio) else MISSING])
+        draws = f" For each sequence, this measurement runs a Free model with {count(self.importance_samples)} draws of Z."
+        note = Note(SIZES + draws * bool(self.a.latent or self.b.latent))
+        return Section("Size and speed", [Table(["", "A", "B", "B / A"], rows, align="lrrr"), note])
 
 
 def _names(*runs: str) -> list[str]:

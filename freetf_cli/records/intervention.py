@@ -10,7 +10,7 @@ from freetf_cli.records.likelihood import Estimate
 from freetf_cli.records.samples import SampleGroups
 from freetf_cli.report import blocks
 from freetf_cli.report.blocks import Facts, Grid, Interval, Intervals, Note, Samples, Section, Table
-from freetf_cli.report.units import count, fraction, number, share, times
+from freetf_cli.report.units import count, number, share
 
 COLOURS = ("target", "noise", "kl", "nelbo", "green", "blue")  # of factors and heat maps; samples have the first two
 INTERVENTION = (
@@ -30,20 +30,21 @@ class FactorInformation:
     entropy: of the factor over all outputs, the most that Z could tell. shuffled: the control, the same estimate after the sequences were
     assigned to Zs at random, zero up to chance. sites: how many per-site terms were summed (1: a factor of one value); with more
     than one, the sum is a lower bound. read: share of outputs in which the factor could be read.
-    within, between: how often two outputs of one group, and of two groups, agree (noise: common places over all marked places).
+    within, across: how often two outputs of one group agree, and two of different groups, its control (noise: common places over all
+    marked places); NaN without such a pair.
     given: the prompt fixes the factor; it was measured over all prompts, and is no part of Figure 4.
     """
 
     factor: str
     information: Estimate
     shuffled: Estimate
-    entropy: float
+    entropy: Estimate
     sites: int
     groups: int
     count: int
     read: float
-    within: float
-    between: float
+    within: Estimate
+    across: float
     given: bool = False
 
 
@@ -54,9 +55,11 @@ def colours(factors: Sequence[FactorInformation]) -> dict[str, str]:
 
 
 def sizes_text(factors: Sequence[FactorInformation]) -> str:
-    """How many Zs, and how many sequences from each."""
-    sizes = sorted({(one.groups, one.count) for one in factors})
-    return ", ".join(f"{count(groups)} Zs from the prior, {count(each)} sequences each" for groups, each in sizes)
+    """How many Zs, and how many sequences from each; with the factors' names where these differ: `letter: 64 Zs …; position, noise: …`."""
+    sizes: dict[str, list[str]] = {}
+    for one in factors:
+        sizes.setdefault(f"{count(one.groups)} Zs from the prior, {count(one.count)} sequences each", []).append(one.factor)
+    return "; ".join(f"{', '.join(dict.fromkeys(names))}: {text}" if len(sizes) > 1 else text for text, names in sizes.items())
 
 
 @dataclass(frozen=True)
@@ -90,10 +93,9 @@ class Intervention:
         for one in self.factors:
             estimate, control = one.information, (one.shuffled.value, one.shuffled.low, one.shuffled.high)
             ends = estimate.value, estimate.low, estimate.high
-            intervals.append(Interval(one.factor, *ends, roles[one.factor], control, one.entropy))
-            part = share(fraction(one.information.value, one.entropy))
-            information.append([one.factor, one.information.text(), number(one.entropy), part, one.shuffled.text()])
-            agreement.append([one.factor, share(one.within), share(one.between), times(one.within, one.between), share(one.read)])
+            intervals.append(Interval(one.factor, *ends, roles[one.factor], control, one.entropy.value))
+            information.append([one.factor, one.information.text(), one.entropy.text(), one.shuffled.text()])
+            agreement.append([one.factor, one.within.share(), share(one.across), share(one.read)])
             if one.sites > 1:
                 bounds.append(Note(f"{one.factor}: lower bound, a sum over {count(one.sites)} sites"))
         maps = [
@@ -103,10 +105,10 @@ class Intervention:
         shown = [
             Facts(about),
             Intervals("I(Z; factor), bits", intervals, "● estimate with 95 % interval   ○ shuffled control   ┃ H, the most"),
-            Table(["factor", "I(Z; factor), bits", "H, bits", "share", "shuffled, bits"], information, align="lrrrr"),
+            Table(["factor", "I(Z; factor), bits", "H, bits", "shuffled, bits"], information, align="lrrr"),
             *bounds,
             Note(SHUFFLED if self.factors else ""),
-            Table(["agreement on", "within groups", "across groups", "ratio", "outputs read"], agreement, align="lrrrr"),
+            Table(["agreement on", "within groups", "across groups", "outputs read"], agreement, align="lrrr"),
             Grid(maps),
             Note(MAPS if maps else "", detail=True),
             *(groups.block() for groups in self.samples),
@@ -119,6 +121,6 @@ class Intervention:
 
     def panel(self, title: str) -> Samples:
         """The paper's Figure 4 of one model: all boxes, and the numbers that were measured."""
-        measured = [f"I(Z; {one.factor}) {one.information.text()} of {number(one.entropy)} bits" for one in self.open_factors()]
+        measured = [f"I(Z; {one.factor}) {one.information.text()} of {number(one.entropy.value)} bits" for one in self.open_factors()]
         measured += [f"valid {self.valid.share()}"] if self.valid else []
         return Samples([one for groups in self.samples for one in groups.boxes()], title, measured)

@@ -12,6 +12,7 @@ from freetf_cli.report.blocks import Chart, Section, Series, Table
 from freetf_cli.report.units import MISSING, number, signed
 
 METRICS = ("nll", "elbo", "ce_posterior", "ce_prior", "kl")
+LEAST_COST = 0.001  # bits per token; a change relative to a smaller cost says nothing
 LATENT_METRICS = ("ce_posterior", "ce_prior", "kl")  # a baseline has none of these
 STRETCHES = 8  # of positions: rows that fit on a screen
 
@@ -44,13 +45,18 @@ class MetricPair:
     difference: Difference | None
     relative_percent: float | None
 
+    def percent(self) -> str:
+        """`-2.50`; a dash where A is not known to be above zero, or hardly is."""
+        known = self.a is not None and self.a.low > 0 and self.a.bits_per_token >= LEAST_COST
+        return signed(self.relative_percent if known else None)
+
     def cells(self, unit: Unit) -> list[str]:
         """A, B, B − A, the same in per cent, and whether the interval shows a difference."""
         values = [cost.text(unit) if cost else MISSING for cost in (self.a, self.b)]
         apart, seen = "not compared", ""
         if self.difference is not None:
             apart, seen = self.difference.text(unit), {"none": "no"}.get(self.difference.direction, f"B {self.difference.direction}")
-        return [*values, apart, signed(self.relative_percent), seen]
+        return [*values, apart, self.percent(), seen]
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ Information and KL are in bits per sequence unless a name says otherwise.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
@@ -15,7 +16,7 @@ from freetf_cli.records.intervention import FactorInformation, Intervention, siz
 from freetf_cli.records.likelihood import Cost, Estimate, cost_table
 from freetf_cli.report import blocks
 from freetf_cli.report.blocks import Chart, Facts, Mood, Note, Reference, Report, Section, Series, Table
-from freetf_cli.report.units import bracket, count, duration, fraction, is_number, kappa, number, share
+from freetf_cli.report.units import count, duration, is_number, kappa, number, share
 
 SYMBOLS = ("CE", "KL", "CE + KL", "Z", "κ", "I(Z; factor)", "H")
 MOODS: dict[str, Mood] = {"unused": "warn", "global": "good"}
@@ -37,7 +38,8 @@ SWAP = (
 DECODING = (
     "A probe is trained to predict the factor and tested on held-out sequences. Its accuracy is what that probe can read, not "
     "information: a stronger probe may read more, and the decoder need not use what a probe reads. Compare it with the majority and with "
-    "shuffled labels. The bits, H minus the probe's cross-entropy, bound from below what Z holds."
+    "shuffled labels. The bits, H minus the probe's cross-entropy, bound from below what Z holds. Read from the hidden state, they show "
+    "what such a probe can read at all; from the sequence, what the best of several readers finds in all that the encoder sees."
 )
 
 
@@ -51,26 +53,28 @@ class Rate:
     active_bits: how many of the `all_bits` = T·H bits have a posterior probability that varies over sequences (variance above 0.01).
     KL = information + mismatch: `information_low` … `information_high` bracket the mutual information I(S; Z) of sequence and Z (from
     `paired` sequences; its lower end cannot exceed log2 of their number); `mismatch_low` … `mismatch_high` bracket
-    KL(aggregate posterior ‖ P), which carries no information and which sampling from the prior does not reproduce.
+    KL(aggregate posterior ‖ P), which carries no information and which sampling from the prior does not reproduce. Each end is an
+    estimate with an interval of its own.
     imbalance: the part of the mismatch that single bits show (each bit's mean against 1/2), bits per sequence.
-    efficiency: (floor − CE) / KL, bits of CE saved by a bit of KL; None where no floor is known, or hardly any KL flows.
+    efficiency: (floor − CE) / KL, bits of CE saved by a bit of KL, negative where CE lies above the floor; None where no floor is known,
+    or where the KL may be less than half a bit.
     targets: counted targets in a sequence, on average.
     """
 
     kl: Estimate
     ce: Estimate
     nelbo: Estimate
-    by_position: list[float]
-    by_bit: list[float]
+    by_position: list[Estimate]
+    by_bit: list[Estimate]
     kappa: float
-    above_kappa: float
-    active_bits: int
+    above_kappa: Estimate
+    active_bits: Estimate
     all_bits: int
-    information_low: float
-    information_high: float
-    mismatch_low: float
-    mismatch_high: float
-    imbalance: float
+    information_low: Estimate
+    information_high: Estimate
+    mismatch_low: Estimate
+    mismatch_high: Estimate
+    imbalance: Estimate
     efficiency: Estimate | None
     floor: float | None
     sequences: int
@@ -79,9 +83,7 @@ class Rate:
 
     def section(self) -> Section:
         kappa_line = [Reference(self.kappa, f"κ {number(self.kappa)}", "nelbo")]
-        positions, bits = (
-            Series("KL", range(len(values)), values, role) for values, role in ((self.by_position, "kl"), (self.by_bit, "blue"))
-        )
+        positions, bits = _with_intervals(self.by_position, "kl"), _with_intervals(self.by_bit, "blue")
         charts = [
             Chart("KL by position", [positions], "position", "bits/token", "bars", references=kappa_line),
             Chart("KL by bit of a token, summed over positions", [bits], "bit", "bits/sequence", "bars", small=True),
@@ -91,25 +93,42 @@ class Rate:
 
     def _facts(self) -> list[tuple[str, str]]:
         floor = f"; floor {number(self.floor)}" if self.floor is not None else ""
-        active = share(fraction(self.active_bits, self.all_bits))
         return [
             ("KL", f"{self.kl.text()} bits/sequence"),
             ("CE, posterior Z", f"{self.ce.text()} bits/sequence{floor}"),
             ("CE + KL", f"{self.nelbo.text()} bits/sequence{floor}"),
-            ("efficiency", f"{self.efficiency.text()} bits of CE saved by each bit of KL" if self.efficiency else ""),
-            ("information I(S; Z)", f"{bracket(self.information_low, self.information_high)} bits/sequence"),
-            ("prior mismatch", f"{bracket(self.mismatch_low, self.mismatch_high)} bits/sequence"),
-            ("seen in single bits", f"{number(self.imbalance)} bits/sequence"),
-            ("above κ", f"{share(self.above_kappa)} of tokens have a KL above κ = {number(self.kappa)} bits/token"),
-            ("active bits", f"{count(self.active_bits)} of {count(self.all_bits)} ({active})"),
+            ("efficiency", self.saving()),
+            ("information I(S; Z)", _bracket(self.information_low, self.information_high)),
+            ("prior mismatch", _bracket(self.mismatch_low, self.mismatch_high)),
+            ("seen in single bits", f"{self.imbalance.text()} bits/sequence"),
+            ("above κ", f"{self.above_kappa.share()} of tokens have a KL above κ = {number(self.kappa)} bits/token"),
+            ("active bits", f"{self.active_bits.text(0)} of {count(self.all_bits)}"),
         ]
+
+    def saving(self) -> str:
+        """What a bit of KL saves, in words; empty where that is unknown."""
+        if self.efficiency is None:
+            return ""
+        if self.efficiency.high < 0:
+            return "none: even with posterior Z, CE lies above the floor"
+        return f"{self.efficiency.text()} bits of CE saved by each bit of KL"
 
     def _ceiling(self) -> str:
         """The highest lower end that this number of sequences can show, and whether it was reached."""
         most = math.log2(self.paired)
-        reached = is_number(self.information_low) and self.information_low > most - 0.5
+        reached = self.information_low.value > most - 0.5
         words = f"From {count(self.paired)} sequences the bracket's lower end can show at most log2 of their number, {most:.2f} bits"
         return words + (": it has reached that, so there may be more." if reached else ".")
+
+
+def _bracket(low: Estimate, high: Estimate) -> str:
+    """Two bounds of one number, each with its interval; written once where they agree."""
+    return f"{' to '.join(dict.fromkeys((low.text(), high.text())))} bits/sequence"
+
+
+def _with_intervals(found: Sequence[Estimate], role: str) -> Series:
+    values, low, high = zip(*((one.value, one.low, one.high) for one in found), strict=True)
+    return Series("KL", range(len(found)), values, role, low, high)
 
 
 @dataclass(frozen=True)
@@ -145,11 +164,13 @@ class LatentSwap:
 
 @dataclass(frozen=True)
 class Decoding:
-    """A probe that predicts a factor from `source` ("Z" or "hidden", the state at the injection layer), on held-out sequences.
+    """A probe that predicts a factor from `source`, on held-out sequences.
 
-    probe: "linear" or "mlp". accuracy: share right (noise: mean over sites). majority: accuracy of always saying the commonest.
-    shuffled: accuracy of the same probe trained on shuffled labels. bits: H(factor) less the probe's held-out cross-entropy, at least 0:
-    what a reader of this kind can use (noise: sum over sites).
+    source: "Z"; "hidden", the state at the injection layer; or "sequence", the best of the two probes of that state and of the reader that
+    reads the factor from outputs, chosen without the sequences that it is tested on.
+    probe: "linear", "mlp" or "reader". accuracy: share right (noise: mean over sites). majority: accuracy of always saying the
+    commonest. shuffled: accuracy of the same probe trained on shuffled labels. bits: H(factor) less the probe's held-out cross-entropy, at
+    least 0: what a reader of this kind can use (noise: sum over sites). entropy: H(factor) of the tested labels.
     """
 
     factor: str
@@ -158,7 +179,7 @@ class Decoding:
     accuracy: Estimate
     majority: float
     shuffled: float
-    bits: float
+    bits: Estimate
     entropy: float
 
 
@@ -198,7 +219,8 @@ class ProbeResult:
         read = []
         for one in self.decoding:
             accuracies = [one.accuracy.share(), share(one.majority), share(one.shuffled)]
-            read.append([one.factor, f"{one.source}, {one.probe}", *accuracies, f"{number(one.bits)} of {number(one.entropy)}"])
+            by = f"{one.source}, {'best: ' * (one.source == 'sequence')}{one.probe}"
+            read.append([one.factor, by, *accuracies, f"{one.bits.text()} of {number(one.entropy)}"])
         swap = Table(["factor", "taken over", "chance", "sequences"], taken, align="lrrr")
         decoding = Table(["factor", "read from, by", "accuracy", "majority", "shuffled", "bits of H"], read, align="llrrrr")
         reading = Note("Accuracy is what that probe can read, not information." if read else "")
@@ -217,7 +239,7 @@ class ProbeResult:
             ],
             kicker="what Z encodes · probe-latent",
             about=[
-                f"{self.bits} bits of Z for each token, κ = {kappa(self.kappa)} bits/token",
+                f"{self.bits} {'bit' if self.bits == 1 else 'bits'} of Z for each token, κ = {kappa(self.kappa)} bits/token",
                 f"{self.facts.name}, {count(self.rate.sequences)} sequences of split {self.split}, step {count(self.step)}",
             ],
             glossary=glossary(*SYMBOLS),

@@ -18,9 +18,9 @@ SAMPLES = (
     "lines of a green box have in common, and those of a blue box have not, was decided by Z."
 )
 SWEEP = (
-    "κ in bits/token; CE with posterior Z and KL in bits/sequence; efficiency: bits of CE saved by each bit of KL; valid: the share of "
-    "outputs that the task could have produced. Intervals are over Zs: each κ is one training run, so a step between neighbours may be "
-    "an effect of the seed."
+    "κ in bits/token; CE with posterior Z and KL in bits/sequence; efficiency: bits of CE saved by each bit of KL, a dash where CE lies "
+    "above the floor; valid: the share of outputs that the task could have produced. Their intervals are in each run's report. They say "
+    "nothing about seeds: each κ is one training run, so a step between neighbours may be an effect of the seed."
 )
 
 
@@ -38,7 +38,7 @@ class Sweep:
         panels, chart = sweep_panels(runs), information_chart(runs)
         data = ", ".join(dict.fromkeys(run.facts.name for run in runs))
         return Report(
-            f"What Z encodes: {len(runs)} runs on {data}",
+            f"What Z encodes: {len(runs)} {'run' if len(runs) == 1 else 'runs'} on {data}",
             [
                 Section("Rate and distortion by κ", [Note(SWEEP), _rates(runs)]),
                 Section("Information of Z by κ, bits [95 % interval over Zs]", [chart, _information(runs)] if chart.series else []),
@@ -55,7 +55,8 @@ def _rates(runs: Sequence[ProbeResult]) -> Table:
     names, rows = run_names(runs), []
     for run in runs:
         valid = run.intervention.valid if run.intervention else None
-        numbers = [number(one.value if one else None) for one in (run.rate.ce, run.rate.kl, run.rate.nelbo, run.rate.efficiency)]
+        saved = run.rate.efficiency if run.rate.efficiency and not run.rate.efficiency.high < 0 else None
+        numbers = [number(one.value if one else None) for one in (run.rate.ce, run.rate.kl, run.rate.nelbo, saved)]
         rows.append([kappa(run.kappa), *numbers, share(valid.value if valid else None), run.verdict.label, names[run.run]])
     return Table(["κ", "CE", "KL", "CE + KL", "efficiency", "valid", "Z is", "run"], rows, align="rrrrrr")
 
@@ -77,7 +78,7 @@ def information_chart(runs: Sequence[ProbeResult], title: str = "I(Z; factor) by
     series = []
     for name, role in factor_colours(runs).items():
         found = [(run.kappa, one) for run in runs for one in run.factors() if one.factor == name]
-        entropy = max(one.entropy for _, one in found)
+        entropy = max(one.entropy.value for _, one in found)
         if (not names or name in names) and not entropy <= 0:  # without entropy there is nothing that Z could tell
             values = [one.information for _, one in found]
             ends = [one.low for one in values], [one.high for one in values]

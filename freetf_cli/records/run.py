@@ -16,7 +16,7 @@ from freetf_cli.records.glossary import glossary
 from freetf_cli.records.plan import KINDS, Plan
 from freetf_cli.records.samples import Agreement, SampleGroups, agreement_table
 from freetf_cli.report.blocks import Block, Card, Cards, Chart, Facts, Grid, Mood, Note, Report, Section, Table
-from freetf_cli.report.units import count, duration, is_number, number, size
+from freetf_cli.report.units import count, duration, is_number, number, share, size
 
 MOODS: dict[str, Mood] = {"finished": "good", "done": "good", "failed": "bad", "error": "bad", "diverged": "bad"}
 SMALL_CHARTS = (  # title, unit, field of a metrics line, factor to the unit
@@ -177,10 +177,10 @@ class DemoResult:
     seconds: float
 
     def report(self) -> Report:
-        position = next((one for one in self.agreement if one.factor == "position" and one.across), None)
+        position = next((one for one in self.agreement if one.factor == "position"), None)
         sentence = position and (
-            f"Targets start at the same place {position.within / position.across:.1f} times as often when Z is shared as across groups "
-            f"({position.within:.0%} against {position.across:.1%} of pairs)."
+            f"Targets start at the same place in {share(position.within)} of the pairs that share Z, and in {share(position.across)} "
+            f"of pairs across groups (ratio: {position.ratio()})."
         )
         free, baseline = shlex.quote(self.free.run), shlex.quote(self.baseline.run)
         facts = [("done in", duration(self.seconds)), ("runs", f"{baseline}, {free}")]

@@ -45,7 +45,7 @@ class Sample:
 class Agreement:
     """How often two sequences agree, in shares of pairs: within a group that shares Z, and across groups.
 
-    Pairs without the factor (an output with no target) are left out; `pairs_*` count the compared pairs.
+    Pairs without the factor (an output with no target) are left out; `pairs_*` count the compared pairs. NaN without a pair.
     """
 
     factor: str
@@ -53,6 +53,10 @@ class Agreement:
     across: float
     pairs_within: int
     pairs_across: int
+
+    def ratio(self) -> str:
+        """How many times as often sequences agree within a group; `too few` if chance alone makes fewer than ten of the pairs agree."""
+        return times(self.within, self.across, self.across * min(self.pairs_within, self.pairs_across))
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ def line_spans(text: str, prompt: str = "", spans: Spans | None = None) -> list[
 def agreement_table(agreement: Sequence[Agreement]) -> Table:
     """How often sequences agree within a group and across groups."""
     rows = [
-        [one.factor, share(one.within), share(one.across), times(one.within, one.across), count(one.pairs_within), count(one.pairs_across)]
+        [one.factor, share(one.within), share(one.across), one.ratio(), count(one.pairs_within), count(one.pairs_across)]
         for one in agreement
     ]
-    return Table(["agreement on", "within", "across groups", "ratio", "pairs within", "pairs across"], rows, align="lrrrrr")
+    return Table(["agreement on", "within groups", "across groups", "ratio", "pairs within", "pairs across"], rows, align="lrrrrr")

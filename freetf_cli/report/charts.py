@@ -191,6 +191,8 @@ def _draw(made: Drawing, axes: Axes, chart: Chart, series: Series, least: float)
     """Draw one series; returns the artist that its legend entry shows."""
     colour, points, hovers = COLOURS[series.role], _points(series), HOVERS // 2 if chart.small or series.faint else HOVERS
     if chart.kind == "bars":
+        if series.low:
+            axes.vlines(series.x, series.low, series.high, color=COLOURS["ink"], lw=1, zorder=3)
         if len(points) > 200:  # bars without gaps, as one shape
             return axes.stairs(series.y, [*series.x, len(series.x)], fill=True, color=colour)
         for x, y in points:

@@ -7,6 +7,7 @@ from fractions import Fraction
 from typing import TypeGuard
 
 MISSING = "–"
+LEAST_EVENTS = 10
 LEAST_FRACTION = 1024  # κ = 1/2048 and smaller are written as decimals
 
 
@@ -30,11 +31,6 @@ def signed(value: float | None, digits: int = 2) -> str:
 def span(low: float | None, high: float | None, digits: int = 2) -> str:
     """An interval: `[3.98, 4.25]`. Empty where either end is unknown."""
     return f"[{number(low, digits)}, {number(high, digits)}]" if is_number(low) and is_number(high) else ""
-
-
-def bracket(low: float, high: float) -> str:
-    """Two bounds of one number: `7.91 to 8.63`, written once where they agree."""
-    return number(low) if number(low) == number(high) else f"{number(low)} to {number(high)}"
 
 
 def count(value: float | None) -> str:
@@ -84,11 +80,11 @@ def duration(seconds: float | None) -> str:
     return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"
 
 
-def times(part: float, base: float) -> str:
-    """How many times the base a part is: `12.3 ×`, or `∞ ×` where only the base is zero."""
-    if not base:
-        return "∞ ×" if part else MISSING
-    return f"{number(part / base, 1)} ×" if is_number(part / base) else MISSING
+def times(part: float, base: float, events: float) -> str:
+    """How many times the base a part is: `12.3 ×`; `too few` from fewer than LEAST_EVENTS events, since such a ratio is chance."""
+    if not (is_number(part) and is_number(base) and is_number(events)):
+        return MISSING
+    return f"{number(part / base, 1)} ×" if events >= LEAST_EVENTS and base else "too few"
 
 
 def fraction(part: float | None, whole: float | None) -> float:

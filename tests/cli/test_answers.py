@@ -13,8 +13,8 @@ import torch
 from freetf_cli.cli.app import main
 from freetf_cli.evaluation.metrics import Request
 from freetf_cli.evaluation.metrics.answers import evaluate as evaluate_answers
-from freetf_cli.evaluation.metrics.answers import wilson
 from freetf_cli.evaluation.run_data import open_run_data
+from freetf_cli.evaluation.statistics import wilson
 from freetf_cli.model.decoder import Output
 from freetf_cli.runs.checkpoint import open_model
 

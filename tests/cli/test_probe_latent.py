@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -53,12 +54,44 @@ def test_json_is_one_object_and_repeats_exactly(run_cli: Callable, free_run: Pat
     assert first["schema_version"] == 1 and first["kappa"] == 0.5 and first["bits"] == 4 and first["step"] == 6
     assert [one["factor"] for one in first["intervention"]["factors"]] == ["letter", "position", "noise"]
     assert first["intervention"]["factors"][1]["groups"] == 24 and first["intervention"]["factors"][2]["sites"] == 12
-    assert {one["source"] for one in first["decoding"]} == {"Z", "hidden"}
+    assert {one["source"] for one in first["decoding"]} == {"Z", "hidden", "sequence"}
+    assert first["intervention"]["factors"][1]["across"] >= 0 and "between" not in first["intervention"]["factors"][1]
     assert len(first["rate"]["by_position"]) == 13 and len(first["rate"]["by_bit"]) == 4
     assert first["verdict"]["label"] in ("unused", "global", "details", "copying", "used")
+    check_that_the_documentation_lists_numbers_without_an_interval({**first, "seconds": 1.0})
     other = json.loads(run_cli("probe-latent", free_run, *QUICK, "--json", "--seed", 1).stdout)
     assert other["rate"]["kl"] == first["rate"]["kl"] or other["latent_ablation"] != first["latent_ablation"]
     assert other["intervention"]["factors"] != first["intervention"]["factors"]
+
+
+def numbers(found: object, path: str = "") -> Iterator[str]:
+    """The paths of all numbers in a JSON object, but those of estimates and costs with both ends of their interval."""
+    if isinstance(found, dict):
+        known = {"low", "high"} <= found.keys() and None not in (found["low"], found["high"])
+        known = known and not found.keys() - {
+            "value",
+            "low",
+            "high",
+            "nats_per_token",
+            "bits_per_token",
+            "bits_per_byte",
+            "bits_per_sequence",
+        }
+        for key, value in () if known else found.items():
+            yield from numbers(value, f"{path}.{key}".lstrip("."))
+    elif isinstance(found, list):
+        for value in found:
+            yield from numbers(value, path)
+    elif isinstance(found, int | float) and not isinstance(found, bool):
+        yield path
+
+
+def check_that_the_documentation_lists_numbers_without_an_interval(found: object) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "probing.md").read_text(encoding="utf-8")
+    table = page.partition("## Numbers without an interval")[2].partition("| numbers |")[2].partition("\n\n")[0]
+    listed = set(re.findall(r"`([\w.*]+)`", "".join(row.split("|")[1] for row in table.splitlines()[2:])))
+    alone = {"facts.*" if path.startswith("facts.") and path != "facts.floor_bits" else path for path in numbers(found)}
+    assert alone == listed and len(listed) > 20
 
 
 def test_several_runs_one_after_the_other_or_as_a_sweep(run_cli: Callable, free_run: Path, tmp_path: Path) -> None:

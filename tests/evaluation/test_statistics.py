@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from freetf_cli.errors import InputError
-from freetf_cli.evaluation.statistics import bootstrap, check_enough
+from freetf_cli.evaluation.statistics import bootstrap, check_enough, share, wilson
 
 
 def test_the_interval_of_a_mean_has_its_theoretical_width() -> None:
@@ -23,6 +23,17 @@ def test_too_few_items_are_refused_with_the_number_needed() -> None:
     check_enough(20, "sequences", "")
     with pytest.raises(InputError, match="19 sequences are too few for an interval: at least 20 are needed; --sequences"):
         check_enough(19, "sequences", "--sequences")
+
+
+def test_a_share_of_nothing_or_all_has_an_interval_too() -> None:
+    """No resample of zeros holds a one, but 24 zeros do not show that there are none."""
+    some = np.arange(24) < 5
+    assert share(some) == bootstrap(some)
+    assert share(np.zeros(24)) == wilson(0, 24) and share(np.zeros(24)).high == pytest.approx(0.138, abs=1e-3)
+    assert share(np.ones(24)) == wilson(24, 24)
+    assert share(np.zeros(240), clusters=np.repeat(np.arange(24), 10)) == wilson(0, 24)
+    assert share(np.zeros(48), np.arange(48) % 2) == wilson(0, 24)  # half of the items do not count
+    assert np.isnan(share(np.zeros(24), np.zeros(24)).value) and np.isnan(bootstrap([]).low)
 
 
 def test_intervals_agree_with_scipy() -> None:

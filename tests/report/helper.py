@@ -29,6 +29,7 @@ from freetf_cli.records.run import DemoResult, RunSummary
 from freetf_cli.records.samples import Agreement, SampleGroups
 from freetf_cli.records.weights import Change, GroupChange, TensorChange, TensorShape, WeightChanges
 from freetf_cli.tasks import spans_by_text
+from scripts.sweep import load
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
 FACTS = DataFacts("letters", "letters", 29, 65, 65, 27.412, "ab" * 32)
@@ -121,7 +122,7 @@ def summary(free: bool = True, **changes: Any) -> RunSummary:
 
 def sweep() -> Sweep:
     """The sweep of docs/results, with samples and heat maps."""
-    found: Sweep = TypeAdapter(Sweep).validate_json((RESULTS / "letters-sweep-h200.json").read_bytes())
+    found = load(RESULTS / "letters-sweep-h200.json")
     maps = [HeatMap("the letter", [[0.0, 0.5, 0.5, 1.0], [1.0, 0.0, 0.25, 0.0]])]
     samples = [letters_groups(False, 1), letters_groups(True, 2)]
     shown = [replace(one.intervention, heat_maps=maps, samples=samples) for one in found.runs if one.intervention]

@@ -11,15 +11,15 @@ import pytest
 from pydantic import TypeAdapter
 
 from freetf_cli.records import latent_fault, to_json
-from freetf_cli.records.intervention import colours
+from freetf_cli.records.intervention import colours, sizes_text
 from freetf_cli.records.likelihood import Estimate, Likelihood
-from freetf_cli.records.paired import STRETCHES, Positions
+from freetf_cli.records.paired import STRETCHES, MetricPair, Positions
 from freetf_cli.records.probe_sweep import Sweep, information_chart, kappa_title, panels_note, sweep_panels
 from freetf_cli.records.run import RunSummary
-from freetf_cli.records.samples import SampleGroups, line_spans
-from freetf_cli.report.units import bracket, duration, number, short, signed, times
+from freetf_cli.records.samples import Agreement, SampleGroups, line_spans
+from freetf_cli.report.units import duration, number, short, signed, times
 from freetf_cli.tasks import spans_by_text
-from tests.report.helper import FACTS, TRAINED, comparison, likelihood, metrics, mixed, pair, probe, summary, sweep
+from tests.report.helper import FACTS, TRAINED, comparison, cost, likelihood, metrics, mixed, pair, probe, side, summary, sweep
 
 Said = Callable[[object], str]
 
@@ -38,11 +38,25 @@ def said(capsys: pytest.CaptureFixture[str]) -> Said:
 
 def test_numbers_as_text() -> None:
     assert (number(-0.001), number(1234.5), number(None), number(math.nan), signed(0.126)) == ("0.00", "1,234", "–", "–", "+0.13")
-    assert (short(1.51e9), times(0.5, 0.0), duration(3723), bracket(1.0, 1.0), bracket(1.0, 2.5)) == (
-        *("1.51 G", "∞ ×", "1:02:03", "1.00", "1.00 to 2.50"),
-    )
-    assert (times(0.0, 0.0), times(0.5, 0.25)) == ("–", "2.0 ×")
+    assert (short(1.51e9), duration(3723)) == ("1.51 G", "1:02:03")
     assert Estimate(1.0, math.nan, math.nan).text() == "1.00" and Estimate(0.5, 0.4, 0.6).share() == "50.0 % [40.0, 60.0]"
+
+
+@pytest.mark.parametrize(
+    ("within", "across", "pairs", "said"),
+    [
+        (0.5, 0.25, (400, 40), "2.0 ×"),
+        (0.5, 0.25, (39, 400), "too few"),  # 9.75 agreeing pairs by chance
+        (0.5, 0.25, (400, 39), "too few"),
+        (0.62, 0.0, (1045, 108), "too few"),  # not ∞ ×
+        (0.0, 0.0, (4000, 4000), "too few"),
+        (0.0, 0.5, (400, 400), "0.0 ×"),
+        (math.nan, math.nan, (0, 0), "–"),
+    ],
+)
+def test_a_ratio_of_agreements_needs_ten_events(within: float, across: float, pairs: tuple[int, int], said: str) -> None:
+    assert Agreement("position", within, across, *pairs).ratio() == said
+    assert times(within, across, across * min(pairs)) == said
 
 
 def test_json_leaves_out_what_is_for_display() -> None:
@@ -55,7 +69,7 @@ def test_json_leaves_out_what_is_for_display() -> None:
 def test_a_run(said: Said) -> None:
     text = said(summary())
     for words in (
-        *("letters · letters-free", "CE + KL  31.41 bits/sequence (0.3350 nats/token)", "27.41", "62.1 %", "1,045", "12.2 ×"),
+        *("letters · letters-free", "CE + KL  31.41 bits/sequence (0.3350 nats/token)", "27.41", "62.1 %", "1,045", "too few"),
         *(
             "+12.6 % FLOPs (+12.5 %",
             "1.8 GiB",
@@ -107,7 +121,7 @@ def test_a_probe(said: Said) -> None:
     ):
         assert words in text, words
     assert "\nposition: lower bound" not in text and "it has reached that" in text
-    assert "it has reached that" not in said(probe(rate=replace(probe().rate, information_low=7.9)))
+    assert "it has reached that" not in said(probe(rate=replace(probe().rate, information_low=Estimate(7.9, 7.8, 8.0))))
     bare = said(probe(intervention=None, latent_swap=[], decoding=[], rate=replace(probe().rate, efficiency=None)))
     assert not any(word in bare for word in ("Intervention", "Latent swap", "Decoding", "efficiency"))
 
@@ -122,6 +136,8 @@ def test_a_sweep_is_in_the_order_of_kappa(said: Said) -> None:
     assert rates == ["1/64", "1/8", "1/2", "2"]
     shown = text[text.index("Samples by κ") :]
     assert next(line for line in shown.splitlines() if line.startswith("κ = ")) == "κ = 1/64 bit per token" and shown.count("shared Z") == 8
+    unlearned = probe(rate=replace(probe().rate, efficiency=Estimate(-23.79, -24, -23)))
+    assert "-23.79" not in said(Sweep([unlearned])) and "1 run on" in said(Sweep([unlearned]))
     assert "a/run" in said(Sweep([probe(run="a/run"), probe(run="b/run")])) and "No runs" in said(Sweep([]))
 
 
@@ -193,6 +209,23 @@ def test_a_comparison(said: Said) -> None:
     ):
         assert words in text, words
     assert "not compared" in said(mixed()) and "A: no Z" in said(mixed())
+    seconds = next(line for line in said(mixed()).splitlines() if line.startswith("this measurement, s"))
+    assert "×" not in seconds and "64 draws of Z" in said(mixed())
+    assert "draws of Z" not in said(comparison(a=side("old", free=False), b=side("new", free=False)))
+
+
+@pytest.mark.parametrize(("a", "low", "said"), [(0.001, 0.0009, "+900.00"), (0.001, -0.001, "–"), (0.0004, 0.0003, "–"), (0.0, 0.0, "–")])
+def test_a_change_relative_to_nearly_nothing_is_left_out(a: float, low: float, said: str) -> None:
+    found = MetricPair(replace(cost(a), low=low), None, None, 900.0)
+    assert found.percent() == said
+
+
+def test_samples_say_which_factor_has_which_size() -> None:
+    factors = probe().factors()
+    assert sizes_text(factors[1:]) == "1,024 Zs from the prior, 128 sequences each"
+    assert sizes_text(factors) == (
+        "letter: 64 Zs from the prior, 32 sequences each; position, noise: 1,024 Zs from the prior, 128 sequences each"
+    )
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ Shapes: B sequences, T positions.
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ from freetf_cli.data.batches import IGNORE, DataSource
 from freetf_cli.errors import InputError
 from freetf_cli.evaluation.metrics import Request
 from freetf_cli.evaluation.posterior import PosteriorPass, posterior_draws, prior_draws, rows_at_once, tensors
+from freetf_cli.evaluation.statistics import wilson
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.records.evaluation import Evaluation
 from freetf_cli.records.likelihood import Estimate
@@ -80,14 +80,6 @@ def evaluate(checkpoint: Checkpoint, model: Decoder, source: DataSource, request
         errors=Errors(wrong, wilson(wrong, seen)),
         errors_posterior=Errors(wrong_posterior, wilson(wrong_posterior, seen)) if model.latent is not None else None,
     )
-
-
-def wilson(part: int, total: int) -> Estimate:
-    """part / total with Wilson's 95 % interval, which also holds near 0 and 1. SciPy has it too, but belongs to the extra `probe`."""
-    z, mean = 1.959964, part / total
-    middle = (mean + z**2 / (2 * total)) / (1 + z**2 / total)
-    half = z * math.sqrt(mean * (1 - mean) / total + z**2 / (4 * total**2)) / (1 + z**2 / total)
-    return Estimate(mean, max(0.0, middle - half), min(1.0, middle + half))
 
 
 def _wrong(model: Decoder, inputs_BT: Tensor, targets_BT: Tensor, z: Tensor | None) -> int:

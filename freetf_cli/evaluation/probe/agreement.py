@@ -6,6 +6,7 @@ Shapes: G groups, N samples, A values, S sites.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,6 +20,7 @@ from freetf_cli.tasks.factors import UNREAD, Ints, encode
 ALL_PAIRS = 2048  # rows; with more, marks of a group are compared only with those of the group before it
 
 Floats = NDArray[np.float32]
+Sums = tuple[NDArray[np.float64], NDArray[np.float64], float, float]  # agreement and pairs within each group, and across groups
 
 
 def group_agreement(groups: Sequence[Sequence[str]], facts: DataFacts) -> list[Agreement]:
@@ -34,17 +36,20 @@ def group_agreement(groups: Sequence[Sequence[str]], facts: DataFacts) -> list[A
 
 
 def agreement(factor: str, groups: Sequence[Ints]) -> Agreement:
-    """How often two samples of one group agree, and two samples of different groups.
+    """How often two samples of one group agree, and two samples of different groups; NaN where there is no such pair."""
+    same_G, inside_G, other, outside = pair_sums(groups)
+    same, inside = float(same_G.sum()), float(inside_G.sum())
+    across = other / outside if outside else math.nan
+    return Agreement(factor, same / inside if inside else math.nan, across, round(inside), round(outside))
+
+
+def pair_sums(groups: Sequence[Ints]) -> Sums:
+    """Agreement and pairs within each group [G], and over all pairs across groups.
 
     Values [N] of each group agree if they are equal; pairs with an unread value are left out. Marks [N, S] agree by their Jaccard index
     |A ∩ B| / |A ∪ B|; pairs without any mark are left out.
     """
-    sums = _equal_values(groups) if groups[0].ndim == 1 else _common_marks([group.astype(np.float32) for group in groups])
-    (same, inside), (other, outside) = sums
-    return Agreement(factor, same / inside if inside else 0.0, other / outside if outside else 0.0, round(inside), round(outside))
-
-
-Sums = tuple[tuple[float, float], tuple[float, float]]  # (agreement, pairs) within groups, and across
+    return _equal_values(groups) if groups[0].ndim == 1 else _common_marks([group.astype(np.float32) for group in groups])
 
 
 def _equal_values(groups: Sequence[Ints]) -> Sums:
@@ -52,8 +57,8 @@ def _equal_values(groups: Sequence[Ints]) -> Sums:
     kinds = max(int(group.max(initial=0)) for group in groups) + 1
     counts_GA = np.stack([np.bincount(group[group != UNREAD], minlength=kinds) for group in groups])
     total_A = counts_GA.sum(0)
-    same, pairs = float(_pairs(counts_GA).sum()), float(_pairs(counts_GA.sum(1)).sum())
-    return (same, pairs), (float(_pairs(total_A).sum()) - same, float(_pairs(total_A.sum())) - pairs)
+    same_G, pairs_G = _pairs(counts_GA).sum(1).astype(np.float64), _pairs(counts_GA.sum(1)).astype(np.float64)
+    return same_G, pairs_G, float(_pairs(total_A).sum() - same_G.sum()), float(_pairs(total_A.sum()) - pairs_G.sum())
 
 
 def _pairs(counts: Ints) -> Ints:
@@ -64,9 +69,9 @@ def _common_marks(groups: Sequence[Floats]) -> Sums:
     """Agreement of all pairs within groups; of all pairs across groups, or with many rows of each group and the one before it."""
     few = sum(map(len, groups)) <= ALL_PAIRS
     others = itertools.combinations(groups, 2) if few else zip(groups, [groups[-1], *groups[:-1]], strict=True)
-    within, across = [_overlap(group, group, inside=True) for group in groups], [_overlap(*pair) for pair in others]
-    (same, inside), (other, outside) = (np.sum(sums, axis=0).tolist() for sums in (within, across))
-    return (same, inside), (other, outside)
+    same_G, pairs_G = np.array([_overlap(group, group, inside=True) for group in groups]).T
+    other, outside = np.array([_overlap(*pair) for pair in others]).sum(0).tolist()
+    return same_G, pairs_G, other, outside
 
 
 def _overlap(a: Floats, b: Floats, *, inside: bool = False) -> tuple[float, float]:

@@ -1,15 +1,17 @@
-"""Probes that predict a factor from Z on held-out sequences, with two controls.
+"""Probes that predict a factor from Z on held-out sequences, with controls.
 
 A probe shows what *it* can read, not what Z contains: usable information (Xu et al., arXiv 2002.10689), a lower bound. The same probe
-trained on shuffled labels (after Hewitt and Liang, arXiv 1909.03368) shows what chance gives. The ceiling is the same probe trained on
-the hidden state at the injection layer, which is all that the encoder sees.
+trained on shuffled labels (after Hewitt and Liang, arXiv 1909.03368) shows what chance gives. The same probe of the hidden state at the
+injection layer, which is all that the encoder sees, shows what such a probe can read at all: little where a factor depends on words that
+can stand anywhere. What the whole sequence tells is shown by the best of these probes and of the reader that reads outputs. Each value that
+the reader can name counts as often for each true value as it did in the training part.
 
 Features are the bits of Z as ±1, or the leading principal components of the hidden state, at every position; a long sequence is averaged
 in segments. A probe gets the 128 features that the labels explain best on the training part, each scaled by the share of its variance
 that they explain beyond chance. A few of a thousand bits encode a position; without the scaling the others would drown them.
 
-Documents are assigned at random to three parts: 60 % to train on, 15 % for early stopping, 25 % to test. Windows of one document stay
-together, and the order of the data folder does not matter.
+Documents are assigned at random to three parts: 60 % to train on, 15 % for early stopping and that choice, 25 % to test. Windows of one
+document stay together, and the order of the data folder does not matter.
 
 Shapes: N sequences, T positions, F features, K values of a factor, S sites.
 """
@@ -18,7 +20,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,9 +33,10 @@ from freetf_cli.data.rows import Factors
 from freetf_cli.evaluation import Stage
 from freetf_cli.evaluation.probe.factors import probe_library
 from freetf_cli.evaluation.probe.rate import Posterior
-from freetf_cli.evaluation.statistics import LEAST, Floats, bootstrap
+from freetf_cli.evaluation.statistics import LEAST, Floats, bootstrap, share
 from freetf_cli.latent.binary import code_bits
 from freetf_cli.records import LN2
+from freetf_cli.records.likelihood import Estimate
 from freetf_cli.records.probe import Decoding
 from freetf_cli.tasks.factors import UNREAD, Factor, Ints, RowReader, encode
 
@@ -41,9 +44,10 @@ PROBES: dict[str, dict[str, Any]] = {  # settings of MLPClassifier; alpha is the
     "linear": {"hidden_layer_sizes": (), "alpha": 1e-4},
     "mlp": {"hidden_layer_sizes": (64,), "alpha": 0.1, "activation": "tanh"},
 }
+READER = "reader"  # the probe that takes the reader's reading of the sequence
 COMPONENTS = 16  # of the hidden state at a position
 WHOLE, SEGMENTS = 96, 64  # most positions that are kept; a longer sequence is averaged into SEGMENTS segments
-SCREENED, TRUST = 128, 0.05  # features that a probe sees; added to the relevance of each, so that none is scaled to zero
+SCREENED, TRUST = 128, 0.05  # features that a probe sees; added to the relevance of each and to counts, so that none is zero
 EPOCHS, PATIENCE = 100, 8
 
 Features = NDArray[np.float32]
@@ -73,19 +77,25 @@ def pooled(values_NTF: Tensor) -> Tensor:
     return values_NTF.flatten(1)
 
 
-def decode(posterior: Posterior, reader: RowReader, rows: Sequence[Factors], bits: int, seed: int, stage: Stage) -> list[Decoding]:
-    """Every factor from Z and from the hidden state; empty for fewer than 80 sequences with known factors."""
+def decode(
+    posterior: Posterior, reader: RowReader, rows: Sequence[Factors], texts: Sequence[str], bits: int, seed: int, stage: Stage
+) -> list[Decoding]:
+    """Every factor from Z, from the hidden state, and from the sequence; empty for fewer than 80 sequences with known factors."""
     known = _by_document([number for number, row in enumerate(rows) if row], posterior.documents, seed)
     if len(known) * 0.25 < LEAST:
         return []
     truth = encode(reader.factors, [rows[number] for number in known])
-    signs = pooled(2.0 * code_bits(posterior.z[known], bits).float() - 1.0)
-    sources = {"Z": signs.numpy(), "hidden": posterior.hidden[known].numpy()}
-    jobs = [(factor, source, kind) for factor in reader.factors if len(factor.values) > 1 for source in sources for kind in PROBES]
+    reading = encode(reader.factors, [one.factors for one in reader.read_all([texts[number] for number in known])])
+    documents, z = posterior.documents[known], pooled(2.0 * code_bits(posterior.z[known], bits).float() - 1.0).numpy()
+    factors = [factor for factor in reader.factors if len(factor.values) > 1 and (truth[factor.name] != UNREAD).sum() * 0.25 >= LEAST]
     found = []
-    with stage("training probes", len(jobs)) as advance:
-        for factor, source, kind in jobs:
-            found.append(_decoding(factor, source, kind, sources[source], truth[factor.name], posterior.documents[known], seed))
+    with stage("training probes", len(factors)) as advance:
+        for factor in factors:
+            features = {"Z": z, "hidden": posterior.hidden[known].numpy(), "sequence": reading[factor.name]}
+            jobs = [*((source, kind) for source in ("Z", "hidden") for kind in PROBES), ("sequence", READER)]
+            tried = {job: _decoding(factor, *job, features[job[0]], truth[factor.name], documents, seed) for job in jobs}
+            best = min((job for job in jobs if job[0] != "Z"), key=lambda job: tried[job][1])
+            found += [tried[job][0] for job in jobs[:-1]] + [replace(tried[best][0], source="sequence")]
             advance(1)
     return found
 
@@ -99,53 +109,83 @@ def _by_document(numbers: Sequence[int], documents: Ints, seed: int) -> list[int
     return sorted(numbers, key=lambda number: (order[int(documents[number])], number))
 
 
-def _decoding(factor: Factor, source: str, kind: str, features: Features, labels: Ints, documents: Ints, seed: int) -> Decoding:
+def _decoding(
+    factor: Factor, source: str, kind: str, features: Features | Ints, labels: Ints, documents: Ints, seed: int
+) -> tuple[Decoding, float]:
+    """What a probe reads, and its cross-entropy on the part that no result is from."""
     chance = np.random.default_rng(seed).permutation(labels)
     real, control = (probe(features, each, len(factor.values), kind, seed) for each in (labels, chance))
-    return Decoding(
+    bits = bootstrap(real.bits, clusters=documents[real.tested], seed=seed)
+    decoding = Decoding(
         factor=factor.name,
         source=source,
         probe=kind,
-        accuracy=bootstrap(real.right, clusters=documents[real.tested], seed=seed),
+        accuracy=share(real.right, clusters=documents[real.tested], seed=seed),
         majority=real.majority,
         shuffled=float(control.right.mean()),
-        bits=max(0.0, real.entropy - real.cross_entropy),
+        bits=Estimate(*(max(0.0, end) for end in (bits.value, bits.low, bits.high))),
         entropy=real.entropy,
     )
+    return decoding, real.held_out
 
 
 @dataclass(frozen=True, eq=False)
 class Probed:
     """Results on the test part.
 
-    tested: indices of its n sequences. right [n]: the share of sites predicted right. majority: accuracy of the commonest training
-    value. entropy, cross_entropy: bits per sequence.
+    tested: indices of its n sequences. right [n]: the share of sites predicted right. bits [n]: what the probe gains on the frequencies of
+    the labels; their mean is H(factor) less the cross-entropy. majority: accuracy of the commonest training value. entropy: H(factor),
+    bits per sequence. held_out: cross-entropy on the middle part, nats per sequence.
     """
 
     tested: Ints
     right: Floats
+    bits: Floats
     majority: float
     entropy: float
-    cross_entropy: float
+    held_out: float
 
 
-def probe(features_NF: Features, labels: Ints, kinds: int, kind: str, seed: int = 0) -> Probed:
+def probe(features: Features | Ints, labels: Ints, kinds: int, kind: str, seed: int = 0) -> Probed:
     """Train on the first 60 %, stop early on the next 15 %, test on the rest. labels: values [N] below `kinds`, or marks [N, S].
 
-    Sequences with an unread label are left out.
+    features: [N, F]; for the kind READER what was read, like the labels. Sequences with an unread label are left out.
     """
     read = np.flatnonzero(labels != UNREAD) if labels.ndim == 1 else np.arange(len(labels))
-    x, y = features_NF[read], labels[read]
-    first, second = int(0.6 * len(x)), int(0.75 * len(x))
-    x = _screened(x, y[:first], kinds)
-    p = _fit(kind, kinds, seed, (x[:first], y[:first]), (x[first:second], y[first:second])).predict_proba(x[second:])
-    y_train, y_test = y[:first], y[second:]
-    if y.ndim == 1:
-        right, commonest = p.argmax(1) == y_test, np.bincount(y_train, minlength=kinds).argmax()
+    x, y = features[read], labels[read]
+    first, second = int(0.6 * len(y)), int(0.75 * len(y))
+    if kind == READER:
+        p = _by_reading(x, y[:first], kinds)[first:]  # type: ignore[arg-type]
     else:
-        right, commonest = ((p > 0.5) == y_test).mean(1), y_train.mean(0) > 0.5
-    majority = float((y_test == commonest).mean())
-    return Probed(read[second:], right.astype(np.float64), majority, _entropy(y_test, kinds), _nats(p, y_test) / LN2)
+        x = _screened(x, y[:first], kinds)  # type: ignore[arg-type]
+        p = _fit(kind, kinds, seed, (x[:first], y[:first]), (x[first:second], y[first:second])).predict_proba(x[first:])
+    p_test, y_train, y_test = p[second - first :], y[:first], y[second:]
+    if y.ndim == 1:
+        right, commonest = p_test.argmax(1) == y_test, np.bincount(y_train, minlength=kinds).argmax()
+        frequency = np.bincount(y_test, minlength=kinds) / len(y_test)
+    else:
+        right, commonest, frequency = ((p_test > 0.5) == y_test).mean(1), y_train.mean(0) > 0.5, y_test.mean(0)
+    surprisal = _nats(np.broadcast_to(frequency, p_test.shape), y_test) / LN2
+    return Probed(
+        tested=read[second:],
+        right=right.astype(np.float64),
+        bits=surprisal - _nats(p_test, y_test) / LN2,
+        majority=float((y_test == commonest).mean()),
+        entropy=float(surprisal.mean()),
+        held_out=float(_nats(p[: second - first], y[first:second]).mean()),
+    )
+
+
+def _by_reading(reading: Ints, y: Ints, kinds: int) -> Floats:
+    """Probabilities of values [N, K] given the values read, or of marks [N, S] given the marks read, from the first sequences' labels."""
+    if y.ndim > 1:
+        marks_22 = np.full((2, 2), 0.5)
+        np.add.at(marks_22, (reading[: len(y)], y), 1)
+        return np.asarray((marks_22[:, 1] / marks_22.sum(1))[reading], np.float64)
+    counts_RK = np.zeros((kinds + 1, kinds))  # the last row: unread
+    np.add.at(counts_RK, (reading[: len(y)], y), 1)
+    counts_RK += TRUST * (counts_RK.sum(0) + 1) / (len(y) + kinds)
+    return np.asarray((counts_RK / counts_RK.sum(1, keepdims=True))[reading], np.float64)
 
 
 def _screened(x_NF: Features, y: Ints, kinds: int) -> Features:
@@ -188,7 +228,7 @@ def _fit(kind: str, kinds: int, seed: int, train: tuple[Features, Ints], held_ou
     best, least, since = model, np.inf, 0
     for _ in range(EPOCHS):
         model.partial_fit(*train, classes=classes)
-        loss = _nats(model.predict_proba(held_out[0]), held_out[1])
+        loss = float(_nats(model.predict_proba(held_out[0]), held_out[1]).mean())
         since += 1
         if loss < least:
             best, least, since = copy.deepcopy(model), loss, 0
@@ -197,13 +237,7 @@ def _fit(kind: str, kinds: int, seed: int, train: tuple[Features, Ints], held_ou
     return best
 
 
-def _nats(p: NDArray[Any], y: Ints) -> float:
-    """Mean cross-entropy of a sequence's labels under probabilities [N, K], or of its marks under [N, S], summed over sites."""
+def _nats(p: NDArray[Any], y: Ints) -> Floats:
+    """Cross-entropy [N] of each sequence's labels under probabilities [N, K], or of its marks under [N, S], summed over sites."""
     chosen = np.take_along_axis(p, y[:, None], 1) if y.ndim == 1 else np.where(y == 1, p, 1 - p)
-    return float(-np.log(np.maximum(chosen, 1e-12).astype(np.float64)).sum(1).mean())
-
-
-def _entropy(y: Ints, kinds: int) -> float:
-    """Entropy of labels, or the sum of those of the sites' marks; bits per sequence."""
-    counts = np.bincount(y, minlength=kinds)[:, None] if y.ndim == 1 else np.stack([y.sum(0), (1 - y).sum(0)])
-    return float(probe_library("scipy.stats").entropy(counts, base=2, axis=0).sum())
+    return np.asarray(-np.log(np.maximum(chosen, 1e-12).astype(np.float64)).sum(1), np.float64)

@@ -115,11 +115,17 @@ def _label_factors(rows: Sequence[Factors]) -> list[Factor]:
 
 
 def _labelled(source: DataSource, split: str, sequences: int) -> tuple[list[Factors], list[str]]:
-    """Rows with a known label, and their texts, each up to its last target."""
-    texts = [
-        source.tokenizer.decode(row[: np.flatnonzero(targets != IGNORE)[-1] + 1])
-        for batch in source.held_out(split, sequences, 256)
-        for row, targets in zip(batch.inputs, batch.targets, strict=True)
-    ]
-    kept = [(row, text) for row, text in zip(source.held_out_factors(split, sequences), texts, strict=True) if row]
+    """Rows with a known label, and their texts."""
+    rows, texts = source.held_out_factors(split, sequences), row_texts(source, split, sequences)
+    kept = [(row, text) for row, text in zip(rows, texts, strict=True) if row]
     return [row for row, _ in kept], [text for _, text in kept]
+
+
+def row_texts(source: DataSource, split: str, sequences: int) -> list[str]:
+    """The texts of held-out rows, each with its last target."""
+    texts = []
+    for batch in source.held_out(split, sequences, 256):
+        for row, targets in zip(batch.inputs, batch.targets, strict=True):
+            last = np.flatnonzero(targets != IGNORE)[-1]
+            texts.append(source.tokenizer.decode([*row[: last + 1], targets[last]]))
+    return texts

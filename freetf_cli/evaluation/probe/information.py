@@ -55,7 +55,7 @@ class Information:
     """I(Z; f), and the entropy H(f) that bounds it, in bits."""
 
     information: Estimate
-    entropy: float
+    entropy: Estimate
 
 
 def group_counts(values: Ints) -> Floats:
@@ -71,7 +71,7 @@ def mutual_information(values: Ints, kinds: int, seed: int = 0) -> Information:
     InputError with too few groups for an interval.
     """
     counts_SMA = group_counts(values)
-    counts_SMA = counts_SMA[:, counts_SMA.sum((0, 2)) > 0]  # without groups in which nothing was read
+    counts_SMA = counts_SMA[counts_SMA.sum((1, 2)) > 0][:, counts_SMA.sum((0, 2)) > 0]  # without sites and groups that were never read
     sites, groups, _ = counts_SMA.shape
     check_enough(groups, "groups in which the factor could be read", "raise --groups")
     total_S1A, most = counts_SMA.sum(1, keepdims=True), float(np.log2(kinds))
@@ -85,7 +85,8 @@ def mutual_information(values: Ints, kinds: int, seed: int = 0) -> Information:
     unseen = max(entropy - float(_entropy(total_S1A).sum()), 0.0)  # as much again as the jackknife has added may still be missing
     low = max(value - math.hypot(error, max(largest - within, 0.0)), 0.0)
     high = min(value + math.hypot(error, max(within - least, 0.0)) + unseen, most * sites)
-    return Information(Estimate(value, low, max(high, value)), entropy)
+    ends = max(entropy - error, 0.0), min(entropy + error + unseen, most * sites)
+    return Information(Estimate(value, low, max(high, value)), Estimate(entropy, *ends))
 
 
 def shuffled(values: Ints, seed: int = 0) -> Ints:
@@ -159,7 +160,7 @@ def _ranges_within(counts_SMA: Floats, share_SM: Floats, kinds: int, seed: int) 
     """The smallest and largest mean of H(f | Z_g), summed over sites, in bits, that fit the counts: within half the band, and within it."""
     linprog, stats, entr = probe_library("scipy.optimize").linprog, probe_library("scipy.stats"), probe_library("scipy.special").entr
     n_SM, (sites, groups, _), two = counts_SMA.sum(-1), counts_SMA.shape, kinds <= 2
-    n = max(int(np.quantile(n_SM[n_SM > 0], 0.1)), 1)  # samples of each group, in expectation over which; groups with fewer do not count
+    n = int(min(np.quantile(n_SM[n_SM > 0], 0.1), n_SM.max(1).min()))  # samples of a group; smaller groups do not count
     weight_SM = share_SM * (n_SM >= n)
     weight_SM = groups * weight_SM / weight_SM.sum(1, keepdims=True)
     cells_SMA = counts_SMA[..., 1:] if two else counts_SMA  # p of one of two values tells that of the other

@@ -9,6 +9,7 @@ Shapes: M Zs (groups), N sequences under each, S sites.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -19,10 +20,10 @@ from freetf_cli.data.rows import Factors
 from freetf_cli.data.tokenizer import Tokenizer
 from freetf_cli.evaluation import Stage
 from freetf_cli.evaluation.posterior import latent_of
-from freetf_cli.evaluation.probe.agreement import agreement
+from freetf_cli.evaluation.probe.agreement import pair_sums
 from freetf_cli.evaluation.probe.information import mutual_information, shuffled
 from freetf_cli.evaluation.probe.rate import Posterior
-from freetf_cli.evaluation.statistics import LEAST, Floats, bootstrap
+from freetf_cli.evaluation.statistics import LEAST, Floats, share
 from freetf_cli.generation.sampling import SampleSpec, generate
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.records.intervention import FactorInformation, HeatMap, Intervention
@@ -77,7 +78,7 @@ def intervene(generator: Generator, prompt: str, spec: SampleSpec) -> Interventi
     factors = []
     with generator.stage("estimating information", len(values)) as advance:
         for factor, seen in values.items():
-            if len(factor.values) > 1:
+            if len(factor.values) > 1 and (seen.reshape(len(seen), -1) != UNREAD).any(1).sum() >= LEAST:
                 factors.append(_information(factor, seen, spec.seed))
             advance(1)
     groups = [texts[start : start + spec.count] for start in range(0, len(texts), spec.count)]
@@ -96,7 +97,7 @@ def _information(factor: Factor, values: Ints, seed: int) -> FactorInformation:
     """values: [M, N], or [M, N, S] for a factor with sites."""
     found = mutual_information(values, len(factor.values), seed)
     control = mutual_information(shuffled(values, seed), len(factor.values), seed)
-    agreed = agreement(factor.name, list(values))
+    same_M, pairs_M, other, outside = pair_sums(list(values))
     return FactorInformation(
         factor=factor.name,
         information=found.information,
@@ -106,8 +107,8 @@ def _information(factor: Factor, values: Ints, seed: int) -> FactorInformation:
         groups=values.shape[0],
         count=values.shape[1],
         read=float((values != UNREAD).mean()),
-        within=agreed.within,
-        between=agreed.across,
+        within=share(same_M, pairs_M, seed=seed),
+        across=other / outside if outside else math.nan,
         given=factor.given,
     )
 
@@ -126,7 +127,7 @@ def _valid(readings: Sequence[Reading], shape: tuple[int, int], seed: int) -> Es
     """The share of valid outputs, with an interval over Zs; None where validity means nothing."""
     if any(reading.valid is None for reading in readings):
         return None
-    return bootstrap(np.array([reading.valid for reading in readings], np.float64).reshape(shape).mean(1), seed=seed)
+    return share(np.array([reading.valid for reading in readings], np.float64).reshape(shape).mean(1), seed=seed)
 
 
 def _heat_maps(reader: RowReader, groups: Sequence[Sequence[str]]) -> list[HeatMap]:
@@ -167,7 +168,7 @@ def latent_swap(generator: Generator, posterior: Posterior, rows: Sequence[Facto
     for factor in reader.factors:
         matches = [_matches(factor, truth[factor.name], found[factor.name]) for found in (own, other)]
         if not factor.given and min(read.sum() for _, read in matches) >= LEAST:
-            taken, chance = (bootstrap(same, read, clusters=documents, seed=spec.seed) for same, read in matches)
+            taken, chance = (share(same, read, clusters=documents, seed=spec.seed) for same, read in matches)
             results.append(LatentSwap(factor.name, taken, chance, int(matches[0][1].sum())))
     return results
 

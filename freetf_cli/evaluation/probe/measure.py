@@ -10,11 +10,11 @@ from freetf_cli.errors import InputError
 from freetf_cli.evaluation import Stage
 from freetf_cli.evaluation.posterior import latent_of
 from freetf_cli.evaluation.probe.decoding import HiddenFeatures, decode
-from freetf_cli.evaluation.probe.factors import factor_reader
+from freetf_cli.evaluation.probe.factors import factor_reader, row_texts
 from freetf_cli.evaluation.probe.intervention import Generator, intervene, latent_swap
 from freetf_cli.evaluation.probe.rate import latent_ablation, rate, read_posterior
 from freetf_cli.evaluation.probe.verdict import verdict
-from freetf_cli.evaluation.statistics import check_enough
+from freetf_cli.evaluation.statistics import LEAST, check_enough
 from freetf_cli.generation.sampling import SampleSpec, prompt_tokens
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.records.probe import ProbeResult
@@ -64,9 +64,12 @@ def probe_latent(checkpoint: Checkpoint, model: Decoder, source: DataSource, spe
         generator = Generator(model, source.tokenizer, reader, stage)
         intervention = intervene(generator, prompt, SampleSpec(total=length, groups=groups, count=count, seed=seed))
         taken = latent_swap(generator, posterior, rows, SampleSpec(total=length, count=SWAPPED.get(kind, 256), seed=seed))
-        decoded = decode(posterior, reader, rows, bits, seed, stage)
+        decoded = decode(posterior, reader, rows, row_texts(source, spec.split, spec.sequences), bits, seed, stage)
         if not decoded:
             notes.append("too few sequences with known factors for the decoding probes: at least 80 are needed (--sequences)")
+        measured = {one.factor for one in intervention.factors}
+        for name in (one.name for one in reader.factors if len(one.values) > 1 and one.name not in measured):
+            notes.append(f"{name} could be read from the outputs of too few Zs: at least {LEAST} are needed for I(Z; {name})")
         for one in intervention.factors:
             if not one.shuffled.low - 0.01 <= 0 <= one.shuffled.high + 0.01:
                 notes.append(f"the shuffled control of {one.factor} is not zero: do not trust its row; raise --groups and --count")

@@ -23,23 +23,23 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from freetf_cli.data.batches import DataSource
 from freetf_cli.evaluation import Advance
 from freetf_cli.evaluation.likelihood import cost
 from freetf_cli.evaluation.posterior import PosteriorPass, posterior_draws, prior_draws
-from freetf_cli.evaluation.statistics import Floats, bootstrap, check_enough
+from freetf_cli.evaluation.statistics import Floats, bootstrap, check_enough, interval, resampled_means, share
 from freetf_cli.latent.binary import BinaryDistribution, at_least_float32, bit_logits, code_bits, kl_per_token
 from freetf_cli.model.decoder import Decoder
-from freetf_cli.records import LN2
-from freetf_cli.records.likelihood import Cost
+from freetf_cli.records import LEAST_KL, LN2
+from freetf_cli.records.likelihood import Cost, Estimate
 from freetf_cli.records.probe import LatentAblation, Rate
 
-LEAST_KL = 0.5  # bits per sequence; a ratio to a smaller KL is noise
 ACTIVE = 0.01  # variance of an active bit's probability over sequences (active units: Burda et al., arXiv 1509.00519)
 MOST_PAIRED, _BLOCK = 4096, 256  # sequences in the bounds of I(S; Z), each paired with all others; rows of pairs at a time
+_COLUMNS = 1024  # bits that are resampled at a time
 _BATCH_TOKENS = {"cpu": 1 << 14, "cuda": 1 << 17}
 
 
@@ -126,60 +126,100 @@ def others(documents: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
 
 def rate(posterior: Posterior, kappa: float, floor: float | None, seed: int = 0) -> Rate:
     """The rate of Z and its decomposition. kappa in bits per token, floor in bits per sequence."""
-    logits_NTH, mask_NT, documents = posterior.bit_logits, posterior.latent_mask.double().numpy(), posterior.documents
-    kl_NT = (kl_per_token(logits_NTH) * posterior.latent_mask).double().numpy() / LN2
-    bit_kl_NTH = (kl_per_token(logits_NTH[..., None]) * posterior.latent_mask[..., None]).double()
-    p_NTH = torch.sigmoid(logits_NTH.double()).numpy()
-    variance_TH = p_NTH.var(0, ddof=1)
-    count, ce_N, kl_N = len(kl_NT), posterior.ce / LN2, kl_NT.sum(1)
-    kl = bootstrap(kl_N, clusters=documents, seed=seed)
-    low, high = (min(max(bound, 0.0), kl.value) for bound in information_bounds(logits_NTH, posterior.z))
+
+    def estimate(values: ArrayLike, weights: ArrayLike | None = None, rows: NDArray[np.int64] | slice = slice(None)) -> Estimate:
+        return bootstrap(values, weights, clusters=posterior.documents[rows], seed=seed)
+
+    logits_NTH, mask_NT = posterior.bit_logits, posterior.latent_mask.double().numpy()
+    bit_kl_NTH = ((kl_per_token(logits_NTH[..., None]) * posterior.latent_mask[..., None]).double() / LN2).numpy()
+    kl_NT = bit_kl_NTH.sum(2)
+    ce_N, kl_N = posterior.ce / LN2, kl_NT.sum(1)
+    kl = estimate(kl_N)
+    paired = np.random.default_rng(0).permutation(len(kl_N))[:MOST_PAIRED]
+    lower_P, upper_P = information_bounds(logits_NTH[paired], posterior.z[paired])
+    bounds = (lower_P, upper_P, kl_N[paired] - upper_P, kl_N[paired] - lower_P)
+    low, high, mismatch_low, mismatch_high = (_within(estimate(terms_P, rows=paired), kl) for terms_P in bounds)
+    imbalance, active = _single_bits(logits_NTH, posterior.documents, seed)
     return Rate(
         kl=kl,
-        ce=bootstrap(ce_N, clusters=documents, seed=seed),
-        nelbo=bootstrap(ce_N + kl_N, clusters=documents, seed=seed),
-        by_position=(kl_NT.sum(0) / np.maximum(mask_NT.sum(0), 1)).tolist(),
-        by_bit=(bit_kl_NTH.sum(1).mean(0) / LN2).tolist(),
+        ce=estimate(ce_N),
+        nelbo=estimate(ce_N + kl_N),
+        by_position=_ratios(kl_NT, mask_NT, posterior.documents, seed),
+        by_bit=_ratios(bit_kl_NTH.sum(1), np.ones((len(kl_N), 1)), posterior.documents, seed),
         kappa=kappa,
-        above_kappa=float((kl_NT > kappa).sum() / mask_NT.sum()),
-        active_bits=int((variance_TH > ACTIVE).sum()),
-        all_bits=variance_TH.size,
+        above_kappa=share((kl_NT > kappa).sum(1), mask_NT.sum(1), clusters=posterior.documents, seed=seed),
+        active_bits=active,
+        all_bits=bit_kl_NTH[0].size,
         information_low=low,
         information_high=high,
-        mismatch_low=kl.value - high,
-        mismatch_high=kl.value - low,
-        imbalance=min(_imbalance(p_NTH.mean(0), variance_TH / count), kl.value - low),
-        efficiency=None if floor is None or kl.value < LEAST_KL else bootstrap(floor - ce_N, kl_N, clusters=documents, seed=seed),
+        mismatch_low=mismatch_low,
+        mismatch_high=mismatch_high,
+        imbalance=_within(imbalance, mismatch_high),
+        efficiency=None if floor is None or not kl.low > LEAST_KL else estimate(floor - ce_N, kl_N),
         floor=floor,
-        sequences=count,
-        paired=min(count, MOST_PAIRED),
+        sequences=len(kl_N),
+        paired=len(paired),
         targets=float(posterior.targets.mean()),
     )
 
 
-def _imbalance(mean_TH: Floats, error_TH: Floats) -> float:
-    """Σ KL(mean of a bit ‖ 1/2) in bits, minus the expected contribution of chance: 2 · variance of the mean / ln 2 per bit."""
-    p = np.clip(mean_TH, 1e-12, 1 - 1e-12)
-    total = (1 + p * np.log2(p) + (1 - p) * np.log2(1 - p)).sum() - (2 * error_TH / LN2).sum()
-    return max(0.0, float(total))
+def _ratios(top_NF: Floats, bottom_NF: Floats, documents: NDArray[np.int64], seed: int) -> list[Estimate]:
+    """Σ top / Σ bottom of each column with its interval; 0 where the bottom is zero."""
+    resampled = resampled_means(np.concatenate([top_NF, bottom_NF], axis=1), clusters=documents, seed=seed)
+    top_RF, bottom_RF = np.split(resampled, [top_NF.shape[1]], axis=1)
+    values = top_NF.sum(0) / np.maximum(bottom_NF.sum(0), 1)
+    ratios_RF = top_RF / np.where(bottom_RF > 0, bottom_RF, 1)
+    return [interval(*both) for both in zip(values.tolist(), ratios_RF.T, strict=True)]
 
 
-def information_bounds(bit_logits_NTH: Tensor, z_NT: Tensor) -> tuple[float, float]:
-    """Lower and upper bound of I(S; Z) in bits per sequence, from at most MOST_PAIRED sequences. The N × N matrix is computed in blocks."""
-    kept = np.random.default_rng(0).permutation(len(z_NT))[:MOST_PAIRED]
-    logits_NF = bit_logits_NTH[kept].flatten(1).double()
+def _within(part: Estimate, whole: Estimate) -> Estimate:
+    """A part that is neither negative nor more than the whole, its interval included."""
+    low, value, high = np.clip([part.low, part.value, part.high], 0, [whole.value, whole.value, whole.high]).tolist()
+    return Estimate(value, low, high)
+
+
+def _single_bits(logits_NTH: Tensor, documents: NDArray[np.int64], seed: int) -> tuple[Estimate, Estimate]:
+    """Σ KL(mean of a bit ‖ 1/2) in bits, and the number of active bits.
+
+    The first is corrected for chance, 2 · variance of the mean / ln 2 per bit, and its resamples, which have it twice, for twice as much.
+    """
+    found = []
+    for logits_NF in torch.split(logits_NTH.flatten(1), _COLUMNS, dim=1):
+        p_NF = torch.sigmoid(logits_NF.double()).numpy()
+        columns = np.concatenate([p_NF, np.square(p_NF), np.ones((len(p_NF), 1))], axis=1)
+        means_RF = resampled_means(columns, clusters=documents, seed=seed)
+        mean_RF, square_RF = np.split(means_RF[:, :-1] / means_RF[:, -1:], 2, axis=1)
+        chance = 2 * mean_RF.var(0).sum() / LN2
+        active = [(p_NF.var(0) > ACTIVE).sum(), (square_RF - np.square(mean_RF) > ACTIVE).sum(1)]
+        found.append([_imbalance(p_NF.mean(0)) - chance, _imbalance(mean_RF) - 2 * chance, *active])
+    imbalance, imbalance_R, active, active_R = (sum(parts) for parts in zip(*found, strict=True))
+    return interval(float(imbalance), imbalance_R), interval(float(active), active_R)
+
+
+def _imbalance(mean_RF: Floats) -> Floats:
+    """Σ KL(mean of a bit ‖ 1/2) over the last axis, in bits."""
+    p = np.clip(mean_RF, 1e-12, 1 - 1e-12)
+    return np.asarray((1 + p * np.log2(p) + (1 - p) * np.log2(1 - p)).sum(-1), np.float64)
+
+
+def information_bounds(bit_logits_NTH: Tensor, z_NT: Tensor) -> tuple[Floats, Floats]:
+    """Terms [N] in bits, one a sequence, whose means are the lower and the upper bound of I(S; Z). The N × N matrix is computed in blocks.
+
+    A bootstrap of the terms needs no resampling of the mean over j: to first order its error cancels, since E Q(Z|S_j) / Q(Z) is 1.
+    """
+    logits_NF = bit_logits_NTH.flatten(1).double()
     count, bits = len(logits_NF), bit_logits_NTH.shape[-1]
     normaliser_N = F.softplus(logits_NF).sum(1)
-    low, high = 0.0, 0.0
+    low, high = [], []
     for start in range(0, count, _BLOCK):
-        chosen_BF = code_bits(z_NT[kept][start : start + _BLOCK], bits).flatten(1).double()
+        chosen_BF = code_bits(z_NT[start : start + _BLOCK], bits).flatten(1).double()
         log_q_BN = chosen_BF @ logits_NF.T - normaliser_N  # [i, j]: log Q(Z_i | S_j)
         own = torch.arange(len(chosen_BF)), torch.arange(start, start + len(chosen_BF))
         own_B = log_q_BN[own]
-        low += float((own_B - torch.logsumexp(log_q_BN, dim=1)).sum())
+        low.append(own_B - torch.logsumexp(log_q_BN, dim=1) + math.log(count))
         log_q_BN[own] = -torch.inf
-        high += float((own_B - torch.logsumexp(log_q_BN, dim=1)).sum())
-    return (low / count + math.log(count)) / LN2, (high / count + math.log(count - 1)) / LN2
+        high.append(own_B - torch.logsumexp(log_q_BN, dim=1) + math.log(count - 1))
+    return (torch.cat(low) / LN2).numpy(), (torch.cat(high) / LN2).numpy()
 
 
 def latent_ablation(posterior: Posterior, seed: int = 0) -> LatentAblation:

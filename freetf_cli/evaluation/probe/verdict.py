@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from freetf_cli.records import LN2
 from freetf_cli.records.intervention import FactorInformation, Intervention
+from freetf_cli.records.likelihood import Estimate
 from freetf_cli.records.probe import Decoding, LatentAblation, Rate, Verdict
 
 UNUSED_BITS, UNUSED_SHARE = 0.5, 0.01  # Z is unused if a wrong one costs less, in bits per sequence or as a share of the entropy
@@ -52,33 +53,33 @@ def _entropy(rate: Rate, ablation: LatentAblation) -> float:
 def _is_encoded(factor: FactorInformation) -> bool:
     """Whether Z encodes more than a tenth of the factor's entropy, and more than the shuffled control."""
     found = factor.information
-    return found.value > ENCODED * factor.entropy > 0 and found.low > max(0.0, factor.shuffled.high)
+    return found.value > ENCODED * factor.entropy.value > 0 and found.low > max(0.0, factor.shuffled.high)
 
 
 def _name(factor: FactorInformation) -> str:
-    return f"{factor.factor} ({factor.information.value:.1f} of {factor.entropy:.1f} bits)"
+    return f"{factor.factor} ({factor.information.value:.1f} of {factor.entropy.value:.1f} bits)"
 
 
 def _evidence(rate: Rate, ablation: LatentAblation, intervention: Intervention | None, decoding: Sequence[Decoding]) -> list[str]:
     """The numbers behind the verdict, a line each."""
-    saved = ablation.other_less_posterior
+    wrong = ablation.other_less_posterior
+    wrong_bits = Estimate(wrong.value / LN2, wrong.low / LN2, wrong.high / LN2)
     lines = [
-        f"KL {rate.kl.value:.2f} bits per sequence: at most {rate.information_high:.2f} are information about the sequence, "
-        f"at least {rate.mismatch_low:.2f} are mismatch with the prior",
-        f"another sequence's Z costs {saved.value / LN2:.3f} bits per token more [{saved.low / LN2:.3f}, {saved.high / LN2:.3f}]",
+        f"KL {rate.kl.text()} bits per sequence: at most {rate.information_high.text()} are information about the sequence, "
+        f"at least {rate.mismatch_low.text()} are mismatch with the prior",
+        f"another sequence's Z costs {wrong_bits.text(3)} bits per token more",
     ]
-    if rate.efficiency is not None:
-        lines.append(f"each bit of KL saves {rate.efficiency.value:.2f} bits of CE below the floor")
+    if saving := rate.saving():
+        lines.append(f"efficiency: {saving}")
     if intervention is not None:
         lines += [
-            f"I(Z; {one.factor}) = {one.information.value:.2f} bits [{one.information.low:.2f}, {one.information.high:.2f}] "
-            f"of {one.entropy:.2f}; shuffled {one.shuffled.value:.2f}"
+            f"I(Z; {one.factor}) = {one.information.text()} of {one.entropy.text()} bits; shuffled {one.shuffled.text()}"
             for one in intervention.factors
         ]
         if intervention.valid is not None:
-            lines.append(f"{intervention.valid.value:.1%} of the outputs with Z from the prior are valid")
+            lines.append(f"{intervention.valid.share()} of the outputs with Z from the prior are valid")
     for name in dict.fromkeys(one.factor for one in decoding):
-        best = max((one for one in decoding if one.factor == name and one.source == "Z"), key=lambda one: one.bits)
-        if best.bits > ENCODED * best.entropy:
-            lines.append(f"a probe ({best.probe}) reads {best.bits:.2f} of {best.entropy:.2f} bits of {name} from Z")
+        best = max((one for one in decoding if one.factor == name and one.source == "Z"), key=lambda one: one.bits.value)
+        if best.bits.value > ENCODED * best.entropy:
+            lines.append(f"a probe ({best.probe}) reads {best.bits.text()} of {best.entropy:.2f} bits of {name} from Z")
     return lines

@@ -1,5 +1,7 @@
 """Agreement of groups with a planted answer."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -14,7 +16,7 @@ def test_agreement_counts_pairs() -> None:
     position, noise = group_agreement([[here, here, there], [there, none]], FACTS)
     assert (position.within, position.pairs_within) == (pytest.approx(1 / 3), 3)  # the pair without a target is left out
     assert (position.across, position.pairs_across) == (pytest.approx(1 / 3), 3)
-    assert (noise.pairs_within, noise.within) == (0, 0.0)
+    assert noise.pairs_within == 0 and math.isnan(noise.within)
     first, second = "K>_!KKKKK_!____", "K>_!_KKKK______"
     noise = group_agreement([[first, second], [here]], FACTS)[1]
     assert noise.within == pytest.approx(1 / 2)

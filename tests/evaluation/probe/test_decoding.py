@@ -8,7 +8,8 @@ import torch
 
 from freetf_cli.config.recipe import DataConfig
 from freetf_cli.data.batches import DataSource, open_data
-from freetf_cli.evaluation.probe.decoding import HiddenFeatures, _by_document, _relevance, decode, pooled, probe
+from freetf_cli.evaluation.probe.decoding import READER, HiddenFeatures, _by_document, _relevance, decode, pooled, probe
+from freetf_cli.evaluation.probe.factors import row_texts
 from freetf_cli.tasks import make_task
 from freetf_cli.tasks.base import Task
 from freetf_cli.tasks.factors import UNREAD
@@ -25,17 +26,22 @@ def test_probes_find_what_z_encodes_and_nothing_else(letters: tuple[DataSource, 
     source, reader = letters
     rows = source.held_out_factors("val", 1200)
     posterior = posterior_of(lambda row: int(str(row["position"])) // 8, source, 1200)  # Z has the eighth that the target starts in
-    found = {(one.factor, one.source, one.probe): one for one in decode(posterior, reader, rows, 16, 0, silent)}
-    assert len(found) == 3 * 2 * 2
+    texts = row_texts(source, "val", 1200)
+    found = {(one.factor, one.source, one.probe): one for one in decode(posterior, reader, rows, texts, 16, 0, silent)}
+    assert len(found) == 3 * (2 * 2 + 1)
     for kind in ("linear", "mlp"):
         position = found["position", "Z", kind]
-        assert (1.8 if kind == "linear" else 2.4) < position.bits < 3.0  # the eighths have 2.8 bits; 720 sequences do not teach all
+        least = 1.8 if kind == "linear" else 2.4  # the eighths have 2.8 bits; 720 sequences do not teach all
+        assert position.bits.low < position.bits.value < 3.0 and position.bits.value > least
         assert position.accuracy.value > 0.08 > position.shuffled
         for name in ("letter", "noise"):
-            assert found[name, "Z", kind].bits < 0.3
-        assert found["position", "hidden", kind].bits < 0.2  # noise here: the ceiling is what it is given
+            assert found[name, "Z", kind].bits.value < 0.3
+        assert found["position", "hidden", kind].bits.value < 0.2  # noise here
+    for name, floor in (("letter", 0.99), ("position", 0.97), ("noise", 0.99)):  # the hidden state is noise, but the sequence tells all
+        assert found[name, "sequence", "reader"].accuracy.value > floor
+        assert found[name, "sequence", "reader"].bits.value > 0.97 * found[name, "sequence", "reader"].entropy
     few = source.held_out_factors("val", 79)
-    assert decode(posterior_of(starting, source, 79), reader, few, 16, 0, silent) == []
+    assert decode(posterior_of(starting, source, 79), reader, few, texts, 16, 0, silent) == []
 
 
 def test_a_probe_leaves_unread_labels_out_and_finds_a_plane() -> None:
@@ -44,11 +50,28 @@ def test_a_probe_leaves_unread_labels_out_and_finds_a_plane() -> None:
     labels[::3] = UNREAD
     found = probe(x, labels, 2, "linear")
     assert found.right.mean() > 0.93 and len(found.right) == 150
-    assert found.entropy - found.cross_entropy > 0.7
+    assert found.bits.mean() > 0.7
     xor = ((x[:, 0] > 0) ^ (x[:, 1] > 0)).astype(np.int64)
     assert probe(x, xor, 2, "linear").right.mean() < 0.65 < 0.8 < probe(x, xor, 2, "mlp").right.mean()
     marks = (x[:, :3] > 0).astype(np.int64)
     assert probe(x, marks, 2, "linear").entropy == pytest.approx(3, abs=0.05)
+
+
+def test_a_reading_counts_as_often_as_it_was_right() -> None:
+    """A reader that calls a quarter of the rows 0 whatever they are, and leaves a third unread: values are worth what they were before."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(2, size=8000)
+    reading = np.where(rng.random(8000) < 0.25, 0, labels)
+    reading[rng.random(8000) < 1 / 3] = UNREAD
+    found = probe(reading, labels, 2, READER)
+    right = 2 / 3 * (0.5 + 0.375) + 1 / 3 * 0.5
+    assert found.right.mean() == pytest.approx(right, abs=0.02)
+    assert found.bits.mean() == pytest.approx(2 / 3 * (1 - 0.625 * _binary(1 / 5)), abs=0.02)
+    assert probe(1 - labels, labels, 2, READER).right.all()  # always wrong is as good as always right
+
+
+def _binary(p: float) -> float:
+    return float(-(p * np.log2(p) + (1 - p) * np.log2(1 - p)))
 
 
 def test_relevance_is_the_share_of_variance_that_labels_explain() -> None:

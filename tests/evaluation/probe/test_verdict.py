@@ -23,14 +23,15 @@ def numbers(ce: float, other: float, floor: float | None = 27.4) -> tuple[Rate, 
         return Cost(nats, nats, nats, bits / 65, None, bits)
 
     length = Estimate(ce + 30, ce + 30, ce + 30)
-    flow = Rate(one, Estimate(ce, ce, ce), length, [], [], 1.0, 0.1, 1, 2, 1.0, 2.0, 8.0, 9.0, 0.1, None, floor, 100, 100, 65)
+    flow = Rate(one, Estimate(ce, ce, ce), length, [], [], 1.0, one, one, 2, one, one, one, one, one, None, floor, 100, 100, 65)
     gain = (other - ce) * ln2 / 65
     return flow, LatentAblation(cost(ce), cost(other), cost(other), Estimate(gain, gain - 1e-4, gain + 1e-4))
 
 
 def measured(name: str, bits: float, entropy: float, sites: int = 1) -> FactorInformation:
     zero = Estimate(0.0, -0.02, 0.02)
-    return FactorInformation(name, Estimate(bits, bits - 0.1, bits + 0.1), zero, entropy, sites, 64, 64, 1.0, 0.5, 0.1)
+    information, most = Estimate(bits, bits - 0.1, bits + 0.1), Estimate(entropy, entropy, entropy)
+    return FactorInformation(name, information, zero, most, sites, 64, 64, 1.0, Estimate(0.5, 0.4, 0.6), 0.1)
 
 
 @pytest.mark.parametrize(
@@ -71,5 +72,23 @@ def test_a_verdict_needs_more_than_its_control() -> None:
     assert verdict(rate, ablation, found).label == "used"
     doubtful = replace(ablation, other_less_posterior=Estimate(0.1, -0.01, 0.2))
     assert verdict(rate, doubtful, found).label == "unused"
-    read = Decoding("z", "Z", "linear", Estimate(1, 1, 1), 0.5, 0.5, 0.99, 1.0)
-    assert any("a probe (linear) reads 0.99 of 1.00 bits of z from Z" in line for line in verdict(rate, ablation, found, [read]).evidence)
+    read = Decoding("z", "Z", "linear", Estimate(1, 1, 1), 0.5, 0.5, Estimate(0.99, 0.9, 1.0), 1.0)
+    assert any(
+        "a probe (linear) reads 0.99 [0.90, 1.00] of 1.00 bits of z from Z" in line
+        for line in verdict(rate, ablation, found, [read]).evidence
+    )
+
+
+@pytest.mark.parametrize(
+    ("efficiency", "line"),
+    [
+        (Estimate(0.86, 0.8, 0.9), "efficiency: 0.86 [0.80, 0.90] bits of CE saved by each bit of KL"),
+        (Estimate(-0.01, -0.05, 0.03), "efficiency: -0.01 [-0.05, 0.03] bits of CE saved by each bit of KL"),
+        (Estimate(-4.36, -4.4, -4.3), "efficiency: none: even with posterior Z, CE lies above the floor"),
+        (None, None),
+    ],
+)
+def test_efficiency_in_words(efficiency: Estimate | None, line: str | None) -> None:
+    rate, ablation = numbers(22.0, 40.0)
+    found = verdict(replace(rate, efficiency=efficiency), ablation, None).evidence
+    assert next((one for one in found if one.startswith("efficiency")), None) == line
