@@ -177,10 +177,10 @@ class DemoResult:
     seconds: float
 
     def report(self) -> Report:
-        position = next((one for one in self.agreement if one.factor == "position"), None)
+        position = next((one for one in self.agreement if one.factor == "position" and "×" in one.ratio()), None)
         sentence = position and (
-            f"Targets start at the same place in {share(position.within)} of the pairs that share Z, and in {share(position.across)} "
-            f"of pairs across groups (ratio: {position.ratio()})."
+            f"Targets start at the same place {position.ratio().replace('×', 'times')} as often when Z is shared as across groups "
+            f"({share(position.within)} against {share(position.across)} of pairs)."
         )
         free, baseline = shlex.quote(self.free.run), shlex.quote(self.baseline.run)
         facts = [("done in", duration(self.seconds)), ("runs", f"{baseline}, {free}")]
