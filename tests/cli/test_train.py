@@ -374,7 +374,7 @@ def wait_for_a_step(run: Path, process: subprocess.Popen[str]) -> None:
     raise AssertionError(f"no step was logged (exit {process.poll()})")
 
 
-LONG = ["--set", "train.steps=100000", "--set", "eval.every=0"]
+LONG = ["--set", "train.steps=15000", "--set", "eval.every=0"]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")

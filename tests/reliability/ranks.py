@@ -127,7 +127,7 @@ def ranks(count: int, folder: Path) -> dict[str, Any]:
 def launched(count: int, folder: Path) -> dict[str, Any]:
     """freetf train with two processes; a signal comes or one process is killed at various times: one line, the reason's exit code."""
     recipe, tally = tiny(folder), Tally()
-    settings = [word for setting in ("train.steps=100000", "eval.every=0", "parallel.processes=2") for word in ("--set", setting)]
+    settings = [word for setting in ("train.steps=15000", "eval.every=0", "parallel.processes=2") for word in ("--set", setting)]
     for number in range(count):
         run, wait = folder / f"run-{number}", 0.05 + 4.5 * number / count
         command = [sys.executable, "-m", "freetf_cli", "train", str(recipe), "-o", str(run), "-q", "--device", "cpu", *settings]
