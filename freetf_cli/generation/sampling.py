@@ -306,6 +306,7 @@ def _generate_batch(
     logits_BV, z = _read_prompt(model, tokens_BP, z, [row.noise for row in rows if row.noise is not None], cache)
     choose = partial(choose_tokens, temperature=spec.temperature, top_k=spec.top_k, top_p=spec.top_p)
     DecodeLoop(model, cache, tokens_BT, z, quantiles_BN, logits_BV, choose, separator).run()
+    z = None if z is None else z.cpu()  # once; a row at a time would wait for the device a thousand times
     results: list[tuple[list[int], list[Any] | None]] = []
     for b, (row, pad, tokens) in enumerate(zip(rows, padding, tokens_BT.tolist(), strict=True)):
         first = pad + len(row.tokens)

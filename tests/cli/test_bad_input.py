@@ -57,7 +57,6 @@ def recipe(workshop, tmp_path) -> Callable[[str, str], Path]:
         ("target = 3", "target = 13", "target"),
         ("layers = 2, ", "", "missing key 'model.layers'"),
         ("layers = 2", "layers = 2, context = 99", "model.context = 99"),
-        ("layers = 2", "layers = 2, vocab = 3", "model.vocab = 3"),
     ],
 )
 def test_a_wrong_recipe(refused, recipe, tmp_path, old, new, what):

@@ -107,4 +107,4 @@ def test_a_stopped_demo_names_the_command_that_continues_it(run_cli, tmp_path, m
     monkeypatch.setattr(demo, "_make_data", stop)
     found, _, stderr = run_cli("demo", "--smoke", "-o", tmp_path / "a b", "--seed", "3", "-q")
     assert found == code
-    assert stderr.rstrip().endswith(f"; continue with: freetf demo -o '{tmp_path}/a b' --device cpu --seed 3 --smoke")
+    assert stderr.rstrip().endswith(f"; continue with: {demo._program()} demo -o '{tmp_path}/a b' --device cpu --seed 3 --smoke")

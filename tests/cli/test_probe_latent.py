@@ -197,7 +197,7 @@ def test_a_sweep_is_of_one_data(run_cli: Callable, free_run: Path, text_run: Pat
 
 
 def test_a_baseline_has_no_z(run_cli: Callable, baseline_run: Path, free_run: Path) -> None:
-    done = run_cli("probe-latent", free_run, baseline_run)
+    done = run_cli("probe-latent", baseline_run)
     assert (done.code, done.stdout) == (2, "")
     assert f"the run is a baseline: it has no Z to probe, {baseline_run}" in done.stderr
 
@@ -206,8 +206,8 @@ def test_a_baseline_has_no_z(run_cli: Callable, baseline_run: Path, free_run: Pa
     ("options", "said"),
     [
         (("--sequences", 12), "12 sequences are too few for an interval: at least 20 are needed"),
-        (("--groups", 12), "12 groups are too few for an interval: at least 20 are needed; raise --groups"),
-        (("--split", "vall"), "the data has no split 'vall'; did you mean 'val'?"),
+        (("--groups", 12), "12 groups are too few for an interval: at least 20 are needed, RUN; raise --groups"),
+        (("--split", "vall"), "the data has no split 'vall', RUN; did you mean 'val'?"),
         (("--prompt", "AB>"), "a row of letters begins with a letter and '>'"),
         (("--split", "test-of-nothing", "--data", "text"), "tokenizer is not the run's"),
         (("--prompt", "A>" + "_" * 12), "the prompt is as long as a sequence"),
@@ -227,7 +227,7 @@ def test_bad_input(run_cli: Callable, free_run: Path, workshop: Path, options: t
     monkeypatch.chdir(workshop)
     done = run_cli("probe-latent", free_run, *options, "--device", "cpu")
     assert done.code == 2, done.stderr
-    assert said in done.stderr and "Traceback" not in done.stderr and done.stderr.count("error:") == 1
+    assert said.replace("RUN", str(free_run)) in done.stderr and "Traceback" not in done.stderr and done.stderr.count("error:") == 1
 
 
 def test_data_of_another_task_or_of_other_parameters(run_cli: Callable, free_run: Path, tmp_path: Path) -> None:

@@ -39,7 +39,8 @@ SOAK_ONLY = {each.__name__: each for each in (system_calls, small_disk, launched
 def main(*words: str) -> None:
     torch.set_num_threads(1)
     ours = [module.name for module in pkgutil.walk_packages(freetf_cli.__path__, "freetf_cli.")]
-    for name in (*ours, *LAZY):  # so that the forks need not import them
+    lazy = () if torch.version.cuda else LAZY  # torch._dynamo initialises CUDA, which does not survive a fork
+    for name in (*ours, *lazy):  # so that the forks need not import them
         if not name.endswith(("_triton", "__main__")):
             importlib.import_module(name)
     if words:
