@@ -16,6 +16,7 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
@@ -85,12 +86,14 @@ class Tokenizer:
         """The same ids as an array [tokens]."""
         try:
             raw = text.encode("utf-8")
+            if self._bytes:
+                return np.frombuffer(raw, np.uint8).astype(np.int64)
+            if self._table is not None:
+                return np.fromiter(map(self._table.__getitem__, text), np.int64, len(text))
         except UnicodeEncodeError as error:
             raise _outside(text, error.start, where) from None
-        if self._bytes:
-            return np.frombuffer(raw, np.uint8).astype(np.int64)
-        if self._table is not None:
-            return self._encode_characters(text, self._table, where)
+        except KeyError as error:
+            raise _outside(text, text.index(error.args[0]), where) from None
         return self._encode_subwords(text, where)
 
     def decode(self, ids: Sequence[int] | Ids) -> str:
@@ -111,14 +114,10 @@ class Tokenizer:
     @cached_property
     def byte_counts(self) -> NDArray[np.float64]:
         """Bytes of UTF-8 text that each token stands for [vocab_size], 0 for the separator; estimates unless `keeps_bytes`."""
-        found = np.zeros(self.vocab_size)
         added = {i: token.content for i, token in self._inner.get_added_tokens_decoder().items() if i != self.separator}
         plain = {i: token for token, i in self._inner.get_vocab().items() if i not in added and i != self.separator}
-        for i, text in added.items():
-            found[i] = len(text.encode())
-        for i, size in self._sizes(plain).items():
-            found[i] = size
-        return found
+        sizes = self._sizes(plain) | {i: len(text.encode()) for i, text in added.items()}
+        return np.array([sizes.get(i, 0) for i in range(self.vocab_size)], np.float64)
 
     def _sizes(self, plain: dict[int, str]) -> dict[int, int]:
         """Bytes of the tokens of the model itself, given by their spellings."""
@@ -132,12 +131,6 @@ class Tokenizer:
         sizes = {i: max(0, len(text.encode()) - len(alone[word].encode())) for i, text in within}
         falls_back = "ByteFallback" in repr(self._inner.decoder)
         return sizes | {i: 1 for i, token in plain.items() if falls_back and re.fullmatch(r"<0x[0-9A-F]{2}>", token)}
-
-    def _encode_characters(self, text: str, table: dict[str, int], where: str) -> Ids:
-        try:
-            return np.fromiter((table[c] for c in text), np.int64, len(text))
-        except KeyError:
-            raise _outside(text, next(i for i, c in enumerate(text) if c not in table), where) from None
 
     def _encode_subwords(self, text: str, where: str) -> Ids:
         try:
@@ -189,9 +182,8 @@ def train_bpe(texts: Iterable[str], vocab: int) -> Tokenizer:
     Words of more than LONGEST_WORD bytes are cut for training, so that its time is linear in the text.
     """
     if vocab < SMALLEST_BPE:
-        raise InputError(
-            f"a BPE vocabulary of {vocab} is too small", hint=f"it must have every byte and a separator: {SMALLEST_BPE} or more"
-        )
+        hint = f"it must have every byte and a separator: {SMALLEST_BPE} or more"
+        raise InputError(f"a BPE vocabulary of {vocab} is too small", hint=hint)
     inner = tokenizers.Tokenizer(models.BPE())
     words = pre_tokenizers.ByteLevel(add_prefix_space=False)
     cut = pre_tokenizers.Split(tokenizers.Regex(f".{{{LONGEST_WORD}}}"), "isolated")
@@ -209,22 +201,16 @@ def train_bpe(texts: Iterable[str], vocab: int) -> Tokenizer:
 
 def _interruptible(work: Callable[[], Result]) -> Result:
     """The result of work in the library, done in another thread: Python handles signals between steps of this one only."""
-    results: list[Result] = []
-    errors: list[BaseException] = []
+    future: Future[Result] = Future()
 
     def run() -> None:
         try:
-            results.append(work())
+            future.set_result(work())
         except BaseException as error:
-            errors.append(error)
+            future.set_exception(error)
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(0.1)
-    if errors:
-        raise errors[0]
-    return results[0]
+    threading.Thread(target=run, daemon=True).start()  # not a pool's: the end of the program would wait for that
+    return future.result()
 
 
 def _with_separator(inner: tokenizers.Tokenizer) -> Tokenizer:
