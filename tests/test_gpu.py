@@ -16,7 +16,7 @@ from freetf_cli.config.recipe import LatentConfig, ModelConfig, Recipe, TrainCon
 from freetf_cli.data.batches import IGNORE
 from freetf_cli.data.tokenizer import characters
 from freetf_cli.errors import FreetfError
-from freetf_cli.generation import batch, decode_loop, sampling
+from freetf_cli.generation import batch, decode_loop
 from freetf_cli.generation.choose import choose_tokens
 from freetf_cli.generation.decode_loop import DecodeLoop
 from freetf_cli.generation.sampling import SampleSpec, generate
