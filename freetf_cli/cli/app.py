@@ -89,14 +89,10 @@ def after_command(words: list[str]) -> list[str]:
 def _run(words: list[str]) -> None:
     if "_FREETF_COMPLETE" in os.environ:  # a shell requests completions
         build_app()(prog_name="freetf")
-    command = typer.main.get_command(build_app(_needed(words)))
+    needed = [name for name in COMMANDS if name.split()[0] == next(iter(words), "")]  # none for an unknown word: all are named then
+    command = typer.main.get_command(build_app(needed or COMMANDS))
     with command.make_context("freetf", list(words), obj=words) as context:
         command.invoke(context)
-
-
-def _needed(words: list[str]) -> list[str]:
-    """The names of the commands that an invocation needs: those that begin with its first word, or all if there are none."""
-    return [name for name in COMMANDS if name.split()[0] == next(iter(words), "")] or list(COMMANDS)
 
 
 def build_app(names: Iterable[str] = COMMANDS) -> typer.Typer:
