@@ -9,18 +9,8 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from freetf_cli.cli import options
 from freetf_cli.cli.failures import as_failure
-from freetf_cli.cli.options import (
-    DataOption,
-    DeviceOption,
-    JsonOption,
-    PromptOption,
-    ReportOption,
-    SeedOption,
-    SequencesOption,
-    SplitOption,
-    complete_run,
-)
 from freetf_cli.cli.output import show, writable, write_file, write_page
 from freetf_cli.errors import FreetfError, InputError, Interrupted, Stopped
 
@@ -33,16 +23,18 @@ T = TypeVar("T")
 
 
 def probe_latent(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Folders of runs or checkpoints.", autocompletion=complete_run)],
-    data: DataOption = None,
-    report: ReportOption = None,
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN…", help="Folders of runs or checkpoints.", autocompletion=options.complete_run)
+    ],
+    data: options.DataOption = None,
+    report: options.ReportOption = None,
     figure: Annotated[
         Path | None,
         typer.Option(metavar="FILE.svg", help="Draw the samples like the paper's Figure 4, one panel per run.", callback=writable),
     ] = None,
     sweep: Annotated[bool, typer.Option("--sweep", help="Compare several runs by κ, in one rate–distortion table and figure.")] = False,
-    split: SplitOption = None,
-    sequences: SequencesOption = 2048,
+    split: options.SplitOption = None,
+    sequences: options.SequencesOption = 2048,
     groups: Annotated[
         int | None,
         typer.Option("--groups", "-g", min=1, help="Number of Zs that are drawn from the prior; default: 128, or 1,024 on a GPU."),
@@ -50,10 +42,10 @@ def probe_latent(
     count: Annotated[
         int | None, typer.Option("--count", "-n", min=2, help="Sequences generated for each Z; default: 64, or 128 on a GPU.")
     ] = None,
-    prompt: PromptOption = None,
-    device: DeviceOption = "auto",
-    seed: SeedOption = 0,
-    json: JsonOption = False,
+    prompt: options.PromptOption = None,
+    device: options.DeviceOption = "auto",
+    seed: options.SeedOption = 0,
+    json: options.JsonOption = False,
 ) -> None:
     """Measure what Z encodes: its rate, its use by the decoder, and the factors of the data that it contains.
 
