@@ -59,16 +59,12 @@ def probe_latent(
     from freetf_cli.records.probe_sweep import Sweep, panels_note, sweep_panels
     from freetf_cli.report import boxes
 
-    if figure is not None and figure.suffix.lower() != ".svg":
-        raise InputError(f"--figure writes an SVG, not {figure.suffix or 'a file without an ending'}", str(figure), "name it FILE.svg")
-    if figure is not None and report is not None and figure.absolute() == report.absolute():
-        raise InputError("the figure and the report are the same file", str(figure), "name two files: --figure FILE.svg --report FILE.html")
     failed: dict[Path, FreetfError] = {}
     checkpoints = _each(runs, _open, failed)
     if sweep:
         _check_same_data(checkpoints)
     if figure is not None:
-        _check_factors(checkpoints, data)
+        _check_figure(figure, report, checkpoints, data)
     spec = ProbeSpec(split or "", sequences, groups, count, prompt, seed)
 
     def probe(run: Path) -> ProbeResult:
@@ -131,11 +127,15 @@ def _check_same_data(checkpoints: Mapping[Path, Checkpoint]) -> None:
         raise InputError(f"--sweep needs runs with the same data, and this run's data differs from {first}'s", str(other), "omit --sweep")
 
 
-def _check_factors(checkpoints: Mapping[Path, Checkpoint], data: Path | None) -> None:
-    """Refuse a figure for data without known factors, for which no samples are generated."""
+def _check_figure(figure: Path, report: Path | None, checkpoints: Mapping[Path, Checkpoint], data: Path | None) -> None:
+    """Refuse a figure that is no SVG or is the report, and one for data without known factors, for which no samples are generated."""
     from freetf_cli.evaluation.probe.factors import has_factors
     from freetf_cli.evaluation.run_data import open_run_data
 
+    if figure.suffix.lower() != ".svg":
+        raise InputError(f"--figure writes an SVG, not {figure.suffix or 'a file without an ending'}", str(figure), "name it FILE.svg")
+    if report is not None and figure.absolute() == report.absolute():
+        raise InputError("the figure and the report are the same file", str(figure), "name two files: --figure FILE.svg --report FILE.html")
     for run, checkpoint in checkpoints.items():
         if not has_factors(open_run_data(checkpoint, data)):
             raise InputError("the run's data has no known factors, so there are no samples to draw", str(run), "omit --figure")
