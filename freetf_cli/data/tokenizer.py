@@ -59,10 +59,11 @@ class Tokenizer:
         self.vocab_size: int = max(vocabulary.values(), default=-1) + 1
         self.separator: int | None = self._inner.token_to_id(SEPARATOR)
         tree = json.loads(text)
-        kind = str(tree["model"].get("type"))
         tokens = {token: i for token, i in vocabulary.items() if i != self.separator}
-        self._bytes = _is_byte_level(tree, tokens)
-        self._table = tokens if _is_characters(tree, tokens) else None
+        kind = _kind(tree, tokens)
+        self._bytes = kind == "bytes"
+        self._table = tokens if kind == "characters" else None
+        self.name = kind if self._bytes or self._table else f"{kind}:{self.vocab_size}"
         changes = tree.get("normalizer") is not None or '"Removed"' in text  # a pre-tokenizer may remove what it splits at
         self._complete = self._bytes or _spells_all_bytes(self._inner)
         self._lossless = self._table is not None or (self._complete and not changes)
@@ -70,7 +71,6 @@ class Tokenizer:
         self._spells_bytes = "ByteLevel" in f"{self._inner.normalizer!r} {self._inner.pre_tokenizer!r}"
         self.keeps_bytes = bool(self._bytes or self._table) or (self._spells_bytes and _alters_nothing(tree))
         self._unknown = tree["model"].get("unk_id", self._inner.token_to_id(getattr(self._inner.model, "unk_token", None) or ""))
-        self.name = "bytes" if self._bytes else "characters" if self._table else f"{kind.lower()}:{self.vocab_size}"
 
     @property
     def sha256(self) -> str:
@@ -209,7 +209,10 @@ def _interruptible(work: Callable[[], Result]) -> Result:
         except BaseException as error:
             future.set_exception(error)
 
-    threading.Thread(target=run, daemon=True).start()  # not a pool's: the end of the program would wait for that
+    thread = threading.Thread(target=run, daemon=True)  # not a pool's: the end of the program would wait for that
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.1)  # again and again: a signal that another thread receives does not end a longer wait
     return future.result()
 
 
@@ -252,18 +255,15 @@ def _outside(text: str, index: int, where: str) -> InputError:
     return InputError(f"{text[index]!r} is not in the tokenizer's vocabulary", place)
 
 
-def _is_byte_level(tree: dict[str, Any], tokens: dict[str, int]) -> bool:
-    """Whether a tokenizer.json encodes each byte as its value, as `byte_level` does, whichever library version wrote it."""
-    before = tree.get("pre_tokenizer") or {}
-    plain = tree.get("normalizer") is None and before.get("type") == "ByteLevel" and not before.get("add_prefix_space")
-    return bool(plain and tokens == {c: i for i, c in enumerate(_byte_spellings())})
-
-
-def _is_characters(tree: dict[str, Any], tokens: dict[str, int]) -> bool:
-    """Whether a tokenizer.json has one token a character and does not change the text, as `characters` does."""
-    before = (tree.get("pre_tokenizer") or {}).get("type")
-    plain = tree.get("normalizer") is None and before == "Split" and tree["model"].get("type") == "WordLevel"
-    return bool(plain and tokens and all(len(token) == 1 for token in tokens))
+def _kind(tree: dict[str, Any], tokens: dict[str, int]) -> str:
+    """What a tokenizer.json encodes, whichever library version wrote it: `bytes` or `characters` as made here, else its model's type."""
+    before, model = tree.get("pre_tokenizer") or {}, str(tree["model"].get("type")).lower()
+    if tree.get("normalizer") is not None:
+        return model
+    if before.get("type") == "ByteLevel" and not before.get("add_prefix_space"):
+        return "bytes" if tokens == {c: i for i, c in enumerate(_byte_spellings())} else model
+    one_each = before.get("type") == "Split" and model == "wordlevel" and tokens and all(len(token) == 1 for token in tokens)
+    return "characters" if one_each else model
 
 
 def _alters_nothing(tree: dict[str, Any]) -> bool:
