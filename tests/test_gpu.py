@@ -16,7 +16,7 @@ from freetf_cli.config.recipe import LatentConfig, ModelConfig, Recipe, TrainCon
 from freetf_cli.data.batches import IGNORE
 from freetf_cli.data.tokenizer import characters
 from freetf_cli.errors import FreetfError
-from freetf_cli.generation import decode_loop, sampling
+from freetf_cli.generation import batch, decode_loop
 from freetf_cli.generation.choose import choose_tokens
 from freetf_cli.generation.decode_loop import DecodeLoop
 from freetf_cli.generation.sampling import SampleSpec, generate
@@ -247,7 +247,7 @@ def test_padded_prompts_through_the_graph_equal_each_alone(prompt_z: str, separa
     monkeypatch.setattr(DecodeLoop, "_run_graph", counted)
     together = list(generate(model, tokenizer, prompts, spec))
     assert batches == [16]
-    monkeypatch.setattr(sampling, "MOST_ROWS", {CUDA.type: 1})
+    monkeypatch.setattr(batch, "MOST_ROWS", {CUDA.type: 1})
     assert list(generate(model, tokenizer, prompts, spec)) == together
     assert batches[1:] == [1] * 16
 

@@ -40,7 +40,7 @@ def test_contents(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert wheel.name == f"freetf-{__version__}-py3-none-any.whl"
     assert {f"freetf_cli/recipes/{name}.toml" for name in shipped_files()} <= set(names)
-    assert {"freetf_cli/py.typed", "freetf_cli/report/page.css", "freetf_cli/report/page.html.jinja"} <= set(names)
+    assert {f"freetf_cli/{name}" for name in ("py.typed", "tasks/reviews.toml", "report/page.css", "report/page.html.jinja")} <= set(names)
     assert not [name for name in names if name.startswith(("tests/", "docs/")) or name.endswith(".pyc")]
 
 

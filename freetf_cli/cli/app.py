@@ -89,14 +89,10 @@ def after_command(words: list[str]) -> list[str]:
 def _run(words: list[str]) -> None:
     if "_FREETF_COMPLETE" in os.environ:  # a shell requests completions
         build_app()(prog_name="freetf")
-    command = typer.main.get_command(build_app(_needed(words)))
+    needed = [name for name in COMMANDS if name.split()[0] == next(iter(words), "")]  # none for an unknown word: all are named then
+    command = typer.main.get_command(build_app(needed or COMMANDS))
     with command.make_context("freetf", list(words), obj=words) as context:
         command.invoke(context)
-
-
-def _needed(words: list[str]) -> list[str]:
-    """The names of the commands that an invocation needs: those that begin with its first word, or all if there are none."""
-    return [name for name in COMMANDS if name.split()[0] == next(iter(words), "")] or list(COMMANDS)
 
 
 def build_app(names: Iterable[str] = COMMANDS) -> typer.Typer:
@@ -147,6 +143,8 @@ def with_globals(function: Callable[..., Described | None]) -> Callable[..., Non
 
     @functools.wraps(function)
     def command(**values: Any) -> None:
+        from importlib.metadata import version
+
         from freetf_cli.report import console
 
         if values["quiet"] and values["verbose"]:
@@ -158,7 +156,7 @@ def with_globals(function: Callable[..., Described | None]) -> Callable[..., Non
         console.set_verbosity(values["quiet"], values["verbose"], progress=not values["json"])
         began = time.monotonic()
         if values["verbose"]:
-            console.detail(_versions())
+            console.detail(f"freetf {__version__}, Python {sys.version.split()[0]}, torch {version('torch')}")
         result = function(**{name: value for name, value in values.items() if name in own})
         if result is not None:
             show(result, json=values["json"])
@@ -172,13 +170,6 @@ def with_globals(function: Callable[..., Described | None]) -> Callable[..., Non
     setattr(command, "__signature__", signature.replace(parameters=parameters))  # noqa: B010 (mypy does not know the attribute)
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return command
-
-
-def _versions() -> str:
-    """The versions of freetf, Python and torch, in a line. Does not import torch."""
-    from importlib.metadata import version
-
-    return f"freetf {__version__}, Python {sys.version.split()[0]}, torch {version('torch')}"
 
 
 def _show_version(wanted: bool) -> None:

@@ -7,33 +7,23 @@ from typing import Annotated
 
 import typer
 
-from freetf_cli.cli.options import (
-    DataOption,
-    DeviceOption,
-    JsonOption,
-    PromptOption,
-    ReportOption,
-    SamplesOption,
-    SeedOption,
-    SequencesOption,
-    SplitOption,
-    complete_run,
-)
+from freetf_cli.cli import options
 from freetf_cli.cli.output import show
 from freetf_cli.errors import InputError
 
 
 def compare(
     a: Annotated[
-        Path, typer.Argument(metavar="A", help="The reference: a run's folder, or one checkpoint's folder.", autocompletion=complete_run)
+        Path,
+        typer.Argument(metavar="A", help="The reference: a run's folder, or one checkpoint's folder.", autocompletion=options.complete_run),
     ],
-    b: Annotated[Path, typer.Argument(metavar="B", help="The run or checkpoint to compare with A.", autocompletion=complete_run)],
-    data: DataOption = None,
-    split: SplitOption = None,
-    sequences: SequencesOption = 256,
-    samples: SamplesOption = 16,
+    b: Annotated[Path, typer.Argument(metavar="B", help="The run or checkpoint to compare with A.", autocompletion=options.complete_run)],
+    data: options.DataOption = None,
+    split: options.SplitOption = None,
+    sequences: options.SequencesOption = 256,
+    samples: options.SamplesOption = 16,
     count: Annotated[int, typer.Option("--count", "-n", min=0, help="Samples to show from each model.")] = 4,
-    prompt: PromptOption = None,
+    prompt: options.PromptOption = None,
     fail_if: Annotated[
         list[str] | None,
         typer.Option(
@@ -42,10 +32,10 @@ def compare(
             "ce_prior, kl), one of >, >=, <, <=, and a limit in bits per token, or in per cent of A with %. May be repeated.",
         ),
     ] = None,
-    report: ReportOption = None,
-    device: DeviceOption = "auto",
-    seed: SeedOption = 0,
-    json: JsonOption = False,
+    report: options.ReportOption = None,
+    device: options.DeviceOption = "auto",
+    seed: options.SeedOption = 0,
+    json: options.JsonOption = False,
 ) -> None:
     """Compare two models: recipes, weights, held-out metrics, curves, use of Z, samples, size and speed.
 

@@ -21,7 +21,7 @@ from freetf_cli.errors import Interrupted, Stopped
 
 if TYPE_CHECKING:
     from freetf_cli.records import TrainResult
-    from freetf_cli.records.samples import Agreement, SampleGroups
+    from freetf_cli.records.samples import Agreement
 
 ROWS = 50_000
 PROMPT = "K>"
@@ -142,23 +142,18 @@ def _figure4(run: Path, device: str, *, shown: bool) -> list[Agreement]:
     from freetf_cli.cli.sample import figure4
     from freetf_cli.device import resolve_device
     from freetf_cli.evaluation.probe.agreement import group_agreement
-    from freetf_cli.generation.sampling import SampleSpec, generate
+    from freetf_cli.generation.sampling import SampleSpec, figure4_samples, generate
     from freetf_cli.records import DataFacts
     from freetf_cli.report import terminal
     from freetf_cli.report.console import warn
     from freetf_cli.runs.checkpoint import open_model
 
     checkpoint, model = open_model(run, resolve_device(device), warn)
-    facts = DataFacts.read(checkpoint.state["data"])
-
-    def sampled(spec: SampleSpec) -> SampleGroups:
-        samples = list(generate(model, checkpoint.tokenizer(), [PROMPT], spec))
-        return figure4(samples, facts, shared=spec.z == "shared")
-
+    facts, tokenizer = DataFacts.read(checkpoint.state["data"]), checkpoint.tokenizer()
     # Z of the prompt from the prior in both, as is the default of shared Z: from two tokens the encoder infers the same Z every time.
-    blue = SampleSpec(total=(checkpoint.recipe.model.context or 1) + 1, count=SHOWN_COUNT, prompt_z="prior")
-    green = replace(blue, z="shared", groups=SHOWN_GROUPS, seed=1)
+    spec = SampleSpec(total=(checkpoint.recipe.model.context or 1) + 1, count=SHOWN_COUNT, prompt_z="prior")
     if shown:
-        terminal.show_blocks([sampled(spec).block() for spec in (blue, green)])
-    measured = sampled(replace(green, groups=GROUPS, count=COUNT, seed=2))
-    return group_agreement(measured.groups, facts)
+        samples = figure4_samples(model, tokenizer, PROMPT, spec, SHOWN_GROUPS)
+        terminal.show_blocks([figure4(rows, facts, shared=name == "shared").block() for name, rows in samples.items()])
+    measured = generate(model, tokenizer, [PROMPT], replace(spec, z="shared", groups=GROUPS, count=COUNT, seed=2))
+    return group_agreement(figure4(list(measured), facts, shared=True).groups, facts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -14,10 +14,6 @@ from freetf_cli.cli.output import Described
 from freetf_cli.errors import InputError
 from freetf_cli.tasks import describe, task_names
 
-if TYPE_CHECKING:
-    from freetf_cli.tasks.base import Task
-
-CHUNK = 1024  # rows generated at a time
 TaskArgument = Annotated[
     str, typer.Argument(metavar="TASK", help=f"One of {', '.join(task_names())}.", autocompletion=completer(task_names()))
 ]
@@ -55,7 +51,9 @@ def gen_synthetic(
     if split is not None:
         raise InputError("--split needs a folder: a stream has no splits")
     with stop_at_once():
-        write_lines(chosen, count, seed)
+        for example in chosen.stream(seed, 0, count):
+            record = {"text": example.text, "factors": example.factors}
+            sys.stdout.write(json.dumps(record, ensure_ascii=False) + "\n")
     return None
 
 
@@ -77,11 +75,3 @@ def parse_params(items: list[str]) -> dict[str, Any]:
             raise InputError(f"--param {item} {what}", hint="for example --param noise=1/16")
         params[name] = value
     return params
-
-
-def write_lines(task: Task, count: int, seed: int) -> None:
-    """Write rows to stdout as JSON lines, as they are generated."""
-    for start in range(0, count, CHUNK):
-        for example in task.examples(seed, start, min(CHUNK, count - start)):
-            record = {"text": example.text, "factors": example.factors}
-            sys.stdout.write(json.dumps(record, ensure_ascii=False) + "\n")

@@ -37,11 +37,11 @@ def show(result: Described, *, json: bool = False, report: Path | None = None) -
         terminal.show(result.report())
 
 
-def write_page(file: Path, result: Described, what: str = "report") -> None:
+def write_page(file: Path, result: Described) -> None:
     """Write a result's HTML page, and print its path on stderr."""
     from freetf_cli.report import page
 
-    write_file(file, page.html(result.report()), what)
+    write_file(file, page.html(result.report()), "report")
 
 
 def write_file(file: Path, text: str, what: str) -> None:

@@ -9,18 +9,8 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from freetf_cli.cli import options
 from freetf_cli.cli.failures import as_failure
-from freetf_cli.cli.options import (
-    DataOption,
-    DeviceOption,
-    JsonOption,
-    PromptOption,
-    ReportOption,
-    SeedOption,
-    SequencesOption,
-    SplitOption,
-    complete_run,
-)
 from freetf_cli.cli.output import show, writable, write_file, write_page
 from freetf_cli.errors import FreetfError, InputError, Interrupted, Stopped
 
@@ -33,16 +23,18 @@ T = TypeVar("T")
 
 
 def probe_latent(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Folders of runs or checkpoints.", autocompletion=complete_run)],
-    data: DataOption = None,
-    report: ReportOption = None,
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN…", help="Folders of runs or checkpoints.", autocompletion=options.complete_run)
+    ],
+    data: options.DataOption = None,
+    report: options.ReportOption = None,
     figure: Annotated[
         Path | None,
         typer.Option(metavar="FILE.svg", help="Draw the samples like the paper's Figure 4, one panel per run.", callback=writable),
     ] = None,
     sweep: Annotated[bool, typer.Option("--sweep", help="Compare several runs by κ, in one rate–distortion table and figure.")] = False,
-    split: SplitOption = None,
-    sequences: SequencesOption = 2048,
+    split: options.SplitOption = None,
+    sequences: options.SequencesOption = 2048,
     groups: Annotated[
         int | None,
         typer.Option("--groups", "-g", min=1, help="Number of Zs that are drawn from the prior; default: 128, or 1,024 on a GPU."),
@@ -50,10 +42,10 @@ def probe_latent(
     count: Annotated[
         int | None, typer.Option("--count", "-n", min=2, help="Sequences generated for each Z; default: 64, or 128 on a GPU.")
     ] = None,
-    prompt: PromptOption = None,
-    device: DeviceOption = "auto",
-    seed: SeedOption = 0,
-    json: JsonOption = False,
+    prompt: options.PromptOption = None,
+    device: options.DeviceOption = "auto",
+    seed: options.SeedOption = 0,
+    json: options.JsonOption = False,
 ) -> None:
     """Measure what Z encodes: its rate, its use by the decoder, and the factors of the data that it contains.
 
@@ -67,16 +59,12 @@ def probe_latent(
     from freetf_cli.records.probe_sweep import Sweep, panels_note, sweep_panels
     from freetf_cli.report import boxes
 
-    if figure is not None and figure.suffix.lower() != ".svg":
-        raise InputError(f"--figure writes an SVG, not {figure.suffix or 'a file without an ending'}", str(figure), "name it FILE.svg")
-    if figure is not None and report is not None and figure.absolute() == report.absolute():
-        raise InputError("the figure and the report are the same file", str(figure), "name two files: --figure FILE.svg --report FILE.html")
     failed: dict[Path, FreetfError] = {}
     checkpoints = _each(runs, _open, failed)
     if sweep:
         _check_same_data(checkpoints)
     if figure is not None:
-        _check_factors(checkpoints, data)
+        _check_figure(figure, report, checkpoints, data)
     spec = ProbeSpec(split or "", sequences, groups, count, prompt, seed)
 
     def probe(run: Path) -> ProbeResult:
@@ -139,11 +127,15 @@ def _check_same_data(checkpoints: Mapping[Path, Checkpoint]) -> None:
         raise InputError(f"--sweep needs runs with the same data, and this run's data differs from {first}'s", str(other), "omit --sweep")
 
 
-def _check_factors(checkpoints: Mapping[Path, Checkpoint], data: Path | None) -> None:
-    """Refuse a figure for data without known factors, for which no samples are generated."""
+def _check_figure(figure: Path, report: Path | None, checkpoints: Mapping[Path, Checkpoint], data: Path | None) -> None:
+    """Refuse a figure that is no SVG or is the report, and one for data without known factors, for which no samples are generated."""
     from freetf_cli.evaluation.probe.factors import has_factors
     from freetf_cli.evaluation.run_data import open_run_data
 
+    if figure.suffix.lower() != ".svg":
+        raise InputError(f"--figure writes an SVG, not {figure.suffix or 'a file without an ending'}", str(figure), "name it FILE.svg")
+    if report is not None and figure.absolute() == report.absolute():
+        raise InputError("the figure and the report are the same file", str(figure), "name two files: --figure FILE.svg --report FILE.html")
     for run, checkpoint in checkpoints.items():
         if not has_factors(open_run_data(checkpoint, data)):
             raise InputError("the run's data has no known factors, so there are no samples to draw", str(run), "omit --figure")

@@ -80,35 +80,33 @@ def sample(
     """
     from freetf_cli.device import resolve_device
     from freetf_cli.generation.sampling import SampleSpec, check_prompts, generate
-    from freetf_cli.report.console import hint, warn
+    from freetf_cli.report.console import warn
     from freetf_cli.runs.checkpoint import open_model
 
     asked = _asked(seed=seed, temperature=temperature, top_k=top_k, top_p=top_p, max_tokens=max_tokens, precision=precision)
     checkpoint, model = open_model(run, resolve_device(device), warn)
-    records, tokenizer = _z_file(z, prompt or [], model.latent, run), checkpoint.tokenizer()
+    records, tokenizer, task = _z_file(z, prompt or [], model.latent, run), checkpoint.tokenizer(), _task(checkpoint)
     settings = DEFAULTS | (records.first.settings() if records else {}) | asked
     if settings["precision"] == "bf16":
         model.bfloat16()
     _check_memory(model, settings["max_tokens"])
-    sharing: Literal["independent", "shared"] = "shared" if z == "shared" else "independent"
-    blank = SampleSpec((checkpoint.recipe.model.context or 1) + 1, None, count or 1, groups or 1, sharing, records, prompt_z)
-    spec = _with_settings(blank, settings)
-    if records is None and spec.source == "posterior" and model.latent is not None and (window := model.latent.window):
-        hint(f"Z of the first {window} positions decides the rest, and the prompt's Z is inferred; --prompt-z prior draws it")
-    if records is not None and prompt_z is not None:
-        hint(f"--prompt-z {prompt_z} changes nothing: {records.name} gives the prompt's Z too")
-    default = _default_prompt(checkpoint, spec.seed) if records is None or records.first.prompt is None else records.first.prompt
+    row = (checkpoint.recipe.model.context or 1) + 1
+    spec = _with_settings(
+        SampleSpec(row, None, count or 1, groups or 1, "shared" if z == "shared" else "independent", records, prompt_z), settings
+    )
+    given = None if records is None else records.first.prompt
+    default = given if given is not None else task.prompt(spec.seed, 0) if task else ""
     if records is not None and prompt is None and count is None and groups is None:
         samples = _replayed(model, tokenizer, records, spec, asked, default)
     else:
         prompts = read_prompts(prompt or [default])
         if isinstance(prompts, list):
             check_prompts(tokenizer, prompts, spec)
-            if records is not None and count is None and groups is None and (records.count(len(prompts) + 1) or 0) > len(prompts):
-                hint(f"{records.name} has more records than one for each prompt; --count says how many to use")
         samples = generate(model, tokenizer, prompts, spec, together=isinstance(prompts, list))
+    named = 0 if prompt is None or "-" in prompt or count or groups else len(prompt)
+    _give_hints(spec, model.latent, records, named)
     facts = {"precision": settings["precision"], "checkpoint": checkpoint.weights_sha256}
-    show_samples(_compared(samples, records.name if records else "", asked, facts), checkpoint, spec, json=json)
+    show_samples(_compared(samples, records.name if records else "", asked, facts), checkpoint, task, spec, json=json)
 
 
 def _asked(**given: float | str | None) -> Settings:
@@ -132,9 +130,21 @@ def _z_file(z: str, prompts: list[str], latent: Latent | None, run: Path) -> ZFi
     return ZFile(z, latent)
 
 
+def _give_hints(spec: SampleSpec, latent: Latent | None, records: ZFile | None, prompts: int) -> None:
+    """Say where Z may not be what one expects. prompts: how many are named, if each is to have one sequence."""
+    from freetf_cli.report.console import hint
+
+    if records is None and latent is not None and latent.window and spec.source == "posterior":
+        hint(f"Z of the first {latent.window} positions decides the rest, and the prompt's Z is inferred; --prompt-z prior draws it")
+    if records is not None and spec.prompt_z is not None:
+        hint(f"--prompt-z {spec.prompt_z} changes nothing: {records.name} gives the prompt's Z too")
+    if records is not None and prompts and (records.count(prompts + 1) or 0) > prompts:
+        hint(f"{records.name} has more records than one for each prompt; --count says how many to use")
+
+
 def _check_memory(model: Decoder, tokens: int | None) -> None:
     """Raise InputError if a sequence of so many new tokens needs more memory than the device has."""
-    from freetf_cli.generation.sampling import row_bytes
+    from freetf_cli.generation.batch import row_bytes
     from freetf_cli.report.units import size
     from freetf_cli.training.memory import device_memory
 
@@ -184,12 +194,6 @@ def read_prompts(given: list[str]) -> Iterable[str]:
     return chain.from_iterable(lines if text == "-" else [text] for text in given)
 
 
-def _default_prompt(checkpoint: Checkpoint, seed: int) -> str:
-    """The task's prompt, or "" for text."""
-    task = _task(checkpoint)
-    return task.prompt(seed, 0) if task else ""
-
-
 def _task(checkpoint: Checkpoint) -> Task | None:
     """The task that generated the run's data; None for text."""
     from freetf_cli.tasks import make_task
@@ -198,7 +202,7 @@ def _task(checkpoint: Checkpoint) -> Task | None:
     return make_task(facts["task"], facts["params"]) if facts.get("task") else None
 
 
-def show_samples(samples: Iterator[Sample], checkpoint: Checkpoint, spec: SampleSpec, *, json: bool) -> None:
+def show_samples(samples: Iterator[Sample], checkpoint: Checkpoint, task: Task | None, spec: SampleSpec, *, json: bool) -> None:
     """Print samples as JSON lines, as lines of text, or, on a terminal, groups and data with known factors as the boxes of Figure 4."""
     from freetf_cli.evaluation.probe.agreement import group_agreement
     from freetf_cli.records import DataFacts, to_json
@@ -206,7 +210,7 @@ def show_samples(samples: Iterator[Sample], checkpoint: Checkpoint, spec: Sample
     from freetf_cli.report import terminal
     from freetf_cli.tasks import spans_by_text
 
-    facts, task, shared = DataFacts.read(checkpoint.state["data"]), _task(checkpoint), spec.z == "shared"
+    facts, shared = DataFacts.read(checkpoint.state["data"]), spec.z == "shared"
     rows = spec.groups * spec.count if spec.given_z is None else BOXED
     if json:
         for sample in samples:

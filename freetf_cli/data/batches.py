@@ -46,8 +46,7 @@ class DataSource:
     """The sequences of a run.
 
     context: T. loss_start: index in a row of the first token that is a target. prompt(seed, index): a text that a sample can begin with.
-    task: the synthetic task, if it is one. token_bytes(split): bytes of text that each token stands for [V]; zeros if the data is not text.
-    folder: of the data, if it has one.
+    token_bytes(split): bytes of text that each token stands for [V]; zeros if the data is not text. folder: of the data, if it has one.
     """
 
     tokenizer: Tokenizer
@@ -66,9 +65,9 @@ class DataSource:
 
     def held_out(self, split: str, sequences: int, size: int) -> Iterator[Batch]:
         """Batches of `size` held-out rows, always the same: `sequences` of them spread evenly over the split, or all if it has fewer."""
-        count = self._count(split, sequences)
-        for start in range(0, count, size):
-            yield self._batch(self.rows.held_out(split, self._chosen(split, count, start, min(start + size, count))))
+        numbers = self._numbers(split, sequences)
+        for start in range(0, len(numbers), size):
+            yield self._batch(self.rows.held_out(split, numbers[start : start + size]))
 
     def target_bytes(self, split: str, targets_BT: NDArray[np.int64]) -> NDArray[np.float64]:
         """Bytes of text that the counted targets of each row of a split stand for [B]; 0 if the data is not text.
@@ -81,21 +80,17 @@ class DataSource:
 
     def held_out_factors(self, split: str, sequences: int) -> list[Factors]:
         """The known factors of each of these rows."""
-        count = self._count(split, sequences)
-        return self.rows.factors(split, self._chosen(split, count, 0, count))
+        return self.rows.factors(split, self._numbers(split, sequences))
 
     def held_out_documents(self, split: str, sequences: int) -> NDArray[np.int64]:
         """The number of the document in which each of these rows begins. Rows of one document are not independent."""
-        count = self._count(split, sequences)
-        return self.rows.documents(split, self._chosen(split, count, 0, count))
+        return self.rows.documents(split, self._numbers(split, sequences))
 
-    def _count(self, split: str, sequences: int) -> int:
+    def _numbers(self, split: str, sequences: int) -> NDArray[np.int64]:
+        """The numbers of these rows, spread evenly over the split."""
         available = self.rows.size(split)
-        return sequences if available is None else min(sequences, available)
-
-    def _chosen(self, split: str, count: int, start: int, stop: int) -> NDArray[np.int64]:
-        """Rows `start` … `stop` − 1 of `count` that are spread evenly over the split."""
-        return np.arange(start, stop) * (self.rows.size(split) or count) // max(count, 1)
+        count = sequences if available is None else min(sequences, available)
+        return np.arange(count) * (available or count) // max(count, 1)
 
     def _batch(self, rows: Tokens) -> Batch:
         ended = rows == PAD

@@ -23,7 +23,7 @@ from freetf_cli.data.tokenizer import Tokenizer
 from freetf_cli.data.writer import DatasetWriter, refuse_existing
 from freetf_cli.errors import FreetfError, InputError
 from freetf_cli.records import DatasetSummary
-from freetf_cli.tasks.base import BLOCK_ROWS, Task
+from freetf_cli.tasks.base import Task
 
 Advance = Callable[..., None]  # of a count, and a description where it changes
 
@@ -53,12 +53,11 @@ def write_task(
     """Write rows 0 … count − 1 of the task's stream `seed` as a data folder."""
     assigner = SplitAssigner(split, seed)
     with DatasetWriter(out, task_tokenizer(task), task_origin(task, seed)) as writer:
-        for start in range(0, count, BLOCK_ROWS):
-            for index, example in enumerate(task.examples(seed, start, min(BLOCK_ROWS, count - start)), start):
-                label = None if task.label is None else str(example.factors[task.label])
-                record = {"text": example.text, "factors": example.factors}
-                writer.add(assigner.split(index), example.text, record, label)
-                progress(1)
+        for index, example in enumerate(task.stream(seed, 0, count)):
+            label = None if task.label is None else str(example.factors[task.label])
+            record = {"text": example.text, "factors": example.factors}
+            writer.add(assigner.split(index), example.text, record, label)
+            progress(1)
     missing = [name for name in assigner.shares if name not in writer.manifest.splits]
     return _summary(writer, [f"split '{name}' got none of {count} rows and is left out" for name in missing])
 
@@ -99,7 +98,9 @@ def prepare_text(
                 raise
 
         def train_texts() -> Iterator[str]:
-            yield from _train_texts(documents(Notes()), assigner)
+            """The train split, or everything if no split has that name."""
+            everything = "train" not in assigner.shares
+            yield from (doc.text for name, doc in assigner.assign(documents(Notes()), Notes()) if everything or name == "train")
             progress(0, "BPE is trained, then documents are read again:")
 
         chosen = _tokenizer(tokenizer, train_texts)
@@ -135,12 +136,6 @@ def _tokenizer(choice: str, texts: Callable[[], Iterator[str]]) -> Tokenizer:
     if not Path(choice).exists():
         raise InputError(f"no tokenizer '{choice}'", hint="give bytes, bpe:8192, or a path to a tokenizer.json")
     return tokenizers.load(Path(choice))
-
-
-def _train_texts(documents: Iterator[Document], assigner: SplitAssigner) -> Iterator[str]:
-    """The texts that BPE is trained on: the train split, or everything if no split has that name."""
-    everything = "train" not in assigner.shares
-    return (document.text for name, document in assigner.assign(documents, Notes()) if everything or name == "train")
 
 
 def _readable_twice(path: str | Path, stack: ExitStack) -> str | Path:

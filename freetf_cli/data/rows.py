@@ -57,31 +57,29 @@ class TaskRows:
         return np.pad(tokens[:, : self._width], ((0, 0), (0, missing)), constant_values=PAD)
 
 
-class _Epochs:
-    """The order of `size` items in each epoch, shuffled by (seed, epoch)."""
-
-    def __init__(self, size: int, seed: int) -> None:
-        self.size = size
-        self._order = lru_cache(maxsize=2)(lambda epoch: data_generator("epoch", seed, epoch).permutation(size))
-
-    def pieces(self, start: int, count: int) -> list[tuple[int, NDArray[np.int64]]]:
-        """(epoch, items) for positions start … start + count − 1 of the sequence of all epochs."""
-        epochs, places = np.divmod(np.arange(start, start + count), self.size)
-        return [(epoch, self._order(epoch)[places[epochs == epoch]]) for epoch in np.unique(epochs).tolist()]
-
-
-class DocumentRows:
-    """One document a row, cropped to the width; every document once an epoch."""
+class _FolderRows:
+    """Rows of a data folder. All of the train split come once an epoch, in an order shuffled by (seed, epoch)."""
 
     def __init__(self, data: Dataset, width: int, seed: int) -> None:
         self._data, self._width, self._seed = data, width, seed
+        self._order = lru_cache(maxsize=2)(lambda epoch: data_generator("epoch", seed, epoch).permutation(self._epoch_rows))
 
     @cached_property
-    def _epochs(self) -> _Epochs:
-        return _Epochs(len(self._data.split(TRAIN)), self._seed)
+    def _epoch_rows(self) -> int:
+        """Rows of an epoch."""
+        return len(self._data.split(TRAIN))
+
+    def _epochs(self, start: int, count: int) -> list[tuple[int, NDArray[np.int64]]]:
+        """(epoch, rows of it) for positions start … start + count − 1 of the sequence of all epochs."""
+        epochs, places = np.divmod(np.arange(start, start + count), self._epoch_rows)
+        return [(epoch, self._order(epoch)[places[epochs == epoch]]) for epoch in np.unique(epochs).tolist()]
+
+
+class DocumentRows(_FolderRows):
+    """One document a row, cropped to the width."""
 
     def train(self, start: int, count: int) -> Tokens:
-        return self.held_out(TRAIN, np.concatenate([rows for _, rows in self._epochs.pieces(start, count)]))
+        return self.held_out(TRAIN, np.concatenate([rows for _, rows in self._epochs(start, count)]))
 
     def held_out(self, split: str, rows: NDArray[np.int64]) -> Tokens:
         source = self._data.split(split)
@@ -101,25 +99,24 @@ class DocumentRows:
         return len(self._data.split(split))
 
 
-class PackedRows:
+class PackedRows(_FolderRows):
     """Windows of T + 1 tokens, T apart, so that a token is a target at most once an epoch. Each epoch has its own offset."""
 
-    def __init__(self, data: Dataset, width: int, seed: int) -> None:
-        self._data, self._width, self._stride, self._seed = data, width, width - 1, seed
+    @property
+    def _stride(self) -> int:
+        return self._width - 1
 
     @cached_property
-    def _epochs(self) -> _Epochs:
-        """Every epoch has as many windows as fit at the largest offset."""
-        tokens = self._data.split(TRAIN).tokens
-        return _Epochs(max(1, (tokens - self._stride) // self._stride), self._seed)
+    def _epoch_rows(self) -> int:
+        """As many windows as fit at the largest offset."""
+        return max(1, (self._data.split(TRAIN).tokens - self._stride) // self._stride)
 
     def train(self, start: int, count: int) -> Tokens:
-        pieces = self._epochs.pieces(start, count)
-        starts = np.concatenate([self._offset(epoch) + windows * self._stride for epoch, windows in pieces])
-        return self._windows(self._data.split(TRAIN), starts)
+        starts = [self._offset(epoch) + windows * self._stride for epoch, windows in self._epochs(start, count)]
+        return self._windows(TRAIN, np.concatenate(starts))
 
     def held_out(self, split: str, rows: NDArray[np.int64]) -> Tokens:
-        return self._windows(self._data.split(split), rows * self._stride)
+        return self._windows(split, rows * self._stride)
 
     def factors(self, split: str, rows: NDArray[np.int64]) -> list[Factors]:
         """The factors of the document that contains the whole window, for each window."""
@@ -139,10 +136,11 @@ class PackedRows:
         return (self._data.split(split).tokens - 1) // self._stride
 
     def _offset(self, epoch: int) -> int:
-        spare = self._data.split(TRAIN).tokens - 1 - self._epochs.size * self._stride
+        spare = self._data.split(TRAIN).tokens - 1 - self._epoch_rows * self._stride
         return int(data_generator("offset", self._seed, epoch).integers(min(self._stride - 1, spare) + 1))
 
-    def _windows(self, source: Split, starts: NDArray[np.int64]) -> Tokens:
+    def _windows(self, split: str, starts: NDArray[np.int64]) -> Tokens:
+        source = self._data.split(split)
         return np.stack([source.slice(int(start), int(start) + self._width) for start in starts])
 
 

@@ -16,6 +16,7 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
@@ -58,10 +59,11 @@ class Tokenizer:
         self.vocab_size: int = max(vocabulary.values(), default=-1) + 1
         self.separator: int | None = self._inner.token_to_id(SEPARATOR)
         tree = json.loads(text)
-        kind = str(tree["model"].get("type"))
         tokens = {token: i for token, i in vocabulary.items() if i != self.separator}
-        self._bytes = _is_byte_level(tree, tokens)
-        self._table = tokens if _is_characters(tree, tokens) else None
+        kind = _kind(tree, tokens)
+        self._bytes = kind == "bytes"
+        self._table = tokens if kind == "characters" else None
+        self.name = kind if self._bytes or self._table else f"{kind}:{self.vocab_size}"
         changes = tree.get("normalizer") is not None or '"Removed"' in text  # a pre-tokenizer may remove what it splits at
         self._complete = self._bytes or _spells_all_bytes(self._inner)
         self._lossless = self._table is not None or (self._complete and not changes)
@@ -69,7 +71,6 @@ class Tokenizer:
         self._spells_bytes = "ByteLevel" in f"{self._inner.normalizer!r} {self._inner.pre_tokenizer!r}"
         self.keeps_bytes = bool(self._bytes or self._table) or (self._spells_bytes and _alters_nothing(tree))
         self._unknown = tree["model"].get("unk_id", self._inner.token_to_id(getattr(self._inner.model, "unk_token", None) or ""))
-        self.name = "bytes" if self._bytes else "characters" if self._table else f"{kind.lower()}:{self.vocab_size}"
 
     @property
     def sha256(self) -> str:
@@ -85,12 +86,14 @@ class Tokenizer:
         """The same ids as an array [tokens]."""
         try:
             raw = text.encode("utf-8")
+            if self._bytes:
+                return np.frombuffer(raw, np.uint8).astype(np.int64)
+            if self._table is not None:
+                return np.fromiter(map(self._table.__getitem__, text), np.int64, len(text))
         except UnicodeEncodeError as error:
             raise _outside(text, error.start, where) from None
-        if self._bytes:
-            return np.frombuffer(raw, np.uint8).astype(np.int64)
-        if self._table is not None:
-            return self._encode_characters(text, self._table, where)
+        except KeyError as error:
+            raise _outside(text, text.index(error.args[0]), where) from None
         return self._encode_subwords(text, where)
 
     def decode(self, ids: Sequence[int] | Ids) -> str:
@@ -111,14 +114,10 @@ class Tokenizer:
     @cached_property
     def byte_counts(self) -> NDArray[np.float64]:
         """Bytes of UTF-8 text that each token stands for [vocab_size], 0 for the separator; estimates unless `keeps_bytes`."""
-        found = np.zeros(self.vocab_size)
         added = {i: token.content for i, token in self._inner.get_added_tokens_decoder().items() if i != self.separator}
         plain = {i: token for token, i in self._inner.get_vocab().items() if i not in added and i != self.separator}
-        for i, text in added.items():
-            found[i] = len(text.encode())
-        for i, size in self._sizes(plain).items():
-            found[i] = size
-        return found
+        sizes = self._sizes(plain) | {i: len(text.encode()) for i, text in added.items()}
+        return np.array([sizes.get(i, 0) for i in range(self.vocab_size)], np.float64)
 
     def _sizes(self, plain: dict[int, str]) -> dict[int, int]:
         """Bytes of the tokens of the model itself, given by their spellings."""
@@ -132,12 +131,6 @@ class Tokenizer:
         sizes = {i: max(0, len(text.encode()) - len(alone[word].encode())) for i, text in within}
         falls_back = "ByteFallback" in repr(self._inner.decoder)
         return sizes | {i: 1 for i, token in plain.items() if falls_back and re.fullmatch(r"<0x[0-9A-F]{2}>", token)}
-
-    def _encode_characters(self, text: str, table: dict[str, int], where: str) -> Ids:
-        try:
-            return np.fromiter((table[c] for c in text), np.int64, len(text))
-        except KeyError:
-            raise _outside(text, next(i for i, c in enumerate(text) if c not in table), where) from None
 
     def _encode_subwords(self, text: str, where: str) -> Ids:
         try:
@@ -189,9 +182,8 @@ def train_bpe(texts: Iterable[str], vocab: int) -> Tokenizer:
     Words of more than LONGEST_WORD bytes are cut for training, so that its time is linear in the text.
     """
     if vocab < SMALLEST_BPE:
-        raise InputError(
-            f"a BPE vocabulary of {vocab} is too small", hint=f"it must have every byte and a separator: {SMALLEST_BPE} or more"
-        )
+        hint = f"it must have every byte and a separator: {SMALLEST_BPE} or more"
+        raise InputError(f"a BPE vocabulary of {vocab} is too small", hint=hint)
     inner = tokenizers.Tokenizer(models.BPE())
     words = pre_tokenizers.ByteLevel(add_prefix_space=False)
     cut = pre_tokenizers.Split(tokenizers.Regex(f".{{{LONGEST_WORD}}}"), "isolated")
@@ -209,22 +201,19 @@ def train_bpe(texts: Iterable[str], vocab: int) -> Tokenizer:
 
 def _interruptible(work: Callable[[], Result]) -> Result:
     """The result of work in the library, done in another thread: Python handles signals between steps of this one only."""
-    results: list[Result] = []
-    errors: list[BaseException] = []
+    future: Future[Result] = Future()
 
     def run() -> None:
         try:
-            results.append(work())
+            future.set_result(work())
         except BaseException as error:
-            errors.append(error)
+            future.set_exception(error)
 
-    thread = threading.Thread(target=run, daemon=True)
+    thread = threading.Thread(target=run, daemon=True)  # not a pool's: the end of the program would wait for that
     thread.start()
     while thread.is_alive():
-        thread.join(0.1)
-    if errors:
-        raise errors[0]
-    return results[0]
+        thread.join(0.1)  # again and again: a signal that another thread receives does not end a longer wait
+    return future.result()
 
 
 def _with_separator(inner: tokenizers.Tokenizer) -> Tokenizer:
@@ -266,18 +255,15 @@ def _outside(text: str, index: int, where: str) -> InputError:
     return InputError(f"{text[index]!r} is not in the tokenizer's vocabulary", place)
 
 
-def _is_byte_level(tree: dict[str, Any], tokens: dict[str, int]) -> bool:
-    """Whether a tokenizer.json encodes each byte as its value, as `byte_level` does, whichever library version wrote it."""
-    before = tree.get("pre_tokenizer") or {}
-    plain = tree.get("normalizer") is None and before.get("type") == "ByteLevel" and not before.get("add_prefix_space")
-    return bool(plain and tokens == {c: i for i, c in enumerate(_byte_spellings())})
-
-
-def _is_characters(tree: dict[str, Any], tokens: dict[str, int]) -> bool:
-    """Whether a tokenizer.json has one token a character and does not change the text, as `characters` does."""
-    before = (tree.get("pre_tokenizer") or {}).get("type")
-    plain = tree.get("normalizer") is None and before == "Split" and tree["model"].get("type") == "WordLevel"
-    return bool(plain and tokens and all(len(token) == 1 for token in tokens))
+def _kind(tree: dict[str, Any], tokens: dict[str, int]) -> str:
+    """What a tokenizer.json encodes, whichever library version wrote it: `bytes` or `characters` as made here, else its model's type."""
+    before, model = tree.get("pre_tokenizer") or {}, str(tree["model"].get("type")).lower()
+    if tree.get("normalizer") is not None:
+        return model
+    if before.get("type") == "ByteLevel" and not before.get("add_prefix_space"):
+        return "bytes" if tokens == {c: i for i, c in enumerate(_byte_spellings())} else model
+    one_each = before.get("type") == "Split" and model == "wordlevel" and tokens and all(len(token) == 1 for token in tokens)
+    return "characters" if one_each else model
 
 
 def _alters_nothing(tree: dict[str, Any]) -> bool:

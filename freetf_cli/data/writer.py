@@ -133,20 +133,18 @@ class _SplitWriter:
         self.hashes = array("q")  # of the documents' texts
         self._tokens = self._bytes = 0
         self._labels: Counter[str] = Counter()
-        self._stream(self._separator)
-        self._write_offset()
+        self._append(np.empty(0, np.int64))
 
     def add(self, ids: Ids, text: str, record: Mapping[str, Any], label: str | None) -> None:
-        self._stream(ids)
-        self._stream(self._separator)
-        self._write_offset()
+        self._append(ids)
         self._lines.write(json.dumps(record, ensure_ascii=False).encode("utf-8") + b"\n")
         self.hashes.append(hash(text))
         self._bytes += len(text.encode())
         self._labels.update([] if label is None else [label])
 
-    def _stream(self, ids: Ids) -> None:
-        """Append tokens to the stream; begin a new shard when one is full."""
+    def _append(self, ids: Ids) -> None:
+        """Append a document and a separator to the stream, in shards, and to the offsets where the next document begins."""
+        ids = np.append(ids, self._separator)
         while len(ids):
             number, place = divmod(self._tokens, self._shard)
             if place == 0:
@@ -154,8 +152,6 @@ class _SplitWriter:
             part, ids = ids[: self._shard - place], ids[self._shard - place :]
             self._shards[-1].write(part.astype(self._type).tobytes())
             self._tokens += len(part)
-
-    def _write_offset(self) -> None:
         self._offsets.write((self._tokens - len(self._separator)).to_bytes(8, "little"))
 
     def _open(self, name: str) -> BinaryIO:

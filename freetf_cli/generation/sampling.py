@@ -2,9 +2,7 @@
 
 The encoder runs once, when the prompt is read; every later position takes its own Z_t, and the cache holds the rest. Each sequence has
 random streams of its own, keyed by (seed, prompt, group, index): it does not depend on the batch that it is in, and its Z with the same
-seed gives the same text again. Left padding lets prompts of different lengths share a batch.
-
-Shapes: B sequences, P prompt positions, T positions of a row, V vocabulary.
+seed gives the same text again.
 """
 
 from __future__ import annotations
@@ -17,28 +15,19 @@ from itertools import chain, islice, repeat
 from typing import Any, Literal
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from freetf_cli.data.tokenizer import Tokenizer
 from freetf_cli.errors import FreetfError, InputError, is_out_of_memory
+from freetf_cli.generation.batch import MOST_ROWS, Generated, Row, batches, generate_batch
 from freetf_cli.generation.choose import choose_tokens
-from freetf_cli.generation.decode_loop import DecodeLoop
+from freetf_cli.generation.decode_loop import Choose
 from freetf_cli.generation.replay import Record, ZFile
-from freetf_cli.model.attention.registry import attention_weights_per_token
-from freetf_cli.model.context import Cache
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.model.latent import Latent
 from freetf_cli.records.samples import Sample
 from freetf_cli.streams import keyed
 
-MOST_ROWS = {"cpu": 1024, "mps": 256, "cuda": 4096}  # sequences in a batch, as far as their caches fit
 FIRST_ROWS = 16  # of the first batch where rows fill several: the first line should come at once
-_CACHE_BYTES = {"cpu": 256 << 20, "mps": 1 << 30, "cuda": 8 << 30}
-ALIGNED = 64  # positions; matrix products over an odd number of keys are slow on a GPU
-MOST_PADDING = 64  # prompts of a batch differ by at most this many tokens, or by a factor of 2
 
 
 @dataclass(frozen=True)
@@ -68,6 +57,11 @@ class SampleSpec:
         """Where the prompt's Z comes from."""
         return self.prompt_z or ("prior" if self.z == "shared" else "posterior")
 
+    @property
+    def choose(self) -> Choose:
+        """How a token is chosen from its logits."""
+        return partial(choose_tokens, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
+
 
 class _Purpose(IntEnum):
     """What a random stream is for; part of its key."""
@@ -75,24 +69,6 @@ class _Purpose(IntEnum):
     PRIOR = 0
     POSTERIOR = 1
     TOKENS = 2
-
-
-@dataclass(frozen=True)
-class _Row:
-    """One sequence to generate: its prompt's tokens, its place, and all of its randomness.
-
-    place: the prompt's number, the group, and the index in it. given: the record that its Z is from. z [T, …]: from the prior, or given;
-    None of a baseline. noise: for the posterior of the prompt; None where its Z is not inferred. quantiles: a uniform number for each
-    token to generate.
-    """
-
-    prompt: str
-    tokens: list[int]
-    place: tuple[int, int, int]
-    given: Record | None
-    z: np.ndarray | None
-    noise: np.ndarray | None
-    quantiles: np.ndarray
 
 
 def generate(model: Decoder, tokenizer: Tokenizer, prompts: Iterable[str], spec: SampleSpec, *, together: bool = True) -> Iterator[Sample]:
@@ -110,7 +86,7 @@ def generate(model: Decoder, tokenizer: Tokenizer, prompts: Iterable[str], spec:
 def replay(model: Decoder, tokenizer: Tokenizer, records: Iterable[Record], spec: SampleSpec, prompt: str) -> Iterator[Sample]:
     """The sequence of each record again: its Z, its prompt (`prompt` if it tells none) and its place in the random streams."""
 
-    def rows() -> Iterator[_Row]:
+    def rows() -> Iterator[Row]:
         for number, record in enumerate(records):
             own = prompt if record.prompt is None else record.prompt
             place = record.prompt_index or 0, record.group or 0, number if record.index is None else record.index
@@ -120,11 +96,11 @@ def replay(model: Decoder, tokenizer: Tokenizer, records: Iterable[Record], spec
     return _sequences(model, tokenizer, rows(), spec)
 
 
-def _sequences(model: Decoder, tokenizer: Tokenizer, rows: Iterator[_Row], spec: SampleSpec, *, many: bool = False) -> Iterator[Sample]:
+def _sequences(model: Decoder, tokenizer: Tokenizer, rows: Iterator[Row], spec: SampleSpec, *, many: bool = False) -> Iterator[Sample]:
     """Rows as sequences, batch by batch. many: more than fit in a batch."""
     try:
-        for batch in chain(_batches(model, islice(rows, FIRST_ROWS)) if many else [], _batches(model, rows)):
-            for row, (tokens, z) in zip(batch, _generate_batch(model, batch, spec, tokenizer.separator), strict=True):
+        for batch in chain(batches(model, islice(rows, FIRST_ROWS)) if many else [], batches(model, rows)):
+            for row, (tokens, z) in zip(batch, generate_batch(model, batch, spec.choose, tokenizer.separator), strict=True):
                 (prompt_index, group, index), given = row.place, row.given
                 source = None if z is None else spec.source if given is None else given.prompt_z
                 how = (spec.seed, prompt_index, spec.temperature, spec.top_k, spec.top_p, spec.new_tokens, source)
@@ -136,23 +112,10 @@ def _sequences(model: Decoder, tokenizer: Tokenizer, rows: Iterator[_Row], spec:
         raise FreetfError(what, hint="lower --max-tokens or --count") from error
 
 
-def continue_tokens(model: Decoder, prompts: Sequence[Sequence[int]], spec: SampleSpec) -> list[tuple[list[int], list[Any] | None]]:
-    """One sequence of `spec.total` tokens for each prompt of tokens, all in one batch: its tokens and its Z (None of a baseline)."""
+def continue_tokens(model: Decoder, prompts: Sequence[Sequence[int]], spec: SampleSpec) -> list[Generated]:
+    """One sequence of `spec.total` tokens for each prompt of tokens, all in one batch."""
     rows = [_row(model.latent, "", list(tokens), spec.total, (place, 0, 0), spec) for place, tokens in enumerate(prompts)]
-    return _generate_batch(model, rows, spec, separator=None)
-
-
-def row_bytes(model: Decoder, total: int) -> int:
-    """Memory of a row of `total` tokens: its keys and values, and the prompt's attention weights where they are materialised."""
-    config = model.config
-    numbers = 2 * config.layers * config.key_heads * config.head_width + attention_weights_per_token(config, total)
-    return numbers * total * model.embedding.weight.element_size()
-
-
-def rows_at_once(model: Decoder, total: int) -> int:
-    """How many rows of `total` tokens are generated together."""
-    kind = model.embedding.weight.device.type
-    return max(1, min(MOST_ROWS[kind], _CACHE_BYTES[kind] // row_bytes(model, total)))
+    return generate_batch(model, rows, spec.choose, separator=None)
 
 
 def check_prompts(tokenizer: Tokenizer, prompts: Sequence[str], spec: SampleSpec) -> None:
@@ -183,27 +146,9 @@ def figure4_samples(model: Decoder, tokenizer: Tokenizer, prompt: str, spec: Sam
     return samples
 
 
-def _batches(model: Decoder, rows: Iterator[_Row]) -> Iterator[list[_Row]]:
-    """Rows in their order, in batches whose caches fit and whose prompts have similar lengths."""
-    batch: list[_Row] = []
-    low = high = new = 0  # tokens of the batch's shortest and longest prompt, and of its longest continuation
-    for row in rows:
-        prompt, continuation = len(row.tokens), len(row.quantiles)
-        if batch:
-            low, high, new = min(low, prompt), max(high, prompt), max(new, continuation)
-            if high > max(2 * low, low + MOST_PADDING) or len(batch) >= rows_at_once(model, high + new):
-                yield batch
-                batch = []
-        if not batch:
-            low, high, new = prompt, prompt, continuation
-        batch.append(row)
-    if batch:
-        yield batch
-
-
 def _rows_of_prompt(
     model: Decoder, tokenizer: Tokenizer, prompt: str, place: int, spec: SampleSpec, given: Iterator[Record | None]
-) -> Iterator[_Row]:
+) -> Iterator[Row]:
     """Every row of a prompt, group by group."""
     tokens, total = _encode(tokenizer, prompt, spec)
     for group in range(spec.groups):
@@ -273,7 +218,7 @@ def _row(
     spec: SampleSpec,
     given: Record | None = None,
     shared: np.ndarray | None = None,
-) -> _Row:
+) -> Row:
     """place: the row's prompt, group and index in it. given: its Z from the user; shared: Z of the group where it is already drawn."""
     key = place[:2] if spec.z == "shared" else place  # a group that shares Z shares the draw of its prompt's Z too
     z = noise = None
@@ -284,54 +229,4 @@ def _row(
         if spec.source == "posterior":
             noise = keyed(spec.seed, _Purpose.POSTERIOR, *key).random(latent.noise_shape(len(tokens)), dtype=np.float32)
     quantiles = keyed(spec.seed, _Purpose.TOKENS, *place).random(total - len(tokens))
-    return _Row(prompt, tokens, place, given, z, noise, quantiles)
-
-
-@torch.inference_mode()
-def _generate_batch(
-    model: Decoder, rows: Sequence[_Row], spec: SampleSpec, separator: int | None
-) -> list[tuple[list[int], list[Any] | None]]:
-    """Tokens and Z of rows, each up to the end of its text."""
-    device = model.embedding.weight.device
-    tokens_BP = pad_sequence([torch.tensor(row.tokens) for row in rows], batch_first=True, padding_side="left").to(device)
-    quantiles_BN = pad_sequence([torch.from_numpy(row.quantiles) for row in rows], batch_first=True).to(device)
-    tokens_BT = F.pad(tokens_BP, (0, quantiles_BN.shape[1]))
-    inputs = tokens_BT.shape[1] - 1  # the last token is not read
-    padding = [tokens_BP.shape[1] - len(row.tokens) for row in rows]
-    z = None
-    if model.latent is not None:
-        z = model.latent.batch([row.z for row in rows if row.z is not None], padding, inputs).to(device)
-    room = -(-inputs // ALIGNED) * ALIGNED if device.type == "cuda" else inputs
-    cache = model.new_cache(len(rows), room, padding=torch.tensor(padding, device=device) if any(padding) else None)
-    logits_BV, z = _read_prompt(model, tokens_BP, z, [row.noise for row in rows if row.noise is not None], cache)
-    choose = partial(choose_tokens, temperature=spec.temperature, top_k=spec.top_k, top_p=spec.top_p)
-    DecodeLoop(model, cache, tokens_BT, z, quantiles_BN, logits_BV, choose, separator).run()
-    z = None if z is None else z.cpu()  # once; a row at a time would wait for the device a thousand times
-    results: list[tuple[list[int], list[Any] | None]] = []
-    for b, (row, pad, tokens) in enumerate(zip(rows, padding, tokens_BT.tolist(), strict=True)):
-        first = pad + len(row.tokens)
-        text = row.tokens + _until(separator, tokens[first : first + len(row.quantiles)])
-        of_row = None if model.latent is None or z is None else model.latent.span(z[b : b + 1], pad, len(text) - 1)[0].tolist()
-        results.append((text, of_row))
-    return results
-
-
-def _read_prompt(
-    model: Decoder, tokens_BP: Tensor, z: Tensor | None, noise: list[np.ndarray], cache: Cache
-) -> tuple[Tensor, Tensor | None]:
-    """Fill the cache with the prompt. Returns the logits after it, [B, V], and Z; with noise, the encoder infers Z of the prompt."""
-    latent = model.latent
-    if latent is None or z is None:
-        out = model(tokens_BP, cache=cache, last_only=True)
-    elif noise:
-        padded = pad_sequence([torch.from_numpy(each) for each in noise], batch_first=True, padding_side="left")
-        out = model(tokens_BP, noise=padded.to(tokens_BP.device), cache=cache, last_only=True)
-        z = latent.with_prefix(z, out.z)
-    else:
-        out = model(tokens_BP, latent.span(z, 0, tokens_BP.shape[1]), cache=cache, last_only=True)
-    return out.logits[:, -1], z
-
-
-def _until(separator: int | None, tokens: list[int]) -> list[int]:
-    """The tokens up to and including the first separator."""
-    return tokens[: tokens.index(separator) + 1] if separator in tokens else tokens
+    return Row(prompt, tokens, place, given, z, noise, quantiles)

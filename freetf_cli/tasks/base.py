@@ -108,9 +108,12 @@ class Task(RowReader):
         parts = [rows.tokens[low:high] for rows, low, high in self._slices(seed, start, count)]
         return np.concatenate([np.empty((0, self.row_tokens), np.int64), *parts])
 
+    def stream(self, seed: int, start: int, count: int) -> Iterator[Example]:
+        """The same rows as text with their factors, as they are drawn."""
+        return (rows.example(i) for rows, low, high in self._slices(seed, start, count) for i in range(low, high))
+
     def examples(self, seed: int, start: int, count: int) -> list[Example]:
-        """The same rows as text with their factors."""
-        return [rows.example(i) for rows, low, high in self._slices(seed, start, count) for i in range(low, high)]
+        return list(self.stream(seed, start, count))
 
     def _slices(self, seed: int, start: int, count: int) -> Iterator[tuple[Rows, int, int]]:
         """The blocks that hold these rows, each with the range [low, high) of its rows to take."""

@@ -120,13 +120,8 @@ class Letters(Task):
         letter, position = math.log2(self.letters), math.log2(self.places)
         noise = self.length * _bits(self.noise)
         given_letter = position + noise - position_ambiguity(self.length, self.target, self.noise)
-        return {
-            "letter": letter,
-            "position": position,
-            "noise": noise,
-            "given_letter": given_letter,
-            "sequence": letter + given_letter,
-        }
+        factors = {"letter": letter, "position": position, "noise": noise}
+        return factors | {"given_letter": given_letter, "sequence": letter + given_letter}
 
 
 def _bits(p: float) -> float:

@@ -79,7 +79,7 @@ def test_targets_follow_inputs(name: str, folders: Path) -> None:
 def test_an_epoch_covers_every_row_once(name: str, folders: Path) -> None:
     data = source(folders, name)
     rows = data.rows.size("train") if name != "text" else None
-    rows = rows or data.rows._epochs.size  # type: ignore[attr-defined]
+    rows = rows or data.rows._epoch_rows  # type: ignore[attr-defined]
     drawn = [row.tobytes() for step in range(rows) for row in data.train_batch(step, 3).inputs]  # three epochs
     epochs = [Counter(drawn[i * rows : (i + 1) * rows]) for i in range(3)]
     assert drawn[:rows] != drawn[rows : 2 * rows], "each epoch has an order of its own"
@@ -94,7 +94,7 @@ def test_an_epoch_covers_every_row_once(name: str, folders: Path) -> None:
 def test_packed_windows_cover_the_stream(folders: Path) -> None:
     data = source(folders, "text")
     stream = Dataset.open(folders / "text").split("train").slice(0, 10**9)
-    rows = data.rows._epochs.size  # type: ignore[attr-defined]
+    rows = data.rows._epoch_rows  # type: ignore[attr-defined]
     starts = set()
     for epoch in range(3):
         batch = [data.train_batch(epoch * rows + i, 1) for i in range(rows)]

@@ -10,7 +10,7 @@ import torch
 
 from freetf_cli.config.recipe import LatentConfig
 from freetf_cli.data.tokenizer import characters
-from freetf_cli.generation import sampling
+from freetf_cli.generation import batch, sampling
 from freetf_cli.generation.sampling import SampleSpec, generate
 from freetf_cli.latent.binary import bit_logits
 from freetf_cli.model.decoder import Decoder
@@ -75,11 +75,11 @@ def test_sampled_rows_do_not_depend_on_their_neighbours(prompt_z: str, separator
     spec = SampleSpec(total=16, count=2, groups=2, prompt_z=prompt_z, seed=3)  # type: ignore[arg-type]
     prompts = ["a", "abcab", "cd", "bcdefghi"]
     batches: list[int] = []
-    plain = sampling._generate_batch
-    monkeypatch.setattr(sampling, "_generate_batch", lambda model, rows, *rest: batches.append(len(rows)) or plain(model, rows, *rest))
+    plain = sampling.generate_batch
+    monkeypatch.setattr(sampling, "generate_batch", lambda model, rows, *rest: batches.append(len(rows)) or plain(model, rows, *rest))
     together = list(generate(model, tokenizer, prompts, spec))
     assert batches == [16]
-    monkeypatch.setattr(sampling, "MOST_ROWS", {"cpu": 1})
+    monkeypatch.setattr(batch, "MOST_ROWS", {"cpu": 1})
     assert list(generate(model, tokenizer, prompts, spec)) == together
     assert batches[1:] == [1] * 16
 
@@ -90,19 +90,19 @@ def test_the_prompts_of_a_batch_have_similar_lengths() -> None:
     rows = [
         sampling._row(None, "", [1] * length, length + 4, (place, 0, 0), SampleSpec(1), None) for place, length in enumerate([100, 60, 140])
     ]
-    assert [[len(row.tokens) for row in batch] for batch in sampling._batches(model, iter(rows))] == [[100, 60], [140]]
+    assert [[len(row.tokens) for row in one] for one in batch.batches(model, iter(rows))] == [[100, 60], [140]]
 
 
 def test_the_memory_of_a_batch_includes_its_padding(monkeypatch: pytest.MonkeyPatch) -> None:
     """A short prompt with a long continuation beside a long prompt with a short one: rows of 40 + 30 tokens."""
     model = make("softmax", None)
     asked: list[int] = []
-    monkeypatch.setattr(sampling, "rows_at_once", lambda model, total: asked.append(total) or 8)
+    monkeypatch.setattr(batch, "rows_at_once", lambda model, total: asked.append(total) or 8)
     rows = [
         sampling._row(None, "", [1] * 10, 40, (0, 0, 0), SampleSpec(1), None),
         sampling._row(None, "", [1] * 40, 44, (1, 0, 0), SampleSpec(1), None),
     ]
-    assert [len(batch) for batch in sampling._batches(model, iter(rows))] == [2]
+    assert [len(one) for one in batch.batches(model, iter(rows))] == [2]
     assert asked == [70]
 
 

@@ -110,7 +110,7 @@ def test_the_prompts_z_comes_from_the_encoder(free: Decoder, letters: Tokenizer)
 
 def test_a_row_does_not_depend_on_its_batch(free: Decoder, letters: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     together = run(free, letters, prompts=("ab", "cd", "e"))
-    monkeypatch.setattr("freetf_cli.generation.sampling.MOST_ROWS", {"cpu": 1})
+    monkeypatch.setattr("freetf_cli.generation.batch.MOST_ROWS", {"cpu": 1})
     assert run(free, letters, prompts=("ab", "cd", "e")) == together
     fewer = run(free, letters, replace(SPEC, count=2))
     assert [row for row in together if row.prompt == "ab" and row.index < 2] == fewer
@@ -220,8 +220,8 @@ def test_random_streams_are_distinct() -> None:
 
 def test_many_rows_begin_with_a_small_batch(free: Decoder, letters: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
-    generated = sampling._generate_batch
-    monkeypatch.setattr(sampling, "_generate_batch", lambda model, rows, *rest: sizes.append(len(rows)) or generated(model, rows, *rest))
+    generated = sampling.generate_batch
+    monkeypatch.setattr(sampling, "generate_batch", lambda model, rows, *rest: sizes.append(len(rows)) or generated(model, rows, *rest))
     next(generate(free, letters, ["ab"], replace(SPEC, count=10**9, groups=10**9)))
     assert sizes == [sampling.FIRST_ROWS]
 
@@ -230,7 +230,7 @@ def test_out_of_memory_names_the_length(free: Decoder, letters: Tokenizer, monke
     def full(*_: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(sampling, "_generate_batch", full)
+    monkeypatch.setattr(sampling, "generate_batch", full)
     with pytest.raises(FreetfError, match="9 tokens a sequence; the model's context is 12; lower --max-tokens"):
         run(free, letters, replace(SPEC, new_tokens=9))
 
