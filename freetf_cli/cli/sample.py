@@ -107,7 +107,7 @@ def sample(
             if records is not None and count is None and groups is None and (records.count(len(prompts) + 1) or 0) > len(prompts):
                 hint(f"{records.name} has more records than one for each prompt; --count says how many to use")
         samples = generate(model, tokenizer, prompts, spec, together=isinstance(prompts, list))
-    facts = {"precision": settings["precision"], "checkpoint": checkpoint.weights_sha256}
+    facts = {"precision": settings["precision"], "checkpoint": checkpoint.sha256["model.safetensors"]}
     show_samples(_compared(samples, records.name if records else "", asked, facts), checkpoint, spec, json=json)
 
 
