@@ -48,36 +48,23 @@ PRIOR_DRAWS = 64  # most draws from the prior: its bound is useful only where fe
 class RowCosts:
     """Costs of N held-out sequences.
 
-    Attributes:
-        targets: Number of counted targets [N].
-        bytes: Of text, in the counted targets [N]; 0 for other data.
-        documents: The document in which each row begins [N].
-        nats: Nats per sequence [N] of each metric: nll, the tightest bound on −log P(S), and elbo, the negative ELBO; of a Free model
-            also ce_posterior, ce_prior and kl. A baseline's nll and elbo are its CE, −log P(S) itself.
-        proposal: The distribution of the Zs in nll: posterior, prior, or both if rows differ; none for a baseline.
-        posterior_bound: Importance-weighted bounds with Z from the posterior, nats per sequence [N], by K; empty for a baseline.
-        prior_bound: The same with Z from the prior.
-        above_kappa: Share of tokens whose KL exceeds κ; None for a baseline.
-        frequencies: CE of the same targets if each is predicted by its frequency among them, nats per token.
-        position_nats: elbo at each position, nats summed over the sequences [T].
-        position_targets: Number of counted targets at each position [T].
-        seconds: Duration of the measurement.
-        seed: Of the draws of Z and of the intervals.
+    nats has for each metric the nats per sequence [N]: nll, the tightest bound on −log P(S), and elbo, the negative ELBO; of a Free model
+    also ce_posterior, ce_prior and kl. A baseline's nll and elbo are its CE, −log P(S) itself.
     """
 
-    targets: NDArray[np.int64]
-    bytes: Floats
-    documents: NDArray[np.int64]
+    targets: NDArray[np.int64]  # how many targets of each sequence count [N]
+    bytes: Floats  # of text, in the counted targets [N]; 0 for other data
+    documents: NDArray[np.int64]  # the document in which each row begins [N]
     nats: Mapping[str, Floats]
-    proposal: str
-    posterior_bound: Mapping[int, Floats]
-    prior_bound: Mapping[int, Floats]
-    above_kappa: float | None
-    frequencies: float
-    position_nats: Floats
-    position_targets: NDArray[np.int64]
-    seconds: float
-    seed: int = 0
+    proposal: str  # the distribution of the Zs in nll: posterior, prior, or both if rows differ; none for a baseline
+    posterior_bound: Mapping[int, Floats]  # importance-weighted, with Z from the posterior, nats per sequence [N], by K
+    prior_bound: Mapping[int, Floats]  # the same with Z from the prior; both are empty for a baseline
+    above_kappa: float | None  # share of tokens whose KL exceeds κ; None for a baseline
+    frequencies: float  # CE of the targets if each is predicted by its frequency among them, nats per token
+    position_nats: Floats  # elbo at each position, summed over the sequences [T]
+    position_targets: NDArray[np.int64]  # how many targets count at each position [T]
+    seconds: float  # duration of the measurement
+    seed: int = 0  # of the draws of Z and of the intervals
 
     def cost(self, nats: Floats) -> Cost:
         """The mean cost per token, with its interval, from nats per sequence [N]."""

@@ -31,38 +31,29 @@ SIZES = "Seconds and tokens/s depend on the machine; training rates are from eac
 
 @dataclass(frozen=True)
 class LatentUse:
-    """How much a Free model's Z is used on held-out sequences.
+    """How much a Free model's Z is used on held-out sequences."""
 
-    kl: of all bits of Z. above_kappa: share of tokens whose KL exceeds κ; kappa: bits per token.
-    prior_less_posterior: CE with Z from the prior less CE with Z from the encoder, bits per token, with a paired 95 % interval.
-    """
-
-    kl: Cost
-    above_kappa: float
-    kappa: float
-    prior_less_posterior: Estimate
+    kl: Cost  # of all bits of Z
+    above_kappa: float  # share of tokens whose KL exceeds κ
+    kappa: float  # bits per token
+    prior_less_posterior: Estimate  # CE with Z from the prior less CE with Z from the encoder, bits per token, paired
 
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two models. run: as the user named it. sha256: of the weights.
+    """One of the two models. Where nothing was measured, what a measurement finds is None."""
 
-    checkpoint_bytes: of the whole checkpoint folder. train_tokens_per_second: the median of the run's own record, None without one.
-    parameters, train_flops_per_token, evaluation_seconds (of this measurement, on this machine): None where nothing was measured.
-    curve: the run's metrics, losses in nats per token; empty where the checkpoint lies in no run.
-    """
-
-    run: str
+    run: str  # as the user named it
     checkpoint: str
     kind: str
     step: int
-    sha256: str
-    checkpoint_bytes: int
+    sha256: str  # of the weights
+    checkpoint_bytes: int  # of the whole folder
     parameters: int | None = None
     train_flops_per_token: float | None = None
-    train_tokens_per_second: float | None = None
-    evaluation_seconds: float | None = None
-    curve: list[Metrics] = field(default_factory=list)
+    train_tokens_per_second: float | None = None  # the median of the run's own record, None without one
+    evaluation_seconds: float | None = None  # of this measurement, on this machine
+    curve: list[Metrics] = field(default_factory=list)  # of the run, in nats per token; empty where the checkpoint lies in no run
     latent: LatentUse | None = None
 
     def text(self) -> str:
@@ -84,13 +75,13 @@ class SamplePair:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """The result of one --fail-if. found: B relative to A, in `unit`. holds: the failure that the expression describes did not occur."""
+    """The result of one --fail-if."""
 
     expression: str
     metric: str
     unit: Literal["%", "bits/token"]
-    found: float
-    holds: bool
+    found: float  # B relative to A
+    holds: bool  # the failure that the expression describes did not occur
 
     def cells(self) -> list[Cell]:
         """Whether it holds, the condition, and the value that was found: `+0.731 %`."""
@@ -100,14 +91,11 @@ class CheckResult:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found. floor_bits: the data's entropy in bits per sequence where it is known.
-
-    equal: weights, tokenizer and architecture are the same; then nothing was measured, and every measured field is None or empty.
-    """
+    """What `compare` found. Between equal models nothing was measured: every measured field is None or empty."""
 
     a: Side
     b: Side
-    equal: bool
+    equal: bool  # weights, tokenizer and architecture are the same
     recipe: list[Setting]
     checks: list[CheckResult]
     facts: DataFacts | None = None
@@ -116,7 +104,7 @@ class Comparison:
     tokens: int | None = None
     importance_samples: int | None = None
     seed: int | None = None
-    floor_bits: float | None = None
+    floor_bits: float | None = None  # the data's entropy in bits per sequence where it is known
     weights: WeightChanges | None = None
     metrics: dict[str, MetricPair] = field(default_factory=dict)
     by_position: Positions | None = None

@@ -40,17 +40,14 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Cost:
-    """A mean cost over the held-out targets with its 95 % interval, in nats per token; the mean also in the units that people quote.
-
-    bits_per_byte: where the data is text; bits_per_sequence: where every sequence has as many targets.
-    """
+    """A mean cost over the held-out targets with its 95 % interval, in nats per token; the mean also in the units that people quote."""
 
     nats_per_token: float
     low: float
     high: float
     bits_per_token: float
-    bits_per_byte: float | None
-    bits_per_sequence: float | None
+    bits_per_byte: float | None  # where the data is text
+    bits_per_sequence: float | None  # where every sequence has as many targets
 
     def unit(self) -> Unit:
         """Bits per byte of text, else per sequence where all are as long, else per token."""
@@ -81,26 +78,19 @@ class BoundPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Likelihood(Evaluation):
-    """The result of `evaluate --task likelihood`.
-
-    nll: a baseline's CE, or a Free model's tightest importance-weighted bound. proposal: the distribution of that bound's Zs (posterior,
-    prior, or both if rows differ; none for a baseline). elbo: the negative ELBO, CE + KL; a baseline's CE. ce_posterior, kl, ce_prior: None
-    for a baseline. bound, prior_bound: with Z from the posterior and from the prior, by increasing number of draws; they fall towards
-    −log P(S). frequencies: CE of the targets if each is predicted by its frequency, nats per token. floor_bits: the data's entropy in bits
-    per sequence; None where it is unknown.
-    """
+    """The result of `evaluate --task likelihood`. ce_posterior, kl and ce_prior are None for a baseline."""
 
     tokens: int
-    nll: Cost
-    proposal: str
-    elbo: Cost
+    nll: Cost  # a baseline's CE, or a Free model's tightest importance-weighted bound
+    proposal: str  # the distribution of that bound's Zs: posterior, prior, or both if rows differ; none for a baseline
+    elbo: Cost  # the negative ELBO, CE + KL; a baseline's CE
     ce_posterior: Cost | None
     kl: Cost | None
     ce_prior: Cost | None
-    bound: list[BoundPoint]
-    prior_bound: list[BoundPoint]
-    floor_bits: float | None
-    frequencies: float | None = None
+    bound: list[BoundPoint]  # with Z from the posterior, by increasing number of draws; falls towards −log P(S)
+    prior_bound: list[BoundPoint]  # the same with Z from the prior
+    floor_bits: float | None  # the data's entropy in bits per sequence; None where it is unknown
+    frequencies: float | None = None  # CE of the targets if each is predicted by its frequency, nats per token
 
     def report(self) -> Report:
         free, known = self.kl is not None, self.floor_bits is not None

@@ -16,29 +16,23 @@ HIDDEN = {"json": ""}  # metadata of a field that `to_json` leaves out
 
 @dataclass(frozen=True)
 class Sample:
-    """One generated sequence, with all that generates it again: the record of `sample --json`.
-
-    text holds prompt and continuation. prompt_index: the prompt's number, from 0. max_tokens: tokens of the continuation; None: as many
-    as the data's rows have room for. prompt_z: where the prompt's Z comes from; None of a baseline, or where Z was given. precision: of
-    the weights. checkpoint: SHA-256 of its model.safetensors. z has one entry for each input position, the prompt's first (of the
-    binary latent, a code); None for a baseline. given: the record whose Z was used.
-    """
+    """One generated sequence, with all that generates it again: the record of `sample --json`."""
 
     prompt: str
-    text: str
+    text: str  # prompt and continuation
     group: int
     index: int
     seed: int
-    prompt_index: int
+    prompt_index: int  # the prompt's number, from 0
     temperature: float
     top_k: int
     top_p: float
-    max_tokens: int | None
-    prompt_z: str | None
-    precision: str | None
-    checkpoint: str | None
-    z: list[Any] | None
-    given: Any = field(default=None, compare=False, repr=False, metadata=HIDDEN)
+    max_tokens: int | None  # of the continuation; None: as many as the data's rows have room for
+    prompt_z: str | None  # where the prompt's Z comes from; None of a baseline, or where Z was given
+    precision: str | None  # of the weights
+    checkpoint: str | None  # SHA-256 of its model.safetensors
+    z: list[Any] | None  # for each input position, the prompt's first (of the binary latent, a code); None for a baseline
+    given: Any = field(default=None, compare=False, repr=False, metadata=HIDDEN)  # the record whose Z was used
 
 
 @dataclass(frozen=True)

@@ -131,19 +131,14 @@ def _decoding(
 
 @dataclass(frozen=True, eq=False)
 class Probed:
-    """Results on the test part.
+    """Results on the n sequences of the test part."""
 
-    tested: indices of its n sequences. right [n]: the share of sites predicted right. bits [n]: what the probe gains on the frequencies of
-    the labels; their mean is H(factor) less the cross-entropy. majority: accuracy of the commonest training value. entropy: H(factor),
-    bits per sequence. held_out: cross-entropy on the middle part, nats per sequence.
-    """
-
-    tested: Ints
-    right: Floats
-    bits: Floats
-    majority: float
-    entropy: float
-    held_out: float
+    tested: Ints  # their indices [n]
+    right: Floats  # the share of sites predicted right [n]
+    bits: Floats  # what the probe gains on the frequencies of the labels [n]; the mean is H(factor) less the cross-entropy
+    majority: float  # accuracy of the commonest training value
+    entropy: float  # H(factor), bits per sequence
+    held_out: float  # cross-entropy on the middle part, nats per sequence
 
 
 def probe(features: Features | Ints, labels: Ints, kinds: int, kind: str, seed: int = 0) -> Probed:

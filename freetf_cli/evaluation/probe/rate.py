@@ -45,33 +45,19 @@ _BATCH_TOKENS = {"cpu": 1 << 14, "cuda": 1 << 17}
 
 @dataclass(frozen=True, eq=False)
 class Posterior:
-    """Posteriors of N held-out sequences and costs given Z, on the CPU.
+    """Posteriors of N held-out sequences and costs given Z, on the CPU."""
 
-    Attributes:
-        bit_logits: [N, T, H]; 0, as under the prior, where the latent mask is 0.
-        latent_mask: [N, T], 1 where Z can reach a counted target.
-        z: A draw from each posterior [N, T].
-        other: The number of another sequence for each sequence [N].
-        ce: Nats per sequence with Z from the posterior [N].
-        ce_other: The same with the Z of the other sequence.
-        ce_prior: The same with Z from the prior.
-        targets: Number of counted targets [N].
-        bytes: Of text, in the counted targets [N]; 0 for other data.
-        documents: The document in which each sequence begins [N].
-        hidden: Features of the hidden states below the injection [N, F].
-    """
-
-    bit_logits: Tensor
-    latent_mask: Tensor
-    z: Tensor
-    other: NDArray[np.int64]
-    ce: Floats
-    ce_other: Floats
-    ce_prior: Floats
-    targets: Floats
-    bytes: Floats
-    documents: NDArray[np.int64]
-    hidden: Tensor
+    bit_logits: Tensor  # [N, T, H]; 0, as under the prior, where the latent mask is 0
+    latent_mask: Tensor  # [N, T], 1 where Z can reach a counted target
+    z: Tensor  # a draw from each posterior [N, T]
+    other: NDArray[np.int64]  # the number of another sequence for each sequence [N]
+    ce: Floats  # nats per sequence with Z from the posterior [N]
+    ce_other: Floats  # the same with the Z of the other sequence
+    ce_prior: Floats  # the same with Z from the prior
+    targets: Floats  # how many targets count [N]
+    bytes: Floats  # of text, in the counted targets [N]; 0 for other data
+    documents: NDArray[np.int64]  # the document in which each sequence begins [N]
+    hidden: Tensor  # features of the hidden states below the injection [N, F]
 
 
 @torch.inference_mode()
