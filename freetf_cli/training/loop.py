@@ -1,7 +1,7 @@
 """The training loop.
 
-Everything that a step uses is a function of (recipe, step): its batch, its latent noise, its learning rate and κ. A checkpoint therefore
-needs only weights, optimizer moments and the step, and a resumed run continues exactly as if it had not stopped.
+Everything that a step uses is a function of (recipe, step), so a checkpoint needs only weights, optimizer moments and the step: a resumed
+run continues exactly as if it had not stopped.
 """
 
 from __future__ import annotations
@@ -86,7 +86,8 @@ class Loop:
         self.step = self.saved_step = self.tokens = 0  # tokens: the targets that counted
         self.skipped: list[int] = []  # steps without an update, counted from 1
         self._began = (time.perf_counter(), 0)  # when, and at which step, this process started training
-        self._in_steps = 0.0  # seconds of this process in logged steps
+        self._in_steps = 0.0  # seconds of this process in steps, without evaluations, samples and checkpoints
+        self._timed = (0.0, 0, 0)  # those seconds, the step and the tokens at the last timed step
         self._estimated = device.type != "cpu"  # whether the user knows how long the run takes
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -104,11 +105,11 @@ class Loop:
 
     def run(self) -> TrainResult:
         """Train to the recipe's last step, with logs, evaluations and checkpoints on the way."""
-        began = time.perf_counter()
-        self._began, timed_from, timed = (began, self.step), began, (self.step, self.tokens)
+        self._began, self._timed = (time.perf_counter(), self.step), (0.0, self.step, self.tokens)
         with self.batches:
             if self.step and self._evaluates():  # an earlier process may have ended in the middle of it
                 self._evaluate_and_sample()
+            resumed = time.perf_counter()
             while self.step < self.config.steps:
                 self._stop_if_asked()
                 sums, grad_norm, batch = self.train_step()
@@ -118,22 +119,26 @@ class Loop:
                 if logs or saves:
                     self._record_faults()  # waits for the device, so that the steps can be timed
                 now = time.perf_counter()
+                self._in_steps, resumed = self._in_steps + now - resumed, now
                 if logs and self.step not in self.skipped:
                     kappa, lr = self._weights(self.step - 1).kappa, learning_rate(self.step - 1, self.config)
                     metrics = self._metrics(sums, batch.count, batch.bytes, "train", kappa, lr, float(grad_norm))
-                    seconds = now - timed_from
-                    self._in_steps += seconds
-                    self._report(metrics, Timing(seconds / (self.step - timed[0]), (self.tokens - timed[1]) / seconds))
-                    timed_from, timed = now, (self.step, self.tokens)
-                now = time.perf_counter()
+                    self._report(metrics, self._timing())
                 if saves:
                     self.save()
-                if self._evaluates():
-                    self._evaluate_and_sample()
-                timed_from += time.perf_counter() - now  # a step's time has no evaluation or save in it
+                    if self._evaluates():
+                        self._evaluate_and_sample()
+                    resumed = time.perf_counter()
         self.folder.finish("done")
         self.hooks.saved(self.folder)
         return self._result()
+
+    def _timing(self) -> Timing:
+        """The times of the steps since the last call."""
+        seconds, step, tokens = self._timed
+        self._timed = (self._in_steps, self.step, self.tokens)
+        passed = self._in_steps - seconds
+        return Timing(passed / (self.step - step), (self.tokens - tokens) / passed)
 
     def train_step(self) -> tuple[Tensor, Tensor, HostBatch]:
         """Make one update. Returns the sums of LossTerms over the batch [5], the gradient's norm before clipping [], and the batch.
@@ -158,7 +163,6 @@ class Loop:
         self.noise_generator.manual_seed(self._noise_seed(-1))
         weights = ObjectiveWeights(*torch.tensor(final, device=self.device).unbind())
         total, count, size_bytes = torch.zeros(5, device=self.device), 0, 0.0
-        self.model.eval()
         for number, batch in enumerate(self.source.held_out(config.split, config.sequences, self.recipe.rows_at_once)):
             if number % size == 0:
                 self._stop_if_asked()
@@ -171,7 +175,6 @@ class Loop:
                     output = self.model(tokens_BT, noise=noise_BTH, targets_BT=targets_BT, weights=weights)
                 total += output.losses.stack()
         self.world.all_reduce_sum([total])
-        self.model.train()
         if not torch.isfinite(total).all():
             raise self._failure("the held-out loss is not finite")
         held_out = self._metrics(total, count, size_bytes, config.split, final.kappa, lr=None, grad_norm=None)
@@ -184,7 +187,6 @@ class Loop:
             if self.world.size == 1:  # the others do not measure, and would not answer
                 self._stop_if_asked()
 
-        self.model.eval()
         try:
             with autocast(self.config, self.device):
                 return with_bounds(held_out, self.model, self.source, self.recipe.eval.sequences, stop_if_alone)
@@ -193,8 +195,6 @@ class Loop:
                 raise
             self.hooks.warn("out of memory: nll was not measured; `freetf evaluate` does it without the optimizer's memory")
             return held_out
-        finally:
-            self.model.train()
 
     def save(self) -> None:
         """Save a checkpoint of this step, and delete old ones (train.keep_last, keep_every)."""
@@ -225,6 +225,7 @@ class Loop:
 
     def _evaluate_and_sample(self) -> None:
         """Evaluate and sample at this step, whose checkpoint is saved. Whatever ends it early, a resumed run makes what is missing."""
+        self.model.eval()
         missing = self.world.is_main and self.step not in self.folder.held_out_losses()
         if self.world.all_reduce_max(int(missing)):
             with memory_errors(self.recipe, self.device, "evaluation"):
@@ -233,6 +234,7 @@ class Loop:
             self.folder.prune(self.config.keep_last, self.config.keep_every)  # it knows now whether this checkpoint is the best
         with memory_errors(self.recipe, self.device, "samples"):
             self._sample()
+        self.model.train()
         self.hooks.saved(self.folder)
 
     def _sample(self) -> None:
@@ -244,9 +246,7 @@ class Loop:
         prompt = self.source.prompt(seed, 0)
         limit = max(SAMPLE_TOKENS, len(prompt_tokens(self.source.tokenizer, prompt)) + 1)
         spec = SampleSpec(total=min(self.source.context + 1, limit), count=self.recipe.eval.samples, prompt_z="prior", seed=seed)
-        self.model.eval()
         self.folder.save_samples(self.step, figure4_samples(self.model, self.source.tokenizer, prompt, spec, groups=2))
-        self.model.train()
 
     def _stop_if_asked(self) -> None:
         """If a signal asks this run to stop, whichever of its processes received it: save, and raise Stopped or Interrupted."""
