@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import PurePath
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from freetf_cli.records import DataFacts, Metrics, Unit
 from freetf_cli.records.curves import curve, floor_line, nelbo, split_metrics
 from freetf_cli.records.glossary import glossary
-from freetf_cli.records.likelihood import Cost, Estimate
+from freetf_cli.records.likelihood import Cost, Estimate, cost_table
 from freetf_cli.records.paired import METRICS, MetricPair, Positions
 from freetf_cli.records.plan import KINDS
 from freetf_cli.records.recipes import Setting, settings_table
+from freetf_cli.records.run import run_names
 from freetf_cli.records.samples import HIDDEN, Spans, box
 from freetf_cli.records.weights import WeightChanges
 from freetf_cli.report.blocks import Cell, Chart, Facts, Interval, Intervals, Mood, Note, Report, Samples, Section, Table, Verdict
@@ -83,10 +84,13 @@ class CheckResult:
     found: float  # B relative to A
     holds: bool  # the failure that the expression describes did not occur
 
+    def text(self) -> str:
+        """The value that was found, with four digits and its unit: `+0.7312 %`."""
+        return "no number" if math.isnan(self.found) else f"{self.found:+.4g} {self.unit}"
+
     def cells(self) -> list[Cell]:
-        """Whether it holds, the condition, and the value that was found: `+0.731 %`."""
-        found = f"{self.found:+.4g} {self.unit}" if is_number(self.found) else MISSING
-        return [("holds", "good") if self.holds else ("FAILS", "bad"), self.expression, found]
+        """Whether it holds, the condition, and the value that was found."""
+        return [("holds", "good") if self.holds else ("FAILS", "bad"), self.expression, self.text()]
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,7 @@ class Comparison:
     samples: SamplePair | None = None
 
     def report(self) -> Report:
-        sentence, mood = self.verdict()
+        (sentence, mood), names = self.verdict(), run_names([self.a.run, self.b.run])
         facts = [(f"{name}: {side.run}", side.text()) for name, side in self._sides()]
         if self.facts:
             facts += [("data", f"{self.facts.name}, split {self.split}"), ("measured on", self._measured())]
@@ -119,7 +123,7 @@ class Comparison:
         measured = [] if self.weights is None else [self._costs(), *positions, self._curves(), self._latent(), self.weights.section()]
         symbols = [] if self.equal else ["CE", "KL", "CE + KL", "nll", "Z", "κ"]
         return Report(
-            " and ".join(_names(self.a.run, self.b.run)),
+            " and ".join(names[side.run] for _, side in self._sides()),
             [
                 Verdict(sentence, mood),
                 Facts(facts),
@@ -177,25 +181,19 @@ class Comparison:
                 low, value, high = (unit.bits(end) for end in (pair.difference.low, pair.difference.nats_per_token, pair.difference.high))
                 role = {"lower": "a", "higher": "b", "none": "plain"}[pair.difference.direction]
                 intervals.append(Interval(NAMES[name], value, low, high, role))
-        every = [
-            [
-                NAMES[name],
-                side,
-                *cost.nats(5),
-                *(number(bits, 4) for bits in (cost.bits_per_token, cost.bits_per_byte, cost.bits_per_sequence)),
-            ]
+        every = {
+            f"{NAMES[name]}, {side}": cost
             for name, pair in known.items()
             for side, cost in (("A", pair.a), ("B", pair.b), ("B − A", pair.difference))
             if cost is not None
-        ]
-        units = ["metric", "of", "nats/token", "95 % interval", "bits/token", "bits/byte", "bits/sequence"]
+        }
         return Section(
             f"Held-out cost, {unit.name}",
             [
                 Intervals(f"B − A, {unit.name}, 95 % interval", intervals, "left of zero: B costs less"),
                 Table(["", "A", "B", "B − A [95 %]", "%", "seen"], rows, align="lrrrrl"),
                 *map(Note, self._reading()),
-                Table(units, every, "Every unit", "llrrrrr", fold=True, detail=True),
+                replace(cost_table("metric, of", every, digits=5), caption="Every unit", fold=True, detail=True),
             ],
             about=COSTS,
         )
@@ -270,10 +268,3 @@ class Comparison:
         draws = f" For each sequence, this measurement runs a Free model with {count(self.importance_samples)} draws of Z."
         note = Note(SIZES + draws * bool(self.a.latent or self.b.latent))
         return Section("Size and speed", [Table(["", "A", "B", "B / A"], rows, align="lrrr"), note])
-
-
-def _names(*runs: str) -> list[str]:
-    """The last part of each path, after the run's name if it is a checkpoint; the whole paths if these are equal."""
-    paths = [PurePath(run) for run in runs]
-    ends = ["/".join(path.parts[-3::2]) if path.parent.name == "checkpoints" else path.name or str(path) for path in paths]
-    return ends if len(set(ends)) == len(ends) else list(runs)

@@ -160,13 +160,16 @@ class Likelihood(Evaluation):
         return f"{words}The gap from nll to the floor is {signed(unit.bits(self.nll.nats_per_token) - floor)} {unit.name}."
 
 
-def cost_table(label: str, costs: Mapping[str, Cost]) -> Table:
-    """Costs in every unit that the data has; per sequence with half the width of the interval: `27.91 ± 0.12`."""
+def cost_table(label: str, costs: Mapping[str, Cost], digits: int = 4) -> Table:
+    """Costs in every unit that the data has; per sequence with half the width of the interval: `27.91 ± 0.12`. digits: in nats."""
     byte, sequence = (all(getattr(cost, f"bits_per_{of}") is not None for cost in costs.values()) for of in ("byte", "sequence"))
-    rows = []
+    first, rows = next(iter(costs.values())), []
+    scale = fraction(first.bits_per_sequence, first.nats_per_token)  # the same for all costs: they are of the same targets
     for name, cost in costs.items():
-        half = (cost.high - cost.low) / 2 * fraction(cost.bits_per_sequence, cost.nats_per_token)
+        half = (cost.high - cost.low) / 2 * scale
         whole = number(cost.bits_per_sequence) + (f" ± {number(half)}" if is_number(half) else "")
-        rows.append([name, *cost.nats(), number(cost.bits_per_token, 4), *[number(cost.bits_per_byte, 4)] * byte, *[whole] * sequence])
+        rows.append(
+            [name, *cost.nats(digits), number(cost.bits_per_token, 4), *[number(cost.bits_per_byte, 4)] * byte, *[whole] * sequence]
+        )
     units = ["nats/token", "95 % interval", "bits/token", *["bits/byte"] * byte, *["bits/sequence"] * sequence]
     return Table([label, *units], rows, align="lrrrrr")
