@@ -1,6 +1,5 @@
 """Compares two checkpoints on the same held-out rows: which is better, by how much, and how certain that is.
 
-Every difference B − A is paired by sequence: the difficulty of a sequence cancels, so the interval is much narrower than those of A and B.
 A Free model's nll is an upper bound, a baseline's is exact. A posterior CE is never compared with a baseline's CE, because its Z was
 inferred from the sequence itself.
 """

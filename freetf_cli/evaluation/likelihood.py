@@ -6,13 +6,9 @@ A Free model's −log P(S) = −log E_{Z ~ prior} P(S|Z) cannot be computed. It 
     posterior       −log (1/K) Σ_k P(S|Z_k) P(Z_k) / Q(Z_k|S)       Z_k ~ Q; falls with K towards −log P(S); K = 1 estimates the ELBO
     prior           −log (1/K) Σ_k P(S|Z_k)                         Z_k ~ P; K = 1 is the CE with Z from the prior
 
-The model decides which is tighter. If Z contains much information, the prior seldom draws a Z that fits the sequence. If the average of
-Q over sequences is far from the prior (the mismatch, KL without information), most posterior draws have tiny weights. `nll` of a row is
-the one whose mean over all other rows is smaller, each with its most draws. The smaller one of the row's own draws would be chosen for
-its luck, and would not be a bound on average; other rows have other draws, so the choice knows nothing of these.
-
-Only positions up to a row's last counted target have a Z that counts (the latent mask). Z at later positions reaches no target and sums
-out exactly.
+The model decides which is tighter. `nll` of a row is the one whose mean over all other rows is smaller, each with its most draws. The
+smaller one of the row's own draws would be chosen for its luck, and would not be a bound on average. Z at positions after a row's last
+counted target (outside the latent mask) reaches no target and sums out exactly.
 
 Shapes: N sequences, B of them at a time, K draws of Z for each, T positions. Numbers are in nats per sequence unless their name or
 docstring says otherwise, and in float32 or wider.

@@ -1,7 +1,4 @@
-"""What Z encodes: the record of `probe-latent` on one run, its parts and its report.
-
-Information and KL are in bits per sequence unless a name says otherwise.
-"""
+"""What Z encodes: the record of `probe-latent` on one run, its parts and its report. Bits are per sequence unless a name says otherwise."""
 
 from __future__ import annotations
 

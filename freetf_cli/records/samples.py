@@ -37,15 +37,12 @@ class Sample:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How often two sequences agree, in shares of pairs: within a group that shares Z, and across groups.
-
-    Pairs without the factor (an output with no target) are left out; `pairs_*` count the compared pairs. NaN without a pair.
-    """
+    """How often two sequences agree, in shares of pairs; NaN without a pair."""
 
     factor: str
-    within: float
-    across: float
-    pairs_within: int
+    within: float  # of pairs in a group that shares Z
+    across: float  # of pairs from two groups
+    pairs_within: int  # the compared pairs: without those that lack the factor (an output with no target)
     pairs_across: int
 
     def ratio(self) -> str:
@@ -55,16 +52,13 @@ class Agreement:
 
 @dataclass(frozen=True)
 class SampleGroups:
-    """Samples of one prompt in groups, as in the paper's Figure 4. shared: the sequences of a group share one Z.
-
-    spans: for some texts, what each of their pieces is (see `Spans`); not part of the JSON.
-    """
+    """Samples of one prompt in groups, as in the paper's Figure 4."""
 
     title: str
-    shared: bool
+    shared: bool  # the sequences of a group share one Z
     groups: list[list[str]]
     prompt: str = ""
-    spans: Spans = field(default_factory=dict, metadata=HIDDEN)
+    spans: Spans = field(default_factory=dict, metadata=HIDDEN)  # of some texts
 
     def boxes(self, *, latent: bool = True) -> list[Box]:
         """A box for each group. latent: False for a baseline, which has no Z."""

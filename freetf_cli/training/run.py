@@ -28,21 +28,17 @@ def train(
     path: Path,
     *,
     device: torch.device,
-    resume: Checkpoint | None = None,
-    init_from: Checkpoint | None = None,
-    again: bool = False,
+    resume: Checkpoint | None = None,  # of the same run, to continue
+    init_from: Checkpoint | None = None,  # the weights to start with; a Free model may start from its baseline
+    again: bool = False,  # a run that ended before its first checkpoint may start over
     hooks: Hooks | None = None,
     stop: StopRequest | None = None,
-    name: str = "",
-    argv: Sequence[str] = (),
-    world: World = ALONE,
+    name: str = "",  # of the recipe, for the manifest
+    argv: Sequence[str] = (),  # the command line, for the manifest
+    world: World = ALONE,  # the processes that call this with the same arguments; only process 0 writes the run and calls the hooks
 ) -> TrainResult:
     """Train a recipe into a run folder.
 
-    resume: continue from this checkpoint of the same run. init_from: start with these weights; a Free model may start from its baseline.
-    name, argv: of the recipe, and the command line, for the manifest.
-    again: a run that ended before its first checkpoint may start over.
-    world: the processes that call this together, each with the same arguments; only process 0 writes the run and calls the hooks.
     Raises InputError before anything is written if recipe, data or checkpoint do not fit; Stopped or Interrupted, after saving, when `stop`
     asks; FreetfError if another process trains the run, memory is too small, or too many consecutive steps were not finite.
     """

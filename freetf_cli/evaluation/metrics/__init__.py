@@ -1,9 +1,5 @@
 """Metrics of `freetf evaluate`, one module each, found by listing this package.
 
-    request = Request(run="runs/letters-free", split="val", sequences=1024)
-    result = load("likelihood")(checkpoint, model, source, request)
-    result.report()
-
 To add a metric, add a module here with a function `evaluate`, and its test. The module's name is the value of `--task`; the first paragraph
 of its docstring is its help.
 """

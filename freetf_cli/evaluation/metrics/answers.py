@@ -42,13 +42,10 @@ class Errors:
 
 @dataclass(frozen=True, kw_only=True)
 class Answers(Evaluation):
-    """The sequences with a wrong token. Greedy generation gives the same answers up to its first wrong token.
+    """The sequences with a wrong token. Greedy generation gives the same answers up to its first wrong token."""
 
-    errors: of a baseline, or of a Free model with Z from the prior. errors_posterior: with Z from the encoder; None for a baseline.
-    """
-
-    errors: Errors
-    errors_posterior: Errors | None
+    errors: Errors  # of a baseline, or of a Free model with Z from the prior
+    errors_posterior: Errors | None  # with Z from the encoder; None for a baseline
 
     def report(self) -> Report:
         rows = [["wrong answers" if self.errors_posterior is None else "wrong answers, prior Z", *self.errors.cells()]]

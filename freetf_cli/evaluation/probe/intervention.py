@@ -1,8 +1,4 @@
-"""What Z decides, measured by setting it.
-
-Intervention (the paper's Figure 4): N sequences are generated under each of M Zs from the prior. Z decides what the sequences of a group
-have in common.
-Latent swap: Z is inferred from a sequence A and used to generate under another prompt. Z carries what the output has in common with A.
+"""What Z decides, measured by setting it: the intervention of the paper's Figure 4, and the latent swap (docs/probing.md).
 
 Shapes: M Zs (groups), N sequences under each, S sites.
 """

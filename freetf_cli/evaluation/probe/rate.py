@@ -1,12 +1,8 @@
-"""The rate of Z on held-out sequences, and the decoder's use of Z (latent ablation).
+"""The rate of Z on held-out sequences, and the decoder's use of Z (docs/probing.md, Rate and Latent ablation).
 
-The mean KL over sequences is a sum of two terms (Hoffman and Johnson, "ELBO surgery", 2016):
-
-    E_S KL(Q(Z|S) ‖ P) = I(S; Z) + KL(Q(Z) ‖ P),    Q(Z) = E_S Q(Z|S)
-
-The first is the information of Z about its sequence. The second is the mismatch between the aggregate posterior and the prior: it contains
-no information, and Zs drawn from the prior in generation do not have it. Neither can be computed. N sequences give bounds on the first
-(Poole et al., arXiv 1905.06922), and so on the second:
+The mean KL over sequences is I(S; Z) + KL(Q(Z) ‖ P), Q(Z) = E_S Q(Z|S) (Hoffman and Johnson, "ELBO surgery", 2016): information, and the
+mismatch of the aggregate posterior with the prior. N sequences give bounds on the first (Poole et al., arXiv 1905.06922), and so on the
+second:
 
     lower  E log Q(Z_i|S_i) / mean_j Q(Z_i|S_j)              over all j; at most log2 N
     upper  E log Q(Z_i|S_i) / mean_{j ≠ i} Q(Z_i|S_j)        at most the KL
