@@ -18,7 +18,7 @@ from freetf_cli.report.blocks import Cell, Facts, Note, Piece, Report, Status, T
 from freetf_cli.report.units import count, duration, fraction, is_number, number, share
 
 SCHEMA_VERSION = 1
-UNUSED, COPIED = 0.01, 0.1  # as shares of nll: Z is unused if a random one adds less to the CE, and copies if the CE is less
+UNUSED, COPIED = 0.01, 0.1  # as shares of nll or entropy: Z is unused if another one adds less to the CE, and copies if the CE is less
 LN2 = math.log(2.0)
 LEAST_KL = 0.5  # bits per sequence; what a bit of a smaller KL saves is noise
 

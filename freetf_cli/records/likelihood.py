@@ -1,16 +1,16 @@
-"""How likely a model finds held-out sequences: the records of `evaluate --task likelihood`, which `probe-latent` and `compare` use too."""
+"""The base of the records of `evaluate`, and how likely a model finds held-out sequences, which `probe-latent` and `compare` use too."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from freetf_cli.records import Unit, floor_text, latent_fault
+from freetf_cli.records import DataFacts, Unit, floor_text, latent_fault
 from freetf_cli.records.curves import floor_line
-from freetf_cli.records.evaluation import Evaluation
 from freetf_cli.records.glossary import glossary
-from freetf_cli.report.blocks import Chart, Note, Report, Section, Series, Table
-from freetf_cli.report.units import MISSING, count, fraction, is_number, number, signed, span
+from freetf_cli.records.plan import KINDS
+from freetf_cli.report.blocks import Chart, Facts, Note, Report, Section, Series, Table
+from freetf_cli.report.units import MISSING, count, duration, fraction, is_number, number, signed, span
 
 COMPARABLE = (
     "Compare nll and CE + KL with a baseline's CE: all of them bound -log P(S) from above. Do not compare CE with posterior Z: that Z was "
@@ -74,6 +74,31 @@ class BoundPoint:
 
     samples: int
     nll: Cost
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """A metric's result. task: the metric's name. kind: free or baseline. seconds: duration of the measurement."""
+
+    run: str
+    task: str
+    kind: str
+    step: int
+    split: str
+    sequences: int
+    seed: int
+    facts: DataFacts
+    seconds: float
+
+    def report(self) -> Report:
+        raise NotImplementedError
+
+    def about(self, *, tokens: int | None = None, floor: str = "") -> Facts:
+        """The first block of a report: model, data and size of the measurement."""
+        counted = "" if tokens is None else f"{count(tokens)} tokens, "
+        facts = [("model", f"{KINDS[self.kind]}, step {count(self.step)}"), ("data", f"{self.facts.name}, split {self.split}")]
+        facts += [("measured on", f"{count(self.sequences)} sequences, {counted}seed {self.seed}")]
+        return Facts([*facts, ("floor", floor), ("took", duration(self.seconds))])
 
 
 @dataclass(frozen=True, kw_only=True)

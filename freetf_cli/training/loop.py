@@ -7,10 +7,7 @@ run continues exactly as if it had not stopped.
 from __future__ import annotations
 
 import hashlib
-import math
 import os
-import shlex
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from signal import Signals
@@ -27,8 +24,7 @@ from freetf_cli.evaluation.posterior import tensors
 from freetf_cli.generation.sampling import SampleSpec, figure4_samples, prompt_tokens
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.model.latent import ObjectiveWeights
-from freetf_cli.records import Metrics, Progress, Timing, TrainResult
-from freetf_cli.report.units import duration
+from freetf_cli.records import Metrics, Progress, Timing
 from freetf_cli.runs.checkpoint import Checkpoint, checkpoint_folders, save_checkpoint
 from freetf_cli.runs.folder import RunFolder
 from freetf_cli.streams import torch_seed
@@ -36,14 +32,13 @@ from freetf_cli.training.distributed import ALONE, World
 from freetf_cli.training.float8 import use_float8
 from freetf_cli.training.memory import memory_errors
 from freetf_cli.training.optimizer import load_named_state, make_optimizer, named_state
+from freetf_cli.training.pace import LONG, Pace, too_long
 from freetf_cli.training.prefetch import HostBatch, Prefetch, host_batch
 from freetf_cli.training.schedule import learning_rate, objective_weights
 from freetf_cli.training.signals import StopRequest, stop_error
 from freetf_cli.training.step import TrainStep, autocast
 
 SAMPLE_TOKENS = 256  # length limit of the samples kept with a run
-LONG = 2 * 3600.0  # seconds: a run on a CPU that takes longer is warned of
-LONG_STEP = 5.0  # seconds: a first step that takes less says little, because libraries initialise in it
 
 
 @dataclass(frozen=True)
@@ -85,9 +80,7 @@ class Loop:
         self.batches = Prefetch(self._batch, self.config.steps)
         self.step = self.saved_step = self.tokens = 0  # tokens: the targets that counted
         self.skipped: list[int] = []  # steps without an update, counted from 1
-        self._began = (time.perf_counter(), 0)  # when, and at which step, this process started training
-        self._in_steps = 0.0  # seconds of this process in steps, without evaluations, samples and checkpoints
-        self._timed = (0.0, 0, 0)  # those seconds, the step and the tokens at the last timed step
+        self.pace = Pace(self.config.steps, self.step, self.tokens)
         self._estimated = device.type != "cpu"  # whether the user knows how long the run takes
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -103,13 +96,13 @@ class Loop:
         except ValueError as error:
             raise InputError(f"the optimizer state does not fit the model: {error}", str(checkpoint.folder)) from None
 
-    def run(self) -> TrainResult:
+    def run(self) -> None:
         """Train to the recipe's last step, with logs, evaluations and checkpoints on the way."""
-        self._began, self._timed = (time.perf_counter(), self.step), (0.0, self.step, self.tokens)
+        self.pace = Pace(self.config.steps, self.step, self.tokens)
         with self.batches:
             if self.step and self._evaluates():  # an earlier process may have ended in the middle of it
                 self._evaluate_and_sample()
-            resumed = time.perf_counter()
+            self.pace.resume()
             while self.step < self.config.steps:
                 self._stop_if_asked()
                 sums, grad_norm, batch = self.train_step()
@@ -118,27 +111,18 @@ class Loop:
                 saves = self._evaluates() or self._due(self.config.save_every)
                 if logs or saves:
                     self._record_faults()  # waits for the device, so that the steps can be timed
-                now = time.perf_counter()
-                self._in_steps, resumed = self._in_steps + now - resumed, now
+                self.pace.step_made()
                 if logs and self.step not in self.skipped:
                     kappa, lr = self._weights(self.step - 1).kappa, learning_rate(self.step - 1, self.config)
                     metrics = self._metrics(sums, batch.count, batch.bytes, "train", kappa, lr, float(grad_norm))
-                    self._report(metrics, self._timing())
+                    self._report(metrics, self.pace.timing(self.step, self.tokens))
                 if saves:
                     self.save()
                     if self._evaluates():
                         self._evaluate_and_sample()
-                    resumed = time.perf_counter()
+                    self.pace.resume()
         self.folder.finish("done")
         self.hooks.saved(self.folder)
-        return self._result()
-
-    def _timing(self) -> Timing:
-        """The times of the steps since the last call."""
-        seconds, step, tokens = self._timed
-        self._timed = (self._in_steps, self.step, self.tokens)
-        passed = self._in_steps - seconds
-        return Timing(passed / (self.step - step), (self.tokens - tokens) / passed)
 
     def train_step(self) -> tuple[Tensor, Tensor, HostBatch]:
         """Make one update. Returns the sums of LossTerms over the batch [5], the gradient's norm before clipping [], and the batch.
@@ -308,38 +292,14 @@ class Loop:
         return Metrics(self.step, self.tokens, split, *means, share, kappa, lr, grad_norm, size_bytes / count or None)
 
     def _report(self, metrics: Metrics, timing: Timing | None = None) -> None:
-        """Record and show metrics. The rate is that of the steps alone, the time left has evaluations and checkpoints in it."""
+        """Record and show metrics."""
         self.folder.append(metrics, timing)
-        done = self.step - self._began[1]
-        remaining = (self.config.steps - self.step) / done * (time.perf_counter() - self._began[0]) if done else math.inf
-        rate = done / self._in_steps if self._in_steps else 0.0
-        self.hooks.progress(Progress(metrics, self.config.steps, rate, remaining, self.source.facts))
-        if not self._estimated and rate and (self.step > self._began[1] + 1 or rate < 1 / LONG_STEP):
+        remaining = self.pace.remaining(self.step)
+        self.hooks.progress(Progress(metrics, self.config.steps, self.pace.rate(self.step), remaining, self.source.facts))
+        if not self._estimated and self.pace.is_known(self.step):
             self._estimated = True
             if remaining > LONG:
-                self.hooks.warn(f"this run takes {duration(remaining)} more on this CPU; a recipe of a size for it: {self._smaller()}")
-
-    def _smaller(self) -> str:
-        """The command that trains the demo's recipe on this run's data."""
-        data = self.recipe.data
-        words = [f"data.dir={data.dir}", f"model.context={self.source.context}"] if data.dir else [f"data.task={data.task}"]
-        return shlex.join(
-            ["freetf", "train", f"demo-{self.recipe.kind}", *(part for word in words for part in ("--set", word)), "-o", "RUN"]
-        )
-
-    def _result(self) -> TrainResult:
-        return TrainResult(
-            run=str(self.folder.path),
-            kind=self.recipe.kind,
-            start=self._began[1],
-            steps=self.step,
-            tokens=self.tokens,
-            seconds=time.perf_counter() - self._began[0],
-            val=next((row for row in reversed(self.folder.metrics()) if row.split != "train"), None),
-            checkpoint=str(self.folder.checkpoint(self.step)),
-            page=str(self.folder.report),
-            facts=self.source.facts,
-        )
+                self.hooks.warn(too_long(self.recipe, self.source.context, remaining))
 
     def _evaluates(self) -> bool:
         """Whether the held-out split is measured at this step."""

@@ -1,7 +1,4 @@
-"""Batches prepared ahead: while the device works on a step, a thread makes the batches of the next ones.
-
-This does not change which rows a step has: they are a function of (seed, step).
-"""
+"""Batches prepared ahead: while the device works on a step, a thread makes those of the next ones."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from freetf_cli.data.batches import DataSource
     from freetf_cli.evaluation import Advance
     from freetf_cli.model.decoder import Decoder
-    from freetf_cli.records.evaluation import Evaluation
+    from freetf_cli.records.likelihood import Evaluation
     from freetf_cli.runs.checkpoint import Checkpoint
 
     Metric = Callable[[Checkpoint, Decoder, DataSource, "Request"], Evaluation]

@@ -30,7 +30,7 @@ from freetf_cli.evaluation.statistics import Floats, bootstrap, check_enough, in
 from freetf_cli.latent.binary import BinaryDistribution, at_least_float32, bit_logits, code_bits, kl_per_token
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.records import LEAST_KL, LN2
-from freetf_cli.records.likelihood import Cost, Estimate
+from freetf_cli.records.likelihood import Estimate
 from freetf_cli.records.probe import LatentAblation, Rate
 
 ACTIVE = 0.01  # variance of an active bit's probability over sequences (active units: Burda et al., arXiv 1509.00519)
@@ -207,8 +207,5 @@ def information_bounds(bit_logits_NTH: Tensor, z_NT: Tensor) -> tuple[Floats, Fl
 def latent_ablation(posterior: Posterior, seed: int = 0) -> LatentAblation:
     """CE with Z from the own posterior, another sequence's posterior, and the prior."""
     wrong = bootstrap(posterior.ce_other - posterior.ce, posterior.targets, clusters=posterior.documents, seed=seed)
-
-    def estimate(nats: Floats) -> Cost:
-        return cost(nats, posterior.targets, posterior.bytes, seed, posterior.documents)
-
-    return LatentAblation(estimate(posterior.ce), estimate(posterior.ce_other), estimate(posterior.ce_prior), wrong)
+    nats = (posterior.ce, posterior.ce_other, posterior.ce_prior)
+    return LatentAblation(*(cost(one, posterior.targets, posterior.bytes, seed, posterior.documents) for one in nats), wrong)
