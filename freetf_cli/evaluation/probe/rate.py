@@ -207,5 +207,8 @@ def information_bounds(bit_logits_NTH: Tensor, z_NT: Tensor) -> tuple[Floats, Fl
 def latent_ablation(posterior: Posterior, seed: int = 0) -> LatentAblation:
     """CE with Z from the own posterior, another sequence's posterior, and the prior."""
     wrong = bootstrap(posterior.ce_other - posterior.ce, posterior.targets, clusters=posterior.documents, seed=seed)
-    nats = (posterior.ce, posterior.ce_other, posterior.ce_prior)
-    return LatentAblation(*(cost(one, posterior.targets, posterior.bytes, seed, posterior.documents) for one in nats), wrong)
+    own, other, prior = (
+        cost(nats, posterior.targets, posterior.bytes, seed, posterior.documents)
+        for nats in (posterior.ce, posterior.ce_other, posterior.ce_prior)
+    )
+    return LatentAblation(own, other, prior, wrong)
