@@ -60,7 +60,8 @@ GLOBAL_FLAGS = ("--json", "--quiet", "-q", "--verbose", "-v", "--debug")
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command line, without the program's name, and return its exit code."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported; threads that spin stop each other on busy cores
+    if "OMP_WAIT_POLICY" not in os.environ:  # read when torch is imported; threads that spin long stop each other on busy cores
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     words = after_command(sys.argv[1:] if argv is None else argv)
     code = failures.attempt(failures.prepare_streams, words) or failures.attempt(lambda: _run(words), words)
     # Writing what is still buffered can fail too: a full disk, a closed pipe.

@@ -255,11 +255,14 @@ def test_verbose_prints_versions_and_the_duration_on_stderr(run_cli):
     assert re.search(r"done in \d+\.\d s", verbose.stderr) and "done in" not in quiet.stderr
 
 
-@pytest.mark.parametrize(("given", "used"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
-def test_openmp_threads_sleep_while_they_wait_unless_the_user_says_otherwise(run_cli, monkeypatch, given, used):
+@pytest.mark.parametrize(
+    ("given", "used"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],
+    ids=["neither", "count", "policy"],
+)
+def test_openmp_threads_spin_shortly_unless_the_user_says_otherwise(run_cli, monkeypatch, given, used):
     """OpenMP reads it when torch is imported: the program sets it before."""
-    monkeypatch.setenv("OMP_WAIT_POLICY", given or "")
-    if given is None:
-        monkeypatch.delenv("OMP_WAIT_POLICY")
+    environment = {name: text for name, text in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    monkeypatch.setattr(os, "environ", environment | given)
     run_cli("--version")
-    assert os.environ["OMP_WAIT_POLICY"] == used
+    assert os.environ.get("GOMP_SPINCOUNT") == used
