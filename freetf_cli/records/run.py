@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePath
 from typing import Any
 
@@ -119,7 +120,7 @@ class RunSummary:
         small = []
         for title, of, key, factor in SMALL_CHARTS:
             name = f"{title}: CE + penalised KL" if free and key == "loss" else title
-            numbers = curve(name, train or held_out, lambda line, key=key, factor=factor: Unit(factor, "").bits(getattr(line, key)))
+            numbers = curve(name, train or held_out, partial(_scaled, key, factor))
             if any(map(is_number, numbers.y)) and (free or "κ" not in title):
                 small.append(Chart(numbers.name, [numbers], "step", of, small=True))
         return [main, Grid(small)]
@@ -140,6 +141,11 @@ class RunSummary:
         rest = flattened({key: value for key, value in self.manifest.items() if key != "argv"})
         rows = [("run", self.run), ("data, SHA-256", self.facts.sha256), *rest.items()]
         return [Note(command, "command"), Table(["", ""], rows)]
+
+
+def _scaled(key: str, factor: float, line: Metrics) -> float:
+    """A field of a metrics line in another unit; NaN where it is null."""
+    return Unit(factor, "").bits(getattr(line, key))
 
 
 def run_names(runs: Iterable[str]) -> dict[str, str]:
