@@ -178,6 +178,9 @@ class Metrics:
         above = "" if unit.floor is None else f", {number(abs(nll - unit.floor))} {'below' if nll < unit.floor else 'above'} the floor"
         return f"nll {number(nll)} {unit.name}{above}" + ("; CE + KL is a loose one" if nll < nelbo else "; CE + KL is as tight")
 
+    def has_latent(self) -> bool:
+        return not (self.kl == 0 and self.kappa == 0) and is_number(self.kappa)
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -200,8 +203,7 @@ class Progress:
     def status(self) -> Status:
         """This state as text for a progress display."""
         line, unit = self.metrics, self.facts.unit(self.metrics)
-        held_out = "" if line.split == "train" else line.split
-        latent = is_number(line.kappa) and not line.kl == line.kappa == 0
+        held_out, latent = "" if line.split == "train" else line.split, line.has_latent()
         ce, kl = number(unit.bits(line.ce)), number(unit.bits(line.kl))
         costs, brief = (f"CE {ce} KL {kl}", f"{ce} + {kl}") if latent else (f"CE {ce}", ce)
         loss = Piece(f"loss {number(line.loss, 4)} nats/token", f"loss {number(line.loss, 3)} nats", "", 3)
