@@ -48,18 +48,19 @@ def demo(
 
     started, program = time.perf_counter(), _program()
     data, baseline, free = out / "letters", out / "baseline", out / "free"
-    options = f"--set data.dir={data}" + (f" --seed {seed}" if seed else "") + (" --smoke" if smoke else "")
+    rows_at, first_at, second_at = (shlex.quote(str(path)) for path in (data, baseline, free))
+    options = f"--set data.dir={rows_at}" + (f" --seed {seed}" if seed else "") + (" --smoke" if smoke else "")
     drawn = f"--prompt '{PROMPT}' --groups {SHOWN_GROUPS} --count {SHOWN_COUNT} --seed 1"
     chapter, shown = partial(_chapter, shown=not json), not (quiet or json)
     with _continued_by(program, ["-o", str(out), "--device", device, "--seed", str(seed), *(["--smoke"] if smoke else [])]):
         rows = f"Data: {ROWS:,} rows of letters, whose hidden factors are known"
-        chapter(1, rows, f"{program} gen-synthetic letters -o {data} --count {ROWS}")
+        chapter(1, rows, f"{program} gen-synthetic letters -o {rows_at} --count {ROWS}")
         _make_data(data, shown=shown)
-        chapter(2, "A baseline: it predicts one token after the other", f"{program} train demo-baseline -o {baseline} {options}")
+        chapter(2, "A baseline: it predicts one token after the other", f"{program} train demo-baseline -o {first_at} {options}")
         first = _train("demo-baseline", data, baseline, device, seed, smoke=smoke, shown=shown)
-        chapter(3, "A Free Transformer: it decides before it writes", f"{program} train demo-free -o {free} {options}")
+        chapter(3, "A Free Transformer: it decides before it writes", f"{program} train demo-free -o {second_at} {options}")
         second = _train("demo-free", data, free, device, seed, smoke=smoke, shown=shown)
-        chapter(4, "What does Z decide? The paper's Figure 4", f"{program} sample {free} {drawn} --z shared  # the green boxes")
+        chapter(4, "What does Z decide? The paper's Figure 4", f"{program} sample {second_at} {drawn} --z shared  # the green boxes")
         agreement = _figure4(free, device, shown=not json)
     return DemoResult(program, str(out), first, second, agreement, time.perf_counter() - started)
 

@@ -57,7 +57,7 @@ def probe_latent(
 ) -> None:
     """Measure what Z encodes: its rate, its use by the decoder, and the factors of the data that it contains.
 
-    All numbers have 95 % intervals and controls; docs/probing.md explains them.
+    Every estimate has a 95 % interval, a control, or both; docs/probing.md explains them.
 
     $ freetf probe-latent runs/letters-free
     $ freetf probe-latent runs/letters-free --report probe.html
@@ -105,7 +105,7 @@ def _each(runs: Iterable[Path], work: Callable[[Path], T], failed: dict[Path, Fr
     for run in runs:
         try:
             done[run] = work(run)
-        except (Interrupted, Stopped, OSError):
+        except (Interrupted, Stopped, BrokenPipeError):
             raise
         except Exception as error:
             errors[run] = as_failure(error, ())

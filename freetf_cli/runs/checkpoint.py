@@ -111,19 +111,21 @@ class Checkpoint:
         return int(self.state["step"])
 
     def data_folder(self, named: str) -> str:
-        """The folder of the run's data: the one that the user or the recipe names, or else where it lies as seen from the run.
+        """The folder of the run's data: `named`, or, if the recipe of the run names that one, where it lies as seen from the run.
 
-        If the recipe of the run names it, the one with the hash of the run's data is taken. Raises InputError if there is neither.
+        Of these two, the one with the hash of the run's data is taken. Raises InputError if there is neither.
         """
         run = self.folder.resolve().parent.parent
-        places = [Path(named), Path(os.path.normpath(run / str(self.state.get("data_folder") or named)))]
+        places = [Path(named)]
+        if named == self.recipe.data.dir:  # another one was given to `freetf train`
+            places.append(Path(os.path.normpath(run / str(self.state.get("data_folder") or named))))
         found = [place for place in places if (place / DATA_MANIFEST).is_file()]
         if not found:
             where = " and ".join(dict.fromkeys(str(place.absolute()) for place in places))
             hint = "name it with --data DIR; with `freetf train`, --set data.dir=DIR"
             raise InputError(f"the data folder of the run is not there: looked for {where}", str(self.folder), hint)
         sha256 = self.state["data"]["sha256"]
-        same = [place for place in found if named == self.recipe.data.dir and durable.sha256_of(place / DATA_MANIFEST) == sha256]
+        same = [place for place in found if durable.sha256_of(place / DATA_MANIFEST) == sha256]
         return str((same or found)[0])
 
     @property

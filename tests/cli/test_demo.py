@@ -105,6 +105,7 @@ def test_a_stopped_demo_names_the_command_that_continues_it(run_cli, tmp_path, m
         raise error
 
     monkeypatch.setattr(demo, "_make_data", stop)
-    found, _, stderr = run_cli("demo", "--smoke", "-o", tmp_path / "a b", "--seed", "3", "-q")
+    found, stdout, stderr = run_cli("demo", "--smoke", "-o", tmp_path / "a b", "--seed", "3", "-q")
     assert found == code
+    assert f"gen-synthetic letters -o '{tmp_path}/a b/letters' --count" in stdout
     assert stderr.rstrip().endswith(f"; continue with: {demo._program()} demo -o '{tmp_path}/a b' --device cpu --seed 3 --smoke")

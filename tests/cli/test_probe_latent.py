@@ -105,7 +105,9 @@ def test_several_runs_one_after_the_other_or_as_a_sweep(run_cli: Callable, free_
     assert page.read_text(encoding="utf-8").count("<svg") >= 3
 
 
-@pytest.mark.parametrize("error", [InputError("7 groups are too few for an interval"), ZeroDivisionError()])
+@pytest.mark.parametrize(
+    "error", [InputError("7 groups are too few for an interval"), ZeroDivisionError(), PermissionError("internal error")]
+)
 def test_a_run_that_cannot_be_probed_is_named_and_the_others_are_shown(
     run_cli: Callable, free_run: Path, baseline_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:

@@ -558,6 +558,8 @@ def test_the_data_of_a_run_is_found_from_the_run_or_named(run_cli, workshop, tmp
     (tmp_path / "home").rename(tmp_path / "moved")
     assert run_cli("train", workshop / "text.toml", *settings, "--resume", "auto", "-o", "../moved/run").code == 0
     shutil.copytree("../moved/d", "d")
+    code, _, stderr = run_cli(*train, "--set", "data.dir=typo", "--resume", "auto", "-o", "../moved/run")
+    assert (code, f"looked for {tmp_path / 'away' / 'typo'}, " in stderr) == (2, True)
     manifest = Path("d/manifest.json").read_text()
     Path("d/manifest.json").write_text(manifest + "\n")  # other data by its hash
     assert run_cli(*evaluate, "../moved/run").code == 0
