@@ -85,12 +85,7 @@ def check_kinds(checks: Sequence[Check], kind_a: str, kind_b: str) -> None:
 
 def raise_if_failed(results: Sequence[CheckResult]) -> None:
     """Raise CheckFailed if a check does not hold, with the values that were found."""
-    failed = [f"'{one.expression}' (found {_found_text(one)})" for one in results if not one.holds]
+    failed = [f"'{one.expression}' (found {one.text()})" for one in results if not one.holds]
     if failed:
         count = "a check does not hold" if len(failed) == 1 else f"{len(failed)} checks do not hold"
         raise CheckFailed(f"{count}: {', '.join(failed)}")
-
-
-def _found_text(result: CheckResult) -> str:
-    """The value with four digits and its unit, such as `+0.7312 %`."""
-    return "no number" if math.isnan(result.found) else f"{result.found:+.4g} {result.unit}"

@@ -1,6 +1,5 @@
 """Compares two checkpoints on the same held-out rows: which is better, by how much, and how certain that is.
 
-Every difference B − A is paired by sequence: the difficulty of a sequence cancels, so the interval is much narrower than those of A and B.
 A Free model's nll is an upper bound, a baseline's is exact. A posterior CE is never compared with a baseline's CE, because its Z was
 inferred from the sequence itself.
 """
@@ -8,11 +7,13 @@ inferred from the sequence itself.
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from freetf_cli.config.files import differences
@@ -21,15 +22,15 @@ from freetf_cli.errors import InputError
 from freetf_cli.evaluation import Advance, Stage
 from freetf_cli.evaluation.checks import Check, check_kinds
 from freetf_cli.evaluation.likelihood import RowCosts, row_costs
-from freetf_cli.evaluation.paired import pairs, positions
 from freetf_cli.evaluation.run_data import check_split, open_run_data
 from freetf_cli.evaluation.statistics import bootstrap, check_enough
 from freetf_cli.evaluation.weights import compare_weights
 from freetf_cli.generation.sampling import SampleSpec, check_prompts, generate, prompt_tokens
 from freetf_cli.records import LN2
 from freetf_cli.records.compare import Comparison, LatentUse, SamplePair, Side
+from freetf_cli.records.paired import METRICS, Difference, MetricPair, Positions
 from freetf_cli.records.recipes import Setting
-from freetf_cli.runs.checkpoint import MANIFEST, Checkpoint
+from freetf_cli.runs.checkpoint import Checkpoint
 from freetf_cli.runs.folder import RunFolder
 from freetf_cli.runs.plan import plan_run
 from freetf_cli.tasks import spans_by_text
@@ -109,7 +110,7 @@ def compare(a: Candidate, b: Candidate, settings: Settings, *, device: torch.dev
 
 def same_model(a: Checkpoint, b: Checkpoint) -> bool:
     """Whether weights, tokenizer and architecture are equal, by the hashes that were verified when the checkpoints were opened."""
-    ours, theirs = _hashes(a), _hashes(b)
+    ours, theirs = a.sha256, b.sha256
     same = all(ours[name] == theirs[name] for name in ("model.safetensors", "tokenizer.json"))
     return same and a.recipe.architecture == b.recipe.architecture
 
@@ -164,6 +165,34 @@ def _latent_use(costs: RowCosts, kappa: float) -> LatentUse:
     return LatentUse(costs.cost(costs.nats["kl"]), costs.above_kappa, kappa, saved)
 
 
+def pairs(a: RowCosts, b: RowCosts) -> dict[str, MetricPair]:
+    """Each metric of A and of B, and B − A with its paired 95 % interval if both have it. A and B must have the same rows."""
+    return {name: _pair(name, a, b) for name in METRICS}
+
+
+def _pair(name: str, a: RowCosts, b: RowCosts) -> MetricPair:
+    first, second = (one.cost(one.nats[name]) if name in one.nats else None for one in (a, b))
+    if first is None or second is None:
+        return MetricPair(first, second, difference=None, relative_percent=None)
+    apart = a.cost(b.nats[name] - a.nats[name])
+    difference = Difference(**asdict(apart), excludes_zero=apart.low > 0 or apart.high < 0)
+    return MetricPair(first, second, difference, relative_percent(float(a.nats[name].sum()), float(b.nats[name].sum())))
+
+
+def relative_percent(a: float, b: float) -> float:
+    """100 (B − A) / |A|; 0 if both are zero, infinite if only A is."""
+    if a == 0:
+        return 0.0 if b == 0 else math.copysign(math.inf, b)
+    return 100 * (b - a) / abs(a)
+
+
+def positions(a: RowCosts, b: RowCosts) -> Positions:
+    """CE + KL (a baseline's CE) at each position, in bits per token; NaN where no target is counted."""
+    counted = np.where(a.position_targets, a.position_targets, np.nan)
+    means_a, means_b = ((one.position_nats / (counted * LN2)).tolist() for one in (a, b))
+    return Positions(means_a, means_b, a.position_targets.tolist())
+
+
 def _sampling(source: DataSource, settings: Settings, prompt: str) -> SampleSpec | None:
     """How to sample; None for no samples. InputError, before the long part, if the models cannot continue the prompt."""
     if not settings.count:
@@ -186,7 +215,7 @@ def _side(one: Candidate) -> Side:
         checkpoint=str(checkpoint.folder),
         kind=checkpoint.recipe.kind,
         step=checkpoint.step,
-        sha256=_hashes(checkpoint)[one.weights.name],
+        sha256=checkpoint.sha256[one.weights.name],
         checkpoint_bytes=sum(file.stat().st_size for file in checkpoint.folder.iterdir()),
         train_tokens_per_second=_speed(run.timing_file) if run else None,
         curve=run.metrics() if run else [],
@@ -202,11 +231,6 @@ def _speed(timing: Path) -> float | None:
         except (ValueError, TypeError, KeyError, RecursionError):
             continue
     return statistics.median(rates) if rates else None
-
-
-def _hashes(checkpoint: Checkpoint) -> dict[str, str]:
-    lines = (checkpoint.folder / MANIFEST).read_text(encoding="utf-8").splitlines()
-    return {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
 
 
 def _row_kind(checkpoint: Checkpoint) -> str:

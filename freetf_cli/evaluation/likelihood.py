@@ -6,13 +6,9 @@ A Free model's −log P(S) = −log E_{Z ~ prior} P(S|Z) cannot be computed. It 
     posterior       −log (1/K) Σ_k P(S|Z_k) P(Z_k) / Q(Z_k|S)       Z_k ~ Q; falls with K towards −log P(S); K = 1 estimates the ELBO
     prior           −log (1/K) Σ_k P(S|Z_k)                         Z_k ~ P; K = 1 is the CE with Z from the prior
 
-The model decides which is tighter. If Z contains much information, the prior seldom draws a Z that fits the sequence. If the average of
-Q over sequences is far from the prior (the mismatch, KL without information), most posterior draws have tiny weights. `nll` of a row is
-the one whose mean over all other rows is smaller, each with its most draws. The smaller one of the row's own draws would be chosen for
-its luck, and would not be a bound on average; other rows have other draws, so the choice knows nothing of these.
-
-Only positions up to a row's last counted target have a Z that counts (the latent mask). Z at later positions reaches no target and sums
-out exactly.
+The model decides which is tighter. `nll` of a row is the one whose mean over all other rows is smaller, each with its most draws. The
+smaller one of the row's own draws would be chosen for its luck, and would not be a bound on average. Z at positions after a row's last
+counted target (outside the latent mask) reaches no target and sums out exactly.
 
 Shapes: N sequences, B of them at a time, K draws of Z for each, T positions. Numbers are in nats per sequence unless their name or
 docstring says otherwise, and in float32 or wider.
@@ -48,36 +44,23 @@ PRIOR_DRAWS = 64  # most draws from the prior: its bound is useful only where fe
 class RowCosts:
     """Costs of N held-out sequences.
 
-    Attributes:
-        targets: Number of counted targets [N].
-        bytes: Of text, in the counted targets [N]; 0 for other data.
-        documents: The document in which each row begins [N].
-        nats: Nats per sequence [N] of each metric: nll, the tightest bound on −log P(S), and elbo, the negative ELBO; of a Free model
-            also ce_posterior, ce_prior and kl. A baseline's nll and elbo are its CE, −log P(S) itself.
-        proposal: The distribution of the Zs in nll: posterior, prior, or both if rows differ; none for a baseline.
-        posterior_bound: Importance-weighted bounds with Z from the posterior, nats per sequence [N], by K; empty for a baseline.
-        prior_bound: The same with Z from the prior.
-        above_kappa: Share of tokens whose KL exceeds κ; None for a baseline.
-        frequencies: CE of the same targets if each is predicted by its frequency among them, nats per token.
-        position_nats: elbo at each position, nats summed over the sequences [T].
-        position_targets: Number of counted targets at each position [T].
-        seconds: Duration of the measurement.
-        seed: Of the draws of Z and of the intervals.
+    nats has for each metric the nats per sequence [N]: nll, the tightest bound on −log P(S), and elbo, the negative ELBO; of a Free model
+    also ce_posterior, ce_prior and kl. A baseline's nll and elbo are its CE, −log P(S) itself.
     """
 
-    targets: NDArray[np.int64]
-    bytes: Floats
-    documents: NDArray[np.int64]
+    targets: NDArray[np.int64]  # how many targets of each sequence count [N]
+    bytes: Floats  # of text, in the counted targets [N]; 0 for other data
+    documents: NDArray[np.int64]  # the document in which each row begins [N]
     nats: Mapping[str, Floats]
-    proposal: str
-    posterior_bound: Mapping[int, Floats]
-    prior_bound: Mapping[int, Floats]
-    above_kappa: float | None
-    frequencies: float
-    position_nats: Floats
-    position_targets: NDArray[np.int64]
-    seconds: float
-    seed: int = 0
+    proposal: str  # the distribution of the Zs in nll: posterior, prior, or both if rows differ; none for a baseline
+    posterior_bound: Mapping[int, Floats]  # importance-weighted, with Z from the posterior, nats per sequence [N], by K
+    prior_bound: Mapping[int, Floats]  # the same with Z from the prior; both are empty for a baseline
+    above_kappa: float | None  # share of tokens whose KL exceeds κ; None for a baseline
+    frequencies: float  # CE of the targets if each is predicted by its frequency among them, nats per token
+    position_nats: Floats  # elbo at each position, summed over the sequences [T]
+    position_targets: NDArray[np.int64]  # how many targets count at each position [T]
+    seconds: float  # duration of the measurement
+    seed: int = 0  # of the draws of Z and of the intervals
 
     def cost(self, nats: Floats) -> Cost:
         """The mean cost per token, with its interval, from nats per sequence [N]."""

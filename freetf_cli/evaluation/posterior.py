@@ -24,17 +24,14 @@ _LOGITS_AT_ONCE = {"cpu": 1 << 24, "cuda": 1 << 30}  # elements of [tokens, V]
 
 
 class PosteriorPass:
-    """The pass of a batch through a Free model: the lower half once, the encoder once where it is needed, the upper half once per Z.
-
-    tokens, targets: [B, T]. latent_mask: [B, T], 1 where Z can reach a counted target. x_BTD: the hidden states below the latent.
-    """
+    """The pass of a batch through a Free model: the lower half once, the encoder once where it is needed, the upper half once per Z."""
 
     def __init__(self, model: Decoder, batch: Batch) -> None:
         self._model = model
-        self.tokens, self.targets = tensors(model, batch)
-        self.latent_mask = latent_mask(self.targets)
+        self.tokens, self.targets = tensors(model, batch)  # [B, T] each
+        self.latent_mask = latent_mask(self.targets)  # [B, T], 1 where Z can reach a counted target
         self._ctx = model.context(self.tokens)
-        self.x_BTD = model.lower(self.tokens, self._ctx)
+        self.x_BTD = model.lower(self.tokens, self._ctx)  # the hidden states below the latent
 
     @cached_property
     def posterior(self) -> Distribution:

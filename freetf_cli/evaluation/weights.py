@@ -1,7 +1,6 @@
-"""Distance between the weights of two checkpoints: ‖B − A‖ / ‖A‖, and the cosine of A and B.
+"""Distance between the weights of two checkpoints: ‖B − A‖ / ‖A‖, and the cosine of A and B, of each tensor and of each block.
 
-Both are computed for each tensor with the same shape in both, and for each block, with attention and feed-forward separate. The files are
-read in pieces, so that neither is in memory as a whole. Sums are in float64.
+The files are read in pieces, so that neither is in memory as a whole. Sums are in float64.
 """
 
 from __future__ import annotations

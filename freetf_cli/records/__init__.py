@@ -18,7 +18,7 @@ from freetf_cli.report.blocks import Cell, Facts, Note, Piece, Report, Status, T
 from freetf_cli.report.units import count, duration, fraction, is_number, number, share
 
 SCHEMA_VERSION = 1
-UNUSED, COPIED = 0.01, 0.1  # as shares of nll: Z is unused if a random one adds less to the CE, and copies if the CE is less
+UNUSED, COPIED = 0.01, 0.1  # as shares of nll or entropy: Z is unused if another one adds less to the CE, and copies if the CE is less
 LN2 = math.log(2.0)
 LEAST_KL = 0.5  # bits per sequence; what a bit of a smaller KL saves is noise
 
@@ -71,15 +71,12 @@ def floor_text(bits: float | None) -> str:
 
 @dataclass(frozen=True)
 class Unit:
-    """The unit of bits in which a result is reported. factor: bits in a nat per token. digits: useful decimals.
+    """The unit of bits in which a result is reported."""
 
-    floor: in this unit; None if it is unknown or not comparable.
-    """
-
-    factor: float
+    factor: float  # bits in a nat per token
     name: str
-    digits: int = 2
-    floor: float | None = None
+    digits: int = 2  # useful decimals
+    floor: float | None = None  # in this unit; None if it is unknown or not comparable
 
     def bits(self, nats: float | None) -> float:
         """Convert nats per token to this unit; NaN for None."""
@@ -122,21 +119,16 @@ def latent_fault(ce: float | None, ce_prior: float | None, nll: float | None, fr
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What a run needs to know about its data.
-
-    floor_bits: entropy of a row's targets in bits per sequence, the lowest CE that any model can reach; None if unknown.
-    targets: counted targets in a row (None when it varies).
-    params: the task's parameters.
-    """
+    """What a run needs to know about its data."""
 
     name: str
     task: str | None
     vocabulary: int
     context: int
-    targets: int | None
-    floor_bits: float | None
+    targets: int | None  # that count in a row; None when it varies
+    floor_bits: float | None  # entropy of a row's targets in bits per sequence, the lowest CE that any model can reach; None if unknown
     sha256: str
-    params: dict[str, Any] = field(default_factory=dict)
+    params: dict[str, Any] = field(default_factory=dict)  # of the task
 
     @classmethod
     def read(cls, known: Mapping[str, Any]) -> DataFacts:
@@ -155,26 +147,21 @@ class DataFacts:
 
 @dataclass(frozen=True)
 class Metrics:
-    """One line of metrics.jsonl. Losses and kappa in nats per token; above_kappa is a share of the tokens.
-
-    A baseline has kl = penalty = above_kappa = kappa = 0. lr and grad_norm are null for held-out lines. tokens: the targets that training
-    has counted so far; padding and what a row gives are none. bytes_per_token: of text, in the targets of this line; null for other data.
-    nll, ce_prior, frequencies: of a Free model at the end of training (see `latent_fault`); else null.
-    """
+    """One line of metrics.jsonl. Losses and kappa in nats per token. A baseline has kl = penalty = above_kappa = kappa = 0."""
 
     step: int
-    tokens: int
+    tokens: int  # targets that training has counted so far; padding and what a row gives are none
     split: str
     loss: float
     ce: float
     kl: float
     penalty: float
-    above_kappa: float
+    above_kappa: float  # share of the tokens
     kappa: float
-    lr: float | None
+    lr: float | None  # null for held-out lines, as grad_norm
     grad_norm: float | None
-    bytes_per_token: float | None = None
-    nll: float | None = None
+    bytes_per_token: float | None = None  # of text, in the targets of this line; null for other data
+    nll: float | None = None  # this and the next two: of a Free model at the end of training (see `latent_fault`); else null
     ce_prior: float | None = None
     frequencies: float | None = None
 
@@ -197,13 +184,10 @@ class Metrics:
 
 @dataclass(frozen=True)
 class Timing:
-    """What timing.jsonl records of the steps since the last record, without evaluations, samples and checkpoints.
+    """What timing.jsonl records of the steps since the last record, without evaluations, samples and checkpoints."""
 
-    seconds: mean time of a step. tokens_per_second: targets that counted.
-    """
-
-    seconds: float
-    tokens_per_second: float
+    seconds: float  # mean time of a step
+    tokens_per_second: float  # targets that counted
 
 
 @dataclass(frozen=True)

@@ -27,19 +27,16 @@ class Timing:
 
 @dataclass(frozen=True)
 class Machine:
-    """The machine of a measurement.
-
-    ceiling: FLOP/s of one large matrix product; bandwidth: bytes/s read and written by a large copy; reading: bytes/s read by a large sum.
-    """
+    """The machine of a measurement."""
 
     device: str
     name: str
     torch: str
     precision: str
     threads: int
-    ceiling: float
-    bandwidth: float
-    reading: float
+    ceiling: float  # FLOP/s of one large matrix product
+    bandwidth: float  # bytes/s read and written by a large copy
+    reading: float  # bytes/s read by a large sum
 
     def facts(self) -> Facts:
         device = f"{self.name} ({self.device}, {self.threads} threads), torch {self.torch}, {self.precision}"
@@ -54,24 +51,20 @@ def _report(machine: Machine, sections: list[Section], note: str, time: Timing) 
 
 @dataclass(frozen=True)
 class StepRow:
-    """A recipe's training step. flops: FLOP/s of what the model must compute (`--dry-run`'s count), share: of the ceiling.
-
-    warm_up: seconds of the first steps, which compile. peak, predicted: bytes of memory, measured (None where the device cannot say) and
-    predicted by `--dry-run`. ratio: time over the first row's time. products: seconds of its matrix products, each measured alone.
-    """
+    """A recipe's training step."""
 
     recipe: str
     kind: str
     time: Timing
-    warm_up: float
+    warm_up: float  # seconds of the first steps, which compile
     tokens: int
     tokens_per_second: float
-    flops: float
-    share: float
-    peak: int | None
-    predicted: float
-    ratio: float
-    products: float
+    flops: float  # FLOP/s of what the model must compute (`--dry-run`'s count)
+    share: float  # of the ceiling
+    peak: int | None  # bytes of memory, measured; None where the device cannot say
+    predicted: float  # bytes of memory, by `--dry-run`
+    ratio: float  # time over the first row's time
+    products: float  # seconds of its matrix products, each measured alone
 
 
 @dataclass(frozen=True)
@@ -147,17 +140,14 @@ class SampleBench:
 
 @dataclass(frozen=True)
 class MapperRow:
-    """A method of computing the mapper's gradient. ratio: time over the time of the product alone.
-
-    flops: FLOP/s of the product W · dr; error: ‖dL − dL in float64‖ / ‖dL in float64‖ on some tokens (None for the product).
-    """
+    """A method of computing the mapper's gradient."""
 
     way: str
     time: Timing
-    flops: float
+    flops: float  # FLOP/s of the product W · dr
     share: float
-    error: float | None
-    ratio: float
+    error: float | None  # ‖dL − dL in float64‖ / ‖dL in float64‖ on some tokens; None for the product
+    ratio: float  # time over the time of the product alone
 
 
 @dataclass(frozen=True)

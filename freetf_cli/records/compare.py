@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import PurePath
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from freetf_cli.records import DataFacts, Metrics, Unit
 from freetf_cli.records.curves import curve, floor_line, nelbo, split_metrics
 from freetf_cli.records.glossary import glossary
-from freetf_cli.records.likelihood import Cost, Estimate
+from freetf_cli.records.likelihood import Cost, Estimate, cost_table
 from freetf_cli.records.paired import METRICS, MetricPair, Positions
 from freetf_cli.records.plan import KINDS
 from freetf_cli.records.recipes import Setting, settings_table
+from freetf_cli.records.run import run_names
 from freetf_cli.records.samples import HIDDEN, Spans, box
 from freetf_cli.records.weights import WeightChanges
 from freetf_cli.report.blocks import Cell, Chart, Facts, Interval, Intervals, Mood, Note, Report, Samples, Section, Table, Verdict
@@ -31,38 +32,29 @@ SIZES = "Seconds and tokens/s depend on the machine; training rates are from eac
 
 @dataclass(frozen=True)
 class LatentUse:
-    """How much a Free model's Z is used on held-out sequences.
+    """How much a Free model's Z is used on held-out sequences."""
 
-    kl: of all bits of Z. above_kappa: share of tokens whose KL exceeds κ; kappa: bits per token.
-    prior_less_posterior: CE with Z from the prior less CE with Z from the encoder, bits per token, with a paired 95 % interval.
-    """
-
-    kl: Cost
-    above_kappa: float
-    kappa: float
-    prior_less_posterior: Estimate
+    kl: Cost  # of all bits of Z
+    above_kappa: float  # share of tokens whose KL exceeds κ
+    kappa: float  # bits per token
+    prior_less_posterior: Estimate  # CE with Z from the prior less CE with Z from the encoder, bits per token, paired
 
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two models. run: as the user named it. sha256: of the weights.
+    """One of the two models. Where nothing was measured, what a measurement finds is None."""
 
-    checkpoint_bytes: of the whole checkpoint folder. train_tokens_per_second: the median of the run's own record, None without one.
-    parameters, train_flops_per_token, evaluation_seconds (of this measurement, on this machine): None where nothing was measured.
-    curve: the run's metrics, losses in nats per token; empty where the checkpoint lies in no run.
-    """
-
-    run: str
+    run: str  # as the user named it
     checkpoint: str
     kind: str
     step: int
-    sha256: str
-    checkpoint_bytes: int
+    sha256: str  # of the weights
+    checkpoint_bytes: int  # of the whole folder
     parameters: int | None = None
     train_flops_per_token: float | None = None
-    train_tokens_per_second: float | None = None
-    evaluation_seconds: float | None = None
-    curve: list[Metrics] = field(default_factory=list)
+    train_tokens_per_second: float | None = None  # the median of the run's own record, None without one
+    evaluation_seconds: float | None = None  # of this measurement, on this machine
+    curve: list[Metrics] = field(default_factory=list)  # of the run, in nats per token; empty where the checkpoint lies in no run
     latent: LatentUse | None = None
 
     def text(self) -> str:
@@ -84,30 +76,30 @@ class SamplePair:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """The result of one --fail-if. found: B relative to A, in `unit`. holds: the failure that the expression describes did not occur."""
+    """The result of one --fail-if."""
 
     expression: str
     metric: str
     unit: Literal["%", "bits/token"]
-    found: float
-    holds: bool
+    found: float  # B relative to A
+    holds: bool  # the failure that the expression describes did not occur
+
+    def text(self) -> str:
+        """The value that was found, with four digits and its unit: `+0.7312 %`."""
+        return "no number" if math.isnan(self.found) else f"{self.found:+.4g} {self.unit}"
 
     def cells(self) -> list[Cell]:
-        """Whether it holds, the condition, and the value that was found: `+0.731 %`."""
-        found = f"{self.found:+.4g} {self.unit}" if is_number(self.found) else MISSING
-        return [("holds", "good") if self.holds else ("FAILS", "bad"), self.expression, found]
+        """Whether it holds, the condition, and the value that was found."""
+        return [("holds", "good") if self.holds else ("FAILS", "bad"), self.expression, self.text()]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found. floor_bits: the data's entropy in bits per sequence where it is known.
-
-    equal: weights, tokenizer and architecture are the same; then nothing was measured, and every measured field is None or empty.
-    """
+    """What `compare` found. Between equal models nothing was measured: every measured field is None or empty."""
 
     a: Side
     b: Side
-    equal: bool
+    equal: bool  # weights, tokenizer and architecture are the same
     recipe: list[Setting]
     checks: list[CheckResult]
     facts: DataFacts | None = None
@@ -116,14 +108,14 @@ class Comparison:
     tokens: int | None = None
     importance_samples: int | None = None
     seed: int | None = None
-    floor_bits: float | None = None
+    floor_bits: float | None = None  # the data's entropy in bits per sequence where it is known
     weights: WeightChanges | None = None
     metrics: dict[str, MetricPair] = field(default_factory=dict)
     by_position: Positions | None = None
     samples: SamplePair | None = None
 
     def report(self) -> Report:
-        sentence, mood = self.verdict()
+        (sentence, mood), names = self.verdict(), run_names([self.a.run, self.b.run])
         facts = [(f"{name}: {side.run}", side.text()) for name, side in self._sides()]
         if self.facts:
             facts += [("data", f"{self.facts.name}, split {self.split}"), ("measured on", self._measured())]
@@ -131,7 +123,7 @@ class Comparison:
         measured = [] if self.weights is None else [self._costs(), *positions, self._curves(), self._latent(), self.weights.section()]
         symbols = [] if self.equal else ["CE", "KL", "CE + KL", "nll", "Z", "κ"]
         return Report(
-            " and ".join(_names(self.a.run, self.b.run)),
+            " and ".join(names[side.run] for _, side in self._sides()),
             [
                 Verdict(sentence, mood),
                 Facts(facts),
@@ -189,25 +181,19 @@ class Comparison:
                 low, value, high = (unit.bits(end) for end in (pair.difference.low, pair.difference.nats_per_token, pair.difference.high))
                 role = {"lower": "a", "higher": "b", "none": "plain"}[pair.difference.direction]
                 intervals.append(Interval(NAMES[name], value, low, high, role))
-        every = [
-            [
-                NAMES[name],
-                side,
-                *cost.nats(5),
-                *(number(bits, 4) for bits in (cost.bits_per_token, cost.bits_per_byte, cost.bits_per_sequence)),
-            ]
+        every = {
+            f"{NAMES[name]}, {side}": cost
             for name, pair in known.items()
             for side, cost in (("A", pair.a), ("B", pair.b), ("B − A", pair.difference))
             if cost is not None
-        ]
-        units = ["metric", "of", "nats/token", "95 % interval", "bits/token", "bits/byte", "bits/sequence"]
+        }
         return Section(
             f"Held-out cost, {unit.name}",
             [
                 Intervals(f"B − A, {unit.name}, 95 % interval", intervals, "left of zero: B costs less"),
                 Table(["", "A", "B", "B − A [95 %]", "%", "seen"], rows, align="lrrrrl"),
                 *map(Note, self._reading()),
-                Table(units, every, "Every unit", "llrrrrr", fold=True, detail=True),
+                replace(cost_table("metric, of", every, digits=5), caption="Every unit", fold=True, detail=True),
             ],
             about=COSTS,
         )
@@ -282,10 +268,3 @@ class Comparison:
         draws = f" For each sequence, this measurement runs a Free model with {count(self.importance_samples)} draws of Z."
         note = Note(SIZES + draws * bool(self.a.latent or self.b.latent))
         return Section("Size and speed", [Table(["", "A", "B", "B / A"], rows, align="lrrr"), note])
-
-
-def _names(*runs: str) -> list[str]:
-    """The last part of each path, after the run's name if it is a checkpoint; the whole paths if these are equal."""
-    paths = [PurePath(run) for run in runs]
-    ends = ["/".join(path.parts[-3::2]) if path.parent.name == "checkpoints" else path.name or str(path) for path in paths]
-    return ends if len(set(ends)) == len(ends) else list(runs)

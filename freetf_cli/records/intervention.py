@@ -25,27 +25,19 @@ MAPS = "Each row is one Z, each column a position of the output; the stronger th
 
 @dataclass(frozen=True)
 class FactorInformation:
-    """I(Z; factor) in bits, over generated sequences: `groups` Zs from the prior, `count` sequences each, all from one prompt.
-
-    entropy: of the factor over all outputs, the most that Z could tell. shuffled: the control, the same estimate after the sequences were
-    assigned to Zs at random, zero up to chance. sites: how many per-site terms were summed (1: a factor of one value); with more
-    than one, the sum is a lower bound. read: share of outputs in which the factor could be read.
-    within, across: how often two outputs of one group agree, and two of different groups, its control (noise: common places over all
-    marked places); NaN without such a pair.
-    given: the prompt fixes the factor; it was measured over all prompts, and is no part of Figure 4.
-    """
+    """I(Z; factor) in bits, over generated sequences: `groups` Zs from the prior, `count` sequences each, all from one prompt."""
 
     factor: str
     information: Estimate
-    shuffled: Estimate
-    entropy: Estimate
-    sites: int
+    shuffled: Estimate  # the control: the same estimate after the sequences were assigned to Zs at random, zero up to chance
+    entropy: Estimate  # of the factor over all outputs, the most that Z could tell
+    sites: int  # how many per-site terms were summed (1: a factor of one value); with more than one, the sum is a lower bound
     groups: int
     count: int
-    read: float
-    within: Estimate
-    across: float
-    given: bool = False
+    read: float  # share of outputs in which the factor could be read
+    within: Estimate  # how often two outputs of one group agree (noise: common places over all marked places)
+    across: float  # its control, two outputs of different groups; NaN without such a pair
+    given: bool = False  # the prompt fixes the factor: it was measured over all prompts, and is no part of Figure 4
 
 
 def colours(factors: Sequence[FactorInformation]) -> dict[str, str]:
@@ -64,26 +56,23 @@ def sizes_text(factors: Sequence[FactorInformation]) -> str:
 
 @dataclass(frozen=True)
 class HeatMap:
-    """Where a mark stands. shares[group][place]: share of the group's outputs with the mark there. Groups are sorted by its mean place."""
+    """Where a mark stands. Groups are sorted by its mean place."""
 
     title: str
-    shares: list[list[float]]
+    shares: list[list[float]]  # [group][place]: share of the group's outputs with the mark there
 
 
 @dataclass(frozen=True)
 class Intervention:
-    """Fixed Zs, many sequences each, from the prior. valid: share of outputs that the task could have made (None: validity means nothing).
-
-    prompt_z: where Z at the prompt's positions came from. readers: how factors of text were read, with the reader's accuracy.
-    """
+    """Fixed Zs, many sequences each, from the prior."""
 
     prompt: str
-    prompt_z: str
+    prompt_z: str  # where Z at the prompt's positions came from
     factors: list[FactorInformation]
-    valid: Estimate | None
+    valid: Estimate | None  # share of outputs that the task could have made; None: validity means nothing
     heat_maps: list[HeatMap]
     samples: list[SampleGroups]
-    readers: list[str] = field(default_factory=list)
+    readers: list[str] = field(default_factory=list)  # how factors of text were read, with the reader's accuracy
 
     def section(self) -> Section:
         about = [("prompt", repr(self.prompt)), ("Z at the prompt", self.prompt_z), ("sample", sizes_text(self.factors))]

@@ -1,16 +1,16 @@
-"""How likely a model finds held-out sequences: the records of `evaluate --task likelihood`, which `probe-latent` and `compare` use too."""
+"""The base of the records of `evaluate`, and how likely a model finds held-out sequences, which `probe-latent` and `compare` use too."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from freetf_cli.records import Unit, floor_text, latent_fault
+from freetf_cli.records import DataFacts, Unit, floor_text, latent_fault
 from freetf_cli.records.curves import floor_line
-from freetf_cli.records.evaluation import Evaluation
 from freetf_cli.records.glossary import glossary
-from freetf_cli.report.blocks import Chart, Note, Report, Section, Series, Table
-from freetf_cli.report.units import MISSING, count, fraction, is_number, number, signed, span
+from freetf_cli.records.plan import KINDS
+from freetf_cli.report.blocks import Chart, Facts, Note, Report, Section, Series, Table
+from freetf_cli.report.units import MISSING, count, duration, fraction, is_number, number, signed, span
 
 COMPARABLE = (
     "Compare nll and CE + KL with a baseline's CE: all of them bound -log P(S) from above. Do not compare CE with posterior Z: that Z was "
@@ -40,17 +40,14 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Cost:
-    """A mean cost over the held-out targets with its 95 % interval, in nats per token; the mean also in the units that people quote.
-
-    bits_per_byte: where the data is text; bits_per_sequence: where every sequence has as many targets.
-    """
+    """A mean cost over the held-out targets with its 95 % interval, in nats per token; the mean also in the units that people quote."""
 
     nats_per_token: float
     low: float
     high: float
     bits_per_token: float
-    bits_per_byte: float | None
-    bits_per_sequence: float | None
+    bits_per_byte: float | None  # where the data is text
+    bits_per_sequence: float | None  # where every sequence has as many targets
 
     def unit(self) -> Unit:
         """Bits per byte of text, else per sequence where all are as long, else per token."""
@@ -80,27 +77,45 @@ class BoundPoint:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Likelihood(Evaluation):
-    """The result of `evaluate --task likelihood`.
+class Evaluation:
+    """A metric's result. task: the metric's name. kind: free or baseline. seconds: duration of the measurement."""
 
-    nll: a baseline's CE, or a Free model's tightest importance-weighted bound. proposal: the distribution of that bound's Zs (posterior,
-    prior, or both if rows differ; none for a baseline). elbo: the negative ELBO, CE + KL; a baseline's CE. ce_posterior, kl, ce_prior: None
-    for a baseline. bound, prior_bound: with Z from the posterior and from the prior, by increasing number of draws; they fall towards
-    −log P(S). frequencies: CE of the targets if each is predicted by its frequency, nats per token. floor_bits: the data's entropy in bits
-    per sequence; None where it is unknown.
-    """
+    run: str
+    task: str
+    kind: str
+    step: int
+    split: str
+    sequences: int
+    seed: int
+    facts: DataFacts
+    seconds: float
+
+    def report(self) -> Report:
+        raise NotImplementedError
+
+    def about(self, *, tokens: int | None = None, floor: str = "") -> Facts:
+        """The first block of a report: model, data and size of the measurement."""
+        counted = "" if tokens is None else f"{count(tokens)} tokens, "
+        facts = [("model", f"{KINDS[self.kind]}, step {count(self.step)}"), ("data", f"{self.facts.name}, split {self.split}")]
+        facts += [("measured on", f"{count(self.sequences)} sequences, {counted}seed {self.seed}")]
+        return Facts([*facts, ("floor", floor), ("took", duration(self.seconds))])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Likelihood(Evaluation):
+    """The result of `evaluate --task likelihood`. ce_posterior, kl and ce_prior are None for a baseline."""
 
     tokens: int
-    nll: Cost
-    proposal: str
-    elbo: Cost
+    nll: Cost  # a baseline's CE, or a Free model's tightest importance-weighted bound
+    proposal: str  # the distribution of that bound's Zs: posterior, prior, or both if rows differ; none for a baseline
+    elbo: Cost  # the negative ELBO, CE + KL; a baseline's CE
     ce_posterior: Cost | None
     kl: Cost | None
     ce_prior: Cost | None
-    bound: list[BoundPoint]
-    prior_bound: list[BoundPoint]
-    floor_bits: float | None
-    frequencies: float | None = None
+    bound: list[BoundPoint]  # with Z from the posterior, by increasing number of draws; falls towards −log P(S)
+    prior_bound: list[BoundPoint]  # the same with Z from the prior
+    floor_bits: float | None  # the data's entropy in bits per sequence; None where it is unknown
+    frequencies: float | None = None  # CE of the targets if each is predicted by its frequency, nats per token
 
     def report(self) -> Report:
         free, known = self.kl is not None, self.floor_bits is not None
@@ -170,13 +185,16 @@ class Likelihood(Evaluation):
         return f"{words}The gap from nll to the floor is {signed(unit.bits(self.nll.nats_per_token) - floor)} {unit.name}."
 
 
-def cost_table(label: str, costs: Mapping[str, Cost]) -> Table:
-    """Costs in every unit that the data has; per sequence with half the width of the interval: `27.91 ± 0.12`."""
+def cost_table(label: str, costs: Mapping[str, Cost], digits: int = 4) -> Table:
+    """Costs in every unit that the data has; per sequence with half the width of the interval: `27.91 ± 0.12`. digits: in nats."""
     byte, sequence = (all(getattr(cost, f"bits_per_{of}") is not None for cost in costs.values()) for of in ("byte", "sequence"))
-    rows = []
+    first, rows = next(iter(costs.values())), []
+    scale = fraction(first.bits_per_sequence, first.nats_per_token)  # the same for all costs: they are of the same targets
     for name, cost in costs.items():
-        half = (cost.high - cost.low) / 2 * fraction(cost.bits_per_sequence, cost.nats_per_token)
+        half = (cost.high - cost.low) / 2 * scale
         whole = number(cost.bits_per_sequence) + (f" ± {number(half)}" if is_number(half) else "")
-        rows.append([name, *cost.nats(), number(cost.bits_per_token, 4), *[number(cost.bits_per_byte, 4)] * byte, *[whole] * sequence])
+        rows.append(
+            [name, *cost.nats(digits), number(cost.bits_per_token, 4), *[number(cost.bits_per_byte, 4)] * byte, *[whole] * sequence]
+        )
     units = ["nats/token", "95 % interval", "bits/token", *["bits/byte"] * byte, *["bits/sequence"] * sequence]
     return Table([label, *units], rows, align="lrrrrr")

@@ -35,15 +35,12 @@ class Difference(Cost):
 
 @dataclass(frozen=True)
 class MetricPair:
-    """A metric of both models. A baseline lacks some metrics: then its cost and the difference are None.
-
-    relative_percent: 100 (B − A) / |A|.
-    """
+    """A metric of both models. A baseline lacks some metrics: then its cost and the difference are None."""
 
     a: Cost | None
     b: Cost | None
     difference: Difference | None
-    relative_percent: float | None
+    relative_percent: float | None  # 100 (B − A) / |A|
 
     def percent(self) -> str:
         """`-2.50`; a dash where A is not known to be above zero, or hardly is."""
@@ -61,11 +58,11 @@ class MetricPair:
 
 @dataclass(frozen=True)
 class Positions:
-    """CE + KL (a baseline's CE) at each position, bits per token; NaN where no target counts. targets: how many were counted there."""
+    """CE + KL (a baseline's CE) at each position, bits per token; NaN where no target counts."""
 
     a: list[float]
     b: list[float]
-    targets: list[int]
+    targets: list[int]  # how many were counted at each position
 
     def rows(self) -> list[list[str]]:
         """Means over stretches of positions, weighted by targets: A, B and B − A in bits per token."""

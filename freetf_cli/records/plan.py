@@ -21,24 +21,19 @@ class PartCost:
 
 @dataclass(frozen=True)
 class Plan:
-    """The predicted cost of a run, computed without a device. FLOPs are per token, forward and backward.
-
-    memory: bytes in each of the processes that train together: parameters, gradients, optimizer, activations, total.
-    overhead_compute: FLOPs relative to the baseline, minus one; overhead_compute_paper: the paper's count, the encoder's blocks in L.
-    tokens: positions of all steps, padding included, as each of them costs the same. A run's own tokens are the targets that count.
-    """
+    """The predicted cost of a run, computed without a device. Overheads are relative to the baseline, minus one."""
 
     recipe: str
     kind: str
     parts: list[PartCost]
     parameters: int
-    train_flops_per_token: float
+    train_flops_per_token: float  # forward and backward
     overhead_compute: float | None
-    overhead_compute_paper: float | None
+    overhead_compute_paper: float | None  # the paper's count, the encoder's blocks in L
     overhead_parameters: float | None
-    memory: dict[str, float]
+    memory: dict[str, float]  # bytes in each process: parameters, gradients, optimizer, activations, total
     steps: int
-    tokens: int
+    tokens: int  # positions of all steps, padding included, as each costs the same; a run's own tokens are the targets that count
     precision: str
     processes: int = 1
 

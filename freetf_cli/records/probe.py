@@ -1,7 +1,4 @@
-"""What Z encodes: the record of `probe-latent` on one run, its parts and its report.
-
-Information and KL are in bits per sequence unless a name says otherwise.
-"""
+"""What Z encodes: the record of `probe-latent` on one run, its parts and its report. Bits are per sequence unless a name says otherwise."""
 
 from __future__ import annotations
 
@@ -45,41 +42,30 @@ DECODING = (
 
 @dataclass(frozen=True)
 class Rate:
-    """What flows through Z on held-out sequences, with Z from the encoder.
+    """What flows through Z on held-out sequences, with Z from the encoder, in bits per sequence.
 
-    kl: KL(Q(Z|S) ‖ P), ce, and their sum nelbo, the negative ELBO, bits per sequence. by_position: mean KL at each input position, bits;
-    by_bit: its sum over positions for each of the H bits of a token, bits. above_kappa: share of tokens whose KL exceeds κ; kappa: bits
-    per token.
-    active_bits: how many of the `all_bits` = T·H bits have a posterior probability that varies over sequences (variance above 0.01).
-    KL = information + mismatch: `information_low` … `information_high` bracket the mutual information I(S; Z) of sequence and Z (from
-    `paired` sequences; its lower end cannot exceed log2 of their number); `mismatch_low` … `mismatch_high` bracket
-    KL(aggregate posterior ‖ P), which carries no information and which sampling from the prior does not reproduce. Each end is an
-    estimate with an interval of its own.
-    imbalance: the part of the mismatch that single bits show (each bit's mean against 1/2), bits per sequence.
-    efficiency: (floor − CE) / KL, bits of CE saved by a bit of KL, negative where CE lies above the floor; None where no floor is known,
-    or where the KL may be less than half a bit.
-    targets: counted targets in a sequence, on average.
+    KL = information + mismatch. Two bounds bracket each, and each bound is an estimate with an interval of its own.
     """
 
-    kl: Estimate
+    kl: Estimate  # KL(Q(Z|S) ‖ P)
     ce: Estimate
-    nelbo: Estimate
-    by_position: list[Estimate]
-    by_bit: list[Estimate]
-    kappa: float
-    above_kappa: Estimate
-    active_bits: Estimate
-    all_bits: int
-    information_low: Estimate
+    nelbo: Estimate  # CE + KL, the negative ELBO
+    by_position: list[Estimate]  # mean KL at each input position, bits per token
+    by_bit: list[Estimate]  # KL of each of the H bits of a token, summed over positions
+    kappa: float  # bits per token
+    above_kappa: Estimate  # share of tokens whose KL exceeds κ
+    active_bits: Estimate  # how many bits have a posterior probability that varies over sequences (variance above 0.01)
+    all_bits: int  # T·H
+    information_low: Estimate  # of the mutual information I(S; Z) of sequence and Z; at most log2 of `paired`
     information_high: Estimate
-    mismatch_low: Estimate
+    mismatch_low: Estimate  # of KL(aggregate posterior ‖ P), which carries no information and which samples from the prior lack
     mismatch_high: Estimate
-    imbalance: Estimate
-    efficiency: Estimate | None
+    imbalance: Estimate  # the part of the mismatch that single bits show: each bit's mean against 1/2
+    efficiency: Estimate | None  # (floor − CE) / KL; None where no floor is known, or where the KL may be less than half a bit
     floor: float | None
     sequences: int
-    paired: int
-    targets: float
+    paired: int  # sequences from which the information was estimated
+    targets: float  # counted targets in a sequence, on average
 
     def section(self) -> Section:
         kappa_line = [Reference(self.kappa, f"κ {number(self.kappa)}", "nelbo")]
@@ -133,15 +119,12 @@ def _with_intervals(found: Sequence[Estimate], role: str) -> Series:
 
 @dataclass(frozen=True)
 class LatentAblation:
-    """CE with Z from the posterior, with the posterior Z of another sequence, and with Z from the prior.
-
-    other_less_posterior: what a wrong Z costs, with a paired interval, nats per token.
-    """
+    """CE with Z from the posterior, with the posterior Z of another sequence, and with Z from the prior."""
 
     posterior: Cost
     other: Cost
     prior: Cost
-    other_less_posterior: Estimate
+    other_less_posterior: Estimate  # what a wrong Z costs, with a paired interval, nats per token
 
     def section(self) -> Section:
         costs = {"the same sequence": self.posterior, "another sequence": self.other, "the prior": self.prior}
@@ -151,15 +134,12 @@ class LatentAblation:
 
 @dataclass(frozen=True)
 class LatentSwap:
-    """Z inferred from a sequence A generates under another prompt B: how often B's output has A's factor (noise: common places over all).
-
-    chance: the same under the same prompts with the Zs of other sequences. sequences: outputs in which the factor could be read.
-    """
+    """Z inferred from a sequence A generates under another prompt B: how often B's output has A's factor."""
 
     factor: str
-    taken: Estimate
-    chance: Estimate
-    sequences: int
+    taken: Estimate  # share of outputs (noise: common places over all)
+    chance: Estimate  # the same under the same prompts with the Zs of other sequences
+    sequences: int  # outputs in which the factor could be read
 
 
 @dataclass(frozen=True)
@@ -168,26 +148,23 @@ class Decoding:
 
     source: "Z"; "hidden", the state at the injection layer; or "sequence", the best of the two probes of that state and of the reader that
     reads the factor from outputs, chosen without the sequences that it is tested on.
-    probe: "linear", "mlp" or "reader". accuracy: share right (noise: mean over sites). majority: accuracy of always saying the
-    commonest. shuffled: accuracy of the same probe trained on shuffled labels. bits: H(factor) less the probe's held-out cross-entropy, at
-    least 0: what a reader of this kind can use (noise: sum over sites). entropy: H(factor) of the tested labels.
     """
 
     factor: str
     source: str
-    probe: str
-    accuracy: Estimate
-    majority: float
-    shuffled: float
-    bits: Estimate
-    entropy: float
+    probe: str  # "linear", "mlp" or "reader"
+    accuracy: Estimate  # share right (noise: mean over sites)
+    majority: float  # accuracy of always saying the commonest
+    shuffled: float  # accuracy of the same probe trained on shuffled labels
+    bits: Estimate  # H(factor) less the cross-entropy, at least 0: what a reader of this kind can use (noise: sum over sites)
+    entropy: float  # H(factor) of the tested labels
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What Z is used for, in words. label: unused, global, details, copying, or used (of no known factor)."""
+    """What Z is used for, in words."""
 
-    label: str
+    label: str  # unused, global, details, copying, or used (of no known factor)
     sentence: str
     evidence: list[str]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
 
 from freetf_cli.records.glossary import glossary
 from freetf_cli.records.intervention import colours, sizes_text
 from freetf_cli.records.probe import SYMBOLS, ProbeResult
+from freetf_cli.records.run import run_names
 from freetf_cli.report.blocks import Chart, Grid, Note, Report, Samples, Section, Series, Table
 from freetf_cli.report.units import MISSING, kappa, number, share
 
@@ -52,7 +52,7 @@ class Sweep:
 
 def _rates(runs: Sequence[ProbeResult]) -> Table:
     """Rate and distortion, a run in each row."""
-    names, rows = run_names(runs), []
+    names, rows = run_names(run.run for run in runs), []
     for run in runs:
         valid = run.intervention.valid if run.intervention else None
         saved = run.rate.efficiency if run.rate.efficiency and not run.rate.efficiency.high < 0 else None
@@ -86,12 +86,6 @@ def information_chart(runs: Sequence[ProbeResult], title: str = "I(Z; factor) by
     return Chart(title, series, "κ, bits/token (log scale)", "bits", log=True)
 
 
-def run_names(runs: Sequence[ProbeResult]) -> dict[str, str]:
-    """The last part of each run's folder, or the whole path where that is ambiguous."""
-    last = {run.run: PurePath(run.run).name or run.run for run in runs}
-    return last if len(set(last.values())) == len(last) else {name: name for name in last}
-
-
 def factor_colours(runs: Sequence[ProbeResult]) -> dict[str, str]:
     """The factors that any run has, in the order in which they first appear, with the roles that colour them."""
     first = {one.factor: one for run in reversed(runs) for one in reversed(run.factors())}
@@ -100,7 +94,7 @@ def factor_colours(runs: Sequence[ProbeResult]) -> dict[str, str]:
 
 def sweep_panels(runs: Sequence[ProbeResult]) -> list[Samples]:
     """The panels of the paper's Figure 4, one for each run that has samples. Where runs have the same κ, titles show their names too."""
-    names, times = run_names(runs), Counter(kappa_title(run.kappa) for run in runs)
+    names, times = run_names(run.run for run in runs), Counter(kappa_title(run.kappa) for run in runs)
     panels = []
     for run in runs:
         title = kappa_title(run.kappa)

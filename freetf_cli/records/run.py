@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import PurePath
@@ -146,6 +146,13 @@ class RunSummary:
 def _scaled(key: str, factor: float, line: Metrics) -> float:
     """A field of a metrics line in another unit; NaN where it is null."""
     return Unit(factor, "").bits(getattr(line, key))
+
+
+def run_names(runs: Iterable[str]) -> dict[str, str]:
+    """The last part of each path, after the run's name if it is a checkpoint; the whole paths if these are equal."""
+    paths = {run: PurePath(run) for run in runs}
+    ends = {run: "/".join(path.parts[-3::2]) if path.parent.name == "checkpoints" else path.name or run for run, path in paths.items()}
+    return ends if len(set(ends.values())) == len(ends) else {run: run for run in ends}
 
 
 def title(run: str, manifest: Mapping[str, Any]) -> str:

@@ -16,42 +16,33 @@ HIDDEN = {"json": ""}  # metadata of a field that `to_json` leaves out
 
 @dataclass(frozen=True)
 class Sample:
-    """One generated sequence, with all that generates it again: the record of `sample --json`.
-
-    text holds prompt and continuation. prompt_index: the prompt's number, from 0. max_tokens: tokens of the continuation; None: as many
-    as the data's rows have room for. prompt_z: where the prompt's Z comes from; None of a baseline, or where Z was given. precision: of
-    the weights. checkpoint: SHA-256 of its model.safetensors. z has one entry for each input position, the prompt's first (of the
-    binary latent, a code); None for a baseline. given: the record whose Z was used.
-    """
+    """One generated sequence, with all that generates it again: the record of `sample --json`."""
 
     prompt: str
-    text: str
+    text: str  # prompt and continuation
     group: int
     index: int
     seed: int
-    prompt_index: int
+    prompt_index: int  # the prompt's number, from 0
     temperature: float
     top_k: int
     top_p: float
-    max_tokens: int | None
-    prompt_z: str | None
-    precision: str | None
-    checkpoint: str | None
-    z: list[Any] | None
-    given: Any = field(default=None, compare=False, repr=False, metadata=HIDDEN)
+    max_tokens: int | None  # of the continuation; None: as many as the data's rows have room for
+    prompt_z: str | None  # where the prompt's Z comes from; None of a baseline, or where Z was given
+    precision: str | None  # of the weights
+    checkpoint: str | None  # SHA-256 of its model.safetensors
+    z: list[Any] | None  # for each input position, the prompt's first (of the binary latent, a code); None for a baseline
+    given: Any = field(default=None, compare=False, repr=False, metadata=HIDDEN)  # the record whose Z was used
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How often two sequences agree, in shares of pairs: within a group that shares Z, and across groups.
-
-    Pairs without the factor (an output with no target) are left out; `pairs_*` count the compared pairs. NaN without a pair.
-    """
+    """How often two sequences agree, in shares of pairs; NaN without a pair."""
 
     factor: str
-    within: float
-    across: float
-    pairs_within: int
+    within: float  # of pairs in a group that shares Z
+    across: float  # of pairs from two groups
+    pairs_within: int  # the compared pairs: without those that lack the factor (an output with no target)
     pairs_across: int
 
     def ratio(self) -> str:
@@ -61,16 +52,13 @@ class Agreement:
 
 @dataclass(frozen=True)
 class SampleGroups:
-    """Samples of one prompt in groups, as in the paper's Figure 4. shared: the sequences of a group share one Z.
-
-    spans: for some texts, what each of their pieces is (see `Spans`); not part of the JSON.
-    """
+    """Samples of one prompt in groups, as in the paper's Figure 4."""
 
     title: str
-    shared: bool
+    shared: bool  # the sequences of a group share one Z
     groups: list[list[str]]
     prompt: str = ""
-    spans: Spans = field(default_factory=dict, metadata=HIDDEN)
+    spans: Spans = field(default_factory=dict, metadata=HIDDEN)  # of some texts
 
     def boxes(self, *, latent: bool = True) -> list[Box]:
         """A box for each group. latent: False for a baseline, which has no Z."""

@@ -27,13 +27,10 @@ class TensorShape:
 
 @dataclass(frozen=True)
 class Change:
-    """How far weights moved: ‖B − A‖ / ‖A‖ and the cosine of A and B.
+    """How far weights moved."""
 
-    relative: 0 where both are zero, None where only A is. cosine: None where either is zero.
-    """
-
-    relative: float | None
-    cosine: float | None
+    relative: float | None  # ‖B − A‖ / ‖A‖; 0 where both are zero, None where only A is
+    cosine: float | None  # of A and B; None where either is zero
 
     def text(self) -> str:
         """`0.123 (0.9921)`: the relative norm of the difference, and the cosine."""

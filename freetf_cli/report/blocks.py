@@ -80,18 +80,15 @@ class Cards(Block):
 
 @dataclass(frozen=True)
 class Table(Block):
-    """Rows under column names. align: `l` or `r` for each column, the rest left. total: the last row sums up the others.
-
-    caption: the table's name. fold: a page shows the caption alone until the reader opens it.
-    """
+    """Rows under column names."""
 
     CONTENT = "rows"
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
-    caption: str = ""
-    align: str = ""
-    total: bool = False
-    fold: bool = False
+    caption: str = ""  # the table's name
+    align: str = ""  # `l` or `r` for each column, the rest left
+    total: bool = False  # the last row sums up the others
+    fold: bool = False  # a page shows the caption alone until the reader opens it
 
     def is_right(self, column: int) -> bool:
         return self.align[column : column + 1] == "r"
@@ -99,19 +96,16 @@ class Table(Block):
 
 @dataclass(frozen=True)
 class Series:
-    """One curve. NaN in y is a gap. low, high: its band, or whiskers at each point. limit: the most that y can be.
-
-    faint: drawn behind the others, and left out on a terminal.
-    """
+    """One curve. NaN in y is a gap."""
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
     role: str = "plain"
-    low: Sequence[float] = ()
+    low: Sequence[float] = ()  # low and high: its band, or whiskers at each point
     high: Sequence[float] = ()
-    limit: float | None = None
-    faint: bool = False
+    limit: float | None = None  # the most that y can be
+    faint: bool = False  # drawn behind the others, and left out on a terminal
 
 
 @dataclass(frozen=True)
@@ -174,15 +168,12 @@ class HeatMap(Block):
 
 @dataclass(frozen=True)
 class Box:
-    """A frame of generated sequences. kind: `independent` Z (blue in the paper's Figure 4) or `shared` Z (green).
-
-    fixed: its lines are rows of equal length that must stay whole; other text may be wrapped.
-    """
+    """A frame of generated sequences."""
 
     title: str
-    kind: Literal["independent", "shared"]
+    kind: Literal["independent", "shared"]  # its Z: blue or green in the paper's Figure 4
     lines: Sequence[Line]
-    fixed: bool = False
+    fixed: bool = False  # lines are rows of equal length that must stay whole; other text may be wrapped
 
 
 @dataclass(frozen=True)
@@ -216,21 +207,16 @@ class Section(Block):
 
 @dataclass(frozen=True)
 class Report:
-    """A result as a reader sees it. Only `title` and `blocks` are needed.
-
-    kicker: what kind of report, above the title. status: a state and its mood. about: lines below the title.
-    glossary: symbols and their meanings. parts: reports of their own, one after the other on the page; a terminal leaves them out.
-    hints: commands to try next, which a terminal shows on stderr.
-    """
+    """A result as a reader sees it."""
 
     title: str
     blocks: Sequence[Block]
-    kicker: str = ""
+    kicker: str = ""  # what kind of report, above the title
     status: tuple[str, Mood] | None = None
-    about: Sequence[str] = ()
-    glossary: Sequence[tuple[str, str]] = ()
-    parts: Sequence[Report] = ()
-    hints: Sequence[str] = ()
+    about: Sequence[str] = ()  # lines below the title
+    glossary: Sequence[tuple[str, str]] = ()  # symbols and their meanings
+    parts: Sequence[Report] = ()  # reports of their own, one after the other on the page; a terminal leaves them out
+    hints: Sequence[str] = ()  # commands to try next, which a terminal shows on stderr
 
 
 @dataclass(frozen=True)

@@ -126,13 +126,8 @@ class TrainingProgress:
         if self._live and time.monotonic() - self._drawn >= REFRESH:
             self._drawn = time.monotonic()
             self._try(self._live.refresh)
-        elif not self._live and self._is_due(status):
-            self.log(plain_line(status))
-
-    def log(self, text: str) -> None:
-        """Print a line above the display: a checkpoint written, a resumed run."""
-        if not self.quiet:
-            self._try(lambda: self._console.print(Text(visible(text)), soft_wrap=True))
+        elif not self._live and not self.quiet and self._is_due(status):
+            self._try(lambda: self._console.print(Text(visible(plain_line(status))), soft_wrap=True))
 
     def _is_due(self, status: Status) -> bool:
         if status.held_out:

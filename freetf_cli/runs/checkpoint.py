@@ -129,10 +129,9 @@ class Checkpoint:
         return str((same or found)[0])
 
     @property
-    def weights_sha256(self) -> str:
-        """SHA-256 of model.safetensors, from the manifest."""
-        lines = (self.folder / MANIFEST).read_text(encoding="utf-8").splitlines()
-        return {name: digest for digest, name in (line.split("  ", 1) for line in lines)}["model.safetensors"]
+    def sha256(self) -> dict[str, str]:
+        """SHA-256 of each file, by name."""
+        return _read_manifest(self.folder)
 
     def tokenizer(self) -> Tokenizer:
         return tokenizers.load(self.folder / "tokenizer.json")
@@ -209,11 +208,7 @@ def _verify(folder: Path) -> None:
     for path in (manifest, folder / "state.json"):
         if path.is_file() and path.stat().st_size > durable.SMALL:
             raise InputError(f"the file has {path.stat().st_size:,} bytes, far more than a checkpoint's", str(path))
-    try:
-        lines = [line.split("  ", 1) for line in manifest.read_text(encoding="utf-8").splitlines()]
-        entries = {name: digest for digest, name in lines}
-    except ValueError:
-        raise InputError("the checkpoint's manifest is damaged", str(manifest)) from None
+    entries = _read_manifest(folder)
     for name in _REQUIRED:
         if name not in entries:
             raise InputError(f"the checkpoint's manifest does not list {name}", str(manifest))
@@ -225,6 +220,15 @@ def _verify(folder: Path) -> None:
             raise InputError("a file of the checkpoint is missing", str(path))
         if durable.sha256_of(path) != digest:
             raise InputError("the file is damaged or cut short: its SHA-256 does not match the manifest", str(path))
+
+
+def _read_manifest(folder: Path) -> dict[str, str]:
+    """The manifest's SHA-256 of each file, by name."""
+    try:
+        lines = (folder / MANIFEST).read_text(encoding="utf-8").splitlines()
+        return {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
+    except ValueError:
+        raise InputError("the checkpoint's manifest is damaged", str(folder / MANIFEST)) from None
 
 
 def _read_state(path: Path) -> dict[str, Any]:

@@ -1,16 +1,13 @@
 """The training loop.
 
-Everything that a step uses is a function of (recipe, step): its batch, its latent noise, its learning rate and κ. A checkpoint therefore
-needs only weights, optimizer moments and the step, and a resumed run continues exactly as if it had not stopped.
+Everything that a step uses is a function of (recipe, step), so a checkpoint needs only weights, optimizer moments and the step: a resumed
+run continues exactly as if it had not stopped.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 import os
-import shlex
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from signal import Signals
@@ -27,8 +24,7 @@ from freetf_cli.evaluation.posterior import tensors
 from freetf_cli.generation.sampling import SampleSpec, figure4_samples, prompt_tokens
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.model.latent import ObjectiveWeights
-from freetf_cli.records import Metrics, Progress, Timing, TrainResult
-from freetf_cli.report.units import duration
+from freetf_cli.records import Metrics, Progress, Timing
 from freetf_cli.runs.checkpoint import Checkpoint, checkpoint_folders, save_checkpoint
 from freetf_cli.runs.folder import RunFolder
 from freetf_cli.streams import torch_seed
@@ -36,14 +32,13 @@ from freetf_cli.training.distributed import ALONE, World
 from freetf_cli.training.float8 import use_float8
 from freetf_cli.training.memory import memory_errors
 from freetf_cli.training.optimizer import load_named_state, make_optimizer, named_state
+from freetf_cli.training.pace import LONG, Pace, too_long
 from freetf_cli.training.prefetch import HostBatch, Prefetch, host_batch
 from freetf_cli.training.schedule import learning_rate, objective_weights
 from freetf_cli.training.signals import StopRequest, stop_error
 from freetf_cli.training.step import TrainStep, autocast
 
 SAMPLE_TOKENS = 256  # length limit of the samples kept with a run
-LONG = 2 * 3600.0  # seconds: a run on a CPU that takes longer is warned of
-LONG_STEP = 5.0  # seconds: a first step that takes less says little, because libraries initialise in it
 
 
 @dataclass(frozen=True)
@@ -85,8 +80,7 @@ class Loop:
         self.batches = Prefetch(self._batch, self.config.steps)
         self.step = self.saved_step = self.tokens = 0  # tokens: the targets that counted
         self.skipped: list[int] = []  # steps without an update, counted from 1
-        self._began = (time.perf_counter(), 0)  # when, and at which step, this process started training
-        self._in_steps = 0.0  # seconds of this process in logged steps
+        self.pace = Pace(self.config.steps, self.step, self.tokens)
         self._estimated = device.type != "cpu"  # whether the user knows how long the run takes
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -102,13 +96,13 @@ class Loop:
         except ValueError as error:
             raise InputError(f"the optimizer state does not fit the model: {error}", str(checkpoint.folder)) from None
 
-    def run(self) -> TrainResult:
+    def run(self) -> None:
         """Train to the recipe's last step, with logs, evaluations and checkpoints on the way."""
-        began = time.perf_counter()
-        self._began, timed_from, timed = (began, self.step), began, (self.step, self.tokens)
+        self.pace = Pace(self.config.steps, self.step, self.tokens)
         with self.batches:
             if self.step and self._evaluates():  # an earlier process may have ended in the middle of it
                 self._evaluate_and_sample()
+            self.pace.resume()
             while self.step < self.config.steps:
                 self._stop_if_asked()
                 sums, grad_norm, batch = self.train_step()
@@ -117,23 +111,18 @@ class Loop:
                 saves = self._evaluates() or self._due(self.config.save_every)
                 if logs or saves:
                     self._record_faults()  # waits for the device, so that the steps can be timed
-                now = time.perf_counter()
+                self.pace.step_made()
                 if logs and self.step not in self.skipped:
                     kappa, lr = self._weights(self.step - 1).kappa, learning_rate(self.step - 1, self.config)
                     metrics = self._metrics(sums, batch.count, batch.bytes, "train", kappa, lr, float(grad_norm))
-                    seconds = now - timed_from
-                    self._in_steps += seconds
-                    self._report(metrics, Timing(seconds / (self.step - timed[0]), (self.tokens - timed[1]) / seconds))
-                    timed_from, timed = now, (self.step, self.tokens)
-                now = time.perf_counter()
+                    self._report(metrics, self.pace.timing(self.step, self.tokens))
                 if saves:
                     self.save()
-                if self._evaluates():
-                    self._evaluate_and_sample()
-                timed_from += time.perf_counter() - now  # a step's time has no evaluation or save in it
+                    if self._evaluates():
+                        self._evaluate_and_sample()
+                    self.pace.resume()
         self.folder.finish("done")
         self.hooks.saved(self.folder)
-        return self._result()
 
     def train_step(self) -> tuple[Tensor, Tensor, HostBatch]:
         """Make one update. Returns the sums of LossTerms over the batch [5], the gradient's norm before clipping [], and the batch.
@@ -158,7 +147,6 @@ class Loop:
         self.noise_generator.manual_seed(self._noise_seed(-1))
         weights = ObjectiveWeights(*torch.tensor(final, device=self.device).unbind())
         total, count, size_bytes = torch.zeros(5, device=self.device), 0, 0.0
-        self.model.eval()
         for number, batch in enumerate(self.source.held_out(config.split, config.sequences, self.recipe.rows_at_once)):
             if number % size == 0:
                 self._stop_if_asked()
@@ -171,7 +159,6 @@ class Loop:
                     output = self.model(tokens_BT, noise=noise_BTH, targets_BT=targets_BT, weights=weights)
                 total += output.losses.stack()
         self.world.all_reduce_sum([total])
-        self.model.train()
         if not torch.isfinite(total).all():
             raise self._failure("the held-out loss is not finite")
         held_out = self._metrics(total, count, size_bytes, config.split, final.kappa, lr=None, grad_norm=None)
@@ -184,7 +171,6 @@ class Loop:
             if self.world.size == 1:  # the others do not measure, and would not answer
                 self._stop_if_asked()
 
-        self.model.eval()
         try:
             with autocast(self.config, self.device):
                 return with_bounds(held_out, self.model, self.source, self.recipe.eval.sequences, stop_if_alone)
@@ -193,8 +179,6 @@ class Loop:
                 raise
             self.hooks.warn("out of memory: nll was not measured; `freetf evaluate` does it without the optimizer's memory")
             return held_out
-        finally:
-            self.model.train()
 
     def save(self) -> None:
         """Save a checkpoint of this step, and delete old ones (train.keep_last, keep_every)."""
@@ -225,6 +209,7 @@ class Loop:
 
     def _evaluate_and_sample(self) -> None:
         """Evaluate and sample at this step, whose checkpoint is saved. Whatever ends it early, a resumed run makes what is missing."""
+        self.model.eval()
         missing = self.world.is_main and self.step not in self.folder.held_out_losses()
         if self.world.all_reduce_max(int(missing)):
             with memory_errors(self.recipe, self.device, "evaluation"):
@@ -233,6 +218,7 @@ class Loop:
             self.folder.prune(self.config.keep_last, self.config.keep_every)  # it knows now whether this checkpoint is the best
         with memory_errors(self.recipe, self.device, "samples"):
             self._sample()
+        self.model.train()
         self.hooks.saved(self.folder)
 
     def _sample(self) -> None:
@@ -244,9 +230,7 @@ class Loop:
         prompt = self.source.prompt(seed, 0)
         limit = max(SAMPLE_TOKENS, len(prompt_tokens(self.source.tokenizer, prompt)) + 1)
         spec = SampleSpec(total=min(self.source.context + 1, limit), count=self.recipe.eval.samples, prompt_z="prior", seed=seed)
-        self.model.eval()
         self.folder.save_samples(self.step, figure4_samples(self.model, self.source.tokenizer, prompt, spec, groups=2))
-        self.model.train()
 
     def _stop_if_asked(self) -> None:
         """If a signal asks this run to stop, whichever of its processes received it: save, and raise Stopped or Interrupted."""
@@ -308,38 +292,14 @@ class Loop:
         return Metrics(self.step, self.tokens, split, *means, share, kappa, lr, grad_norm, size_bytes / count or None)
 
     def _report(self, metrics: Metrics, timing: Timing | None = None) -> None:
-        """Record and show metrics. The rate is that of the steps alone, the time left has evaluations and checkpoints in it."""
+        """Record and show metrics."""
         self.folder.append(metrics, timing)
-        done = self.step - self._began[1]
-        remaining = (self.config.steps - self.step) / done * (time.perf_counter() - self._began[0]) if done else math.inf
-        rate = done / self._in_steps if self._in_steps else 0.0
-        self.hooks.progress(Progress(metrics, self.config.steps, rate, remaining, self.source.facts))
-        if not self._estimated and rate and (self.step > self._began[1] + 1 or rate < 1 / LONG_STEP):
+        remaining = self.pace.remaining(self.step)
+        self.hooks.progress(Progress(metrics, self.config.steps, self.pace.rate(self.step), remaining, self.source.facts))
+        if not self._estimated and self.pace.is_known(self.step):
             self._estimated = True
             if remaining > LONG:
-                self.hooks.warn(f"this run takes {duration(remaining)} more on this CPU; a recipe of a size for it: {self._smaller()}")
-
-    def _smaller(self) -> str:
-        """The command that trains the demo's recipe on this run's data."""
-        data = self.recipe.data
-        words = [f"data.dir={data.dir}", f"model.context={self.source.context}"] if data.dir else [f"data.task={data.task}"]
-        return shlex.join(
-            ["freetf", "train", f"demo-{self.recipe.kind}", *(part for word in words for part in ("--set", word)), "-o", "RUN"]
-        )
-
-    def _result(self) -> TrainResult:
-        return TrainResult(
-            run=str(self.folder.path),
-            kind=self.recipe.kind,
-            start=self._began[1],
-            steps=self.step,
-            tokens=self.tokens,
-            seconds=time.perf_counter() - self._began[0],
-            val=next((row for row in reversed(self.folder.metrics()) if row.split != "train"), None),
-            checkpoint=str(self.folder.checkpoint(self.step)),
-            page=str(self.folder.report),
-            facts=self.source.facts,
-        )
+                self.hooks.warn(too_long(self.recipe, self.source.context, remaining))
 
     def _evaluates(self) -> bool:
         """Whether the held-out split is measured at this step."""

@@ -1,7 +1,4 @@
-"""Batches prepared ahead: while the device works on a step, a thread makes the batches of the next ones.
-
-This does not change which rows a step has: they are a function of (seed, step).
-"""
+"""Batches prepared ahead: while the device works on a step, a thread makes those of the next ones."""
 
 from __future__ import annotations
 
@@ -36,11 +33,7 @@ def host_batch(batch: Batch, rows: slice = slice(None), size_bytes: float = 0.0,
 
 
 class Prefetch:
-    """Calls make(0), make(1), … make(stop - 1) in a thread, up to `ahead` numbers before their batches are taken.
-
-    with Prefetch(make, stop) as batches:
-        batches.take(0)     # what make(0) returned, or the exception that it raised
-    """
+    """Calls make(0), make(1), … make(stop - 1) in a thread, up to `ahead` numbers before their batches are taken."""
 
     def __init__(self, make: Callable[[int], HostBatch], stop: int, ahead: int = AHEAD) -> None:
         self._make, self._stop, self._ahead = make, stop, ahead
@@ -48,7 +41,7 @@ class Prefetch:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="freetf-prefetch")
 
     def take(self, number: int) -> HostBatch:
-        """The batch of a number. Starts making those of the next numbers."""
+        """What make(number) returned, or the exception that it raised. Starts making the next ones."""
         last = max(number + 1, min(number + 1 + self._ahead, self._stop))
         self._futures = {n: self._futures.get(n) or self._pool.submit(self._make, n) for n in range(number, last)}
         return self._futures.pop(number).result()

@@ -9,8 +9,10 @@ from pathlib import Path
 import torch
 
 from freetf_cli.config.recipe import Recipe
+from freetf_cli.data.batches import DataSource
 from freetf_cli.errors import Interrupted, Stopped
 from freetf_cli.records import TrainResult
+from freetf_cli.records.curves import split_metrics
 from freetf_cli.runs.checkpoint import Checkpoint
 from freetf_cli.runs.folder import ReadOnlyRun, RunFolder
 from freetf_cli.runs.lock import lock_run
@@ -28,21 +30,17 @@ def train(
     path: Path,
     *,
     device: torch.device,
-    resume: Checkpoint | None = None,
-    init_from: Checkpoint | None = None,
-    again: bool = False,
+    resume: Checkpoint | None = None,  # of the same run, to continue
+    init_from: Checkpoint | None = None,  # the weights to start with; a Free model may start from its baseline
+    again: bool = False,  # a run that ended before its first checkpoint may start over
     hooks: Hooks | None = None,
     stop: StopRequest | None = None,
-    name: str = "",
-    argv: Sequence[str] = (),
-    world: World = ALONE,
+    name: str = "",  # of the recipe, for the manifest
+    argv: Sequence[str] = (),  # the command line, for the manifest
+    world: World = ALONE,  # the processes that call this with the same arguments; only process 0 writes the run and calls the hooks
 ) -> TrainResult:
     """Train a recipe into a run folder.
 
-    resume: continue from this checkpoint of the same run. init_from: start with these weights; a Free model may start from its baseline.
-    name, argv: of the recipe, and the command line, for the manifest.
-    again: a run that ended before its first checkpoint may start over.
-    world: the processes that call this together, each with the same arguments; only process 0 writes the run and calls the hooks.
     Raises InputError before anything is written if recipe, data or checkpoint do not fit; Stopped or Interrupted, after saving, when `stop`
     asks; FreetfError if another process trains the run, memory is too small, or too many consecutive steps were not finite.
     """
@@ -51,13 +49,7 @@ def train(
     if world.is_main:
         RunFolder.check_path(path)
     with lock_run(path) if world.is_main else nullcontext():
-        asked, (recipe, source) = recipe.model.vocab, resolve(recipe, resume)
-        if asked is not None and asked != recipe.model.vocab and resume is None:
-            hooks.warn(f"model.vocab = {asked} is less than the tokenizer's {recipe.model.vocab:,} tokens, which the model gets")
-        if resume is not None:
-            check_same_run(recipe, source, resume)
-        check_float8(recipe, device)
-        check_memory(recipe, device)
+        recipe, source = _resolved(recipe, device, resume, hooks)
         with memory_errors(recipe, device):
             model = make_model(recipe, device, init_from, resume)
             if init_from is not None and (why := unlike_its_start(recipe, init_from.recipe)):
@@ -74,7 +66,8 @@ def train(
                 folder.rewind(resume.step, recipe)
             record_start(loop, name, argv, init_from, resume)
             try:
-                return loop.run()
+                loop.run()
+                return _result(loop)
             except BaseException as error:
                 stopped = isinstance(error, Stopped | Interrupted | KeyboardInterrupt)
                 with suppress(OSError):  # on a full disk, the first error is the one to report
@@ -82,3 +75,31 @@ def train(
                 raise
             finally:
                 loop.update.close()
+
+
+def _resolved(recipe: Recipe, device: torch.device, resume: Checkpoint | None, hooks: Hooks) -> tuple[Recipe, DataSource]:
+    """The recipe completed from its data, and the data; InputError or FreetfError if the run cannot be trained."""
+    asked, (recipe, source) = recipe.model.vocab, resolve(recipe, resume)
+    if asked is not None and asked != recipe.model.vocab and resume is None:
+        hooks.warn(f"model.vocab = {asked} is less than the tokenizer's {recipe.model.vocab:,} tokens, which the model gets")
+    if resume is not None:
+        check_same_run(recipe, source, resume)
+    check_float8(recipe, device)
+    check_memory(recipe, device)
+    return recipe, source
+
+
+def _result(loop: Loop) -> TrainResult:
+    folder = loop.folder
+    return TrainResult(
+        run=str(folder.path),
+        kind=loop.recipe.kind,
+        start=loop.pace.start,
+        steps=loop.step,
+        tokens=loop.tokens,
+        seconds=loop.pace.seconds(),
+        val=next(reversed(split_metrics(folder.metrics())[1]), None),
+        checkpoint=str(folder.checkpoint(loop.step)),
+        page=str(folder.report),
+        facts=loop.source.facts,
+    )

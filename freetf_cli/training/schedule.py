@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Literal
+
+import numpy as np
 
 from freetf_cli.config.recipe import LatentConfig, TrainConfig
 from freetf_cli.model.latent import ObjectiveWeights
@@ -38,10 +39,7 @@ def scheduled(points: Sequence[Sequence[float]], final: float, share: float) -> 
 
     Points are [share, value] with straight lines between them; the last is [share], and from there on the value is `final`.
     """
-    if not points or share >= points[-1][0]:
+    if not points:
         return final
-    path = [*((begin, value) for begin, value in points[:-1]), (points[-1][0], final)]
-    if share <= path[0][0]:
-        return path[0][1]
-    (begin, a), (end, b) = next(pair for pair in pairwise(path) if pair[1][0] > share)
-    return a + (b - a) * (share - begin) / (end - begin)
+    begins = [begin for begin, *_ in points]
+    return float(np.interp(share, begins, [*(value for _, value in points[:-1]), final]))

@@ -1,11 +1,9 @@
-"""One update of the weights, in which the device never waits for the host.
+"""One update of the weights, in which the device never waits for the host (docs/architecture.md, Steps on a GPU).
 
-A step of a small model is a thousand kernels of a few microseconds each, and Python cannot launch them as fast as a GPU runs them. On
-CUDA the whole update, from zeroing the gradients to AdamW, is therefore captured once as a CUDA graph and replayed at every step. A graph
-reads and writes fixed addresses, so everything that changes between steps, the learning rate included, is copied into tensors first.
-
-A step whose loss or gradient is not finite is skipped on the device too. After `skip_limit` consecutive skips the next one halts the
-training: the weights stay as they are until the host reads `faults`.
+On CUDA the whole update, from zeroing the gradients to AdamW, is captured once as a graph and replayed. A graph reads and writes fixed
+addresses, so everything that changes between steps, the learning rate included, is copied into tensors first. A step whose loss or
+gradient is not finite is skipped on the device too. After `skip_limit` consecutive skips the next one halts the training: the weights stay
+as they are until the host reads `faults`.
 
 Shapes: B sequences, T positions.
 """
@@ -45,10 +43,8 @@ class Fault(NamedTuple):
 class TrainStep:
     """The update of a step: `step(number, batch, lr, weights)`, after the step's noise was written into `step.noise`.
 
-    Each call writes sums [5] (the LossTerms of the whole batch), grad_norm [] (before clipping), skip_update [] (1: this step made no
-    update), consecutive_skips [] (up to this step) and halted [] (1: no later step makes an update either). Reading them waits for the
-    device. Weights, moments and these tensors stay the same objects from the first call on, because a graph knows them by address.
-    shape: (B, T) of this process's share of a batch. With several processes each has its rows, and all make the same update.
+    Reading the tensors that a call writes waits for the device. They, the weights and the moments stay the same objects from the first
+    call on, because a graph knows them by address. With several processes each has its rows, and all make the same update.
     """
 
     def __init__(
@@ -57,7 +53,7 @@ class TrainStep:
         optimizer: torch.optim.Optimizer,
         config: TrainConfig,
         device: torch.device,
-        shape: tuple[int, int],
+        shape: tuple[int, int],  # (B, T) of this process's share of a batch
         world: World = ALONE,
     ) -> None:
         self.model, self.optimizer, self.config, self.device, self.world = model, optimizer, config, device, world
@@ -67,8 +63,9 @@ class TrainStep:
         self.noise = torch.zeros(shape[0], *noise_shape, device=device)
         self.number, self.count, self.lr = (torch.zeros((), device=device) for _ in range(3))
         self.weights = ObjectiveWeights(*(torch.zeros((), device=device) for _ in ObjectiveWeights._fields))
-        self.sums, self.grad_norm = torch.zeros(5, device=device), torch.zeros((), device=device)
-        self.skip_update, self.halted, self.consecutive_skips = (torch.zeros((), device=device) for _ in range(3))
+        self.sums = torch.zeros(5, device=device)  # the LossTerms of the whole batch
+        self.grad_norm, self.consecutive_skips = (torch.zeros((), device=device) for _ in range(2))  # before clipping; up to this step
+        self.skip_update, self.halted = (torch.zeros((), device=device) for _ in range(2))  # 1: no update in this step; in no later one
         self._fault_count = torch.zeros((), device=device)
         self._faults = torch.zeros(FAULTS_KEPT, 3, device=device)  # the last ones: step (exact below 2^24), CE, gradient norm
         self._reported = 0  # faults that the host has read

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
+from freetf_cli.evaluation.compare import pairs, positions, relative_percent
 from freetf_cli.evaluation.likelihood import RowCosts
-from freetf_cli.evaluation.paired import pairs, positions, relative_percent
 
 TOKENS = np.array([10, 20, 30, 40] * 10)
 COSTS = np.random.default_rng(0).uniform(0.5, 3.0, 40) * TOKENS

@@ -438,7 +438,7 @@ def test_nothing_is_saved_after_too_many_skipped_steps(tmp_path: Path) -> None:
 
 def test_the_time_of_a_step_leaves_out_evaluations_and_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
-    monkeypatch.setattr(loop_module.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
 
     def slow(name: str, seconds: float) -> None:
         plain = getattr(Loop, name)
@@ -669,7 +669,7 @@ def test_a_run_of_hours_on_a_cpu_is_warned_of_once(tmp_path: Path, monkeypatch: 
             raise KeyboardInterrupt
         return plain(self)
 
-    monkeypatch.setattr(loop_module.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
     monkeypatch.setattr(Loop, "train_step", slow)
     with pytest.raises(KeyboardInterrupt):
         train(recipe(steps=5000, every=0), tmp_path / "run", device=CPU, hooks=Hooks(warn=warnings.append))

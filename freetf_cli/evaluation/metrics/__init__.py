@@ -1,9 +1,5 @@
 """Metrics of `freetf evaluate`, one module each, found by listing this package.
 
-    request = Request(run="runs/letters-free", split="val", sequences=1024)
-    result = load("likelihood")(checkpoint, model, source, request)
-    result.report()
-
 To add a metric, add a module here with a function `evaluate`, and its test. The module's name is the value of `--task`; the first paragraph
 of its docstring is its help.
 """
@@ -23,7 +19,7 @@ if TYPE_CHECKING:
     from freetf_cli.data.batches import DataSource
     from freetf_cli.evaluation import Advance
     from freetf_cli.model.decoder import Decoder
-    from freetf_cli.records.evaluation import Evaluation
+    from freetf_cli.records.likelihood import Evaluation
     from freetf_cli.runs.checkpoint import Checkpoint
 
     Metric = Callable[[Checkpoint, Decoder, DataSource, "Request"], Evaluation]
@@ -31,23 +27,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """What to measure.
+    """What to measure."""
 
-    Attributes:
-        run: The model's name in the report.
-        split: The held-out split.
-        sequences: Held-out sequences; all of them if the split has fewer.
-        draws: Number of Zs drawn for each sequence, for metrics that average over Z (`--samples`).
-        seed: Seed of the draws of Z. The sequences do not depend on it.
-        advance: Called with the number of sequences that were just measured.
-    """
-
-    run: str
+    run: str  # the model's name in the report
     split: str
-    sequences: int = 256
-    draws: int = 512
-    seed: int = 0
-    advance: Advance = lambda _: None
+    sequences: int = 256  # of the held-out split; all of them if it has fewer
+    draws: int = 512  # of Z for each sequence, for metrics that average over Z (`--samples`)
+    seed: int = 0  # of the draws of Z; the sequences do not depend on it
+    advance: Advance = lambda _: None  # called with the number of sequences that were just measured
 
     def described(self, task: str, checkpoint: Checkpoint, source: DataSource, sequences: int, seconds: float) -> dict[str, Any]:
         """The fields of an `Evaluation` of `sequences` sequences."""

@@ -18,10 +18,9 @@ from freetf_cli.evaluation.metrics import Request
 from freetf_cli.evaluation.posterior import PosteriorPass, posterior_draws, prior_draws, rows_at_once, tensors
 from freetf_cli.evaluation.statistics import wilson
 from freetf_cli.model.decoder import Decoder
-from freetf_cli.records.evaluation import Evaluation
-from freetf_cli.records.likelihood import Estimate
+from freetf_cli.records.likelihood import Estimate, Evaluation
 from freetf_cli.report.blocks import Note, Report, Table
-from freetf_cli.report.units import count, share
+from freetf_cli.report.units import count
 from freetf_cli.runs.checkpoint import Checkpoint
 
 READING = (
@@ -37,24 +36,21 @@ class Errors:
     share: Estimate
 
     def cells(self) -> list[str]:
-        return [count(self.wrong), share(self.share.value), f"{100 * self.share.low:.1f} – {100 * self.share.high:.1f} %"]
+        return [count(self.wrong), self.share.share()]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answers(Evaluation):
-    """The sequences with a wrong token. Greedy generation gives the same answers up to its first wrong token.
+    """The sequences with a wrong token. Greedy generation gives the same answers up to its first wrong token."""
 
-    errors: of a baseline, or of a Free model with Z from the prior. errors_posterior: with Z from the encoder; None for a baseline.
-    """
-
-    errors: Errors
-    errors_posterior: Errors | None
+    errors: Errors  # of a baseline, or of a Free model with Z from the prior
+    errors_posterior: Errors | None  # with Z from the encoder; None for a baseline
 
     def report(self) -> Report:
         rows = [["wrong answers" if self.errors_posterior is None else "wrong answers, prior Z", *self.errors.cells()]]
         if self.errors_posterior is not None:
             rows.append(["wrong answers, posterior Z", *self.errors_posterior.cells()])
-        table = Table(["", "sequences", "share", "95 % interval"], rows, align="lrrr")
+        table = Table(["", "sequences", "share [95 %]"], rows, align="lrr")
         return Report(self.run, [self.about(), table, Note(READING)], kicker="answers")
 
 

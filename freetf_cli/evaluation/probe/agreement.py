@@ -6,7 +6,6 @@ Shapes: G groups, N samples, A values, S sites.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from freetf_cli.records import DataFacts
 from freetf_cli.records.samples import Agreement
+from freetf_cli.report.units import fraction
 from freetf_cli.tasks import make_task, task_names
 from freetf_cli.tasks.factors import UNREAD, Ints, encode
 
@@ -24,10 +24,7 @@ Sums = tuple[NDArray[np.float64], NDArray[np.float64], float, float]  # agreemen
 
 
 def group_agreement(groups: Sequence[Sequence[str]], facts: DataFacts) -> list[Agreement]:
-    """Agreement within and across groups of rows, for each factor that the prompt does not give.
-
-    Empty for data whose rows do not show their factors, and for fewer than two groups.
-    """
+    """Agreement of each factor that the prompt leaves open; empty where rows do not show their factors, and for fewer than two groups."""
     if facts.task not in task_names() or len(groups) < 2:
         return []
     task = make_task(facts.task, facts.params)
@@ -39,8 +36,7 @@ def agreement(factor: str, groups: Sequence[Ints]) -> Agreement:
     """How often two samples of one group agree, and two samples of different groups; NaN where there is no such pair."""
     same_G, inside_G, other, outside = pair_sums(groups)
     same, inside = float(same_G.sum()), float(inside_G.sum())
-    across = other / outside if outside else math.nan
-    return Agreement(factor, same / inside if inside else math.nan, across, round(inside), round(outside))
+    return Agreement(factor, fraction(same, inside), fraction(other, outside), round(inside), round(outside))
 
 
 def pair_sums(groups: Sequence[Ints]) -> Sums:

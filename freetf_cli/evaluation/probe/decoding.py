@@ -1,17 +1,14 @@
-"""Probes that predict a factor from Z on held-out sequences, with controls.
+"""Probes that predict a factor from Z on held-out sequences, with controls (docs/probing.md, Decoding).
 
-A probe shows what *it* can read, not what Z contains: usable information (Xu et al., arXiv 2002.10689), a lower bound. The same probe
-trained on shuffled labels (after Hewitt and Liang, arXiv 1909.03368) shows what chance gives. The same probe of the hidden state at the
-injection layer, which is all that the encoder sees, shows what such a probe can read at all: little where a factor depends on words that
-can stand anywhere. What the whole sequence tells is shown by the best of these probes and of the reader that reads outputs. Each value that
-the reader can name counts as often for each true value as it did in the training part.
+A probe shows what *it* can read, not what Z contains: usable information (Xu et al., arXiv 2002.10689), a lower bound. Its control is the
+same probe trained on shuffled labels (after Hewitt and Liang, arXiv 1909.03368). Each value that the reader of outputs can name counts as
+often for each true value as it did in the training part.
 
 Features are the bits of Z as ±1, or the leading principal components of the hidden state, at every position; a long sequence is averaged
 in segments. A probe gets the 128 features that the labels explain best on the training part, each scaled by the share of its variance
 that they explain beyond chance. A few of a thousand bits encode a position; without the scaling the others would drown them.
 
-Documents are assigned at random to three parts: 60 % to train on, 15 % for early stopping and that choice, 25 % to test. Windows of one
-document stay together, and the order of the data folder does not matter.
+Windows of one document stay in one part, and the order of the data folder does not matter.
 
 Shapes: N sequences, T positions, F features, K values of a factor, S sites.
 """
@@ -131,19 +128,14 @@ def _decoding(
 
 @dataclass(frozen=True, eq=False)
 class Probed:
-    """Results on the test part.
+    """Results on the n sequences of the test part."""
 
-    tested: indices of its n sequences. right [n]: the share of sites predicted right. bits [n]: what the probe gains on the frequencies of
-    the labels; their mean is H(factor) less the cross-entropy. majority: accuracy of the commonest training value. entropy: H(factor),
-    bits per sequence. held_out: cross-entropy on the middle part, nats per sequence.
-    """
-
-    tested: Ints
-    right: Floats
-    bits: Floats
-    majority: float
-    entropy: float
-    held_out: float
+    tested: Ints  # their indices [n]
+    right: Floats  # the share of sites predicted right [n]
+    bits: Floats  # what the probe gains on the frequencies of the labels [n]; the mean is H(factor) less the cross-entropy
+    majority: float  # accuracy of the commonest training value
+    entropy: float  # H(factor), bits per sequence
+    held_out: float  # cross-entropy on the middle part, nats per sequence
 
 
 def probe(features: Features | Ints, labels: Ints, kinds: int, kind: str, seed: int = 0) -> Probed:

@@ -59,13 +59,10 @@ def has_factors(source: DataSource) -> bool:
 
 
 class TextLabels(RowReader):
-    """Labels read from words: multinomial naive Bayes on which words occur, with add-one smoothing.
-
-    A text without any known word is unread.
-    """
+    """Labels read from words: multinomial naive Bayes on which words occur. A text without any known word is unread."""
 
     def __init__(self, texts: Sequence[str], rows: Sequence[Factors], factors: Sequence[Factor]) -> None:
-        """texts: to train on; rows: their labels."""
+        """Train on texts whose labels are `rows`."""
         naive_bayes, features = probe_library("sklearn.naive_bayes"), probe_library("sklearn.feature_extraction.text")
         self.factors = tuple(factors)
         self._vectorizer = features.CountVectorizer(binary=True, token_pattern=WORD, min_df=LEAST_USE)

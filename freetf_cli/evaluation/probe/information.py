@@ -1,27 +1,15 @@
-"""Mutual information between Z and a discrete factor, from groups of samples that share a Z.
-
-For M latents Z_g from the prior, N samples under each, and a factor f read from every sample:
+"""Mutual information between Z and a discrete factor, from N samples under each of M latents Z_g from the prior:
 
     I(Z; f) = H(f) − mean_g H(f | Z_g)          bits
 
-If a factor cannot be read from every sample, all of this is conditional on reading it: a group's weight is its number of readings.
-Both entropies are biased downward if they are computed from counts, since N samples do not show all values. Here
+docs/probing.md (Intervention) explains the estimates and has simulations. H(f) is the entropy of the pooled counts with a delete-one-group
+jackknife. H(f | Z_g) is an empirical Bayes estimate under free-form distributions (Kiefer and Wolfowitz; EM on a grid). It leans on the
+pooled counts, which underestimate H(f) because they are M · N samples, so it has the same relative correction. The interval trusts no such
+model: it holds every mean of H(f | Z_g) that fits the histogram of the counts (an F-localized interval: Ignatiadis and Wager,
+doi 10.1080/01621459.2021.2008403), by linear programming over densities on a grid of p.
 
-* H(f) is the entropy of the pooled counts with a delete-one-group jackknife: when Z decides f, the number of *latents*, not of samples,
-  limits the estimate;
-* H(f | Z_g) is an empirical Bayes estimate. With two values, the groups' probabilities come from a free-form distribution, found by
-  maximum likelihood from all groups and sites (Kiefer and Wolfowitz; EM on a grid). With more values, the distribution of each group is
-  one of two kinds, with such a free-form distribution over their parameters: from Dirichlet(β · pooled distribution), where β → ∞ if Z is
-  ignored; or w · (one value, from the pooled distribution) + (1 − w) · pooled distribution, where w = 1 if Z decides;
-* the pooled counts underestimate H(f) because they are M · N samples. H(f | Z_g) leans on them, so it has the same relative correction.
-
-The interval does not trust that model. It holds every mean of H(f | Z_g) that fits the histogram of the counts, whatever distribution of
-probabilities lies behind it (an F-localized interval: Ignatiadis and Wager, doi 10.1080/01621459.2021.2008403): the smallest and largest
-sum of −p log2 p over the cells (group, value), by linear programming over densities on a grid of p whose expected number of cells with at
-least j of n samples lies, for every j, within the simultaneous 95 % band of a bootstrap over groups. docs/probing.md has simulations.
-
-For a factor with several sites (is place s marked?) the information is summed over sites. The sum is a lower bound of I(Z; all sites) if
-the sites are marginally independent, as noise is: it leaves out what Z encodes about two places jointly.
+All of this is conditional on reading the factor: a group's weight is its number of readings. With several sites (is place s marked?) the
+information is summed over them.
 
 Shapes: S sites, M groups, N samples, A values of the factor, R rows of a mixture on a grid of G points, J counts, W weights of a peak.
 """
@@ -66,10 +54,7 @@ def group_counts(values: Ints) -> Floats:
 
 
 def mutual_information(values: Ints, kinds: int, seed: int = 0) -> Information:
-    """I(Z; f) of values [M, N], or of marks [M, N, S]. kinds: the number of possible values.
-
-    InputError with too few groups for an interval.
-    """
+    """I(Z; f) of values [M, N] or marks [M, N, S] with `kinds` possible values. InputError with too few groups for an interval."""
     counts_SMA = group_counts(values)
     counts_SMA = counts_SMA[counts_SMA.sum((1, 2)) > 0][:, counts_SMA.sum((0, 2)) > 0]  # without sites and groups that were never read
     sites, groups, _ = counts_SMA.shape

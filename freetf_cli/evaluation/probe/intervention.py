@@ -1,15 +1,10 @@
-"""What Z decides, measured by setting it.
-
-Intervention (the paper's Figure 4): N sequences are generated under each of M Zs from the prior. Z decides what the sequences of a group
-have in common.
-Latent swap: Z is inferred from a sequence A and used to generate under another prompt. Z carries what the output has in common with A.
+"""What Z decides, measured by setting it: the intervention of the paper's Figure 4, and the latent swap (docs/probing.md).
 
 Shapes: M Zs (groups), N sequences under each, S sites.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -30,6 +25,7 @@ from freetf_cli.records.intervention import FactorInformation, HeatMap, Interven
 from freetf_cli.records.likelihood import Estimate
 from freetf_cli.records.probe import LatentSwap
 from freetf_cli.records.samples import SampleGroups
+from freetf_cli.report.units import fraction
 from freetf_cli.tasks.factors import UNREAD, Factor, Ints, Reading, RowReader, encode
 
 SHOWN_GROUPS, SHOWN_COUNT = 3, 6  # boxes of Figure 4, and sequences in each
@@ -108,7 +104,7 @@ def _information(factor: Factor, values: Ints, seed: int) -> FactorInformation:
         count=values.shape[1],
         read=float((values != UNREAD).mean()),
         within=share(same_M, pairs_M, seed=seed),
-        across=other / outside if outside else math.nan,
+        across=fraction(other, outside),
         given=factor.given,
     )
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from freetf_cli.data.batches import DataSource
+from freetf_cli.data.rows import Factors
 from freetf_cli.errors import InputError
 from freetf_cli.evaluation import Stage
 from freetf_cli.evaluation.posterior import latent_of
@@ -17,8 +19,10 @@ from freetf_cli.evaluation.probe.verdict import verdict
 from freetf_cli.evaluation.statistics import LEAST, check_enough
 from freetf_cli.generation.sampling import SampleSpec, prompt_tokens
 from freetf_cli.model.decoder import Decoder
-from freetf_cli.records.probe import ProbeResult
+from freetf_cli.records.intervention import Intervention
+from freetf_cli.records.probe import Decoding, ProbeResult
 from freetf_cli.runs.checkpoint import Checkpoint
+from freetf_cli.tasks.factors import RowReader
 
 LONGEST = 256  # tokens of a generated sequence at most
 SWAPPED = {"cpu": 256, "cuda": 1024}  # sequences of the latent swap
@@ -54,25 +58,16 @@ def probe_latent(checkpoint: Checkpoint, model: Decoder, source: DataSource, spe
     bits, kappa = checkpoint.recipe.latent.bits if checkpoint.recipe.latent else 0, latent_of(model).kappa
     found = rate(posterior, kappa, source.facts.floor_bits, seed)
     ablated = latent_ablation(posterior, seed)
-    intervention, taken, decoded, notes = None, [], [], []
+    intervention, taken, decoded = None, [], []
     if reader is None:
         hint = "" if source.facts.task else "; labels of documents are read where the run was trained with data.rows = 'documents'"
-        notes.append(f"this data has no known factors: only rate and latent ablation were measured{hint}")
+        notes = [f"this data has no known factors: only rate and latent ablation were measured{hint}"]
     else:
-        if unknown := sum(not row for row in rows):
-            notes.append(f"{unknown} of {len(rows)} held-out sequences contain parts of several documents and have no label")
         generator = Generator(model, source.tokenizer, reader, stage)
         intervention = intervene(generator, prompt, SampleSpec(total=length, groups=groups, count=count, seed=seed))
         taken = latent_swap(generator, posterior, rows, SampleSpec(total=length, count=SWAPPED.get(kind, 256), seed=seed))
         decoded = decode(posterior, reader, rows, row_texts(source, spec.split, spec.sequences), bits, seed, stage)
-        if not decoded:
-            notes.append("too few sequences with known factors for the decoding probes: at least 80 are needed (--sequences)")
-        measured = {one.factor for one in intervention.factors}
-        for name in (one.name for one in reader.factors if len(one.values) > 1 and one.name not in measured):
-            notes.append(f"{name} could be read from the outputs of too few Zs: at least {LEAST} are needed for I(Z; {name})")
-        for one in intervention.factors:
-            if not one.shuffled.low - 0.01 <= 0 <= one.shuffled.high + 0.01:
-                notes.append(f"the shuffled control of {one.factor} is not zero: do not trust its row; raise --groups and --count")
+        notes = list(_notes(reader, rows, intervention, decoded))
     return ProbeResult(
         run=run,
         step=checkpoint.step,
@@ -90,6 +85,20 @@ def probe_latent(checkpoint: Checkpoint, model: Decoder, source: DataSource, spe
         notes=notes,
         seconds=time.perf_counter() - started,
     )
+
+
+def _notes(reader: RowReader, rows: Sequence[Factors], intervention: Intervention, decoded: Sequence[Decoding]) -> Iterator[str]:
+    """What was left out, and what cannot be trusted."""
+    if unknown := sum(not row for row in rows):
+        yield f"{unknown} of {len(rows)} held-out sequences contain parts of several documents and have no label"
+    if not decoded:
+        yield "too few sequences with known factors for the decoding probes: at least 80 are needed (--sequences)"
+    measured = {one.factor for one in intervention.factors}
+    for name in (one.name for one in reader.factors if len(one.values) > 1 and one.name not in measured):
+        yield f"{name} could be read from the outputs of too few Zs: at least {LEAST} are needed for I(Z; {name})"
+    for one in intervention.factors:
+        if not one.shuffled.low - 0.01 <= 0 <= one.shuffled.high + 0.01:
+            yield f"the shuffled control of {one.factor} is not zero: do not trust its row; raise --groups and --count"
 
 
 def _prompt(source: DataSource, spec: ProbeSpec) -> str:

@@ -1,12 +1,8 @@
-"""The rate of Z on held-out sequences, and the decoder's use of Z (latent ablation).
+"""The rate of Z on held-out sequences, and the decoder's use of Z (docs/probing.md, Rate and Latent ablation).
 
-The mean KL over sequences is a sum of two terms (Hoffman and Johnson, "ELBO surgery", 2016):
-
-    E_S KL(Q(Z|S) ‖ P) = I(S; Z) + KL(Q(Z) ‖ P),    Q(Z) = E_S Q(Z|S)
-
-The first is the information of Z about its sequence. The second is the mismatch between the aggregate posterior and the prior: it contains
-no information, and Zs drawn from the prior in generation do not have it. Neither can be computed. N sequences give bounds on the first
-(Poole et al., arXiv 1905.06922), and so on the second:
+The mean KL over sequences is I(S; Z) + KL(Q(Z) ‖ P), Q(Z) = E_S Q(Z|S) (Hoffman and Johnson, "ELBO surgery", 2016): information, and the
+mismatch of the aggregate posterior with the prior. N sequences give bounds on the first (Poole et al., arXiv 1905.06922), and so on the
+second:
 
     lower  E log Q(Z_i|S_i) / mean_j Q(Z_i|S_j)              over all j; at most log2 N
     upper  E log Q(Z_i|S_i) / mean_{j ≠ i} Q(Z_i|S_j)        at most the KL
@@ -34,7 +30,7 @@ from freetf_cli.evaluation.statistics import Floats, bootstrap, check_enough, in
 from freetf_cli.latent.binary import BinaryDistribution, at_least_float32, bit_logits, code_bits, kl_per_token
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.records import LEAST_KL, LN2
-from freetf_cli.records.likelihood import Cost, Estimate
+from freetf_cli.records.likelihood import Estimate
 from freetf_cli.records.probe import LatentAblation, Rate
 
 ACTIVE = 0.01  # variance of an active bit's probability over sequences (active units: Burda et al., arXiv 1509.00519)
@@ -45,33 +41,19 @@ _BATCH_TOKENS = {"cpu": 1 << 14, "cuda": 1 << 17}
 
 @dataclass(frozen=True, eq=False)
 class Posterior:
-    """Posteriors of N held-out sequences and costs given Z, on the CPU.
+    """Posteriors of N held-out sequences and costs given Z, on the CPU."""
 
-    Attributes:
-        bit_logits: [N, T, H]; 0, as under the prior, where the latent mask is 0.
-        latent_mask: [N, T], 1 where Z can reach a counted target.
-        z: A draw from each posterior [N, T].
-        other: The number of another sequence for each sequence [N].
-        ce: Nats per sequence with Z from the posterior [N].
-        ce_other: The same with the Z of the other sequence.
-        ce_prior: The same with Z from the prior.
-        targets: Number of counted targets [N].
-        bytes: Of text, in the counted targets [N]; 0 for other data.
-        documents: The document in which each sequence begins [N].
-        hidden: Features of the hidden states below the injection [N, F].
-    """
-
-    bit_logits: Tensor
-    latent_mask: Tensor
-    z: Tensor
-    other: NDArray[np.int64]
-    ce: Floats
-    ce_other: Floats
-    ce_prior: Floats
-    targets: Floats
-    bytes: Floats
-    documents: NDArray[np.int64]
-    hidden: Tensor
+    bit_logits: Tensor  # [N, T, H]; 0, as under the prior, where the latent mask is 0
+    latent_mask: Tensor  # [N, T], 1 where Z can reach a counted target
+    z: Tensor  # a draw from each posterior [N, T]
+    other: NDArray[np.int64]  # the number of another sequence for each sequence [N]
+    ce: Floats  # nats per sequence with Z from the posterior [N]
+    ce_other: Floats  # the same with the Z of the other sequence
+    ce_prior: Floats  # the same with Z from the prior
+    targets: Floats  # how many targets count [N]
+    bytes: Floats  # of text, in the counted targets [N]; 0 for other data
+    documents: NDArray[np.int64]  # the document in which each sequence begins [N]
+    hidden: Tensor  # features of the hidden states below the injection [N, F]
 
 
 @torch.inference_mode()
@@ -225,8 +207,8 @@ def information_bounds(bit_logits_NTH: Tensor, z_NT: Tensor) -> tuple[Floats, Fl
 def latent_ablation(posterior: Posterior, seed: int = 0) -> LatentAblation:
     """CE with Z from the own posterior, another sequence's posterior, and the prior."""
     wrong = bootstrap(posterior.ce_other - posterior.ce, posterior.targets, clusters=posterior.documents, seed=seed)
-
-    def estimate(nats: Floats) -> Cost:
-        return cost(nats, posterior.targets, posterior.bytes, seed, posterior.documents)
-
-    return LatentAblation(estimate(posterior.ce), estimate(posterior.ce_other), estimate(posterior.ce_prior), wrong)
+    own, other, prior = (
+        cost(nats, posterior.targets, posterior.bytes, seed, posterior.documents)
+        for nats in (posterior.ce, posterior.ce_other, posterior.ce_prior)
+    )
+    return LatentAblation(own, other, prior, wrong)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from freetf_cli.records import LN2
+from freetf_cli.records import COPIED, LN2, UNUSED
 from freetf_cli.records.intervention import FactorInformation, Intervention
 from freetf_cli.records.likelihood import Estimate
 from freetf_cli.records.probe import Decoding, LatentAblation, Rate, Verdict
 
-UNUSED_BITS, UNUSED_SHARE = 0.5, 0.01  # Z is unused if a wrong one costs less, in bits per sequence or as a share of the entropy
+UNUSED_BITS = 0.5  # per sequence: Z is unused if a wrong one costs less, or less than UNUSED of the entropy
 ENCODED = 0.1  # Z encodes a factor above this share of its entropy
-COPIED, BROKEN = 0.1, 0.8  # Z copies the sequence if less CE is left, as a share of the entropy, and fewer outputs are valid
+BROKEN = 0.8  # Z copies the sequence if less than COPIED of the entropy is left as CE, and fewer outputs are valid
 
 
 def verdict(rate: Rate, ablation: LatentAblation, intervention: Intervention | None, decoding: Sequence[Decoding] = ()) -> Verdict:
@@ -25,9 +25,9 @@ def _label(rate: Rate, ablation: LatentAblation, intervention: Intervention | No
     """The verdict's label and sentence."""
     entropy = _entropy(rate, ablation)
     wrong_bits = (ablation.other.bits_per_token - ablation.posterior.bits_per_token) * rate.targets  # another sequence's Z costs so much
-    if ablation.other_less_posterior.low <= 0 or wrong_bits < max(UNUSED_BITS, UNUSED_SHARE * entropy):
+    if ablation.other_less_posterior.low <= 0 or wrong_bits < max(UNUSED_BITS, UNUSED * entropy):
         return "unused", "Z is unused: the decoder writes the same whatever Z it is given."
-    valid = None if intervention is None or intervention.valid is None else intervention.valid.value
+    valid = intervention.valid.value if intervention and intervention.valid else None
     if rate.ce.value < COPIED * entropy and (valid is None or valid < BROKEN):
         broken = "" if valid is None else f", and with Z from the prior only {valid:.0%} of the outputs are valid"
         return "copying", f"Z copies the sequence (collapse): little is left to write{broken}."
