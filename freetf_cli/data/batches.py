@@ -47,6 +47,7 @@ class DataSource:
 
     context: T. loss_start: index in a row of the first token that is a target. prompt(seed, index): a text that a sample can begin with.
     token_bytes(split): bytes of text that each token stands for [V]; zeros if the data is not text. folder: of the data, if it has one.
+    unused: the share of the documents' tokens that rows cut off.
     """
 
     tokenizer: Tokenizer
@@ -58,6 +59,7 @@ class DataSource:
     token_bytes: Callable[[str], NDArray[np.float64]]
     task: Task | None = None
     folder: Path | None = None
+    unused: float = 0.0
 
     def train_batch(self, step: int, size: int) -> Batch:
         """The batch of a step, a function of (seed, step, size) alone."""
@@ -130,19 +132,22 @@ def _open_folder(data: Dataset, rows: str, context: int | None, seed: int) -> Da
         what = "model.context is not set, and text has no row length of its own"
         raise InputError(what, str(data.folder), "for example model.context=256")
     context = context or (about.row_tokens or longest) - 1
+    unused = 0.0
     if packed:
         about = about.model_copy(update={"loss_start": 1, "row_tokens": context + 1, "floor_bits": None})
         _check_long_enough(data, context)
     else:
         _check_equal_rows(data)
         _check_context(context, longest, about.loss_start, data.tokenizer, f"the longest document of {data.folder}")
+        lengths = np.concatenate([split.row_lengths for split in data.splits.values()])
+        unused = 1 - float(np.minimum(lengths, context + 1).sum() / lengths.sum())
     name, vocabulary = data.folder.resolve().name, about.tokenizer.vocabulary
     facts = _facts(about, context, name=name, vocabulary=vocabulary, sha256=data.sha256)
     source: RowSource = (PackedRows if packed else DocumentRows)(data, context + 1, seed)
     task = None if about.task is None else make_task(about.task, about.params)
     prompt = task.prompt if task else _text_prompt(data)
     token_bytes = cache(partial(_token_bytes, data))
-    return DataSource(data.tokenizer, facts, context, source, about.loss_start, prompt, token_bytes, task, data.folder)
+    return DataSource(data.tokenizer, facts, context, source, about.loss_start, prompt, token_bytes, task, data.folder, unused)
 
 
 def _token_bytes(data: Dataset, split: str) -> NDArray[np.float64]:

@@ -109,12 +109,14 @@ class DatasetWriter:
         durable.write_durably(self._folder / MANIFEST, self.manifest.model_dump_json(indent=1) + "\n")
         if self.out.is_dir():
             self.out.rmdir()  # it is empty, as checked at the start
-        (self._folder / LOCK).unlink(missing_ok=True)
         durable.move(self._folder, self.out)
+        (self.out / LOCK).unlink(missing_ok=True)  # not before: another writer would take over a folder without a lock
 
 
 def refuse_existing(out: Path) -> None:
-    """Raise InputError if the path exists and is not an empty folder."""
+    """Raise InputError if the path is the working folder, or exists and is not an empty folder."""
+    if out.resolve() == Path.cwd():  # the folder would be replaced by the new one, and a shell in it would stand in none
+        raise InputError("the working folder cannot be the output", hint="name another: -o DIR")
     if out.is_dir() and not any(out.iterdir()):
         return
     if out.exists() or out.is_symlink():

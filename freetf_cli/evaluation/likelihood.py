@@ -36,7 +36,7 @@ from freetf_cli.records import LN2, Metrics
 from freetf_cli.records.likelihood import Cost
 
 DRAWS = (1, 8, 64, 512)  # numbers of draws K at which the bounds are measured
-BOUND_ROWS, BOUND_TOKENS = 32, 1 << 21  # at the end of training: rows at most, and tokens with each kind of Z
+BOUND_ROWS, BOUND_SHARE = (4, 32), 0.1  # at the end of training: rows, and tokens at most as a share of those that it has read
 PRIOR_DRAWS = 64  # most draws from the prior: its bound is useful only where few draws already fit the sequence
 
 
@@ -127,7 +127,9 @@ def with_bounds(held_out: Metrics, model: Decoder, source: DataSource, sequences
     """
     if model.latent is None:
         return held_out
-    rows = min(sequences, BOUND_ROWS, max(1, BOUND_TOKENS // (PRIOR_DRAWS * source.context)))
+    least, most = BOUND_ROWS
+    affordable = int(BOUND_SHARE * held_out.tokens / (2 * PRIOR_DRAWS * source.context))
+    rows = min(sequences, most, max(least, affordable))
     costs = row_costs(model, source, split=held_out.split, sequences=rows, draws=(PRIOR_DRAWS,), advance=advance)
     mean = {name: float(nats.sum() / costs.targets.sum()) for name, nats in costs.nats.items()}
     if not all(map(math.isfinite, mean.values())):

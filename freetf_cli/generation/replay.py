@@ -93,11 +93,12 @@ class ZFile:
     def _read(self) -> Iterator[Record]:
         with nullcontext(sys.stdin.buffer) if self._source == "-" else Path(self._source).open("rb") as file:
             for number, line in text_lines(file, self.name):
-                yield _record(line, self._latent, f"{self.name}, line {number}")
+                if line:
+                    yield _record(line, self._latent, f"{self.name}, line {number}")
 
 
 def text_lines(file: BinaryIO, where: str) -> Iterator[tuple[int, str]]:
-    """Numbered lines of UTF-8 text, without line ends, a byte order mark and empty lines. Raises InputError for other bytes."""
+    """Numbered lines of UTF-8 text, without line ends and a byte order mark. Raises InputError for other bytes."""
     for number, raw in enumerate(iter(lambda: file.readline(SMALL), b""), start=1):
         place = f"{where}, line {number}"
         if len(raw) == SMALL:  # a stream without line ends must not fill the memory
@@ -106,8 +107,7 @@ def text_lines(file: BinaryIO, where: str) -> Iterator[tuple[int, str]]:
             line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
         except UnicodeDecodeError:
             raise InputError("not UTF-8 text", place) from None
-        if line:
-            yield number, line
+        yield number, line
 
 
 def _record(line: str, latent: Latent, where: str) -> Record:

@@ -111,7 +111,8 @@ class RunFolder:
             sweep(folder)
         write_durably(self.path / "recipe.toml", to_toml(recipe))
         for path in self.samples.glob("step-*.jsonl"):
-            if int(path.name.split("-")[1]) > step:
+            found = re.match(r"step-(\d+)-", path.name)
+            if found and int(found[1]) > step:
                 path.unlink()
         for path in (self.metrics_file, self.timing_file, self.faults_file):
             if path.exists():

@@ -15,7 +15,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from freetf_cli.config.files import differences
 from freetf_cli.config.recipe import Recipe
 from freetf_cli.device import cores
 from freetf_cli.errors import InputError
@@ -127,14 +126,17 @@ def run_jobs(jobs: Sequence[Job], at_once: int, ended: Callable[[int, int], None
 
 
 def is_done(run: Path, planned: Recipe) -> bool:
-    """Whether a run of this recipe has ended. Settings that only the data knows may be missing in `planned`."""
+    """Whether a run of this recipe, on this data, has ended. If it is another run, `freetf train --resume` says how it differs."""
+    from freetf_cli.runs.checkpoint import Checkpoint, checkpoint_folders
     from freetf_cli.runs.folder import RunFolder
+    from freetf_cli.training.start import check_same_run, resolve
 
-    if not (run / "recipe.toml").is_file():
-        return False
+    checkpoints = checkpoint_folders(run)
     try:
-        folder = RunFolder.open(run)
-        changed = [key for key, ours, _ in differences(planned, folder.recipe()) if ours is not None]
-    except InputError:  # `freetf train` will say what is wrong with it
+        if not checkpoints or RunFolder.open(run).manifest().get("status") != "done":
+            return False
+        newest = Checkpoint.open(checkpoints[-1])
+        check_same_run(*resolve(planned, newest), newest)
+    except InputError:
         return False
-    return not changed and folder.manifest().get("status") == "done"
+    return True

@@ -54,6 +54,8 @@ def train(
             model = make_model(recipe, device, init_from, resume)
             if init_from is not None and (why := unlike_its_start(recipe, init_from.recipe)):
                 hooks.warn(why)
+            if init_from is not None and init_from.tokenizer().sha256 != source.tokenizer.sha256:
+                hooks.warn("the tokenizer is not that of --init-from: the same token stands for another text")
             if not world.is_main:
                 folder: RunFolder = ReadOnlyRun(path)
             elif resume is None:
@@ -82,6 +84,9 @@ def _resolved(recipe: Recipe, device: torch.device, resume: Checkpoint | None, h
     asked, (recipe, source) = recipe.model.vocab, resolve(recipe, resume)
     if asked is not None and asked != recipe.model.vocab and resume is None:
         hooks.warn(f"model.vocab = {asked} is less than the tokenizer's {recipe.model.vocab:,} tokens, which the model gets")
+    if source.unused:
+        hint = "raise model.context, or set data.rows = 'packed'"
+        hooks.warn(f"rows of {source.context + 1:,} tokens leave out {100 * source.unused:.0f} % of the documents' tokens; {hint}")
     if resume is not None:
         check_same_run(recipe, source, resume)
     check_float8(recipe, device)

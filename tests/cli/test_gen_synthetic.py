@@ -50,6 +50,13 @@ def test_head_ends_the_stream_quietly(shell: Callable[[str], Any]) -> None:
     assert len(done.stdout.splitlines()) == 2 and done.stderr == "" and done.code == 141
 
 
+@pytest.mark.parametrize("out", [".", "", "new/.."])
+def test_the_working_folder_is_no_output(refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "the working folder cannot be the output" in refused("gen-synthetic", "letters", "-o", out, "--count", 20)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder(run_cli: Cli, tmp_path: Path) -> None:
     done = run_cli("gen-synthetic", "letters", "-o", tmp_path / "d", "--count", 200, "--split", "train=150,val=50", "--param", "noise=1/8")
     assert done.code == 0 and str(tmp_path / "d") in done.stdout.replace("\n", "") and done.stderr == ""

@@ -330,7 +330,7 @@ def test_a_z_that_is_no_file(refused, free_run, tmp_path, name):
 
 @pytest.mark.parametrize("ends", ["\n", "\r\n"])
 def test_prompts_from_stdin(sample, ends):
-    fed = "\ufeff" + ends.join(["A>", "", "B>_", "C>"])
+    fed = "\ufeff" + ends.join(["A>", "B>_", "C>"])
     assert [record["prompt"] for record in sample("--prompt", "-", input=fed)] == ["A>", "B>_", "C>"]
 
 
@@ -342,6 +342,13 @@ def test_stdin_and_named_prompts_stand_in_their_order(sample):
 
 def test_spaces_belong_to_a_prompt(sample, text_run):
     assert sample("--prompt", "-", of=text_run, input=" a \n")[0]["prompt"] == " a "
+
+
+def test_an_empty_line_is_an_empty_prompt(sample, run_cli, free_run, text_run):
+    """Row i answers line i."""
+    assert [record["prompt"] for record in sample("--prompt", "-", of=text_run, input="a\n\nb\n")] == ["a", "", "b"]
+    code, _, stderr = run_cli("sample", free_run, "--prompt", "-", input="A>\n\n")
+    assert code == 2 and "the prompt is empty, and this model's data has no begin token" in stderr
 
 
 def test_no_prompt_on_stdin_is_no_row(sample):

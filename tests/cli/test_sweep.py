@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from freetf_cli.cli.app import main
 from freetf_cli.config.files import load_recipe
 
 TINY = """
@@ -108,6 +109,20 @@ def test_a_run_is_no_folder_for_a_sweep(run_cli, tmp_path):
     code, _, stderr = run_cli("sweep", "letters-free", "-o", tmp_path)
     assert code == 2
     assert "cannot be a run itself" in stderr
+
+
+def test_a_run_is_done_if_it_is_of_this_recipe_and_this_data(workshop, baseline_run, text_run, copied):
+    from freetf_cli.training.pool import is_done
+
+    recipe = load_recipe(str(workshop / "baseline.toml"))
+    assert is_done(baseline_run, recipe) and not is_done(baseline_run / "none", recipe)
+    other = load_recipe(str(workshop / "baseline.toml"), overrides=["train.seed=9"])
+    assert not is_done(baseline_run, other) and not is_done(baseline_run, load_recipe(str(workshop / "free.toml")))
+    assert not is_done(baseline_run, load_recipe(str(workshop / "text.toml")))
+    ffn = baseline_run.parent / "wide"
+    wide = load_recipe(str(workshop / "baseline.toml"), overrides=["model.ffn=24"])
+    assert main(["train", str(workshop / "baseline.toml"), "--set", "model.ffn=24", "-o", str(ffn), "--device", "cpu", "-q"]) == 0
+    assert is_done(ffn, wide) and not is_done(ffn, recipe)
 
 
 @pytest.mark.slow

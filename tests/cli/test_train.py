@@ -225,6 +225,26 @@ def test_init_from_a_baseline(run_cli, workshop, baseline_run, tmp_path):
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["init_from"] == str(baseline_run / "checkpoints" / "step-000006")
 
 
+def test_init_from_another_tokenizer_of_the_same_size_is_told(run_cli, workshop, text_run, tmp_path):
+    (tmp_path / "other.txt").write_text("la la %" * 60, encoding="utf-8")
+    words = ["prepare", tmp_path / "other.txt", "-o", tmp_path / "other", "--document-separator", "%", "--tokenizer"]
+    tokenizer = json.loads((workshop / "text" / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["A"], vocabulary["B"] = vocabulary["B"], vocabulary["A"]
+    (tmp_path / "swapped.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    assert run_cli(*words, tmp_path / "swapped.json").code == 0
+    changed = ["--set", f"data.dir={tmp_path / 'other'}", "--set", "train.steps=1", "--init-from", text_run]
+    done = run_cli("train", workshop / "text.toml", "-o", tmp_path / "run", *changed)
+    assert done.code == 0 and "the tokenizer is not that of --init-from" in done.stderr
+
+
+def test_text_that_rows_cut_off_is_told(run_cli, workshop, tmp_path):
+    words = ["train", workshop / "text.toml", "-o", tmp_path / "run", "--set", "train.steps=1", "--set", "data.rows=documents"]
+    assert "leave out" not in run_cli(*words).stderr
+    shutil.rmtree(tmp_path / "run")
+    assert re.search(r"rows of 4 tokens leave out \d+ % of the documents' tokens", run_cli(*words, "--set", "model.context=3").stderr)
+
+
 @pytest.mark.parametrize(
     ("settings", "warning"),
     [
@@ -301,7 +321,10 @@ def test_going_back_to_a_checkpoint_deletes_later_ones(free_run, copied):
     """A damaged newest checkpoint that stayed would be the newest again, and the new ones would be deleted for it."""
     run = copied(free_run)
     folder = RunFolder.open(run)
+    stranger = run / "samples" / "step-old.jsonl"
+    stranger.touch()
     folder.rewind(3, folder.recipe())
+    assert stranger.exists()
     assert not list((run / "samples").glob("step-000006*"))
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-000003"]
     assert [row["step"] for row in rows(run)] == [1, 2, 3]
