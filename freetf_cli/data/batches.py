@@ -67,9 +67,9 @@ class DataSource:
 
     def held_out(self, split: str, sequences: int, size: int) -> Iterator[Batch]:
         """Batches of `size` held-out rows, always the same: `sequences` of them spread evenly over the split, or all if it has fewer."""
-        numbers = self._numbers(split, sequences)
-        for start in range(0, len(numbers), size):
-            yield self._batch(self.rows.held_out(split, numbers[start : start + size]))
+        count = self._count(split, sequences)
+        for start in range(0, count, size):
+            yield self._batch(self.rows.held_out(split, self._numbers(split, count, range(start, min(start + size, count)))))
 
     def target_bytes(self, split: str, targets_BT: NDArray[np.int64]) -> NDArray[np.float64]:
         """Bytes of text that the counted targets of each row of a split stand for [B]; 0 if the data is not text.
@@ -82,17 +82,21 @@ class DataSource:
 
     def held_out_factors(self, split: str, sequences: int) -> list[Factors]:
         """The known factors of each of these rows."""
-        return self.rows.factors(split, self._numbers(split, sequences))
+        count = self._count(split, sequences)
+        return self.rows.factors(split, self._numbers(split, count, range(count)))
 
     def held_out_documents(self, split: str, sequences: int) -> NDArray[np.int64]:
         """The number of the document in which each of these rows begins. Rows of one document are not independent."""
-        return self.rows.documents(split, self._numbers(split, sequences))
+        count = self._count(split, sequences)
+        return self.rows.documents(split, self._numbers(split, count, range(count)))
 
-    def _numbers(self, split: str, sequences: int) -> NDArray[np.int64]:
-        """The numbers of these rows, spread evenly over the split."""
+    def _count(self, split: str, sequences: int) -> int:
         available = self.rows.size(split)
-        count = sequences if available is None else min(sequences, available)
-        return np.arange(count) * (available or count) // max(count, 1)
+        return sequences if available is None else min(sequences, available)
+
+    def _numbers(self, split: str, count: int, of: range) -> NDArray[np.int64]:
+        """The numbers of some of `count` rows that are spread evenly over the split. `count` may be beyond memory."""
+        return np.arange(of.start, of.stop) * (self.rows.size(split) or count) // max(count, 1)
 
     def _batch(self, rows: Tokens) -> Batch:
         ended = rows == PAD

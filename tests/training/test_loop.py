@@ -325,7 +325,7 @@ def test_training_ends_with_the_bounds_and_says_what_is_wrong_with_z(tmp_path: P
     *before, last = [line for line in lines if line.split == "val"]
     assert all(line.nll is None and not line.fault() for line in before) and result.val == last
     source = resolve(made)[1]
-    costs = row_costs(Checkpoint.open(checkpoint_folders(tmp_path / "run")[-1]).model(CPU), source, split="val", sequences=10, draws=(64,))
+    costs = row_costs(Checkpoint.open(checkpoint_folders(tmp_path / "run")[-1]).model(CPU), source, split="val", sequences=4, draws=(64,))
     assert last.nll == pytest.approx(costs.nats["nll"].mean() / costs.targets[0]) and costs.frequencies == last.frequencies
     added = (costs.nats["ce_prior"] - costs.nats["ce_posterior"]).mean() / costs.targets[0]
     assert last.ce_prior is not None and last.ce_prior - last.ce == pytest.approx(added, abs=1e-6)
