@@ -120,7 +120,8 @@ def _cpu() -> Finding:
 
     load = os.getloadavg()[0]  # processes that ran or waited, over the last minute
     busy = f": other programs keep {'it' if cores() == 1 else 'them'} busy" if load > cores() else ""
-    return Finding("cpu", f"{cores()} cores, {torch.get_num_threads()} threads for torch, load {load:.1f}{busy}", True)
+    threads = torch.get_num_threads()
+    return Finding("cpu", f"{cores()} cores, {threads} thread{'s' if threads > 1 else ''} for torch, load {load:.1f}{busy}", True)
 
 
 def _bf16() -> Finding:

@@ -11,8 +11,8 @@ from freetf_cli.report.units import number
 
 
 def split_metrics(metrics: Sequence[Metrics]) -> tuple[list[Metrics], list[Metrics]]:
-    """The lines of the train split, and those of every held-out split."""
-    return [line for line in metrics if line.split == "train"], [line for line in metrics if line.split != "train"]
+    """The lines of training steps, and those of evaluations, which have no learning rate; their split may be `train` too."""
+    return [line for line in metrics if line.lr is not None], [line for line in metrics if line.lr is None]
 
 
 def last_metrics(metrics: Sequence[Metrics]) -> Metrics | None:
