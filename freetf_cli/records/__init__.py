@@ -103,7 +103,8 @@ def latent_fault(ce: float | None, ce_prior: float | None, nll: float | None, fr
     if not (is_number(ce) and is_number(ce_prior) and is_number(nll) and is_number(frequencies)):
         return ""
     if ce_prior - ce < UNUSED * nll:
-        return f"Z is unused: a random Z adds {share(fraction(max(0.0, ce_prior - ce), nll))} of nll to the CE. Train longer, or raise latent.kappa."
+        added = share(fraction(max(0.0, ce_prior - ce), nll))
+        return f"Z is unused: a random Z adds {added} of nll to the CE. Train longer, or raise latent.kappa."
     if ce < COPIED * nll:
         return (
             f"Z copies the sequence (collapse): with the encoder's Z, CE is {share(ce / nll)} of nll. Lower latent.kappa or latent.bits; "
