@@ -39,7 +39,7 @@ def demo(
 ) -> Described:
     """Train a small Free Transformer and its baseline on letters, and show what the latent decides.
 
-    Takes a few minutes on two idle CPU cores. Running it again resumes it.
+    Takes about four minutes on two idle CPU cores. Running it again resumes it.
 
     $ freetf demo
     $ freetf demo -o /tmp/demo --smoke
