@@ -131,7 +131,7 @@ def _z_file(z: str, prompts: list[str], latent: Latent | None, run: Path) -> ZFi
 
 
 def _give_hints(spec: SampleSpec, latent: Latent | None, records: ZFile | None, prompts: int) -> None:
-    """Say where Z may not be what one expects. prompts: how many are named, if each is to have one sequence."""
+    """Print hints where Z may surprise. prompts: the number of --prompt options if each gets one sequence, else 0."""
     from freetf_cli.report.console import hint
 
     if records is None and latent is not None and latent.window and spec.source == "posterior":
@@ -156,7 +156,7 @@ def _check_memory(model: Decoder, tokens: int | None) -> None:
 
 
 def _replayed(model: Decoder, tokenizer: Tokenizer, records: ZFile, spec: SampleSpec, asked: Settings, prompt: str) -> Iterator[Sample]:
-    """The sequence of each record, with the settings that it tells except those that were asked for."""
+    """The sequence of each record, with the record's settings unless the command line overrides them."""
     from freetf_cli.generation.sampling import replay
 
     records.count(CHECKED)
@@ -170,7 +170,7 @@ def _with_settings(spec: SampleSpec, settings: Settings) -> SampleSpec:
 
 
 def _compared(samples: Iterator[Sample], source: str, asked: Settings, facts: Settings) -> Iterator[Sample]:
-    """The samples with these facts. The first that is not what its record says is told about, in a line on stderr."""
+    """The samples, with these facts added. Prints a line on stderr for the first that differs from its record."""
     from freetf_cli.report.console import hint, warn
 
     told = False
@@ -228,7 +228,7 @@ def show_samples(samples: Iterator[Sample], checkpoint: Checkpoint, task: Task |
 
 
 def _share_z(samples: Sequence[Sample]) -> bool:
-    """Whether the sequences of each group have the same Z, as far as each goes."""
+    """Whether the sequences of each group share one Z; of two lengths, the shorter is compared."""
     first: dict[int, list[Any]] = {}
     pairs = (zip(first.setdefault(one.group, one.z or []), one.z or [], strict=False) for one in samples)
     return all(a == b for pair in pairs for a, b in pair) and len(first) < len(samples)

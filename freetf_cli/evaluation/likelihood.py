@@ -36,7 +36,7 @@ from freetf_cli.records import LN2, Metrics
 from freetf_cli.records.likelihood import Cost
 
 DRAWS = (1, 8, 64, 512)  # numbers of draws K at which the bounds are measured
-BOUND_ROWS, BOUND_SHARE = (4, 32), 0.1  # at the end of training: rows, and tokens at most as a share of those that it has read
+BOUND_ROWS, BOUND_SHARE = (4, 32), 0.1  # at the end of training: least and most rows; their tokens per token of training
 PRIOR_DRAWS = 64  # most draws from the prior: its bound is useful only where few draws already fit the sequence
 
 

@@ -61,7 +61,7 @@ def rows_at_once(model: Decoder, total: int) -> int:
 
 
 def batches(model: Decoder, rows: Iterator[Row]) -> Iterator[list[Row]]:
-    """Rows in their order, in batches whose caches fit and whose prompts have similar lengths."""
+    """Batches of the rows, in order. The cache of a batch fits into memory, and its prompts have similar lengths."""
     batch: list[Row] = []
     low = high = new = 0  # tokens of the batch's shortest and longest prompt, and of its longest continuation
     for row in rows:

@@ -111,9 +111,9 @@ class Checkpoint:
         return int(self.state["step"])
 
     def data_folder(self, named: str) -> str:
-        """The folder of the run's data: `named`, or, if the recipe of the run names that one, where it lies as seen from the run.
+        """The folder of the run's data: `named`, or, if the run's recipe names that folder too, its path relative to the run.
 
-        Of these two, the one with the hash of the run's data is taken. Raises InputError if there is neither.
+        If both exist, the one with the hash of the run's data is returned. Raises InputError if neither exists.
         """
         run = self.folder.resolve().parent.parent
         places = [Path(named)]

@@ -65,7 +65,7 @@ def part_costs(recipe: Recipe) -> list[PartCost]:
 
 
 def _encoder_blocks(recipe: Recipe) -> int:
-    """Blocks that only training has: the encoder's one, and with `latent.encoder = "full"` as many as the decoder's lower half."""
+    """Blocks that run in training only: one in the encoder, and with `latent.encoder = "full"` another for each lower block."""
     latent = recipe.latent
     if latent is None:
         return 0

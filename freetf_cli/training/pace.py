@@ -28,7 +28,7 @@ class Pace:
         return time.perf_counter() - self._began
 
     def resume(self) -> None:
-        """The steps go on after an evaluation or a checkpoint."""
+        """Continue to time steps, after an evaluation or a checkpoint."""
         self._resumed = time.perf_counter()
 
     def step_made(self) -> None:
@@ -52,7 +52,7 @@ class Pace:
         return (self.steps - step) / done * self.seconds() if done else math.inf
 
     def is_known(self, step: int) -> bool:
-        """Whether `remaining` says much."""
+        """Whether enough was timed for `remaining` to be meaningful."""
         rate = self.rate(step)
         return rate > 0 and (step > self.start + 1 or rate < 1 / LONG_STEP)
 

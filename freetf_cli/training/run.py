@@ -55,7 +55,7 @@ def train(
             if init_from is not None and (why := unlike_its_start(recipe, init_from.recipe)):
                 hooks.warn(why)
             if init_from is not None and init_from.tokenizer().sha256 != source.tokenizer.sha256:
-                hooks.warn("the tokenizer is not that of --init-from: the same token stands for another text")
+                hooks.warn("the tokenizer is not that of --init-from: the same token id stands for different text")
             if not world.is_main:
                 folder: RunFolder = ReadOnlyRun(path)
             elif resume is None:

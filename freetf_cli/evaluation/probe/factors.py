@@ -119,7 +119,7 @@ def _labelled(source: DataSource, split: str, sequences: int) -> tuple[list[Fact
 
 
 def row_texts(source: DataSource, split: str, sequences: int) -> list[str]:
-    """The texts of held-out rows, each with its last target."""
+    """The texts of held-out rows, from the first input to the last target."""
     texts = []
     for batch in source.held_out(split, sequences, 256):
         for row, targets in zip(batch.inputs, batch.targets, strict=True):

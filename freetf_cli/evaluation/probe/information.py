@@ -8,7 +8,7 @@ pooled counts, which underestimate H(f) because they are M · N samples, so it h
 model: it holds every mean of H(f | Z_g) that fits the histogram of the counts (an F-localized interval: Ignatiadis and Wager,
 doi 10.1080/01621459.2021.2008403), by linear programming over densities on a grid of p.
 
-All of this is conditional on reading the factor: a group's weight is its number of readings. With several sites (is place s marked?) the
+Samples in which the factor cannot be read are left out, and a group is weighted by the others. With several sites (is place s marked?) the
 information is summed over them.
 
 Shapes: S sites, M groups, N samples, A values of the factor, R rows of a mixture on a grid of G points, J counts, W weights of a peak.

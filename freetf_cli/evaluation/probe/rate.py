@@ -155,7 +155,7 @@ def _ratios(top_NF: Floats, bottom_NF: Floats, documents: NDArray[np.int64], see
 
 
 def _within(part: Estimate, whole: Estimate) -> Estimate:
-    """A part that is neither negative nor more than the whole, its interval included."""
+    """The part, clipped to lie between 0 and the whole; its interval too."""
     low, value, high = np.clip([part.low, part.value, part.high], 0, [whole.value, whole.value, whole.high]).tolist()
     return Estimate(value, low, high)
 
