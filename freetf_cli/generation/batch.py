@@ -5,6 +5,7 @@ Shapes: B sequences, P prompt positions, T positions of a row, V vocabulary, N n
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,13 +14,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from freetf_cli.generation.decode_loop import Choose, DecodeLoop
 from freetf_cli.generation.replay import Record
 from freetf_cli.model.attention.registry import attention_weights_per_token
 from freetf_cli.model.context import Cache
 from freetf_cli.model.decoder import Decoder
+from freetf_cli.model.latent import Latent
 
 MOST_ROWS = {"cpu": 1024, "mps": 256, "cuda": 4096}  # sequences in a batch, as far as their caches fit
 _CACHE_BYTES = {"cpu": 256 << 20, "mps": 1 << 30, "cuda": 8 << 30}
@@ -82,8 +83,8 @@ def batches(model: Decoder, rows: Iterator[Row]) -> Iterator[list[Row]]:
 def generate_batch(model: Decoder, rows: Sequence[Row], choose: Choose, separator: int | None) -> list[Generated]:
     """Tokens and Z of rows, each up to the end of its text. separator: the token that ends a text."""
     device = model.embedding.weight.device
-    tokens_BP = pad_sequence([torch.tensor(row.tokens) for row in rows], batch_first=True, padding_side="left").to(device)
-    quantiles_BN = pad_sequence([torch.from_numpy(row.quantiles) for row in rows], batch_first=True).to(device)
+    tokens_BP = _padded([np.array(row.tokens) for row in rows], left=True).to(device)
+    quantiles_BN = _padded([row.quantiles for row in rows]).to(device)
     tokens_BT = F.pad(tokens_BP, (0, quantiles_BN.shape[1]))
     inputs = tokens_BT.shape[1] - 1  # the last token is not read
     padding = [tokens_BP.shape[1] - len(row.tokens) for row in rows]
@@ -93,15 +94,36 @@ def generate_batch(model: Decoder, rows: Sequence[Row], choose: Choose, separato
     cache = model.new_cache(len(rows), room, padding=torch.tensor(padding, device=device) if any(padding) else None)
     logits_BV, z = _read_prompt(model, tokens_BP, z, [row.noise for row in rows if row.noise is not None], cache)
     DecodeLoop(model, cache, tokens_BT, z, quantiles_BN, logits_BV, choose, separator).run()
-    z = None if z is None else z.cpu()  # once; a row at a time would wait for the device a thousand times
-    results: list[Generated] = []
-    for b, (row, pad, tokens) in enumerate(zip(rows, padding, tokens_BT.tolist(), strict=True)):
+    texts: list[list[int]] = []
+    for row, pad, tokens in zip(rows, padding, tokens_BT.tolist(), strict=True):
         text = tokens[pad : pad + len(row.tokens) + len(row.quantiles)]
         if separator in text[len(row.tokens) :]:
             del text[text.index(separator, len(row.tokens)) + 1 :]
-        of_row = None if model.latent is None or z is None else model.latent.span(z[b : b + 1], pad, len(text) - 1)[0].tolist()
-        results.append((text, of_row))
-    return results
+        texts.append(text)
+    if model.latent is None or z is None:
+        return [(text, None) for text in texts]
+    return list(zip(texts, _spans(model.latent, z.cpu(), padding, [len(text) - 1 for text in texts]), strict=True))
+
+
+def _padded(rows: Sequence[np.ndarray], *, left: bool = False) -> Tensor:
+    """Rows of different lengths as one tensor, with zeros after them, or before them. A tenth of the time of `pad_sequence`."""
+    longest = max(len(row) for row in rows)
+    padded = np.zeros((len(rows), longest, *rows[0].shape[1:]), rows[0].dtype)
+    for whole, row in zip(padded, rows, strict=True):
+        whole[longest - len(row) if left else 0 :][: len(row)] = row
+    return torch.from_numpy(padded)
+
+
+def _spans(latent: Latent, z: Tensor, starts: Sequence[int], counts: Sequence[int]) -> list[list[Any]]:
+    """Z of each sequence at its own positions. Sequences with the same positions are cut at once."""
+    spans: list[list[Any]] = [[] for _ in starts]
+    alike = defaultdict(list)
+    for b, place in enumerate(zip(starts, counts, strict=True)):
+        alike[place].append(b)
+    for (start, count), numbers in alike.items():
+        for b, values in zip(numbers, latent.span(z[numbers], start, count).tolist(), strict=True):
+            spans[b] = values
+    return spans
 
 
 def _read_prompt(
@@ -112,8 +134,7 @@ def _read_prompt(
     if latent is None or z is None:
         out = model(tokens_BP, cache=cache, last_only=True)
     elif noise:
-        padded = pad_sequence([torch.from_numpy(each) for each in noise], batch_first=True, padding_side="left")
-        out = model(tokens_BP, noise=padded.to(tokens_BP.device), cache=cache, last_only=True)
+        out = model(tokens_BP, noise=_padded(noise, left=True).to(tokens_BP.device), cache=cache, last_only=True)
         z = latent.with_prefix(z, out.z)
     else:
         out = model(tokens_BP, latent.span(z, 0, tokens_BP.shape[1]), cache=cache, last_only=True)

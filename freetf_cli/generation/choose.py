@@ -19,7 +19,8 @@ def choose_tokens(logits_BV: Tensor, quantiles_B: Tensor, temperature: float = 1
     if temperature == 0:
         return logits_BV.argmax(-1)
     logits_BV = logits_BV.to(torch.float32)
-    logits_BV = (logits_BV - logits_BV.amax(-1, keepdim=True)) / max(temperature, LEAST_TEMPERATURE)
+    if temperature != 1:
+        logits_BV = (logits_BV - logits_BV.amax(-1, keepdim=True)) / max(temperature, LEAST_TEMPERATURE)
     if 0 < top_k < logits_BV.shape[-1]:
         best_BK = logits_BV.topk(top_k).indices
         logits_BV = torch.full_like(logits_BV, -torch.inf).scatter(-1, best_BK, logits_BV.gather(-1, best_BK))
@@ -29,10 +30,10 @@ def choose_tokens(logits_BV: Tensor, quantiles_B: Tensor, temperature: float = 1
     if top_p < 1:
         p_BV = _nucleus(p_BV, top_p)
     cumulative_BV = p_BV.cumsum(-1)
-    target_B1 = quantiles_B[:, None].to(cumulative_BV.dtype) * cumulative_BV[:, -1:]
-    below_B = (cumulative_BV <= target_B1).sum(-1)
-    last_B = p_BV.shape[-1] - 1 - (p_BV > 0).flip(-1).to(torch.uint8).argmax(-1)  # rounding must not choose an impossible token
-    return torch.minimum(below_B, last_B)
+    total_B1 = cumulative_BV[:, -1:]
+    target_B1 = quantiles_B[:, None].to(cumulative_BV.dtype) * total_B1
+    target_B1 = torch.minimum(target_B1, torch.nextafter(total_B1, torch.zeros_like(total_B1)))  # where the product rounds to the total
+    return torch.searchsorted(cumulative_BV, target_B1, right=True)[:, 0]
 
 
 def _nucleus(p_BV: Tensor, top_p: float) -> Tensor:

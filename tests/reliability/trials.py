@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import pkgutil
 import sys
 from collections.abc import Callable
@@ -38,8 +39,9 @@ SOAK_ONLY = {each.__name__: each for each in (system_calls, small_disk, launched
 
 def main(*words: str) -> None:
     torch.set_num_threads(1)
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # else an import that asks for a GPU initialises CUDA, which does not survive a fork
     ours = [module.name for module in pkgutil.walk_packages(freetf_cli.__path__, "freetf_cli.")]
-    lazy = () if torch.version.cuda else LAZY  # torch._dynamo initialises CUDA, which does not survive a fork
+    lazy = () if torch.version.cuda else LAZY  # torch._dynamo uses the GPU
     for name in (*ours, *lazy):  # so that the forks need not import them
         if not name.endswith(("_triton", "__main__")):
             importlib.import_module(name)
