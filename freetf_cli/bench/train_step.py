@@ -22,10 +22,11 @@ from freetf_cli.records.bench import PartRow, StepRow, Timing, TrainBench
 from freetf_cli.training.float8 import check_float8, use_float8
 from freetf_cli.training.memory import plan_on
 from freetf_cli.training.optimizer import make_optimizer
+from freetf_cli.training.parallel import Engine, compiled
 from freetf_cli.training.prefetch import host_batch
 from freetf_cli.training.schedule import objective_weights
 from freetf_cli.training.start import make_model
-from freetf_cli.training.step import TrainStep, autocast, compiled
+from freetf_cli.training.step import TrainStep, autocast
 
 
 class Variant(NamedTuple):
@@ -92,13 +93,13 @@ def made_step(recipe: Recipe, device: torch.device) -> Callable[[], None]:
     """A training step that can be called repeatedly, on the same random tokens."""
     config, context = recipe.train, recipe.model.context or 1
     model = _model(recipe, device)
-    update = TrainStep(model, make_optimizer(model, config, device), config, device, (config.batch, context))
+    update = TrainStep(Engine(model, recipe, device), make_optimizer(model, config, device), config, device, (config.batch, context))
     generator = torch.Generator().manual_seed(config.seed)
     rows = torch.randint(recipe.model.vocab or 2, (config.batch, context + 1), generator=generator).numpy()
     batch = host_batch(Batch(rows[:, :-1], rows[:, 1:]), pinned=device.type == "cuda")
     update.noise.uniform_()
     weights = objective_weights(config.steps, recipe.latent, config.steps)
-    return lambda: update(0, batch, config.lr, weights)
+    return lambda: update(0, batch, batch.count, config.lr, weights)
 
 
 def _parts(recipe: Recipe, device: torch.device, effort: Effort) -> Iterator[tuple[str, Timing]]:

@@ -66,8 +66,8 @@ def main(argv: list[str] | None = None) -> int:
     code = failures.attempt(failures.prepare_streams, words) or failures.attempt(lambda: _run(words), words)
     # Writing what is still buffered can fail too: a full disk, a closed pipe.
     code = code or failures.attempt(sys.stdout.flush, words)
-    distributed = sys.modules.get("freetf_cli.training.distributed")
-    if distributed is not None and distributed.left_open:
+    world = sys.modules.get("freetf_cli.training.world")
+    if world is not None and world.left_open:
         os._exit(code)  # the interpreter's clean-up would wait for dead processes, or abort
     return code
 

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from freetf_cli.config.recipe import Recipe
     from freetf_cli.records import TrainResult
     from freetf_cli.runs.checkpoint import Checkpoint
-    from freetf_cli.training.distributed import World
     from freetf_cli.training.signals import StopRequest
+    from freetf_cli.training.world import World
 
 
 def train(
@@ -104,11 +104,11 @@ def run_training(
     from freetf_cli.report.console import warn
     from freetf_cli.report.progress import TrainingProgress
     from freetf_cli.runs.checkpoint import open_checkpoint
-    from freetf_cli.training.distributed import local_device, process_group
     from freetf_cli.training.launch import stop_when_orphaned
     from freetf_cli.training.loop import Hooks
     from freetf_cli.training.run import train as train_recipe
     from freetf_cli.training.start import current_argv
+    from freetf_cli.training.world import local_device, process_group
 
     stop_when_orphaned()
     target = resolve_device(device)

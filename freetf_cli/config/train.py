@@ -35,6 +35,11 @@ class TrainConfig(ConfigTable):
         description="recompute the attention weights of multi-token and talking-heads attention in the backward pass: slower, less memory;"
         " auto: if all of the model's attention weights are 2²⁸ numbers or more",
     )
+    activation_checkpointing: Literal["none", "full", "selective", "budget"] = Field(
+        "none",
+        description="what the backward pass computes again in the blocks: nothing; all but a block's input; all but attention and every"
+        " second matrix product; or what torch.compile chooses to stay within half of the memory",
+    )
     deterministic: bool = Field(False, description="CUDA: use deterministic kernels only")
     log_every: Positive = Field(10, description="steps between lines of metrics.jsonl")
     save_every: NotNegative = Field(0, description="steps between checkpoints; 0: at evaluations")
@@ -63,3 +68,47 @@ class ParallelConfig(ConfigTable):
 
     threads: NotNegative = Field(0, description="CPU threads of torch; 0: its own choice")
     processes: Positive = Field(1, description="processes that train together, each on its part of every batch; on CUDA one per device")
+    mode: Literal["none", "ddp", "fsdp", "hsdp"] | None = Field(
+        None,
+        description="what each process holds: everything (ddp), a shard of weights, gradients and moments (fsdp), or a shard within groups"
+        " of parallel.shard processes that are copies of each other (hsdp); by default none for one process, ddp for several",
+    )
+    shard: Positive | None = Field(None, description="hsdp: processes that share one copy of the model, as many as a machine has")
+    reshard_after_forward: bool = Field(True, description="fsdp, hsdp: free a block's weights between its forward and its backward")
+    cpu_offload: bool = Field(False, description="fsdp, hsdp: keep weights, gradients and moments in the host's memory; slow")
+
+    @property
+    def engine(self) -> Literal["none", "ddp", "fsdp", "hsdp"]:
+        """The mode, with its default resolved."""
+        return self.mode or ("none" if self.processes == 1 else "ddp")
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each process holds only a shard of the model. A run of one process holds all of it in every mode."""
+        return self.processes > 1 and self.engine in ("fsdp", "hsdp")
+
+    def shards(self, processes: int) -> int:
+        """The number of parts into which the model is split."""
+        return (self.shard or processes) if self.engine == "hsdp" else processes if self.is_sharded else 1
+
+    @rule("mode", "processes")
+    def _several_need_an_engine(self) -> str | None:
+        if self.mode != "none" or self.processes == 1:
+            return None
+        return f"parallel.mode = 'none' with {self.processes} processes: they would train {self.processes} unrelated models"
+
+    @rule("shard", "mode", "processes")
+    def _shards_divide_the_processes(self) -> str | None:
+        if self.shard is None:
+            return "parallel.mode = 'hsdp' needs parallel.shard, the processes that share one copy" if self.mode == "hsdp" else None
+        if self.engine != "hsdp":
+            return f"parallel.shard is for parallel.mode = 'hsdp', not '{self.engine}'"
+        if self.processes % self.shard:
+            return f"parallel.shard = {self.shard} does not divide parallel.processes = {self.processes}"
+        return None
+
+    @rule("cpu_offload", "mode", "processes")
+    def _offload_needs_shards(self) -> str | None:
+        if not self.cpu_offload or self.is_sharded:
+            return None
+        return f"parallel.cpu_offload is for fsdp and hsdp with several processes, not '{self.engine}' with {self.processes}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -61,9 +61,10 @@ class DataSource:
     folder: Path | None = None
     unused: float = 0.0
 
-    def train_batch(self, step: int, size: int) -> Batch:
-        """The batch of a step, a function of (seed, step, size) alone."""
-        return self._batch(self.rows.train(step * size, size))
+    def train_batch(self, step: int, size: int, spans: Sequence[range] | None = None) -> Batch:
+        """The batch of a step, a function of (seed, step, size) alone. spans: only these rows of it."""
+        parts = [self.rows.train(step * size + span.start, len(span)) for span in spans or [range(size)]]
+        return self._batch(np.concatenate(parts))
 
     def held_out(self, split: str, sequences: int, size: int) -> Iterator[Batch]:
         """Batches of `size` held-out rows, always the same: `sequences` of them spread evenly over the split, or all if it has fewer."""

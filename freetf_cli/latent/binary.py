@@ -40,6 +40,7 @@ from freetf_cli.model.block import Block
 from freetf_cli.model.context import Context
 from freetf_cli.model.decoder import initialise
 from freetf_cli.model.latent import Distribution, Injection, Latent, ObjectiveWeights
+from freetf_cli.model.weights import assign
 from freetf_cli.records import LN2
 
 ZETA_STD = 0.02
@@ -101,9 +102,8 @@ class BinaryLatent(Latent):
         config = self.config.objective
         penalty = free_bits_penalty(kl_BT, latent_mask_BT, weights.kappa, config.free_bits, weights.slope)
         if config.has_mismatch:
-            inferred = slice(self.window)
-            logits_BTH = posterior.bit_logits[:, inferred].float()
-            divergence = aggregate_mismatch(logits_BTH, latent_mask_BT[:, inferred], config.mismatch_over)
+            logits_BTH, mask_BT = posterior.bit_logits[:, : self.window].float(), latent_mask_BT[:, : self.window]
+            divergence = aggregate_mismatch(self.all_rows(logits_BTH), self.all_rows(mask_BT), config.mismatch_over)
             penalty = penalty + weights.mismatch * len(logits_BTH) * divergence  # nats per sequence, summed over the batch as all terms
         return penalty
 
@@ -111,7 +111,7 @@ class BinaryLatent(Latent):
         """Encoder as the decoder's blocks, ζ small, the table by `latent.table_init`."""
         initialise(self.encoder, self.encoder.layers, generator)
         with torch.no_grad():
-            self.encoder.zeta.copy_(torch.randn(len(self.encoder.zeta), generator=generator) * ZETA_STD)
+            assign(self.encoder.zeta, torch.randn(len(self.encoder.zeta), generator=generator) * ZETA_STD)
         self.post_sampler.initialise(self.config.table_init, self.config.table_std, generator)
 
     def parts(self) -> dict[str, nn.Module]:
@@ -172,7 +172,7 @@ class Encoder(nn.Module):
         """Bit logits [B, T, H] from a stream [B, T, D]."""
         for block in self.blocks:
             x_BTD = block(x_BTD, ctx)
-        y_BTD = self.block(self.zeta[None, None], ctx, x_BTD)
+        y_BTD = self.block(self.zeta[None, None].to(x_BTD.dtype), ctx, x_BTD)
         return self.to_bit_logits(self.norm(y_BTD))
 
 
@@ -231,11 +231,11 @@ class PostSampler(nn.Module):
         """
         codes, width = self.weight.shape
         if kind == "independent":
-            self.weight.copy_(torch.randn(codes, width, generator=generator) * std)
+            assign(self.weight, torch.randn(codes, width, generator=generator) * std)
             return
         directions_HD = torch.randn(self.bits, width, generator=generator) * std / self.bits**0.5
         signs_CH = 2.0 * code_bits(torch.arange(codes), self.bits) - 1.0
-        self.weight.copy_(signs_CH @ directions_HD)
+        assign(self.weight, signs_CH @ directions_HD)
 
 
 class _MapperGradient(torch.autograd.Function):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from freetf_cli.config.recipe import LatentConfig, ModelConfig
 from freetf_cli.errors import InputError
@@ -30,6 +32,21 @@ def make_latent(config: ModelConfig, latent: LatentConfig) -> Latent:
         raise InputError(f"latent.kind = {latent.kind!r}: there is no such latent")
     made: Latent = kind(config, latent)
     return made
+
+
+class _SkipDraws(TorchDispatchMode):
+    """Inside the block, constructors do not fill matrices with random numbers. Their memory is reserved, and never touched."""
+
+    def __torch_dispatch__(self, operation: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+        draws = operation in (torch.ops.aten.normal_.default, torch.ops.aten.uniform_.default)
+        return arguments[0] if draws else operation(*arguments, **(options or {}))
+
+
+def constants(config: ModelConfig, latent: LatentConfig | None) -> dict[str, torch.Tensor]:
+    """The parameters, by name, that a model is built with and that `initialise_model` may not set: all but matrices."""
+    with _SkipDraws():
+        model = build_model(config, latent)
+    return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.dim() != 2}
 
 
 @torch.no_grad()

@@ -33,6 +33,7 @@ from freetf_cli.model.block import Block
 from freetf_cli.model.context import PADDING, Cache, Context, make_context
 from freetf_cli.model.latent import Distribution, Injection, Latent, ObjectiveWeights
 from freetf_cli.model.loss import IGNORE, LossTerms, latent_mask
+from freetf_cli.model.weights import assign
 
 EMBEDDING_STD = 0.02
 
@@ -201,4 +202,4 @@ def initialise(module: nn.Module, layers: int, generator: torch.Generator) -> No
         std = EMBEDDING_STD if "embedding" in name else parameter.shape[-1] ** -0.5
         if name.endswith(("attention.out.weight", "ffn.down.weight")):
             std *= (2 * layers) ** -0.5
-        parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float32) * std)
+        assign(parameter, torch.randn(parameter.shape, generator=generator, dtype=torch.float32) * std)

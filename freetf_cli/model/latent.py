@@ -73,6 +73,11 @@ class Latent(nn.Module, ABC):
     reads_embeddings: bool = False  # whether `posterior` needs the embedded tokens
     no_weight_decay: tuple[str, ...] = ()  # names of matrices that AdamW must not decay
 
+    @staticmethod
+    def all_rows(own: Tensor) -> Tensor:
+        """The rows of all processes, in the order of the batch; gradients flow to this process's own. Training on several replaces it."""
+        return own
+
     @abstractmethod
     def posterior(self, x_BTD: Tensor, embedded_BTD: Tensor, ctx: Context) -> Distribution:
         """Q(Z | S) from the stream after `depth` blocks, or from the embedded tokens (Algorithm 2, lines 7 and 8).

@@ -43,14 +43,14 @@ _FILES = (*_REQUIRED, "optimizer.safetensors")
 
 
 def save_checkpoint(
-    folder: Path, model: Decoder, optimizer: Mapping[str, torch.Tensor], state: Mapping[str, Any], tokenizer: Tokenizer
+    folder: Path, weights: Mapping[str, torch.Tensor], optimizer: Mapping[str, torch.Tensor], state: Mapping[str, Any], tokenizer: Tokenizer
 ) -> None:
     """Write a checkpoint folder: all files into a temporary folder, flushed to the disk, then one rename."""
     recover(folder.parent)
     temporary, old = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
     temporary.mkdir(parents=True)
     try:
-        for part, tensors in (("model", dict(model.named_parameters())), ("optimizer", optimizer)):
+        for part, tensors in (("model", weights), ("optimizer", optimizer)):
             contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
             save_file(contiguous, temporary / f"{part}.safetensors")
         text = json.dumps({"format": FORMAT, "format_version": FORMAT_VERSION, **state}, indent=1, allow_nan=False)

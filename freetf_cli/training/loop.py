@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from signal import Signals
 
 import torch
 from torch import Tensor
@@ -28,17 +28,19 @@ from freetf_cli.records import Metrics, Progress, Timing
 from freetf_cli.runs.checkpoint import Checkpoint, checkpoint_folders, save_checkpoint
 from freetf_cli.runs.folder import RunFolder
 from freetf_cli.streams import torch_seed
-from freetf_cli.training.distributed import ALONE, World
-from freetf_cli.training.float8 import use_float8
 from freetf_cli.training.memory import memory_errors
 from freetf_cli.training.optimizer import load_named_state, make_optimizer, named_state
 from freetf_cli.training.pace import LONG, Pace, too_long
+from freetf_cli.training.parallel import Engine
 from freetf_cli.training.prefetch import HostBatch, Prefetch, host_batch
 from freetf_cli.training.schedule import learning_rate, objective_weights
 from freetf_cli.training.signals import StopRequest, stop_error
 from freetf_cli.training.step import TrainStep, autocast
+from freetf_cli.training.world import ALONE, World
 
 SAMPLE_TOKENS = 256  # length limit of the samples kept with a run
+NOISE_ROWS = 512  # rows of a batch whose noise is drawn at once; each process draws the blocks that its rows are in
+STOPS = [signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
 
 
 @dataclass(frozen=True)
@@ -57,26 +59,23 @@ class Loop:
         self,
         recipe: Recipe,
         source: DataSource,
-        model: Decoder,
+        engine: Engine,
         folder: RunFolder,
         device: torch.device,
         hooks: Hooks,
         stop: StopRequest,
         world: World = ALONE,
     ) -> None:
-        self.recipe, self.source, self.model, self.folder = recipe, source, model, folder
+        self.recipe, self.source, self.engine, self.folder = recipe, source, engine, folder
         self.device, self.hooks, self.stop, self.world = device, hooks, stop, world
         self.config = recipe.train
-        if self.config.float8:
-            use_float8(model)
         if self.config.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
-        self.optimizer = make_optimizer(model, self.config, device)
+        self.optimizer = make_optimizer(engine.model, self.config, device, engine.parameters)
         self.noise_generator = torch.Generator(device=device)
-        self.rows = self.world.rows(self.config.batch)
-        shape = (self.config.batch // self.world.size, source.context)
-        self.update = TrainStep(model, self.optimizer, self.config, device, shape, self.world)
+        self.rows = self.world.rows(self.config.batch, self.config.grad_accum_steps)
+        self.update = TrainStep(engine, self.optimizer, self.config, device, (self.config.batch // self.world.size, source.context))
         self.batches = Prefetch(self._batch, self.config.steps)
         self.step = self.saved_step = self.tokens = 0  # tokens: the targets that counted
         self.skipped: list[int] = []  # steps without an update, counted from 1
@@ -92,7 +91,7 @@ class Loop:
         if type(skips) is int and 0 <= skips <= self.config.skip_limit:
             self.update.consecutive_skips.fill_(skips)
         try:
-            load_named_state(self.model, self.optimizer, checkpoint.optimizer())
+            load_named_state(self.engine.parameters, self.optimizer, self.engine.own(checkpoint.optimizer()))
         except ValueError as error:
             raise InputError(f"the optimizer state does not fit the model: {error}", str(checkpoint.folder)) from None
 
@@ -104,9 +103,8 @@ class Loop:
                 self._evaluate_and_sample()
             self.pace.resume()
             while self.step < self.config.steps:
-                self._stop_if_asked()
-                sums, grad_norm, batch = self.train_step()
-                self.step, self.tokens = self.step + 1, self.tokens + batch.count
+                sums, grad_norm, count, size_bytes = self.train_step()
+                self.step, self.tokens = self.step + 1, self.tokens + count
                 logs = self.step in (1, self.config.steps) or self._due(self.config.log_every)
                 saves = self._evaluates() or self._due(self.config.save_every)
                 if logs or saves:
@@ -114,7 +112,7 @@ class Loop:
                 self.pace.step_made()
                 if logs and self.step not in self.skipped:
                     kappa, lr = self._weights(self.step - 1).kappa, learning_rate(self.step - 1, self.config)
-                    metrics = self._metrics(sums, batch.count, batch.bytes, "train", kappa, lr, float(grad_norm))
+                    metrics = self._metrics(sums, count, size_bytes, "train", kappa, lr, float(grad_norm))
                     self._report(metrics, self.pace.timing(self.step, self.tokens))
                 if saves:
                     self.save()
@@ -124,20 +122,23 @@ class Loop:
         self.folder.finish("done")
         self.hooks.saved(self.folder)
 
-    def train_step(self) -> tuple[Tensor, Tensor, HostBatch]:
-        """Make one update. Returns the sums of LossTerms over the batch [5], the gradient's norm before clipping [], and the batch.
+    def train_step(self) -> tuple[Tensor, Tensor, int, float]:
+        """Make one update. Returns the sums of LossTerms over the batch [5], the gradient's norm before clipping [], the number of targets
+        that count, and the bytes of their text.
 
-        Every step writes into the same two tensors: read them before the next one.
+        Every step writes into the same two tensors: read them before the next one. Raises Stopped or Interrupted before the update if a
+        signal asks for it.
         """
         batch = self.batches.take(self.step)
-        self.update.noise.copy_(self._noise(self.step, self.config.batch)[self.rows])
-        self.update(self.step, batch, learning_rate(self.step, self.config), self._weights(self.step))
+        count, size_bytes = self._agree(batch.count, batch.bytes)
+        self.update.noise.copy_(self._noise(self.step))
+        self.update(self.step, batch, int(count), learning_rate(self.step, self.config), self._weights(self.step))
         if self.device.type != "cuda":  # where asking costs nothing
             self._record_faults()
-        return self.update.sums, self.update.grad_norm, batch
+        return self.update.sums, self.update.grad_norm, int(count), size_bytes
 
     @torch.no_grad()
-    def evaluate(self) -> Metrics:
+    def evaluate(self, model: Decoder) -> Metrics:
         """Measure the held-out split with Z from the posterior, the objective's final weights, and the same noise at each step.
 
         Each process takes every `world.size`-th batch, and all return the same sums. Raises FreetfError if the loss is not finite.
@@ -149,31 +150,31 @@ class Loop:
         total, count, size_bytes = torch.zeros(5, device=self.device), 0, 0.0
         for number, batch in enumerate(self.source.held_out(config.split, config.sequences, self.recipe.rows_at_once)):
             if number % size == 0:
-                self._stop_if_asked()
+                self._agree()
             noise_BTH = torch.stack([self._uniform() for _ in batch.inputs])  # row by row: the same for every size of batch
             count += int((batch.targets != IGNORE).sum())
             size_bytes += float(self.source.target_bytes(config.split, batch.targets).sum())
             if number % size == self.world.rank:
-                tokens_BT, targets_BT = tensors(self.model, batch)
+                tokens_BT, targets_BT = tensors(model, batch)
                 with autocast(self.config, self.device):
-                    output = self.model(tokens_BT, noise=noise_BTH, targets_BT=targets_BT, weights=weights)
+                    output = model(tokens_BT, noise=noise_BTH, targets_BT=targets_BT, weights=weights)
                 total += output.losses.stack()
-        self.world.all_reduce_sum([total])
+        total = torch.tensor(self.world.sum(total.tolist()))
         if not torch.isfinite(total).all():
             raise self._failure("the held-out loss is not finite")
         held_out = self._metrics(total, count, size_bytes, config.split, final.kappa, lr=None, grad_norm=None)
-        return self._with_bounds(held_out) if self.step == self.config.steps and self.world.is_main else held_out
+        return self._with_bounds(model, held_out) if self.step == self.config.steps and self.world.is_main else held_out
 
-    def _with_bounds(self, held_out: Metrics) -> Metrics:
+    def _with_bounds(self, model: Decoder, held_out: Metrics) -> Metrics:
         """The last held-out metrics with the bounds. The run goes on without them if memory is too small for their rows."""
 
         def stop_if_alone(_: int) -> None:
             if self.world.size == 1:  # the others do not measure, and would not answer
-                self._stop_if_asked()
+                self._agree()
 
         try:
             with autocast(self.config, self.device):
-                return with_bounds(held_out, self.model, self.source, self.recipe.eval.sequences, stop_if_alone)
+                return with_bounds(held_out, model, self.source, self.recipe.eval.sequences, stop_if_alone)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -184,6 +185,7 @@ class Loop:
         """Save a checkpoint of this step, and delete old ones (train.keep_last, keep_every)."""
         self._record_faults()
         self._check_weights()
+        weights, moments = self.engine.states(named_state(self.engine.parameters, self.optimizer))
         if self.world.is_main:
             state = {
                 "step": self.step,
@@ -193,56 +195,62 @@ class Loop:
                 "data_folder": self.source.folder and os.path.relpath(self.source.folder.resolve(), self.folder.path.resolve()),
                 "consecutive_skips": int(self.update.consecutive_skips),
             }
-            optimizer = named_state(self.model, self.optimizer)
-            save_checkpoint(self.folder.checkpoint(self.step), self.model, optimizer, state, self.source.tokenizer)
+            save_checkpoint(self.folder.checkpoint(self.step), weights, moments, state, self.source.tokenizer)
             self.folder.prune(self.config.keep_last, self.config.keep_every)
         self.world.barrier()
         self.saved_step = self.step
 
     def _check_weights(self) -> None:
-        """Raise FreetfError if the weights are not finite, or differ between processes."""
-        weights = list(self.model.parameters())
-        if not torch.stack([weight.isfinite().all() for weight in weights]).all():
+        """Raise FreetfError if the weights are not finite, or differ between processes that hold the same ones."""
+        weights = [weight.detach() for weight in self.engine.parameters.values() if weight.numel()]
+        sums = torch.stack([weight.view(torch.int32).sum() for weight in weights]).tolist()
+        finite = bool(torch.stack([weight.isfinite().all() for weight in weights]).all())
+        found = self.world.gather((finite, sums))
+        if not all(each for each, _ in found):
             raise self._failure("the weights are not finite", "; a lower train.lr may help")
-        if not self.world.all_equal(torch.stack([weight.detach().view(torch.int32).sum() for weight in weights])):
+        if not self.recipe.parallel.is_sharded and any(each != sums for _, each in found):
             raise self._failure("the processes have different weights")
 
     def _evaluate_and_sample(self) -> None:
         """Evaluate and sample at this step, whose checkpoint is saved. Whatever ends it early, a resumed run makes what is missing."""
-        self.model.eval()
         missing = self.world.is_main and self.step not in self.folder.held_out_losses()
-        if self.world.all_reduce_max(int(missing)):
-            with memory_errors(self.recipe, self.device, "evaluation"):
-                held_out = self.evaluate()
-            self._report(held_out)
-            self.folder.prune(self.config.keep_last, self.config.keep_every)  # it knows now whether this checkpoint is the best
-        with memory_errors(self.recipe, self.device, "samples"):
-            self._sample()
-        self.model.train()
+        with self.engine.whole() as model:
+            if self.world.any(missing):
+                with memory_errors(self.recipe, self.device, "evaluation"):
+                    held_out = self.evaluate(model)
+                self._report(held_out)
+                self.folder.prune(self.config.keep_last, self.config.keep_every)  # it knows now whether this checkpoint is the best
+            with memory_errors(self.recipe, self.device, "samples"):
+                self._sample(model)
         self.hooks.saved(self.folder)
+        self.world.barrier()
 
-    def _sample(self) -> None:
+    def _sample(self, model: Decoder) -> None:
         """Save samples like the paper's Figure 4, unless this step has them."""
-        last = "independent" if self.model.latent is None else "shared"
+        last = "independent" if model.latent is None else "shared"
         if not self.recipe.eval.samples or not self.world.is_main or self.folder.samples_file(self.step, last).exists():
             return
         seed = self.config.seed
         prompt = self.source.prompt(seed, 0)
         limit = max(SAMPLE_TOKENS, len(prompt_tokens(self.source.tokenizer, prompt)) + 1)
         spec = SampleSpec(total=min(self.source.context + 1, limit), count=self.recipe.eval.samples, prompt_z="prior", seed=seed)
-        self.folder.save_samples(self.step, figure4_samples(self.model, self.source.tokenizer, prompt, spec, groups=2))
+        self.folder.save_samples(self.step, figure4_samples(model, self.source.tokenizer, prompt, spec, groups=2))
 
-    def _stop_if_asked(self) -> None:
-        """If a signal asks this run to stop, whichever of its processes received it: save, and raise Stopped or Interrupted."""
-        number = self.world.all_reduce_max(self.stop.signal or 0)
-        if not number:
-            return
+    def _agree(self, *numbers: float) -> list[float]:
+        """The sums of these numbers over the processes. If a signal asks the run to stop, whichever process received it: save, and raise
+        Stopped or Interrupted.
+        """
+        asked = [float(self.stop.signal == signal) for signal in STOPS]
+        totals = self.world.sum([*numbers, *asked])
+        signals = [signal for signal, count in zip(STOPS, totals[len(numbers) :], strict=True) if count]
+        if not signals:
+            return totals[: len(numbers)]
         if self.saved_step != self.step:
             self.save()
         if self.step:
             self.hooks.saved(self.folder)
         when = f"after step {self.step}, checkpoint saved" if self.step else "before its first step"
-        raise stop_error(Signals(number), when, str(self.folder.path))
+        raise stop_error(signals[0], when, str(self.folder.path))
 
     def _record_faults(self) -> None:
         """Record the skipped steps; raise FreetfError if there were too many. Called before anything is recorded or saved."""
@@ -264,21 +272,30 @@ class Loop:
     def _kept(self) -> str:
         return "the last checkpoint is intact" if checkpoint_folders(self.folder.path) else "there is no checkpoint yet"
 
-    def _noise(self, key: int, rows: int) -> Tensor:
-        """Uniform noise [rows, …] of a training step (key ≥ 0) or of the held-out rows (key < 0): a function of (seed, key)."""
-        self.noise_generator.manual_seed(self._noise_seed(key))
-        return self._uniform(rows)
+    def _noise(self, step: int) -> Tensor:
+        """Uniform noise of this process's rows of a step, [rows, …]: a function of (seed, step, row), drawn in blocks of rows."""
+        blocks: dict[int, Tensor] = {}
+        rows = [row for span in self.rows for row in span]
+        for block in sorted({row // NOISE_ROWS for row in rows}):
+            self.noise_generator.manual_seed(self._noise_seed(step, *([block] if block else [])))
+            blocks[block] = self._uniform(min(NOISE_ROWS, self.config.batch - block * NOISE_ROWS))
+        if len(blocks) == 1 and len(rows) == len(blocks.get(0, ())):
+            return blocks[0]
+        whole = torch.cat(list(blocks.values()))
+        first = min(blocks) * NOISE_ROWS
+        return whole[torch.tensor([row - first for row in rows], device=self.device)]
 
-    def _noise_seed(self, key: int) -> int:
-        return torch_seed(self.config.seed, abs(key), int(key < 0))
+    def _noise_seed(self, key: int, *block: int) -> int:
+        """Of a training step (key ≥ 0) or of the held-out rows (key < 0)."""
+        return torch_seed(self.config.seed, abs(key), int(key < 0), *block)
 
     def _uniform(self, *rows: int) -> Tensor:
         return torch.rand((*rows, *self.update.noise.shape[1:]), generator=self.noise_generator, device=self.device)
 
     def _batch(self, step: int) -> HostBatch:
-        batch = self.source.train_batch(step, self.config.batch)
+        batch = self.source.train_batch(step, self.config.batch, self.rows)
         size_bytes = float(self.source.target_bytes(TRAIN, batch.targets).sum())
-        return host_batch(batch, self.rows, size_bytes, pinned=self.device.type == "cuda")
+        return host_batch(batch, size_bytes, pinned=self.device.type == "cuda")
 
     def _weights(self, step: int) -> ObjectiveWeights:
         return objective_weights(step, self.recipe.latent, self.config.steps)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 
 from freetf_cli.config.recipe import TrainConfig
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig, device: torch.device) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices only.
+def make_optimizer(
+    model: nn.Module, config: TrainConfig, device: torch.device, parameters: Mapping[str, nn.Parameter] | None = None
+) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices only. parameters: this process's shards of the model's parameters; by default all of them.
 
     Not decayed: norms and ζ; tables (token embeddings, the post-sampler), whose rows would shrink in batches that do not read them; and
     the kernels and head mixes of Multi-Token Attention (arXiv 2504.00927), which start as the identity and have three or four dimensions.
@@ -17,24 +21,24 @@ def make_optimizer(model: nn.Module, config: TrainConfig, device: torch.device) 
     tables = getattr(model, "no_weight_decay", ())
     decayed: list[nn.Parameter] = []
     kept: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
+    for name, parameter in (parameters or dict(model.named_parameters())).items():
         (kept if parameter.dim() != 2 or name in tables else decayed).append(parameter)
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": kept, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=device.type in ("cuda", "cpu"))
 
 
-def named_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+def named_state(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """The optimizer's tensors as `parameter.moment`, for safetensors."""
     return {
         f"{name}.{key}": torch.as_tensor(value)
-        for name, parameter in model.named_parameters()
+        for name, parameter in parameters.items()
         for key, value in optimizer.state.get(parameter, {}).items()
     }
 
 
-def load_named_state(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, torch.Tensor]) -> None:
+def load_named_state(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, state: dict[str, torch.Tensor]) -> None:
     """Restore the tensors of `named_state`. Raises ValueError if one is missing, or of another shape or dtype."""
-    for name, parameter in model.named_parameters():
+    for name, parameter in parameters.items():
         for key in ("step", "exp_avg", "exp_avg_sq"):
             value = state.get(f"{name}.{key}")
             if value is None:

@@ -16,7 +16,7 @@ AHEAD = 2  # batches
 
 @dataclass(frozen=True, eq=False)
 class HostBatch:
-    """Inputs and targets [B, T] int64 on the host. count: the targets that count, in the batch of all processes; bytes: of their text."""
+    """This process's inputs and targets [B, T] int64 on the host. count: the targets that count; bytes: of their text."""
 
     inputs: Tensor
     targets: Tensor
@@ -24,9 +24,9 @@ class HostBatch:
     bytes: float = 0.0
 
 
-def host_batch(batch: Batch, rows: slice = slice(None), size_bytes: float = 0.0, *, pinned: bool = False) -> HostBatch:
-    """Some rows of a batch as tensors. pinned: in page-locked memory, from which a GPU copies asynchronously."""
-    inputs, targets = (torch.from_numpy(each[rows]).contiguous() for each in (batch.inputs, batch.targets))
+def host_batch(batch: Batch, size_bytes: float = 0.0, *, pinned: bool = False) -> HostBatch:
+    """A batch as tensors. pinned: in page-locked memory, from which a GPU copies asynchronously."""
+    inputs, targets = (torch.from_numpy(each).contiguous() for each in (batch.inputs, batch.targets))
     if pinned:
         inputs, targets = inputs.pin_memory(), targets.pin_memory()
     return HostBatch(inputs, targets, int((batch.targets != IGNORE).sum()), size_bytes)

@@ -16,13 +16,13 @@ from freetf_cli.records.curves import split_metrics
 from freetf_cli.runs.checkpoint import Checkpoint
 from freetf_cli.runs.folder import ReadOnlyRun, RunFolder
 from freetf_cli.runs.lock import lock_run
-from freetf_cli.training.distributed import ALONE, World
 from freetf_cli.training.float8 import check_float8
 from freetf_cli.training.loop import Hooks, Loop
 from freetf_cli.training.memory import check_memory, memory_errors
 from freetf_cli.training.signals import StopRequest
-from freetf_cli.training.start import check_same_run, make_model, record_start, resolve, unlike_its_start
+from freetf_cli.training.start import check_same_run, make_engine, record_start, resolve, unlike_its_start
 from freetf_cli.training.step import uses_graph
+from freetf_cli.training.world import ALONE, World
 
 
 def train(
@@ -51,7 +51,7 @@ def train(
     with lock_run(path) if world.is_main else nullcontext():
         recipe, source = _resolved(recipe, device, resume, hooks)
         with memory_errors(recipe, device):
-            model = make_model(recipe, device, init_from, resume)
+            engine = make_engine(recipe, device, world, init_from, resume)
             if init_from is not None and (why := unlike_its_start(recipe, init_from.recipe)):
                 hooks.warn(why)
             if init_from is not None and init_from.tokenizer().sha256 != source.tokenizer.sha256:
@@ -62,7 +62,7 @@ def train(
                 folder = RunFolder.create(path, recipe, again=again)
             else:
                 folder = RunFolder.open(path)
-            loop = Loop(recipe, source, model, folder, device, hooks, stop or StopRequest(), world)
+            loop = Loop(recipe, source, engine, folder, device, hooks, stop or StopRequest(), world)
             if resume is not None:
                 loop.restore(resume)
                 folder.rewind(resume.step, recipe)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from freetf_cli import __version__
 from freetf_cli.config.recipe import Recipe, flat
@@ -19,12 +20,16 @@ from freetf_cli.data.batches import DataSource, open_data
 from freetf_cli.data.rows import TRAIN, PackedRows
 from freetf_cli.device import describe
 from freetf_cli.errors import InputError, InputErrors
-from freetf_cli.latent.build import build_model, initialise_model
+from freetf_cli.latent.build import build_model, constants, initialise_model
 from freetf_cli.model.attention.materialised import set_attention_checkpointing
 from freetf_cli.model.decoder import Decoder
+from freetf_cli.model.weights import assign
 from freetf_cli.runs.checkpoint import Checkpoint, load_weights
 from freetf_cli.runs.folder import now
+from freetf_cli.training.float8 import use_float8
 from freetf_cli.training.loop import Loop
+from freetf_cli.training.parallel import Engine, Replicated, Sharded, checkpoint_activations
+from freetf_cli.training.world import World
 
 
 def resolve(recipe: Recipe, resume: Checkpoint | None = None) -> tuple[Recipe, DataSource]:
@@ -65,6 +70,34 @@ def check_same_run(recipe: Recipe, source: DataSource, checkpoint: Checkpoint) -
     if changed:
         named = ", ".join(f"{key} is {ours.get(key)!r}, was {theirs.get(key)!r}" for key in changed)
         raise InputError(f"the recipe is not the run's: {named}", where, hint)
+
+
+def make_engine(recipe: Recipe, device: torch.device, world: World, init_from: Checkpoint | None, resume: Checkpoint | None) -> Engine:
+    """The model on the engine of `parallel.mode`, with the weights of a checkpoint or freshly initialised ones."""
+    if not recipe.parallel.is_sharded:
+        model = prepared(make_model(recipe, device, init_from, resume), recipe)
+        return Engine(model, recipe, device) if world.size == 1 else Replicated(model, recipe, device, world)
+    with torch.device("meta"):
+        model = build_model(recipe.model, recipe.latent)
+    set_attention_checkpointing(model, recipe.train.attention_checkpointing)
+    engine = Sharded(prepared(model.train(), recipe), recipe, device, world)
+    with torch.no_grad():
+        for name, values in constants(recipe.model, recipe.latent).items() if resume is None else ():
+            assign(engine.sharded[name], values)
+        if resume is None:
+            initialise_model(model, recipe.train.seed)
+        if (start := resume or init_from) is not None:
+            for name, values in load_file(start.folder / "model.safetensors").items():
+                assign(engine.sharded[name], values)
+    return engine
+
+
+def prepared(model: Decoder, recipe: Recipe) -> Decoder:
+    """A model whose layers train as `[train]` asks: products in float8, activations computed again."""
+    if recipe.train.float8:
+        use_float8(model)
+    checkpoint_activations(model, recipe.train)
+    return model
 
 
 def make_model(recipe: Recipe, device: torch.device, init_from: Checkpoint | None, resume: Checkpoint | None) -> Decoder:

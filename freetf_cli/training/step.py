@@ -10,9 +10,7 @@ Shapes: B sequences, T positions.
 
 from __future__ import annotations
 
-import math
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -22,14 +20,12 @@ from torch import nn
 from freetf_cli.config.recipe import TrainConfig
 from freetf_cli.device import autocast_dtype
 from freetf_cli.errors import InputError
-from freetf_cli.model.decoder import Decoder
 from freetf_cli.model.latent import ObjectiveWeights
-from freetf_cli.training.distributed import ALONE, World
+from freetf_cli.training.parallel import Engine
 from freetf_cli.training.prefetch import HostBatch
 
 FAULTS_KEPT = 64  # faults that are remembered until the host reads them
 NORM_EPS = 1e-6  # the one that torch's clip_grad_norm_ uses
-WARM_UP = 3  # updates before the capture: in the first of them libraries initialise and torch.compile compiles
 
 
 class Fault(NamedTuple):
@@ -49,17 +45,16 @@ class TrainStep:
 
     def __init__(
         self,
-        model: Decoder,
+        engine: Engine,
         optimizer: torch.optim.Optimizer,
         config: TrainConfig,
         device: torch.device,
         shape: tuple[int, int],  # (B, T) of this process's share of a batch
-        world: World = ALONE,
     ) -> None:
-        self.model, self.optimizer, self.config, self.device, self.world = model, optimizer, config, device, world
-        self.forward = compiled(model, config, device)
+        self.engine, self.optimizer, self.config, self.device = engine, optimizer, config, device
+        latent = engine.model.latent
         self.inputs, self.targets = (torch.zeros(shape, dtype=torch.int64, device=device) for _ in range(2))
-        noise_shape = () if model.latent is None else model.latent.noise_shape(shape[1])
+        noise_shape = () if latent is None else latent.noise_shape(shape[1])
         self.noise = torch.zeros(shape[0], *noise_shape, device=device)
         self.number, self.count, self.lr = (torch.zeros((), device=device) for _ in range(3))
         self.weights = ObjectiveWeights(*(torch.zeros((), device=device) for _ in ObjectiveWeights._fields))
@@ -70,8 +65,8 @@ class TrainStep:
         self._faults = torch.zeros(FAULTS_KEPT, 3, device=device)  # the last ones: step (exact below 2^24), CE, gradient norm
         self._reported = 0  # faults that the host has read
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._uses_graph = uses_graph(config, device)
-        self._fused = all(group["fused"] for group in optimizer.param_groups)
+        self._uses_graph = uses_graph(config, device) and engine.captures
+        self._fused = all(group["fused"] for group in optimizer.param_groups) and not engine.offloads
         self._grad_scale: torch.Tensor | None = None
         if self._fused:  # the attributes through which GradScaler makes a fused optimizer skip a step, and divides its gradient
             optimizer.found_inf = self.skip_update  # type: ignore[attr-defined]
@@ -79,14 +74,14 @@ class TrainStep:
                 self._grad_scale = torch.ones((), device=device)
                 optimizer.grad_scale = self._grad_scale  # type: ignore[attr-defined]
 
-    def __call__(self, number: int, batch: HostBatch, lr: float, weights: Sequence[float]) -> None:
-        """Update the model from a batch. On CUDA it returns before the work is done."""
+    def __call__(self, number: int, batch: HostBatch, count: int, lr: float, weights: Sequence[float]) -> None:
+        """Update the model from a batch. count: the targets of the whole batch. On CUDA it returns before the work is done."""
         self.inputs.copy_(batch.inputs, non_blocking=True)
         self.targets.copy_(batch.targets, non_blocking=True)
-        for tensor, value in zip((self.number, self.count, self.lr, *self.weights), (number, batch.count, lr, *weights), strict=True):
+        for tensor, value in zip((self.number, self.count, self.lr, *self.weights), (number, count, lr, *weights), strict=True):
             tensor.fill_(value)
         for group in self.optimizer.param_groups:  # on a CPU a tensor would round the rate to float32
-            group["lr"] = self.lr if self.device.type == "cuda" else lr
+            group["lr"] = self.lr if self.device.type == "cuda" and self._fused else lr
         if self._uses_graph and self._graph is None:
             self._graph = self._capture()
         if self._graph is None:
@@ -107,16 +102,17 @@ class TrainStep:
         self._graph = None
 
     def _update(self) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
+        self.engine.zero_grad()
         self.sums.zero_()
         size = len(self.inputs) // self.config.grad_accum_steps
         for start in range(0, len(self.inputs), size):
             rows = slice(start, start + size)
+            self.engine.last_part(start + size == len(self.inputs))
             with autocast(self.config, self.device):
-                output = self.forward(self.inputs[rows], noise=self.noise[rows], targets_BT=self.targets[rows], weights=self.weights)
+                output = self.engine.forward(self.inputs[rows], noise=self.noise[rows], targets_BT=self.targets[rows], weights=self.weights)
             (output.losses.objective / self.count).backward()
             self.sums += output.losses.stack()
-        self.world.all_reduce_sum([*(p.grad for p in self.model.parameters() if p.grad is not None), self.sums])
+        self.engine.collect(self.sums)
         self._clip()
         self._check_finite()
         if self._fused or not bool(self.skip_update):
@@ -124,12 +120,11 @@ class TrainStep:
 
     def _clip(self) -> None:
         """Measure the gradient's norm and clip it. On CUDA the optimizer divides the gradient, which saves a pass over it."""
-        parameters = [p for p in self.model.parameters() if p.grad is not None]
-        if self._grad_scale is None:
-            self.grad_norm.copy_(nn.utils.clip_grad_norm_(parameters, self.config.grad_clip or math.inf))
-        else:
-            self.grad_norm.copy_(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+        self.grad_norm.copy_(self.engine.norm())
+        if self._grad_scale is not None:
             self._grad_scale.copy_(((self.grad_norm + NORM_EPS) / self.config.grad_clip).clamp(min=1.0))
+        elif self.config.grad_clip:
+            nn.utils.clip_grads_with_norm_(self.engine.parameters.values(), self.config.grad_clip, self.grad_norm)
 
     def _check_finite(self) -> None:
         """Set the flags that skip this update: clipping a gradient that has one Inf would make every weight NaN."""
@@ -151,10 +146,10 @@ class TrainStep:
         skips = self.consecutive_skips.clone()
         side.wait_stream(current)
         with torch.cuda.stream(side):
-            for _ in range(WARM_UP):
+            for _ in range(self.engine.warm_up):
                 self._update()
         current.wait_stream(side)
-        self.optimizer.zero_grad(set_to_none=True)  # the graph must own its gradients
+        self.engine.zero_grad()  # the graph must own its gradients
         for group in self.optimizer.param_groups:
             group["capturable"] = True
         graph = torch.cuda.CUDAGraph()
@@ -170,14 +165,6 @@ def uses_graph(config: TrainConfig, device: torch.device) -> bool:
     if config.cuda_graph == "on" and device.type != "cuda":
         raise InputError(f"train.cuda_graph = 'on' on {device.type}: only CUDA has graphs", hint="'auto' uses them where they exist")
     return config.cuda_graph != "off" and device.type == "cuda"
-
-
-def compiled(function: Callable[..., Any], config: TrainConfig, device: torch.device) -> Callable[..., Any]:
-    """A model or function, compiled if `train.compile` asks for it."""
-    on = config.compile == "on" or (config.compile == "auto" and device.type == "cuda")
-    # The compiler advises TF32 for products in float32. What is left in float32 is meant to keep all its digits.
-    warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
-    return torch.compile(function, dynamic=False) if on else function
 
 
 def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManager[Any]:

@@ -27,7 +27,7 @@ from freetf_cli.config.files import load_recipe
 from freetf_cli.config.recipe import Recipe
 from freetf_cli.errors import FreetfError
 from freetf_cli.runs.checkpoint import Checkpoint, checkpoint_folders, open_checkpoint
-from freetf_cli.training.distributed import World, local_device, process_group
+from freetf_cli.training.world import World, local_device, process_group
 from freetf_cli.training.loop import Loop
 from freetf_cli.training.prefetch import HostBatch
 from freetf_cli.training.run import train

@@ -14,6 +14,7 @@ from freetf_cli.config.recipe import ModelConfig
 from freetf_cli.model.attention.head_norm import HeadNorm, lambda_init
 from freetf_cli.model.attention.softmax import Attention
 from freetf_cli.model.context import Context, LayerCache
+from freetf_cli.model.weights import assign
 
 
 class Differential(Attention):
@@ -55,7 +56,7 @@ class Differential(Attention):
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:
         """Draw λ_q and λ_k from N(0, 0.1²), as the paper does."""
-        self.lambdas.copy_(torch.randn(self.lambdas.shape, generator=generator) * 0.1)
+        assign(self.lambdas, torch.randn(self.lambdas.shape, generator=generator) * 0.1)
 
 
 def firsts_then_seconds(x_BMTE: Tensor) -> Tensor:

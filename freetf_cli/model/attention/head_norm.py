@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from freetf_cli.model.weights import assign
+
 
 def lambda_init(index: int) -> float:
     """0.8 − 0.6 exp(−0.3 l) for block l, counted from 0: the initial λ of DIFF; both papers scale heads by 1 − λ_init."""
@@ -41,4 +43,4 @@ class HeadNorm(nn.Module):
         authors' code draws u with deviation D^-1/2 (D: the model's width) and does not set b.
         """
         if self.u is not None:
-            self.u.copy_(torch.randn(self.u.shape, generator=generator) * len(self.u) ** -0.5)
+            assign(self.u, torch.randn(self.u.shape, generator=generator) * len(self.u) ** -0.5)

@@ -1,8 +1,8 @@
-"""Data-parallel training: processes that train one run together, each on its rows of every batch.
+"""The processes that train one run together: joining them, what they agree on, and losing one.
 
-All processes start with the same weights and apply the same updates: gradients are summed over the processes, which gives the gradient of
-the whole batch. Decisions of the host, such as when to stop, are agreed on over gloo; gradients on CUDA go over NCCL. Process 0 is the
-main process, and the only one that writes the run. If a process dies, the others notice at their next collective operation.
+All of it is torch.distributed over gloo, and about decisions of the host, such as when to stop; gradients and weights are the business
+of training/parallel.py. Process 0 is the main process, and the only one that writes the run's records. A process that dies, or hangs, is
+noticed by the others at their next agreement.
 """
 
 from __future__ import annotations
@@ -13,26 +13,28 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from freetf_cli.errors import FreetfError, InputError, Interrupted, Stopped, is_out_of_memory
 from freetf_cli.training.launch import LOST, launched, started_processes
 from freetf_cli.training.signals import RESUME, StopRequest, stop_error
 
 JOIN_TIMEOUT = 300.0  # seconds that processes wait for each other at the start
-BUCKET = 2**24  # numbers per all-reduce; reducing all gradients at once would need a copy of them all
+ANSWER = 45.0  # seconds, between two steps, after which a process that does not answer counts as lost
+PATIENCE = timedelta(hours=2)  # for what one process does alone, or all do once: samples, a report, compiling
 
 left_open = False  # whether this process belongs to a group that it could not leave: it must exit without the interpreter's clean-up
 
 
 class PeerLost(FreetfError):
-    """Another process of the run died. The launcher knows which one and reports it; without a launcher this error is shown."""
+    """Another process of the run died or hangs. The launcher knows which one and reports it; without a launcher this error is shown."""
 
     def __init__(self) -> None:
-        super().__init__("another process of the run died", hint=RESUME)
+        super().__init__(f"another process of the run died, or did not answer for {ANSWER:.0f} s", hint=RESUME)
         if launched():
             self.exit_code = LOST
 
@@ -42,61 +44,65 @@ class PeerLost(FreetfError):
 
 @dataclass(frozen=True)
 class World:
-    """This process's rank among `size` processes. With one process every operation returns its argument and needs no process group."""
+    """This process's rank among `size` processes. With one process every operation returns its argument and needs no process group.
+
+    prompt: the group whose operations fail after ANSWER seconds. patient: the group of those that may take hours.
+    """
 
     rank: int = 0
     size: int = 1
+    prompt: Any = None
+    patient: Any = None
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
 
-    def rows(self, batch: int) -> slice:
-        """This process's rows of a batch of `batch` rows."""
-        share = batch // self.size
-        return slice(self.rank * share, (self.rank + 1) * share)
+    def rows(self, batch: int, parts: int = 1) -> list[range]:
+        """This process's rows of a batch: an equal share of each of the `parts` whose gradients are accumulated."""
+        share = batch // parts // self.size
+        starts = (part * share * self.size + self.rank * share for part in range(parts))
+        return [range(start, start + share) for start in starts]
 
-    def all_reduce_sum(self, tensors: Sequence[Tensor]) -> None:
-        """Replace each tensor by its sum over the processes. All must have one device and dtype."""
+    def sum(self, numbers: Sequence[float]) -> list[float]:
+        """Sums over the processes, in float64. Raises PeerLost if one does not answer in time."""
         if self.size == 1:
-            return
-        for bucket in _buckets(tensors):
-            flat = torch.cat([tensor.flatten() for tensor in bucket])
-            with _peer_errors():
-                dist.all_reduce(flat)
-            for tensor, summed in zip(bucket, torch.split(flat, [tensor.numel() for tensor in bucket]), strict=True):
-                tensor.copy_(summed.view_as(tensor))
+            return list(numbers)
+        summed = torch.tensor(numbers, dtype=torch.float64)
+        with peer_errors():
+            dist.all_reduce(summed, group=self.prompt)
+        return summed.tolist()
 
-    def all_reduce_max(self, number: int) -> int:
-        """The maximum of a number over the processes."""
-        return int(self._maxima(torch.tensor([number])))
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set in any process."""
+        return self.sum([float(flag)])[0] > 0
 
-    def all_equal(self, numbers: Tensor) -> bool:
-        """Whether all processes have the same integers."""
-        bounds = self._maxima(torch.stack((numbers, -numbers)).cpu())
-        return bool((bounds[0] == -bounds[1]).all())
-
-    def _maxima(self, numbers: Tensor) -> Tensor:
-        """Replace each number of a tensor on the CPU by its maximum over the processes."""
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all processes, by rank, in every process. For small things, and for long waits."""
+        values = [value]
         if self.size > 1:
-            with _peer_errors():
-                dist.all_reduce(numbers, dist.ReduceOp.MAX)
-        return numbers
+            values *= self.size
+            with peer_errors():
+                dist.all_gather_object(values, value, group=self.patient)
+        return values
 
-    def broadcast(self, text: str) -> str:
-        """The text of process 0, in every process."""
-        if self.size == 1:
-            return text
-        sent = os.fsencode(text) if self.is_main else b""
-        data = torch.zeros(self.all_reduce_max(len(sent)), dtype=torch.uint8)
-        data[: len(sent)] = torch.tensor(list(sent))
-        with _peer_errors():
-            dist.broadcast(data, 0)
-        return os.fsdecode(bytes(data.tolist()))
+    def broadcast(self, value: Any) -> Any:
+        """The value of process 0, in every process."""
+        return self.gather(value if self.is_main else None)[0]
 
     def barrier(self) -> None:
-        """Wait until all processes are here."""
-        self.all_reduce_max(0)
+        """Wait, for hours if need be, until all processes are here."""
+        if self.size > 1:
+            with peer_errors():
+                dist.barrier(group=self.patient)
+
+    def expect_answers(self, groups: Sequence[Any], seconds: float) -> None:
+        """After the first step, which compiles: operations of these groups fail after `seconds`, so that a hanging peer is noticed."""
+        if self.size > 1:
+            from torch.distributed.distributed_c10d import _set_pg_timeout  # there is no public name; torchtitan uses it too
+
+            for group in groups:
+                _set_pg_timeout(timedelta(seconds=seconds), group)
 
 
 ALONE = World()
@@ -127,9 +133,10 @@ def process_group(device: torch.device, stop: StopRequest) -> Iterator[World]:
     global left_open
     left_open = True
     _rendezvous("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", size, stop)
+    groups = (dist.new_group(backend="gloo", timeout=timeout) for timeout in (timedelta(seconds=ANSWER), PATIENCE))
     stopped: FreetfError | None = None
     try:
-        yield World(dist.get_rank(), size)
+        yield World(dist.get_rank(), size, *groups)
     except (Stopped, Interrupted) as error:  # all processes stop at the same step
         stopped = error
     dist.destroy_process_group()  # not after other errors: it would wait for processes that may be dead
@@ -151,20 +158,9 @@ def _rendezvous(backend: str, size: int, stop: StopRequest) -> None:
         raise FreetfError(f"{what}: {[*str(error).splitlines(), type(error).__name__][0][:200]}")
 
 
-def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """The tensors in order, in groups of at most BUCKET numbers; a larger tensor is alone in its group."""
-    bucket: list[Tensor] = []
-    for tensor in tensors:
-        if bucket and sum(each.numel() for each in bucket) + tensor.numel() > BUCKET:
-            yield bucket
-            bucket = []
-        bucket.append(tensor)
-    yield bucket
-
-
 @contextmanager
-def _peer_errors() -> Iterator[None]:
-    """Raise PeerLost when a collective operation fails because a process is gone."""
+def peer_errors() -> Iterator[None]:
+    """Raise PeerLost when a collective operation fails because a process is gone or does not answer."""
     try:
         yield
     except RuntimeError as error:
