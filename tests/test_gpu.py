@@ -439,11 +439,11 @@ def test_training_with_masked_documents_by_blocks(kind: str, monkeypatch: pytest
         train_config = TrainConfig(steps=3, batch=4, lr=1e-3, compile=captured, cuda_graph=captured, precision=precision)
         model = build_model(config, LatentConfig(kappa=0.01, bits=8)).cuda()
         initialise_model(model, 0)
-        update = TrainStep(model, make_optimizer(model, train_config, CUDA), train_config, CUDA, (4, 400))
+        update = TrainStep(Engine(model, train_config, CUDA), make_optimizer(model, train_config, CUDA), train_config, CUDA, (4, 400))
         update.noise.copy_(bits)
         before, ce = torch.cat([p.detach().flatten() for p in model.parameters()]), []
         for number, each in enumerate(rows):
-            update(number, HostBatch(each[:, :-1], each[:, 1:], each[:, 1:].numel()), 1e-3, (1e-4, 0.1, 0.0))
+            update(number, HostBatch(each[:, :-1], each[:, 1:], each[:, 1:].numel()), each[:, 1:].numel(), 1e-3, (1e-4, 0.1, 0.0))
             ce.append(float(update.sums[0]))
         return ce, torch.cat([p.detach().flatten() for p in model.parameters()]) - before
 
@@ -594,7 +594,7 @@ def loop(path: Path, recipe: Recipe) -> Loop:
     recipe, source = resolve(recipe)
     model = build_model(recipe.model, recipe.latent)
     initialise_model(model, recipe.train.seed)
-    return Loop(recipe, source, model.to(CUDA).train(), RunFolder.create(path, recipe), CUDA, Hooks(), StopRequest())
+    return Loop(recipe, source, Engine(model.to(CUDA).train(), recipe.train, CUDA), RunFolder.create(path, recipe), CUDA, Hooks(), StopRequest())
 
 
 def state(running: Loop) -> list[torch.Tensor]:

@@ -103,8 +103,11 @@ class BinaryLatent(Latent):
         penalty = free_bits_penalty(kl_BT, latent_mask_BT, weights.kappa, config.free_bits, weights.slope)
         if config.has_mismatch:
             logits_BTH, mask_BT = posterior.bit_logits[:, : self.window].float(), latent_mask_BT[:, : self.window]
-            divergence = aggregate_mismatch(self.all_rows(logits_BTH), self.all_rows(mask_BT), config.mismatch_over)
-            penalty = penalty + weights.mismatch * len(logits_BTH) * divergence  # nats per sequence, summed over the batch as all terms
+            whole_BTH = self.all_rows(logits_BTH)
+            divergence = aggregate_mismatch(whole_BTH, self.all_rows(mask_BT), config.mismatch_over)
+            share = divergence.detach() * len(logits_BTH)  # nats per sequence, summed over the batch as all terms: this process's part
+            gradient = (divergence - divergence.detach()) * len(whole_BTH)  # of the whole term, which no other process passes to these rows
+            penalty = penalty + weights.mismatch * (share + gradient)
         return penalty
 
     def initialise(self, generator: torch.Generator) -> None:

@@ -9,8 +9,11 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,10 +39,11 @@ from freetf_cli.training.prefetch import HostBatch, Prefetch, host_batch
 from freetf_cli.training.schedule import learning_rate, objective_weights
 from freetf_cli.training.signals import StopRequest, stop_error
 from freetf_cli.training.step import TrainStep, autocast
-from freetf_cli.training.world import ALONE, World
+from freetf_cli.training.world import ALONE, ANSWER, World
 
 SAMPLE_TOKENS = 256  # length limit of the samples kept with a run
 NOISE_ROWS = 512  # rows of a batch whose noise is drawn at once; each process draws the blocks that its rows are in
+QUEUED = 2  # steps that the host may be ahead of a GPU
 STOPS = [signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
 
 
@@ -80,7 +84,12 @@ class Loop:
         self.step = self.saved_step = self.tokens = 0  # tokens: the targets that counted
         self.skipped: list[int] = []  # steps without an update, counted from 1
         self.pace = Pace(self.config.steps, self.step, self.tokens)
+        self._queue: deque[Any] = deque()  # CUDA events before the steps that may still run
         self._estimated = device.type != "cpu"  # whether the user knows how long the run takes
+
+    @property
+    def model(self) -> Decoder:
+        return self.engine.model
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Take over a checkpoint's step and optimizer moments. Raises InputError if they do not fit the model."""
@@ -97,6 +106,7 @@ class Loop:
 
     def run(self) -> None:
         """Train to the recipe's last step, with logs, evaluations and checkpoints on the way."""
+        self.world.barrier()
         self.pace = Pace(self.config.steps, self.step, self.tokens)
         with self.batches:
             if self.step and self._evaluates():  # an earlier process may have ended in the middle of it
@@ -105,6 +115,7 @@ class Loop:
             while self.step < self.config.steps:
                 sums, grad_norm, count, size_bytes = self.train_step()
                 self.step, self.tokens = self.step + 1, self.tokens + count
+                self._watch_peers()
                 logs = self.step in (1, self.config.steps) or self._due(self.config.log_every)
                 saves = self._evaluates() or self._due(self.config.save_every)
                 if logs or saves:
@@ -130,12 +141,35 @@ class Loop:
         signal asks for it.
         """
         batch = self.batches.take(self.step)
+        self._limit_queue()
         count, size_bytes = self._agree(batch.count, batch.bytes)
         self.update.noise.copy_(self._noise(self.step))
         self.update(self.step, batch, int(count), learning_rate(self.step, self.config), self._weights(self.step))
         if self.device.type != "cuda":  # where asking costs nothing
             self._record_faults()
         return self.update.sums, self.update.grad_norm, int(count), size_bytes
+
+    def _watch_peers(self) -> None:
+        """After the first step, which compiles, wait for all; after the second let operations fail if a process does not answer."""
+        made = self.step - self.pace.start
+        if self.world.size == 1 or made > 2:
+            return
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        if made == 1:
+            self.world.barrier()
+            self._began = time.monotonic()
+            return
+        queued = QUEUED * (time.monotonic() - self._began) if self.device.type == "cuda" else 0.0
+        self.world.expect_answers(self.engine.groups(), ANSWER + 2 * queued)
+
+    def _limit_queue(self) -> None:
+        """Let the host be at most QUEUED steps ahead of a GPU that works with others: what waits in its queue must not look like a hang."""
+        if self.world.size == 1 or self.device.type != "cuda":
+            return
+        self._queue.append(torch.cuda.current_stream(self.device).record_event())
+        if len(self._queue) > QUEUED:
+            self._queue.popleft().synchronize()
 
     @torch.no_grad()
     def evaluate(self, model: Decoder) -> Metrics:

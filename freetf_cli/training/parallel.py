@@ -29,6 +29,7 @@ from freetf_cli.device import autocast_dtype
 from freetf_cli.latent.build import build_model
 from freetf_cli.model.block import Block
 from freetf_cli.model.decoder import Decoder, Output
+from freetf_cli.model.latent import Latent
 from freetf_cli.training.world import World
 
 WARM_UP = 3  # updates before a CUDA graph is captured: in the first of them libraries initialise and torch.compile compiles
@@ -46,10 +47,14 @@ class Engine:
     captures = True  # whether forward and backward can be captured as a CUDA graph
     offloads = False  # whether the parameters are in the host's memory, not on the device of the forward
 
-    def __init__(self, model: Decoder, recipe: Recipe, device: torch.device) -> None:
-        self.model, self.recipe, self.device = model, recipe, device
+    def __init__(self, model: Decoder, config: TrainConfig, device: torch.device) -> None:
+        self.model, self.device = model, device
         self.parameters: dict[str, nn.Parameter] = dict(model.named_parameters())
-        self.forward: Callable[..., Output] = compiled(model, recipe.train, device)
+        self.forward: Callable[..., Output] = compiled(model, config, device)
+
+    def groups(self) -> list[Any]:
+        """The process groups that a step communicates in."""
+        return []
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
@@ -77,7 +82,8 @@ class Engine:
     def whole(self) -> Iterator[Decoder]:
         """The model in evaluation mode with all of its weights, for work that each process does at its own pace."""
         self.model.eval()
-        yield self.model
+        with own_rows(self.model.latent):
+            yield self.model
         self.model.train()
 
 
@@ -86,9 +92,9 @@ class Replicated(Engine):
 
     warm_up = WARM_UP_DDP
 
-    def __init__(self, model: Decoder, recipe: Recipe, device: torch.device, world: World) -> None:
-        super().__init__(model, recipe, device)
-        compile_blocks(model, recipe.train, device)
+    def __init__(self, model: Decoder, config: TrainConfig, device: torch.device, world: World) -> None:
+        super().__init__(model, config, device)
+        compile_blocks(model, config, device)
         if model.latent is not None:
             model.latent.all_rows = partial(all_rows, world=world)  # type: ignore[method-assign]
         stream: Any = torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else torch.no_grad()  # as capturing needs
@@ -96,6 +102,9 @@ class Replicated(Engine):
             self.ddp = nn.parallel.DistributedDataParallel(model, init_sync=False, gradient_as_bucket_view=True)
         self.ddp.register_comm_hook(None, _sum_bucket)
         self.forward = self.ddp
+
+    def groups(self) -> list[Any]:
+        return [dist.group.WORLD]
 
     def last_part(self, is_last: bool) -> None:
         self.ddp.require_backward_grad_sync = is_last
@@ -147,6 +156,9 @@ class Sharded(Engine):
         self.sharded: dict[str, DTensor] = dict(model.named_parameters())  # type: ignore[arg-type]
         self.parameters = {name: nn.Parameter(parameter.detach().to_local()) for name, parameter in self.sharded.items()}
         self._shards = self.mesh.get_group("dp_shard")
+
+    def groups(self) -> list[Any]:
+        return [dist.group.WORLD, *self.mesh.get_all_groups()]
 
     def last_part(self, is_last: bool) -> None:
         self.model.set_requires_gradient_sync(is_last)  # type: ignore[operator]
@@ -210,6 +222,15 @@ def all_rows(own: Tensor, world: World) -> Tensor:
     dist.all_gather(parts, own.detach().contiguous())
     parts[world.rank] = own
     return torch.cat(parts)
+
+
+@contextmanager
+def own_rows(latent: Latent | None) -> Iterator[None]:
+    """Inside the block, the terms of the loss that compare sequences compare this process's own."""
+    gather = None if latent is None else latent.__dict__.pop("all_rows", None)
+    yield
+    if latent is not None and gather is not None:
+        latent.all_rows = gather  # type: ignore[method-assign]
 
 
 def device_mesh(device: torch.device, world: World, shards: int) -> Any:

@@ -76,7 +76,7 @@ def make_engine(recipe: Recipe, device: torch.device, world: World, init_from: C
     """The model on the engine of `parallel.mode`, with the weights of a checkpoint or freshly initialised ones."""
     if not recipe.parallel.is_sharded:
         model = prepared(make_model(recipe, device, init_from, resume), recipe)
-        return Engine(model, recipe, device) if world.size == 1 else Replicated(model, recipe, device, world)
+        return Engine(model, recipe.train, device) if world.size == 1 else Replicated(model, recipe.train, device, world)
     with torch.device("meta"):
         model = build_model(recipe.model, recipe.latent)
     set_attention_checkpointing(model, recipe.train.attention_checkpointing)

@@ -20,6 +20,7 @@ from torch import nn
 from freetf_cli.config.recipe import TrainConfig
 from freetf_cli.device import autocast_dtype
 from freetf_cli.errors import InputError
+from freetf_cli.model.decoder import Decoder
 from freetf_cli.model.latent import ObjectiveWeights
 from freetf_cli.training.parallel import Engine
 from freetf_cli.training.prefetch import HostBatch
@@ -52,7 +53,7 @@ class TrainStep:
         shape: tuple[int, int],  # (B, T) of this process's share of a batch
     ) -> None:
         self.engine, self.optimizer, self.config, self.device = engine, optimizer, config, device
-        latent = engine.model.latent
+        latent = self.model.latent
         self.inputs, self.targets = (torch.zeros(shape, dtype=torch.int64, device=device) for _ in range(2))
         noise_shape = () if latent is None else latent.noise_shape(shape[1])
         self.noise = torch.zeros(shape[0], *noise_shape, device=device)
@@ -88,6 +89,10 @@ class TrainStep:
             self._update()
         else:
             self._graph.replay()
+
+    @property
+    def model(self) -> Decoder:
+        return self.engine.model
 
     def faults(self) -> list[Fault]:
         """The faults since the last call, at most the last FAULTS_KEPT of them. Waits for the device."""

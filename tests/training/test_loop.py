@@ -36,6 +36,7 @@ from freetf_cli.training import loop as loop_module
 from freetf_cli.training import memory as memory_module
 from freetf_cli.training import run as run_module
 from freetf_cli.training.loop import Hooks, Loop
+from freetf_cli.training.parallel import Engine
 from freetf_cli.training.run import train
 from freetf_cli.training.signals import StopRequest
 from freetf_cli.training.start import resolve
@@ -258,16 +259,15 @@ def loop(path: Path, made: Recipe) -> Loop:
     made, source = resolve(made)
     model = build_model(made.model, made.latent)
     initialise_model(model, made.train.seed)
-    return Loop(made, source, model, RunFolder.create(path, made), CPU, Hooks(), StopRequest())
+    return Loop(made, source, Engine(model, made.train, CPU), RunFolder.create(path, made), CPU, Hooks(), StopRequest())
 
 
 def test_latent_noise_is_a_function_of_seed_and_step(tmp_path: Path) -> None:
     one, other = loop(tmp_path / "a", recipe()), loop(tmp_path / "b", recipe(seed=1))
-    keys = [0, 1, 2, -1, -2, -3]  # training steps; below zero: held-out batches
-    drawn = [one._noise(key, 3) for key in keys]
-    assert all(torch.equal(noise, one._noise(key, 3)) for key, noise in zip(keys, drawn, strict=True))
+    drawn = [one._noise(step) for step in range(3)]
+    assert all(torch.equal(noise, one._noise(step)) for step, noise in enumerate(drawn))
     assert all(not torch.equal(a, b) for a, b in combinations(drawn, 2))
-    assert not torch.equal(drawn[0], other._noise(0, 3))
+    assert not torch.equal(drawn[0], other._noise(0))
     assert 0 <= min(float(noise.min()) for noise in drawn) < max(float(noise.max()) for noise in drawn) < 1
 
 
@@ -391,15 +391,15 @@ def test_a_save_that_fails_leaves_the_checkpoints_before_it(tmp_path: Path, monk
 
 def test_the_best_is_kept_when_later_ones_are_worse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     evaluate = Loop.evaluate
-    monkeypatch.setattr(Loop, "evaluate", lambda self: dataclasses.replace(evaluate(self), loss=float(self.step)))
+    monkeypatch.setattr(Loop, "evaluate", lambda self, model: dataclasses.replace(evaluate(self, model), loss=float(self.step)))
     train(recipe(steps=8), tmp_path / "run", device=CPU)
     assert [path.name for path in checkpoint_folders(tmp_path / "run")] == ["step-000002", "step-000008"]
 
 
 def test_the_recorded_kappa_is_the_one_of_the_loss(tmp_path: Path) -> None:
     running = loop(tmp_path / "run", recipe())
-    plain, given = running.update.forward, []
-    running.update.forward = lambda *args, **options: (given.append(float(options["weights"].kappa)), plain(*args, **options))[1]
+    plain, given = running.engine.forward, []
+    running.engine.forward = lambda *args, **options: (given.append(float(options["weights"].kappa)), plain(*args, **options))[1]
     running.run()
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert given == pytest.approx([row["kappa"] for row in rows if row["split"] == "train"])
@@ -429,7 +429,7 @@ def test_nothing_is_saved_after_too_many_skipped_steps(tmp_path: Path) -> None:
     """As on CUDA, where the host may be steps ahead of the device when it saves a checkpoint."""
     running = loop(tmp_path / "run", recipe(skip_limit=0))
     running.train_step()
-    running.update(1, running.batches.take(1), 1e-2, (math.nan, 0.0, 0.0))
+    running.update(1, running.batches.take(1), 1, 1e-2, (math.nan, 0.0, 0.0))
     running.step = 5
     with pytest.raises(FreetfError, match="not finite at step 2"):
         running.save()
@@ -494,7 +494,7 @@ def test_a_held_out_loss_that_is_not_finite_is_an_error(tmp_path: Path, monkeypa
     with torch.no_grad():
         running.model.norm.weight.fill_(math.nan)
     with pytest.raises(FreetfError, match="held-out loss is not finite after step 0"):
-        running.evaluate()
+        running.evaluate(running.model)
 
 
 def test_checkpoints_of_every_third_step_are_kept(tmp_path: Path) -> None:
@@ -578,18 +578,18 @@ def test_the_memory_of_an_evaluation_follows_its_batches(tmp_path: Path, monkeyp
     """Neither noise nor numbers are made for all sequences at once: a recipe may ask for more of them than memory holds."""
     running, asked = loop(tmp_path / "run", recipe()), 10**14
     running.recipe = running.recipe.model_copy(update={"eval": running.recipe.eval.model_copy(update={"sequences": asked})})
-    monkeypatch.setattr(Loop, "_stop_if_asked", fail(Stopped("after the first batch")))
+    monkeypatch.setattr(Loop, "_agree", fail(Stopped("after the first batch")))
     with pytest.raises(Stopped):
-        running.evaluate()
+        running.evaluate(running.model)
     plain, seen = DataSource.held_out, []
     monkeypatch.setattr(DataSource, "held_out", lambda *words: islice(plain(*words), 2))
-    monkeypatch.setattr(Loop, "_stop_if_asked", lambda self: seen.append(1))
-    assert math.isfinite(running.evaluate().loss) and len(seen) == 2
+    monkeypatch.setattr(Loop, "_agree", lambda self: seen.append(1))
+    assert math.isfinite(running.evaluate(running.model).loss) and len(seen) == 2
 
 
 def test_held_out_noise_does_not_depend_on_the_size_of_a_batch(tmp_path: Path) -> None:
     one, other = loop(tmp_path / "a", recipe()), loop(tmp_path / "b", recipe(grad_accum_steps=4))
-    assert one.evaluate().loss == pytest.approx(other.evaluate().loss, rel=1e-6)
+    assert one.evaluate(one.model).loss == pytest.approx(other.evaluate(other.model).loss, rel=1e-6)
 
 
 def test_a_signal_during_loading_stops_before_the_first_step(tmp_path: Path) -> None:
@@ -610,7 +610,7 @@ def test_a_run_that_another_process_trains_is_refused(tmp_path: Path) -> None:
 
 def test_a_model_that_cannot_fit_is_refused_before_it_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory_module, "device_memory", lambda device: (1000, 1000))
-    monkeypatch.setattr(run_module, "make_model", lambda *_: pytest.fail("built"))
+    monkeypatch.setattr(run_module, "make_engine", lambda *_: pytest.fail("built"))
     with pytest.raises(FreetfError, match=r"batches of 4 × 13 tokens need about .* GiB, .* a smaller model: lower model\.layers"):
         train(recipe(), tmp_path / "run", device=CPU)
     assert not (tmp_path / "run").exists()

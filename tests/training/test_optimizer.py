@@ -40,11 +40,11 @@ def test_named_state_restores_every_moment() -> None:
         step(one, optimizer)
     other, fresh = trained(0)
     other.load_state_dict(one.state_dict())
-    load_named_state(other, fresh, named_state(one, optimizer))
+    load_named_state(dict(other.named_parameters()), fresh, named_state(dict(one.named_parameters()), optimizer))
     step(one, optimizer)
     step(other, fresh)
     assert torch.equal(one.weight, other.weight)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"weight\.step is missing"):
-        load_named_state(other, fresh, {})
+        load_named_state(dict(other.named_parameters()), fresh, {})
     with pytest.raises(ValueError, match=r"weight\.exp_avg is .* \(1,\), not float32 \(2, 3\)"):
-        load_named_state(other, fresh, {**named_state(one, optimizer), "weight.exp_avg": torch.zeros(1)})
+        load_named_state(dict(other.named_parameters()), fresh, {**named_state(dict(one.named_parameters()), optimizer), "weight.exp_avg": torch.zeros(1)})

@@ -14,8 +14,9 @@ from freetf_cli.latent.build import build_model, initialise_model
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.model.latent import ObjectiveWeights
 from freetf_cli.training.optimizer import make_optimizer
+from freetf_cli.training.parallel import Engine, compiled
 from freetf_cli.training.prefetch import HostBatch
-from freetf_cli.training.step import FAULTS_KEPT, Fault, TrainStep, compiled, uses_graph
+from freetf_cli.training.step import FAULTS_KEPT, Fault, TrainStep, uses_graph
 
 CPU = torch.device("cpu")
 CONFIG = ModelConfig(layers=2, width=16, heads=2, vocab=7, context=6)
@@ -45,14 +46,14 @@ def batch(step: int) -> tuple[HostBatch, torch.Tensor]:
 
 
 def updater(model: Decoder, config: TrainConfig) -> TrainStep:
-    return TrainStep(model, make_optimizer(model, config, CPU), config, CPU, SHAPE)
+    return TrainStep(Engine(model, config, CPU), make_optimizer(model, config, CPU), config, CPU, SHAPE)
 
 
 def advance(update: TrainStep, step: int, kappa: float | None = None) -> None:
     rows, noise = batch(step)
     if update.model.latent is not None:
         update.noise.copy_(noise)
-    update(step, rows, RATES[step % 3], (KAPPAS[step % 3] if kappa is None else kappa, 0.2, 0.5))
+    update(step, rows, rows.count, RATES[step % 3], (KAPPAS[step % 3] if kappa is None else kappa, 0.2, 0.5))
 
 
 def everything(update: TrainStep) -> list[torch.Tensor]:
@@ -145,7 +146,7 @@ def test_the_last_faults_are_remembered_in_their_order() -> None:
     update = updater(fresh(True), settings(skip_limit=1000))
     for step in range(FAULTS_KEPT + 6):
         update.noise.copy_(batch(0)[1])
-        update(step, batch(0)[0], 1e-2, (math.nan, 0.0, 0.0))
+        update(step, batch(0)[0], 1, 1e-2, (math.nan, 0.0, 0.0))
         if step == 2:
             assert [fault.step for fault in update.faults()] == [0, 1, 2]
     assert [fault.step for fault in update.faults()] == list(range(6, FAULTS_KEPT + 6))
@@ -155,7 +156,7 @@ def test_an_optimizer_that_is_not_fused_is_not_called() -> None:
     """As on MPS, where AdamW is not fused."""
     model, config = fresh(True), settings()
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, fused=False)
-    update = TrainStep(model, optimizer, config, CPU, SHAPE)
+    update = TrainStep(Engine(model, config, CPU), optimizer, config, CPU, SHAPE)
     advance(update, 0)
     good = everything(update)
     advance(update, 1, kappa=math.nan)

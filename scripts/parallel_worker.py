@@ -1,0 +1,95 @@
+"""One of the processes of scripts/parallel.py: the argument is its setting as JSON; process 0 prints the row."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from statistics import median
+from typing import Any
+
+import torch
+
+from freetf_cli.config.files import load_recipe
+from freetf_cli.data.batches import Batch
+from freetf_cli.runs.plan import plan_run
+from freetf_cli.training.optimizer import make_optimizer
+from freetf_cli.training.prefetch import host_batch
+from freetf_cli.training.schedule import objective_weights
+from freetf_cli.training.signals import StopRequest
+from freetf_cli.training.start import make_engine, resolve
+from freetf_cli.training.step import TrainStep
+from freetf_cli.training.world import local_device, process_group
+
+CUDA = torch.cuda.is_available()
+
+
+def main(setting: dict[str, Any]) -> None:
+    device = torch.device("cuda" if CUDA else "cpu")
+    size, rows = setting["processes"], setting["rows"]
+    overrides = [*setting["overrides"], f"train.batch={size * rows}", f"parallel.processes={size}"]
+    recipe = load_recipe(setting["recipe"], overrides=overrides)
+    if recipe.model.vocab is None or recipe.model.context is None:
+        recipe, _ = resolve(recipe)
+    with process_group(device, StopRequest()) as world:
+        device = local_device(device)
+        began = time.perf_counter()
+        engine = make_engine(recipe, device, world, None, None)
+        built = time.perf_counter() - began
+        config, context = recipe.train, recipe.model.context or 1
+        optimizer = make_optimizer(engine.model, config, device, engine.parameters)
+        update = TrainStep(engine, optimizer, config, device, (rows, context))
+        generator = torch.Generator().manual_seed(0)
+        tokens = torch.randint(recipe.model.vocab or 2, (size * rows, context + 1), generator=generator)
+        noise = torch.rand((size * rows, *update.noise.shape[1:]), generator=generator)
+        own = [row for span in world.rows(config.batch, config.grad_accum_steps) for row in span]
+        mine = tokens[own].numpy()
+        batch = host_batch(Batch(mine[:, :-1], mine[:, 1:]), pinned=CUDA)
+        update.noise.copy_(noise[own])
+        weights, count = objective_weights(config.steps, recipe.latent, config.steps), size * rows * context
+        losses, times = [], []
+        for number in range(setting["warm_up"] + setting["steps"]):
+            wait()
+            start = time.perf_counter()
+            update(number, batch, count, 1e-4, weights)
+            if number < setting["warm_up"]:
+                losses.append([*(update.sums[:2] / count).tolist(), float(update.grad_norm)])
+                continue
+            wait()
+            times.append(1e3 * (time.perf_counter() - start))
+        if CUDA:  # and without waiting after every step, as a run does
+            start = time.perf_counter()
+            for number in range(setting["steps"]):
+                update(number, batch, count, 1e-4, weights)
+            wait()
+            queued = 1e3 * (time.perf_counter() - start) / setting["steps"]
+        peak = torch.cuda.max_memory_allocated() if CUDA else None
+        plan = plan_run(recipe, "", CUDA, device.type)
+        took = median(times)
+        row = {
+            **setting,
+            "torch": torch.__version__,
+            "device": torch.cuda.get_device_name() if CUDA else "cpu",
+            "graph": update._graph is not None,
+            "built_s": round(built, 1),
+            "median_ms": took,
+            "least_ms": min(times),
+            "most_ms": max(times),
+            "queued_ms": queued if CUDA else None,
+            "tokens_per_second_and_gpu": rows * context / took * 1e3,
+            "flops_per_second_and_gpu": plan.train_flops_per_token * rows * context / took * 1e3,
+            "peak_gib": peak and peak / 2**30,
+            "losses": losses,
+        }
+        if world.is_main:
+            print(json.dumps(row), flush=True)
+        update.close()
+
+
+def wait() -> None:
+    if CUDA:
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

@@ -1,0 +1,145 @@
+"""Several processes train what one does: the same losses, gradient norms, codes and weights, on every engine (gloo, CPU, float32)."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from freetf_cli.config.files import check_recipe
+from freetf_cli.config.recipe import Recipe
+from freetf_cli.errors import InputErrors
+from freetf_cli.latent.build import build_model, constants, initialise_model
+from freetf_cli.latent.binary import PostSampler
+from freetf_cli.model.weights import assign
+from freetf_cli.runs.folder import ReadOnlyRun
+from freetf_cli.training.loop import Hooks, Loop
+from freetf_cli.training.signals import StopRequest
+from freetf_cli.training.start import make_engine, resolve
+from freetf_cli.training.world import ALONE, World, process_group
+
+CPU = torch.device("cpu")
+STEPS = 4
+CASES: dict[str, tuple[int, dict[str, Any]]] = {
+    "ddp": (2, {"parallel.mode": "ddp"}),
+    "ddp, accumulated, mismatch": (2, {"parallel.mode": "ddp", "train.grad_accum_steps": 2, "latent.objective.mismatch": 0.3}),
+    "fsdp": (2, {"parallel.mode": "fsdp"}),
+    "fsdp, accumulated": (2, {"parallel.mode": "fsdp", "train.grad_accum_steps": 2}),
+    "fsdp, mismatch": (2, {"parallel.mode": "fsdp", "latent.objective.mismatch": 0.3}),
+    "fsdp, kept": (2, {"parallel.mode": "fsdp", "parallel.reshard_after_forward": False, "train.activation_checkpointing": "full"}),
+    "fsdp, selective": (2, {"parallel.mode": "fsdp", "train.activation_checkpointing": "selective"}),
+    "fsdp, baseline": (2, {"parallel.mode": "fsdp", "latent": None, "model.attention": "differential"}),
+    "fsdp of four": (4, {"parallel.mode": "fsdp"}),
+    "hsdp": (4, {"parallel.mode": "hsdp", "parallel.shard": 2}),
+    "ddp of four": (4, {"parallel.mode": "ddp"}),
+}
+
+
+def recipe(processes: int, settings: dict[str, Any]) -> Recipe:
+    tree: dict[str, Any] = {
+        "data": {"task": "reviews"},  # rows have different numbers of targets
+        "model": {"layers": 3, "width": 12, "heads": 2, "context": 40, "ffn": 30},  # 30 rows do not divide into 4 equal shards
+        "latent": {"kappa": 0.05, "bits": 4, "depth": 1, "objective": {}},
+        "train": {"steps": STEPS, "batch": 8, "lr": 3e-3, "eps": 1e-4, "grad_clip": 0.5},
+        "eval": {"sequences": 6, "samples": 0},
+        "parallel": {"processes": processes},
+    }
+    for key, value in settings.items():
+        *tables, name = key.split(".")
+        table = tree
+        for each in tables:
+            table = table[each]
+        table[name] = value
+    return check_recipe({key: value for key, value in tree.items() if value is not None}, where="test")
+
+
+def trained(made: Recipe, world: World) -> dict[str, Any]:
+    """A few steps: sums, gradient norms and codes of each, the final weights and moments, and the held-out loss."""
+    made, source = resolve(made)
+    engine = make_engine(made, CPU, world, None, None)
+    loop = Loop(made, source, engine, ReadOnlyRun(Path("nowhere")), CPU, Hooks(), StopRequest(), world)
+    codes: list[Tensor] = []
+    for module in engine.model.modules():
+        if isinstance(module, PostSampler):
+            module.register_forward_pre_hook(lambda _, inputs: codes.append(inputs[0].clone()))
+    first = {name: tensor.detach().clone() for name, tensor in engine.states({})[0].items()}
+    steps, drawn = [], []
+    with loop.batches:
+        for _ in range(STEPS):
+            codes.clear()
+            sums, norm, count, size_bytes = loop.train_step()
+            loop.step += 1
+            steps.append([*sums.tolist(), float(norm), count, size_bytes])
+            rows = [row for span in loop.rows for row in span]
+            drawn.append(dict(zip(rows, torch.cat(codes[: made.train.grad_accum_steps]), strict=True)) if codes else {})
+    with engine.whole() as model:
+        held_out = loop.evaluate(model)
+    from freetf_cli.training.optimizer import named_state
+
+    weights, moments = engine.states(named_state(engine.parameters, loop.optimizer))
+    kept = {name: tensor.detach().clone() for name, tensor in {**weights, **moments}.items()}
+    return {"first": first, "steps": steps, "codes": drawn, "held_out": [held_out.ce, held_out.kl], "kept": kept}
+
+
+def member(rank: int, size: int, port: int, answers: Any) -> None:
+    variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in variables.items()}
+    if sys.platform == "linux":
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.set_num_threads(1)
+    found = {}
+    with process_group(CPU, StopRequest()) as world:
+        for name, (processes, settings) in CASES.items():
+            if processes == size:
+                found[name] = trained(recipe(size, settings), world)
+    torch.save((rank, found), answers / f"{rank}.pt")
+
+
+def together(size: int, folder: Path, target: Callable[..., None] = member) -> list[dict[str, Any]]:
+    """What `size` processes found, by rank."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    processes: list[Any] = [context.Process(target=target, args=(rank, size, port, folder), daemon=True) for rank in range(size)]
+    for each in processes:
+        each.start()
+    for each in processes:
+        each.join(120)
+    assert [each.exitcode for each in processes] == [0] * size
+    return [torch.load(folder / f"{rank}.pt")[1] for rank in range(size)]
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+    """For each case what each process found."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for size in (2, 4):
+        of_ranks = together(size, tmp_path_factory.mktemp(str(size)))
+        found |= {name: [each[name] for each in of_ranks] for name in of_ranks[0]}
+    return found
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_several_processes_train_what_one_does(several: dict[str, list[dict[str, Any]]], name: str) -> None:
+    alone = trained(recipe(1, {key: value for key, value in CASES[name][1].items() if not key.startswith("parallel.")}), ALONE)
+    ranks = several[name]
+    for each in ranks:
+        assert each["steps"] == [pytest.approx(step, rel=1e-5) for step in alone["steps"]]
+        assert each["steps"] == ranks[0]["steps"]
+        assert each["held_out"] == pytest.approx(alone["held_out"], rel=1e-5)
+        assert all(torch.equal(each["first"][key], tensor) for key, tensor in alone["first"].items())
+        for key, tensor in alone["kept"].items():
+            torch.testing.assert_close(each["kept"][key], tensor, rtol=2e-3, atol=2e-5, msg=lambda text, key=key: f"{key}: {text}")
+    for step, codes in enumerate(alone["codes"]):
+        together_codes = {row: code for each in ranks for row, code in each["codes"][step].items()}
+        assert together_codes.keys() == codes.keys()
+        assert all(torch.equal(together_codes[row], code) for row, code in codes.items())
