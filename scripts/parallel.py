@@ -16,9 +16,8 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
@@ -35,6 +34,7 @@ class Setting:
     rows: int
     overrides: list[str] = field(default_factory=list)
     steps: int = STEPS
+    profile: bool = False
 
 
 _2K = ["model.context=2048"]
@@ -47,9 +47,11 @@ SETTINGS = [
     Setting("1.5B baseline, 2, fsdp", "paper-1.5b-baseline", 2, 16, [*_2K, *_FSDP, "train.grad_accum_steps=1"]),
     Setting("1.5B free, 2, ddp", "paper-1.5b-free", 2, 16, [*_2K, *_DDP, "train.grad_accum_steps=1"]),
     Setting("1.5B free, 1", "paper-1.5b-free", 1, 16, [*_2K, "train.grad_accum_steps=1"]),
+    Setting("1.5B baseline, 1", "paper-1.5b-baseline", 1, 16, [*_2K, "train.grad_accum_steps=1"]),
     Setting("8B free, 2, fsdp", "paper-8b-free", 2, 4, _8B, steps=10),
     Setting("8B baseline, 2, fsdp", "paper-8b-baseline", 2, 4, _8B, steps=10),
 ]
+SETTINGS += [replace(setting, name=f"{setting.name}, profiled", steps=5, profile=True) for setting in SETTINGS if "1.5B" in setting.name]
 _TINY = ["model.layers=2", "model.width=32", "model.heads=2", "train.compile=off"]
 SMOKE = [
     Setting("letters, 1", "letters-free", 1, 4, [*_TINY, "latent.bits=4"], steps=3),

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
+from collections import defaultdict
+from collections.abc import Callable
 from statistics import median
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 
 from freetf_cli.config.files import load_recipe
 from freetf_cli.data.batches import Batch
@@ -63,6 +68,7 @@ def main(setting: dict[str, Any]) -> None:
                 update(number, batch, count, 1e-4, weights)
             wait()
             queued = 1e3 * (time.perf_counter() - start) / setting["steps"]
+        kernels = kernel_times(lambda: update(0, batch, count, 1e-4, weights)) if CUDA and setting.get("profile") else None
         peak = torch.cuda.max_memory_allocated() if CUDA else None
         plan = plan_run(recipe, "", CUDA, device.type)
         took = median(times)
@@ -79,11 +85,32 @@ def main(setting: dict[str, Any]) -> None:
             "tokens_per_second_and_gpu": rows * context / took * 1e3,
             "flops_per_second_and_gpu": plan.train_flops_per_token * rows * context / took * 1e3,
             "peak_gib": peak and peak / 2**30,
+            "kernels": kernels,
             "losses": losses,
         }
         if world.is_main:
             print(json.dumps(row), flush=True)
         update.close()
+
+
+def kernel_times(work: Callable[[], None]) -> dict[str, Any]:
+    """Of one step: its duration, the time in which no kernel but NCCL's ran, and milliseconds and calls by kernel."""
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
+        work()
+        wait()
+    events = [event for event in profiler.events() if event.device_type == DeviceType.CUDA]
+    spans = sorted((event.time_range.start, event.time_range.end) for event in events if "nccl" not in event.name)
+    busy, last = 0.0, spans[0][0]
+    for start, end in spans:
+        busy += max(0.0, end - max(start, last))
+        last = max(last, end)
+    names: dict[str, list[float]] = defaultdict(lambda: [0.0, 0])
+    for event in events:
+        name = re.sub(r"_[0-9]+$", "", event.name)[:70]
+        names[name][0] += event.device_time_total / 1e3
+        names[name][1] += 1
+    largest = sorted(names.items(), key=lambda pair: -pair[1][0])[:60]
+    return {"span_ms": (spans[-1][1] - spans[0][0]) / 1e3, "busy_ms": busy / 1e3, "kernels": dict(largest)}
 
 
 def wait() -> None:

@@ -94,7 +94,7 @@ class Replicated(Engine):
 
     def __init__(self, model: Decoder, config: TrainConfig, device: torch.device, world: World) -> None:
         super().__init__(model, config, device)
-        compile_blocks(model, config, device)
+        compile_units(model, config, device)
         if model.latent is not None:
             model.latent.all_rows = partial(all_rows, world=world)  # type: ignore[method-assign]
         stream: Any = torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else torch.no_grad()  # as capturing needs
@@ -132,7 +132,7 @@ class Sharded(Engine):
         config = recipe.parallel
         self.offloads = config.cpu_offload
         self.captures = not (self.offloads or config.reshard_after_forward)
-        compile_blocks(model, recipe.train, device)
+        compile_units(model, recipe.train, device)
         self.mesh = device_mesh(device, world, config.shards(world.size))
         gathered = autocast_dtype(recipe.train.precision, device)
         offload = CPUOffloadPolicy() if self.offloads else OffloadPolicy()
@@ -243,9 +243,8 @@ def device_mesh(device: torch.device, world: World, shards: int) -> Any:
 
 
 def units(model: Decoder) -> list[nn.Module]:
-    """The modules that are gathered one by one, inner ones first: blocks, and the parts of the latent."""
-    blocks = [module for module in model.modules() if isinstance(module, Block)]
-    return [*blocks, *(() if model.latent is None else model.latent.children())]
+    """The modules that are compiled and gathered one by one: the decoder's blocks, and the parts of the latent."""
+    return [*model.blocks, *(() if model.latent is None else model.latent.children())]
 
 
 def checkpoint_activations(model: Decoder, config: TrainConfig) -> None:
@@ -285,11 +284,11 @@ def _selective() -> Any:
     return create_selective_checkpoint_contexts(policy)
 
 
-def compile_blocks(model: Decoder, config: TrainConfig, device: torch.device) -> None:
-    """Compile each block by itself, so that an engine's hooks run between them; equal blocks are compiled once."""
-    for block in model.modules() if compiles(config, device) else ():
-        if isinstance(block, Block):
-            block.compile(dynamic=False)
+def compile_units(model: Decoder, config: TrainConfig, device: torch.device) -> None:
+    """Compile each block, and the encoder, by itself, so that an engine's hooks run between them; equal blocks are compiled once."""
+    for unit in units(model) if compiles(config, device) else ():
+        if any(isinstance(module, Block) for module in unit.modules()):
+            unit.compile(dynamic=False)
 
 
 def compiles(config: TrainConfig, device: torch.device) -> bool:
