@@ -38,6 +38,12 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only show sizes, FLOPs, memory, steps and positions; needs no data and no GPU.")
     ] = False,
+    gpus: Annotated[
+        int | None, typer.Option(metavar="N", min=1, max=1 << 20, help="With --dry-run: memory and communication on N GPUs, by mode.")
+    ] = None,
+    gpu_memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="With --gpus: memory of a GPU, such as 80GB or 80GiB; default: 141GB, an H200's.")
+    ] = None,
     device: DeviceOption = "auto",
     seed: Annotated[int | None, typer.Option(min=0, max=2**32 - 1, help="Seed of every random draw; default: the recipe's.")] = None,
     json: JsonOption = False,
@@ -51,6 +57,7 @@ def train(
     $ freetf train letters-free -o runs/lr --set train.lr=3e-4 --set latent.kappa=0.25
     $ freetf train letters-free -o runs/two --set parallel.processes=2
     $ freetf train paper-1.5b-free --dry-run
+    $ freetf train paper-8b-free --dry-run --gpus 8 --gpu-memory 80GB
     """
     from freetf_cli.config.files import load_recipe
     from freetf_cli.training.launch import is_main_process, launch, started_processes
@@ -61,7 +68,9 @@ def train(
     overrides += [*(set_ or []), *([] if seed is None else [f"train.seed={seed}"])]
     loaded = load_recipe(recipe, smoke=smoke, overrides=overrides)
     if dry_run:
-        return _dry_run(loaded, recipe, device)
+        return _dry_run(loaded, recipe, device, gpus, gpu_memory)
+    if gpus is not None or gpu_memory is not None:
+        raise InputError("--gpus and --gpu-memory are for --dry-run", hint="train on N GPUs with --set parallel.processes=N")
     if out is None:
         raise InputError("the run needs a folder", hint="name a folder: -o RUN")
     if str(out) == "-":
@@ -77,20 +86,30 @@ def train(
     return None
 
 
-def _dry_run(recipe: Recipe, name: str, device: str) -> Described:
+def _dry_run(recipe: Recipe, name: str, device: str, gpus: int | None, gpu_memory: str | None) -> Described:
+    """The planned cost; with gpus, of each way of spreading it over them too."""
+    from dataclasses import replace
+
     import torch
 
     from freetf_cli.device import resolve_device
     from freetf_cli.runs.plan import plan_run
+    from freetf_cli.runs.spread import H200_MEMORY, memory_size, spread
     from freetf_cli.training.start import resolve
 
+    if gpus is None and gpu_memory is not None:
+        raise InputError("--gpu-memory needs the number of GPUs", hint="add --gpus N")
+    if gpus is not None and device not in ("auto", "cuda"):
+        raise InputError(f"--gpus plans for CUDA, not for --device {device}")
+    memory = H200_MEMORY if gpu_memory is None else memory_size(gpu_memory)
     if recipe.model.vocab is None or recipe.model.context is None:
         recipe, _ = resolve(recipe)
     precision = recipe.train.precision
-    target = torch.device("cuda") if device == "cuda" else resolve_device(device)  # planning for a GPU does not need one
+    target = torch.device("cuda") if device == "cuda" or gpus else resolve_device(device)  # planning for a GPU does not need one
     bf16 = precision == "bf16" or (precision == "auto" and target.type == "cuda")
     known = None if device == "auto" and target.type == "cpu" else target.type  # on a machine without a GPU, bf16 means CUDA
-    return plan_run(recipe, name, bf16, known)
+    plan = plan_run(recipe, name, bf16, known)
+    return plan if gpus is None else replace(plan, spread=spread(recipe, plan, gpus, memory))
 
 
 def run_training(

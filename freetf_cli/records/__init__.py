@@ -185,10 +185,12 @@ class Metrics:
 
 @dataclass(frozen=True)
 class Timing:
-    """What timing.jsonl records of the steps since the last record, without evaluations, samples and checkpoints."""
+    """What timing.jsonl records: times of the steps since the last record, without evaluations, samples and checkpoints, and memory."""
 
     seconds: float  # mean time of a step
     tokens_per_second: float  # targets that counted
+    rss: int  # bytes of the process in host memory
+    gpu_peak: int | None  # the most bytes of tensors on its GPU so far; null on a CPU
 
 
 @dataclass(frozen=True)

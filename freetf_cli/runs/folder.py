@@ -4,7 +4,7 @@ RUN/recipe.toml        resolved
     manifest.json      argv, seeds, versions, device, hashes of data and tokenizer, git state; the only file with time stamps
     metrics.jsonl      one object per logged step
     faults.jsonl       steps that were skipped because their loss or gradient was not finite; only if there are any
-    timing.jsonl       times and rates, kept apart so that equal runs have equal metrics.jsonl, byte for byte
+    timing.jsonl       times, rates and memory, kept apart so that equal runs have equal metrics.jsonl, byte for byte
     checkpoints/  samples/  report.html
 """
 
@@ -93,8 +93,8 @@ class RunFolder:
         """Record a logged step. timing: for timing.jsonl."""
         _append(self.metrics_file, dataclasses.asdict(metrics))
         if timing is not None:
-            rate = round(timing.tokens_per_second, 1)
-            _append(self.timing_file, {"step": metrics.step, "seconds": round(timing.seconds, 6), "tokens_per_second": rate})
+            times = {"seconds": round(timing.seconds, 6), "tokens_per_second": round(timing.tokens_per_second, 1)}
+            _append(self.timing_file, {"step": metrics.step, **times, "rss": timing.rss, "gpu_peak": timing.gpu_peak})
 
     def metrics(self) -> list[Metrics]:
         """All records of logged steps."""

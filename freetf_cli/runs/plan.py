@@ -5,6 +5,8 @@ Everything is counted on the meta device, so that an 8B model allocates nothing.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import nn
 
@@ -17,6 +19,7 @@ from freetf_cli.model.attention.registry import make_attention
 from freetf_cli.model.attention.softmax import Attention
 from freetf_cli.records.plan import PartCost, Plan
 
+Checkpointing = Literal["none", "full"]  # of activations: what the backward pass recomputes
 ATTENTION_WEIGHTS = "attention weights (estimated)"  # in a plan's memory if a kind of attention materialises them
 
 
@@ -93,21 +96,25 @@ def _memory(recipe: Recipe, parameters: int, bf16: bool, device_type: str) -> di
     gradients replace activations one by one. With gradient accumulation the gradients of the first part are there in later forwards.
     """
     gradients = 4.0 * parameters
-    weights = _attention_weight_bytes(recipe, 2 if bf16 else 4)
-    forward = _activation_bytes(recipe, bf16, device_type) + weights + (gradients if recipe.train.grad_accum_steps > 1 else 0.0)
-    beyond = max(forward - gradients, _mapper_bytes(recipe, bf16, device_type))
+    weights = attention_weight_bytes(recipe, bf16)
+    forward = activation_bytes(recipe, bf16, device_type) + weights + (gradients if recipe.train.grad_accum_steps > 1 else 0.0)
+    beyond = max(forward - gradients, mapper_bytes(recipe, bf16, device_type))
     weights = min(weights, beyond)
     parts = {"parameters": gradients, "gradients": gradients, "optimizer": 2 * gradients, "activations (estimated)": beyond - weights}
     return {**parts, **({ATTENTION_WEIGHTS: weights} if weights else {}), "total": 4 * gradients + beyond}
 
 
-def _activation_bytes(recipe: Recipe, bf16: bool, device_type: str) -> float:
-    """At the end of the forward: what blocks keep for the backward, and the logits with what their gradients need."""
+def activation_bytes(recipe: Recipe, bf16: bool, device_type: str, checkpointing: Checkpointing = "none") -> float:
+    """At the end of the forward: what blocks keep for the backward, and the logits with what their gradients need. Estimated.
+
+    With "full" a block keeps only its input, in float32; the backward has all activations of one block at a time.
+    """
     config, size = recipe.model, 2 if bf16 else 4
     tokens, vocabulary = recipe.rows_at_once * (config.context or 1), config.vocab or 0
     attention = (2 * config.heads + 2 * config.key_heads) * config.head_width
     block = 3 * 4 * config.width + size * (2 * config.width + attention + 3 * config.hidden)
     blocks = config.layers + _encoder_blocks(recipe)
+    kept = blocks * block if checkpointing == "none" else blocks * 4 * config.width + block
     injection = (2 * 4 + size) * config.width if recipe.latent else 0
     logits = tokens * vocabulary
     if logits <= FEW_LOGITS.get(device_type, FEW_LOGITS["cpu"]):
@@ -115,10 +122,10 @@ def _activation_bytes(recipe: Recipe, bf16: bool, device_type: str) -> float:
     else:
         copies = 1 if bf16 and device_type == "cuda" else 3  # on a GPU the gradient overwrites the logits
         head = copies * size * min(logits, most_logits(device_type)) + (2 * size + 2 * 4) * vocabulary * config.width
-    return float(tokens * (blocks * block + injection) + head + _mismatch_bytes(recipe))
+    return float(tokens * (kept + injection) + head + _mismatch_bytes(recipe))
 
 
-def _mapper_bytes(recipe: Recipe, bf16: bool, device_type: str) -> float:
+def mapper_bytes(recipe: Recipe, bf16: bool, device_type: str) -> float:
     """The mapper's gradient: a centred copy of the table, and s = W · dr of some tokens unless a kernel fuses it."""
     if recipe.latent is None:
         return 0.0
@@ -129,16 +136,15 @@ def _mapper_bytes(recipe: Recipe, bf16: bool, device_type: str) -> float:
     return float((2 if bf16 else 4) * (codes * width + s))
 
 
-def _attention_weight_bytes(recipe: Recipe, size: int) -> float:
-    """What attention keeps for the backward beside its inputs and output; with activation checkpointing, weights of one block at a time.
-
-    size: bytes of an activation.
-    """
-    config, train, context = recipe.model, recipe.train, recipe.model.context or 1
+def attention_weight_bytes(recipe: Recipe, bf16: bool, checkpointing: Checkpointing = "none") -> float:
+    """What attention keeps for the backward beside its inputs and output; with activation checkpointing, weights of one block at a time."""
+    config, train, context, size = recipe.model, recipe.train, recipe.model.context or 1, 2 if bf16 else 4
     packed = config.separator is not None or (recipe.data.dir is not None and recipe.data.rows != "documents")  # as far as is known
     with torch.device("meta"):
         kinds = [make_attention(config, index) for index in range(config.layers)]
     kept = {kind: kind.kept_bytes(recipe.rows_at_once, context, size, config.masks_documents and packed) for kind in kinds}
+    if checkpointing == "full":
+        return max(kept.values())
     materialised = [kept.pop(kind) for kind in kinds if kind.materialises]
     if recomputes(train.attention_checkpointing, len(materialised) * recipe.rows_at_once * config.heads * context**2):
         materialised = [max(materialised, default=0.0)]

@@ -347,6 +347,8 @@ class Loop:
         self.folder.append(metrics, timing)
         remaining = self.pace.remaining(self.step)
         self.hooks.progress(Progress(metrics, self.config.steps, self.pace.rate(self.step), remaining, self.source.facts))
+        if timing is not None and (growth := self.pace.growth.warning()):
+            self.hooks.warn(growth)
         if not self._estimated and self.pace.is_known(self.step):
             self._estimated = True
             if remaining > LONG:

@@ -1,4 +1,4 @@
-"""How fast a process makes the steps of a run, and how long the run still takes."""
+"""How fast a process makes the steps of a run, how long the run still takes, and the memory that it has."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import time
 from freetf_cli.config.recipe import Recipe
 from freetf_cli.records import Timing
 from freetf_cli.report.units import duration
+from freetf_cli.training.growth import Growth, gpu_peak, host_memory
 
 LONG = 2 * 3600.0  # seconds: a run on a CPU that takes longer is warned of
 LONG_STEP = 5.0  # seconds: a first step that takes less says little, because libraries initialise in it
@@ -22,6 +23,7 @@ class Pace:
         self._began = self._resumed = time.perf_counter()
         self._in_steps = 0.0  # seconds, without evaluations, samples and checkpoints
         self._timed = (0.0, start, tokens)  # those seconds, the step and the tokens at the last `timing`
+        self.growth = Growth()
 
     def seconds(self) -> float:
         """Since this process began, everything included."""
@@ -36,11 +38,13 @@ class Pace:
         self._in_steps, self._resumed = self._in_steps + now - self._resumed, now
 
     def timing(self, step: int, tokens: int) -> Timing:
-        """The times of the steps since the last call."""
+        """The times of the steps since the last call, and the memory now."""
         before, first, counted = self._timed
         self._timed = (self._in_steps, step, tokens)
         seconds = self._in_steps - before
-        return Timing(seconds / (step - first), (tokens - counted) / seconds)
+        resident, own = host_memory()
+        self.growth.add(step, own)
+        return Timing(seconds / (step - first), (tokens - counted) / seconds, resident, gpu_peak())
 
     def rate(self, step: int) -> float:
         """Steps per second, without evaluations, samples and checkpoints; 0 before the first step."""

@@ -123,6 +123,9 @@ def test_timing_has_the_rate_of_a_step(free_run):
     for row in found:  # seconds are rounded to a thousandth
         least, most = (row["tokens_per_second"] * (row["seconds"] + error) for error in (-6e-4, 6e-4))
         assert least < 8 * 13 < most
+        assert list(row) == ["step", "seconds", "tokens_per_second", "rss", "gpu_peak"]
+        assert 2**26 < row["rss"] < 2**36  # bytes of a process with torch
+        assert row["gpu_peak"] is None
 
 
 @pytest.mark.parametrize("kind", ["free", "baseline", "text"])
@@ -544,6 +547,62 @@ def test_a_plan_for_a_gpu_does_not_need_one(run_cli):
     assert plan(run_cli, "letters-free", "--device", "cuda")["precision"] == "bf16"
     assert plan(run_cli, "letters-free", "--device", "cpu")["precision"] == "fp32"
     assert plan(run_cli, "letters-free", "--device", "cuda", "--set", "train.precision='fp32'")["precision"] == "fp32"
+
+
+@pytest.mark.parametrize("name", ["paper-1.5b-baseline", "paper-1.5b-free", "paper-8b-baseline", "paper-8b-free"])
+@pytest.mark.parametrize("gpus", [1, 2, 8, 64, 256])
+def test_a_plan_for_several_gpus(run_cli, name, gpus):
+    found = plan(run_cli, name, "--gpus", gpus)
+    spread, states = found["spread"], 16 * found["parameters"]
+    assert (spread["gpus"], spread["gpu_memory"], found["precision"]) == (gpus, 141e9, "bf16")
+    for row in spread["rows"]:
+        held = sum(row["memory"][part] for part in ("parameters", "gradients", "optimizer"))
+        assert held == (0 if row["cpu_offload"] else states / row["shards"])
+        assert row["fits"] == (row["memory"]["total"] <= 141e9)
+        assert row["sequences"] * row["grad_accum_steps"] * gpus == (1024 if "8b" in name else 256)
+    assert spread["rows"][0]["fits"] == (name != "paper-8b-free")  # a whole copy on each GPU
+    assert all(row["fits"] for row in spread["rows"][1:])
+    assert {row["mode"] for row in spread["rows"]} >= ({"ddp", "fsdp"} if gpus > 1 else {"none", "fsdp"})
+
+
+def test_the_memory_of_a_gpu_can_be_given(run_cli):
+    rows = plan(run_cli, "paper-8b-free", "--gpus", 2, "--gpu-memory", "80GiB")["spread"]
+    assert rows["gpu_memory"] == 80 * 2**30
+    assert [row["fits"] for row in rows["rows"]] == [False, False, False, True]
+    assert plan(run_cli, "paper-8b-free")["spread"] is None
+
+
+def test_a_plan_for_several_gpus_is_a_table_of_80_columns(run_cli):
+    code, stdout, stderr = run_cli("train", "paper-8b-free", "--dry-run", "--gpus", 256)
+    assert (code, stderr) == (0, "")
+    tables = stdout.partition("Memory of each of 256 GPUs, estimated")[2].partition("computation: at")[0]
+    assert max(map(len, tables.splitlines())) <= 80
+    assert re.search(r"^fits 141 GB +no +yes +yes +yes +yes$", tables, re.MULTILINE)
+    assert re.search(r"^ +ddp +fsdp +no reshard +hsdp 8×32 +offload$", tables, re.MULTILINE)
+    assert re.search(r"^parameters +31.8 GiB +127.3 MiB +127.3 MiB +4.0 GiB +0 B$", tables, re.MULTILINE)
+    assert "Memory during training" not in stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--gpus", 2, "--gpu-memory", "much"], "--gpu-memory = 'much' is not a size; give a number and a unit: 80GB, 80GiB, 141GB"),
+        (["--gpus", 512], "train.batch = 256 is too small for 512 GPUs: each needs a sequence of its own; raise it: --set train.batch=512"),
+        (["--gpus", 7], "train.batch = 256 cannot be divided among 7 GPUs"),
+        (["--gpus", 0], "invalid value for '--gpus'"),
+        (["--gpus", 2, "--device", "cpu"], "--gpus plans for CUDA, not for --device cpu"),
+        (["--gpu-memory", "80GB"], "--gpu-memory needs the number of GPUs; add --gpus N"),
+    ],
+)
+def test_a_plan_for_several_gpus_refuses_nonsense(refused, words, said):
+    assert said in refused("train", "paper-1.5b-free", "--dry-run", *words)
+
+
+def test_gpus_are_for_planning_only(refused, workshop, tmp_path):
+    for words in (["--gpus", 2], ["--gpu-memory", "80GB"]):
+        said = refused("train", workshop / "free.toml", "-o", tmp_path / "run", *words)
+        assert "--gpus and --gpu-memory are for --dry-run" in said
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_dry_run_reads_well_in_a_pipe(run_cli):

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from freetf_cli.config.files import check_recipe, load_recipe
 from freetf_cli.latent.build import build_model
-from freetf_cli.runs.plan import ATTENTION_WEIGHTS, _activation_bytes, plan_run
+from freetf_cli.runs.plan import ATTENTION_WEIGHTS, activation_bytes, plan_run
 
 
 def test_the_papers_small_model_by_hand() -> None:
@@ -107,7 +107,7 @@ def test_the_encoders_blocks_are_counted(encoder: str, layers: int, depth: int |
     assert plan.overhead_compute_paper == own / layers
     assert plan.overhead_compute == pytest.approx(own / layers, rel=0.2)
     assert plain.overhead_compute is None
-    blocks = _activation_bytes(free, False, "cpu") - _activation_bytes(base, False, "cpu")
+    blocks = activation_bytes(free, False, "cpu") - activation_bytes(base, False, "cpu")
     assert blocks == 32 * (own * 4 * (3 * 64 + 2 * 64 + 4 * 64 + 3 * free.model.hidden) + 3 * 4 * 64)
 
 
