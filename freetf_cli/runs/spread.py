@@ -7,8 +7,8 @@
     hsdp    fsdp within a node of 8 GPUs, an all-reduce of each shard's gradients across nodes
 
 A unit is a block, the encoder, the post-sampler's table, or the root: embedding, norm and lm_head. Master weights, gradients and AdamW's
-two moments are float32. P is the number of parameters, U those of the root, s the bytes of a gathered parameter (2 in bf16, else 4), S the
-GPUs that share one copy, R the copies, and K `train.grad_accum_steps`, the parts of a batch.
+two moments are float32. P is the number of parameters, U those of the root, which are gathered in float32, s the bytes of another gathered
+parameter (2 in bf16, else 4), S the GPUs that share one copy, R the copies, and K `train.grad_accum_steps`, the parts of a batch.
 
 Memory, in bytes. States take 16 P / S. fsdp gathers the root, which stays gathered from a forward to the end of its backward, and two
 other units, one of them in advance; without resharding after the forward, all P. Unsharded gradients, in float32, are those of two units.
@@ -21,7 +21,7 @@ Bytes that each GPU sends in a step, by ring algorithms:
     all-reduce of b bytes over R GPUs                      2 (R − 1) / R · b
 
     ddp     all-reduce of 4 P over N
-    fsdp    K times an all-gather of s P (forward) and of s (P − U) (backward, none without resharding); a reduce-scatter of 4 P
+    fsdp    K times an all-gather of 4 U + s (P − U) (forward) and of s (P − U) (backward, none without resharding); a reduce-scatter of 4 P
     hsdp    the same over the S GPUs of a node, and an all-reduce of 4 P / S over the R nodes
 
 CPU offload copies the float32 shard to the GPU before each all-gather, and the gradients' shard back.
@@ -122,6 +122,15 @@ def ways(gpus: int) -> list[Way]:
     return [plain, *sharded, *nodes, Way("fsdp", gpus, offload=True)]
 
 
+def memory_of(recipe: Recipe, plan: Plan) -> dict[str, float]:
+    """Bytes on each GPU of a planned run with the settings of its `[parallel]` and `[train]`, by part."""
+    config, processes = recipe.parallel, recipe.parallel.processes
+    shards = config.shards(processes)
+    way = Way(config.engine, shards, processes // shards, config.reshard_after_forward, config.cpu_offload)
+    kind: Checkpointing = "full" if recipe.train.activation_checkpointing == "full" else "none"
+    return _memory(way, recipe, plan.precision == "bf16", *unit_sizes(recipe), kind)
+
+
 def unit_sizes(recipe: Recipe) -> tuple[int, list[int]]:
     """Parameters of the root unit, and of each other unit."""
     with torch.device("meta"):
@@ -209,7 +218,7 @@ def _memory(way: Way, recipe: Recipe, bf16: bool, root: int, units: list[int], c
     on_gpu = 0.0 if way.offload else 4.0 * parameters / way.shards
     gathered = unsharded = 0.0
     if way.gathers:
-        gathered = float(size * (root + sum(nlargest(2, units)) if way.reshard else parameters))
+        gathered = 4.0 * root + size * float(sum(nlargest(2, units) if way.reshard else units))
         unsharded = 4.0 * parameters - on_gpu if parts > 1 else 4.0 * sum(nlargest(2, [root, *units]))
     activations = activation_bytes(recipe, bf16, "cuda", checkpointing) + attention_weight_bytes(recipe, bf16, checkpointing)
     if parts == 1 and way.mode != "ddp":
@@ -237,7 +246,7 @@ def _passes(way: Way, recipe: Recipe, plan: Plan, root: int, checkpointing: Chec
         again, reduces = gathers, [_over(way.replicas, 2 * _ring(4.0 * parameters, way.replicas))]
     else:
         copy = [Transfer(4.0 * parameters / way.shards, PCIE, to_host=True)] if way.offload else []
-        gathers = [_over(way.shards, _ring(size * parameters, way.shards)), *copy]
+        gathers = [_over(way.shards, _ring(4.0 * root + size * (parameters - root), way.shards)), *copy]
         again = [_over(way.shards, _ring(size * (parameters - root), way.shards)), *copy] if way.reshard else []
         across = Transfer(2 * _ring(4.0 * parameters / way.shards, way.replicas), INFINIBAND)  # a GPU of each node
         reduces = [_over(way.shards, _ring(4.0 * parameters, way.shards)), across, *copy]

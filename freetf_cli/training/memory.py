@@ -16,6 +16,7 @@ from freetf_cli.device import autocast_dtype
 from freetf_cli.errors import FreetfError, is_out_of_memory
 from freetf_cli.records.plan import Plan
 from freetf_cli.runs.plan import ATTENTION_WEIGHTS, part_costs, plan_run
+from freetf_cli.runs.spread import memory_of
 
 
 def plan_on(recipe: Recipe, device: torch.device) -> Plan:
@@ -85,8 +86,9 @@ def _device_text(device: torch.device) -> str:
 
 def _needed(recipe: Recipe, device: torch.device) -> tuple[float, float]:
     """Bytes that all processes on the device need: for parameters, gradients and optimizer state; and in total."""
-    sharing = 1 if device.type == "cuda" else recipe.parallel.processes  # each process has its own GPU
-    memory = plan_on(recipe, device).memory
+    config, plan = recipe.parallel, plan_on(recipe, device)
+    sharing = 1 if device.type == "cuda" else config.processes  # each process has its own GPU
+    memory = plan.memory if config.processes == 1 else memory_of(recipe, plan)
     return sharing * sum(memory[name] for name in ("parameters", "gradients", "optimizer")), sharing * memory["total"]
 
 
