@@ -31,7 +31,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from freetf_cli import durable
 from freetf_cli.config.files import check_recipe
@@ -42,7 +41,7 @@ from freetf_cli.data.tokenizer import Tokenizer
 from freetf_cli.errors import InputError, InputErrors
 from freetf_cli.latent.build import build_model
 from freetf_cli.model.decoder import Decoder
-from freetf_cli.runs.tensors import METADATA, Tensors
+from freetf_cli.runs.tensors import Tensors, write_tensors
 
 FORMAT, FORMAT_VERSION = "freetf-checkpoint", 1
 MANIFEST = "MANIFEST.sha256"
@@ -59,9 +58,8 @@ def save_checkpoint(
     with replacing(folder) as temporary:
         digests = {}
         for part, tensors in (("model", dict(model.named_parameters())), ("optimizer", optimizer)):
-            contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
             path = temporary / f"{part}.safetensors"
-            save_file(contiguous, path, METADATA)
+            write_tensors(tensors, path)
             digests[path.name] = settle(path)
         complete(temporary, state, tokenizer.json, digests)
 

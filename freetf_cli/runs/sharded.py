@@ -1,11 +1,13 @@
 """Checkpoints of several processes: each writes its own rows of the tensors, in the background; any number of processes loads them.
 
-PyTorch's distributed checkpoint (DCP) decides who writes what and writes the files (safetensors, no pickle). Its gaps are filled here:
-flush, hash and rename (`runs/checkpoint.py`), and one error on all processes. The form on disk is described in `runs/checkpoint.py`.
+PyTorch's distributed checkpoint (DCP) copies the tensors to the CPU, decides who writes what, and gives the files their form (safetensors,
+no pickle), which is described in `runs/checkpoint.py`. Added here: files that are flushed, hashed and renamed together, a thread that does
+not hold up training, and one error on all processes.
 """
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -16,6 +18,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.checkpoint._hf_utils import _gen_file_name
 from torch.distributed.checkpoint._state_dict_stager import StateDictStager
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
@@ -25,9 +28,8 @@ from torch.distributed.tensor import DTensor
 from freetf_cli.data.tokenizer import Tokenizer
 from freetf_cli.errors import FreetfError
 from freetf_cli.runs.checkpoint import SHARDED, Checkpoint, check_fit, complete, replacing, settle
-from freetf_cli.runs.tensors import Tensors
+from freetf_cli.runs.tensors import METADATA, OFFSETS, Tensors, write_tensors
 
-FILE_BYTES = 1 << 29  # of one process in one file, about: DCP makes each file in memory first
 T = TypeVar("T")
 
 
@@ -63,15 +65,14 @@ class ShardedSaver:
         state and tokenizer: of process 0; not changed until `wait`.
         """
         self.wait()
-        parts = {"model": _Part(weights, self._rank, self._size), "optimizer": _Part(moments, self._rank, self._size)}
-        parts = {name: part for name, part in parts.items() if part.files}
-        if not asynchronous:
-            self._write(folder, parts, state, tokenizer, None)
-            return
-        error = self._stage(parts)
+        parts = {name: self._ours(tensors) for name, tensors in (("model", weights), ("optimizer", moments)) if tensors}
+        work = self._write, folder, parts, state, tokenizer, self._stage(parts)
         self._saving = Future()
-        work = (self._saving, self._write, folder, parts, state, tokenizer, error)
-        threading.Thread(target=_run, args=work, name="checkpoint", daemon=True).start()  # a process that fails does not wait for it
+        if asynchronous:  # a daemon: a process that fails does not wait for it
+            threading.Thread(target=_run, args=(self._saving, *work), name="checkpoint", daemon=True).start()
+        else:
+            _run(self._saving, *work)
+            self.wait()
 
     @property
     def saving(self) -> bool:
@@ -91,11 +92,16 @@ class ShardedSaver:
         finally:
             self._stager.close()  # type: ignore[no-untyped-call]
 
-    def _stage(self, parts: Mapping[str, _Part]) -> Exception | None:
-        """Copy the tensors to the CPU, into memory that is kept for the next save. Returns an error, which `_write` tells the others."""
+    def _ours(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors that this process writes."""
+        numbered = enumerate(tensors.items())
+        return {name: tensor.detach() for number, (name, tensor) in numbered if _is_ours(tensor, number, self._rank, self._size)}
+
+    def _stage(self, parts: dict[str, dict[str, Tensor]]) -> Exception | None:
+        """Replace tensors by copies on the CPU, in memory that is kept for the next save. Returns an error, which `_write` tells all."""
         try:
-            for part in parts.values():
-                part.tensors = self._stager.stage(part.tensors, non_blocking=True)
+            for name, tensors in parts.items():
+                parts[name] = self._stager.stage(tensors, non_blocking=True)
             if torch.cuda.is_available():
                 torch.cuda.current_stream().synchronize()
         except Exception as error:
@@ -103,7 +109,12 @@ class ShardedSaver:
         return None
 
     def _write(
-        self, folder: Path, parts: Mapping[str, _Part], state: Mapping[str, Any], tokenizer: Tokenizer, error: Exception | None
+        self,
+        folder: Path,
+        parts: Mapping[str, Mapping[str, Tensor]],
+        state: Mapping[str, Any],
+        tokenizer: Tokenizer,
+        error: Exception | None,
     ) -> None:
         """Write a checkpoint with the other processes, in the steps of `_together`: no process goes on after another has failed."""
         main, temporary = self._rank == 0, folder.with_name(f".{folder.name}.tmp")
@@ -124,16 +135,16 @@ class ShardedSaver:
         with ExitStack() as stack:
             self._together(begin)
             digests: dict[str, str] = {}
-            for name, part in parts.items():
-                writer = _Writer(temporary / name, part.files)
-                self._save_part(part.tensors, writer)
+            for name, tensors in parts.items():
+                writer = _Writer(temporary / name)
+                self._save_part(tensors, writer)
                 for found in self._together(writer.digests):
                     digests |= {f"{name}/{file}": digest for file, digest in found.items()}
             self._together(finish)
 
     def _save_part(self, tensors: Mapping[str, Tensor], writer: _Writer) -> None:
         try:
-            dcp_save(dict(tensors), storage_writer=writer, process_group=self._group)
+            dcp_save({**tensors}, storage_writer=writer, process_group=self._group)
         except CheckpointException as error:  # is a BaseException, of many lines
             rank, (failure, _) = next(iter(error.failures.items()))
             raise FreetfError(f"process {rank} could not save the checkpoint: {failure}") from error
@@ -155,21 +166,6 @@ class ShardedSaver:
         return [found for found, _ in told]
 
 
-class _Part:
-    """The tensors of the model or of the optimizer that a process writes, and the files that they go to."""
-
-    def __init__(self, tensors: Mapping[str, Tensor], rank: int, size: int) -> None:
-        self.tensors: dict[str, Tensor] = {}
-        self.files: dict[str, int] = {}  # the number of the file, from 1, of every process's tensors
-        seen = 0
-        for number, (name, tensor) in enumerate(tensors.items()):
-            tensor = tensor.detach()
-            self.files[name] = 1 + seen // (FILE_BYTES * size)
-            seen += tensor.numel() * tensor.element_size()
-            if _is_ours(tensor, number, rank, size):
-                self.tensors[name] = tensor
-
-
 def _is_ours(tensor: Tensor, number: int, rank: int, size: int) -> bool:
     """Whether this process writes the rows of a tensor that it has. Where several have the same rows, they take turns by its number."""
     if not isinstance(tensor, DTensor):
@@ -180,30 +176,37 @@ def _is_ours(tensor: Tensor, number: int, rank: int, size: int) -> bool:
 
 
 class _Writer(HuggingFaceStorageWriter):
-    """DCP's writer of safetensors. It keeps an error for `digests`: DCP sends errors to the other processes in pickles, and one that
-    cannot be pickled (every one in torch 2.11 on Python 3.13) leaves them waiting."""
+    """DCP's writer of safetensors, into one file a process, with two changes.
 
-    def __init__(self, path: Path, files: Mapping[str, int]) -> None:
-        super().__init__(str(path), fqn_to_index_mapping=dict(files), save_distributed=True)
+    The tensors go straight to the file: DCP makes the whole file in memory first, while no other thread of Python runs. And an error is
+    kept for `digests`: DCP sends errors to the other processes in pickles, and one that cannot be pickled (every one in torch 2.11 on
+    Python 3.13) leaves them waiting.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path), save_distributed=True)
         self._folder = path
-        self._names: set[str] = set()
+        self._file: str | None = None
         self._error: Exception | None = None
 
     def write_data(self, plan: Any, planner: Any) -> Any:
-        results: Any = torch.futures.Future()
-        results.set_result([])
         try:
-            results = super().write_data(plan, planner)
-            self._names = {result.storage_data.relative_path for result in results.value()}
+            if plan.items:
+                tensors = {item.index.fqn: planner.resolve_data(item) for item in plan.items}
+                offsets = {item.index.fqn: {"saved_offsets": [*item.tensor_data.chunk.offsets]} for item in plan.items}
+                self._file = _gen_file_name(1, 1, plan.storage_data["shard_index"])
+                write_tensors(tensors, self._folder / self._file, {**METADATA, OFFSETS: json.dumps(offsets)})
         except Exception as error:
             self._error = error
+        results: Any = torch.futures.Future()  # DCP needs them for its own metadata file only, which this form does not have
+        results.set_result([])
         return results
 
     def digests(self) -> dict[str, str]:
-        """SHA-256 of each file that this process wrote, by name; the files are flushed. Raises the error of `write_data`."""
+        """SHA-256 of the file that this process wrote, by name; the file is flushed. Raises the error of `write_data`."""
         if self._error is not None:
             raise self._error
-        return {name: settle(self._folder / name) for name in sorted(self._names)}
+        return {self._file: settle(self._folder / self._file)} if self._file else {}
 
 
 def load_sharded(

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+import os
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +19,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from freetf_cli import durable
 from freetf_cli.errors import InputError
 
-_OFFSETS = "DCP_SHARDING_INFO"
-METADATA = {"format": "pt"}  # of a file with whole tensors, as transformers expects it
+METADATA = {"format": "pt"}  # of a file, as transformers expects it
+OFFSETS = "DCP_SHARDING_INFO"  # key of the metadata of a file with some rows
 
 
 @dataclass(frozen=True, order=True)
@@ -125,12 +128,23 @@ class Tensors:
         return digest.hexdigest()
 
 
+def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] = METADATA) -> None:
+    """Write tensors that are on the CPU, without a copy of them. Raises OSError if the system refuses, which the library wraps."""
+    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    try:
+        save_file(contiguous, path, dict(metadata))
+    except SafetensorError as error:
+        if found := re.search(r"\(os error (\d+)\)", str(error)):
+            raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
+        raise
+
+
 def _starts(file: Any, path: Path) -> dict[str, int]:
     """The number of the first row that a file has of each of its tensors."""
     try:
-        offsets = {name: info["saved_offsets"] for name, info in json.loads(file.metadata()[_OFFSETS]).items()}
+        offsets = {name: info["saved_offsets"] for name, info in json.loads(file.metadata()[OFFSETS]).items()}
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError):
-        raise InputError(f"the file does not say which rows it has: no valid {_OFFSETS}", str(path)) from None
+        raise InputError(f"the file does not say which rows it has: no valid {OFFSETS}", str(path)) from None
     for name in file.keys():  # noqa: SIM118
         found, dims = offsets.get(name), len(file.get_slice(name).get_shape())
         if not isinstance(found, list) or len(found) != dims or any(type(at) is not int or at < 0 for at in found) or any(found[1:]):

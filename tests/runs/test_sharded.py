@@ -7,11 +7,12 @@ import hashlib
 import json
 import multiprocessing
 import os
-import re
+import resource
 import shutil
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -81,7 +82,16 @@ def spread(tensors: dict[str, Tensor], mode: str) -> dict[str, Tensor]:
     hsdp = mode == "hsdp" and size > 1
     mesh = init_device_mesh("cpu", (2, size // 2) if hsdp else (size,))
     placements: list[Placement] = [Replicate(), Shard(0)] if hsdp else [Shard(0)]
-    return {name: distribute_tensor(tensor, mesh, placements) if tensor.dim() else tensor.clone() for name, tensor in tensors.items()}
+    return {
+        name: padded(distribute_tensor(tensor, mesh, placements)) if tensor.dim() else tensor.clone() for name, tensor in tensors.items()
+    }
+
+
+def padded(tensor: DTensor) -> DTensor:
+    """The same DTensor, with its rows at the front of a larger storage, as FSDP has them."""
+    rows = tensor.to_local()
+    storage = torch.cat([rows, rows.new_full((1, *rows.shape[1:]), torch.nan)])[: len(rows)]
+    return DTensor.from_local(storage, tensor.device_mesh, tensor.placements, run_check=False, shape=tensor.shape, stride=tensor.stride())
 
 
 def full(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -133,11 +143,9 @@ def save(folder: Path, mode: str = "fsdp", seed: int = 7, *, asynchronous: bool 
 
 @pytest.fixture(scope="module", params=[1, 2, 4])
 def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint in files of at most 4,000 bytes of a process, of each number of processes."""
+    """A checkpoint of each number of processes."""
     folder = tmp_path_factory.mktemp("saved")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharded, "FILE_BYTES", 4000)
-        processes(request.param, folder, save, folder / "step-000007")
+    processes(request.param, folder, save, folder / "step-000007")
     return folder / "step-000007"
 
 
@@ -176,12 +184,12 @@ def test_one_process_reads_it_as_any_checkpoint(saved: Path, single: Path) -> No
 
 
 def test_files_on_disk(saved: Path) -> None:
-    names = list(files(saved))
-    assert not [name for name in names if name.endswith((".distcp", ".metadata", ".pt"))]  # what DCP writes with pickle
     count = json.loads((saved / "state.json").read_text())["sharded"]["processes"]
-    writers = {re.match(r"model/shard-(\d+)-", name)[1] for name in names if name.startswith("model/")}  # type: ignore[index]
-    assert len(writers) == count
-    assert sum(name.startswith("optimizer/shard-00001-") for name in names) > 1
+    shards = [
+        f"{part}/shard-{number:05d}-model-00001-of-00001.safetensors" for part in ("model", "optimizer") for number in range(1, count + 1)
+    ]
+    names = sorted([*shards, "state.json", "tokenizer.json", MANIFEST])
+    assert sorted(files(saved)) == names  # no pickle, such as DCP's .metadata
     assert all((saved / name).stat().st_mode & 0o777 == 0o644 for name in names)
 
 
@@ -191,6 +199,17 @@ def test_it_becomes_the_files_of_one_process(copied: Path, single: Path) -> None
     assert [path.name for path in copied.parent.iterdir()] == [copied.name]
     consolidate(copied)
     assert files(copied) == files(single)
+
+
+def test_pytorch_reads_it(saved: Path) -> None:
+    from torch.distributed.checkpoint import load
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+
+    for part, expected in zip(("model", "optimizer"), whole(), strict=True):
+        found = {name: torch.full_like(tensor, torch.nan) for name, tensor in expected.items()}
+        with warnings.catch_warnings(action="ignore"):  # that torch.distributed is not initialised
+            load(found, storage_reader=HuggingFaceStorageReader(str(saved / part)), no_dist=True)
+        assert equal(found, expected)
 
 
 def reload(folder: Path, mode: str) -> None:
@@ -299,7 +318,7 @@ def save_and_fail(folder: Path, rank: int, error: Exception, owner: Any, name: s
 
 
 PLACES = [
-    (1, sharded.HuggingFaceStorageWriter, "write_data"),  # the disk of a process is full
+    (1, sharded, "write_tensors"),  # the disk of a process is full
     (0, durable, "flush"),
     (1, sharded, "settle"),
     (0, sharded, "complete"),
@@ -323,6 +342,23 @@ def test_an_error_on_one_process_is_one_on_all(tmp_path: Path, rank: int, owner:
     assert files(tmp_path / "step-000007") == before
     assert Checkpoint.open(tmp_path / "step-000008").step == 8
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000007", "step-000008"]
+
+
+def save_into_little_space(folder: Path) -> None:
+    saver = ShardedSaver()
+    weights, moments = (spread(part, "fsdp") for part in whole())
+    if dist.get_rank() == 1:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
+    saver.save(folder, weights, moments, STATE, TOKENIZER, asynchronous=True)
+    with pytest.raises(OSError, match=r"File too large: .*\.step-000009\.tmp/model/shard-00002-") as found:
+        saver.wait()
+    assert found.value.errno == errno.EFBIG
+
+
+def test_what_the_system_refuses_is_told_with_the_file(tmp_path: Path) -> None:
+    processes(2, tmp_path, save_into_little_space, tmp_path / "step-000009")
+    assert list(tmp_path.iterdir()) == []
 
 
 def save_and_die(folder: Path, rank: int) -> None:
