@@ -15,6 +15,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from datetime import timedelta
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -564,6 +565,44 @@ def test_rows_are_read_across_files(saved: Path) -> None:
         for start in range(0, len(weight) if weight.dim() else 0, 3):
             stop = min(start + 5, len(weight))
             assert torch.equal(tensors.rows(name, start, stop), weight[start:stop])
+
+
+def train_with_fsdp(folder: Path) -> None:
+    """Two steps of a model that FSDP2 shards; a save after the first, while the second is made."""
+    from torch.distributed.fsdp import fully_shard
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Linear(5, 1))
+    for layer in model:
+        fully_shard(layer)
+    optimizer = torch.optim.AdamW(fully_shard(model).parameters(), lr=0.1)
+
+    def tensors() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        weights = dict(model.named_parameters())
+        return weights, {f"{name}.{key}": value for name, weight in weights.items() for key, value in optimizer.state[weight].items()}
+
+    def step() -> tuple[dict[str, Tensor], ...]:
+        optimizer.zero_grad()
+        model(torch.ones(2, 6)).square().sum().backward()
+        optimizer.step()
+        return tuple({name: tensor.detach().clone() for name, tensor in full(part).items()} for part in tensors())
+
+    saver = ShardedSaver()
+    after_one = step()
+    saver.save(folder, *tensors(), STATE, TOKENIZER, asynchronous=True)
+    after_two = step()
+    saver.close()
+    for part, expected in zip(("model", "optimizer"), after_one, strict=True):
+        found = Tensors(folder / part)
+        assert equal({name: found.whole(name, CPU) for name in found.shapes}, expected)
+    load_sharded(Checkpoint.open(folder), *tensors())
+    assert all(starmap(equal, zip(map(full, tensors()), after_one, strict=True)))
+    assert all(starmap(equal, zip(step(), after_two, strict=True)))
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_a_run_with_fsdp_continues_from_it(tmp_path: Path, count: int) -> None:
+    processes(count, tmp_path, train_with_fsdp, tmp_path / "step-000007")
 
 
 def test_a_checkpoint_without_moments(tmp_path: Path) -> None:
