@@ -105,7 +105,7 @@ def sample(
         samples = generate(model, tokenizer, prompts, spec, together=isinstance(prompts, list))
     named = 0 if prompt is None or "-" in prompt or count or groups else len(prompt)
     _give_hints(spec, model.latent, records, named)
-    facts = {"precision": settings["precision"], "checkpoint": checkpoint.sha256["model.safetensors"]}
+    facts = {"precision": settings["precision"], "checkpoint": checkpoint.weights_sha256}
     show_samples(_compared(samples, records.name if records else "", asked, facts), checkpoint, task, spec, json=json)
 
 

@@ -30,7 +30,7 @@ from freetf_cli.records import LN2
 from freetf_cli.records.compare import Comparison, LatentUse, SamplePair, Side
 from freetf_cli.records.paired import METRICS, Difference, MetricPair, Positions
 from freetf_cli.records.recipes import Setting
-from freetf_cli.runs.checkpoint import Checkpoint
+from freetf_cli.runs.checkpoint import Checkpoint, size_of
 from freetf_cli.runs.folder import RunFolder
 from freetf_cli.runs.plan import plan_run
 from freetf_cli.tasks import spans_by_text
@@ -44,10 +44,6 @@ class Candidate:
 
     name: str
     checkpoint: Checkpoint
-
-    @property
-    def weights(self) -> Path:
-        return self.checkpoint.folder / "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -81,7 +77,7 @@ def compare(a: Candidate, b: Candidate, settings: Settings, *, device: torch.dev
     prompt = source.prompt(settings.seed, 0) if settings.prompt is None else settings.prompt
     sampling = _sampling(source, settings, prompt)
     with stage("tensors", None) as advance:
-        weights = compare_weights(a.weights, b.weights, advance)
+        weights = compare_weights(a.checkpoint.weights, b.checkpoint.weights, advance)
     with stage("sequences", 2 * settings.sequences) as advance:
         (side_a, costs_a, samples_a), (side_b, costs_b, samples_b) = (
             _measure(one, side, source, settings, prompt, sampling, device, advance) for one, side in ((a, side_a), (b, side_b))
@@ -110,8 +106,7 @@ def compare(a: Candidate, b: Candidate, settings: Settings, *, device: torch.dev
 
 def same_model(a: Checkpoint, b: Checkpoint) -> bool:
     """Whether weights, tokenizer and architecture are equal, by the hashes that were verified when the checkpoints were opened."""
-    ours, theirs = a.sha256, b.sha256
-    same = all(ours[name] == theirs[name] for name in ("model.safetensors", "tokenizer.json"))
+    same = a.weights_sha256 == b.weights_sha256 and a.tokenizer().sha256 == b.tokenizer().sha256
     return same and a.recipe.architecture == b.recipe.architecture
 
 
@@ -215,8 +210,8 @@ def _side(one: Candidate) -> Side:
         checkpoint=str(checkpoint.folder),
         kind=checkpoint.recipe.kind,
         step=checkpoint.step,
-        sha256=checkpoint.sha256[one.weights.name],
-        checkpoint_bytes=sum(file.stat().st_size for file in checkpoint.folder.iterdir()),
+        sha256=checkpoint.weights_sha256,
+        checkpoint_bytes=size_of(checkpoint.folder),
         train_tokens_per_second=_speed(run.timing_file) if run else None,
         curve=run.metrics() if run else [],
     )

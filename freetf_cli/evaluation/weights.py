@@ -9,29 +9,27 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from freetf_cli.evaluation import Advance
 from freetf_cli.records.weights import Change, GroupChange, TensorChange, TensorShape, WeightChanges, part_of_model
-from freetf_cli.runs.checkpoint import readable
+from freetf_cli.runs.tensors import Tensors
 
 PIECE = 1 << 20  # elements of a tensor per piece; three pieces are in memory together
 FIRST = ("embedding", "blocks", "norm", "lm_head", "latent")  # groups in the order of the model
 
 
 def compare_weights(a: Path, b: Path, advance: Advance = lambda _: None) -> WeightChanges:
-    """Compare two model.safetensors files. advance is called once per tensor. InputError if a file cannot be read."""
-    with readable(a), safe_open(a, framework="pt") as file_a, readable(b), safe_open(b, framework="pt") as file_b:
-        shapes_a, shapes_b = _shapes(file_a), _shapes(file_b)
-        sums = {}
-        for name, shape in shapes_a.items():
-            if shape == shapes_b.get(name):
-                sums[name] = _sums(file_a, file_b, name, shape)
-                advance(1)
+    """Compare the weights of two checkpoints. advance is called once per tensor. InputError if a file cannot be read."""
+    tensors_a, tensors_b = Tensors(a), Tensors(b)
+    shapes_a, shapes_b = _shapes(tensors_a), _shapes(tensors_b)
+    sums = {}
+    for name, shape in shapes_a.items():
+        if shape == shapes_b.get(name):
+            sums[name] = _sums(tensors_a, tensors_b, name, shape)
+            advance(1)
     return WeightChanges(
         only_a=[TensorShape(name, shape, None) for name, shape in shapes_a.items() if name not in shapes_b],
         only_b=[TensorShape(name, None, shape) for name, shape in shapes_b.items() if name not in shapes_a],
@@ -49,9 +47,9 @@ def place(name: str) -> tuple[str, str]:
     return block[0] if block else part_of_model(name), part[1] if part else ""
 
 
-def _shapes(file: Any) -> dict[str, list[int]]:
+def _shapes(tensors: Tensors) -> dict[str, list[int]]:
     """The shapes of all tensors in the order of the model: block 2 before block 10."""
-    return {name: list(file.get_slice(name).get_shape()) for name in sorted(file.keys(), key=_order)}
+    return {name: list(tensors.shapes[name]) for name in sorted(tensors.shapes, key=_order)}
 
 
 def _order(name: str) -> tuple[int, list[tuple[int, str]]]:
@@ -60,7 +58,7 @@ def _order(name: str) -> tuple[int, list[tuple[int, str]]]:
     return first, [(int(word), "") if word.isdecimal() else (-1, word) for word in words]
 
 
-def _sums(a: Any, b: Any, name: str, shape: Sequence[int]) -> Tensor:
+def _sums(a: Tensors, b: Tensors, name: str, shape: Sequence[int]) -> Tensor:
     """Σ (B − A)², Σ A², Σ B² and Σ A B over the elements of a tensor, [4]."""
     total = torch.zeros(4, dtype=torch.float64)
     for x, y in zip(_pieces(a, name, shape), _pieces(b, name, shape), strict=True):
@@ -68,15 +66,14 @@ def _sums(a: Any, b: Any, name: str, shape: Sequence[int]) -> Tensor:
     return total
 
 
-def _pieces(file: Any, name: str, shape: Sequence[int]) -> Iterator[Tensor]:
+def _pieces(tensors: Tensors, name: str, shape: Sequence[int]) -> Iterator[Tensor]:
     """A tensor's elements, flat and in float64, some rows at a time."""
     if not shape:
-        yield file.get_tensor(name).double().flatten()
+        yield tensors.whole(name, torch.device("cpu")).double().flatten()
         return
     rows = max(1, PIECE // max(math.prod(shape[1:]), 1))
-    part = file.get_slice(name)
     for start in range(0, shape[0], rows):
-        yield part[start : min(start + rows, shape[0])].double().flatten()
+        yield tensors.rows(name, start, min(start + rows, shape[0])).double().flatten()
 
 
 def _groups(sums: dict[str, Tensor]) -> list[GroupChange]:

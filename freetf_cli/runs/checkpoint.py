@@ -7,6 +7,13 @@
       tokenizer.json
       MANIFEST.sha256        in the format of sha256sum; verified on every load
 
+A sharded checkpoint, which several processes wrote (runs/sharded.py), has folders in place of the first two files, and their number in
+state.json. `Checkpoint` reads both; `consolidate` makes the first form of the second.
+
+    step-000500/
+      model/shard-00001-model-00001-of-00001.safetensors      the rows of each parameter that process 0 had, or none
+      optimizer/shard-00001-model-00001-of-00001.safetensors  of moments and step counters
+
 safetensors notices a file that was cut short but loads flipped data bytes, so the manifest is verified before anything is read.
 """
 
@@ -16,15 +23,14 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 
 from freetf_cli import durable
 from freetf_cli.config.files import check_recipe
@@ -35,33 +41,57 @@ from freetf_cli.data.tokenizer import Tokenizer
 from freetf_cli.errors import InputError, InputErrors
 from freetf_cli.latent.build import build_model
 from freetf_cli.model.decoder import Decoder
+from freetf_cli.runs.tensors import Tensors, write_tensors
 
 FORMAT, FORMAT_VERSION = "freetf-checkpoint", 1
 MANIFEST = "MANIFEST.sha256"
-_REQUIRED = ("model.safetensors", "state.json", "tokenizer.json")
-_FILES = (*_REQUIRED, "optimizer.safetensors")
+SHARDED = "sharded"  # key of the state of a sharded checkpoint: {"processes": 4}
+_REQUIRED = ("state.json", "tokenizer.json")
+_FILES = (*_REQUIRED, "model.safetensors", "optimizer.safetensors")
+_SHARD = re.compile(r"(model|optimizer)/shard-\d{5,}-model-\d{5,}-of-\d{5,}\.safetensors")
 
 
 def save_checkpoint(
     folder: Path, weights: Mapping[str, torch.Tensor], optimizer: Mapping[str, torch.Tensor], state: Mapping[str, Any], tokenizer: Tokenizer
 ) -> None:
     """Write a checkpoint folder: all files into a temporary folder, flushed to the disk, then one rename."""
+    with replacing(folder) as temporary:
+        digests = {}
+        for part, tensors in (("model", weights), ("optimizer", optimizer)):
+            path = temporary / f"{part}.safetensors"
+            write_tensors(tensors, path)
+            digests[path.name] = settle(path)
+        complete(temporary, state, tokenizer.json, digests)
+
+
+def consolidate(folder: Path) -> None:
+    """Replace a sharded checkpoint by the files that `save_checkpoint` writes, byte for byte; one that is not sharded stays as it is.
+
+    Memory: the rows of one tensor that one process had. Disk: both forms at once. Whenever it is killed, one of them is whole, and
+    `recover` or the next save cleans up. InputError if the checkpoint is damaged.
+    """
+    recover(folder.parent)
+    _verify(folder)
+    state = _read_state(folder / "state.json")
+    if state.pop(SHARDED, None) is None:
+        return
+    with replacing(folder) as temporary:
+        digests = {}
+        for part in filter(Path.is_dir, (folder / "model", folder / "optimizer")):
+            path = temporary / f"{part.name}.safetensors"
+            digests[path.name] = Tensors(part).write(path)
+            path.chmod(0o644)
+        complete(temporary, state, (folder / "tokenizer.json").read_text(encoding="utf-8"), digests)
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A temporary folder, which gets the name of `folder` at the end of the block. After an error `folder` is as it was."""
     recover(folder.parent)
     temporary, old = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
     temporary.mkdir(parents=True)
     try:
-        for part, tensors in (("model", weights), ("optimizer", optimizer)):
-            contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-            save_file(contiguous, temporary / f"{part}.safetensors")
-        text = json.dumps({"format": FORMAT, "format_version": FORMAT_VERSION, **state}, indent=1, allow_nan=False)
-        (temporary / "state.json").write_text(text + "\n", encoding="utf-8")
-        (temporary / "tokenizer.json").write_text(tokenizer.json, encoding="utf-8")
-        names = sorted(path.name for path in temporary.iterdir())
-        (temporary / MANIFEST).write_text("".join(f"{durable.sha256_of(temporary / name)}  {name}\n" for name in names), encoding="utf-8")
-        for name in [*names, MANIFEST]:
-            (temporary / name).chmod(0o644)  # safetensors writes 0600
-            durable.flush(temporary / name)
-        durable.flush(temporary)
+        yield temporary
         if folder.exists():
             durable.move(folder, old)
         durable.move(temporary, folder)
@@ -71,6 +101,26 @@ def save_checkpoint(
             old.rename(folder)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def settle(path: Path) -> str:
+    """Flush a file that was written, and make it readable (safetensors writes 0600). Returns its SHA-256."""
+    path.chmod(0o644)
+    durable.flush(path)
+    return durable.sha256_of(path)
+
+
+def complete(temporary: Path, state: Mapping[str, Any], tokenizer: str, digests: Mapping[str, str]) -> None:
+    """Add state, tokenizer and manifest to the tensors of a checkpoint, and flush the folders. digests: of the tensors' files, by name."""
+    text = json.dumps({"format": FORMAT, "format_version": FORMAT_VERSION, **state}, indent=1, allow_nan=False)
+    found = dict(digests)
+    for name, content in (("state.json", text + "\n"), ("tokenizer.json", tokenizer)):
+        (temporary / name).write_text(content, encoding="utf-8")
+        found[name] = settle(temporary / name)
+    (temporary / MANIFEST).write_text("".join(f"{found[name]}  {name}\n" for name in sorted(found)), encoding="utf-8")
+    settle(temporary / MANIFEST)
+    for part in sorted({(temporary / name).parent for name in found}, reverse=True):  # the outer folder last
+        durable.flush(part)
 
 
 def recover(checkpoints: Path) -> None:
@@ -97,6 +147,8 @@ class Checkpoint:
         """Verify a checkpoint folder. Raises InputError, which names the damaged file."""
         _verify(folder)
         state = _read_state(folder / "state.json")
+        if (SHARDED in state) != (folder / "model").is_dir():
+            raise InputError(f"the state does not fit the files: only a sharded checkpoint has '{SHARDED}'", str(folder / "state.json"))
         try:
             recipe = check_recipe(state["recipe"], where=folder / "state.json")
         except InputErrors as error:
@@ -129,9 +181,22 @@ class Checkpoint:
         return str((same or found)[0])
 
     @property
-    def sha256(self) -> dict[str, str]:
-        """SHA-256 of each file, by name."""
-        return _read_manifest(self.folder)
+    def weights(self) -> Path:
+        """The file or folder of the weights, for `Tensors`."""
+        return _part(self.folder, "model")
+
+    @property
+    def moments(self) -> Path:
+        """The file or folder of the optimizer's tensors. InputError if there is none."""
+        path = _part(self.folder, "optimizer")
+        if not path.exists():
+            raise InputError("the checkpoint has no optimizer state and cannot be resumed", str(self.folder))
+        return path
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        """SHA-256 of model.safetensors, or of what `consolidate` would make of a sharded checkpoint's weights, which takes reading them."""
+        return _read_manifest(self.folder).get("model.safetensors") or Tensors(self.weights).sha256()
 
     def tokenizer(self) -> Tokenizer:
         return tokenizers.load(self.folder / "tokenizer.json")
@@ -140,64 +205,44 @@ class Checkpoint:
         """The model with its weights on `device`, in evaluation mode."""
         with torch.device("meta"):
             model = build_model(self.recipe.model, self.recipe.latent)
-        load_weights(model, self.folder / "model.safetensors", device)
+        load_weights(model, self.weights, device)
         return model.eval()
 
     def optimizer(self) -> dict[str, torch.Tensor]:
         """The optimizer's tensors, on the CPU."""
-        path = self.folder / "optimizer.safetensors"
-        if not path.is_file():
-            raise InputError("the checkpoint has no optimizer state and cannot be resumed", str(self.folder))
-        return _load(path, torch.device("cpu"))
+        tensors = Tensors(self.moments)
+        return {name: tensors.whole(name, torch.device("cpu")) for name in tensors.shapes}
 
 
 def load_weights(model: Decoder, path: Path, device: torch.device, *, partial: bool = False) -> list[str]:
-    """Load a file's tensors into a model, which may be on the meta device. Raises InputError unless names and shapes match.
+    """Load a file's or folder's tensors into a model, which may be on the meta device. Raises InputError unless names and shapes match.
 
-    Shapes are compared with the file's header before anything is allocated. partial: parameters that the file does not have keep their
+    Shapes are compared with the headers before anything is allocated. partial: parameters that the file does not have keep their
     values (a Free model that starts from its baseline). Returns the names of those parameters.
     """
-    expected, found = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}, _header(path)
+    tensors = Tensors(path)
+    missing = check_fit(tensors, {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}, partial=partial)
+    model.load_state_dict({name: tensors.whole(name, device) for name in tensors.shapes}, strict=False, assign=True)
+    return missing
+
+
+def check_fit(tensors: Tensors, expected: Mapping[str, tuple[int, ...]], *, partial: bool = False) -> list[str]:
+    """Raise InputError unless names and shapes are the expected ones. Returns the names that are missing, if partial allows it."""
+    found = tensors.shapes
     missing = [name for name in expected if name not in found]
     faults = [f"{name} {shape} is not in the model" for name, shape in found.items() if name not in expected]
     faults += [f"{name} is {found[name]}, not {shape}" for name, shape in expected.items() if found.get(name, shape) != shape]
     faults += [] if partial else [f"{name} is missing" for name in missing]
     if faults:
         more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
-        raise InputError(f"the weights do not fit the model: {faults[0]}{more}", str(path))
-    tensors = _load(path, device)
-    if device.type == "cpu":  # tensors in the file's pages are not aligned, and products would be summed in another order than in training
-        tensors = {name: tensor.clone() for name, tensor in tensors.items()}
-    model.load_state_dict(tensors, strict=False, assign=True)
+        raise InputError(f"the weights do not fit the model: {faults[0]}{more}", str(tensors.path))
     return missing
 
 
-def _header(path: Path) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor in a file."""
-    with readable(path), safe_open(path, framework="pt") as file:
-        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-        types = {part.get_dtype() for part in slices.values()}
-        if types - {"F32"}:
-            raise InputError(f"weights must be float32, not {', '.join(sorted(types))}", str(path))
-        return {name: tuple(part.get_shape()) for name, part in slices.items()}
-
-
-def _load(path: Path, device: torch.device) -> dict[str, torch.Tensor]:
-    with readable(path):
-        return load_file(path, device=str(device))
-
-
-@contextmanager
-def readable(path: Path) -> Iterator[None]:
-    """Raise InputError if a block cannot read a safetensors file, or if the header is too large, before the library reads it."""
-    with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-    if size > durable.SMALL:
-        raise InputError(f"not a readable safetensors file: its header claims {size:,} bytes", str(path))
-    try:
-        yield
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"not a readable safetensors file: {error}", str(path)) from None
+def _part(folder: Path, part: str) -> Path:
+    """The file, or in a sharded checkpoint the folder, of "model" or "optimizer"; it may not exist."""
+    file = folder / f"{part}.safetensors"
+    return file if file.is_file() else folder / part
 
 
 def _verify(folder: Path) -> None:
@@ -209,17 +254,38 @@ def _verify(folder: Path) -> None:
         if path.is_file() and path.stat().st_size > durable.SMALL:
             raise InputError(f"the file has {path.stat().st_size:,} bytes, far more than a checkpoint's", str(path))
     entries = _read_manifest(folder)
-    for name in _REQUIRED:
-        if name not in entries:
-            raise InputError(f"the checkpoint's manifest does not list {name}", str(manifest))
+    _check_names(folder, entries)
     for name, digest in entries.items():
         path = folder / name
-        if name not in _FILES or path.is_symlink():
-            raise InputError("the checkpoint lists a file that does not belong to it", str(path))
         if not path.is_file():
             raise InputError("a file of the checkpoint is missing", str(path))
         if durable.sha256_of(path) != digest:
             raise InputError("the file is damaged or cut short: its SHA-256 does not match the manifest", str(path))
+    places = ("model.safetensors", "optimizer.safetensors", "model/*", "optimizer/*")
+    for path in (path for place in places for path in folder.glob(place)):  # whatever is there would be read
+        if path.relative_to(folder).as_posix() not in entries:
+            raise InputError("the file does not belong to the checkpoint: its manifest does not list it", str(path))
+
+
+def _check_names(folder: Path, entries: Iterable[str]) -> None:
+    """Raise InputError unless a manifest names the files of one form of a checkpoint, and no links."""
+    manifest = folder / MANIFEST
+    for name in _REQUIRED:
+        if name not in entries:
+            raise InputError(f"the checkpoint's manifest does not list {name}", str(manifest))
+    sharded = any(_SHARD.fullmatch(name) for name in entries)
+    if not any(name.startswith("model/") if sharded else name == "model.safetensors" for name in entries):
+        raise InputError("the checkpoint's manifest does not list model.safetensors", str(manifest))
+    for name in entries:
+        belongs = name in _REQUIRED or (_SHARD.fullmatch(name) if sharded else name in _FILES)
+        path = folder / name
+        if not belongs or path.is_symlink() or (path.parent != folder and path.parent.is_symlink()):
+            raise InputError("the checkpoint lists a file that does not belong to it", str(path))
+
+
+def size_of(folder: Path) -> int:
+    """The size of a checkpoint, in bytes."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _read_manifest(folder: Path) -> dict[str, str]:

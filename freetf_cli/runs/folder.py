@@ -25,7 +25,7 @@ from freetf_cli.durable import SMALL, is_left_over, read_small, sweep, write_dur
 from freetf_cli.errors import InputError
 from freetf_cli.records import CheckpointInfo, Metrics, Timing, to_json
 from freetf_cli.records.samples import Sample
-from freetf_cli.runs.checkpoint import checkpoint_folders, folder_step, recover
+from freetf_cli.runs.checkpoint import checkpoint_folders, folder_step, recover, size_of
 from freetf_cli.runs.lock import HOLDER, LOCK
 
 
@@ -127,7 +127,7 @@ class RunFolder:
 
     def checkpoint_infos(self) -> list[CheckpointInfo]:
         """The run's checkpoints, oldest first. The best is the one with the lowest held-out loss."""
-        sizes = {folder: sum(file.stat().st_size for file in folder.iterdir()) for folder in checkpoint_folders(self.path)}
+        sizes = {folder: size_of(folder) for folder in checkpoint_folders(self.path)}
         losses = self.held_out_losses()
         best = min(filter(losses.__contains__, map(folder_step, sizes)), key=losses.__getitem__, default=None)
         return [CheckpointInfo(step := folder_step(one), str(one), losses.get(step), step == best, size) for one, size in sizes.items()]

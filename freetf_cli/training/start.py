@@ -108,7 +108,7 @@ def make_model(recipe: Recipe, device: torch.device, init_from: Checkpoint | Non
         model = build_model(recipe.model, recipe.latent)
         initialise_model(model, recipe.train.seed)
         if init_from is not None:
-            missing = load_weights(model, init_from.folder / "model.safetensors", torch.device("cpu"), partial=True)
+            missing = load_weights(model, init_from.weights, torch.device("cpu"), partial=True)
             additions = r"latent\.|blocks\.\d+\.attention\.(pre|post|norm|lambdas)\b"  # of a Free model, or of a kind of attention
             if other := [name for name in missing if not re.match(additions, name)]:  # a deeper model would silently start half random
                 raise InputError(f"the weights do not fit the model: {other[0]} is missing", str(init_from.folder))
