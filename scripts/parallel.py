@@ -3,9 +3,9 @@
     python scripts/parallel.py OUT.json                  # 2 GPUs, 9 minutes at most; a second call goes on where the first ended
     python scripts/parallel.py OUT.json --smoke          # tiny models, 2 processes on a CPU: a test of this script
 
-Every setting trains on random tokens: STEPS timed steps after WARM_UP untimed ones, which compile and capture. A row has the median step in
-milliseconds, tokens per second and GPU, the peak of memory beside the one predicted, the share of the GPU's measured ceiling, and the
-losses of the first steps, which are equal for every number of processes up to rounding. Results are in docs/distributed.md, raw in docs/results/.
+Every setting trains on random tokens: STEPS timed steps after WARM_UP untimed ones, which compile and capture. A row has the median
+step in milliseconds, tokens per second and GPU, the peak of memory beside the one predicted, and the losses of the first steps, which are
+equal for every number of processes up to rounding. Results are in docs/distributed.md, raw in docs/results/.
 """
 
 from __future__ import annotations

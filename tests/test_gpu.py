@@ -34,6 +34,7 @@ from freetf_cli.runs.checkpoint import Checkpoint, checkpoint_folders
 from freetf_cli.runs.folder import RunFolder
 from freetf_cli.training.loop import Hooks, Loop
 from freetf_cli.training.optimizer import make_optimizer
+from freetf_cli.training.parallel import Engine
 from freetf_cli.training.prefetch import HostBatch
 from freetf_cli.training.run import train
 from freetf_cli.training.schedule import objective_weights
@@ -439,7 +440,8 @@ def test_training_with_masked_documents_by_blocks(kind: str, monkeypatch: pytest
         train_config = TrainConfig(steps=3, batch=4, lr=1e-3, compile=captured, cuda_graph=captured, precision=precision)
         model = build_model(config, LatentConfig(kappa=0.01, bits=8)).cuda()
         initialise_model(model, 0)
-        update = TrainStep(Engine(model, train_config, CUDA), make_optimizer(model, train_config, CUDA), train_config, CUDA, (4, 400))
+        optimizer = make_optimizer(model, train_config, CUDA)
+        update = TrainStep(Engine(model, train_config, CUDA), optimizer, train_config, CUDA, (4, 400))
         update.noise.copy_(bits)
         before, ce = torch.cat([p.detach().flatten() for p in model.parameters()]), []
         for number, each in enumerate(rows):
@@ -594,7 +596,8 @@ def loop(path: Path, recipe: Recipe) -> Loop:
     recipe, source = resolve(recipe)
     model = build_model(recipe.model, recipe.latent)
     initialise_model(model, recipe.train.seed)
-    return Loop(recipe, source, Engine(model.to(CUDA).train(), recipe.train, CUDA), RunFolder.create(path, recipe), CUDA, Hooks(), StopRequest())
+    engine = Engine(model.to(CUDA).train(), recipe.train, CUDA)
+    return Loop(recipe, source, engine, RunFolder.create(path, recipe), CUDA, Hooks(), StopRequest())
 
 
 def state(running: Loop) -> list[torch.Tensor]:

@@ -34,7 +34,7 @@ def make_latent(config: ModelConfig, latent: LatentConfig) -> Latent:
     return made
 
 
-class _SkipDraws(TorchDispatchMode):
+class _SkipDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Inside the block, constructors do not fill matrices with random numbers. Their memory is reserved, and never touched."""
 
     def __torch_dispatch__(self, operation: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
@@ -44,7 +44,7 @@ class _SkipDraws(TorchDispatchMode):
 
 def constants(config: ModelConfig, latent: LatentConfig | None) -> dict[str, torch.Tensor]:
     """The parameters, by name, that a model is built with and that `initialise_model` may not set: all but matrices."""
-    with _SkipDraws():
+    with _SkipDraws():  # type: ignore[no-untyped-call]
         model = build_model(config, latent)
     return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.dim() != 2}
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from freetf_cli.config.recipe import Recipe
 from freetf_cli.data.batches import IGNORE, DataSource
 from freetf_cli.data.rows import TRAIN
+from freetf_cli.device import autocast_dtype
 from freetf_cli.errors import FreetfError, InputError, is_out_of_memory
 from freetf_cli.evaluation.likelihood import with_bounds
 from freetf_cli.evaluation.posterior import tensors
@@ -28,11 +29,11 @@ from freetf_cli.generation.sampling import SampleSpec, figure4_samples, prompt_t
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.model.latent import ObjectiveWeights
 from freetf_cli.records import Metrics, Progress, Timing
-from freetf_cli.runs.checkpoint import Checkpoint, checkpoint_folders, save_checkpoint
+from freetf_cli.runs.checkpoint import Checkpoint, checkpoint_folders, consolidate, save_checkpoint
 from freetf_cli.runs.folder import RunFolder
 from freetf_cli.streams import torch_seed
 from freetf_cli.training.memory import memory_errors
-from freetf_cli.training.optimizer import load_named_state, make_optimizer, named_state
+from freetf_cli.training.optimizer import load_named_state, make_optimizer, named_state, start_state
 from freetf_cli.training.pace import LONG, Pace, too_long
 from freetf_cli.training.parallel import Engine
 from freetf_cli.training.prefetch import HostBatch, Prefetch, host_batch
@@ -54,6 +55,13 @@ class Hooks:
     progress: Callable[[Progress], None] = lambda progress: None
     saved: Callable[[RunFolder], None] = lambda folder: None
     warn: Callable[[str], None] = lambda message: None
+
+
+def sharded() -> Any:
+    """The module of sharded checkpoints, which imports much of torch.distributed."""
+    from freetf_cli.runs import sharded
+
+    return sharded
 
 
 class Loop:
@@ -81,6 +89,7 @@ class Loop:
         self.rows = self.world.rows(self.config.batch, self.config.grad_accum_steps)
         self.update = TrainStep(engine, self.optimizer, self.config, device, (self.config.batch // self.world.size, source.context))
         self.batches = Prefetch(self._batch, self.config.steps)
+        self.saver = sharded().ShardedSaver() if recipe.parallel.is_sharded else None
         self.step = self.saved_step = self.tokens = 0  # tokens: the targets that counted
         self.skipped: list[int] = []  # steps without an update, counted from 1
         self.pace = Pace(self.config.steps, self.step, self.tokens)
@@ -99,8 +108,13 @@ class Loop:
         skips = checkpoint.state.get("consecutive_skips", 0)
         if type(skips) is int and 0 <= skips <= self.config.skip_limit:
             self.update.consecutive_skips.fill_(skips)
+        if self.saver is not None:
+            start_state(self.engine.parameters, self.optimizer)
+            _, moments = self.engine.states(named_state(self.engine.parameters, self.optimizer))
+            sharded().load_sharded(checkpoint, {}, moments)
+            return
         try:
-            load_named_state(self.engine.parameters, self.optimizer, self.engine.own(checkpoint.optimizer()))
+            load_named_state(self.engine.parameters, self.optimizer, checkpoint.optimizer())
         except ValueError as error:
             raise InputError(f"the optimizer state does not fit the model: {error}", str(checkpoint.folder)) from None
 
@@ -130,6 +144,7 @@ class Loop:
                     if self._evaluates():
                         self._evaluate_and_sample()
                     self.pace.resume()
+        self.finish_save()
         self.folder.finish("done")
         self.hooks.saved(self.folder)
 
@@ -220,19 +235,32 @@ class Loop:
         self._record_faults()
         self._check_weights()
         weights, moments = self.engine.states(named_state(self.engine.parameters, self.optimizer))
-        if self.world.is_main:
-            state = {
-                "step": self.step,
-                "tokens": self.tokens,
-                "recipe": self.recipe.model_dump(exclude_none=True),
-                "data": asdict(self.source.facts),
-                "data_folder": self.source.folder and os.path.relpath(self.source.folder.resolve(), self.folder.path.resolve()),
-                "consecutive_skips": int(self.update.consecutive_skips),
-            }
-            save_checkpoint(self.folder.checkpoint(self.step), weights, moments, state, self.source.tokenizer)
-            self.folder.prune(self.config.keep_last, self.config.keep_every)
+        state = {
+            "step": self.step,
+            "tokens": self.tokens,
+            "recipe": self.recipe.model_dump(exclude_none=True),
+            "data": asdict(self.source.facts),
+            "data_folder": self.source.folder and os.path.relpath(self.source.folder.resolve(), self.folder.path.resolve()),
+            "consecutive_skips": int(self.update.consecutive_skips),
+        }
+        folder = self.folder.checkpoint(self.step)
+        if self.saver is not None:
+            self.saver.save(folder, weights, moments, state, self.source.tokenizer, asynchronous=True)
+        elif self.world.is_main:
+            save_checkpoint(folder, weights, moments, state, self.source.tokenizer)
+        self.folder.prune(self.config.keep_last, self.config.keep_every)
         self.world.barrier()
         self.saved_step = self.step
+
+    def finish_save(self) -> None:
+        """Wait until the last checkpoint is on the disk, in the form that one process writes."""
+        if self.saver is None:
+            return
+        self.saver.wait()
+        if self.world.is_main and self.saved_step:
+            consolidate(self.folder.checkpoint(self.saved_step))
+            self.folder.prune(self.config.keep_last, self.config.keep_every)
+        self.world.barrier()
 
     def _check_weights(self) -> None:
         """Raise FreetfError if the weights are not finite, or differ between processes that hold the same ones."""
@@ -264,6 +292,8 @@ class Loop:
         last = "independent" if model.latent is None else "shared"
         if not self.recipe.eval.samples or not self.world.is_main or self.folder.samples_file(self.step, last).exists():
             return
+        if self.saver is not None:  # the blocks are in the dtype of training, the rest in float32
+            model = model.to(autocast_dtype(self.config.precision, self.device) or torch.float32)
         seed = self.config.seed
         prompt = self.source.prompt(seed, 0)
         limit = max(SAMPLE_TOKENS, len(prompt_tokens(self.source.tokenizer, prompt)) + 1)
@@ -281,6 +311,7 @@ class Loop:
             return totals[: len(numbers)]
         if self.saved_step != self.step:
             self.save()
+        self.finish_save()
         if self.step:
             self.hooks.saved(self.folder)
         when = f"after step {self.step}, checkpoint saved" if self.step else "before its first step"

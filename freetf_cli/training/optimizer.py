@@ -36,6 +36,14 @@ def named_state(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.O
     }
 
 
+def start_state(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+    """Make the moments that AdamW makes in its first step, for others to fill. A step counter is where AdamW keeps it."""
+    for parameter in parameters.values():
+        on_device = parameter.device.type == "cuda"
+        state = {"step": torch.zeros((), device=parameter.device if on_device else None)}
+        optimizer.state[parameter] = {**state, **{key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}}
+
+
 def load_named_state(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, state: dict[str, torch.Tensor]) -> None:
     """Restore the tensors of `named_state`. Raises ValueError if one is missing, or of another shape or dtype."""
     for name, parameter in parameters.items():

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -71,12 +71,8 @@ class Engine:
         return nn.utils.get_total_norm([p.grad for p in self.parameters.values() if p.grad is not None])
 
     def states(self, moments: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
-        """The weights and the optimizer's moments to save, by name."""
+        """The weights and the optimizer's moments to save or to load, by name; DTensors where they are sharded."""
         return self.parameters, moments
-
-    def own(self, moments: dict[str, Tensor]) -> dict[str, Tensor]:
-        """This process's part of saved moments."""
-        return moments
 
     @contextmanager
     def whole(self) -> Iterator[Decoder]:
@@ -97,8 +93,7 @@ class Replicated(Engine):
         compile_units(model, config, device)
         if model.latent is not None:
             model.latent.all_rows = partial(all_rows, world=world)  # type: ignore[method-assign]
-        stream: Any = torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else torch.no_grad()  # as capturing needs
-        with stream:
+        with side_stream(device):  # as capturing needs
             self.ddp = nn.parallel.DistributedDataParallel(model, init_sync=False, gradient_as_bucket_view=True)
         self.ddp.register_comm_hook(None, _sum_bucket)
         self.forward = self.ddp
@@ -154,7 +149,8 @@ class Sharded(Engine):
         if model.latent is not None:
             model.latent.all_rows = partial(all_rows, world=world)  # type: ignore[method-assign]
         self.sharded: dict[str, DTensor] = dict(model.named_parameters())  # type: ignore[arg-type]
-        self.parameters = {name: nn.Parameter(parameter.detach().to_local()) for name, parameter in self.sharded.items()}
+        locals_ = ((name, parameter.detach()) for name, parameter in self.sharded.items())
+        self.parameters = {name: nn.Parameter(shard.to_local()) for name, shard in locals_ if isinstance(shard, DTensor)}
         self._shards = self.mesh.get_group("dp_shard")
 
     def groups(self) -> list[Any]:
@@ -190,29 +186,20 @@ class Sharded(Engine):
     def gathered(self, name: str, dtype: torch.dtype) -> Tensor:
         """A whole parameter, on the device of the forward."""
         local = self.parameters[name].detach().to(self.device, dtype)
-        return self.like(name, local).full_tensor()
+        whole: Tensor = self.like(name, local).full_tensor()
+        return whole
 
     def states(self, moments: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
-        def whole(name: str, local: Tensor) -> Tensor:
-            return local if local.dim() == 0 else self.like(name, local.detach().to(self.device)).full_tensor()
-
-        weights = {name: whole(name, local) for name, local in self.parameters.items()}
-        return weights, {name: whole(name.rpartition(".")[0], local) for name, local in moments.items()}
-
-    def own(self, moments: dict[str, Tensor]) -> dict[str, Tensor]:
-        from torch.distributed.tensor import distribute_tensor
-
-        def shard(name: str, moment: Tensor) -> Tensor:
-            parameter = self.sharded[name.rpartition(".")[0]]
-            return distribute_tensor(moment, parameter.device_mesh, parameter.placements, src_data_rank=None).to_local()
-
-        return {name: shard(name, moment) if moment.dim() else moment for name, moment in moments.items()}
+        spread = {name: self.like(name.rpartition(".")[0], moment) if moment.dim() else moment for name, moment in moments.items()}
+        return self.sharded, spread
 
     def like(self, name: str, local: Tensor) -> Any:
         """This process's part of a tensor that is sharded as a parameter is, as a DTensor."""
         from torch.distributed.tensor import DTensor
 
         whole = self.sharded[name]
+        if local.device.type != whole.device_mesh.device_type:  # `from_local` would move it to the mesh's device
+            return DTensor(local, whole._spec, requires_grad=False)  # type: ignore[no-untyped-call]
         return DTensor.from_local(local, whole.device_mesh, whole.placements, shape=whole.shape, stride=whole.stride())
 
 
@@ -222,6 +209,11 @@ def all_rows(own: Tensor, world: World) -> Tensor:
     dist.all_gather(parts, own.detach().contiguous())
     parts[world.rank] = own
     return torch.cat(parts)
+
+
+def side_stream(device: torch.device) -> AbstractContextManager[Any]:
+    """A CUDA stream of its own; nothing on a CPU."""
+    return torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else nullcontext()  # type: ignore[no-untyped-call]
 
 
 @contextmanager
@@ -281,7 +273,7 @@ def _selective() -> Any:
             keeps = products[context.is_recompute] % 2 == 1
         return CheckpointPolicy.MUST_SAVE if keeps else CheckpointPolicy.PREFER_RECOMPUTE
 
-    return create_selective_checkpoint_contexts(policy)
+    return create_selective_checkpoint_contexts(policy)  # type: ignore[no-untyped-call]
 
 
 def compile_units(model: Decoder, config: TrainConfig, device: torch.device) -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from freetf_cli import __version__
 from freetf_cli.config.recipe import Recipe, flat
@@ -86,9 +85,10 @@ def make_engine(recipe: Recipe, device: torch.device, world: World, init_from: C
             assign(engine.sharded[name], values)
         if resume is None:
             initialise_model(model, recipe.train.seed)
-        if (start := resume or init_from) is not None:
-            for name, values in load_file(start.folder / "model.safetensors").items():
-                assign(engine.sharded[name], values)
+    if (start := resume or init_from) is not None:
+        from freetf_cli.runs.sharded import load_sharded
+
+        _check_additions(load_sharded(start, engine.sharded, partial=resume is None), start)
     return engine
 
 
@@ -108,12 +108,16 @@ def make_model(recipe: Recipe, device: torch.device, init_from: Checkpoint | Non
         model = build_model(recipe.model, recipe.latent)
         initialise_model(model, recipe.train.seed)
         if init_from is not None:
-            missing = load_weights(model, init_from.weights, torch.device("cpu"), partial=True)
-            additions = r"latent\.|blocks\.\d+\.attention\.(pre|post|norm|lambdas)\b"  # of a Free model, or of a kind of attention
-            if other := [name for name in missing if not re.match(additions, name)]:  # a deeper model would silently start half random
-                raise InputError(f"the weights do not fit the model: {other[0]} is missing", str(init_from.folder))
+            _check_additions(load_weights(model, init_from.weights, torch.device("cpu"), partial=True), init_from)
     set_attention_checkpointing(model, recipe.train.attention_checkpointing)
     return model.to(device).train()
+
+
+def _check_additions(missing: Sequence[str], init_from: Checkpoint) -> None:
+    """InputError unless the weights that a checkpoint lacks are those of a latent, or of a kind of attention."""
+    additions = r"latent\.|blocks\.\d+\.attention\.(pre|post|norm|lambdas)\b"
+    if other := [name for name in missing if not re.match(additions, name)]:  # a deeper model would silently start half random
+        raise InputError(f"the weights do not fit the model: {other[0]} is missing", str(init_from.folder))
 
 
 def unlike_its_start(recipe: Recipe, init_from: Recipe) -> str | None:

@@ -115,6 +115,7 @@ class TrainStep:
             self.engine.last_part(start + size == len(self.inputs))
             with autocast(self.config, self.device):
                 output = self.engine.forward(self.inputs[rows], noise=self.noise[rows], targets_BT=self.targets[rows], weights=self.weights)
+            assert output.losses is not None
             (output.losses.objective / self.count).backward()
             self.sums += output.losses.stack()
         self.engine.collect(self.sums)

@@ -135,7 +135,9 @@ def overwrites(count: int, folder: Path) -> dict[str, Any]:
 
         def save(place: Path = place) -> None:
             old = Checkpoint.open(place)
-            save_checkpoint(place, old.model(CPU), old.optimizer(), {**old.state, "step": STEPS + 1}, old.tokenizer())
+            save_checkpoint(
+                place, dict(old.model(CPU).named_parameters()), old.optimizer(), {**old.state, "step": STEPS + 1}, old.tokenizer()
+            )
 
         code = forked(lambda number=number, save=save: (at_seam_call(number + 1, killed), save())[1])
         recover(place.parent)

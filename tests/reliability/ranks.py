@@ -27,12 +27,12 @@ from freetf_cli.config.files import load_recipe
 from freetf_cli.config.recipe import Recipe
 from freetf_cli.errors import FreetfError
 from freetf_cli.runs.checkpoint import Checkpoint, checkpoint_folders, open_checkpoint
-from freetf_cli.training.world import World, local_device, process_group
 from freetf_cli.training.loop import Loop
 from freetf_cli.training.prefetch import HostBatch
 from freetf_cli.training.run import train
 from freetf_cli.training.signals import stop_on_signals
 from freetf_cli.training.step import TrainStep
+from freetf_cli.training.world import World, local_device, process_group
 from tests.reliability.kills import forget_noise
 from tests.reliability.world import CPU, STEPS, Tally, call_at, killed, same, tiny
 

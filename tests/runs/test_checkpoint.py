@@ -32,7 +32,7 @@ def save(folder: Path, step: int = 7) -> torch.nn.Module:
     model = build_model(RECIPE.model, RECIPE.latent)
     initialise_model(model, step)
     state = {"step": step, "recipe": RECIPE.model_dump(exclude_none=True), "data": {"sha256": ""}}
-    save_checkpoint(folder, model, {"x.step": torch.tensor(3.0)}, state, characters("ab!>_", separator=False))
+    save_checkpoint(folder, dict(model.named_parameters()), {"x.step": torch.tensor(3.0)}, state, characters("ab!>_", separator=False))
     return model
 
 

@@ -159,7 +159,7 @@ def copied(saved: Path, tmp_path: Path) -> Path:
 def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoint of one process that `saved` should become."""
     folder = tmp_path_factory.mktemp("single") / "step-000007"
-    save_checkpoint(folder, model_of(7), whole()[1], STATE, TOKENIZER)
+    save_checkpoint(folder, dict(model_of(7).named_parameters()), whole()[1], STATE, TOKENIZER)
     return folder
 
 

@@ -46,5 +46,6 @@ def test_named_state_restores_every_moment() -> None:
     assert torch.equal(one.weight, other.weight)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"weight\.step is missing"):
         load_named_state(dict(other.named_parameters()), fresh, {})
+    saved = named_state(dict(one.named_parameters()), optimizer)
     with pytest.raises(ValueError, match=r"weight\.exp_avg is .* \(1,\), not float32 \(2, 3\)"):
-        load_named_state(dict(other.named_parameters()), fresh, {**named_state(dict(one.named_parameters()), optimizer), "weight.exp_avg": torch.zeros(1)})
+        load_named_state(dict(other.named_parameters()), fresh, {**saved, "weight.exp_avg": torch.zeros(1)})

@@ -6,20 +6,18 @@ import multiprocessing
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from freetf_cli.config.files import check_recipe
 from freetf_cli.config.recipe import Recipe
-from freetf_cli.errors import InputErrors
-from freetf_cli.latent.build import build_model, constants, initialise_model
 from freetf_cli.latent.binary import PostSampler
-from freetf_cli.model.weights import assign
 from freetf_cli.runs.folder import ReadOnlyRun
 from freetf_cli.training.loop import Hooks, Loop
 from freetf_cli.training.signals import StopRequest
@@ -61,6 +59,11 @@ def recipe(processes: int, settings: dict[str, Any]) -> Recipe:
     return check_recipe({key: value for key, value in tree.items() if value is not None}, where="test")
 
 
+def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of tensors, gathered where they are sharded."""
+    return {name: (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone() for name, tensor in tensors.items()}
+
+
 def trained(made: Recipe, world: World) -> dict[str, Any]:
     """A few steps: sums, gradient norms and codes of each, the final weights and moments, and the held-out loss."""
     made, source = resolve(made)
@@ -70,7 +73,7 @@ def trained(made: Recipe, world: World) -> dict[str, Any]:
     for module in engine.model.modules():
         if isinstance(module, PostSampler):
             module.register_forward_pre_hook(lambda _, inputs: codes.append(inputs[0].clone()))
-    first = {name: tensor.detach().clone() for name, tensor in engine.states({})[0].items()}
+    first = whole(engine.states({})[0])
     steps, drawn = [], []
     with loop.batches:
         for _ in range(STEPS):
@@ -85,7 +88,7 @@ def trained(made: Recipe, world: World) -> dict[str, Any]:
     from freetf_cli.training.optimizer import named_state
 
     weights, moments = engine.states(named_state(engine.parameters, loop.optimizer))
-    kept = {name: tensor.detach().clone() for name, tensor in {**weights, **moments}.items()}
+    kept = whole({**weights, **moments})
     return {"first": first, "steps": steps, "codes": drawn, "held_out": [held_out.ce, held_out.kl], "kept": kept}
 
 

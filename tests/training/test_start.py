@@ -70,12 +70,18 @@ def test_a_kind_of_attention_first_computes_the_same_as_the_plain_model_it_start
     recipe = check_recipe({"data": data, "model": model | more, "train": train}, where="test")
     start = make_model(plain, torch.device("cpu"), None, None)
     state = {"step": 1, "recipe": plain.model_dump(exclude_none=True), "data": {"sha256": ""}}
-    save_checkpoint(tmp_path / "start", start, {}, state, characters("ab", separator=False))
+    save_checkpoint(tmp_path / "start", dict(start.named_parameters()), {}, state, characters("ab", separator=False))
     model_of_it = make_model(recipe, torch.device("cpu"), Checkpoint.open(tmp_path / "start"), None)
     tokens = torch.randint(29, (2, 12), generator=torch.Generator().manual_seed(0))
     assert (model_of_it(tokens).logits - start(tokens).logits).abs().max() < 1e-5
     with pytest.raises(InputError, match="is not in the model"):
-        save_checkpoint(tmp_path / "other", model_of_it, {}, {**state, "recipe": recipe.model_dump()}, characters("ab", separator=False))
+        save_checkpoint(
+            tmp_path / "other",
+            dict(model_of_it.named_parameters()),
+            {},
+            {**state, "recipe": recipe.model_dump()},
+            characters("ab", separator=False),
+        )
         make_model(plain, torch.device("cpu"), Checkpoint.open(tmp_path / "other"), None)
 
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 import torch
+from freetf_cli.training.distributed import World, process_group
 
 from freetf_cli.errors import FreetfError, Stopped
 from freetf_cli.training import distributed
-from freetf_cli.training.distributed import World, process_group
 from freetf_cli.training.signals import StopRequest
 
 
