@@ -158,12 +158,9 @@ def run_training(
 
 
 def _choose_on_main(world: World, choose: Callable[[], Checkpoint | None]) -> Checkpoint | None:
-    """Choose a checkpoint on process 0, and open it in every process."""
-    from freetf_cli.runs.checkpoint import Checkpoint
-
-    chosen = choose() if world.is_main else None
-    folder = world.broadcast(str(chosen.folder) if chosen else "")
-    return chosen or (Checkpoint.open(Path(folder)) if folder else None)
+    """Choose and verify a checkpoint on process 0, for every process."""
+    chosen: Checkpoint | None = world.broadcast(choose() if world.is_main else None)
+    return chosen
 
 
 def resume_from(out: Path, resume: str) -> Checkpoint | None:

@@ -40,7 +40,7 @@ from freetf_cli.training.prefetch import HostBatch, Prefetch, host_batch
 from freetf_cli.training.schedule import learning_rate, objective_weights
 from freetf_cli.training.signals import StopRequest, stop_error
 from freetf_cli.training.step import TrainStep, autocast
-from freetf_cli.training.world import ALONE, ANSWER, World
+from freetf_cli.training.world import ALONE, World, peer_errors
 
 SAMPLE_TOKENS = 256  # length limit of the samples kept with a run
 NOISE_ROWS = 512  # rows of a batch whose noise is drawn at once; each process draws the blocks that its rows are in
@@ -101,7 +101,7 @@ class Loop:
         return self.engine.model
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Take over a checkpoint's step and optimizer moments. Raises InputError if they do not fit the model."""
+        """Take over a checkpoint's step and optimizer moments, and the weights where they are sharded. Raises InputError if they do not fit the model."""
         self.step = self.saved_step = checkpoint.step
         tokens = checkpoint.state.get("tokens")
         self.tokens = tokens if type(tokens) is int else 0
@@ -110,8 +110,7 @@ class Loop:
             self.update.consecutive_skips.fill_(skips)
         if self.saver is not None:
             start_state(self.engine.parameters, self.optimizer)
-            _, moments = self.engine.states(named_state(self.engine.parameters, self.optimizer))
-            sharded().load_sharded(checkpoint, {}, moments)
+            sharded().load_sharded(checkpoint, *self.engine.states(named_state(self.engine.parameters, self.optimizer)))
             return
         try:
             load_named_state(self.engine.parameters, self.optimizer, checkpoint.optimizer())
@@ -159,7 +158,8 @@ class Loop:
         self._limit_queue()
         count, size_bytes = self._agree(batch.count, batch.bytes)
         self.update.noise.copy_(self._noise(self.step))
-        self.update(self.step, batch, int(count), learning_rate(self.step, self.config), self._weights(self.step))
+        with peer_errors():
+            self.update(self.step, batch, int(count), learning_rate(self.step, self.config), self._weights(self.step))
         if self.device.type != "cuda":  # where asking costs nothing
             self._record_faults()
         return self.update.sums, self.update.grad_norm, int(count), size_bytes
@@ -176,7 +176,7 @@ class Loop:
             self._began = time.monotonic()
             return
         queued = QUEUED * (time.monotonic() - self._began) if self.device.type == "cuda" else 0.0
-        self.world.expect_answers(self.engine.groups(), ANSWER + 2 * queued)
+        self.world.expect_answers(self.engine.groups(), 2 * queued)
 
     def _limit_queue(self) -> None:
         """Let the host be at most QUEUED steps ahead of a GPU that works with others: what waits in its queue must not look like a hang."""

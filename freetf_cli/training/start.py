@@ -72,7 +72,10 @@ def check_same_run(recipe: Recipe, source: DataSource, checkpoint: Checkpoint) -
 
 
 def make_engine(recipe: Recipe, device: torch.device, world: World, init_from: Checkpoint | None, resume: Checkpoint | None) -> Engine:
-    """The model on the engine of `parallel.mode`, with the weights of a checkpoint or freshly initialised ones."""
+    """The model on the engine of `parallel.mode`, with the weights of a checkpoint or freshly initialised ones.
+
+    Shards of a run that is resumed are not set yet: `Loop.restore` loads them with their moments.
+    """
     if not recipe.parallel.is_sharded:
         model = prepared(make_model(recipe, device, init_from, resume), recipe)
         return Engine(model, recipe.train, device) if world.size == 1 else Replicated(model, recipe.train, device, world)
@@ -85,10 +88,10 @@ def make_engine(recipe: Recipe, device: torch.device, world: World, init_from: C
             assign(engine.sharded[name], values)
         if resume is None:
             initialise_model(model, recipe.train.seed)
-    if (start := resume or init_from) is not None:
+    if init_from is not None and resume is None:
         from freetf_cli.runs.sharded import load_sharded
 
-        _check_additions(load_sharded(start, engine.sharded, partial=resume is None), start)
+        _check_additions(load_sharded(init_from, engine.sharded, partial=True), init_from)
     return engine
 
 

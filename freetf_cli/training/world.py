@@ -8,6 +8,7 @@ noticed by the others at their next agreement.
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -96,13 +97,13 @@ class World:
             with peer_errors():
                 dist.barrier(group=self.patient)
 
-    def expect_answers(self, groups: Sequence[Any], seconds: float) -> None:
-        """After the first step, which compiles: operations of these groups fail after `seconds`, so that a hanging peer is noticed."""
+    def expect_answers(self, groups: Sequence[Any], queued: float) -> None:
+        """After the first step, which compiles: operations of these groups fail ANSWER seconds after the time that they may be queued."""
         if self.size > 1:
             from torch.distributed.distributed_c10d import _set_pg_timeout  # there is no public name; torchtitan uses it too
 
             for group in groups:
-                _set_pg_timeout(timedelta(seconds=seconds), group)
+                _set_pg_timeout(timedelta(seconds=ANSWER + queued), group)
 
 
 ALONE = World()
@@ -160,10 +161,10 @@ def _rendezvous(backend: str, size: int, stop: StopRequest) -> None:
 
 @contextmanager
 def peer_errors() -> Iterator[None]:
-    """Raise PeerLost when a collective operation fails because a process is gone or does not answer."""
+    """Raise PeerLost when a collective operation in the block fails because a process is gone or does not answer."""
     try:
         yield
     except RuntimeError as error:
-        if is_out_of_memory(error):
+        if is_out_of_memory(error) or not re.search("gloo|nccl|connection|peer|timed out", str(error), re.IGNORECASE):
             raise
         raise PeerLost from error

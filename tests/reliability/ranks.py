@@ -18,6 +18,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +28,9 @@ from freetf_cli.config.files import load_recipe
 from freetf_cli.config.recipe import Recipe
 from freetf_cli.errors import FreetfError
 from freetf_cli.runs.checkpoint import Checkpoint, checkpoint_folders, open_checkpoint
+from freetf_cli.training import world
 from freetf_cli.training.loop import Loop
+from freetf_cli.training.parallel import Replicated
 from freetf_cli.training.prefetch import HostBatch
 from freetf_cli.training.run import train
 from freetf_cli.training.signals import stop_on_signals
@@ -39,10 +42,12 @@ from tests.reliability.world import CPU, STEPS, Tally, call_at, killed, same, ti
 DEVICE = torch.device(os.environ.get("RANKS_DEVICE", "cpu"))
 LIMIT = 60.0  # seconds in which all processes have to stop once one is gone
 SETTINGS = {"cpu": [], "cuda": ["train.deterministic=true", 'train.compile="off"', 'train.precision="fp32"']}
+MODES = ("ddp", "fsdp")
+MOST = 4 if DEVICE.type == "cpu" else 2  # processes
 Event = Callable[[int], None]  # what happens in the process of this rank
 
 
-def together(recipe: Recipe, run: Path, event: Event, size: int = 2) -> tuple[list[int], float]:
+def together(recipe: Recipe, run: Path, event: Event, size: int = 2, limit: float = LIMIT) -> tuple[list[int], float]:
     """Train a run in several processes, from its newest checkpoint on: their exit codes, and the seconds from the first end to the last."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -62,7 +67,7 @@ def together(recipe: Recipe, run: Path, event: Event, size: int = 2) -> tuple[li
         if child:
             codes[children.pop(child)] = os.waitstatus_to_exitcode(status)
             first = first or time.monotonic()
-        elif time.monotonic() > min(last, first + LIMIT if first else last):
+        elif time.monotonic() > min(last, first + limit if first else last):
             for stuck in children:
                 os.kill(stuck, signal.SIGKILL)
             last = math.inf
@@ -75,11 +80,9 @@ def one(recipe: Recipe, run: Path, event: Callable[[], None]) -> int:
     """One of the processes; its exit code."""
     try:
         event()
-        with stop_on_signals() as stop, process_group(DEVICE, stop) as world:
-            newest = open_checkpoint(run, lambda message: None).folder if world.is_main and checkpoint_folders(run) else ""
-            folder = world.broadcast(str(newest))
-            start = Checkpoint.open(Path(folder)) if folder else None
-            train(recipe, run, device=local_device(DEVICE), resume=start, again=True, stop=stop, world=world)
+        with stop_on_signals() as stop, process_group(DEVICE, stop) as members:
+            start = members.broadcast(open_checkpoint(run, lambda message: None) if members.is_main and checkpoint_folders(run) else None)
+            train(recipe, run, device=local_device(DEVICE), resume=start, again=True, stop=stop, world=members)
     except FreetfError as error:
         print(error, file=sys.stderr)
         return error.exit_code
@@ -98,30 +101,70 @@ def on(number: int, what: Callable[[], Any]) -> Event:
 
 
 def ranks(count: int, folder: Path) -> dict[str, Any]:
-    """Two processes train one run; one is killed, asked to stop, or gets NaN: all stop within 60 s; resumed, the run is the same."""
+    """Two processes train one run (ddp, fsdp); one is killed, asked to stop, or gets NaN: all stop within 60 s, and the run can go on:
+    with the same processes it is the same; with one, with four, or in the other mode, it is the same up to rounding.
+    """
     recipe = load_recipe(str(tiny(folder)), overrides=SETTINGS[DEVICE.type])
-    two = recipe.model_copy(update={"parallel": recipe.parallel.model_copy(update={"processes": 2})})
-    assert together(two, folder / "whole", nothing)[0] == [0, 0], Path(f"{folder / 'whole'}-0").read_text()
-    assert together(recipe, folder / "single", nothing, 1)[0] == [0]
     tally, control, slowest = Tally(), Tally(), 0.0
-    tally.add(close(folder / "whole", folder / "single"), "two processes against one")
+    assert together(recipe, folder / "single", nothing, 1)[0] == [0]
+    for mode in MODES:
+        assert together(spread(recipe, mode), folder / mode, nothing)[0] == [0, 0], Path(f"{folder / mode}-0").read_text()
+        tally.add(close(folder / mode, folder / "single"), f"two processes against one, {mode}")
     for number in range(count):
-        run, rank, stop = folder / f"run-{number}", number % 2, Stop.numbered(number)
-        codes, seconds = together(two, run, on(rank, stop.happen))
+        run, mode, rank, stop = folder / f"run-{number}", MODES[number % 2], number // 2 % 2, Stop.numbered(number)
+        codes, seconds = together(spread(recipe, mode), run, on(rank, stop.happen))
         good = codes[rank] == stop.code and codes[1 - rank] == (75 if stop.code == 75 else 1) and seconds < LIMIT
         slowest = max(slowest, seconds)
-        alone = number % 4 == 3
-        again = together(recipe if alone else two, run, nothing, 1 if alone else 2)[0]
-        good &= set(again) == {0} and (close if alone else same)(run, folder / "whole")
-        tally.add(good, f"{stop} in process {rank}: {codes} after {seconds:.1f} s, then {again}")
+        other, size = [(mode, 2), (mode, 1), (MODES[1 - number % 2], 2), (mode, MOST)][number // 4 % 4]
+        again = together(spread(recipe, other, size), run, nothing, size)[0]
+        good &= set(again) == {0} and (same if (other, size) == (mode, 2) else close)(run, folder / mode)
+        tally.add(good, f"{mode}, {stop} in process {rank}: {codes} after {seconds:.1f} s, then {again} of {size}, {other}")
         shutil.rmtree(run)
     for rank in range(2):
-        tally.add(*planted(two, folder / f"nan-{rank}", rank, 2))
+        tally.add(*planted(spread(recipe, MODES[rank]), folder / f"nan-{rank}", rank, 2))
     for number in range(2):
-        codes, _ = together(two, folder / f"control-{number}", lambda rank: setattr(World, "all_reduce_sum", lambda self, tensors: None))
-        control.add(codes == [0, 0] and same(folder / f"control-{number}", folder / "whole"), f"{codes}")
+        codes, _ = together(spread(recipe, "ddp"), folder / f"control-{number}", lambda rank: forget_peers())
+        control.add(codes == [0, 0] and same(folder / f"control-{number}", folder / "ddp"), f"{codes}")
     about = {"device": f"two of {DEVICE.type}", "slowest_stop_seconds": round(slowest, 1)}
     return {**tally.record(), **about, "control": {"what": "gradients are not summed", **control.record()}}
+
+
+def spread(recipe: Recipe, mode: str, size: int = 2) -> Recipe:
+    """A recipe for several processes."""
+    update = {"processes": size, "mode": mode if size > 1 else None}
+    return recipe.model_copy(update={"parallel": recipe.parallel.model_copy(update=update)})
+
+
+def forget_peers() -> None:
+    """From here on DDP does not exchange gradients."""
+    Replicated.last_part = lambda self, is_last: setattr(self.ddp, "require_backward_grad_sync", False)  # type: ignore[method-assign]
+
+
+def stopped(rank: int, number: int, answer: float, mark: Path, each: int) -> None:
+    """In each process: wait `answer` seconds for others. In one of them: stop at a call, for good, and leave a mark."""
+    world.ANSWER = answer
+    owner, name, after = PLACES[number % len(PLACES)]
+    if each == rank:
+        call_at(owner, name, 4, lambda: (mark.touch(), os.kill(os.getpid(), signal.SIGSTOP)), after=after)  # type: ignore[arg-type, return-value]
+
+
+def hung(count: int, folder: Path) -> dict[str, Any]:
+    """One of two processes is stopped (SIGSTOP) and never answers: the other one notices within 60 s, and the run can go on."""
+    recipe, tally, answer = load_recipe(str(tiny(folder))), Tally(), world.ANSWER if count > 2 else 4.0
+    slowest = 0.0
+    for mode in MODES:
+        assert together(spread(recipe, mode), folder / mode, nothing)[0] == [0, 0]
+    for number in range(count):
+        run, mode, rank = folder / f"run-{number}", MODES[number % 2], number // 2 % 2
+        codes, _ = together(spread(recipe, mode), run, partial(stopped, rank, number, answer, run / "stopped"), limit=1.0)
+        ends = [path.stat().st_mtime if path.exists() else math.inf for path in (run / "stopped", Path(f"{run}-{1 - rank}"))]
+        slowest = max(slowest, ends[1] - ends[0])
+        again = together(spread(recipe, mode), run, nothing)[0]
+        good = codes[1 - rank] == 1 and codes[rank] == -signal.SIGKILL and ends[1] - ends[0] < LIMIT and again == [0, 0]
+        what = f"{mode}, process {rank}: {codes}, noticed after {ends[1] - ends[0]:.1f} s, then {again}"
+        tally.add(good and same(run, folder / mode), what)
+        shutil.rmtree(run)
+    return {**tally.record(), "slowest_seconds": round(slowest, 1)}
 
 
 def launched(count: int, folder: Path) -> dict[str, Any]:
@@ -203,10 +246,10 @@ def terminated() -> None:
 
 PLACES: list[tuple[Any, str, bool]] = [
     (TrainStep, "__call__", False),
-    (World, "all_reduce_sum", True) if DEVICE.type == "cpu" else (Loop, "train_step", True),  # a graph does not call it
+    (TrainStep, "_clip", False) if DEVICE.type == "cpu" else (Loop, "train_step", True),  # a graph does not call it
     (Loop, "save", False),
     (TrainStep, "__call__", True),
-    (World, "all_reduce_max", True),
+    (World, "sum", True),
 ]
 
 
@@ -226,8 +269,8 @@ def without_kappa(step: int, length: int) -> None:
     """From here on κ is NaN at some consecutive steps, and so are the penalty and its gradient."""
     plain = TrainStep.__call__
 
-    def call(self: TrainStep, number: int, batch: HostBatch, rate: float, scalars: Sequence[float]) -> None:
-        plain(self, number, batch, rate, [math.nan, *scalars[1:]] if step <= number + 1 < step + length else scalars)
+    def call(self: TrainStep, number: int, batch: HostBatch, targets: int, rate: float, scalars: Sequence[float]) -> None:
+        plain(self, number, batch, targets, rate, [math.nan, *scalars[1:]] if step <= number + 1 < step + length else scalars)
 
     TrainStep.__call__ = call  # type: ignore[method-assign]
 

@@ -25,11 +25,11 @@ from tests.reliability.commands import inputs, listeners, outputs, readonly
 from tests.reliability.files import damaged, fallback, hostile
 from tests.reliability.kills import disk, kills, overwrites, saves, small_disk, streams, system_calls
 from tests.reliability.processes import faults, processes, signals, starters
-from tests.reliability.ranks import gpu, launched, ranks
+from tests.reliability.ranks import gpu, hung, launched, ranks
 from tests.reliability.world import forked
 
 PARTS = (
-    *(kills, saves, overwrites, streams, damaged, fallback, hostile, disk, signals, starters, faults, ranks),
+    *(kills, saves, overwrites, streams, damaged, fallback, hostile, disk, signals, starters, faults, ranks, hung),
     *(outputs, listeners, inputs, readonly, processes),
 )
 TRIALS: dict[str, Callable[[int, Path], dict[str, Any]]] = {each.__name__: each for each in PARTS}
