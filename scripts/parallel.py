@@ -35,23 +35,32 @@ class Setting:
     overrides: list[str] = field(default_factory=list)
     steps: int = STEPS
     profile: bool = False
+    fill: bool = False  # with weights that take no time to draw
 
 
-_2K = ["model.context=2048"]
+_2K = ["model.context=2048", "train.grad_accum_steps=1"]
 _FSDP, _DDP = ["parallel.mode=fsdp"], ["parallel.mode=ddp"]
-_8B = [*_2K, *_FSDP, "train.grad_accum_steps=1"]
+_KEPT = [*_FSDP, "parallel.reshard_after_forward=false"]
+
+
+def _setting(recipe: str, processes: int, rows: int, engine: str, *overrides: str, **options: Any) -> Setting:
+    name = f"{recipe.removeprefix('paper-').replace('-', ' ')}, {processes}{engine and ', ' + engine}"
+    return Setting(name, recipe, processes, rows, list(overrides), **options)
+
+
 SETTINGS = [
-    Setting("letters-free, 1", "letters-free", 1, 256, steps=200),
-    Setting("letters-free, 2, ddp", "letters-free", 2, 128, _DDP, steps=200),
-    Setting("1.5B free, 2, fsdp", "paper-1.5b-free", 2, 16, [*_2K, *_FSDP, "train.grad_accum_steps=1"]),
-    Setting("1.5B baseline, 2, fsdp", "paper-1.5b-baseline", 2, 16, [*_2K, *_FSDP, "train.grad_accum_steps=1"]),
-    Setting("1.5B free, 2, ddp", "paper-1.5b-free", 2, 16, [*_2K, *_DDP, "train.grad_accum_steps=1"]),
-    Setting("1.5B free, 1", "paper-1.5b-free", 1, 16, [*_2K, "train.grad_accum_steps=1"]),
-    Setting("1.5B baseline, 1", "paper-1.5b-baseline", 1, 16, [*_2K, "train.grad_accum_steps=1"]),
-    Setting("8B free, 2, fsdp", "paper-8b-free", 2, 4, _8B, steps=10),
-    Setting("8B baseline, 2, fsdp", "paper-8b-baseline", 2, 4, _8B, steps=10),
+    _setting("letters-free", 1, 256, "", steps=200),
+    _setting("letters-free", 2, 128, "ddp", *_DDP, steps=200),
+    _setting("paper-1.5b-free", 2, 16, "ddp", *_2K, *_DDP),
+    _setting("paper-1.5b-free", 2, 16, "fsdp, kept", *_2K, *_KEPT),
+    _setting("paper-8b-free", 2, 4, "fsdp", *_2K, *_FSDP, steps=10, fill=True),
+    _setting("paper-1.5b-free", 1, 16, "", *_2K),
+    _setting("paper-1.5b-free", 2, 16, "fsdp", *_2K, *_FSDP),
+    _setting("paper-1.5b-baseline", 2, 16, "fsdp", *_2K, *_FSDP),
+    _setting("paper-1.5b-baseline", 2, 16, "fsdp, kept", *_2K, *_KEPT),
+    _setting("paper-8b-baseline", 2, 4, "fsdp", *_2K, *_FSDP, steps=10, fill=True),
 ]
-SETTINGS += [replace(setting, name=f"{setting.name}, profiled", steps=5, profile=True) for setting in SETTINGS if "1.5B" in setting.name]
+SETTINGS += [replace(setting, name=f"{setting.name}, profiled", steps=5, profile=True) for setting in SETTINGS if "1.5b" in setting.name]
 _TINY = ["model.layers=2", "model.width=32", "model.heads=2", "train.compile=off"]
 SMOKE = [
     Setting("letters, 1", "letters-free", 1, 4, [*_TINY, "latent.bits=4"], steps=3),

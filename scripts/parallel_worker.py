@@ -12,12 +12,17 @@ from statistics import median
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from torch import nn
 from torch.autograd import DeviceType
+from torch.distributed.tensor import DTensor
 from torch.profiler import ProfilerActivity, profile
 
 from freetf_cli.config.files import load_recipe
 from freetf_cli.data.batches import Batch
 from freetf_cli.runs.plan import plan_run
+from freetf_cli.runs.spread import memory_of
+from freetf_cli.training import start
 from freetf_cli.training.optimizer import make_optimizer
 from freetf_cli.training.prefetch import host_batch
 from freetf_cli.training.schedule import objective_weights
@@ -38,6 +43,9 @@ def main(setting: dict[str, Any]) -> None:
         recipe, _ = resolve(recipe)
     with process_group(device, StopRequest()) as world:
         device = local_device(device)
+        if setting["fill"]:
+            start.initialise_model = fill  # type: ignore[assignment]
+        links = {} if size == 1 else link_speeds(device)
         began = time.perf_counter()
         engine = make_engine(recipe, device, world, None, None)
         built = time.perf_counter() - began
@@ -55,19 +63,19 @@ def main(setting: dict[str, Any]) -> None:
         losses, times = [], []
         for number in range(setting["warm_up"] + setting["steps"]):
             wait()
-            start = time.perf_counter()
+            begun = time.perf_counter()
             update(number, batch, count, 1e-4, weights)
             if number < setting["warm_up"]:
                 losses.append([*(update.sums[:2] / count).tolist(), float(update.grad_norm)])
                 continue
             wait()
-            times.append(1e3 * (time.perf_counter() - start))
+            times.append(1e3 * (time.perf_counter() - begun))
         if CUDA:  # and without waiting after every step, as a run does
-            start = time.perf_counter()
+            begun = time.perf_counter()
             for number in range(setting["steps"]):
                 update(number, batch, count, 1e-4, weights)
             wait()
-            queued = 1e3 * (time.perf_counter() - start) / setting["steps"]
+            queued = 1e3 * (time.perf_counter() - begun) / setting["steps"]
         kernels = kernel_times(lambda: update(0, batch, count, 1e-4, weights)) if CUDA and setting.get("profile") else None
         peak = torch.cuda.max_memory_allocated() if CUDA else None
         plan = plan_run(recipe, "", CUDA, device.type)
@@ -85,12 +93,43 @@ def main(setting: dict[str, Any]) -> None:
             "tokens_per_second_and_gpu": rows * context / took * 1e3,
             "flops_per_second_and_gpu": plan.train_flops_per_token * rows * context / took * 1e3,
             "peak_gib": peak and peak / 2**30,
+            "planned_gib": memory_of(recipe, plan)["total"] / 2**30,
+            "links": links,
             "kernels": kernels,
             "losses": losses,
         }
         if world.is_main:
             print(json.dumps(row), flush=True)
         update.close()
+
+
+def fill(model: nn.Module, seed: int) -> None:
+    """Random matrices that are made on the device, faster than those of a run."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                (parameter.to_local() if isinstance(parameter, DTensor) else parameter).normal_(0, 0.02)
+
+
+def link_speeds(device: torch.device) -> dict[str, float]:
+    """GB/s that each process sends, by ring arithmetic, in collectives of 2^28 bytes."""
+    size, numbers = dist.get_world_size(), torch.ones(2**26, device=device)
+    parts = torch.empty(size * 2**26, device=device)
+    works: dict[str, tuple[Callable[[], object], float]] = {
+        "all-reduce": (lambda: dist.all_reduce(numbers), 2 * (size - 1) / size),
+        "all-gather": (lambda: dist.all_gather_into_tensor(parts, numbers), size - 1),
+        "reduce-scatter": (lambda: dist.reduce_scatter_tensor(numbers, parts), size - 1),
+    }
+    found = {}
+    for name, (work, share) in works.items():
+        for times in (2, 10):
+            wait()
+            begun = time.perf_counter()
+            for _ in range(times):
+                work()
+            wait()
+        found[name] = share * 2**28 * times / (time.perf_counter() - begun) / 1e9
+    return found
 
 
 def kernel_times(work: Callable[[], None]) -> dict[str, Any]:
@@ -101,8 +140,8 @@ def kernel_times(work: Callable[[], None]) -> dict[str, Any]:
     events = [event for event in profiler.events() if event.device_type == DeviceType.CUDA]
     spans = sorted((event.time_range.start, event.time_range.end) for event in events if "nccl" not in event.name)
     busy, last = 0.0, spans[0][0]
-    for start, end in spans:
-        busy += max(0.0, end - max(start, last))
+    for first, end in spans:
+        busy += max(0.0, end - max(first, last))
         last = max(last, end)
     names: dict[str, list[float]] = defaultdict(lambda: [0.0, 0])
     for event in events:
