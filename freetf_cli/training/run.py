@@ -65,7 +65,9 @@ def train(
             loop = Loop(recipe, source, model, folder, device, hooks, stop or StopRequest(), world)
             if resume is not None:
                 loop.restore(resume)
-                folder.rewind(resume.step, recipe)
+                folder.rewind(resume.step, recipe, hooks.warn)
+                if world.is_main and folder.lacks_records(resume.step, resume.recipe.train.log_every):
+                    hooks.warn(f"{folder.metrics_file} does not have all steps up to {resume.step}: curves and the best checkpoint miss some")
             record_start(loop, name, argv, init_from, resume)
             try:
                 loop.run()

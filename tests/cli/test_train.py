@@ -307,6 +307,51 @@ def test_resume_is_exact(run_cli, workshop, free_run, copied, which):
     assert [part["step"] for part in json.loads((run / "manifest.json").read_text())["resumed"]] == [3]
 
 
+def test_going_back_keeps_later_checkpoints_under_another_name(run_cli, workshop, free_run, copied):
+    """They stay usable, and the run is warned of before anything changes; going back again keeps those of both times."""
+    run = copied(free_run)
+    first, aside = run / "checkpoints" / "step-000003", run / "checkpoints" / "aside-step-000006"
+    for kept in (aside, aside.with_name("aside-step-000006-2")):
+        code, _, stderr = run_cli("-q", "train", workshop / "free.toml", "-o", run, "--resume", first)
+        assert code == 0
+        assert stderr.count("\n") == 1
+        assert f"continues from step 3, and its records after that are written again; later checkpoints are kept as {kept.name} " in stderr
+        assert (kept / "model.safetensors").read_bytes() == (free_run / "checkpoints" / "step-000006" / "model.safetensors").read_bytes()
+        assert run_cli("sample", kept, "--count", 1).code == 0
+    assert_same_record(run, free_run)
+    assert [info["step"] for info in json.loads(run_cli("show", run, "--json").stdout)["checkpoints"]] == [3, 6]
+
+
+@pytest.mark.parametrize("at", range(1, 7))
+def test_a_kill_while_going_back_leaves_a_newest_checkpoint_with_all_its_records(free_run, copied, monkeypatch, at):
+    run = copied(free_run)
+    checkpoints = run / "checkpoints"
+    shutil.copytree(checkpoints / "step-000006", checkpoints / "step-000005")
+    folder, moves = RunFolder.open(run), iter(range(1, 100))
+
+    def move(source, target):
+        if next(moves) == at:
+            raise KeyboardInterrupt
+        source.replace(target)
+
+    monkeypatch.setattr("freetf_cli.durable.move", move)
+    try:
+        folder.rewind(3, folder.recipe())
+    except KeyboardInterrupt:
+        assert next(moves) == at + 1
+    newest = max(int(path.name[5:]) for path in checkpoints.glob("step-*"))
+    assert rows(run)[-1]["step"] >= newest
+    assert len(list(checkpoints.iterdir())) == 3
+
+
+def test_a_resumed_run_without_its_metrics_is_warned_of(run_cli, workshop, free_run, copied):
+    run = copied(free_run)
+    words = ["-q", "train", workshop / "free.toml", "-o", run, "--resume", run / "checkpoints" / "step-000003"]
+    assert "does not have all steps" not in run_cli(*words).stderr
+    (run / "metrics.jsonl").unlink()
+    assert f"{run / 'metrics.jsonl'} does not have all steps up to 3" in run_cli(*words).stderr
+
+
 def test_resume_falls_back_to_an_intact_checkpoint_and_replaces_the_damaged_one(run_cli, workshop, free_run, copied):
     run = copied(free_run)
     (run / "checkpoints" / "step-000006" / "model.safetensors").write_bytes(b"cut")
@@ -317,8 +362,8 @@ def test_resume_falls_back_to_an_intact_checkpoint_and_replaces_the_damaged_one(
     assert_same_record(run, free_run)
 
 
-def test_going_back_to_a_checkpoint_deletes_later_ones(free_run, copied):
-    """A damaged newest checkpoint that stayed would be the newest again, and the new ones would be deleted for it."""
+def test_going_back_to_a_checkpoint_renames_later_ones(free_run, copied):
+    """A damaged newest checkpoint that kept its name would be the newest again, and the new ones would be deleted for it."""
     run = copied(free_run)
     folder = RunFolder.open(run)
     stranger = run / "samples" / "step-old.jsonl"
@@ -326,7 +371,7 @@ def test_going_back_to_a_checkpoint_deletes_later_ones(free_run, copied):
     folder.rewind(3, folder.recipe())
     assert stranger.exists()
     assert not list((run / "samples").glob("step-000006*"))
-    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-000003"]
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["aside-step-000006", "step-000003"]
     assert [row["step"] for row in rows(run)] == [1, 2, 3]
 
 
