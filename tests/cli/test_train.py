@@ -248,9 +248,11 @@ def test_text_that_rows_cut_off_is_told(run_cli, workshop, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "warning"),
     [
-        (["attention=differential"], "differential attention reads the same weights in another way"),
-        (["attention=multi-token"], "model.multi_token.norm = 'gate' norms heads in another way ('none' would not)"),
+        (["attention=differential"], "model.attention was 'softmax'"),
+        (["attention=multi-token"], "model.multi_token.norm was 'none'"),
         (["attention=multi-token", "multi_token.norm=none", "rope_theta=100.0"], "model.rope_theta was 10000"),
+        (["heads=1"], "model.heads was 2; model.kv_heads was 2"),
+        (["norm_eps=0.1"], "model.norm_eps was 1e-05"),
         (["attention=multi-token", "multi_token.norm=none"], ""),
         (["attention=talking-heads"], ""),
     ],
