@@ -132,7 +132,7 @@ class RunFolder:
                 write_durably(path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def lacks_records(self, step: int, log_every: int) -> bool:
-        """Whether the records end before the last step up to `step` that was logged, as when metrics.jsonl was lost. Skips are not logged."""
+        """Whether the records end before the last step up to `step` that was logged or skipped, as when metrics.jsonl was lost."""
         logged = step // log_every * log_every or min(step, 1)
         rows = [*_read_jsonl(self.metrics_file), *_read_jsonl(self.faults_file)]
         return max((row.get("step", 0) for row in rows), default=0) < logged

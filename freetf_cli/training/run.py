@@ -67,7 +67,9 @@ def train(
                 loop.restore(resume)
                 folder.rewind(resume.step, recipe, hooks.warn)
                 if world.is_main and folder.lacks_records(resume.step, resume.recipe.train.log_every):
-                    hooks.warn(f"{folder.metrics_file} does not have all steps up to {resume.step}: curves and the best checkpoint miss some")
+                    hooks.warn(
+                        f"{folder.metrics_file} lacks steps before {resume.step}: so do the curves and the choice of the best checkpoint"
+                    )
             record_start(loop, name, argv, init_from, resume)
             try:
                 loop.run()
