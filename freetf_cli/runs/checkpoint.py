@@ -65,10 +65,11 @@ def save_checkpoint(
         if folder.exists():
             durable.move(folder, old)
         durable.move(temporary, folder)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if old.exists() and not folder.exists():
             old.rename(folder)
+        durable.name_path(error, folder)
         raise
     shutil.rmtree(old, ignore_errors=True)
 

@@ -242,8 +242,12 @@ def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _append(path: Path, record: Mapping[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record, allow_nan=False) + "\n")
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, allow_nan=False) + "\n")
+    except OSError as error:
+        durable.name_path(error, path)
+        raise
 
 
 def _object(content: bytes) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from freetf_cli import durable
@@ -16,6 +17,7 @@ from freetf_cli.durable import SMALL
 from freetf_cli.errors import InputError
 from freetf_cli.latent.build import build_model, initialise_model
 from freetf_cli.runs.checkpoint import MANIFEST, Checkpoint, open_checkpoint, save_checkpoint
+from freetf_cli.runs.folder import RunFolder
 
 RECIPE: Recipe = check_recipe(
     {
@@ -139,6 +141,40 @@ def test_a_failed_save_keeps_the_old_checkpoint_and_leaves_no_files(tmp_path: Pa
         save(tmp_path / "step-000007", step=9)
     assert [path.name for path in tmp_path.iterdir()] == ["step-000007"]
     assert (tmp_path / "step-000007" / MANIFEST).read_text() == before
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_named_by_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """Writes and safetensors raise errors that do not say where."""
+
+    def full(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("freetf_cli.runs.checkpoint.save_file", full)
+    with pytest.raises(OSError) as caught:
+        save(tmp_path / "step-000007")
+    assert (caught.value.errno, caught.value.filename) == (28, str(tmp_path / "step-000007"))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has /dev/full")
+def test_a_full_disk_is_named_by_the_record(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.faults_file = Path("/dev/full")
+    with pytest.raises(OSError) as caught:
+        run.append_fault(step=1)
+    assert (caught.value.errno, caught.value.filename) == (28, "/dev/full")
+
+
+def test_another_error_of_safetensors_stays_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("freetf_cli.runs.checkpoint.save_file", lambda *_: (_ for _ in ()).throw(SafetensorError("invalid")))
+    with pytest.raises(SafetensorError, match="invalid"):
+        save(tmp_path / "step-000007")
 
 
 @pytest.mark.parametrize(("make", "what"), [("nothing", "no such run"), ("empty", "not a run"), ("young", "no checkpoint yet")])
