@@ -20,6 +20,10 @@ def prepare(
     tokenizer: Annotated[
         str, typer.Option(metavar="bytes|bpe:SIZE|FILE", help="Use bytes, train BPE on this text, or read a tokenizer.json.")
     ] = "bytes",
+    separator_token: Annotated[
+        str | None,
+        typer.Option(metavar="TOKEN", help="The special token of a tokenizer.json that separates documents; default: <|endoftext|>."),
+    ] = None,
     split: Annotated[str, typer.Option(metavar="NAME=SHARE,…", help="Shares of the documents; they sum to 1.")] = "train=0.9,val=0.1",
     field: Annotated[str | None, typer.Option(help="The text's field in JSON records.")] = None,
     separator: Annotated[
@@ -44,6 +48,7 @@ def prepare(
             paths,
             out,
             tokenizer=tokenizer,
+            separator_token=separator_token,
             split=parse_split(split),
             seed=seed,
             field=field,
