@@ -19,6 +19,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -129,12 +130,16 @@ class Checkpoint:
         same = [place for place in found if durable.sha256_of(place / DATA_MANIFEST) == sha256]
         return str((same or found)[0])
 
-    @property
+    @cached_property
     def sha256(self) -> dict[str, str]:
         """SHA-256 of each file, by name."""
         return _read_manifest(self.folder)
 
     def tokenizer(self) -> Tokenizer:
+        return self._tokenizer
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
         return tokenizers.load(self.folder / "tokenizer.json")
 
     def model(self, device: torch.device) -> Decoder:
@@ -191,11 +196,11 @@ def _load(path: Path, device: torch.device) -> dict[str, torch.Tensor]:
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
     """Raise InputError if a block cannot read a safetensors file, or if the header is too large, before the library reads it."""
-    with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-    if size > durable.SMALL:
-        raise InputError(f"not a readable safetensors file: its header claims {size:,} bytes", str(path))
     try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+        if size > durable.SMALL:
+            raise InputError(f"not a readable safetensors file: its header claims {size:,} bytes", str(path))
         yield
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"not a readable safetensors file: {error}", str(path)) from None
@@ -280,7 +285,11 @@ def open_checkpoint(path: Path, warn: Callable[[str], None]) -> Checkpoint:
     for folder in reversed(folders):
         try:
             return Checkpoint.open(folder)
-        except InputError as error:
+        except (InputError, OSError) as error:
+            if not folder.exists():  # a running training deleted it, and has saved a newer one before
+                return open_checkpoint(path, warn)
+            if isinstance(error, OSError):
+                raise
             warn(f"{error}: trying the checkpoint before it")
     raise InputError("no checkpoint of the run can be read", str(path))
 
@@ -290,7 +299,9 @@ def open_model(path: Path, device: torch.device, warn: Callable[[str], None]) ->
     while True:
         checkpoint = open_checkpoint(path, warn)
         try:
-            return checkpoint, checkpoint.model(device)
-        except InputError:
+            model = checkpoint.model(device)
+            checkpoint.tokenizer(), checkpoint.sha256  # read now, while the folder is there
+            return checkpoint, model
+        except (InputError, OSError, RuntimeError):  # safetensors and torch have several for a file that is gone
             if checkpoint.folder.exists():
                 raise

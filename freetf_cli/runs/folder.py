@@ -151,7 +151,9 @@ class RunFolder:
         """Delete checkpoints, except the last ones, the best, and those of every `keep_every` steps (0: none)."""
         for info in self.checkpoint_infos()[:-keep_last]:
             if not info.best and (keep_every == 0 or info.step % keep_every):
-                shutil.rmtree(info.path)
+                folder = Path(info.path)
+                gone = folder.rename(folder.with_name(f".{folder.name}.tmp"))  # nobody finds half of a checkpoint
+                shutil.rmtree(gone)
 
     def save_samples(self, step: int, samples: Mapping[str, Sequence[Sample]]) -> None:
         """Write samples by name, such as "shared" to samples/step-000500-shared.jsonl."""
