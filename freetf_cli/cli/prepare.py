@@ -10,6 +10,7 @@ import typer
 
 from freetf_cli.cli.options import SeedOption
 from freetf_cli.cli.output import Described
+from freetf_cli.errors import InputError
 
 ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\"}
 
@@ -38,6 +39,8 @@ def prepare(
     $ freetf prepare reviews.zip -o data/reviews
     $ freetf prepare books.jsonl.gz -o data/books --field text --tokenizer bpe:8192
     """
+    if str(out) == "-":
+        raise InputError("prepared data is a folder and cannot go to stdout", hint="name a folder: -o DIR")
     from freetf_cli.data.prepare import prepare_text
     from freetf_cli.data.splits import parse_split
     from freetf_cli.report.progress import counter

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -26,6 +27,7 @@ from freetf_cli.cli.train import train
 from freetf_cli.config.files import load_recipe
 from freetf_cli.runs.folder import RunFolder
 from freetf_cli.runs.lock import lock_run
+from freetf_cli.training import run as run_module
 from freetf_cli.training.loop import Loop
 
 KEYS = ["step", "tokens", "split", "loss", "ce", "kl", "penalty", "above_kappa", "kappa", "lr", "grad_norm"]
@@ -243,6 +245,32 @@ def test_text_that_rows_cut_off_is_told(run_cli, workshop, tmp_path):
     assert "leave out" not in run_cli(*words).stderr
     shutil.rmtree(tmp_path / "run")
     assert re.search(r"rows of 4 tokens leave out \d+ % of the documents' tokens", run_cli(*words, "--set", "model.context=3").stderr)
+
+
+@pytest.mark.parametrize(("share", "said"), [(0.004, ""), (0.006, "leave out 1 % of")])
+def test_text_that_is_hardly_cut_off_is_not_told(run_cli, workshop, tmp_path, monkeypatch, share, said):
+    plain = run_module.resolve
+
+    def resolve(*words):
+        recipe, source = plain(*words)
+        return recipe, dataclasses.replace(source, unused=share)
+
+    monkeypatch.setattr(run_module, "resolve", resolve)
+    stderr = run_cli("train", workshop / "text.toml", "-o", tmp_path / "run", "-q", "--set", "train.steps=1").stderr
+    assert ("leave out" in stderr) == bool(said)
+    assert said in stderr
+
+
+def test_settings_of_a_new_run_that_are_hardly_meant_are_warned_of(run_cli, workshop, tmp_path):
+    words = ["train", workshop / "text.toml", "-o", tmp_path / "run", "-q", "--set", "train.steps=2"]
+    held_out = "warning: the held-out split 'val' has only 2 rows, too few for its loss to mean much"
+    enough = ["--set", "eval.split=train", "--set", "train.warmup=1"]
+    assert run_cli(*words, *enough).stderr == ""
+    shutil.rmtree(tmp_path / "run")
+    stderr = run_cli(*words, "--set", "train.warmup=2").stderr
+    assert held_out in stderr
+    assert "train.warmup = 2 is not less than train.steps = 2: the learning rate rises to the end" in stderr
+    assert run_cli(*words, "--set", "train.warmup=2", "--resume", "auto").stderr == ""
 
 
 @pytest.mark.parametrize(
@@ -646,7 +674,7 @@ def test_the_data_of_a_run_is_found_from_the_run_or_named(run_cli, workshop, tmp
 
 
 def test_a_vocabulary_that_is_too_small_is_the_tokenizers(run_cli, workshop, tmp_path):
-    words = ["--set", "model.vocab=10", "--set", "train.steps=1", "--set", "eval.samples=0", "-q"]
+    words = ["--set", "model.vocab=10", "--set", "train.steps=1", "--set", "eval.samples=0", "--set", "eval.split=train", "-q"]
     code, _, stderr = run_cli("train", workshop / "text.toml", "-o", tmp_path / "run", *words)
     assert (code, stderr) == (0, "freetf: warning: model.vocab = 10 is less than the tokenizer's 257 tokens, which the model gets\n")
     assert load_recipe(str(tmp_path / "run" / "recipe.toml")).model.vocab == 257
