@@ -35,10 +35,12 @@ def _complete_either(incomplete: str) -> list[str]:
     return [*complete_recipe(incomplete), *complete_run(incomplete)]
 
 
-EitherArgument = Annotated[str, typer.Argument(help="A shipped recipe, a TOML file or a run's folder.", autocompletion=_complete_either)]
+EITHER = "A shipped recipe, a TOML file or a run's folder."
+EitherArgument = Annotated[str, typer.Argument(help=EITHER, autocompletion=_complete_either)]
+ShownArgument = Annotated[str, typer.Argument(metavar="RECIPE", help=EITHER, autocompletion=_complete_either)]
 
 
-def show_recipe(recipe: EitherArgument, smoke: SmokeOption = False, set: SetOption = None, json: JsonOption = False) -> None:
+def show_recipe(recipe: ShownArgument, smoke: SmokeOption = False, set: SetOption = None, json: JsonOption = False) -> None:
     """Print a recipe with every setting resolved: its base, its overlay, your settings and all defaults.
 
     The output is a complete recipe file that you can edit and train. Of a run, it is the recipe that it was trained with.
