@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -24,9 +25,18 @@ def write_durably(path: Path, content: bytes | str) -> None:
             file.write(content.encode() if isinstance(content, str) else content)
         flush(temporary)
         move(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        name_path(error, path)
         raise
+
+
+def name_path(error: BaseException, path: Path) -> None:
+    """Raise an error of the operating system again with the path, if it names none: one of a write, of fsync, or inside safetensors."""
+    found = re.search(r"\(os error (\d+)\)", str(error)) if type(error).__name__ == "SafetensorError" else None
+    number = int(found[1]) if found else error.errno if isinstance(error, OSError) and error.filename is None else None
+    if number is not None:
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def read_small(path: Path) -> bytes:

@@ -10,6 +10,7 @@ import typer
 
 from freetf_cli.cli.options import SeedOption
 from freetf_cli.cli.output import Described
+from freetf_cli.errors import InputError
 
 ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\"}
 
@@ -20,6 +21,10 @@ def prepare(
     tokenizer: Annotated[
         str, typer.Option(metavar="bytes|bpe:SIZE|FILE", help="Use bytes, train BPE on this text, or read a tokenizer.json.")
     ] = "bytes",
+    separator_token: Annotated[
+        str | None,
+        typer.Option(metavar="TOKEN", help="The special token of a tokenizer.json that separates documents; default: <|endoftext|>."),
+    ] = None,
     split: Annotated[str, typer.Option(metavar="NAME=SHARE,…", help="Shares of the documents; they sum to 1.")] = "train=0.9,val=0.1",
     field: Annotated[str | None, typer.Option(help="The text's field in JSON records.")] = None,
     separator: Annotated[
@@ -34,6 +39,8 @@ def prepare(
     $ freetf prepare reviews.zip -o data/reviews
     $ freetf prepare books.jsonl.gz -o data/books --field text --tokenizer bpe:8192
     """
+    if str(out) == "-":
+        raise InputError("prepared data is a folder and cannot go to stdout", hint="name a folder: -o DIR")
     from freetf_cli.data.prepare import prepare_text
     from freetf_cli.data.splits import parse_split
     from freetf_cli.report.progress import counter
@@ -44,6 +51,7 @@ def prepare(
             paths,
             out,
             tokenizer=tokenizer,
+            separator_token=separator_token,
             split=parse_split(split),
             seed=seed,
             field=field,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from freetf_cli.cli.options import JsonOption, RecipeArgument, SetOption, SmokeOption, complete_recipe, complete_run
+from freetf_cli.cli.options import JsonOption, SetOption, SmokeOption, complete_recipe, complete_run
 from freetf_cli.cli.output import Described
 from freetf_cli.records import to_json
 from freetf_cli.records.recipes import RecipeDiff, RecipeEntry, RecipeList, Setting, SweepEntry
@@ -31,16 +31,26 @@ def list_recipes() -> Described:
     return RecipeList([_entry(name, recipe) for name, recipe in recipes.items()], sweeps)
 
 
-def show_recipe(recipe: RecipeArgument, smoke: SmokeOption = False, set: SetOption = None, json: JsonOption = False) -> None:
+def _complete_either(incomplete: str) -> list[str]:
+    return [*complete_recipe(incomplete), *complete_run(incomplete)]
+
+
+EITHER = "A shipped recipe, a TOML file or a run's folder."
+EitherArgument = Annotated[str, typer.Argument(help=EITHER, autocompletion=_complete_either)]
+ShownArgument = Annotated[str, typer.Argument(metavar="RECIPE", help=EITHER, autocompletion=_complete_either)]
+
+
+def show_recipe(recipe: ShownArgument, smoke: SmokeOption = False, set: SetOption = None, json: JsonOption = False) -> None:
     """Print a recipe with every setting resolved: its base, its overlay, your settings and all defaults.
 
-    The output is a complete recipe file that you can edit and train.
+    The output is a complete recipe file that you can edit and train. Of a run, it is the recipe that it was trained with.
 
     $ freetf recipe show letters-free --set latent.kappa=0.25
+    $ freetf recipe show runs/letters-free
     """
     from freetf_cli.config.files import load_recipe, to_toml
 
-    resolved = load_recipe(recipe, smoke=smoke, overrides=set or [])
+    resolved = load_recipe(_file_of(recipe), smoke=smoke, overrides=set or [])
     typer.echo(to_json(resolved.model_dump()) if json else to_toml(resolved), nl=json)
 
 
@@ -55,29 +65,21 @@ def schema(json: JsonOption = False) -> None:
     typer.echo(to_json(tree) if json else json_text.dumps(tree, indent=2, ensure_ascii=False))
 
 
-def _complete_either(incomplete: str) -> list[str]:
-    return [*complete_recipe(incomplete), *complete_run(incomplete)]
-
-
-EitherArgument = Annotated[str, typer.Argument(help="A shipped recipe, a TOML file or a run's folder.", autocompletion=_complete_either)]
-
-
 def diff(a: EitherArgument, b: EitherArgument) -> Described:
     """Show the settings in which two resolved recipes differ.
 
     $ freetf recipe diff letters-baseline letters-free
     """
-    from freetf_cli.config.files import differences
+    from freetf_cli.config.files import differences, load_recipe
 
-    rows = differences(_load(a), _load(b))
+    rows = differences(load_recipe(_file_of(a)), load_recipe(_file_of(b)))
     return RecipeDiff(a, b, [Setting(*row) for row in rows])
 
 
-def _load(name: str) -> Recipe:
-    from freetf_cli.config.files import load_recipe
-
+def _file_of(name: str) -> str:
+    """The recipe of a run's folder; any other name as it is."""
     inside = Path(name) / "recipe.toml"
-    return load_recipe(str(inside) if inside.is_file() else name)
+    return str(inside) if inside.is_file() else name
 
 
 def _entry(name: str, recipe: Recipe) -> RecipeEntry:

@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 from itertools import chain, groupby, islice
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -102,7 +103,7 @@ def sample(
         prompts = read_prompts(prompt or [default])
         if isinstance(prompts, list):
             check_prompts(tokenizer, prompts, spec)
-        samples = generate(model, tokenizer, prompts, spec, together=isinstance(prompts, list))
+        samples = generate(model, tokenizer, prompts, spec, together=isinstance(prompts, list), warn=cache(warn))
     named = 0 if prompt is None or "-" in prompt or count or groups else len(prompt)
     _give_hints(spec, model.latent, records, named)
     facts = {"precision": settings["precision"], "checkpoint": checkpoint.weights_sha256}
@@ -158,10 +159,12 @@ def _check_memory(model: Decoder, tokens: int | None) -> None:
 def _replayed(model: Decoder, tokenizer: Tokenizer, records: ZFile, spec: SampleSpec, asked: Settings, prompt: str) -> Iterator[Sample]:
     """The sequence of each record, with the record's settings unless the command line overrides them."""
     from freetf_cli.generation.sampling import replay
+    from freetf_cli.report.console import warn
 
     records.count(CHECKED)
+    warn_once = cache(warn)
     for chosen, same in groupby(records, key=lambda record: DEFAULTS | record.settings() | asked):
-        yield from replay(model, tokenizer, same, _with_settings(spec, chosen), prompt)
+        yield from replay(model, tokenizer, same, _with_settings(spec, chosen), prompt, warn=warn_once)
 
 
 def _with_settings(spec: SampleSpec, settings: Settings) -> SampleSpec:

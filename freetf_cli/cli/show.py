@@ -9,6 +9,9 @@ from freetf_cli.cli.output import Described
 def show(run: RunArgument) -> Described:
     """Show a run at a glance: recipe, sizes, curves, checkpoints, last samples.
 
+    Its status is running, done, stopped (by a signal, with all steps saved), failed (with an error), or interrupted: its process ended
+    without a word, as after a kill or a power cut. `freetf train … --resume auto` continues all but the first two.
+
     $ freetf show runs/letters-free
     """
     from freetf_cli.evaluation.summary import summarise

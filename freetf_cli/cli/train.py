@@ -29,7 +29,9 @@ def train(
     smoke: SmokeOption = False,
     resume: Annotated[
         str,
-        typer.Option(metavar="never|auto|PATH", help="Resume the run if it exists (auto), or from this checkpoint (PATH)."),
+        typer.Option(
+            metavar="never|auto|PATH", help="Resume the run if it exists (auto), or from this checkpoint (PATH); later ones are kept aside."
+        ),
     ] = "never",
     init_from: Annotated[
         Path | None,

@@ -32,6 +32,10 @@ def plan_sweep(recipe: str, settings: Sequence[str] = (), seeds: Sequence[int] |
     A run's name depends on its own recipe, settings and seed only: a larger sweep into the same folder finds the runs of a smaller one.
     """
     recipes, choices = expand(recipe), [_choices(text) for text in settings]
+    keys = [text.partition("=")[0].strip() for text in settings] + ([] if seeds is None else ["train.seed"])
+    if twice := next((key for key in keys if keys.count(key) > 1), None):
+        hint = "--seeds sets it too" if twice == "train.seed" and seeds is not None else f"give all its values at once: --set {twice}=A,B"
+        raise InputError(f"--set {twice} is given twice: every run would have the last value", hint=hint)
     choices += [] if seeds is None else [[f"train.seed={seed}" for seed in seeds]]
     if len(recipes) * math.prod(map(len, choices)) > MOST_RUNS:
         raise InputError(f"the sweep has more than {MOST_RUNS:,} runs")

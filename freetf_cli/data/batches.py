@@ -110,7 +110,7 @@ class DataSource:
 def open_data(config: DataConfig, *, context: int | None, seed: int) -> DataSource:
     """Open the data of a recipe. context: T; by default one less than the row length of the task.
 
-    InputError if the folder is missing or damaged, or if its text is shorter than a row.
+    InputError if the folder is missing or damaged. A split that is shorter than a row is one when its rows are asked for.
     """
     if config.task is not None:
         return _open_task(make_task(config.task, config.params), context, seed)
@@ -140,7 +140,6 @@ def _open_folder(data: Dataset, rows: str, context: int | None, seed: int) -> Da
     unused = 0.0
     if packed:
         about = about.model_copy(update={"loss_start": 1, "row_tokens": context + 1, "floor_bits": None})
-        _check_long_enough(data, context)
     else:
         _check_equal_rows(data)
         _check_context(context, longest, about.loss_start, data.tokenizer, f"the longest document of {data.folder}")
@@ -195,10 +194,3 @@ def _check_equal_rows(data: Dataset) -> None:
     lengths = {int(length) for split in data.splits.values() for length in np.unique(split.row_lengths)}
     if data.tokenizer.separator is None and len(lengths) > 1:
         raise InputError("without a separator all documents must be equally long to be rows", str(data.folder), "data.rows = 'packed'")
-
-
-def _check_long_enough(data: Dataset, context: int) -> None:
-    for name, split in data.splits.items():
-        if split.tokens < context + 1:
-            what = f"the text of split '{name}' has {split.tokens} tokens: less than a row of model.context = {context} and its last target"
-            raise InputError(what, str(data.folder), "prepare more text or use a smaller model.context")

@@ -91,6 +91,11 @@ def _walk(top: Path, name: str, note: Note) -> Iterator[PurePosixPath]:
             note(f"{name}/{_text(str(folder.relative_to(top)))}", "skipped, a link to a folder above it or one that is read already")
             continue
         seen.add(real)
+        if what := _made_here(folder):
+            if folder == top:
+                raise InputError(f"{what}, not text", str(folder), "name the text that it was made from")
+            note(f"{name}/{_text(str(folder.relative_to(top)))}", f"skipped, {what}")
+            continue
         with reading(str(folder)):
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name, reverse=True)
         for entry in entries:
@@ -106,6 +111,14 @@ def _walk(top: Path, name: str, note: Note) -> Iterator[PurePosixPath]:
                     yield relative
                 else:
                     note(f"{name}/{_text(str(relative))}", "skipped, not a regular file")
+
+
+def _made_here(folder: Path) -> str:
+    """What kind of folder of this program it is; empty for any other folder."""
+    kinds = {"tokenizer.json": "a data folder", "recipe.toml": "a run", "state.json": "a checkpoint"}
+    marks = [name for name in kinds if (folder / name).is_file()]
+    has_manifest = any((folder / name).is_file() for name in ("manifest.json", "MANIFEST.sha256"))
+    return f"{kinds[marks[-1]]} of freetf" if marks and has_manifest else ""
 
 
 def _opened(path: Path, name: str, label: str | None, note: Note) -> Iterator[File]:

@@ -67,6 +67,7 @@ def prepare_text(
     out: Path,
     *,
     tokenizer: str = "bytes",
+    separator_token: str | None = None,
     split: Shares = DEFAULT_SPLIT,
     seed: int = 0,
     field: str | None = None,
@@ -76,6 +77,7 @@ def prepare_text(
     """Write documents from files, folders, archives or standard input (see `read_documents`) as a data folder.
 
     tokenizer: `bytes`; `bpe:SIZE`, trained here on the train split alone; or a path to a tokenizer.json.
+    separator_token: the special token that separates documents, of a tokenizer.json without `<|endoftext|>`.
     progress: called for each document that is read, and with a description when BPE is trained, which reads all of them once more.
     """
     refuse_existing(out)
@@ -104,6 +106,10 @@ def prepare_text(
             progress(0, "BPE is trained, then documents are read again:")
 
         chosen = _tokenizer(tokenizer, train_texts)
+        if separator_token is not None:
+            chosen = chosen.separated_by(separator_token)
+        for what in chosen.notes():
+            notes(tokenizer, what)
         only: dict[str, Document | None] = {}  # the document of each split that has one
         with DatasetWriter(out, chosen, Origin(kind="text", seed=seed)) as writer:
             for name, document in assigner.assign(documents(notes), notes):

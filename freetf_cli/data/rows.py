@@ -7,7 +7,7 @@ rows s·B … s·B + B − 1. Each source has
     held_out(split, rows)     rows of a split by number [rows, T + 1]
     factors(split, rows)      their known factors; empty for a row with parts of several documents
     documents(split, rows)    the number of the document in which each of them begins [rows]
-    size(split)               the number of rows of a split; None for an endless stream
+    size(split)               the number of rows of a split; None for an endless stream. InputError if the split has none
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freetf_cli.data.dataset import Dataset, Split
+from freetf_cli.errors import InputError
 from freetf_cli.streams import data_generator, stream_seed
 from freetf_cli.tasks.base import PAD, Task, Tokens
 
@@ -133,7 +134,11 @@ class PackedRows(_FolderRows):
         return np.minimum(np.searchsorted(source.offsets, places, side="right") - 1, len(source) - 1)
 
     def size(self, split: str) -> int | None:
-        return (self._data.split(split).tokens - 1) // self._stride
+        tokens = self._data.split(split).tokens
+        if tokens < self._width:
+            what = f"the text of split '{split}' has {tokens} tokens: less than a row of model.context = {self._stride} and its last target"
+            raise InputError(what, str(self._data.folder), "prepare more text or use a smaller model.context")
+        return (tokens - 1) // self._stride
 
     def _offset(self, epoch: int) -> int:
         spare = self._data.split(TRAIN).tokens - 1 - self._epoch_rows * self._stride

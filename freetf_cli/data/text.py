@@ -46,20 +46,26 @@ def read_documents(
         raise InputError("no text is given", hint="give files, folders, archives, or - for standard input")
     if document_separator == "":
         raise InputError("the document separator is empty")
+    found = False
     for path in map(str, paths):
-        found = False
+        files = 0
         for file in open_files(path, note):
+            files += 1
             with reading(file.place):
                 for document in _documents(file, field, document_separator, note):
                     found = True
                     yield document
-        if not found:
-            where = "standard input" if path == STDIN else path
-            raise InputError("the input is empty: it has no text", where, "hidden files are not read" if Path(path).is_dir() else "")
+        if not files:
+            note(path, "skipped, it has no files to read")
+    if not found:
+        where = ", ".join("standard input" if str(path) == STDIN else str(path) for path in paths[:3])
+        more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+        raise InputError("the input is empty: it has no text", where + more, "hidden files are not read" if Path(paths[0]).is_dir() else "")
 
 
 def _documents(file: File, field: str | None, separator: str | None, note: Note) -> Iterator[Document]:
     """The documents of one file."""
+    source = None
     for source, chunks in _sources(file, field):
         pieces, empty = 0, True
         for piece in ["".join(chunks)] if separator is None else _cut(chunks, separator):
@@ -73,6 +79,8 @@ def _documents(file: File, field: str | None, separator: str | None, note: Note)
         elif separator is not None and pieces == 1:
             ends = r"; lines end with \r\n" if "\n" in separator and "\r\n" in piece else ""
             note(source, f"the document separator {separator!r} does not occur{ends}")
+    if source is None:  # no record
+        note(file.name, "skipped, empty")
 
 
 def _sources(file: File, field: str | None) -> Iterator[tuple[str, Iterable[str]]]:

@@ -27,7 +27,7 @@ import tokenizers
 from numpy.typing import NDArray
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from freetf_cli.errors import InputError
+from freetf_cli.errors import InputError, nearest
 
 SEPARATOR = "<|endoftext|>"
 FILE = "tokenizer.json"
@@ -49,16 +49,19 @@ class Tokenizer:
     """
 
     def __init__(self, text: str) -> None:
-        """text: a valid tokenizer.json (`from_json` checks those of users)."""
+        """text: a valid tokenizer.json (`from_json` checks those of users). Its BPE dropout, which encodes at random, is taken out."""
+        self._inner, tree = tokenizers.Tokenizer.from_str(text), json.loads(text)
+        self._dropout = tree["model"].pop("dropout", None)
+        if self._dropout:
+            text = json.dumps(tree, ensure_ascii=False, indent=2)
+            self._inner = tokenizers.Tokenizer.from_str(text)
         self.json = text
-        self._inner = tokenizers.Tokenizer.from_str(text)
         self._inner.encode_special_tokens = True  # `<|endoftext|>` inside a text is text
         self._inner.no_truncation()
         self._inner.no_padding()
         vocabulary = self._inner.get_vocab()
         self.vocab_size: int = max(vocabulary.values(), default=-1) + 1
         self.separator: int | None = self._inner.token_to_id(SEPARATOR)
-        tree = json.loads(text)
         tokens = {token: i for token, i in vocabulary.items() if i != self.separator}
         kind = _kind(tree, tokens)
         self._bytes = kind == "bytes"
@@ -110,6 +113,40 @@ class Tokenizer:
         decoded = self.decode(ids)
         missing = Counter[str]() if decoded == text else Counter(text) - Counter(decoded)
         return missing, Counter(self._control[i] for i in ids.tolist() if i in self._control)
+
+    def notes(self) -> list[str]:
+        """What a user of a tokenizer.json from elsewhere should know."""
+        notes = []
+        if self._dropout:
+            notes.append(f"BPE dropout ({self._dropout:g}) is switched off: the same text always has the same tokens")
+        if self.separator is None and (special := list(self._control.values())):
+            likely = [token for token in special if re.search(r"end|eo[sdt]|^</s>$|sep", token, re.IGNORECASE)] or special
+            named = ", ".join(likely[:4]) + (", …" if len(likely) > 4 else "")
+            hint = f"--separator-token names a special token to use, such as {named}"
+            notes.append(f"the tokenizer has no {SEPARATOR}, so documents follow each other without a separator; {hint}")
+        elif self.separator is None:
+            notes.append(f"the tokenizer has no {SEPARATOR} and no special token: documents follow each other without a separator")
+        return notes
+
+    def separated_by(self, token: str) -> Tokenizer:
+        """A tokenizer like this one, with a special token of it as the separator: spelled `<|endoftext|>`, with its old id.
+
+        InputError if there is no such token, or if the tokenizer has a separator.
+        """
+        if self.separator is not None:
+            raise InputError(f"--separator-token: the tokenizer has {SEPARATOR} as its separator")
+        if token not in self._control.values():
+            raise InputError(
+                f"--separator-token: the tokenizer has no special token '{token}'", hint=nearest(token, self._control.values())
+            )
+        tree = json.loads(self.json)
+        vocabulary = tree["model"].get("vocab")
+        if isinstance(vocabulary, dict):
+            tree["model"]["vocab"] = {SEPARATOR if name == token else name: i for name, i in vocabulary.items()}
+        elif isinstance(vocabulary, list):  # of pairs of a token and its score
+            tree["model"]["vocab"] = [[SEPARATOR if name == token else name, score] for name, score in vocabulary]
+        tree["added_tokens"] = [{**one, "content": SEPARATOR} if one["content"] == token else one for one in tree["added_tokens"]]
+        return from_json(json.dumps(tree, ensure_ascii=False, indent=2))
 
     @cached_property
     def byte_counts(self) -> NDArray[np.float64]:

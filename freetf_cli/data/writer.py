@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from array import array
@@ -184,4 +185,5 @@ def _writing(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise FreetfError(f"cannot be written: {error.strerror or error}", str(out)) from None
+        hint = "free some space, or write elsewhere" if error.errno == errno.ENOSPC else ""
+        raise FreetfError(f"cannot be written: {error.strerror or error}", str(out), hint) from None

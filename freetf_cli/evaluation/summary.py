@@ -13,6 +13,7 @@ from freetf_cli.records import DataFacts
 from freetf_cli.records.run import RunSummary
 from freetf_cli.records.samples import SampleGroups
 from freetf_cli.runs.folder import RunFolder
+from freetf_cli.runs.lock import is_locked
 from freetf_cli.runs.plan import plan_run
 from freetf_cli.tasks import spans_by_text
 
@@ -28,7 +29,7 @@ def summarise(path: Path) -> RunSummary:
     return RunSummary(
         run=str(path),
         kind=recipe.kind,
-        status=str(manifest.get("status", "unknown")),
+        status=_status(manifest, path),
         recipe=recipe.model_dump(exclude_none=True),
         facts=facts,
         plan=plan_run(recipe, path.name, bf16, device),
@@ -38,6 +39,12 @@ def summarise(path: Path) -> RunSummary:
         agreement=group_agreement([group for shown in samples if shown.shared for group in shown.groups], facts),
         manifest=manifest,
     )
+
+
+def _status(manifest: Mapping[str, Any], run: Path) -> str:
+    """ "running", "done", "stopped" or "failed", as the process recorded; "interrupted" if it ended without a record, as by a kill."""
+    recorded = str(manifest.get("status", "unknown"))
+    return "interrupted" if recorded == "running" and not is_locked(run) else recorded
 
 
 def sample_groups(samples: Mapping[str, Sequence[dict[str, Any]]], facts: DataFacts) -> list[SampleGroups]:

@@ -7,7 +7,7 @@ seed gives the same text again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import partial
@@ -27,6 +27,7 @@ from freetf_cli.model.latent import Latent
 from freetf_cli.records.samples import Sample
 from freetf_cli.streams import keyed
 
+Warn = Callable[[str], None]
 FIRST_ROWS = 16  # of the first batch where rows fill several: the first line should come at once
 
 
@@ -71,19 +72,31 @@ class _Purpose(IntEnum):
     TOKENS = 2
 
 
-def generate(model: Decoder, tokenizer: Tokenizer, prompts: Iterable[str], spec: SampleSpec, *, together: bool = True) -> Iterator[Sample]:
+def generate(
+    model: Decoder,
+    tokenizer: Tokenizer,
+    prompts: Iterable[str],
+    spec: SampleSpec,
+    *,
+    together: bool = True,
+    warn: Warn = lambda message: None,
+) -> Iterator[Sample]:
     """Sequences for every prompt, in order, as they are made.
 
-    together: rows of several prompts may share a batch; False answers each prompt before the next one is read.
+    together: rows of several prompts may share a batch; False answers each prompt before the next one is read. warn: called, always with
+    the same message, before sequences that are longer than the model's context.
     Raises InputError for a prompt that the tokenizer cannot encode or that leaves no room for a token, and for a given Z that does not fit.
     """
     given = _given(spec)
     each = (_rows_of_prompt(model, tokenizer, prompt, place, spec, given) for place, prompt in enumerate(prompts))
+    many = spec.groups * spec.count > MOST_ROWS[model.embedding.weight.device.type]
     for rows in [chain.from_iterable(each)] if together else each:
-        yield from _sequences(model, tokenizer, rows, spec, many=spec.groups * spec.count > MOST_ROWS[model.embedding.weight.device.type])
+        yield from _sequences(model, tokenizer, rows, spec, warn, many=many)
 
 
-def replay(model: Decoder, tokenizer: Tokenizer, records: Iterable[Record], spec: SampleSpec, prompt: str) -> Iterator[Sample]:
+def replay(
+    model: Decoder, tokenizer: Tokenizer, records: Iterable[Record], spec: SampleSpec, prompt: str, *, warn: Warn = lambda message: None
+) -> Iterator[Sample]:
     """The sequence of each record again: its Z, its prompt (`prompt` if it tells none) and its place in the random streams."""
 
     def rows() -> Iterator[Row]:
@@ -93,13 +106,18 @@ def replay(model: Decoder, tokenizer: Tokenizer, records: Iterable[Record], spec
             tokens, total = _encode(tokenizer, own, spec)
             yield _row(model.latent, own, tokens, _length(total, tokens, record, tokenizer), place, spec, record)
 
-    return _sequences(model, tokenizer, rows(), spec)
+    return _sequences(model, tokenizer, rows(), spec, warn)
 
 
-def _sequences(model: Decoder, tokenizer: Tokenizer, rows: Iterator[Row], spec: SampleSpec, *, many: bool = False) -> Iterator[Sample]:
+def _sequences(
+    model: Decoder, tokenizer: Tokenizer, rows: Iterator[Row], spec: SampleSpec, warn: Warn, *, many: bool = False
+) -> Iterator[Sample]:
     """Rows as sequences, batch by batch. many: more than fit in a batch."""
+    context = model.config.context
     try:
         for batch in chain(batches(model, islice(rows, FIRST_ROWS)) if many else [], batches(model, rows)):
+            if context is not None and max(len(row.tokens) + len(row.quantiles) for row in batch) > context + 1:
+                warn(f"the model was trained on rows of {context + 1} tokens, prompt included: text beyond them may make no sense")
             for row, (tokens, z) in zip(batch, generate_batch(model, batch, spec.choose, tokenizer.separator), strict=True):
                 (prompt_index, group, index), given = row.place, row.given
                 source = None if z is None else spec.source if given is None else given.prompt_z
@@ -195,7 +213,7 @@ def _encode(tokenizer: Tokenizer, prompt: str, spec: SampleSpec) -> tuple[list[i
     total = spec.total if spec.new_tokens is None else len(tokens) + spec.new_tokens
     if len(tokens) >= total:
         what = f"the prompt has {len(tokens)} tokens, and a row of the data only {total}"
-        raise InputError(what, f"prompt {prompt[:40]!r}", "give --max-tokens, the number of tokens to add")
+        raise InputError(what, f"prompt {prompt[:40]!r}", "shorten it: the model was not trained to continue a longer one")
     return tokens, total
 
 

@@ -95,10 +95,11 @@ def replacing(folder: Path) -> Iterator[Path]:
         if folder.exists():
             durable.move(folder, old)
         durable.move(temporary, folder)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if old.exists() and not folder.exists():
             old.rename(folder)
+        durable.name_path(error, folder)
         raise
     shutil.rmtree(old, ignore_errors=True)
 
@@ -199,6 +200,10 @@ class Checkpoint:
         return _read_manifest(self.folder).get("model.safetensors") or Tensors(self.weights).sha256()
 
     def tokenizer(self) -> Tokenizer:
+        return self._tokenizer
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
         return tokenizers.load(self.folder / "tokenizer.json")
 
     def model(self, device: torch.device) -> Decoder:
@@ -345,7 +350,11 @@ def open_checkpoint(path: Path, warn: Callable[[str], None]) -> Checkpoint:
     for folder in reversed(folders):
         try:
             return Checkpoint.open(folder)
-        except InputError as error:
+        except (InputError, OSError) as error:
+            if not folder.exists():  # a running training deleted it, and has saved a newer one before
+                return open_checkpoint(path, warn)
+            if isinstance(error, OSError):
+                raise
             warn(f"{error}: trying the checkpoint before it")
     raise InputError("no checkpoint of the run can be read", str(path))
 
@@ -355,7 +364,9 @@ def open_model(path: Path, device: torch.device, warn: Callable[[str], None]) ->
     while True:
         checkpoint = open_checkpoint(path, warn)
         try:
-            return checkpoint, checkpoint.model(device)
-        except InputError:
+            model = checkpoint.model(device)
+            checkpoint.tokenizer(), checkpoint.weights_sha256  # read now, while the folder is there
+            return checkpoint, model
+        except (InputError, OSError, RuntimeError):  # safetensors and torch have several for a file that is gone
             if checkpoint.folder.exists():
                 raise

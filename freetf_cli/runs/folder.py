@@ -11,14 +11,16 @@ RUN/recipe.toml        resolved
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from freetf_cli import durable
 from freetf_cli.config.files import load_recipe, to_toml
 from freetf_cli.config.recipe import Recipe
 from freetf_cli.durable import SMALL, is_left_over, read_small, sweep, write_durably
@@ -104,11 +106,21 @@ class RunFolder:
         """The recorded held-out loss of each step that was evaluated, in nats per token."""
         return {row.step: row.loss for row in self.metrics() if row.lr is None and row.loss is not None}
 
-    def rewind(self, step: int, recipe: Recipe) -> None:
-        """Delete all records and checkpoints after `step`, which a resumed run will write again, and store its recipe."""
+    def rewind(self, step: int, recipe: Recipe, warn: Callable[[str], None] = lambda message: None) -> None:
+        """Begin again after `step`: set later checkpoints aside, delete later records, which are written again, and store the recipe.
+
+        Checkpoints go first, the newest before the others: the newest that is left, if a kill interrupts this, has all its records.
+        """
         recover(self.checkpoints)
         for folder in (self.path, self.samples):
             sweep(folder)
+        if later := [folder for folder in checkpoint_folders(self.path) if folder_step(folder) > step]:
+            aside = {folder: _unused(folder.with_name(f"aside-{folder.name}")) for folder in later}
+            named = ", ".join(path.name for path in aside.values())
+            again = f"the run continues from step {step}, and its records after that are written again"
+            warn(f"{again}; later checkpoints are kept as {named} in {self.checkpoints}: delete them if you do not need them")
+            for folder in reversed(later):
+                durable.move(folder, aside[folder])
         write_durably(self.path / "recipe.toml", to_toml(recipe))
         for path in self.samples.glob("step-*.jsonl"):
             found = re.match(r"step-(\d+)-", path.name)
@@ -118,9 +130,12 @@ class RunFolder:
             if path.exists():
                 kept = [row for row in _read_jsonl(path) if row.get("step", 0) <= step]
                 write_durably(path, "".join(json.dumps(row) + "\n" for row in kept))
-        for folder in checkpoint_folders(self.path):
-            if folder_step(folder) > step:
-                shutil.rmtree(folder)
+
+    def lacks_records(self, step: int, log_every: int) -> bool:
+        """Whether the records end before the last step up to `step` that was logged or skipped, as when metrics.jsonl was lost."""
+        logged = step // log_every * log_every or min(step, 1)
+        rows = [*_read_jsonl(self.metrics_file), *_read_jsonl(self.faults_file)]
+        return max((row.get("step", 0) for row in rows), default=0) < logged
 
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step-{step:06d}"
@@ -136,7 +151,9 @@ class RunFolder:
         """Delete checkpoints, except the last ones, the best, and those of every `keep_every` steps (0: none)."""
         for info in self.checkpoint_infos()[:-keep_last]:
             if not info.best and (keep_every == 0 or info.step % keep_every):
-                shutil.rmtree(info.path)
+                folder = Path(info.path)
+                gone = folder.rename(folder.with_name(f".{folder.name}.tmp"))  # nobody finds half of a checkpoint
+                shutil.rmtree(gone)
 
     def save_samples(self, step: int, samples: Mapping[str, Sequence[Sample]]) -> None:
         """Write samples by name, such as "shared" to samples/step-000500-shared.jsonl."""
@@ -173,6 +190,12 @@ class ReadOnlyRun(RunFolder):
         pass
 
     append = append_fault = rewind = prune = save_samples = update_manifest = _ignore
+
+
+def _unused(path: Path) -> Path:
+    """The path, or, if it exists, the first of `path-2`, `path-3`, … that does not."""
+    names = (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
+    return path if not path.exists() else next(name for name in names if not name.exists())
 
 
 def _metrics(row: dict[str, Any], file: Path) -> Metrics:
@@ -221,8 +244,12 @@ def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _append(path: Path, record: Mapping[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record, allow_nan=False) + "\n")
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, allow_nan=False) + "\n")
+    except OSError as error:
+        durable.name_path(error, path)
+        raise
 
 
 def _object(content: bytes) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import socket
@@ -25,7 +26,7 @@ def lock_run(run: Path) -> Iterator[None]:
     """
     made = [folder for folder in (run, *run.parents) if not folder.exists()]
     run.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(run / LOCK, timeout=0)
+    lock = FileLock(run / LOCK, timeout=0.2)  # `is_locked` holds it for a moment
     try:
         lock.acquire()
     except Timeout:
@@ -43,6 +44,26 @@ def lock_run(run: Path) -> Iterator[None]:
                 for folder in made:
                     folder.rmdir()
         lock.release()
+
+
+def is_locked(run: Path) -> bool:
+    """Whether a process trains this run. Nothing is written, so that it works in a folder that may only be read.
+
+    It asks the kernel, also about a process on another host where the file system passes locks on, as NFS does by default.
+    """
+    try:
+        file = os.open(run / LOCK, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks
+        return False
+    finally:
+        os.close(file)
+    return False
 
 
 def _holder(run: Path) -> str:

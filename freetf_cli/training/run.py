@@ -11,6 +11,7 @@ import torch
 from freetf_cli.config.recipe import Recipe
 from freetf_cli.data.batches import DataSource
 from freetf_cli.errors import Interrupted, Stopped
+from freetf_cli.evaluation.statistics import LEAST
 from freetf_cli.records import TrainResult
 from freetf_cli.records.curves import split_metrics
 from freetf_cli.runs.checkpoint import Checkpoint
@@ -65,7 +66,11 @@ def train(
             loop = Loop(recipe, source, engine, folder, device, hooks, stop or StopRequest(), world)
             if resume is not None:
                 loop.restore(resume)
-                folder.rewind(resume.step, recipe)
+                folder.rewind(resume.step, recipe, hooks.warn)
+                if world.is_main and folder.lacks_records(resume.step, resume.recipe.train.log_every):
+                    hooks.warn(
+                        f"{folder.metrics_file} lacks steps before {resume.step}: so do the curves and the choice of the best checkpoint"
+                    )
             record_start(loop, name, argv, init_from, resume)
             try:
                 loop.run()
@@ -84,14 +89,26 @@ def _resolved(recipe: Recipe, device: torch.device, resume: Checkpoint | None, h
     asked, (recipe, source) = recipe.model.vocab, resolve(recipe, resume)
     if asked is not None and asked != recipe.model.vocab and resume is None:
         hooks.warn(f"model.vocab = {asked} is less than the tokenizer's {recipe.model.vocab:,} tokens, which the model gets")
-    if source.unused:
+    if source.unused >= 0.005:  # less is shown as 0 %
         hint = "raise model.context, or set data.rows = 'packed'"
         hooks.warn(f"rows of {source.context + 1:,} tokens leave out {100 * source.unused:.0f} % of the documents' tokens; {hint}")
-    if resume is not None:
+    if resume is None:
+        _warn_of_settings(recipe, source, hooks)
+    else:
         check_same_run(recipe, source, resume)
     check_float8(recipe, device)
     check_memory(recipe, device)
     return recipe, source
+
+
+def _warn_of_settings(recipe: Recipe, source: DataSource, hooks: Hooks) -> None:
+    """Warn of settings of a new run that are allowed but hardly meant."""
+    steps, warmup, split = recipe.train.steps, recipe.train.warmup, recipe.eval.split
+    if warmup >= steps:
+        hooks.warn(f"train.warmup = {warmup} is not less than train.steps = {steps}: the learning rate rises to the end and never decays")
+    if (rows := source.rows.size(split)) is not None and rows < LEAST:
+        few = f"only {rows} rows" if rows > 1 else "only one row"
+        hooks.warn(f"the held-out split '{split}' has {few}, too few for its loss to mean much; `freetf evaluate` needs {LEAST}")
 
 
 def _result(loop: Loop) -> TrainResult:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -124,24 +124,64 @@ def _check_additions(missing: Sequence[str], init_from: Checkpoint) -> None:
 
 
 def unlike_its_start(recipe: Recipe, init_from: Recipe) -> str | None:
-    """Why a model computes another function than the one that its weights come from; None if it does not. Both recipes are resolved."""
-    config, start = recipe.model, init_from.model
-    options = [config.multi_token, start.multi_token]
-    norm, norm_before = ("none" if each is None else each.norm for each in options)
-    masks = [each.mask for each in options if each is not None and each.kq in ("pre", "both")]
-    masks_documents, masked_documents = (model.masks_documents and model.separator is not None for model in (config, start))
-    changes = {
-        "differential attention reads the same weights in another way": config.attention == "differential" != start.attention,
-        f"model.multi_token.norm = '{norm}' norms heads in another way ('{norm_before}' would not)": norm != norm_before,
-        f"model.multi_token.mask was '{masks[-1] if masks else ''}'": len(set(masks)) > 1,
-        f"model.rope_theta was {start.rope_theta:g}": config.rope_theta != start.rope_theta,
-        f"model.document_mask was {'true' if masked_documents else 'false'}": masks_documents != masked_documents,
-    }
+    """Why a model computes another function than the one that its weights come from; None if it does not. Both recipes are resolved.
+
+    Every setting of the architecture counts, except those that this module names.
+    """
+    changes = _changes("model", _readings(recipe), _readings(init_from))
     if recipe.latent is not None and init_from.latent is not None:
-        now, before = recipe.architecture["latent"], init_from.architecture["latent"]
-        changes |= {f"latent.{name} was {before[name]!r}": now[name] != before[name] for name in now}
-    why = "; ".join(text for text, changed in changes.items() if changed)
-    return f"the model does not compute what the model of --init-from computes: {why}" if why else None
+        changes += _changes("latent", recipe.architecture["latent"], init_from.architecture["latent"])
+    return f"the model does not compute what the model of --init-from computes: {'; '.join(changes)}" if changes else None
+
+
+# Kinds of attention that compute what softmax attention does until their own parameters are trained.
+START_AS_SOFTMAX = {"softmax", "talking-heads", "multi-token"}
+# A position computes the same whatever the context is, and whatever decoding keeps. The others change the shapes of parameters, which are
+# then refused, or add parameters that start as the identity.
+WITHOUT_EFFECT = {"context", *(f"multi_token.{name}" for name in ("cache", "kq", "mix", "c_q", "c_k", "c_h", "form", "kq_layers"))}
+
+
+def _readings(recipe: Recipe) -> dict[str, Any]:
+    """The settings of [model] that decide what the forward pass computes from given weights, with their defaults resolved.
+
+    Those that can differ between blocks are lists, and None is a block where the setting means nothing.
+    """
+    model = recipe.model
+    options = [model.multi_token if model.attention_of(index) == "multi-token" else None for index in range(model.layers)]
+    kinds = [model.attention_of(index) for index in range(model.layers)]
+    found = {name: value for name, value in flat(model).items() if name not in WITHOUT_EFFECT | {"attention_layers"}}
+    masks_documents = model.masks_documents and model.separator is not None
+    return found | {
+        "kv_heads": model.key_heads,
+        "ffn": model.hidden,
+        "attention": ["softmax" if kind in START_AS_SOFTMAX else kind for kind in kinds],
+        "multi_token.norm": ["none" if each is None else each.norm for each in options],
+        "multi_token.mask": [
+            each.mask if each is not None and each.kq in ("pre", "both") and model.convolves(index) else None
+            for index, each in enumerate(options)
+        ],
+        "document_mask": masks_documents,
+        "separator": [model.separator if masks_documents else None],  # means something only where both mask
+    }
+
+
+def _changes(table: str, now: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
+    """`table.key was value` for each setting that differs; of a list, the first block, unless all differ."""
+    found = []
+    for key, value in now.items():
+        was, place = before.get(key), ""
+        if isinstance(value, list) and isinstance(was, list):
+            blocks = [block for block, pair in enumerate(zip(value, was, strict=False)) if pair[0] != pair[1] and None not in pair]
+            if not blocks:
+                continue
+            value, was, place = value[blocks[0]], was[blocks[0]], f" in block {blocks[0]}" if len(blocks) < len(value) else ""
+        if value != was:
+            found.append(f"{table}.{key} was {_toml(was)}{place}")
+    return found
+
+
+def _toml(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else repr(value)
 
 
 def record_start(loop: Loop, name: str, argv: Sequence[str], init_from: Checkpoint | None, resume: Checkpoint | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import json
+import shutil
 import signal
 import zipfile
 from collections.abc import Callable
@@ -60,6 +61,8 @@ def test_json_lines_and_bpe(run_cli: Cli, tmp_path: Path) -> None:
         (b"text", ["--tokenizer", "byts"], "no tokenizer 'byts'"),
         (b'{"text": "a"}', ["--field", "txt"], "did you mean 'text'"),
         (b"\xef\xbb\xbf", [], "empty"),
+        (b"text", ["-o", "-"], "cannot go to stdout"),
+        (b"text", ["--separator-token", "</s>"], "the tokenizer has <|endoftext|> as its separator"),
     ],
 )
 def test_refusals(raw: bytes, args: list[str], message: str, run_cli: Cli, tmp_path: Path) -> None:
@@ -97,6 +100,22 @@ def test_a_folder_that_cannot_be_written(run_cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     done = run_cli("prepare", EXCERPTS / "shakespeare.txt", "-o", tmp_path / "file" / "d")
     assert done.code == 1 and "cannot be written" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_folders_that_freetf_made_are_not_text(run_cli: Cli, tmp_path: Path, free_run: Path) -> None:
+    """As when the output of an earlier `prepare` lies in the folder of its text."""
+    (tmp_path / "a.txt").write_text("some text " * 9)
+    shutil.copytree(free_run, tmp_path / "run")
+    shutil.copytree(free_run / "checkpoints" / "step-000006", tmp_path / "kept")
+    first = run_cli("prepare", tmp_path / "a.txt", "-o", tmp_path / "data")
+    again = run_cli("prepare", tmp_path, "-o", tmp_path / "again", "--json")
+    assert (first.code, again.code) == (0, 0)
+    notes = json.loads(again.stdout)["notes"]
+    for name, what in (("data", "a data folder"), ("run", "a run"), ("kept", "a checkpoint")):
+        assert f"{tmp_path.name}/{name}: skipped, {what} of freetf" in notes
+        done = run_cli("prepare", tmp_path / name, "-o", tmp_path / "no")
+        assert done.code == 2 and f"{what} of freetf, not text, {tmp_path / name}" in done.stderr
+    assert json.loads(again.stdout)["splits"].keys() == {"train", "val"}
 
 
 def test_escapes_in_a_separator(run_cli: Cli, tmp_path: Path) -> None:

@@ -129,6 +129,14 @@ def test_diff_shows_only_what_differs(run_cli, recipe_file, other):
     assert "train.batch" not in stdout
 
 
+def test_show_takes_a_run_folder(run_cli, recipe_file, tmp_path):
+    (tmp_path / "run").mkdir()
+    shown = run_cli("recipe", "show", recipe_file, "--set", "train.lr=5e-4").stdout
+    (tmp_path / "run" / "recipe.toml").write_text(shown)
+    assert run_cli("recipe", "show", tmp_path / "run").stdout == shown
+    assert "steps = 7\n" in run_cli("recipe", "show", tmp_path / "run", "--set", "train.steps=7").stdout
+
+
 def test_diff_takes_a_run_folder(run_cli, recipe_file, tmp_path):
     run = tmp_path / "run"
     run.mkdir()

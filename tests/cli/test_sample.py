@@ -16,17 +16,18 @@ from freetf_cli.cli.app import main
 
 SETTINGS = ["temperature", "top_k", "top_p", "max_tokens", "prompt_z", "precision", "checkpoint"]
 FIELDS = ["schema_version", "prompt", "text", "group", "index", "seed", "prompt_index", *SETTINGS, "z"]
+BEYOND = "the model was trained on rows of 14 tokens"
 POSITIONS = 13  # input positions of a letters row of 14 characters
 CODES = 16
 
 
 @pytest.fixture
 def sample(run_cli, free_run):
-    """`sample("--count", 3)`: the records of `sample RUN --json`, of which nothing is to be said on stderr."""
+    """`sample("--count", 3)`: the records of `sample RUN --json`, of which stderr may only say that they are longer than the context."""
 
     def run(*words: object, of: Path | None = None, input: str | bytes | None = None) -> list[dict[str, Any]]:
         code, stdout, stderr = run_cli("sample", of or free_run, "--json", *words, input=input)
-        assert (code, stderr) == (0, "")
+        assert (code, [line for line in stderr.splitlines() if BEYOND not in line]) == (0, [])
         return [json.loads(line) for line in stdout.splitlines()]
 
     return run
@@ -80,6 +81,22 @@ def test_without_a_prompt_the_datas_own_is_taken(sample):
     assert others == []
     assert record["prompt"][0] in "ABCD"
     assert record["prompt"][1:] == ">"
+
+
+def test_text_beyond_the_context_is_warned_of_once(run_cli, free_run, tmp_path):
+    """Rows have 14 tokens. Prompts that come one by one, and records with settings of their own, get no second warning."""
+    told = [run_cli("sample", free_run, "--prompt", "A>", "--max-tokens", tokens, "--json") for tokens in (12, 13)]
+    assert [done.stderr.count(BEYOND) for done in told] == [0, 1]
+    assert run_cli("sample", free_run, "--prompt", "-", "--max-tokens", 13, input="A>\nB>\nA>\n").stderr.count(BEYOND) == 1
+    assert run_cli("sample", free_run, "-q").stderr == ""
+    longer = run_cli("sample", free_run, "--prompt", "A>", "--max-tokens", 20, "--json").stdout
+    (tmp_path / "z.jsonl").write_text(told[1].stdout + longer)
+    assert run_cli("sample", free_run, "--z", tmp_path / "z.jsonl").stderr.count(BEYOND) == 1
+
+
+def test_a_prompt_longer_than_a_row_is_to_be_shortened(refused, free_run):
+    line = refused("sample", free_run, "--prompt", "A>____________")
+    assert "14 tokens" in line and "shorten it" in line and "--max-tokens" not in line
 
 
 def test_max_tokens_counts_after_the_prompt(sample):

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from rich.cells import cell_len
 
+from freetf_cli.runs.lock import lock_run
+
 
 def test_a_run_at_a_glance(run_cli, free_run):
     code, stdout, stderr = run_cli("show", free_run)
@@ -58,6 +60,30 @@ def test_json_is_one_object(run_cli, free_run):
     assert found["recipe"]["latent"]["kappa"] == 0.5
     assert found["manifest"] == json.loads((free_run / "manifest.json").read_text())
     assert [groups["shared"] for groups in found["samples"]] == [False, True]
+
+
+def test_a_run_whose_process_is_gone_is_interrupted(run_cli, free_run, copied):
+    """The lock decides, as it does for `train`, whatever the manifest and the file that names its holder say; nothing is written."""
+    run = copied(free_run)
+    manifest = json.loads((run / "manifest.json").read_text())
+    (run / "manifest.json").write_text(json.dumps({**manifest, "status": "running"}))
+
+    def status() -> str:
+        before = sorted(run.rglob("*"))
+        shown = json.loads(run_cli("show", run, "--json").stdout)["status"]
+        assert sorted(run.rglob("*")) == before
+        assert shown in run_cli("show", run).stdout
+        return shown
+
+    with lock_run(run):
+        assert status() == "running"
+    (run / ".lock.json").write_text('{"pid": 1, "host": "elsewhere"}')
+    assert status() == "interrupted"
+    (run / ".lock").unlink(missing_ok=True)
+    assert status() == "interrupted"
+    for recorded in ("done", "stopped", "failed"):
+        (run / "manifest.json").write_text(json.dumps({**manifest, "status": recorded}))
+        assert status() == recorded
 
 
 def test_a_checkpoint_shows_its_run(run_cli, free_run, monkeypatch):

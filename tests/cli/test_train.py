@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -26,6 +27,7 @@ from freetf_cli.cli.train import train
 from freetf_cli.config.files import load_recipe
 from freetf_cli.runs.folder import RunFolder
 from freetf_cli.runs.lock import lock_run
+from freetf_cli.training import run as run_module
 from freetf_cli.training.loop import Loop
 
 KEYS = ["step", "tokens", "split", "loss", "ce", "kl", "penalty", "above_kappa", "kappa", "lr", "grad_norm"]
@@ -248,12 +250,40 @@ def test_text_that_rows_cut_off_is_told(run_cli, workshop, tmp_path):
     assert re.search(r"rows of 4 tokens leave out \d+ % of the documents' tokens", run_cli(*words, "--set", "model.context=3").stderr)
 
 
+@pytest.mark.parametrize(("share", "said"), [(0.004, ""), (0.006, "leave out 1 % of")])
+def test_text_that_is_hardly_cut_off_is_not_told(run_cli, workshop, tmp_path, monkeypatch, share, said):
+    plain = run_module.resolve
+
+    def resolve(*words):
+        recipe, source = plain(*words)
+        return recipe, dataclasses.replace(source, unused=share)
+
+    monkeypatch.setattr(run_module, "resolve", resolve)
+    stderr = run_cli("train", workshop / "text.toml", "-o", tmp_path / "run", "-q", "--set", "train.steps=1").stderr
+    assert ("leave out" in stderr) == bool(said)
+    assert said in stderr
+
+
+def test_settings_of_a_new_run_that_are_hardly_meant_are_warned_of(run_cli, workshop, tmp_path):
+    words = ["train", workshop / "text.toml", "-o", tmp_path / "run", "-q", "--set", "train.steps=2"]
+    held_out = "warning: the held-out split 'val' has only 2 rows, too few for its loss to mean much"
+    enough = ["--set", "eval.split=train", "--set", "train.warmup=1"]
+    assert run_cli(*words, *enough).stderr == ""
+    shutil.rmtree(tmp_path / "run")
+    stderr = run_cli(*words, "--set", "train.warmup=2").stderr
+    assert held_out in stderr
+    assert "train.warmup = 2 is not less than train.steps = 2: the learning rate rises to the end" in stderr
+    assert run_cli(*words, "--set", "train.warmup=2", "--resume", "auto").stderr == ""
+
+
 @pytest.mark.parametrize(
     ("settings", "warning"),
     [
-        (["attention=differential"], "differential attention reads the same weights in another way"),
-        (["attention=multi-token"], "model.multi_token.norm = 'gate' norms heads in another way ('none' would not)"),
+        (["attention=differential"], "model.attention was 'softmax'"),
+        (["attention=multi-token"], "model.multi_token.norm was 'none'"),
         (["attention=multi-token", "multi_token.norm=none", "rope_theta=100.0"], "model.rope_theta was 10000"),
+        (["heads=1"], "model.heads was 2; model.kv_heads was 2"),
+        (["norm_eps=0.1"], "model.norm_eps was 1e-05"),
         (["attention=multi-token", "multi_token.norm=none"], ""),
         (["attention=talking-heads"], ""),
     ],
@@ -310,6 +340,51 @@ def test_resume_is_exact(run_cli, workshop, free_run, copied, which):
     assert [part["step"] for part in json.loads((run / "manifest.json").read_text())["resumed"]] == [3]
 
 
+def test_going_back_keeps_later_checkpoints_under_another_name(run_cli, workshop, free_run, copied):
+    """They stay usable, and the run is warned of before anything changes; going back again keeps those of both times."""
+    run = copied(free_run)
+    first, aside = run / "checkpoints" / "step-000003", run / "checkpoints" / "aside-step-000006"
+    for kept in (aside, aside.with_name("aside-step-000006-2")):
+        code, _, stderr = run_cli("-q", "train", workshop / "free.toml", "-o", run, "--resume", first)
+        assert code == 0
+        assert stderr.count("\n") == 1
+        assert f"continues from step 3, and its records after that are written again; later checkpoints are kept as {kept.name} " in stderr
+        assert (kept / "model.safetensors").read_bytes() == (free_run / "checkpoints" / "step-000006" / "model.safetensors").read_bytes()
+        assert run_cli("sample", kept, "--count", 1).code == 0
+    assert_same_record(run, free_run)
+    assert [info["step"] for info in json.loads(run_cli("show", run, "--json").stdout)["checkpoints"]] == [3, 6]
+
+
+@pytest.mark.parametrize("at", range(1, 7))
+def test_a_kill_while_going_back_leaves_a_newest_checkpoint_with_all_its_records(free_run, copied, monkeypatch, at):
+    run = copied(free_run)
+    checkpoints = run / "checkpoints"
+    shutil.copytree(checkpoints / "step-000006", checkpoints / "step-000005")
+    folder, moves = RunFolder.open(run), iter(range(1, 100))
+
+    def move(source, target):
+        if next(moves) == at:
+            raise KeyboardInterrupt
+        source.replace(target)
+
+    monkeypatch.setattr("freetf_cli.durable.move", move)
+    try:
+        folder.rewind(3, folder.recipe())
+    except KeyboardInterrupt:
+        assert next(moves) == at + 1
+    newest = max(int(path.name[5:]) for path in checkpoints.glob("step-*"))
+    assert rows(run)[-1]["step"] >= newest
+    assert len(list(checkpoints.iterdir())) == 3
+
+
+def test_a_resumed_run_without_its_metrics_is_warned_of(run_cli, workshop, free_run, copied):
+    run = copied(free_run)
+    words = ["-q", "train", workshop / "free.toml", "-o", run, "--resume", run / "checkpoints" / "step-000003"]
+    assert "lacks steps" not in run_cli(*words).stderr
+    (run / "metrics.jsonl").unlink()
+    assert f"{run / 'metrics.jsonl'} lacks steps before 3" in run_cli(*words).stderr
+
+
 def test_resume_falls_back_to_an_intact_checkpoint_and_replaces_the_damaged_one(run_cli, workshop, free_run, copied):
     run = copied(free_run)
     (run / "checkpoints" / "step-000006" / "model.safetensors").write_bytes(b"cut")
@@ -320,8 +395,8 @@ def test_resume_falls_back_to_an_intact_checkpoint_and_replaces_the_damaged_one(
     assert_same_record(run, free_run)
 
 
-def test_going_back_to_a_checkpoint_deletes_later_ones(free_run, copied):
-    """A damaged newest checkpoint that stayed would be the newest again, and the new ones would be deleted for it."""
+def test_going_back_to_a_checkpoint_renames_later_ones(free_run, copied):
+    """A damaged newest checkpoint that kept its name would be the newest again, and the new ones would be deleted for it."""
     run = copied(free_run)
     folder = RunFolder.open(run)
     stranger = run / "samples" / "step-old.jsonl"
@@ -329,7 +404,7 @@ def test_going_back_to_a_checkpoint_deletes_later_ones(free_run, copied):
     folder.rewind(3, folder.recipe())
     assert stranger.exists()
     assert not list((run / "samples").glob("step-000006*"))
-    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-000003"]
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["aside-step-000006", "step-000003"]
     assert [row["step"] for row in rows(run)] == [1, 2, 3]
 
 
@@ -658,7 +733,7 @@ def test_the_data_of_a_run_is_found_from_the_run_or_named(run_cli, workshop, tmp
 
 
 def test_a_vocabulary_that_is_too_small_is_the_tokenizers(run_cli, workshop, tmp_path):
-    words = ["--set", "model.vocab=10", "--set", "train.steps=1", "--set", "eval.samples=0", "-q"]
+    words = ["--set", "model.vocab=10", "--set", "train.steps=1", "--set", "eval.samples=0", "--set", "eval.split=train", "-q"]
     code, _, stderr = run_cli("train", workshop / "text.toml", "-o", tmp_path / "run", *words)
     assert (code, stderr) == (0, "freetf: warning: model.vocab = 10 is less than the tokenizer's 257 tokens, which the model gets\n")
     assert load_recipe(str(tmp_path / "run" / "recipe.toml")).model.vocab == 257

@@ -177,6 +177,19 @@ def test_bad_settings(setting):
         plan_sweep("letters-free", [setting])
 
 
+@pytest.mark.parametrize(
+    ("settings", "seeds", "hint"),
+    [
+        (["train.lr=1", "train.batch=2", " train.lr=2,3"], None, "--set train.lr=A,B"),
+        (["train.seed=1"], [1, 2], "--seeds sets it too"),
+    ],
+)
+def test_a_setting_that_is_given_twice_is_refused(settings, seeds, hint):
+    with pytest.raises(InputError, match=r"train\.(lr|seed) is given twice") as caught:
+        plan_sweep("letters-free", settings, seeds)
+    assert hint in str(caught.value)
+
+
 def test_a_grid_has_a_limit():
     many = ",".join(map(str, range(1, 200)))
     with pytest.raises(InputError, match="more than 10,000 runs"):

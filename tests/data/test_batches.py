@@ -224,7 +224,7 @@ def test_prompts(folders: Path) -> None:
 )
 def test_contexts_that_do_not_fit(name: str, rows: str, context: int | None, message: str, folders: Path) -> None:
     with pytest.raises(InputError, match=message) as caught:
-        open_data(DataConfig(dir=str(folders / name), rows=rows), context=context, seed=0)  # type: ignore[arg-type]
+        open_data(DataConfig(dir=str(folders / name), rows=rows), context=context, seed=0).rows.size("train")  # type: ignore[arg-type]
     assert caught.value.exit_code == 2
 
 
@@ -255,8 +255,18 @@ def test_rows_just_as_long_as_the_stream(tmp_path: Path) -> None:
     prepare_text([tmp_path / "a.txt"], tmp_path / "d", split={"train": 0.5, "val": 0.5})
     data = open_data(DataConfig(dir=str(tmp_path / "d")), context=11, seed=0)  # SEP + 10 + SEP = 12 tokens
     assert (data.train_batch(0, 3).inputs == [[256, *b"abcdefghij"]] * 3).all()
-    with pytest.raises(InputError, match=r"12 tokens: less than a row of model\.context = 12"):
-        open_data(DataConfig(dir=str(tmp_path / "d")), context=12, seed=0)
+    with pytest.raises(InputError, match=r"'train' has 12 tokens: less than a row of model\.context = 12"):
+        open_data(DataConfig(dir=str(tmp_path / "d")), context=12, seed=0).rows.size("train")
+
+
+def test_a_split_that_is_not_used_may_be_shorter_than_a_row(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("abcdefghij" * 3)
+    prepare_text([tmp_path / "a.txt"], tmp_path / "d", split={"train": 0.1, "test": 0.9})
+    data = open_data(DataConfig(dir=str(tmp_path / "d")), context=12, seed=0)
+    assert data.rows.size("test") == len(list(data.held_out("test", 9, 1))) == 2
+    for use in (lambda: data.rows.size("train"), lambda: list(data.held_out("train", 9, 1))):
+        with pytest.raises(InputError, match="'train' has 5 tokens: less than a row"):
+            use()
 
 
 def test_factors_are_those_of_the_document_that_a_window_lies_in(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def test_a_text_too_short_to_cut(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt"]
 
 
-@pytest.mark.parametrize("raw", [b"", b"caf\xe9", b"a\0b"])
+@pytest.mark.parametrize("raw", [b"caf\xe9", b"a\0b"])
 def test_bad_text_leaves_nothing_behind(raw: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(raw)
     with pytest.raises(InputError, match=r"a\.txt"):
@@ -166,10 +166,26 @@ def test_losses_of_a_tokenizer_are_noted(tmp_path: Path) -> None:
     words.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "a.txt").write_text("the\ncat\n\nthe <s> cat\n\ncat the")
     notes = prepare_text([tmp_path / "a.txt"], tmp_path / "d", tokenizer=str(tmp_path / "tokenizer.json"), document_separator="\n\n").notes
-    assert notes == [
+    assert "the tokenizer has no <|endoftext|>" in notes[0]
+    assert notes[1:] == [
         r"the tokenizer drops or changes 1 character, most often '\n' (1)",
         "the text spells 1 control token of the tokenizer: <s> (1)",
     ]
+
+
+def test_a_tokenizer_without_the_separator_is_noted_and_may_name_another(tmp_path: Path) -> None:
+    words = library.Tokenizer(library.models.WordLevel({"the": 0, "cat": 1}))
+    words.pre_tokenizer = library.pre_tokenizers.WhitespaceSplit()
+    words.add_special_tokens(["<|begin_of_text|>", "<|end_of_text|>"])
+    words.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "a.txt").write_text("the\ncat\ncat the")
+    options = {"tokenizer": str(tmp_path / "tokenizer.json"), "document_separator": "\n", "split": {"train": 1.0}}
+    (note,) = prepare_text([tmp_path / "a.txt"], tmp_path / "joined", **options).notes  # type: ignore[arg-type]
+    assert note.endswith("--separator-token names a special token to use, such as <|end_of_text|>")
+    assert not prepare_text([tmp_path / "a.txt"], tmp_path / "apart", separator_token="<|end_of_text|>", **options).notes  # type: ignore[arg-type]
+    joined, apart = (Dataset.open(tmp_path / name) for name in ("joined", "apart"))
+    assert (joined.tokenizer.separator, joined.split("train").slice(0, 9).tolist()) == (None, [0, 1, 1, 0])
+    assert (apart.tokenizer.separator, apart.split("train").slice(0, 9).tolist()) == (3, [3, 0, 3, 1, 3, 1, 0, 3])
 
 
 def test_what_a_killed_process_left_is_removed_but_not_what_another_writes(tmp_path: Path) -> None:

@@ -175,9 +175,31 @@ def test_a_decompression_bomb_is_stopped(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 def test_nothing_to_read(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    for paths, message in (([tmp_path / "none"], "no such file"), ([tmp_path / "empty"], "is empty"), ([], "no text is given")):
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "empty.jsonl").touch()
+    empty = [tmp_path / name for name in ("empty.txt", "empty", "empty.jsonl")]
+    for paths, message in (
+        ([tmp_path / "none"], "no such file"),
+        (empty[1:2], "is empty"),
+        ([], "no text is given"),
+        (empty, "empty.txt, "),
+    ):
         with pytest.raises(InputError, match=message):
             texts(*paths)
+
+
+def test_what_is_empty_among_other_inputs_is_noted(tmp_path: Path) -> None:
+    """As a folder's empty file is: `prepare texts/*.txt` reads what `prepare texts` does."""
+    (tmp_path / "folder").mkdir()
+    for name, text in (("a.txt", ""), ("b.txt", "b"), ("c.jsonl", "\n")):
+        (tmp_path / name).write_text(text)
+    for paths in ([tmp_path], sorted(tmp_path.glob("*.*"))):
+        notes = Notes()
+        assert [document.text for document in read_documents(paths, note=notes)] == ["b"]
+        assert [line.removeprefix(f"{tmp_path.name}/") for line in notes.lines()] == ["a.txt and 1 other: skipped, empty"]
+    notes = Notes()
+    assert len(list(read_documents([tmp_path / "folder", tmp_path / "b.txt"], note=notes))) == 1
+    assert notes.lines() == [f"{tmp_path / 'folder'}: skipped, it has no files to read"]
 
 
 def test_the_whole_corpus_if_it_is_available() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -152,6 +153,47 @@ def test_truncation_in_a_file_does_not_shorten_texts() -> None:
     inner.enable_truncation(3)
     inner.enable_padding(length=9)
     assert tok.from_json(inner.to_str()).encode("zyxwvuts") == bpe().encode("zyxwvuts")
+
+
+def test_dropout_in_a_file_does_not_encode_at_random() -> None:
+    tree = json.loads(bpe().json)
+    tree["model"]["dropout"] = 0.5
+    foreign = library.Tokenizer.from_str(json.dumps(tree))
+    assert len({tuple(foreign.encode("the cat sat on the mat").ids) for _ in range(20)}) > 1
+    tokenizer = tok.from_json(json.dumps(tree))
+    assert {tuple(tokenizer.encode("the cat sat on the mat")) for _ in range(20)} == {tuple(bpe().encode("the cat sat on the mat"))}
+    assert not json.loads(tokenizer.json)["model"].get("dropout")
+    assert "BPE dropout (0.5) is switched off" in tokenizer.notes()[0]
+    assert tok.from_json(tokenizer.json).notes() == bpe().notes() == []
+
+
+def llama(kind: str) -> str:
+    """A tokenizer.json with `<s>` and `</s>` but no `<|endoftext|>`, that puts `<s>` before a text and `</s>` after it."""
+    words = {"<unk>": 0, "<s>": 1, "</s>": 2, "a": 3, "b": 4, "ab": 5}
+    if kind == "unigram":
+        inner = library.Tokenizer(library.models.Unigram([(word, -1.0 - i) for word, i in words.items()], 0, False))
+    else:
+        inner = library.Tokenizer(library.models.BPE(words, [("a", "b")], unk_token="<unk>"))
+    inner.add_special_tokens(["<unk>", "<s>", "</s>"])
+    inner.post_processor = library.processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
+    return inner.to_str()
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_a_special_token_becomes_the_separator(kind: str) -> None:
+    plain = tok.from_json(llama(kind))
+    (note,) = plain.notes()
+    assert plain.separator is None and "has no <|endoftext|>" in note and "such as </s>" in note
+    tokenizer = tok.from_json(plain.separated_by("</s>").json)
+    assert (tokenizer.separator, tokenizer.vocab_size, tokenizer.notes()) == (2, 6, [])
+    assert tokenizer.encode("abab") == plain.encode("abab")
+    assert tokenizer.decode([2, 5, 2]) == "ab"
+    with pytest.raises(InputError, match=r"no special token '<S>'; did you mean '<s>'\?"):
+        plain.separated_by("<S>")
+    with pytest.raises(InputError, match="no special token 'ab'"):
+        plain.separated_by("ab")
+    with pytest.raises(InputError, match=r"has <\|endoftext\|> as its separator"):
+        tokenizer.separated_by("<s>")
 
 
 def test_bpe_is_deterministic_and_small_vocabularies_are_refused() -> None:

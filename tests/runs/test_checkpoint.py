@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from freetf_cli import durable
@@ -15,7 +17,9 @@ from freetf_cli.data.tokenizer import characters
 from freetf_cli.durable import SMALL
 from freetf_cli.errors import InputError
 from freetf_cli.latent.build import build_model, initialise_model
-from freetf_cli.runs.checkpoint import MANIFEST, Checkpoint, open_checkpoint, save_checkpoint
+from freetf_cli.runs import checkpoint as checkpoint_module
+from freetf_cli.runs.checkpoint import MANIFEST, Checkpoint, open_checkpoint, open_model, recover, save_checkpoint
+from freetf_cli.runs.folder import RunFolder
 
 RECIPE: Recipe = check_recipe(
     {
@@ -26,6 +30,9 @@ RECIPE: Recipe = check_recipe(
     },
     where="test",
 )
+
+
+FILES = ("model.safetensors", "optimizer.safetensors", "state.json", "tokenizer.json")
 
 
 def save(folder: Path, step: int = 7) -> torch.nn.Module:
@@ -126,6 +133,47 @@ def test_a_run_falls_back_to_its_newest_intact_checkpoint(tmp_path: Path) -> Non
         open_checkpoint(tmp_path, warnings.append)
 
 
+@pytest.mark.parametrize("reader", ["_verify", "_read_state", "_header", "_load", "load_file", "tokenizers.load", "_read_manifest"])
+def test_a_checkpoint_that_a_running_training_deletes_is_looked_up_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reader: str
+) -> None:
+    """It is gone just before one of its files is read, and a newer one is there."""
+    save(tmp_path / "checkpoints" / "step-000007")
+    owner, name = (checkpoint_module.tokenizers, "load") if "." in reader else (checkpoint_module, reader)
+    plain, warnings = getattr(owner, name), list[str]()
+
+    def rotated(path: Path, *words: object, **options: object) -> object:
+        if (old := tmp_path / "checkpoints" / "step-000007").exists():
+            save(tmp_path / "checkpoints" / "step-000008", step=8)
+            shutil.rmtree(old)
+        return plain(path, *words, **options)
+
+    monkeypatch.setattr(owner, name, rotated)
+    checkpoint, model = open_model(tmp_path, torch.device("cpu"), warnings.append)
+    assert (checkpoint.step, warnings) == (8, [])
+    want = load_file(tmp_path / "checkpoints" / "step-000008" / "model.safetensors")
+    assert all(torch.equal(want[name], weight) for name, weight in model.state_dict().items())
+    shutil.rmtree(tmp_path / "checkpoints")
+    assert checkpoint.tokenizer().vocab_size == 5 and set(checkpoint.sha256) == {*FILES}
+
+
+def test_a_checkpoint_is_deleted_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in (7, 8):
+        save(tmp_path / "checkpoints" / f"step-00000{step}", step=step)
+
+    def killed(path: Path) -> None:
+        (path / "model.safetensors").unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        RunFolder(tmp_path).prune(keep_last=1, keep_every=0)
+    monkeypatch.undo()
+    assert [path.name for path in (tmp_path / "checkpoints").glob("step-*")] == ["step-000008"]
+    recover(tmp_path / "checkpoints")
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000008"]
+
+
 def test_a_failed_save_keeps_the_old_checkpoint_and_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path / "step-000007")
     before = (tmp_path / "step-000007" / MANIFEST).read_text()
@@ -139,6 +187,40 @@ def test_a_failed_save_keeps_the_old_checkpoint_and_leaves_no_files(tmp_path: Pa
         save(tmp_path / "step-000007", step=9)
     assert [path.name for path in tmp_path.iterdir()] == ["step-000007"]
     assert (tmp_path / "step-000007" / MANIFEST).read_text() == before
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_named_by_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """Writes and safetensors raise errors that do not say where."""
+
+    def full(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("freetf_cli.runs.checkpoint.save_file", full)
+    with pytest.raises(OSError) as caught:
+        save(tmp_path / "step-000007")
+    assert (caught.value.errno, caught.value.filename) == (28, str(tmp_path / "step-000007"))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has /dev/full")
+def test_a_full_disk_is_named_by_the_record(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.faults_file = Path("/dev/full")
+    with pytest.raises(OSError) as caught:
+        run.append_fault(step=1)
+    assert (caught.value.errno, caught.value.filename) == (28, "/dev/full")
+
+
+def test_another_error_of_safetensors_stays_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("freetf_cli.runs.checkpoint.save_file", lambda *_: (_ for _ in ()).throw(SafetensorError("invalid")))
+    with pytest.raises(SafetensorError, match="invalid"):
+        save(tmp_path / "step-000007")
 
 
 @pytest.mark.parametrize(("make", "what"), [("nothing", "no such run"), ("empty", "not a run"), ("young", "no checkpoint yet")])

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from freetf_cli.config.files import check_recipe
-from freetf_cli.config.recipe import Recipe
+from freetf_cli.config.latent import ARCHITECTURE
+from freetf_cli.config.recipe import ModelConfig, MultiTokenConfig, Recipe
 from freetf_cli.data.manifest import Origin
 from freetf_cli.data.tokenizer import characters
 from freetf_cli.data.writer import DatasetWriter
@@ -98,10 +99,12 @@ ALIKE: dict[str, Any] = {**PLAIN, "attention": "multi-token", "multi_token": {"n
         ({**PLAIN, "attention": "talking-heads", "separator": 0}, PLAIN, "model.document_mask was false"),
         ({**ALIKE, "document_mask": False}, PLAIN, ""),
         (PLAIN, {**PLAIN, "document_mask": True, "separator": 0}, "model.document_mask was true"),
-        ({**ALIKE, "multi_token": {"norm": "plain"}}, ALIKE, "norm = 'plain' norms heads in another way ('none' would not)"),
+        ({**ALIKE, "multi_token": {"norm": "plain"}}, ALIKE, "model.multi_token.norm was 'none'"),
         ({**ALIKE, "multi_token": {"norm": "none", "mask": "exact"}}, ALIKE, "mask was 'double'"),
         ({**ALIKE, "multi_token": {"norm": "none", "mask": "exact"}}, PLAIN, ""),
-        ({**PLAIN, "attention": "differential"}, PLAIN, "differential attention reads the same weights in another way"),
+        ({**PLAIN, "attention": "differential"}, PLAIN, "model.attention was 'softmax'"),
+        ({**PLAIN, "attention": "differential"}, {**PLAIN, "attention": "differential", "attention_layers": [0, 1, 2]}, "in block 3"),
+        ({**PLAIN, "document_mask": True, "separator": 1}, {**PLAIN, "document_mask": True, "separator": 0}, "model.separator was 0"),
     ],
 )
 def test_what_makes_a_model_differ_from_its_start_is_named(ours: dict[str, Any], start: dict[str, Any], named: str) -> None:
@@ -125,3 +128,73 @@ def test_a_latent_of_another_architecture_is_named_and_another_kappa_is_not() ->
     assert why is not None
     assert "latent.depth was 2" in why
     assert "latent.window was 2" in why
+
+
+MULTI = {"attention": "multi-token", "multi_token": {"norm": "none", "kq": "pre", "c_q": 3, "c_k": 3, "kq_layers": [1, 3]}}
+LATENT = {"kappa": 0.5, "bits": 4}
+Change = tuple[dict[str, Any], dict[str, Any]]  # model and latent of the start, and what the other model has instead
+CHANGES: dict[str, Change] = {
+    "layers": ({}, {"layers": 2}),
+    "width": ({}, {"width": 48}),
+    "heads": ({}, {"heads": 2}),
+    "kv_heads": ({"kv_heads": 2}, {"heads": 8, "kv_heads": 4}),
+    "ffn": ({}, {"ffn": 64}),
+    "vocab": ({}, {"vocab": 30}),
+    "context": ({}, {"context": 33}),
+    "tie_embeddings": ({}, {"tie_embeddings": False}),
+    "rope_theta": ({}, {"rope_theta": 100.0}),
+    "norm_eps": ({}, {"norm_eps": 0.5}),
+    "attention": ({}, {"attention": "differential"}),
+    "attention_layers": ({"attention": "differential", "attention_layers": [0, 1]}, {"attention_layers": [0, 1, 2]}),
+    "multi_token": ({}, {"attention": "multi-token", "multi_token": {"norm": "gate"}}),
+    "document_mask": ({}, {"document_mask": True, "separator": 0}),
+    "separator": ({"document_mask": True, "separator": 0}, {"separator": 1}),
+    "multi_token.kq": (MULTI, {"kq": "both"}),
+    "multi_token.mix": (MULTI | {"multi_token": MULTI["multi_token"] | {"mix": "none"}}, {"mix": "post"}),  # type: ignore[operator]
+    "multi_token.c_q": (MULTI, {"c_q": 2}),
+    "multi_token.c_k": (MULTI, {"c_k": 5}),
+    "multi_token.c_h": (MULTI, {"c_h": 2}),
+    "multi_token.form": (MULTI, {"form": "full"}),
+    "multi_token.mask": (MULTI, {"mask": "exact"}),
+    "multi_token.norm": (MULTI, {"norm": "plain"}),
+    "multi_token.kq_layers": (MULTI, {"kq_layers": [1, 2, 3]}),
+    "multi_token.cache": (MULTI, {"cache": "rows"}),
+    "latent.kind": ({}, {"kind": "binary"}),  # there is only one
+    "latent.bits": ({}, {"bits": 5}),
+    "latent.depth": ({}, {"depth": 3}),
+    "latent.window": ({}, {"window": 3}),
+    "latent.encoder": ({}, {"encoder": "full"}),
+    "latent.options": ({}, {"options": {}}),  # the binary latent has none
+}
+
+
+def test_every_setting_of_the_architecture_has_a_trial() -> None:
+    fields = [*ModelConfig.model_fields, *(f"multi_token.{name}" for name in MultiTokenConfig.model_fields)]
+    assert set(CHANGES) == {*fields, *(f"latent.{name}" for name in ARCHITECTURE)}
+
+
+@pytest.mark.parametrize("key", CHANGES)
+def test_a_setting_is_named_if_and_only_if_it_changes_what_the_weights_compute(key: str, tmp_path: Path) -> None:
+    """Weights that are drawn at random, so that no kernel is the identity, in two models that differ in one setting."""
+    table, (base, other) = key.rpartition(".")[0], CHANGES[key]
+    model = {"layers": 4, "width": 32, "heads": 4, "vocab": 29, "context": 65} | base
+    latent = LATENT if table == "latent" else None
+    changed = model | ({"multi_token": model["multi_token"] | other} if table == "multi_token" else {} if latent else other)
+    start = made_of(model, latent)
+    ours = made_of(changed, latent and latent | other)
+    trained = make_model(start, torch.device("cpu"), None, None)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in trained.parameters():
+            weight.copy_(torch.randn(weight.shape, generator=generator) * 0.3)
+    state = {"step": 1, "recipe": start.model_dump(exclude_none=True), "data": {"sha256": ""}}
+    save_checkpoint(tmp_path / "start", trained, {}, state, characters("ab", separator=False))
+    try:
+        loaded = make_model(ours, torch.device("cpu"), Checkpoint.open(tmp_path / "start"), None)
+    except InputError:
+        return
+    tokens = torch.randint(29, (2, 24), generator=generator)
+    tokens[:, [5, 11]] = torch.tensor([0, 1])
+    noise = torch.rand(2, 24, 4, generator=generator) if latent else None
+    same = torch.allclose(trained(tokens, noise=noise).logits, loaded(tokens, noise=noise).logits, atol=1e-4)
+    assert (unlike_its_start(ours, start) is None) == same
