@@ -87,7 +87,8 @@ class Loop:
         self.optimizer = make_optimizer(engine.model, self.config, device, engine.parameters)
         self.noise_generator = torch.Generator(device=device)
         self.rows = self.world.rows(self.config.batch, self.config.grad_accum_steps)
-        self.update = TrainStep(engine, self.optimizer, self.config, device, (self.config.batch // self.world.size, source.context))
+        shape = (self.config.batch // self.world.size, source.context)
+        self.update = TrainStep(engine, self.optimizer, self.config, device, shape, hooks.warn)
         self.batches = Prefetch(self._batch, self.config.steps)
         self.saver = sharded().ShardedSaver() if recipe.parallel.is_sharded else None
         self.step = self.saved_step = self.tokens = 0  # tokens: the targets that counted
@@ -101,7 +102,7 @@ class Loop:
         return self.engine.model
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Take over a checkpoint's step and optimizer moments, and the weights where they are sharded. Raises InputError if they do not fit the model."""
+        """Take over a checkpoint's step and moments, and its weights where they are sharded. Raises InputError if they do not fit."""
         self.step = self.saved_step = checkpoint.step
         tokens = checkpoint.state.get("tokens")
         self.tokens = tokens if type(tokens) is int else 0

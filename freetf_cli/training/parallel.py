@@ -43,6 +43,7 @@ class Engine:
     are sharded. After `collect`, their gradients are those of the whole batch.
     """
 
+    is_alone = True
     warm_up = WARM_UP
     captures = True  # whether forward and backward can be captured as a CUDA graph
     offloads = False  # whether the parameters are in the host's memory, not on the device of the forward
@@ -86,6 +87,7 @@ class Engine:
 class Replicated(Engine):
     """A copy of the model in each process. DistributedDataParallel sums gradients, in buckets, while the backward goes on."""
 
+    is_alone = False
     warm_up = WARM_UP_DDP
 
     def __init__(self, model: Decoder, config: TrainConfig, device: torch.device, world: World) -> None:
@@ -115,6 +117,8 @@ class Sharded(Engine):
     the units but the last are gathered in it; embedding and residual stream stay in float32, as on one GPU. Gradients are reduced
     in float32.
     """
+
+    is_alone = False
 
     def __init__(self, model: Decoder, recipe: Recipe, device: torch.device, world: World) -> None:
         """model: on the meta device. Its parameters are on the device afterwards, and not set yet."""

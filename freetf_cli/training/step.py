@@ -10,7 +10,7 @@ Shapes: B sequences, T positions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from torch import nn
 
 from freetf_cli.config.recipe import TrainConfig
 from freetf_cli.device import autocast_dtype
-from freetf_cli.errors import InputError
+from freetf_cli.errors import InputError, is_out_of_memory
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.model.latent import ObjectiveWeights
 from freetf_cli.training.parallel import Engine
@@ -51,8 +51,9 @@ class TrainStep:
         config: TrainConfig,
         device: torch.device,
         shape: tuple[int, int],  # (B, T) of this process's share of a batch
+        warn: Callable[[str], None] = lambda message: None,
     ) -> None:
-        self.engine, self.optimizer, self.config, self.device = engine, optimizer, config, device
+        self.engine, self.optimizer, self.config, self.device, self.warn = engine, optimizer, config, device, warn
         latent = self.model.latent
         self.inputs, self.targets = (torch.zeros(shape, dtype=torch.int64, device=device) for _ in range(2))
         noise_shape = () if latent is None else latent.noise_shape(shape[1])
@@ -84,7 +85,7 @@ class TrainStep:
         for group in self.optimizer.param_groups:  # on a CPU a tensor would round the rate to float32
             group["lr"] = self.lr if self.device.type == "cuda" and self._fused else lr
         if self._uses_graph and self._graph is None:
-            self._graph = self._capture()
+            self._try_to_capture()
         if self._graph is None:
             self._update()
         else:
@@ -116,7 +117,7 @@ class TrainStep:
             with autocast(self.config, self.device):
                 output = self.engine.forward(self.inputs[rows], noise=self.noise[rows], targets_BT=self.targets[rows], weights=self.weights)
             assert output.losses is not None
-            (output.losses.objective / self.count).backward()
+            (output.losses.objective / self.count).backward()  # type: ignore[no-untyped-call]
             self.sums += output.losses.stack()
         self.engine.collect(self.sums)
         self._clip()
@@ -143,6 +144,18 @@ class TrainStep:
         self.consecutive_skips.copy_(torch.where(failed, self.consecutive_skips + 1, torch.zeros_like(self.consecutive_skips)))
         self.halted.copy_(torch.maximum(self.halted, (self.consecutive_skips > self.config.skip_limit).float()))
         self.skip_update.copy_(torch.maximum(self.halted, failed.float()))
+
+    def _try_to_capture(self) -> None:
+        """Capture the update. If an engine for several processes cannot be captured, go on without a graph."""
+        try:
+            self._graph = self._capture()
+        except RuntimeError as error:
+            if self.engine.is_alone or is_out_of_memory(error):
+                raise
+            self._uses_graph = False
+            self.engine.zero_grad()
+            self.halted.zero_()
+            self.warn(f"steps are not replayed as a CUDA graph, which cannot be captured here: {str(error).splitlines()[0]}")
 
     def _capture(self) -> torch.cuda.CUDAGraph:
         """The update as a CUDA graph. The warm-up updates run halted, so that weights, moments and step counters stay as they are."""

@@ -165,6 +165,26 @@ def test_an_optimizer_that_is_not_fused_is_not_called() -> None:
     assert not same(everything(update), good)
 
 
+def test_an_engine_that_cannot_be_captured_goes_on_without_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    warnings: list[str] = []
+    update, plain = updater(fresh(True), settings()), updater(fresh(True), settings())
+    update.warn = warnings.append
+    monkeypatch.setattr(update, "_uses_graph", True)
+    monkeypatch.setattr(update, "_capture", lambda: pytest.fail("captured again") if warnings else fail())
+    with pytest.raises(RuntimeError, match="operation not permitted"):
+        advance(update, 0)  # of one process: a bug, which must not pass in silence
+    monkeypatch.setattr(update.engine, "is_alone", False)
+    for step in range(2):
+        advance(update, step)
+        advance(plain, step)
+    assert same(everything(update), everything(plain))
+    assert warnings == ["steps are not replayed as a CUDA graph, which cannot be captured here: operation not permitted"]
+
+
+def fail() -> None:
+    raise RuntimeError("operation not permitted\nCUDA kernel errors might be …")
+
+
 def test_updates_while_halted_leave_no_trace() -> None:
     """The warm-up before a capture relies on this."""
     warmed, plain = updater(fresh(True), settings()), updater(fresh(True), settings())
