@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from freetf_cli.errors import FreetfError, InputError, Interrupted, Stopped, is_out_of_memory
-from freetf_cli.training.launch import LOST, launched, started_processes
+from freetf_cli.training.elastic import LOST, launched, started_processes
 from freetf_cli.training.signals import RESUME, StopRequest, stop_error
 
 JOIN_TIMEOUT = 300.0  # seconds that processes wait for each other at the start
@@ -144,7 +144,7 @@ def _rendezvous(backend: str, size: int, stop: StopRequest) -> None:
     what = f"{size} processes could not connect at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} (WORLD_SIZE, MASTER_ADDR)"
     while not wait([joining], timeout=0.05).done:
         if stop.signal is not None:
-            raise stop_error(stop.signal, "before its first step")
+            raise PeerLost if launched() else stop_error(stop.signal, "before its first step")  # the launcher knows if another one died
         if time.monotonic() - began > JOIN_TIMEOUT:
             raise FreetfError(f"{what} within {JOIN_TIMEOUT:.0f} s")
     if error := joining.exception():

@@ -75,18 +75,23 @@ class Children:
 
 
 @contextmanager
+def passing_on(children: Children) -> Iterator[None]:
+    """Inside the block, child processes get this one's signals."""
+    with signal_handler(children.pass_on), signal_handler(children.pause, ["SIGTSTP"]):
+        yield
+
+
+@contextmanager
 def child_processes() -> Iterator[Children]:
     """Child processes that get this one's signals inside the block. Those still running at its end are stopped."""
     children = Children()
-    with signal_handler(children.pass_on):
-        before = signal.signal(signal.SIGTSTP, children.pause)
+    with passing_on(children):
         try:
             yield children
         finally:
             children.send(signal.SIGTERM)
             for process in children.all:
                 process.wait()
-            signal.signal(signal.SIGTSTP, before)
 
 
 @dataclass(frozen=True)
