@@ -142,12 +142,13 @@ def _rendezvous(backend: str, size: int, stop: StopRequest) -> None:
     """Initialise the process group in a thread, because the call blocks and does not react to signals."""
     began, joining = time.monotonic(), ThreadPoolExecutor(1, "freetf-rendezvous").submit(dist.init_process_group, backend)
     what = f"{size} processes could not connect at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} (WORLD_SIZE, MASTER_ADDR)"
-    while not wait([joining], timeout=0.05).done:
-        if stop.signal is not None:
-            raise PeerLost if launched() else stop_error(stop.signal, "before its first step")  # the launcher knows if another one died
+    while not wait([joining], timeout=0.05).done and stop.signal is None:
         if time.monotonic() - began > JOIN_TIMEOUT:
             raise FreetfError(f"{what} within {JOIN_TIMEOUT:.0f} s")
-    if error := joining.exception():
+    error = joining.exception() if joining.done() else None
+    if stop.signal is not None and (error or not joining.done()):  # a launcher reports it, or why it ended this process
+        raise PeerLost if launched() else stop_error(stop.signal, "before its first step")
+    if error:
         raise FreetfError(f"{what}: {[*str(error).splitlines(), type(error).__name__][0][:200]}")
 
 

@@ -25,7 +25,9 @@ INTERVAL = 0.05  # seconds between looks at the processes
 
 def freetf_command(words: Sequence[str]) -> list[str]:
     """The command line of `freetf WORDS` in a process that imports from the same places as this one."""
-    code = f"import sys; sys.path[:] = {sys.path!r}; sys.argv[0] = {sys.argv[0]!r}; from freetf_cli.cli.app import main; sys.exit(main())"
+    begin = f"import signal, sys; sys.path[:] = {sys.path!r}; sys.argv[0] = {sys.argv[0]!r}"
+    load = "signal.signal(2, signal.SIG_DFL); from freetf_cli.cli.app import main; signal.signal(2, signal.default_int_handler)"
+    code = f"{begin}; {load}; sys.exit(main())"  # SIGINT during the import would show a traceback
     return [sys.executable, "-c", code, *words]
 
 
