@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 from freetf_cli.errors import FreetfError, InputError, Interrupted, Stopped, is_out_of_memory
-from freetf_cli.training.launch import LOST, launched, started_processes
+from freetf_cli.training.elastic import LOST, launched, started_processes
 from freetf_cli.training.signals import RESUME, StopRequest, stop_error
 
 JOIN_TIMEOUT = 300.0  # seconds that processes wait for each other at the start
@@ -150,12 +150,13 @@ def _rendezvous(backend: str, size: int, stop: StopRequest) -> None:
     """Initialise the process group in a thread, because the call blocks and does not react to signals."""
     began, joining = time.monotonic(), ThreadPoolExecutor(1, "freetf-rendezvous").submit(dist.init_process_group, backend)
     what = f"{size} processes could not connect at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} (WORLD_SIZE, MASTER_ADDR)"
-    while not wait([joining], timeout=0.05).done:
-        if stop.signal is not None:
-            raise stop_error(stop.signal, "before its first step")
+    while not wait([joining], timeout=0.05).done and stop.signal is None:
         if time.monotonic() - began > JOIN_TIMEOUT:
             raise FreetfError(f"{what} within {JOIN_TIMEOUT:.0f} s")
-    if error := joining.exception():
+    error = joining.exception() if joining.done() else None
+    if stop.signal is not None and (error or not joining.done()):  # a launcher reports it, or why it ended this process
+        raise PeerLost if launched() else stop_error(stop.signal, "before its first step")
+    if error:
         raise FreetfError(f"{what}: {[*str(error).splitlines(), type(error).__name__][0][:200]}")
 
 
