@@ -33,7 +33,7 @@ def choose_tokens(logits_BV: Tensor, quantiles_B: Tensor, temperature: float = 1
     total_B1 = cumulative_BV[:, -1:]
     target_B1 = quantiles_B[:, None].to(cumulative_BV.dtype) * total_B1
     target_B1 = torch.minimum(target_B1, torch.nextafter(total_B1, torch.zeros_like(total_B1)))  # where the product rounds to the total
-    return torch.searchsorted(cumulative_BV, target_B1, right=True)[:, 0]
+    return torch.searchsorted(cumulative_BV, target_B1, right=True)[:, 0].clamp(max=cumulative_BV.shape[-1] - 1)  # NaN is above all
 
 
 def _nucleus(p_BV: Tensor, top_p: float) -> Tensor:
