@@ -67,8 +67,8 @@ def main(argv: list[str] | None = None) -> int:
     # Writing what is still buffered can fail too: a full disk, a closed pipe.
     code = code or failures.attempt(sys.stdout.flush, words)
     distributed = sys.modules.get("freetf_cli.training.distributed")
-    if distributed is not None and distributed.left_open:
-        os._exit(code)  # the interpreter's clean-up would wait for dead processes, or abort
+    if distributed is not None and distributed.joined:
+        os._exit(code)  # the interpreter's clean-up could wait for dead processes, or abort
     return code
 
 

@@ -53,7 +53,7 @@ def train(
     $ freetf train paper-1.5b-free --dry-run
     """
     from freetf_cli.config.files import load_recipe
-    from freetf_cli.training.launch import is_main_process, launch, started_processes
+    from freetf_cli.training.elastic import is_main_process, launch, started_processes
     from freetf_cli.training.signals import stop_on_signals
 
     started = started_processes()
@@ -70,7 +70,7 @@ def train(
         raise typer.Exit(launch(context.find_root().obj, loaded.parallel.processes))
     if loaded.parallel.processes != started:
         raise InputError(f"parallel.processes = {loaded.parallel.processes}, but {started} processes were started")
-    with stop_on_signals() as stop:  # loading takes seconds and must react to signals too
+    with stop_on_signals(then_ignore=started > 1) as stop:  # loading takes seconds and must react to signals too
         result = run_training(loaded, recipe, out, device, stop, resume=resume, init_from=init_from)
         if is_main_process():
             show(result, json=json)
@@ -105,7 +105,7 @@ def run_training(
     from freetf_cli.report.progress import TrainingProgress
     from freetf_cli.runs.checkpoint import open_checkpoint
     from freetf_cli.training.distributed import local_device, process_group
-    from freetf_cli.training.launch import stop_when_orphaned
+    from freetf_cli.training.elastic import stop_when_orphaned
     from freetf_cli.training.loop import Hooks
     from freetf_cli.training.run import train as train_recipe
     from freetf_cli.training.start import current_argv

@@ -19,13 +19,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from freetf_cli.errors import FreetfError, InputError, Interrupted, Stopped, is_out_of_memory
-from freetf_cli.training.launch import LOST, launched, started_processes
+from freetf_cli.training.elastic import LOST, launched, started_processes
 from freetf_cli.training.signals import RESUME, StopRequest, stop_error
 
 JOIN_TIMEOUT = 300.0  # seconds that processes wait for each other at the start
 BUCKET = 2**24  # numbers per all-reduce; reducing all gradients at once would need a copy of them all
 
-left_open = False  # whether this process belongs to a group that it could not leave: it must exit without the interpreter's clean-up
+# Whether this process has joined a group: it must exit without the interpreter's clean-up, during which gloo's threads can abort it.
+joined = False
 
 
 class PeerLost(FreetfError):
@@ -124,8 +125,8 @@ def process_group(device: torch.device, stop: StopRequest) -> Iterator[World]:
             what = f"parallel.processes = {size}: {here} on a machine with {devices} CUDA devices"
             raise InputError(what, hint="use one process per device, or --device cpu")
         torch.cuda.set_device(local_device(device))
-    global left_open
-    left_open = True
+    global joined
+    joined = True
     _rendezvous("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", size, stop)
     stopped: FreetfError | None = None
     try:
@@ -133,7 +134,6 @@ def process_group(device: torch.device, stop: StopRequest) -> Iterator[World]:
     except (Stopped, Interrupted) as error:  # all processes stop at the same step
         stopped = error
     dist.destroy_process_group()  # not after other errors: it would wait for processes that may be dead
-    left_open = False
     if stopped:
         raise stopped
 
@@ -142,12 +142,13 @@ def _rendezvous(backend: str, size: int, stop: StopRequest) -> None:
     """Initialise the process group in a thread, because the call blocks and does not react to signals."""
     began, joining = time.monotonic(), ThreadPoolExecutor(1, "freetf-rendezvous").submit(dist.init_process_group, backend)
     what = f"{size} processes could not connect at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} (WORLD_SIZE, MASTER_ADDR)"
-    while not wait([joining], timeout=0.05).done:
-        if stop.signal is not None:
-            raise stop_error(stop.signal, "before its first step")
+    while not wait([joining], timeout=0.05).done and stop.signal is None:
         if time.monotonic() - began > JOIN_TIMEOUT:
             raise FreetfError(f"{what} within {JOIN_TIMEOUT:.0f} s")
-    if error := joining.exception():
+    error = joining.exception() if joining.done() else None
+    if stop.signal is not None and (error or not joining.done()):  # a launcher reports it, or why it ended this process
+        raise PeerLost if launched() else stop_error(stop.signal, "before its first step")
+    if error:
         raise FreetfError(f"{what}: {[*str(error).splitlines(), type(error).__name__][0][:200]}")
 
 

@@ -25,7 +25,9 @@ INTERVAL = 0.05  # seconds between looks at the processes
 
 def freetf_command(words: Sequence[str]) -> list[str]:
     """The command line of `freetf WORDS` in a process that imports from the same places as this one."""
-    code = f"import sys; sys.path[:] = {sys.path!r}; sys.argv[0] = {sys.argv[0]!r}; from freetf_cli.cli.app import main; sys.exit(main())"
+    begin = f"import signal, sys; sys.path[:] = {sys.path!r}; sys.argv[0] = {sys.argv[0]!r}"
+    load = "signal.signal(2, signal.SIG_DFL); from freetf_cli.cli.app import main; signal.signal(2, signal.default_int_handler)"
+    code = f"{begin}; {load}; sys.exit(main())"  # SIGINT during the import would show a traceback
     return [sys.executable, "-c", code, *words]
 
 
@@ -75,18 +77,23 @@ class Children:
 
 
 @contextmanager
+def passing_on(children: Children) -> Iterator[None]:
+    """Inside the block, child processes get this one's signals."""
+    with signal_handler(children.pass_on), signal_handler(children.pause, ["SIGTSTP"]):
+        yield
+
+
+@contextmanager
 def child_processes() -> Iterator[Children]:
     """Child processes that get this one's signals inside the block. Those still running at its end are stopped."""
     children = Children()
-    with signal_handler(children.pass_on):
-        before = signal.signal(signal.SIGTSTP, children.pause)
+    with passing_on(children):
         try:
             yield children
         finally:
             children.send(signal.SIGTERM)
             for process in children.all:
                 process.wait()
-            signal.signal(signal.SIGTSTP, before)
 
 
 @dataclass(frozen=True)

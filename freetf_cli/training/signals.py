@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from types import FrameType
 
 from freetf_cli.errors import FreetfError, Interrupted, Stopped
 
+STOPPING = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")  # the signals that stop a command
 RESUME = "resume with the same command and --resume auto"
 
 
@@ -31,13 +32,16 @@ def stop_error(number: signal.Signals, when: str, where: str = "", hint: str = R
 
 
 @contextmanager
-def signal_handler(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Call `handler` on SIGINT, SIGTERM, SIGUSR1 and SIGHUP inside the block, but not on ignored ones (`nohup` ignores SIGHUP)."""
+def signal_handler(
+    handler: Callable[[int, FrameType | None], None], names: Sequence[str] = STOPPING, *, then_ignore: bool = False
+) -> Iterator[None]:
+    """Call `handler` on some signals inside the block, but not on ignored ones (`nohup` ignores SIGHUP). then_ignore: after the block."""
     with ExitStack() as stack:
-        for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"):
-            number = getattr(signal, name, None)  # Windows has only the first two
+        for name in names:
+            number = getattr(signal, name, None)  # Windows has only SIGINT and SIGTERM
             if number is not None and (name == "SIGINT" or signal.getsignal(number) is not signal.SIG_IGN):
-                stack.callback(signal.signal, number, signal.signal(number, handler))
+                before = signal.signal(number, handler)
+                stack.callback(signal.signal, number, signal.SIG_IGN if then_ignore else before)
         yield
 
 
@@ -58,8 +62,12 @@ def stop_at_once() -> Iterator[None]:
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
-    """Inside the block, signals set a StopRequest instead of ending the process."""
+def stop_on_signals(*, then_ignore: bool = False) -> Iterator[StopRequest]:
+    """Inside the block, signals set a StopRequest instead of ending the process.
+
+    then_ignore: after the block they do nothing. An elastic agent sends SIGTERM to the processes that are still ending when the first one
+    has stopped, and they must end with their own exit code.
+    """
     request = StopRequest()
-    with signal_handler(request):
+    with signal_handler(request, then_ignore=then_ignore):
         yield request

@@ -1,6 +1,6 @@
 """`freetf train` with two processes: one run, one line on stderr if it fails, and the exit code of the reason.
 
-Signals and kills at many moments are in tests/reliability (`ranks`, `launched`); the launcher alone is in tests/training/test_launch.py.
+Signals and kills at many moments are in tests/reliability (`ranks`, `launched`); the launcher alone is in tests/training/test_elastic.py.
 """
 
 from __future__ import annotations
@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.cli.test_train import LONG, rows, training, wait_for_a_step
+from tests.conftest import ROOT
 from tests.reliability.ranks import ranks_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reason="POSIX")]
@@ -93,3 +96,36 @@ def test_an_impossible_environment_is_refused(refused, monkeypatch, recipe_file,
     for name, value in {**usual, **variables}.items():
         monkeypatch.setenv(name, value)
     assert what in refused("train", recipe_file, "--dry-run")
+
+
+def test_the_slurm_script_stops_before_its_time_and_queues_itself_again(workshop, tmp_path, environment):
+    """Two agents of two processes take the place of two machines; SIGUSR1 to one of them, as SLURM sends it, stops all."""
+    tools = {
+        "torchrun": f'exec {sys.executable} -m torch.distributed.run "$@"',
+        "srun": f'"$@" & echo $! > {tmp_path}/task\n"$@" & wait',
+        "scontrol": f'[ "$1" = show ] && echo localhost || echo "$@" >> {tmp_path}/queued',
+    }
+    for name, script in tools.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    slurm = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "here", "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "2", "PORT": str(port)}
+    path = {"PATH": f"{tmp_path}:{environment['PATH']}", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    recipe, run = tmp_path / "long.toml", tmp_path / "run"
+    recipe.write_text((workshop / "free.toml").read_text().replace("steps = 6", "steps = 9000").replace("every = 3", "every = 0"))
+    command = ["bash", str(ROOT / "docs" / "slurm.sbatch"), str(recipe), str(run)]
+    variables = {**environment, **path, **slurm}
+    process = subprocess.Popen(command, env=variables, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        wait_for_a_step(run, process)
+        os.kill(int((tmp_path / "task").read_text()), signal.SIGUSR1)
+        _, stderr = process.communicate(timeout=60)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert (process.returncode, (tmp_path / "queued").read_text()) == (0, "requeue 7\n"), stderr
+    assert "freetf: error: stopped by SIGUSR1 after step" in stderr
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert (manifest["status"], manifest["processes"]) == ("stopped", 4)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -18,28 +19,39 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="/proc")
 LAUNCHER = """
 import sys
 from freetf_cli.cli import failures
-from freetf_cli.training import launch, pool
-pool.freetf_command = lambda words: [sys.executable, "-c", *words]
-sys.exit(failures.attempt(lambda: launch.launch([sys.argv[1]], 2), []))
+from freetf_cli.training import elastic
+elastic.freetf_command = lambda words: [sys.executable, "-c", *words]
+elastic.ANSWER = 1
+sys.exit(failures.attempt(lambda: elastic.launch([sys.argv[1]], 2), []))
 """
-RANK = """
+BEGIN = """
 import os, pathlib, signal, sys, time
-from freetf_cli.training.launch import stop_when_orphaned
+from freetf_cli.training.elastic import stop_when_orphaned
 from freetf_cli.training.signals import stop_on_signals
-with stop_on_signals() as stop:
+assert len("$$") == 2  # the agent substitutes nothing in the words
+rank = int(os.environ["RANK"])
+with stop_on_signals(then_ignore=True) as stop:
     stop_when_orphaned()
-    pathlib.Path("rank-" + os.environ["RANK"]).write_text(str(os.getpid()))
+    pathlib.Path(f"rank-{rank}").write_text(str(os.getpid()))
+"""
+# Waits for a signal. Process 0 takes longer to end: the agent sends it SIGTERM meanwhile.
+RANK = (
+    BEGIN
+    + """
     while stop.signal is None:
         time.sleep(0.01)
-    sys.stderr.write(f"rank {os.environ['RANK']}: {stop.signal.name}\\n")
-    sys.exit(130 if stop.signal == signal.SIGINT else 75)
+    sys.stderr.write(f"rank {rank}: {stop.signal.name}\\n")
+time.sleep(0.5 * (1 - rank))
+sys.exit(130 if stop.signal == signal.SIGINT else 75)
 """
-FAILING = """
-import os, pathlib, sys, time
-pathlib.Path("rank-" + os.environ["RANK"]).write_text(str(os.getpid()))
-time.sleep(0.5)
-sys.exit("rank 1: its own error" if os.environ["RANK"] == "1" else 76)
-"""
+)
+# Process 0 loses process 1, which ends in some way.
+LOSING = BEGIN + "    time.sleep(0.5)\n    if rank == 0:\n        sys.exit(76)\n    "
+FAILS = LOSING + "sys.exit('rank 1: its own error')"
+DIES = LOSING + "os.kill(os.getpid(), signal.SIGKILL)"
+STOPS = LOSING + "os.kill(os.getpid(), signal.SIGSTOP)"
+HANGS = LOSING + "time.sleep(100)"
+HINT = "resume with the same command and --resume auto\n"
 
 
 @pytest.fixture
@@ -60,6 +72,9 @@ def launched(tmp_path: Path, environment: dict[str, str]) -> Iterator[Callable[[
     yield start
     for process in started:
         process.kill()
+        for file in tmp_path.glob("rank-*"):
+            with suppress(ProcessLookupError):
+                os.kill(int(file.read_text()), signal.SIGKILL)
         process.communicate()
 
 
@@ -98,10 +113,20 @@ def test_a_second_interrupt_does_not_wait_for_a_process_that_hangs(launched):
     assert gone(pids)
 
 
-def test_a_process_that_fails_alone_is_the_one_whose_error_is_shown(launched):
-    process, _ = launched(FAILING)
-    _, stderr = process.communicate(timeout=30)
-    assert (process.returncode, stderr) == (1, "rank 1: its own error\n")
+@pytest.mark.parametrize(
+    ("script", "line"),
+    [
+        (FAILS, "rank 1: its own error\n"),
+        (DIES, f"freetf: error: process 1 of 2 was ended by SIGKILL; {HINT}"),
+        (STOPS, f"freetf: error: process 1 of 2 did not answer the others; {HINT}"),
+        (HANGS, f"freetf: error: process 1 of 2 did not answer the others; {HINT}"),
+    ],
+)
+def test_the_process_that_ended_the_run_is_named(launched, script, line):
+    process, pids = launched(script)
+    _, stderr = process.communicate(timeout=10)
+    assert (process.returncode, stderr) == (1, line)
+    assert gone(pids)
 
 
 def test_processes_do_not_import_from_the_current_folder(tmp_path, environment):
