@@ -67,8 +67,8 @@ def main(argv: list[str] | None = None) -> int:
     # Writing what is still buffered can fail too: a full disk, a closed pipe.
     code = code or failures.attempt(sys.stdout.flush, words)
     world = sys.modules.get("freetf_cli.training.world")
-    if world is not None and world.left_open:
-        os._exit(code)  # the interpreter's clean-up would wait for dead processes, or abort
+    if world is not None and world.joined:
+        os._exit(code)  # the interpreter's clean-up could wait for dead processes, or abort
     return code
 
 

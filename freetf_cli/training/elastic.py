@@ -106,14 +106,18 @@ class Ranks(Children):
         self.group: Any = None  # the agent's
         self.killed = False  # whether some did not end in time
 
+    def pids(self) -> list[int]:
+        """The pids of the processes, once all have been started."""
+        return [worker.id for worker in self.group.workers if worker.id] if self.group else []
+
     def send(self, number: int) -> None:
-        for worker in self.group.workers:
+        for pid in self.pids():
             with suppress(ProcessLookupError):
-                if os.getsid(worker.id) == worker.id:  # it leads a session; once it has ended, another process may get its pid
-                    os.kill(worker.id, number)
+                if os.getsid(pid) == pid:  # it leads a session; once it has ended, another process may get its pid
+                    os.kill(pid, number)
 
     def pass_on(self, number: int, frame: FrameType | None) -> None:
-        if self.group and all(worker.id for worker in self.group.workers):
+        if self.pids():
             super().pass_on(number, frame)
             if self.interrupted:
                 signal.alarm(KILL_AFTER)

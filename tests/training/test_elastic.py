@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ BEGIN = """
 import os, pathlib, signal, sys, time
 from freetf_cli.training.elastic import stop_when_orphaned
 from freetf_cli.training.signals import stop_on_signals
+assert len("$$") == 2  # the agent substitutes nothing in the words
 rank = int(os.environ["RANK"])
 with stop_on_signals(then_ignore=True) as stop:
     stop_when_orphaned()
@@ -70,6 +72,9 @@ def launched(tmp_path: Path, environment: dict[str, str]) -> Iterator[Callable[[
     yield start
     for process in started:
         process.kill()
+        for file in tmp_path.glob("rank-*"):
+            with suppress(ProcessLookupError):
+                os.kill(int(file.read_text()), signal.SIGKILL)
         process.communicate()
 
 

@@ -74,7 +74,7 @@ def test_two_processes_sum_and_agree() -> None:
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rank 1 of 3, whose peers never come."""
     monkeypatch.setattr(world_module.dist, "init_process_group", lambda backend: time.sleep(5))
-    monkeypatch.setattr(world_module, "left_open", False)
+    monkeypatch.setattr(world_module, "joined", False)
     for name, value in {"RANK": 1, "LOCAL_RANK": 1, "WORLD_SIZE": 3, "MASTER_ADDR": "somewhere", "MASTER_PORT": 1234}.items():
         monkeypatch.setenv(name, str(value))
 
@@ -86,7 +86,7 @@ def test_waiting_for_peers_ends_after_a_timeout(alone: None, monkeypatch: pytest
     with pytest.raises(FreetfError, match=error), process_group(torch.device("cpu"), StopRequest()):
         pass
     assert time.monotonic() - began < 3
-    assert world_module.left_open  # the program must exit without the interpreter's clean-up
+    assert world_module.joined  # the program must exit without the interpreter's clean-up
 
 
 def test_a_signal_ends_the_wait_for_peers(alone: None) -> None:
