@@ -17,6 +17,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,10 @@ def train_loop(setting: dict[str, Any]) -> tuple[Work, Callable[[], Any]]:
     api("latent.build:initialise_model", "model.free_transformer:initialise_model")(model, recipe.train.seed)
     folder = api("runs.folder:RunFolder", "run_folder:RunFolder").create(Path(tempfile.mkdtemp(dir=setting["scratch"])) / "run", recipe)
     hooks, stop = api("training.loop:Hooks")(), api("training.signals:StopRequest")()
-    loop = api("training.loop:Loop")(recipe, source, model.to(DEVICE).train(), folder, DEVICE, hooks, stop)
+    model = model.to(DEVICE).train()
+    if find_spec("freetf_cli.training.parallel"):
+        model = api("training.parallel:Engine")(model, recipe.train, DEVICE)
+    loop = api("training.loop:Loop")(recipe, source, model, folder, DEVICE, hooks, stop)
     loop.batches.__enter__()
 
     def work() -> None:

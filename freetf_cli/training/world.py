@@ -28,7 +28,8 @@ JOIN_TIMEOUT = 300.0  # seconds that processes wait for each other at the start
 ANSWER = 45.0  # seconds, between two steps, after which a process that does not answer counts as lost
 PATIENCE = timedelta(hours=2)  # for what one process does alone, or all do once: samples, a report, compiling
 
-left_open = False  # whether this process belongs to a group that it could not leave: it must exit without the interpreter's clean-up
+# Whether this process has joined a group: it must exit without the interpreter's clean-up, during which gloo's threads can abort it.
+joined = False
 
 
 class PeerLost(FreetfError):
@@ -131,8 +132,8 @@ def process_group(device: torch.device, stop: StopRequest) -> Iterator[World]:
             what = f"parallel.processes = {size}: {here} on a machine with {devices} CUDA devices"
             raise InputError(what, hint="use one process per device, or --device cpu")
         torch.cuda.set_device(local_device(device))
-    global left_open
-    left_open = True
+    global joined
+    joined = True
     _rendezvous("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", size, stop)
     groups = (dist.new_group(backend="gloo", timeout=timeout) for timeout in (timedelta(seconds=ANSWER), PATIENCE))
     stopped: FreetfError | None = None
@@ -141,7 +142,6 @@ def process_group(device: torch.device, stop: StopRequest) -> Iterator[World]:
     except (Stopped, Interrupted) as error:  # all processes stop at the same step
         stopped = error
     dist.destroy_process_group()  # not after other errors: it would wait for processes that may be dead
-    left_open = False
     if stopped:
         raise stopped
 

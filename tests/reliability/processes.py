@@ -130,7 +130,7 @@ def plant(step: int, length: int, value: float, gradient: bool) -> None:
     plain = TrainStep._update
 
     def update(self: TrainStep) -> None:
-        forward = self.forward
+        forward = self.engine.forward
 
         def poisoned(*words: Any, **options: Any) -> Output:
             output = forward(*words, **options)
@@ -138,9 +138,9 @@ def plant(step: int, length: int, value: float, gradient: bool) -> None:
 
         now = step <= int(self.number) + 1 < step + length
         hook = next(self.model.parameters()).register_hook(lambda grad: grad * value) if now and gradient else None
-        self.forward = poisoned if now and not gradient else forward
+        self.engine.forward = poisoned if now and not gradient else forward
         plain(self)
-        self.forward = forward
+        self.engine.forward = forward
         if hook is not None:
             hook.remove()
 
