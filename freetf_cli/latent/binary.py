@@ -40,7 +40,7 @@ from freetf_cli.model.block import Block
 from freetf_cli.model.context import Context
 from freetf_cli.model.decoder import initialise
 from freetf_cli.model.latent import Distribution, Injection, Latent, ObjectiveWeights
-from freetf_cli.model.weights import assign
+from freetf_cli.model.weights import Draws, fill
 from freetf_cli.records import LN2
 
 ZETA_STD = 0.02
@@ -110,12 +110,12 @@ class BinaryLatent(Latent):
             penalty = penalty + weights.mismatch * (share + gradient)
         return penalty
 
-    def initialise(self, generator: torch.Generator) -> None:
+    def initialise(self, draws: Draws) -> None:
         """Encoder as the decoder's blocks, ζ small, the table by `latent.table_init`."""
-        initialise(self.encoder, self.encoder.layers, generator)
+        initialise(self.encoder, self.encoder.layers, draws.within("encoder"))
         with torch.no_grad():
-            assign(self.encoder.zeta, torch.randn(len(self.encoder.zeta), generator=generator) * ZETA_STD)
-        self.post_sampler.initialise(self.config.table_init, self.config.table_std, generator)
+            draws.normal("encoder.zeta", self.encoder.zeta, ZETA_STD)
+        self.post_sampler.initialise(self.config.table_init, self.config.table_std, draws.within("post_sampler"))
 
     def parts(self) -> dict[str, nn.Module]:
         return {"encoder (training only)": self.encoder, f"post-sampler table, 2^{self.bits} rows": self.post_sampler}
@@ -227,18 +227,16 @@ class PostSampler(nn.Module):
         return _MapperGradient.apply(r_BTD, bit_logits_BTH, self.weight, drawn_BT, self.float8)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
-    def initialise(self, kind: Literal["bits", "independent"], std: float, generator: torch.Generator) -> None:
+    def initialise(self, kind: Literal["bits", "independent"], std: float, draws: Draws) -> None:
         """Set W, entries with deviation `std`. "independent": every row is drawn. "bits": W_z = Σ_h ±a_h, the sign being bit h of z.
 
         With "bits" each bit means the same in every code at the start: what the decoder learns from one code holds for the others.
         """
-        codes, width = self.weight.shape
         if kind == "independent":
-            assign(self.weight, torch.randn(codes, width, generator=generator) * std)
+            draws.normal("weight", self.weight, std)
             return
-        directions_HD = torch.randn(self.bits, width, generator=generator) * std / self.bits**0.5
-        signs_CH = 2.0 * code_bits(torch.arange(codes), self.bits) - 1.0
-        assign(self.weight, signs_CH @ directions_HD)
+        directions_HD = draws.block("directions", (self.bits, self.weight.shape[1])) * std / self.bits**0.5
+        fill(self.weight, lambda rows: (2.0 * code_bits(torch.arange(rows.start, rows.stop), self.bits) - 1.0) @ directions_HD)
 
 
 class _MapperGradient(torch.autograd.Function):

@@ -15,6 +15,7 @@ from freetf_cli.errors import InputError
 from freetf_cli.model.attention.registry import initialise_kinds
 from freetf_cli.model.decoder import Decoder, initialise
 from freetf_cli.model.latent import Latent
+from freetf_cli.model.weights import Draws
 
 
 def build_model(config: ModelConfig, latent: LatentConfig | None) -> Decoder:
@@ -51,13 +52,10 @@ def constants(config: ModelConfig, latent: LatentConfig | None) -> dict[str, tor
 
 @torch.no_grad()
 def initialise_model(model: Decoder, seed: int) -> None:
-    """Set all parameters from a seed. A Free model and its baseline get the same weights where they share them.
-
-    Decoder, latent and kinds of attention draw from streams of their own, so that none shifts the numbers of another.
-    """
-    of_decoder, of_latent = (torch.Generator().manual_seed(2 * seed + part) for part in (0, 1))
+    """Set all parameters from a seed. A Free model and its baseline get the same weights where they share them."""
+    draws = Draws(seed)
     decoder = nn.ModuleDict({name: child for name, child in model.named_children() if name != "latent"})
-    initialise(decoder, model.config.layers, of_decoder)
-    initialise_kinds(model.blocks, torch.Generator().manual_seed(-seed - 1))
+    initialise(decoder, model.config.layers, draws)
+    initialise_kinds(model.blocks, draws.within("blocks"))
     if model.latent is not None:
-        model.latent.initialise(of_latent)
+        model.latent.initialise(draws.within("latent"))

@@ -33,7 +33,7 @@ from freetf_cli.model.block import Block
 from freetf_cli.model.context import PADDING, Cache, Context, make_context
 from freetf_cli.model.latent import Distribution, Injection, Latent, ObjectiveWeights
 from freetf_cli.model.loss import IGNORE, LossTerms, latent_mask
-from freetf_cli.model.weights import assign
+from freetf_cli.model.weights import Draws
 
 EMBEDDING_STD = 0.02
 
@@ -190,11 +190,10 @@ class Decoder(nn.Module):
 
 
 @torch.no_grad()
-def initialise(module: nn.Module, layers: int, generator: torch.Generator) -> None:
+def initialise(module: nn.Module, layers: int, draws: Draws) -> None:
     """Set weights: normal with deviation fan_in^-1/2, output projections of residual branches (2 L)^-1/2 times that, embeddings 0.02.
 
-    Draws on the CPU in a fixed order, so that a seed gives the same weights on every device. Vectors and the kernels of a kind of
-    attention keep the values that they were built with.
+    Vectors and the kernels of a kind of attention keep the values that they were built with.
     """
     for name, parameter in module.named_parameters():
         if parameter.dim() != 2:
@@ -202,4 +201,4 @@ def initialise(module: nn.Module, layers: int, generator: torch.Generator) -> No
         std = EMBEDDING_STD if "embedding" in name else parameter.shape[-1] ** -0.5
         if name.endswith(("attention.out.weight", "ffn.down.weight")):
             std *= (2 * layers) ** -0.5
-        assign(parameter, torch.randn(parameter.shape, generator=generator, dtype=torch.float32) * std)
+        draws.normal(name, parameter, std)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from freetf_cli.model.context import Context
+from freetf_cli.model.weights import Draws
 
 
 class ObjectiveWeights(NamedTuple):
@@ -110,8 +111,8 @@ class Latent(nn.Module, ABC):
         """What the objective adds to the cross-entropy, summed over the batch, nats []. kl_BT: `posterior.kl()`, masked."""
 
     @abstractmethod
-    def initialise(self, generator: torch.Generator) -> None:
-        """Set all parameters from a generator on the CPU."""
+    def initialise(self, draws: Draws) -> None:
+        """Set all parameters, by `draws.normal` or `fill`: both set only the rows that this process holds."""
 
     @abstractmethod
     def parts(self) -> dict[str, nn.Module]:

@@ -22,7 +22,7 @@ from freetf_cli.errors import InputError, InputErrors
 from freetf_cli.latent.build import build_model, constants, initialise_model
 from freetf_cli.model.attention.materialised import set_attention_checkpointing
 from freetf_cli.model.decoder import Decoder
-from freetf_cli.model.weights import assign
+from freetf_cli.model.weights import fill
 from freetf_cli.runs.checkpoint import Checkpoint, load_weights
 from freetf_cli.runs.folder import now
 from freetf_cli.training.float8 import use_float8
@@ -85,7 +85,7 @@ def make_engine(recipe: Recipe, device: torch.device, world: World, init_from: C
     engine = Sharded(prepared(model.train(), recipe), recipe, device, world)
     with torch.no_grad():
         for name, values in constants(recipe.model, recipe.latent).items() if resume is None else ():
-            assign(engine.sharded[name], values)
+            fill(engine.sharded[name], lambda rows, values=values: values[rows.start : rows.stop])  # type: ignore[misc]
         if resume is None:
             initialise_model(model, recipe.train.seed)
     if init_from is not None and resume is None:

@@ -16,6 +16,7 @@ from freetf_cli.latent.binary import (
     sample_codes,
 )
 from freetf_cli.latent.objective import aggregate_mismatch, free_bits_penalty
+from freetf_cli.model.weights import Draws
 
 
 def literal_mapper(logits: torch.Tensor, codes: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
@@ -188,11 +189,11 @@ def test_mismatch_sees_dependence_of_three_bits() -> None:
 
 def test_bit_directions_are_linear_in_the_bits() -> None:
     sampler = PostSampler(6, 32)
-    sampler.initialise("bits", 0.5, torch.Generator().manual_seed(0))
+    sampler.initialise("bits", 0.5, Draws(0))
     w = sampler.weight.detach()
     assert torch.allclose(w[0b000011] - w[0b000010], w[0b110101] - w[0b110100], atol=1e-6)
     assert w.std().item() == pytest.approx(0.5, rel=0.25)
-    sampler.initialise("independent", 0.5, torch.Generator().manual_seed(0))
+    sampler.initialise("independent", 0.5, Draws(0))
     w = sampler.weight.detach()
     assert not torch.allclose(w[3] - w[2], w[53] - w[52], atol=1e-2)
     assert w.std().item() == pytest.approx(0.5, rel=0.05)

@@ -15,6 +15,7 @@ from freetf_cli.model.attention.head_norm import HeadNorm
 from freetf_cli.model.attention.multi_token import QueryCache, RowCache
 from freetf_cli.model.context import Cache
 from freetf_cli.model.decoder import Decoder
+from freetf_cli.model.weights import Draws
 from freetf_cli.training.optimizer import make_optimizer
 
 LATENT = LatentConfig(kappa=0.5, bits=5, table_std=5.0)
@@ -246,7 +247,7 @@ def test_initial_gates() -> None:
     norm = HeadNorm(96, 1e-5, "gate", 0)
     seen = []
     for seed in range(50):
-        norm.initialise(torch.Generator().manual_seed(seed))
+        norm.initialise(Draws(seed))
         assert norm.u is not None
         seen.append(norm.u.detach().clone())
     assert torch.stack(seen).std() * 96**0.5 == pytest.approx(1, abs=0.05)

@@ -14,7 +14,7 @@ from freetf_cli.config.recipe import ModelConfig
 from freetf_cli.model.attention.head_norm import HeadNorm, lambda_init
 from freetf_cli.model.attention.softmax import Attention
 from freetf_cli.model.context import Context, LayerCache
-from freetf_cli.model.weights import assign
+from freetf_cli.model.weights import Draws
 
 
 class Differential(Attention):
@@ -54,9 +54,9 @@ class Differential(Attention):
         return float(size * rows * self.heads * context**2) if size == 4 else 0.0
 
     @torch.no_grad()
-    def initialise(self, generator: torch.Generator) -> None:
+    def initialise(self, draws: Draws) -> None:
         """Draw λ_q and λ_k from N(0, 0.1²), as the paper does."""
-        assign(self.lambdas, torch.randn(self.lambdas.shape, generator=generator) * 0.1)
+        draws.normal("lambdas", self.lambdas, 0.1)
 
 
 def firsts_then_seconds(x_BMTE: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from freetf_cli.model.weights import assign
+from freetf_cli.model.weights import Draws
 
 
 def lambda_init(index: int) -> float:
@@ -36,11 +36,11 @@ class HeadNorm(nn.Module):
         return n_BMTE * torch.sigmoid(n_BMTE @ self.u[:, None] + self.b)
 
     @torch.no_grad()
-    def initialise(self, generator: torch.Generator) -> None:
+    def initialise(self, draws: Draws) -> None:
         """Draw u with deviation E^-1/2; b stays 0.
 
         n has E entries of mean square 1, so u·n starts with deviation 1 and two thirds of the gates between 0.27 and 0.73. The
         authors' code draws u with deviation D^-1/2 (D: the model's width) and does not set b.
         """
         if self.u is not None:
-            assign(self.u, torch.randn(self.u.shape, generator=generator) * len(self.u) ** -0.5)
+            draws.normal("u", self.u, len(self.u) ** -0.5)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from importlib import import_module
 
-import torch
 from torch import nn
 
 from freetf_cli.config.model import ATTENTION_KINDS, ModelConfig
 from freetf_cli.model.attention.softmax import Attention
+from freetf_cli.model.weights import Draws
 
 
 def make_attention(config: ModelConfig, index: int | None) -> Attention:
@@ -18,11 +18,11 @@ def make_attention(config: ModelConfig, index: int | None) -> Attention:
     return kind(config, index)
 
 
-def initialise_kinds(blocks: nn.Module, generator: torch.Generator) -> None:
+def initialise_kinds(blocks: nn.Module, draws: Draws) -> None:
     """Draw the parameters that a kind of attention adds. Kernels and mixes of heads start as the identity and draw nothing."""
-    for module in blocks.modules():
+    for name, module in blocks.named_modules():
         if callable(draw := getattr(module, "initialise", None)):
-            draw(generator)
+            draw(draws.within(name))
 
 
 def attention_weights_per_token(config: ModelConfig, keys: int) -> int:
