@@ -50,10 +50,13 @@ def fill(parameter: Tensor, values: Callable[[range], Tensor]) -> None:
         local, start = local.to_local(), offsets[0] if offsets else 0  # type: ignore[attr-defined]
     stop, each = start + len(local), max(1, BLOCK // parameter.shape[1:].numel())
 
+    inference = torch.is_inference_mode_enabled()
+
     def copy(block: int) -> None:
         first, last = max(start, block), min(stop, block + each)
         made = values(range(block, min(block + each, len(parameter))))
-        local[first - start : last - start].copy_(made[first - block : last - block])
+        with torch.inference_mode(inference):  # a thread does not inherit it
+            local[first - start : last - start].copy_(made[first - block : last - block])
 
     with ThreadPoolExecutor(max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))) as pool:
         list(pool.map(copy, range(start // each * each, stop, each)))

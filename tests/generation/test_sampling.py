@@ -31,7 +31,7 @@ def letters() -> Tokenizer:
 @pytest.fixture
 def free() -> Decoder:
     model = build_model(CONFIG, LatentConfig(kappa=1.0, bits=4, table_std=10.0))
-    initialise_model(model, 0)
+    initialise_model(model, 10)
     torch.nn.init.normal_(model.embedding.weight, std=0.3, generator=torch.Generator().manual_seed(0))
     return model.eval()
 

@@ -34,7 +34,7 @@ def test_free_terms_are_the_formula(pool: str, slope: float, mismatch: float, ov
         update={"objective": ObjectiveConfig(free_bits=pool, mismatch=mismatch, mismatch_over=over), "window": window}  # type: ignore[arg-type]
     )
     model = build_model(CONFIG, latent)
-    initialise_model(model, 0)
+    initialise_model(model, 1)
     inputs, targets, noise = batch()
     kappa = 0.25 * math.log(2)
     weights = ObjectiveWeights(*torch.tensor([kappa, slope, mismatch]))
