@@ -188,7 +188,7 @@ def test_a_setting_is_named_if_and_only_if_it_changes_what_the_weights_compute(k
         for weight in trained.parameters():
             weight.copy_(torch.randn(weight.shape, generator=generator) * 0.3)
     state = {"step": 1, "recipe": start.model_dump(exclude_none=True), "data": {"sha256": ""}}
-    save_checkpoint(tmp_path / "start", trained, {}, state, characters("ab", separator=False))
+    save_checkpoint(tmp_path / "start", dict(trained.named_parameters()), {}, state, characters("ab", separator=False))
     try:
         loaded = make_model(ours, torch.device("cpu"), Checkpoint.open(tmp_path / "start"), None)
     except InputError:
