@@ -133,7 +133,7 @@ def test_a_run_falls_back_to_its_newest_intact_checkpoint(tmp_path: Path) -> Non
         open_checkpoint(tmp_path, warnings.append)
 
 
-@pytest.mark.parametrize("reader", ["_verify", "_read_state", "_header", "_load", "load_file", "tokenizers.load", "_read_manifest"])
+@pytest.mark.parametrize("reader", ["_verify", "_read_state", "load_weights", "tokenizers.load", "_read_manifest"])
 def test_a_checkpoint_that_a_running_training_deletes_is_looked_up_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reader: str
 ) -> None:
@@ -204,22 +204,22 @@ def test_a_failed_save_keeps_the_old_checkpoint_and_leaves_no_files(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "error",
+    ("error", "named"),
     [
-        OSError(28, "No space left on device"),
-        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        (OSError(28, "No space left on device"), "step-000007"),
+        (SafetensorError("Error: I/O error: No space left on device (os error 28)"), ".step-000007.tmp/model.safetensors"),
     ],
 )
-def test_a_full_disk_is_named_by_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, named: str) -> None:
     """Writes and safetensors raise errors that do not say where."""
 
     def full(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("freetf_cli.runs.checkpoint.save_file", full)
+    monkeypatch.setattr("freetf_cli.runs.tensors.save_file", full)
     with pytest.raises(OSError) as caught:
         save(tmp_path / "step-000007")
-    assert (caught.value.errno, caught.value.filename) == (28, str(tmp_path / "step-000007"))
+    assert (caught.value.errno, caught.value.filename) == (28, str(tmp_path / named))
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has /dev/full")
@@ -232,7 +232,7 @@ def test_a_full_disk_is_named_by_the_record(tmp_path: Path) -> None:
 
 
 def test_another_error_of_safetensors_stays_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("freetf_cli.runs.checkpoint.save_file", lambda *_: (_ for _ in ()).throw(SafetensorError("invalid")))
+    monkeypatch.setattr("freetf_cli.runs.tensors.save_file", lambda *_: (_ for _ in ()).throw(SafetensorError("invalid")))
     with pytest.raises(SafetensorError, match="invalid"):
         save(tmp_path / "step-000007")
 
