@@ -70,7 +70,8 @@ def train(
     overrides += [*(set_ or []), *([] if seed is None else [f"train.seed={seed}"])]
     loaded = load_recipe(recipe, smoke=smoke, overrides=overrides)
     if dry_run:
-        return _dry_run(loaded, recipe, device, gpus, gpu_memory)
+        planned = _dry_run(loaded, recipe, device, gpus, gpu_memory)
+        return planned if is_main_process() else None
     if gpus is not None or gpu_memory is not None:
         raise InputError("--gpus and --gpu-memory are for --dry-run", hint="train on N GPUs with --set parallel.processes=N")
     if out is None:
@@ -96,7 +97,7 @@ def _dry_run(recipe: Recipe, name: str, device: str, gpus: int | None, gpu_memor
 
     from freetf_cli.device import resolve_device
     from freetf_cli.runs.plan import plan_run
-    from freetf_cli.runs.spread import H200_MEMORY, memory_size, spread
+    from freetf_cli.runs.spread import H200_MEMORY, memory_of, memory_size, spread
     from freetf_cli.training.start import resolve
 
     if gpus is None and gpu_memory is not None:
@@ -111,6 +112,8 @@ def _dry_run(recipe: Recipe, name: str, device: str, gpus: int | None, gpu_memor
     bf16 = precision == "bf16" or (precision == "auto" and target.type == "cuda")
     known = None if device == "auto" and target.type == "cpu" else target.type  # on a machine without a GPU, bf16 means CUDA
     plan = plan_run(recipe, name, bf16, known)
+    if recipe.parallel.is_sharded:
+        plan = replace(plan, memory=memory_of(recipe, plan))
     return plan if gpus is None else replace(plan, spread=spread(recipe, plan, gpus, memory))
 
 

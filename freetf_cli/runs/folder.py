@@ -153,7 +153,7 @@ class RunFolder:
             if not info.best and (keep_every == 0 or info.step % keep_every):
                 folder = Path(info.path)
                 gone = folder.rename(folder.with_name(f".{folder.name}.tmp"))  # nobody finds half of a checkpoint
-                shutil.rmtree(gone)
+                shutil.rmtree(gone, ignore_errors=True)  # a save in the background sweeps the same names
 
     def save_samples(self, step: int, samples: Mapping[str, Sequence[Sample]]) -> None:
         """Write samples by name, such as "shared" to samples/step-000500-shared.jsonl."""

@@ -14,6 +14,7 @@ update, and torch < 2.13 has nothing to leak there (pytorch issue 188174).
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 
 from freetf_cli.config.recipe import Recipe, TrainConfig
 from freetf_cli.device import autocast_dtype
+from freetf_cli.errors import InputError
 from freetf_cli.latent.build import build_model
 from freetf_cli.model.block import Block
 from freetf_cli.model.decoder import Decoder, Output
@@ -215,6 +217,15 @@ def all_rows(own: Tensor, world: World) -> Tensor:
     return torch.cat(parts)
 
 
+def check_engine(recipe: Recipe, device: torch.device) -> None:
+    """Raise InputError if a setting of the engine does nothing, or cannot work, on a device."""
+    if recipe.parallel.cpu_offload and device.type != "cuda":
+        raise InputError(f"parallel.cpu_offload on {device.type}: it moves what a GPU has no room for to the host", hint="leave it out")
+    if recipe.train.activation_checkpointing == "budget" and not compiles(recipe.train, device):
+        what = "train.activation_checkpointing = 'budget' without torch.compile, which decides what to keep"
+        raise InputError(what, hint="set train.compile = 'on', or use 'full' or 'selective'")
+
+
 def side_stream(device: torch.device) -> AbstractContextManager[Any]:
     """A CUDA stream of its own; nothing on a CPU."""
     return torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else nullcontext()  # type: ignore[no-untyped-call]
@@ -259,6 +270,8 @@ def checkpoint_activations(model: Decoder, config: TrainConfig) -> None:
     options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
     if config.activation_checkpointing == "selective":
         options["context_fn"] = _selective
+        # Where a block is compiled, torch warns that it must not have in-place operations. It has none.
+        logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)
     for block in model.modules() if config.activation_checkpointing != "none" else ():
         if isinstance(block, Block):
             block.forward = partial(checkpoint, block.forward, **options)  # type: ignore[method-assign]

@@ -20,6 +20,7 @@ from freetf_cli.runs.lock import lock_run
 from freetf_cli.training.float8 import check_float8
 from freetf_cli.training.loop import Hooks, Loop
 from freetf_cli.training.memory import check_memory, memory_errors
+from freetf_cli.training.parallel import check_engine
 from freetf_cli.training.signals import StopRequest
 from freetf_cli.training.start import check_same_run, make_engine, record_start, resolve, unlike_its_start
 from freetf_cli.training.step import uses_graph
@@ -47,6 +48,7 @@ def train(
     """
     hooks = hooks if hooks and world.is_main else Hooks()
     uses_graph(recipe.train, device)  # InputError if it cannot
+    check_engine(recipe, device)
     if world.is_main:
         RunFolder.check_path(path)
     with lock_run(path) if world.is_main else nullcontext():

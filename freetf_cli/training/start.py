@@ -63,7 +63,8 @@ def check_same_run(recipe: Recipe, source: DataSource, checkpoint: Checkpoint) -
     if checkpoint.tokenizer().sha256 != source.tokenizer.sha256:
         raise InputError("the checkpoint's tokenizer is not the data's (its hash differs)", str(checkpoint.folder / "tokenizer.json"))
     ours, theirs = flat(recipe), flat(checkpoint.recipe)
-    changeable = ("keep_", "log_every", "save_every", "attention_checkpointing", "grad_accum_steps")  # what an error's hint may ask for
+    memory = ("attention_checkpointing", "activation_checkpointing", "grad_accum_steps")  # what an error's hint may ask for
+    changeable = ("keep_", "log_every", "save_every", *memory)
     free = ("data.dir", "eval.every", "eval.samples", "eval.sequences", "parallel.", *(f"train.{name}" for name in changeable))
     changed = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key) and not key.startswith(free))
     if changed:

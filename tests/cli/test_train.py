@@ -597,6 +597,14 @@ def test_a_dry_run_counts_the_parameters_of_training(run_cli, workshop, free_run
     assert (found["steps"], found["tokens"]) == (6, 6 * 8 * 13)
 
 
+def test_a_dry_run_counts_a_shard_of_each_process(run_cli, workshop):
+    two = ["--set", "parallel.processes=2"]
+    alone, copied = plan(run_cli, workshop / "free.toml")["memory"], plan(run_cli, workshop / "free.toml", *two)["memory"]
+    sharded = plan(run_cli, workshop / "free.toml", *two, "--set", 'parallel.mode="fsdp"')["memory"]
+    assert copied["optimizer"] == alone["optimizer"] == 2 * sharded["optimizer"]
+    assert sharded["gathered"] > 0
+
+
 @pytest.mark.parametrize(("name", "billions", "tokens", "layers"), [("paper-1.5b", 1.512, 47e9, 28), ("paper-8b", 8.05, 200e9, 32)])
 def test_the_papers_sizes(run_cli, name, billions, tokens, layers):
     baseline, free = plan(run_cli, f"{name}-baseline"), plan(run_cli, f"{name}-free")

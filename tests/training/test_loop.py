@@ -210,6 +210,15 @@ def test_weights_that_do_not_fit_are_refused_before_anything_is_written(tmp_path
     assert not (tmp_path / "baseline").exists()
 
 
+def test_a_resumed_run_may_recompute_activations(tmp_path: Path) -> None:
+    """It changes no number, and other GPUs may have less memory."""
+    stopped_run(tmp_path / "run", 3, recipe())
+    saved = Checkpoint.open(checkpoint_folders(tmp_path / "run")[-1])
+    train(recipe(activation_checkpointing="full"), tmp_path / "run", device=CPU, resume=saved)
+    train(recipe(), tmp_path / "whole", device=CPU)
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("change", "what"),
     [

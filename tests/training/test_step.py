@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import torch
 
+from freetf_cli.config.files import check_recipe
 from freetf_cli.config.recipe import LatentConfig, ModelConfig, TrainConfig
 from freetf_cli.errors import InputError
 from freetf_cli.latent.build import build_model, initialise_model
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.model.latent import ObjectiveWeights
 from freetf_cli.training.optimizer import make_optimizer
-from freetf_cli.training.parallel import Engine, compiled
+from freetf_cli.training.parallel import Engine, check_engine, compiled
 from freetf_cli.training.prefetch import HostBatch
 from freetf_cli.training.step import FAULTS_KEPT, Fault, TrainStep, uses_graph
 
@@ -207,6 +208,24 @@ def test_the_compilers_advice_about_tf32_is_not_shown() -> None:
         warnings.warn("TensorFloat32 tensor cores for float32 matrix multiplication available but not enabled.", stacklevel=1)
         warnings.warn("Not enough SMs", stacklevel=1)
     assert [str(one.message) for one in shown] == ["Not enough SMs"]
+
+
+def test_budgets_need_the_compiler() -> None:
+    train = {"steps": 3, "batch": 4, "lr": 1e-2, "activation_checkpointing": "budget"}
+    tree = {"data": {"task": "letters"}, "model": {"layers": 2, "width": 16, "heads": 2}, "train": train}
+    check_engine(check_recipe({**tree, "train": {**train, "compile": "on"}}, where="test"), CPU)
+    check_engine(check_recipe(tree, where="test"), torch.device("cuda"))
+    with pytest.raises(InputError, match=r"'budget' without torch\.compile"):
+        check_engine(check_recipe(tree, where="test"), CPU)
+
+
+def test_only_a_gpu_offloads() -> None:
+    parallel = {"processes": 2, "mode": "fsdp", "cpu_offload": True}
+    tree = {"data": {"task": "letters"}, "model": {"layers": 2, "width": 16, "heads": 2}, "train": {"steps": 3, "batch": 4, "lr": 1e-2}}
+    made = check_recipe({**tree, "parallel": parallel}, where="test")
+    check_engine(made, torch.device("cuda"))
+    with pytest.raises(InputError, match=r"parallel\.cpu_offload on cpu"):
+        check_engine(made, CPU)
 
 
 def test_only_cuda_has_graphs() -> None:
