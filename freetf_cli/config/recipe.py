@@ -70,11 +70,11 @@ class Recipe(ConfigTable):
             return None
         return f"parallel.processes = {processes} times train.grad_accum_steps = {parts} does not divide train.batch = {self.train.batch}"
 
-    @rule("latent.objective.mismatch", "latent.objective.schedule", "train.batch", "train.grad_accum_steps", "parallel.processes")
+    @rule("latent.objective.mismatch", "latent.objective.schedule", "train.batch", "train.grad_accum_steps")
     def _mismatch_has_pairs(self) -> str | None:
-        if self.latent is None or not self.latent.objective.has_mismatch or self.rows_at_once > 1:
+        if self.latent is None or not self.latent.objective.has_mismatch or self.train.batch > self.train.grad_accum_steps:
             return None
-        return "latent.objective.mismatch compares sequences: train.batch / train.grad_accum_steps / parallel.processes must be at least 2"
+        return "latent.objective.mismatch compares sequences: train.batch / train.grad_accum_steps must be at least 2"
 
 
 def flat(table: ConfigTable, within: str = "") -> dict[str, Any]:

@@ -150,19 +150,13 @@ def memory_size(text: str) -> float:
 
 
 def _check_batch(recipe: Recipe, gpus: int) -> None:
-    batch, least = recipe.train.batch, _least_sequences(recipe)
-    if batch < gpus * least:
-        each = "a sequence of its own" if least == 1 else f"{least} sequences, which latent.objective.mismatch compares"
-        hint = f"raise it: --set train.batch={gpus * least}"
-        raise InputError(f"train.batch = {batch} is too small for {gpus} GPUs: each needs {each}", hint=hint)
+    batch = recipe.train.batch
+    if batch < gpus:
+        hint = f"raise it: --set train.batch={gpus}"
+        raise InputError(f"train.batch = {batch} is too small for {gpus} GPUs: each needs a sequence of its own", hint=hint)
     if batch % gpus:
         hint = f"choose a multiple: --set train.batch={batch // gpus * gpus}"
         raise InputError(f"train.batch = {batch} cannot be divided among {gpus} GPUs", hint=hint)
-
-
-def _least_sequences(recipe: Recipe) -> int:
-    """Sequences that a GPU must have at once."""
-    return 2 if recipe.latent is not None and recipe.latent.objective.has_mismatch else 1
 
 
 def _row(
@@ -201,9 +195,10 @@ def _divided(recipe: Recipe, gpus: int) -> Iterator[Recipe]:
     """The recipe on these GPUs, with each possible number of parts of the batch, from one on."""
     rows = recipe.train.batch // gpus
     parallel = recipe.parallel.model_copy(update={"processes": gpus})
+    compares = recipe.latent is not None and recipe.latent.objective.has_mismatch  # two sequences of a part
     small = [divisor for divisor in range(1, math.isqrt(rows) + 1) if rows % divisor == 0]
     for parts in sorted({*small, *(rows // divisor for divisor in small)}):
-        if rows // parts >= _least_sequences(recipe):
+        if parts < recipe.train.batch or not compares:
             train = recipe.train.model_copy(update={"grad_accum_steps": parts})
             yield recipe.model_copy(update={"train": train, "parallel": parallel})
 

@@ -12,6 +12,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -62,6 +63,10 @@ def sharded() -> Any:
     from freetf_cli.runs import sharded
 
     return sharded
+
+
+class _StopAsked(Exception):
+    """A signal came while this process measures alone."""
 
 
 class Loop:
@@ -198,7 +203,9 @@ class Loop:
         self.noise_generator.manual_seed(self._noise_seed(-1))
         weights = ObjectiveWeights(*torch.tensor(final, device=self.device).unbind())
         total, count, size_bytes = torch.zeros(5, device=self.device), 0, 0.0
-        for number, batch in enumerate(self.source.held_out(config.split, config.sequences, self.recipe.rows_at_once)):
+        compares = self.recipe.latent is not None and self.recipe.latent.objective.has_mismatch  # the sequences of a batch
+        rows = self.recipe.rows_at_once * (size if compares else 1)
+        for number, batch in enumerate(self.source.held_out(config.split, config.sequences, rows)):
             if number % size == 0:
                 self._agree()
             noise_BTH = torch.stack([self._uniform() for _ in batch.inputs])  # row by row: the same for every size of batch
@@ -218,13 +225,15 @@ class Loop:
     def _with_bounds(self, model: Decoder, held_out: Metrics) -> Metrics:
         """The last held-out metrics with the bounds. The run goes on without them if memory is too small for their rows."""
 
-        def stop_if_alone(_: int) -> None:
-            if self.world.size == 1:  # the others do not measure, and would not answer
+        def stop_if_asked(_: int) -> None:
+            if self.world.size == 1:
                 self._agree()
+            elif self.stop.signal is not None:  # the others do not measure, and would not answer now
+                raise _StopAsked
 
         try:
             with autocast(self.config, self.device):
-                return with_bounds(held_out, model, self.source, self.recipe.eval.sequences, stop_if_alone)
+                return with_bounds(held_out, model, self.source, self.recipe.eval.sequences, stop_if_asked)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -279,14 +288,14 @@ class Loop:
         missing = self.world.is_main and self.step not in self.folder.held_out_losses()
         with self.engine.whole() as model:
             if self.world.any(missing):
-                with memory_errors(self.recipe, self.device, "evaluation"):
-                    held_out = self.evaluate(model)
-                self._report(held_out)
+                with memory_errors(self.recipe, self.device, "evaluation"), suppress(_StopAsked):
+                    self._report(self.evaluate(model))
                 self.folder.prune(self.config.keep_last, self.config.keep_every)  # it knows now whether this checkpoint is the best
             with memory_errors(self.recipe, self.device, "samples"):
                 self._sample(model)
         self.hooks.saved(self.folder)
         self.world.barrier()
+        self._agree()
 
     def _sample(self, model: Decoder) -> None:
         """Save samples like the paper's Figure 4, unless this step has them."""

@@ -24,7 +24,7 @@ from freetf_cli.training.parallel import check_engine
 from freetf_cli.training.signals import StopRequest
 from freetf_cli.training.start import check_same_run, make_engine, record_start, resolve, unlike_its_start
 from freetf_cli.training.step import uses_graph
-from freetf_cli.training.world import ALONE, World
+from freetf_cli.training.world import ALONE, PeerLost, World
 
 
 def train(
@@ -78,7 +78,7 @@ def train(
                 loop.run()
                 return _result(loop)
             except BaseException as error:
-                stopped = isinstance(error, Stopped | Interrupted | KeyboardInterrupt)
+                stopped = isinstance(error, Stopped | Interrupted | KeyboardInterrupt) or (isinstance(error, PeerLost) and loop.stop.signal)
                 with suppress(OSError):  # on a full disk, the first error is the one to report
                     folder.finish("stopped" if stopped else "failed")
                 raise

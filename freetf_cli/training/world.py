@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import re
+import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -26,6 +28,7 @@ from freetf_cli.training.signals import RESUME, StopRequest, stop_error
 
 JOIN_TIMEOUT = 300.0  # seconds that processes wait for each other at the start
 ANSWER = 45.0  # seconds, between two steps, after which a process that does not answer counts as lost
+BEAT = 3.0  # seconds between two signs of life
 PATIENCE = timedelta(hours=2)  # for what one process does alone, or all do once: samples, a report, compiling
 
 # Whether this process has joined a group: it must exit without the interpreter's clean-up, during which gloo's threads can abort it.
@@ -48,13 +51,13 @@ class PeerLost(FreetfError):
 class World:
     """This process's rank among `size` processes. With one process every operation returns its argument and needs no process group.
 
-    prompt: the group whose operations fail after ANSWER seconds. patient: the group of those that may take hours.
+    short: the group whose operations fail after ANSWER seconds. long: the group of those that may take hours.
     """
 
     rank: int = 0
     size: int = 1
-    prompt: Any = None
-    patient: Any = None
+    short: Any = None
+    long: Any = None
 
     @property
     def is_main(self) -> bool:
@@ -72,7 +75,7 @@ class World:
             return list(numbers)
         summed = torch.tensor(numbers, dtype=torch.float64)
         with peer_errors():
-            dist.all_reduce(summed, group=self.prompt)
+            dist.all_reduce(summed, group=self.short)
         return summed.tolist()
 
     def any(self, flag: bool) -> bool:
@@ -85,7 +88,7 @@ class World:
         if self.size > 1:
             values *= self.size
             with peer_errors():
-                dist.all_gather_object(values, value, group=self.patient)
+                dist.all_gather_object(values, value, group=self.long)
         return values
 
     def broadcast(self, value: Any) -> Any:
@@ -96,7 +99,7 @@ class World:
         """Wait, for hours if need be, until all processes are here."""
         if self.size > 1:
             with peer_errors():
-                dist.barrier(group=self.patient)
+                dist.barrier(group=self.long)
 
     def expect_answers(self, groups: Sequence[Any], queued: float) -> None:
         """After the first step, which compiles: operations of these groups fail ANSWER seconds after the time that they may be queued."""
@@ -135,15 +138,40 @@ def process_group(device: torch.device, stop: StopRequest) -> Iterator[World]:
     global joined
     joined = True
     _rendezvous("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", size, stop)
-    groups = (dist.new_group(backend="gloo", timeout=timeout) for timeout in (timedelta(seconds=ANSWER), PATIENCE))
-    stopped: FreetfError | None = None
+    timeouts = timedelta(seconds=ANSWER), PATIENCE, timedelta(seconds=ANSWER)
+    short, long, of_beats = (dist.new_group(backend="gloo", timeout=timeout) for timeout in timeouts)
+    leaving, stopped = threading.Event(), None
+    beats = threading.Thread(target=_beat, args=(of_beats, leaving), name="freetf-beats", daemon=True)
+    beats.start()
     try:
-        yield World(dist.get_rank(), size, *groups)
+        yield World(dist.get_rank(), size, short, long)
     except (Stopped, Interrupted) as error:  # all processes stop at the same step
         stopped = error
+    leaving.set()
+    beats.join()
     dist.destroy_process_group()  # not after other errors: it would wait for processes that may be dead
     if stopped:
         raise stopped
+
+
+def _beat(group: Any, leaving: threading.Event) -> None:
+    """In a thread of each process: show the others that it runs, until all are leaving. If one does not, for ANSWER seconds, exit.
+
+    The main thread may wait for another process for hours, where that one works alone; this thread notices one that was suspended.
+    """
+    while True:
+        left = torch.tensor(float(leaving.wait(BEAT)))
+        try:
+            dist.all_reduce(left, group=group)
+        except RuntimeError as error:
+            if "timed out" not in str(error).lower():
+                return  # a process has ended: the main thread will notice, and knows more
+            lost = PeerLost()
+            sys.stderr.write("".join(f"freetf: error: {line}\n" for line in lost.lines()))
+            sys.stderr.flush()
+            os._exit(lost.exit_code)
+        if int(left) == dist.get_world_size(group):
+            return
 
 
 def _rendezvous(backend: str, size: int, stop: StopRequest) -> None:

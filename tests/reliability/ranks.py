@@ -150,7 +150,7 @@ def stopped(rank: int, number: int, answer: float, mark: Path, each: int) -> Non
 
 def hung(count: int, folder: Path) -> dict[str, Any]:
     """One of two processes is stopped (SIGSTOP) and never answers: the other one notices within 60 s, and the run can go on."""
-    recipe, tally, answer = load_recipe(str(tiny(folder))), Tally(), world.ANSWER if count > 2 else 4.0
+    recipe, tally, answer = load_recipe(str(tiny(folder))), Tally(), world.ANSWER if count > 3 else 4.0
     slowest = 0.0
     for mode in MODES:
         assert together(spread(recipe, mode), folder / mode, nothing)[0] == [0, 0]

@@ -37,7 +37,17 @@ NUMBERS = {
     "hostile": 69,
     "disk": 20,
 }
-NUMBERS |= {"small_disk": 10, "signals": 32, "starters": 50, "faults": 40, "ranks": 24, "launched": 30, "outputs": 175, "listeners": 20}
+NUMBERS |= {
+    "small_disk": 10,
+    "signals": 32,
+    "starters": 50,
+    "faults": 40,
+    "ranks": 24,
+    "hung": 5,
+    "launched": 30,
+    "outputs": 175,
+    "listeners": 20,
+}
 NUMBERS |= {"inputs": 99, "readonly": 14, "processes": 5, "gpu": 20}
 FUZZ = 1000
 

@@ -161,7 +161,7 @@ def test_a_checkpoint_is_deleted_at_once(tmp_path: Path, monkeypatch: pytest.Mon
     for step in (7, 8):
         save(tmp_path / "checkpoints" / f"step-00000{step}", step=step)
 
-    def killed(path: Path) -> None:
+    def killed(path: Path, **_: object) -> None:
         (path / "model.safetensors").unlink()
         raise KeyboardInterrupt
 

@@ -89,7 +89,7 @@ def trained(made: Recipe, world: World) -> dict[str, Any]:
 
     weights, moments = engine.states(named_state(engine.parameters, loop.optimizer))
     kept = whole({**weights, **moments})
-    return {"first": first, "steps": steps, "codes": drawn, "held_out": [held_out.ce, held_out.kl], "kept": kept}
+    return {"first": first, "steps": steps, "codes": drawn, "held_out": [held_out.loss, held_out.ce, held_out.kl], "kept": kept}
 
 
 def member(rank: int, size: int, port: int, answers: Any) -> None:
