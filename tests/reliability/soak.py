@@ -91,7 +91,7 @@ def table(found: dict[str, Any]) -> str:
         control = row.get("control")
         against = f"{control['what']} | {control['passed']} of {control['trials']}" if control else " | "
         made = f" ({row['device']}, {row['date']}, torch {row['torch']})" if "date" in row else ""
-        lines.append(f"| `{name}` | {what.rstrip('.')}{made} | {row['passed']} of {row['trials']} | {against} |")
+        lines.append(f"| `{name}` | {' '.join(what.split()).rstrip('.')}{made} | {row['passed']} of {row['trials']} | {against} |")
     return "\n".join(lines)
 
 
