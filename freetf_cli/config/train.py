@@ -37,7 +37,7 @@ class TrainConfig(ConfigTable):
     )
     activation_checkpointing: Literal["none", "full", "selective", "budget"] = Field(
         "none",
-        description="what the backward pass computes again in the blocks: nothing; all but a block's input; all but attention and every"
+        description="what the backward pass recomputes in the blocks: nothing; all but a block's input; all but attention and every"
         " second matrix product; or what torch.compile chooses to stay within half of the memory",
     )
     deterministic: bool = Field(False, description="CUDA: use deterministic kernels only")
@@ -106,6 +106,12 @@ class ParallelConfig(ConfigTable):
         if self.processes % self.shard:
             return f"parallel.shard = {self.shard} does not divide parallel.processes = {self.processes}"
         return None
+
+    @rule("reshard_after_forward", "mode", "processes")
+    def _resharding_needs_shards(self) -> str | None:
+        if self.reshard_after_forward or self.engine in ("fsdp", "hsdp"):
+            return None
+        return f"parallel.reshard_after_forward = false is for fsdp and hsdp, not '{self.engine}'"
 
     @rule("cpu_offload", "mode", "processes")
     def _offload_needs_shards(self) -> str | None:

@@ -105,8 +105,8 @@ class BinaryLatent(Latent):
             logits_BTH, mask_BT = posterior.bit_logits[:, : self.window].float(), latent_mask_BT[:, : self.window]
             whole_BTH = self.all_rows(logits_BTH)
             divergence = aggregate_mismatch(whole_BTH, self.all_rows(mask_BT), config.mismatch_over)
-            share = divergence.detach() * len(logits_BTH)  # nats per sequence, summed over the batch as all terms: this process's part
-            gradient = (divergence - divergence.detach()) * len(whole_BTH)  # of the whole term, which no other process passes to these rows
+            share = divergence.detach() * len(logits_BTH)  # this process's part of a term that is summed over the batch
+            gradient = (divergence - divergence.detach()) * len(whole_BTH)  # of the whole term: no other process computes it for these rows
             penalty = penalty + weights.mismatch * (share + gradient)
         return penalty
 

@@ -67,8 +67,8 @@ def save_checkpoint(
 def consolidate(folder: Path) -> None:
     """Replace a sharded checkpoint by the files that `save_checkpoint` writes, byte for byte; one that is not sharded stays as it is.
 
-    Memory: the rows of one tensor that one process had. Disk: both forms at once. Whenever it is killed, one of them is whole, and
-    `recover` or the next save cleans up. InputError if the checkpoint is damaged.
+    It holds one process's rows of one tensor in memory at a time, and needs disk space for both forms. If it is killed, one of the two
+    is complete, and `recover` or the next save removes the other. InputError if the checkpoint is damaged.
     """
     recover(folder.parent)
     _verify(folder)
@@ -86,7 +86,7 @@ def consolidate(folder: Path) -> None:
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """A temporary folder, which gets the name of `folder` at the end of the block. After an error `folder` is as it was."""
+    """A temporary folder that is renamed to `folder` at the end of the block. After an error `folder` is unchanged."""
     recover(folder.parent)
     temporary, old = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
     temporary.mkdir(parents=True)
@@ -289,7 +289,7 @@ def _check_names(folder: Path, entries: Iterable[str]) -> None:
 
 
 def size_of(folder: Path) -> int:
-    """The size of a checkpoint, in bytes."""
+    """The bytes of all files of a checkpoint folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 

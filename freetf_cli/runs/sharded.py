@@ -58,10 +58,10 @@ class ShardedSaver:
         *,
         asynchronous: bool,
     ) -> None:
-        """Save a checkpoint folder, which replaces one of that name. First waits for the save before, and raises its error.
+        """Save a checkpoint folder, which replaces one of that name. First waits for the previous save, and raises its error.
 
         weights, moments: by name, in the same order everywhere; DTensors sharded by rows, or tensors that are equal on all processes.
-        asynchronous: return as soon as the tensors are copied to the CPU, from when on they may change; `wait` tells how it went.
+        asynchronous: return as soon as the tensors are copied to the CPU; then they may change, and `wait` raises the error of the save.
         state and tokenizer: of process 0; not changed until `wait`.
         """
         self.wait()
@@ -80,7 +80,7 @@ class ShardedSaver:
         return self._saving is not None and not self._saving.done()
 
     def wait(self) -> None:
-        """Return when the last save is durable, or raise its error: OSError or FreetfError, on all processes alike."""
+        """Return when the last save is durable, or raise its error, OSError or FreetfError, on every process."""
         saving, self._saving = self._saving, None
         if saving is not None:
             saving.result()
@@ -239,7 +239,7 @@ def _fill(tensors: Tensors, targets: Mapping[str, Tensor]) -> None:
 
 
 def _run(saving: Future[None], work: Callable[..., None], *arguments: Any) -> None:
-    """Do work in a thread, and keep how it ended."""
+    """Run work in a thread, and store its result or exception in a future."""
     try:
         work(*arguments)
     except BaseException as error:
@@ -249,7 +249,7 @@ def _run(saving: Future[None], work: Callable[..., None], *arguments: Any) -> No
 
 
 def _described(error: Exception) -> tuple[Any, ...]:
-    """An error in plain values, which any process can read."""
+    """An error as plain values that can be sent to another process."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno, error.strerror, error.filename and str(error.filename)
     return (f"{type(error).__name__}: {error}",)

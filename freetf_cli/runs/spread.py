@@ -83,7 +83,7 @@ class Transfer:
 
 @dataclass(frozen=True)
 class Pass:
-    """A forward or a backward of a part of the batch: how many there are in a step, and the seconds of one."""
+    """A forward or backward pass of one part of the batch: how often a step has it, and how long it takes in seconds."""
 
     times: int
     computation: float
@@ -230,7 +230,7 @@ def _memory(way: Way, recipe: Recipe, bf16: bool, root: int, units: list[int], c
 
 
 def _passes(way: Way, recipe: Recipe, plan: Plan, root: int, checkpointing: Checkpointing) -> list[Pass]:
-    """The forwards and backwards of a step of one GPU. Gradients are reduced in the last backward."""
+    """The forward and backward passes of one step on one GPU. Gradients are reduced in the last backward pass."""
     parts, parameters, size = recipe.train.grad_accum_steps, plan.parameters, 2 if plan.precision == "bf16" else 4
     rate = H200_PEAK[plan.precision] * PEAK_SHARE / (recipe.rows_at_once * (recipe.model.context or 1))  # of FLOPs per token
     forward = sum(part.flops for part in plan.parts)
@@ -254,6 +254,6 @@ def _ring(size: float, gpus: int) -> float:
 
 
 def _over(gpus: int, size: float) -> Transfer:
-    """A ring of GPUs that fill as few nodes as possible, evenly. size: bytes that each sends."""
+    """A transfer in a ring of GPUs on as few nodes as possible, the same number on each. size: bytes that each GPU sends."""
     nodes = -(-gpus // NODE)
     return Transfer(size, NVLINK if nodes == 1 else min(NVLINK, gpus // nodes * INFINIBAND))

@@ -42,7 +42,7 @@ class Tensors:
     """The tensors of a file or folder by name, read some rows at a time. All are float32."""
 
     def __init__(self, path: Path) -> None:
-        """Read the headers. Raises InputError, which names the file, if one is damaged or a row is not there exactly once."""
+        """Read the headers. Raises InputError, which names the file, if a file is damaged, or if a row is missing or stored twice."""
         self.path = path
         self._files: dict[Path, Any] = {}
         self._pieces: dict[str, list[_Piece]] = {}
@@ -118,7 +118,7 @@ class Tensors:
         return digest.hexdigest()
 
     def write(self, path: Path) -> str:
-        """Write `blocks` to a new file, and flush it to the disk. Returns the SHA-256 of what was read, whatever the disk made of it."""
+        """Write `blocks` to a new file, and flush it to the disk. Returns the SHA-256 of `blocks`, not of what the disk holds."""
         digest = hashlib.sha256()
         with path.open("xb") as file:
             for block in self.blocks():

@@ -25,7 +25,7 @@ from freetf_cli.training.signals import RESUME, signal_handler, stop_error
 LAUNCHED = "FREETF_LAUNCHED"  # environment variable of the launched processes: the launcher's pid
 LOST = 76  # exit code of a process that ended because another one died or did not answer; only the launcher sees it
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # the ones torchrun sets
-ANSWER = 8  # seconds that the other processes have once one has ended as LOST
+GRACE = 8  # seconds that the other processes have to end once one has ended as LOST
 KILL_AFTER = 2  # seconds that all processes have after a second SIGINT
 SAVING = 300.0  # seconds that a process has to save and stop once its launcher has died
 
@@ -127,11 +127,11 @@ class Ranks(Children):
                 raise stop_error(self.received[0], "before its first step")
 
     def ended(self, number: int, frame: FrameType | None) -> None:
-        """The handler of SIGCHLD, which comes before the agent looks: if a process lost another one that is still there, it is stuck."""
+        """The handler of SIGCHLD: if a process has ended as LOST, the one that it lost may hang, and gets GRACE seconds."""
         with suppress(ChildProcessError, AttributeError):  # macOS has no waitid before Python 3.13
             end = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             if end is not None and end.si_status == LOST:
-                signal.alarm(ANSWER)
+                signal.alarm(GRACE)
 
     def kill(self, number: int, frame: FrameType | None) -> None:
         """The handler of SIGALRM."""

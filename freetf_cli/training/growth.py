@@ -14,11 +14,11 @@ from freetf_cli.report.units import size
 
 STRETCHES = 6  # of equal length, whose lowest values are compared
 LEAST, MOST = 60, 240  # records that are judged, and that are kept
-WORTH_BYTES, WORTH_SHARE = 256 << 20, 0.2  # growth below the larger of the two is not worth a word
+WORTH_BYTES, WORTH_SHARE = 256 << 20, 0.2  # growth is reported if it is larger than both: bytes, and a share of the first value
 
 
 def host_memory() -> tuple[int, int]:
-    """Bytes of this process that are in memory, and how many of them are its own.
+    """The resident bytes of this process, and how many of them are its own.
 
     Pages of mapped files, such as the tokens of a data folder, are not its own: they climb as a run reads them, and the system takes them
     back where it needs memory. Where there is no /proc, both are the largest value so far.
@@ -56,7 +56,7 @@ class Growth:
         self._count += 1
 
     def warning(self) -> str:
-        """What to say of the growth, once; else nothing. A leak may have begun late: the later half of the records counts too."""
+        """The warning, the first time that memory climbs steadily; otherwise "". A leak may begin late: the later half is judged too."""
         for records in () if self._warned else (self._records, self._records[len(self._records) // 2 :]):
             if len(records) >= LEAST and (words := _steady_growth(records)):
                 self._warned = True
@@ -65,7 +65,7 @@ class Growth:
 
 
 def _steady_growth(records: list[tuple[int, int]]) -> str:
-    """The growth in words; empty if there is none worth it, or if it is not steady.
+    """A sentence about the growth; "" if it is small or not steady.
 
     The lowest values of consecutive stretches must rise each time, by at least half of what they rise on average. They do not where memory
     rises at once (a first checkpoint), levels off (caches), or falls now and then (a garbage collector).

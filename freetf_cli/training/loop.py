@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -43,6 +43,9 @@ from freetf_cli.training.signals import StopRequest, stop_error
 from freetf_cli.training.step import TrainStep, autocast
 from freetf_cli.training.world import ALONE, World, peer_errors
 
+if TYPE_CHECKING:
+    from freetf_cli.runs.sharded import ShardedSaver
+
 SAMPLE_TOKENS = 256  # length limit of the samples kept with a run
 NOISE_ROWS = 512  # rows of a batch whose noise is drawn at once; each process draws the blocks that its rows are in
 QUEUED = 2  # steps that the host may be ahead of a GPU
@@ -58,15 +61,8 @@ class Hooks:
     warn: Callable[[str], None] = lambda message: None
 
 
-def sharded() -> Any:
-    """The module of sharded checkpoints, which imports much of torch.distributed."""
-    from freetf_cli.runs import sharded
-
-    return sharded
-
-
 class _StopAsked(Exception):
-    """A signal came while this process measures alone."""
+    """A signal asks this process to stop while it measures and the others wait."""
 
 
 class Loop:
@@ -95,7 +91,11 @@ class Loop:
         shape = (self.config.batch // self.world.size, source.context)
         self.update = TrainStep(engine, self.optimizer, self.config, device, shape, hooks.warn)
         self.batches = Prefetch(self._batch, self.config.steps)
-        self.saver = sharded().ShardedSaver() if recipe.parallel.is_sharded else None
+        self.saver: ShardedSaver | None = None
+        if recipe.parallel.is_sharded:
+            from freetf_cli.runs import sharded
+
+            self.saver = sharded.ShardedSaver()
         self.step = self.saved_step = self.tokens = 0  # tokens: the targets that counted
         self.skipped: list[int] = []  # steps without an update, counted from 1
         self.pace = Pace(self.config.steps, self.step, self.tokens)
@@ -115,8 +115,10 @@ class Loop:
         if type(skips) is int and 0 <= skips <= self.config.skip_limit:
             self.update.consecutive_skips.fill_(skips)
         if self.saver is not None:
+            from freetf_cli.runs.sharded import load_sharded
+
             start_state(self.engine.parameters, self.optimizer)
-            sharded().load_sharded(checkpoint, *self.engine.states(named_state(self.engine.parameters, self.optimizer)))
+            load_sharded(checkpoint, *self.engine.states(named_state(self.engine.parameters, self.optimizer)))
             return
         try:
             load_named_state(self.engine.parameters, self.optimizer, checkpoint.optimizer())
@@ -171,7 +173,7 @@ class Loop:
         return self.update.sums, self.update.grad_norm, int(count), size_bytes
 
     def _watch_peers(self) -> None:
-        """After the first step, which compiles, wait for all; after the second let operations fail if a process does not answer."""
+        """After the first step, which compiles, wait for all processes. After the second, set time limits to a step's communication."""
         made = self.step - self.pace.start
         if self.world.size == 1 or made > 2:
             return
@@ -185,7 +187,7 @@ class Loop:
         self.world.expect_answers(self.engine.groups(), 2 * queued)
 
     def _limit_queue(self) -> None:
-        """Let the host be at most QUEUED steps ahead of a GPU that works with others: what waits in its queue must not look like a hang."""
+        """Keep the host at most QUEUED steps ahead of its GPU, so that work in the queue is not mistaken for a process that hangs."""
         if self.world.size == 1 or self.device.type != "cuda":
             return
         self._queue.append(torch.cuda.current_stream(self.device).record_event())
@@ -361,7 +363,7 @@ class Loop:
         return whole[torch.tensor([row - first for row in rows], device=self.device)]
 
     def _noise_seed(self, key: int, *block: int) -> int:
-        """Of a training step (key ≥ 0) or of the held-out rows (key < 0)."""
+        """The seed of the noise of a training step (key ≥ 0), or of the held-out rows (key < 0)."""
         return torch_seed(self.config.seed, abs(key), int(key < 0), *block)
 
     def _uniform(self, *rows: int) -> Tensor:

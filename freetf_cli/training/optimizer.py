@@ -37,7 +37,7 @@ def named_state(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.O
 
 
 def start_state(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
-    """Make the moments that AdamW makes in its first step, for others to fill. A step counter is where AdamW keeps it."""
+    """Allocate the moments and step counters that AdamW would allocate in its first step; they are then loaded from a checkpoint."""
     for parameter in parameters.values():
         on_device = parameter.device.type == "cuda"
         state = {"step": torch.zeros((), device=parameter.device if on_device else None)}

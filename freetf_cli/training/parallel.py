@@ -1,4 +1,4 @@
-"""How a model is spread over the processes of a run, by PyTorch's own engines.
+"""Engines: how the processes of a run share a model, by DistributedDataParallel or FSDP2.
 
     mode    engine                                            each process holds
     none    –                                                 everything
@@ -64,10 +64,10 @@ class Engine:
         self.model.zero_grad(set_to_none=True)
 
     def last_part(self, is_last: bool) -> None:
-        """Called before each backward: gradients are exchanged in the last one of a batch only."""
+        """Called before each backward pass: processes exchange gradients only in the last one of a batch."""
 
     def collect(self, sums: Tensor) -> None:
-        """After the backwards of a batch: complete the gradients, and sum `sums` over the processes."""
+        """After the last backward pass of a batch: complete the gradients, and sum `sums` over the processes."""
 
     def norm(self) -> Tensor:
         """The norm of the gradient of the whole batch, []."""
@@ -87,7 +87,7 @@ class Engine:
 
 
 class Replicated(Engine):
-    """A copy of the model in each process. DistributedDataParallel sums gradients, in buckets, while the backward goes on."""
+    """A copy of the model in each process. DistributedDataParallel sums gradients in buckets during the backward pass."""
 
     is_alone = False
     warm_up = WARM_UP_DDP
@@ -113,11 +113,11 @@ class Replicated(Engine):
 
 
 class Sharded(Engine):
-    """Shards of the model in each process (FSDP2). The whole weights of a block exist while it runs.
+    """A shard of the model in each process (FSDP2). The whole weights of a block exist only while it computes.
 
-    Units are the blocks, the latent's modules, among them the table [2^H, D], and the rest: embedding, norm and lm_head. With bfloat16
-    the units but the last are gathered in it; embedding and residual stream stay in float32, as on one GPU. Gradients are reduced
-    in float32.
+    FSDP2 gathers one unit at a time. Units are the blocks, the latent's modules, among them the table [2^H, D], and the root unit:
+    embedding, norm and lm_head. In bfloat16 training all units but the root are gathered in bfloat16; embedding and residual stream stay
+    in float32, as on one GPU. Gradients are reduced in float32.
     """
 
     is_alone = False
@@ -137,7 +137,7 @@ class Sharded(Engine):
         self.mesh = device_mesh(device, world, config.shards(world.size))
         gathered = autocast_dtype(recipe.train.precision, device)
         offload = CPUOffloadPolicy() if self.offloads else OffloadPolicy()
-        of_units, of_rest = (
+        of_units, of_root = (
             MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False) for dtype in (gathered, None)
         )
         of_unit = {id(parameter) for unit in units(model) for parameter in unit.parameters()}
@@ -145,7 +145,7 @@ class Sharded(Engine):
         for unit in units(model):
             resharding = config.reshard_after_forward
             fully_shard(unit, mesh=self.mesh, reshard_after_forward=resharding, mp_policy=of_units, offload_policy=offload)
-        fully_shard(model, mesh=self.mesh, mp_policy=of_rest, offload_policy=offload)
+        fully_shard(model, mesh=self.mesh, mp_policy=of_root, offload_policy=offload)
         for module in model.modules():
             if isinstance(module, FSDPModule):
                 module.set_gradient_divide_factor(1.0)
@@ -182,7 +182,7 @@ class Sharded(Engine):
 
     @contextmanager
     def whole(self) -> Iterator[Decoder]:
-        """A plain model with the gathered weights, in the dtypes in which the forward reads them."""
+        """A model that is not sharded, with all weights in the dtypes of the forward pass."""
         with torch.device("meta"):
             model = build_model(self.recipe.model, self.recipe.latent)
         weights = {name: self.gathered(name, self._dtypes.get(name, torch.float32)) for name in self.sharded}
@@ -233,7 +233,7 @@ def side_stream(device: torch.device) -> AbstractContextManager[Any]:
 
 @contextmanager
 def own_rows(latent: Latent | None) -> Iterator[None]:
-    """Inside the block, the terms of the loss that compare sequences compare this process's own."""
+    """Inside the block, loss terms that compare sequences use only those of this process."""
     gather = None if latent is None else latent.__dict__.pop("all_rows", None)
     yield
     if latent is not None and gather is not None:
@@ -255,7 +255,7 @@ def units(model: Decoder) -> list[nn.Module]:
 
 
 def checkpoint_activations(model: Decoder, config: TrainConfig) -> None:
-    """Make the backward compute activations of the blocks again, by `train.activation_checkpointing`.
+    """Recompute activations of the blocks in the backward pass, as `train.activation_checkpointing` says.
 
     full: a block keeps its input only. selective: it keeps what attention and every second matrix product return as well. budget:
     torch.compile decides what to keep within half of the memory.
@@ -278,7 +278,7 @@ def checkpoint_activations(model: Decoder, config: TrainConfig) -> None:
 
 
 def _selective() -> Any:
-    """The contexts of a block's forward and of its repetition: attention and every second product are kept."""
+    """Contexts for a block's forward pass and its recomputation: outputs of attention and of every second product are kept."""
     from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
     products = {False: 0, True: 0}  # of the forward, and of its repetition

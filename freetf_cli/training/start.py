@@ -97,7 +97,7 @@ def make_engine(recipe: Recipe, device: torch.device, world: World, init_from: C
 
 
 def prepared(model: Decoder, recipe: Recipe) -> Decoder:
-    """A model whose layers train as `[train]` asks: products in float8, activations computed again."""
+    """The model after `train.float8` and `train.activation_checkpointing` have been applied to it."""
     if recipe.train.float8:
         use_float8(model)
     checkpoint_activations(model, recipe.train)
@@ -205,7 +205,9 @@ def record_start(loop: Loop, name: str, argv: Sequence[str], init_from: Checkpoi
     }
     resumed = list(before.get("resumed", []))
     if resume is not None:
-        resumed.append({"step": resume.step, **{name: entries[name] for name in ("started", "argv", "device", "packages", "git")}})
+        resumed.append(
+            {"step": resume.step, **{name: entries[name] for name in ("started", "argv", "device", "packages", "git", "processes")}}
+        )
     loop.folder.update_manifest(**{**entries, **before, "resumed": resumed, "status": "running"})
 
 

@@ -1,4 +1,4 @@
-"""The processes that train one run together: joining them, what they agree on, and losing one.
+"""The processes that train one run together: how they join, agree, and notice that one is gone.
 
 All of it is torch.distributed over gloo, and about decisions of the host, such as when to stop; gradients and weights are the business
 of training/parallel.py. Process 0 is the main process, and the only one that writes the run's records. A process that dies, or hangs, is

@@ -42,7 +42,7 @@ NUMBERS |= {
     "signals": 32,
     "starters": 50,
     "faults": 40,
-    "ranks": 24,
+    "ranks": 30,
     "hung": 5,
     "launched": 30,
     "outputs": 175,

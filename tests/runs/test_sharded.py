@@ -29,8 +29,6 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from torch.distributed.tensor.placement_types import Placement
 
 from freetf_cli import durable
-from freetf_cli.config.files import check_recipe
-from freetf_cli.config.recipe import Recipe
 from freetf_cli.data.tokenizer import characters
 from freetf_cli.errors import FreetfError, InputError
 from freetf_cli.evaluation.weights import compare_weights
@@ -39,17 +37,9 @@ from freetf_cli.runs import sharded
 from freetf_cli.runs.checkpoint import MANIFEST, Checkpoint, consolidate, open_checkpoint, recover, save_checkpoint
 from freetf_cli.runs.sharded import ShardedSaver, load_sharded
 from freetf_cli.runs.tensors import Tensors
+from tests.runs.test_checkpoint import RECIPE
 
 CPU = torch.device("cpu")
-RECIPE: Recipe = check_recipe(
-    {
-        "data": {"task": "letters"},
-        "model": {"layers": 2, "width": 16, "heads": 2, "vocab": 5, "context": 8},
-        "latent": {"kappa": 0.5, "bits": 3},
-        "train": {"steps": 1, "batch": 1, "lr": 1.0},
-    },
-    where="test",
-)
 STATE = {"step": 7, "recipe": RECIPE.model_dump(exclude_none=True), "data": {"sha256": "", "name": "ä"}, "tokens": 0.1}
 TOKENIZER = characters("ab!>_", separator=False)
 MODES = ("fsdp", "hsdp", "plain")
@@ -76,7 +66,7 @@ def whole(seed: int = 7) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
 
 def spread(tensors: dict[str, Tensor], mode: str) -> dict[str, Tensor]:
-    """Tensors as the mode has them. Several are of fewer rows than there are processes, which leaves some without any."""
+    """Tensors sharded as in a mode. Some have fewer rows than there are processes, so that some processes have none."""
     size = dist.get_world_size()
     if mode == "plain":
         return {name: tensor.clone() for name, tensor in tensors.items()}

@@ -21,7 +21,7 @@ import sys
 from freetf_cli.cli import failures
 from freetf_cli.training import elastic
 elastic.freetf_command = lambda words: [sys.executable, "-c", *words]
-elastic.ANSWER = 1
+elastic.GRACE = 1
 sys.exit(failures.attempt(lambda: elastic.launch([sys.argv[1]], 2), []))
 """
 BEGIN = """

@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from freetf_cli.config.files import check_recipe
 from freetf_cli.config.recipe import Recipe
+from freetf_cli.errors import InputErrors
 from freetf_cli.latent.binary import PostSampler
 from freetf_cli.runs.folder import ReadOnlyRun
 from freetf_cli.training.loop import Hooks, Loop
@@ -146,3 +147,19 @@ def test_several_processes_train_what_one_does(several: dict[str, list[dict[str,
         together_codes = {row: code for each in ranks for row, code in each["codes"][step].items()}
         assert together_codes.keys() == codes.keys()
         assert all(torch.equal(together_codes[row], code) for row, code in codes.items())
+
+
+@pytest.mark.parametrize(
+    ("processes", "settings", "what"),
+    [
+        (2, {"parallel.mode": "none"}, "parallel.mode = 'none' with 2 processes"),
+        (2, {"parallel.mode": "hsdp"}, "'hsdp' needs parallel.shard"),
+        (2, {"parallel.shard": 2}, "parallel.shard is for parallel.mode = 'hsdp', not 'ddp'"),
+        (4, {"parallel.mode": "hsdp", "parallel.shard": 3}, "parallel.shard = 3 does not divide parallel.processes = 4"),
+        (2, {"parallel.reshard_after_forward": False}, "is for fsdp and hsdp, not 'ddp'"),
+        (1, {"parallel.mode": "fsdp", "parallel.cpu_offload": True}, "for fsdp and hsdp with several processes"),
+    ],
+)
+def test_settings_that_do_not_fit_the_mode_are_refused(processes: int, settings: dict[str, Any], what: str) -> None:
+    with pytest.raises(InputErrors, match=what):
+        recipe(processes, settings)
