@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import socket
@@ -14,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._dtensor_spec import DTensorSpec
 
 from freetf_cli.config.files import check_recipe
 from freetf_cli.config.recipe import Recipe
@@ -75,7 +77,7 @@ def trained(made: Recipe, world: World) -> dict[str, Any]:
         if isinstance(module, PostSampler):
             module.register_forward_pre_hook(lambda _, inputs: codes.append(inputs[0].clone()))
     first = whole(engine.states({})[0])
-    steps, drawn = [], []
+    steps, drawn, specs = [], [], []
     with loop.batches:
         for _ in range(STEPS):
             codes.clear()
@@ -83,6 +85,7 @@ def trained(made: Recipe, world: World) -> dict[str, Any]:
             loop.step += 1
             steps.append([*sums.tolist(), float(norm), count, size_bytes])
             rows = [row for span in loop.rows for row in span]
+            specs.append(sum(isinstance(each, DTensor | DTensorSpec) for each in gc.get_objects()) if made.parallel.is_sharded else 0)
             drawn.append(dict(zip(rows, torch.cat(codes[: made.train.grad_accum_steps]), strict=True)) if codes else {})
     with engine.whole() as model:
         held_out = loop.evaluate(model)
@@ -90,7 +93,14 @@ def trained(made: Recipe, world: World) -> dict[str, Any]:
 
     weights, moments = engine.states(named_state(engine.parameters, loop.optimizer))
     kept = whole({**weights, **moments})
-    return {"first": first, "steps": steps, "codes": drawn, "held_out": [held_out.loss, held_out.ce, held_out.kl], "kept": kept}
+    return {
+        "first": first,
+        "steps": steps,
+        "codes": drawn,
+        "held_out": [held_out.loss, held_out.ce, held_out.kl],
+        "kept": kept,
+        "specs": specs,
+    }
 
 
 def member(rank: int, size: int, port: int, answers: Any) -> None:
@@ -147,6 +157,12 @@ def test_several_processes_train_what_one_does(several: dict[str, list[dict[str,
         together_codes = {row: code for each in ranks for row, code in each["codes"][step].items()}
         assert together_codes.keys() == codes.keys()
         assert all(torch.equal(together_codes[row], code) for row, code in codes.items())
+
+
+def test_a_step_leaves_no_objects_behind(several: dict[str, list[dict[str, Any]]]) -> None:
+    """A fused AdamW over DTensors left a DTensorSpec for each parameter and step (pytorch issue 188174)."""
+    first, *_, last = several["fsdp"][0]["specs"][1:]
+    assert 0 < last <= first
 
 
 @pytest.mark.parametrize(
