@@ -16,6 +16,7 @@ from freetf_cli.config.recipe import Recipe
 from freetf_cli.errors import FreetfError, InputError
 
 MIN_WIDTH = 512  # a narrower product saves less time than its casts take
+ZETA_QUERY = "encoder.block.attention.q"  # multiplies ζ, one vector, where 8-bit products need a multiple of 16
 
 
 def check_float8(recipe: Recipe, device: torch.device) -> None:
@@ -46,7 +47,7 @@ def _torchao() -> Any:
 
 
 def _is_wide(module: nn.Module, name: str) -> bool:
-    if not isinstance(module, nn.Linear) or "block" not in name:
+    if not isinstance(module, nn.Linear) or "block" not in name or name.endswith(ZETA_QUERY):
         return False
     sizes = (module.in_features, module.out_features)
     return min(sizes) >= MIN_WIDTH and all(size % 16 == 0 for size in sizes)

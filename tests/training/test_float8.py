@@ -14,6 +14,7 @@ from freetf_cli.config.recipe import LatentConfig, ModelConfig, Recipe
 from freetf_cli.errors import FreetfError, InputError
 from freetf_cli.latent.build import build_model, initialise_model
 from freetf_cli.model.decoder import Decoder
+from freetf_cli.model.latent import ObjectiveWeights
 from freetf_cli.training.float8 import check_float8, use_float8
 from freetf_cli.training.run import train
 
@@ -66,7 +67,8 @@ def test_wide_layers_of_blocks_are_converted_and_close_to_float32() -> None:
     use_float8(rough, emulate=True)
     changed = {name for name, module in rough.named_modules() if type(module).__name__ == "Float8Linear"}
     parts = ("attention.q", "attention.out", "ffn.gate", "ffn.up", "ffn.down")  # k and v are 128 wide
-    assert changed == {f"{block}.{part}" for block in ("blocks.0", "blocks.1", "latent.encoder.block") for part in parts}
+    every = {f"{block}.{part}" for block in ("blocks.0", "blocks.1", "latent.encoder.block") for part in parts}
+    assert changed == every - {"latent.encoder.block.attention.q"}
     assert [name for name, _ in rough.named_parameters()] == names
     assert all(parameter is weights[name] for name, parameter in rough.named_parameters())
     torch.manual_seed(0)
@@ -77,3 +79,17 @@ def test_wide_layers_of_blocks_are_converted_and_close_to_float32() -> None:
         outcomes.append((y.detach(), *torch.autograd.grad(y, (given, layer.weight), dy)))  # type: ignore[union-attr,arg-type]
     for got, want in zip(*outcomes, strict=True):
         assert 0.01 < float((got - want).norm() / want.norm()) < 0.1  # 3 bits of precision forward, 2 in the gradient
+
+
+@pytest.mark.slow
+def test_every_product_has_all_tokens_of_the_batch() -> None:
+    """The gradient of weights sums over tokens, in 8 bits over a multiple of 16 of them. The encoder's query layer has one vector, ζ."""
+    pytest.importorskip("torchao", reason="train.float8 is an extra")
+    model, sizes = model_of(), []
+    use_float8(model, emulate=True)
+    for module in model.modules():
+        if type(module).__name__ == "Float8Linear":
+            module.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].shape[:-1].numel()))
+    tokens = torch.arange(32).remainder(11).view(2, 16)
+    model(tokens, noise=torch.rand(2, 16, 4), targets_BT=tokens, weights=ObjectiveWeights(*torch.zeros(len(ObjectiveWeights._fields))))
+    assert sizes == [32] * (5 + 5 + 4)
