@@ -7,6 +7,8 @@ pass and e5m2 for the gradient, and returns bfloat16. GPUs of compute capability
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -36,6 +38,17 @@ def use_float8(model: nn.Module, *, emulate: bool = False) -> None:
     float8 = _torchao()
     config = dataclasses.replace(float8.Float8LinearConfig.from_recipe_name("tensorwise"), emulate=emulate)
     float8.convert_to_float8_training(model, config=config, module_filter_fn=_is_wide)
+
+
+@contextmanager
+def without_float8(model: nn.Module) -> Iterator[None]:
+    """Inside the block, converted layers are plain again: torchao's are for training, and a rowwise one fails in inference mode."""
+    layers = [(module, type(module)) for module in model.modules() if isinstance(module, nn.Linear) and type(module) is not nn.Linear]
+    for layer, _ in layers:
+        layer.__class__ = nn.Linear
+    yield
+    for layer, converted in layers:
+        layer.__class__ = converted
 
 
 def _torchao() -> Any:

@@ -32,6 +32,7 @@ from freetf_cli.latent.build import build_model
 from freetf_cli.model.block import Block
 from freetf_cli.model.decoder import Decoder, Output
 from freetf_cli.model.latent import Latent
+from freetf_cli.training.float8 import without_float8
 from freetf_cli.training.world import World
 
 WARM_UP = 3  # updates before a CUDA graph is captured: in the first of them libraries initialise and torch.compile compiles
@@ -81,7 +82,7 @@ class Engine:
     def whole(self) -> Iterator[Decoder]:
         """The model in evaluation mode with all of its weights, for work that each process does at its own pace."""
         self.model.eval()
-        with own_rows(self.model.latent):
+        with own_rows(self.model.latent), without_float8(self.model):
             yield self.model
         self.model.train()
 

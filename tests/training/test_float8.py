@@ -16,6 +16,7 @@ from freetf_cli.latent.build import build_model, initialise_model
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.model.latent import ObjectiveWeights
 from freetf_cli.training.float8 import check_float8, use_float8
+from freetf_cli.training.parallel import Engine
 from freetf_cli.training.run import train
 
 CPU = torch.device("cpu")
@@ -93,3 +94,15 @@ def test_every_product_has_all_tokens_of_the_batch() -> None:
     tokens = torch.arange(32).remainder(11).view(2, 16)
     model(tokens, noise=torch.rand(2, 16, 4), targets_BT=tokens, weights=ObjectiveWeights(*torch.zeros(len(ObjectiveWeights._fields))))
     assert sizes == [32] * (5 + 5 + 4)
+
+
+@pytest.mark.slow
+def test_evaluation_uses_plain_layers() -> None:
+    pytest.importorskip("torchao", reason="train.float8 is an extra")
+    plain, rough = model_of(), model_of()
+    use_float8(rough, emulate=True)
+    tokens = torch.arange(16).remainder(11)[None]
+    with Engine(rough, recipe().train, CPU).whole() as model, torch.inference_mode():
+        assert torch.equal(model.lower(tokens, model.context(tokens)), plain.lower(tokens, plain.context(tokens)))
+    layer = rough.blocks[0].ffn.up  # type: ignore[union-attr]
+    assert type(layer).__name__ == "Float8Linear"
