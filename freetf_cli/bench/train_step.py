@@ -148,9 +148,8 @@ def _works(recipe: Recipe, device: torch.device) -> Iterator[tuple[str, Callable
 
 def _model(recipe: Recipe, device: torch.device) -> Decoder:
     model = make_model(recipe, device, None, None)
-    if recipe.train.float8:
-        check_float8(recipe, device)
-        use_float8(model)
+    check_float8(recipe, device)
+    use_float8(model, recipe.train.float8)
     return model
 
 

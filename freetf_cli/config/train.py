@@ -9,6 +9,7 @@ from pydantic import Field
 from freetf_cli.config.table import ConfigTable, NotNegative, Positive, Rate, Weight, rule
 
 Choice = Literal["auto", "on", "off"]
+Float8 = Literal["off", "tensorwise", "rowwise"]
 
 
 class TrainConfig(ConfigTable):
@@ -27,7 +28,11 @@ class TrainConfig(ConfigTable):
     grad_clip: Weight = Field(1.0, description="largest gradient norm; 0: no clipping")
     seed: NotNegative = Field(0, lt=1 << 32, description="seed of weights, data order and latent noise")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on CUDA, fp32 elsewhere")
-    float8: bool = Field(False, description="8-bit floating point in the blocks' wide linear layers; needs torchao and a recent GPU")
+    float8: Float8 = Field(
+        "off",
+        description="8-bit floating point in the blocks' wide linear layers, with one scale per tensor, or one per row and column;"
+        " in training only; needs torchao and a recent GPU",
+    )
     compile: Choice = Field("auto", description="torch.compile; auto: on CUDA")
     cuda_graph: Choice = Field("auto", description="replay a step as one CUDA graph; auto: on CUDA")
     attention_checkpointing: Choice = Field(

@@ -1,7 +1,15 @@
 """8-bit floating point for training (`train.float8`): linear layers of the blocks multiply as torchao's float8 training does.
 
-Weights stay in float32 and keep their names. Each product scales both operands by their largest absolute value, with e4m3 in the forward
-pass and e5m2 for the gradient, and returns bfloat16. GPUs of compute capability 8.9 do this at twice the rate of bfloat16, minus the casts.
+Weights keep their names and dtypes. Each product scales both operands by their largest absolute values, casts them to 8 bits, and returns
+bfloat16. GPUs of compute capability 8.9 or newer do this at twice the rate of bfloat16, minus the casts. The two recipes are torchao's:
+
+                one scale for each                                  e4m3 for            e5m2 for
+    tensorwise  operand                                             inputs, weights     gradients
+    rowwise     row of the left operand, column of the right one;   inputs, weights,    –
+                a power of two                                      gradients
+
+A scale sees the tokens of one process in one forward pass: tensorwise in all three products, rowwise only in the one that sums over tokens,
+the gradient of the weights. So N processes compute what one does with N times the `train.grad_accum_steps`.
 """
 
 from __future__ import annotations
@@ -15,6 +23,7 @@ import torch
 from torch import nn
 
 from freetf_cli.config.recipe import Recipe
+from freetf_cli.config.train import Float8
 from freetf_cli.errors import FreetfError, InputError
 
 MIN_WIDTH = 512  # a narrower product saves less time than its casts take
@@ -23,8 +32,9 @@ ZETA_QUERY = "encoder.block.attention.q"  # multiplies ζ, one vector, where 8-b
 
 def check_float8(recipe: Recipe, device: torch.device) -> None:
     """Raise InputError if the device or the batch size does not support float8 products, FreetfError if torchao is missing."""
-    if not recipe.train.float8:
+    if recipe.train.float8 == "off":
         return
+    # PyTorch 2.11 has the rowwise product, too, for 8.9 and everything newer.
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
         raise InputError(f"train.float8 on {device.type}: 8-bit products need a GPU of compute capability 8.9 or newer")
     tokens = recipe.rows_at_once * (recipe.model.context or 1)
@@ -33,10 +43,12 @@ def check_float8(recipe: Recipe, device: torch.device) -> None:
     _torchao()
 
 
-def use_float8(model: nn.Module, *, emulate: bool = False) -> None:
+def use_float8(model: nn.Module, kind: Float8, *, emulate: bool = False) -> None:
     """Convert the wide linear layers of the blocks, in place. emulate: compute the same in float32 on any device, for tests."""
+    if kind == "off":
+        return
     float8 = _torchao()
-    config = dataclasses.replace(float8.Float8LinearConfig.from_recipe_name("tensorwise"), emulate=emulate)
+    config = dataclasses.replace(float8.Float8LinearConfig.from_recipe_name(kind), emulate=emulate)
     float8.convert_to_float8_training(model, config=config, module_filter_fn=_is_wide)
 
 

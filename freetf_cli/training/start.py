@@ -98,8 +98,7 @@ def make_engine(recipe: Recipe, device: torch.device, world: World, init_from: C
 
 def prepared(model: Decoder, recipe: Recipe) -> Decoder:
     """The model after `train.float8` and `train.activation_checkpointing` have been applied to it."""
-    if recipe.train.float8:
-        use_float8(model)
+    use_float8(model, recipe.train.float8)
     checkpoint_activations(model, recipe.train)
     return model
 

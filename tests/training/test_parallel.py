@@ -103,7 +103,7 @@ def trained(made: Recipe, world: World) -> dict[str, Any]:
     }
 
 
-def member(rank: int, size: int, port: int, answers: Any) -> None:
+def member(rank: int, size: int, port: int, answers: Any, cases: Mapping[str, tuple[int, dict[str, Any]]] = CASES) -> None:
     variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ |= {name: str(value) for name, value in variables.items()}
     if sys.platform == "linux":
@@ -111,7 +111,7 @@ def member(rank: int, size: int, port: int, answers: Any) -> None:
     torch.set_num_threads(1)
     found = {}
     with process_group(CPU, StopRequest()) as world:
-        for name, (processes, settings) in CASES.items():
+        for name, (processes, settings) in cases.items():
             if processes == size:
                 found[name] = trained(recipe(size, settings), world)
     torch.save((rank, found), answers / f"{rank}.pt")
