@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from freetf_cli.model.attention.materialised import set_attention_checkpointing
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.model.weights import fill
 from freetf_cli.runs.checkpoint import Checkpoint, load_weights
-from freetf_cli.runs.folder import now
+from freetf_cli.runs.folder import RunFolder, now
 from freetf_cli.training.float8 import use_float8
 from freetf_cli.training.loop import Loop
 from freetf_cli.training.parallel import Engine, Replicated, Sharded, checkpoint_activations
@@ -70,6 +71,19 @@ def check_same_run(recipe: Recipe, source: DataSource, checkpoint: Checkpoint) -
     if changed:
         named = ", ".join(f"{key} is {ours.get(key)!r}, was {theirs.get(key)!r}" for key in changed)
         raise InputError(f"the recipe is not the run's: {named}", where, hint)
+
+
+def check_init_from(run: RunFolder, init_from: Path | None, hint: str) -> None:
+    """Raise InputError if a run did not start from the weights that --init-from names; None: from new ones.
+
+    A run that it names may have saved newer checkpoints since, or deleted that one.
+    """
+    manifest = run.manifest()
+    was = None if manifest.get("init_from") is None else Path(str(manifest["init_from"]))
+    named = None if init_from is None else Path(os.path.realpath(init_from))
+    known = (None,) if was is None else (was, was.parent.parent)
+    if "init_from" in manifest and named not in known:  # not in it: killed before the start was recorded
+        raise InputError(f"the run started from {was or 'new weights'}, not from {init_from or 'new ones'}", str(run.path), hint)
 
 
 def make_engine(recipe: Recipe, device: torch.device, world: World, init_from: Checkpoint | None, resume: Checkpoint | None) -> Engine:
@@ -199,7 +213,7 @@ def record_start(loop: Loop, name: str, argv: Sequence[str], init_from: Checkpoi
         "device": describe(loop.device),
         "data": asdict(source.facts),
         "tokenizer_sha256": source.tokenizer.sha256,
-        "init_from": init_from and str(init_from.folder),
+        "init_from": init_from and str(init_from.folder.resolve()),
         "processes": loop.world.size,
     }
     resumed = list(before.get("resumed", []))
