@@ -163,15 +163,14 @@ def starting_points(out: Path, resume: str, init_from: Path | None) -> tuple[Che
     from freetf_cli.report.console import warn
     from freetf_cli.runs.checkpoint import open_checkpoint
     from freetf_cli.runs.folder import RunFolder
-    from freetf_cli.training.start import check_init_from
+    from freetf_cli.training.start import OTHER_FOLDER, check_init_from
 
     if init_from is not None and resume not in ("never", "auto"):
         raise InputError("--init-from starts a new run, --resume PATH continues one", hint="give only one of them")
     start = resume_from(out, resume)
-    if init_from is not None and start is not None:
-        check_init_from(RunFolder.open(out), init_from, "leave --init-from out to resume it")
-        return start, None
-    return start, None if init_from is None else open_checkpoint(init_from, warn)
+    if resume == "auto" and (out / "recipe.toml").is_file() and (start is None or init_from is not None):
+        check_init_from(RunFolder.open(out), init_from, OTHER_FOLDER if start is None else "leave --init-from out to resume it")
+    return start, None if init_from is None or start is not None else open_checkpoint(init_from, warn)
 
 
 def resume_from(out: Path, resume: str) -> Checkpoint | None:

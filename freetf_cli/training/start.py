@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -24,7 +24,7 @@ from freetf_cli.latent.build import build_model, constants, initialise_model
 from freetf_cli.model.attention.materialised import set_attention_checkpointing
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.model.weights import fill
-from freetf_cli.runs.checkpoint import Checkpoint, load_weights
+from freetf_cli.runs.checkpoint import Checkpoint, checkpoint_folders, load_weights
 from freetf_cli.runs.folder import RunFolder, now
 from freetf_cli.training.float8 import use_float8
 from freetf_cli.training.loop import Loop
@@ -56,6 +56,9 @@ def resolve(recipe: Recipe, resume: Checkpoint | None = None) -> tuple[Recipe, D
     return resolved, source
 
 
+OTHER_FOLDER = "choose another -o, or delete the folder"
+
+
 def check_same_run(recipe: Recipe, source: DataSource, checkpoint: Checkpoint) -> None:
     """Raise InputError if data, tokenizer or recipe are not those of the checkpoint's run."""
     where, hint = str(checkpoint.folder), "use --init-from to start a new run from its weights"
@@ -63,7 +66,29 @@ def check_same_run(recipe: Recipe, source: DataSource, checkpoint: Checkpoint) -
         raise InputError("the data is not what the run was trained on (its hash differs)", where, hint)
     if checkpoint.tokenizer().sha256 != source.tokenizer.sha256:
         raise InputError("the checkpoint's tokenizer is not the data's (its hash differs)", str(checkpoint.folder / "tokenizer.json"))
-    ours, theirs = flat(recipe), flat(checkpoint.recipe)
+    _refuse_changes(recipe, checkpoint.recipe, where, hint)
+
+
+def start_over(path: Path, recipe: Recipe, source: DataSource, warn: Callable[[str], None]) -> None:
+    """If the folder has a run that was killed before its first checkpoint, warn that its records are dropped.
+
+    Raises InputError if data or recipe are not those of that run.
+    """
+    if not (path / "recipe.toml").is_file() or checkpoint_folders(path):
+        return
+    run, hint = RunFolder.open(path), OTHER_FOLDER
+    facts = run.manifest().get("data")  # none if it was killed before it recorded its start
+    if isinstance(facts, dict) and facts.get("sha256") != source.facts.sha256:
+        raise InputError("the data is not what the run was started on (its hash differs)", str(path), hint)
+    _refuse_changes(recipe, run.recipe(), str(path), hint)
+    steps = len({line.step for line in run.metrics()})
+    dropped = f"; {steps:,} recorded step{'s are' if steps > 1 else ' is'} dropped" if steps else ""
+    warn(f"the run in {path} has no checkpoint yet, and starts at step 1{dropped}")
+
+
+def _refuse_changes(recipe: Recipe, before: Recipe, where: str, hint: str) -> None:
+    """Raise InputError if a run's recipe was changed in a setting that affects its weights."""
+    ours, theirs = flat(recipe), flat(before)
     memory = ("attention_checkpointing", "activation_checkpointing", "grad_accum_steps")  # what an error's hint may ask for
     changeable = ("keep_", "log_every", "save_every", *memory)
     free = ("data.dir", "eval.every", "eval.samples", "eval.sequences", "parallel.", *(f"train.{name}" for name in changeable))

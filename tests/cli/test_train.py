@@ -434,8 +434,41 @@ def test_resume_auto_starts_over_without_a_checkpoint(run_cli, workshop, free_ru
     run = copied(free_run)
     (run / "checkpoints").rename(run / "gone")
     (run / "gone").rename(run.with_name("gone"))
-    assert run_cli("train", workshop / "free.toml", "-o", run, "--resume", "auto").code == 0
+    words = ["train", workshop / "free.toml", "-o", run, "--resume", "auto", "-q"]
+    done = run_cli(*words, "--set", "train.keep_last=3")
+    line = f"freetf: warning: the run in {run} has no checkpoint yet, and starts at step 1; 5 recorded steps are dropped\n"
+    assert (done.code, done.stderr) == (0, line)
     assert_same_record(run, free_run)
+    assert run_cli(*words).stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (["--set", "train.lr=1.0", "--set", "train.steps=7"], "train.lr is 1.0, was 0.03, train.steps is 7, was 6"),
+        (["--seed", "5"], "train.seed is 5, was 0"),
+        (["--set", "data.params.length=11"], "the data is not what the run was started on"),
+        (["--init-from", "{other}"], "the run started from new weights, not from"),
+    ],
+)
+def test_a_run_without_a_checkpoint_is_not_replaced_by_another(refused, workshop, free_run, baseline_run, copied, words, what):
+    run = copied(free_run)
+    shutil.rmtree(run / "checkpoints")
+    before = (run / "metrics.jsonl").read_bytes()
+    words = [word.format(other=baseline_run) for word in words]
+    line = refused("train", workshop / "free.toml", "-o", run, "--resume", "auto", *words)
+    assert what in line and "choose another -o, or delete the folder" in line
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_that_began_with_init_from_starts_over_with_it(run_cli, refused, workshop, baseline_run, tmp_path):
+    words = ["train", workshop / "free.toml", "-o", tmp_path / "run", "--resume", "auto"]
+    assert run_cli(*words, "--init-from", baseline_run).code == 0
+    first = record(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    assert "the run started from" in (line := refused(*words)) and "not from new ones" in line
+    assert run_cli(*words, "--init-from", baseline_run).code == 0
+    assert record(tmp_path / "run") == first
 
 
 def test_resume_from_another_runs_checkpoint_is_refused(refused, workshop, free_run, baseline_run, copied):
