@@ -82,6 +82,8 @@ def as_failure(error: BaseException, words: Sequence[str]) -> FreetfError:
         return PipeClosed("broken pipe")
     if isinstance(error, OSError):
         return _system_failure(error, words)
+    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop from "):  # Path.resolve, up to Python 3.12
+        return InputError("the path is a loop of links", str(error).removeprefix("Symlink loop from ").strip("'"))
     if is_out_of_memory(error):
         return FreetfError("out of memory", hint="use a smaller train.batch, a larger train.grad_accum_steps, or a smaller --count")
     summary = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -57,6 +57,15 @@ def test_the_working_folder_is_no_output(refused: Callable[..., str], tmp_path: 
     assert not list(tmp_path.iterdir())
 
 
+def test_an_output_folder_that_is_a_link_stays_one(run_cli: Callable, refused: Callable, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for name, target in {"link": "empty", "loop": "loop"}.items():
+        (tmp_path / name).symlink_to(target)
+    assert run_cli("gen-synthetic", "coins", "-o", tmp_path / "link", "--count", 20).code == 0
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "empty" / "manifest.json").is_file()
+    refused("gen-synthetic", "coins", "-o", tmp_path / "loop", "--count", 20)
+
+
 def test_a_folder(run_cli: Cli, tmp_path: Path) -> None:
     done = run_cli("gen-synthetic", "letters", "-o", tmp_path / "d", "--count", 200, "--split", "train=150,val=50", "--param", "noise=1/8")
     assert done.code == 0 and str(tmp_path / "d") in done.stdout.replace("\n", "") and done.stderr == ""

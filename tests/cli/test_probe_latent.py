@@ -221,12 +221,15 @@ def test_a_baseline_has_no_z(run_cli: Callable, baseline_run: Path, free_run: Pa
         (("--figure", "no/such/folder/f.svg"), "the figure's folder does not exist, no/such/folder"),
         (("--figure", "."), "the figure's path is a folder"),
         (("--figure", "same.svg", "--report", "./same.svg"), "the figure and the report are the same file"),
+        (("--figure", "link.svg", "--report", "same.svg"), "the figure and the report are the same file"),
         (("--figure", "figure.png"), "--figure writes an SVG, not .png"),
         (("--data", "nowhere"), "no such data folder"),
     ],
 )
 def test_bad_input(run_cli: Callable, free_run: Path, workshop: Path, options: tuple, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workshop)
+    if not Path("link.svg").is_symlink():
+        Path("link.svg").symlink_to("same.svg")
     done = run_cli("probe-latent", free_run, *options, "--device", "cpu")
     assert done.code == 2, done.stderr
     assert said.replace("RUN", str(free_run)) in done.stderr and "Traceback" not in done.stderr and done.stderr.count("error:") == 1
