@@ -111,14 +111,14 @@ def _lower(text: str) -> str:
 
 
 def _system_failure(error: OSError, words: Sequence[str]) -> FreetfError:
-    """Exit 2 if the operating system refuses to read a path that the user named, else 1."""
+    """Exit 2 if the operating system refuses to read a path that the user named, or its length; else 1."""
     what = _lower(error.strerror or str(error) or type(error).__name__)
     name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes | os.PathLike) else ""
     if error.errno == errno.ENOSPC:
         return FreetfError(what, name, "free some space, or write elsewhere")
-    outputs = ("-o", "--out")
+    outputs = ("-o", "--out", "--report", "--figure")
     inputs = [word for before, word in zip(["", *words], words, strict=False) if before not in outputs]
-    return (InputError if name and name in inputs else FreetfError)(what, name)
+    return (InputError if (name and name in inputs) or error.errno == errno.ENAMETOOLONG else FreetfError)(what, name)
 
 
 def _report(failure: FreetfError, error: BaseException, words: Sequence[str]) -> None:

@@ -187,4 +187,5 @@ def _writing(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         hint = "free some space, or write elsewhere" if error.errno == errno.ENOSPC else ""
-        raise FreetfError(f"cannot be written: {error.strerror or error}", str(out), hint) from None
+        kind = InputError if error.errno == errno.ENAMETOOLONG else FreetfError
+        raise kind(f"cannot be written: {error.strerror or error}", str(out), hint) from None
