@@ -35,6 +35,7 @@ COMMANDS = {  # `freetf NAME`, and its function in freetf_cli.cli
     "probe-latent": "probe_latent.probe_latent",
     "evaluate": "evaluate.evaluate",
     "show": "show.show",
+    "runs": "runs.runs",
     "compare": "compare.compare",
     "recipe list": "recipe.list_recipes",
     "recipe show": "recipe.show_recipe",

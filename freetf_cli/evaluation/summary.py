@@ -24,12 +24,12 @@ def summarise(path: Path) -> RunSummary:
     recipe, manifest = run.recipe(), run.manifest()
     device = str((manifest.get("device") or {}).get("device") or "cpu")
     bf16 = recipe.train.precision == "bf16" or (recipe.train.precision == "auto" and device == "cuda")
-    facts = _facts(manifest, run)
+    facts = data_facts(manifest, run)
     samples = sample_groups(run.last_samples(), facts)
     return RunSummary(
         run=str(path),
         kind=recipe.kind,
-        status=_status(manifest, path),
+        status=run_status(manifest, path),
         recipe=recipe.model_dump(exclude_none=True),
         facts=facts,
         plan=plan_run(recipe, path.name, bf16, device),
@@ -41,9 +41,9 @@ def summarise(path: Path) -> RunSummary:
     )
 
 
-def _status(manifest: Mapping[str, Any], run: Path) -> str:
+def run_status(manifest: Mapping[str, Any], run: Path) -> str:
     """ "running", "done", "stopped" or "failed", as the process recorded; "interrupted" if it ended without a record, as by a kill."""
-    recorded = str(manifest.get("status", "unknown"))
+    recorded = str(manifest.get("status", "running"))  # a run that begins has no manifest yet
     return "interrupted" if recorded == "running" and not is_locked(run) else recorded
 
 
@@ -60,7 +60,8 @@ def sample_groups(samples: Mapping[str, Sequence[dict[str, Any]]], facts: DataFa
     return found
 
 
-def _facts(manifest: dict[str, Any], run: RunFolder) -> DataFacts:
+def data_facts(manifest: Mapping[str, Any], run: RunFolder) -> DataFacts:
+    """The facts of a run's data; InputError if its manifest lacks them."""
     try:
         return DataFacts.read(manifest["data"])
     except (KeyError, TypeError, AttributeError):
