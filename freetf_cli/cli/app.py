@@ -33,6 +33,7 @@ COMMANDS = {  # `freetf NAME`, and its function in freetf_cli.cli
     "sweep": "sweep.sweep",
     "sample": "sample.sample",
     "probe-latent": "probe_latent.probe_latent",
+    "reproduce": "reproduce.reproduce",
     "evaluate": "evaluate.evaluate",
     "show": "show.show",
     "runs": "runs.runs",

@@ -118,9 +118,20 @@ def _dry_run(recipe: Recipe, name: str, device: str, gpus: int | None, gpu_memor
 
 
 def run_training(
-    recipe: Recipe, name: str, out: Path, device: str, stop: StopRequest, *, resume: str = "never", init_from: Path | None = None
+    recipe: Recipe,
+    name: str,
+    out: Path,
+    device: str,
+    stop: StopRequest,
+    *,
+    resume: str = "never",
+    init_from: Path | None = None,
+    until: int | None = None,
 ) -> TrainResult:
-    """Train with a live display, and update its report at every checkpoint. resume: as --resume. init_from: a run or a checkpoint."""
+    """Train with a live display, and update its report at every checkpoint. resume: as --resume. init_from: a run or a checkpoint.
+
+    until: the step to end at, before the recipe's last.
+    """
     from freetf_cli.device import resolve_device, set_threads
     from freetf_cli.durable import write_durably
     from freetf_cli.evaluation.summary import summarise
@@ -150,6 +161,7 @@ def run_training(
                 resume=start,
                 init_from=weights,
                 again=resume == "auto",
+                until=until,
                 hooks=Hooks(
                     progress=lambda progress: display.update(progress.status()),
                     saved=lambda run: write_durably(run.report, page.html(summarise(run.path).report())),

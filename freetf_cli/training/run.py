@@ -35,6 +35,7 @@ def train(
     resume: Checkpoint | None = None,  # of the same run, to continue
     init_from: Checkpoint | None = None,  # the weights to start with; a Free model may start from its baseline
     again: bool = False,  # a run that ended before its first checkpoint may start over
+    until: int | None = None,  # the step to end at; None: the recipe's last
     hooks: Hooks | None = None,
     stop: StopRequest | None = None,
     name: str = "",  # of the recipe, for the manifest
@@ -75,7 +76,7 @@ def train(
                     )
             record_start(loop, name, argv, init_from, resume)
             try:
-                loop.run()
+                loop.run(until)
                 return _result(loop)
             except BaseException as error:
                 stopped = isinstance(error, Stopped | Interrupted | KeyboardInterrupt) or (isinstance(error, PeerLost) and loop.stop.signal)
