@@ -46,6 +46,7 @@ def reproduce(
     from freetf_cli.device import resolve_device
     from freetf_cli.evaluation.reproduction import compare_runs
     from freetf_cli.report.console import warn
+    from freetf_cli.runs.checkpoint import checkpoint_folders, folder_step
     from freetf_cli.runs.folder import RunFolder
     from freetf_cli.training.elastic import is_main_process, launch, started_processes
     from freetf_cli.training.reproduce import plan_repetition
@@ -57,8 +58,11 @@ def reproduce(
         raise typer.Exit(launch(context.find_root().obj, processes))
     with stop_on_signals(then_ignore=started > 1) as stop:
         plan = plan_repetition(run, where, processes, steps=steps, tolerance=tolerance, warn=warn)
-        start = _start(plan.init_from, again, resume)
-        run_training(plan.recipe, plan.name, again, where.type, stop, resume=resume, init_from=start, until=plan.steps)
+        done = max(map(folder_step, checkpoint_folders(again)), default=0) if resume == "auto" else 0
+        start, how = None if done else plan.init_from, resume
+        for recipe, until in plan.recipes(done):
+            run_training(recipe, plan.name, again, where.type, stop, resume=how, init_from=start, longer=True, until=until)
+            start, how = None, "auto"
     if is_main_process():
         result = compare_runs(run, again, plan.steps, plan.terms)
         show(result, json=json)
@@ -78,10 +82,3 @@ def _folder(run: Path, out: Path | None) -> Path:
 def _device_of(manifest: dict[str, object]) -> str:
     found = manifest.get("device")
     return str(found.get("device") or "auto") if isinstance(found, dict) else "auto"
-
-
-def _start(init_from: Path | None, again: Path, resume: str) -> Path | None:
-    """The weights to begin with; none where a repetition that has begun is continued."""
-    from freetf_cli.runs.checkpoint import checkpoint_folders
-
-    return None if resume == "auto" and checkpoint_folders(again) else init_from

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,26 @@ from freetf_cli.training.start import resolve
 
 @dataclass(frozen=True)
 class Repetition:
-    """A run to train again: its recipe, with its data where it lies now; the weights it began with; the step to compare up to."""
+    """A run to train again: its recipe, with its data where it lies now; the weights it began with; the step to compare up to.
+
+    parts: (step, steps) for each time that the run was made longer: up to `step`, it was trained as a run of so many steps.
+    """
 
     recipe: Recipe
     name: str  # of the recipe
     init_from: Path | None
     steps: int
     terms: Terms
+    parts: Sequence[tuple[int, int]]
+
+    def recipes(self, done: int = 0) -> Iterator[tuple[Recipe, int]]:
+        """One recipe after the other, each with the step to train it up to. done: the step that a repetition has reached before."""
+        whole = self.recipe.train
+        for until, steps in [*self.parts, (whole.steps, whole.steps)]:
+            if until > done or until == whole.steps:
+                yield self.recipe.model_copy(update={"train": whole.model_copy(update={"steps": steps})}), min(until, self.steps)
+            if until >= self.steps:
+                return
 
 
 def plan_repetition(
@@ -51,14 +64,28 @@ def plan_repetition(
     if not recipe.parallel.threads and type(threads) is int and 0 < threads <= 1024:
         set_threads(threads)
     now = {"device": describe(device), "processes": processes}
-    init_from = manifest.get("init_from")
+    init_from, parts = manifest.get("init_from"), _parts(manifest)
+    if parts and processes > 1:
+        raise InputError("a run of several processes that was made longer cannot be reproduced", str(run))
     return Repetition(
         recipe,
         str(manifest.get("recipe") or ""),
         Path(init_from) if isinstance(init_from, str) else None,
         min(steps or checkpoint.step, checkpoint.step),
         terms(manifest, now, deterministic=recipe.train.deterministic, tolerance=tolerance),
+        parts,
     )
+
+
+def _parts(manifest: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """Where a run was made longer, without what was trained again from an earlier step."""
+    parts: list[tuple[int, int]] = []
+    resumed = manifest.get("resumed")
+    for entry in resumed if isinstance(resumed, list) else []:
+        step, before = (entry.get("step"), entry.get("steps_before")) if isinstance(entry, Mapping) else (None, None)
+        if type(step) is int:
+            parts = [part for part in parts if part[0] < step] + ([(step, before)] if type(before) is int and before > 0 else [])
+    return parts
 
 
 def _with_same_data(recipe: Recipe, manifest: Mapping[str, Any], checkpoint: Checkpoint) -> Recipe:

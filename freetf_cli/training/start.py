@@ -28,6 +28,7 @@ from freetf_cli.runs.folder import now
 from freetf_cli.training.float8 import use_float8
 from freetf_cli.training.loop import Loop
 from freetf_cli.training.parallel import Engine, Replicated, Sharded, checkpoint_activations
+from freetf_cli.training.schedule import learning_rate
 from freetf_cli.training.world import World
 
 
@@ -55,8 +56,8 @@ def resolve(recipe: Recipe, resume: Checkpoint | None = None) -> tuple[Recipe, D
     return resolved, source
 
 
-def check_same_run(recipe: Recipe, source: DataSource, checkpoint: Checkpoint) -> None:
-    """Raise InputError if data, tokenizer or recipe are not those of the checkpoint's run."""
+def check_same_run(recipe: Recipe, source: DataSource, checkpoint: Checkpoint, *, longer: bool = False) -> None:
+    """Raise InputError if data, tokenizer or recipe are not those of the checkpoint's run. longer: more steps are allowed: `extension`."""
     where, hint = str(checkpoint.folder), "use --init-from to start a new run from its weights"
     if checkpoint.state["data"]["sha256"] != source.facts.sha256:
         raise InputError("the data is not what the run was trained on (its hash differs)", where, hint)
@@ -67,9 +68,31 @@ def check_same_run(recipe: Recipe, source: DataSource, checkpoint: Checkpoint) -
     changeable = ("keep_", "log_every", "save_every", *memory)
     free = ("data.dir", "eval.every", "eval.samples", "eval.sequences", "parallel.", *(f"train.{name}" for name in changeable))
     changed = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key) and not key.startswith(free))
+    grows = recipe.train.steps > checkpoint.recipe.train.steps
+    if grows and longer:
+        changed.remove("train.steps")
+    if changed == ["train.steps"]:
+        hint = f"--set train.steps={recipe.train.steps} makes the run longer" if grows else "a run can only be made longer"
     if changed:
         named = ", ".join(f"{key} is {ours.get(key)!r}, was {theirs.get(key)!r}" for key in changed)
         raise InputError(f"the recipe is not the run's: {named}", where, hint)
+
+
+def extension(recipe: Recipe, checkpoint: Checkpoint) -> str:
+    """What a larger `train.steps` changes for a run that is resumed, in a sentence; empty if it is the same.
+
+    Everything remains a function of (recipe, step): from the next step on, rates and weights are those of the longer run at that step.
+    """
+    before, now, step = checkpoint.recipe.train, recipe.train, checkpoint.step
+    if now.steps == before.steps:
+        return ""
+    was, then, last = (f"{learning_rate(at, of):.3g}" for at, of in ((step - 1, before), (step, now), (now.steps - 1, now)))
+    scheduled = recipe.latent is not None and bool(recipe.latent.objective.schedule)
+    names = "train.lr and latent.objective.schedule" if scheduled else "train.lr"
+    return (
+        f"the run of {before.steps:,} steps goes on from step {step:,} to {now.steps:,}, with {names} as in a run of {now.steps:,} steps: "
+        f"the learning rate was {was}, is {then} at the next step, and ends at {last}"
+    )
 
 
 def make_engine(recipe: Recipe, device: torch.device, world: World, init_from: Checkpoint | None, resume: Checkpoint | None) -> Engine:
@@ -204,9 +227,9 @@ def record_start(loop: Loop, name: str, argv: Sequence[str], init_from: Checkpoi
     }
     resumed = list(before.get("resumed", []))
     if resume is not None:
-        resumed.append(
-            {"step": resume.step, **{name: entries[name] for name in ("started", "argv", "device", "packages", "git", "processes")}}
-        )
+        kept = {name: entries[name] for name in ("started", "argv", "device", "packages", "git", "processes")}
+        longer = {} if loop.config.steps == resume.recipe.train.steps else {"steps_before": resume.recipe.train.steps}
+        resumed.append({"step": resume.step, **longer, **kept})
     loop.folder.update_manifest(**{**entries, **before, "resumed": resumed, "status": "running"})
 
 

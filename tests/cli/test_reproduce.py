@@ -14,6 +14,7 @@ from freetf_cli.durable import sha256_of
 from freetf_cli.evaluation.reproduction import compare_runs, terms
 from freetf_cli.records.reproduction import Terms
 from freetf_cli.runs.lock import lock_run
+from freetf_cli.training.reproduce import _parts
 
 MANIFEST = {"device": {"device": "cpu", "name": "x86_64", "platform": "Linux", "torch": "2.13.0", "threads": 2}, "processes": 1}
 
@@ -191,3 +192,13 @@ def test_a_run_of_several_processes_is_started_as_it_was(run_cli, free_run, copi
     monkeypatch.setattr("freetf_cli.training.elastic.launch", lambda words, count: calls.append((words, count)) or 3)
     assert run_cli("reproduce", run, "-q").code == 3
     assert calls == [(["reproduce", str(run), "-q"], 2)]
+
+
+def test_parts_of_a_run_that_was_made_longer():
+    """A part that was trained again from an earlier step does not count."""
+    longer = {"step": 600, "steps_before": 600}
+    assert _parts({"resumed": [{"step": 300}, longer, {"step": 700}, {"step": 1200, "steps_before": 1200}]}) == [(600, 600), (1200, 1200)]
+    assert _parts({"resumed": [longer, longer]}) == [(600, 600)]
+    assert _parts({"resumed": [longer, {"step": 300}]}) == []
+    assert _parts({"resumed": [longer, {"step": 300, "steps_before": 600}]}) == [(300, 600)]
+    assert _parts({"resumed": [7, {}, {"step": "x"}]}) == _parts({"resumed": 3}) == _parts({}) == []
