@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from freetf_cli.errors import InputError
+from freetf_cli.errors import FreetfError, InputError
 from freetf_cli.evaluation.probe.agreement import group_agreement
 from freetf_cli.records import DataFacts
 from freetf_cli.records.run import RunSummary
@@ -16,6 +17,8 @@ from freetf_cli.runs.folder import RunFolder
 from freetf_cli.runs.lock import is_locked
 from freetf_cli.runs.plan import plan_run
 from freetf_cli.tasks import spans_by_text
+
+POLL = 1.0  # seconds between two looks at a run that is watched
 
 
 def summarise(path: Path) -> RunSummary:
@@ -39,6 +42,34 @@ def summarise(path: Path) -> RunSummary:
         agreement=group_agreement([group for shown in samples if shown.shared for group in shown.groups], facts),
         manifest=manifest,
     )
+
+
+def watch(path: Path) -> Iterator[RunSummary]:
+    """A summary now, and one whenever the run has changed, until it ends. InputError if the path is not a run folder."""
+    RunFolder.open(path)
+    seen = None
+    while True:
+        now = _trace(path)
+        if now != seen and (not is_locked(path) or (path / "manifest.json").is_file()):  # a run that begins has no manifest yet
+            try:
+                summary = summarise(path)
+            except (FreetfError, OSError):
+                if not is_locked(path):
+                    raise
+                now = None  # the training deletes a checkpoint at this moment: look again
+            else:
+                yield summary
+                if summary.status != "running":
+                    return
+        seen = now
+        time.sleep(POLL)
+
+
+def _trace(path: Path) -> object:
+    """A value that changes when the run does."""
+    files = [file for file in (path / "metrics.jsonl", path / "manifest.json") if file.is_file()]
+    folders = [sorted(one.name for one in (path / name).glob("step-*")) for name in ("checkpoints", "samples")]
+    return [(file.stat().st_mtime_ns, file.stat().st_size) for file in files], folders, is_locked(path)
 
 
 def run_status(manifest: Mapping[str, Any], run: Path) -> str:
