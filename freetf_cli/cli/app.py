@@ -38,6 +38,7 @@ COMMANDS = {  # `freetf NAME`, and its function in freetf_cli.cli
     "show": "show.show",
     "runs": "runs.runs",
     "compare": "compare.compare",
+    "export-metrics": "export_metrics.export_metrics",
     "recipe list": "recipe.list_recipes",
     "recipe show": "recipe.show_recipe",
     "recipe schema": "recipe.schema",
