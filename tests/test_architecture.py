@@ -20,6 +20,7 @@ LAYERS = (
     {"runs"},
     {"generation"},
     {"evaluation"},
+    {"exchange"},
     {"training"},
     {"bench"},
     {"cli"},

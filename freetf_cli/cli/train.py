@@ -27,7 +27,9 @@ def train(
     resume: Annotated[
         str,
         typer.Option(
-            metavar="never|auto|PATH", help="Resume the run if it exists (auto), or from this checkpoint (PATH); later ones are kept aside."
+            metavar="never|auto|PATH",
+            help="Resume the run if it exists (auto), or from this checkpoint (PATH); later ones are kept aside. "
+            "--set train.steps=N makes it longer.",
         ),
     ] = "never",
     init_from: Annotated[
@@ -83,7 +85,8 @@ def train(
     if loaded.parallel.processes != started:
         raise InputError(f"parallel.processes = {loaded.parallel.processes}, but {started} processes were started")
     with stop_on_signals(then_ignore=started > 1) as stop:  # loading takes seconds and must react to signals too
-        result = run_training(loaded, recipe, out, device, stop, resume=resume, init_from=init_from)
+        longer = any(word.partition("=")[0].strip() == "train.steps" for word in set_ or [])  # not by an edited recipe, as in a sweep
+        result = run_training(loaded, recipe, out, device, stop, resume=resume, init_from=init_from, longer=longer)
         if is_main_process():
             show(result, json=json)
     return None
@@ -118,9 +121,21 @@ def _dry_run(recipe: Recipe, name: str, device: str, gpus: int | None, gpu_memor
 
 
 def run_training(
-    recipe: Recipe, name: str, out: Path, device: str, stop: StopRequest, *, resume: str = "never", init_from: Path | None = None
+    recipe: Recipe,
+    name: str,
+    out: Path,
+    device: str,
+    stop: StopRequest,
+    *,
+    resume: str = "never",
+    init_from: Path | None = None,
+    longer: bool = False,
+    until: int | None = None,
 ) -> TrainResult:
-    """Train with a live display, and update its report at every checkpoint. resume: as --resume. init_from: a run or a checkpoint."""
+    """Train with a live display, and update its report at every checkpoint. resume: as --resume. init_from: a run or a checkpoint.
+
+    longer: the run to resume may have had fewer steps. until: the step to end at, before the recipe's last.
+    """
     from freetf_cli.device import resolve_device, set_threads
     from freetf_cli.durable import write_durably
     from freetf_cli.evaluation.summary import summarise
@@ -146,6 +161,8 @@ def run_training(
                 resume=start,
                 init_from=weights,
                 again=resume == "auto",
+                longer=longer,
+                until=until,
                 hooks=Hooks(
                     progress=lambda progress: display.update(progress.status()),
                     saved=lambda run: write_durably(run.report, page.html(summarise(run.path).report())),

@@ -157,9 +157,13 @@ def run_names(runs: Iterable[str]) -> dict[str, str]:
 
 def title(run: str, manifest: Mapping[str, Any]) -> str:
     """The run's name and the name of its recipe: `first · letters-free`."""
-    name = PurePath(run).name or run
-    recipe = re.sub(r"^.*/(?=[^/]+\.toml)|\.toml", "", str(manifest.get("recipe") or ""))  # of a file only the name
+    name, recipe = PurePath(run).name or run, recipe_name(manifest)
     return name if recipe in ("", name) else f"{name} · {recipe}"
+
+
+def recipe_name(manifest: Mapping[str, Any]) -> str:
+    """The name of a run's recipe; of a file without its folder and its suffix."""
+    return re.sub(r"^.*/(?=[^/]+\.toml)|\.toml", "", str(manifest.get("recipe") or ""))
 
 
 def flattened(tree: Any, prefix: str = "") -> dict[str, str]:

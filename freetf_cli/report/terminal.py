@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import redirect_stdout
 from functools import singledispatch
+from io import StringIO
 
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
+from rich.live import Live
 from rich.measure import Measurement
 from rich.panel import Panel
 from rich.table import Table as Grid
@@ -60,6 +63,30 @@ def show(report: blocks.Report) -> None:
         _say(console, "; ".join(f"{symbol}: {meaning}" for symbol, meaning in report.glossary) + ".", "dim")
     for command in report.hints:
         hint(command)
+
+
+def watch(reports: Iterable[blocks.Report]) -> None:
+    """Show each report in place of the one before, as far as it fits on the screen; the last one as `show` does. Needs a terminal."""
+    report = None
+    with Live(console=out(), screen=True, auto_refresh=False, redirect_stdout=False, redirect_stderr=False) as display:
+        for report in reports:
+            display.update(Text.from_ansi(_drawn(report)), refresh=True)
+    if report is not None:
+        show(report)
+
+
+def _drawn(report: blocks.Report) -> str:
+    """What `show` prints, with its colours."""
+    with redirect_stdout(_Drawing()) as drawing:
+        show(report)
+    return drawing.getvalue()
+
+
+class _Drawing(StringIO):
+    """Text for a terminal."""
+
+    def isatty(self) -> bool:
+        return True
 
 
 def show_blocks(shown: Iterable[blocks.Block]) -> None:

@@ -125,19 +125,23 @@ class Loop:
         except ValueError as error:
             raise InputError(f"the optimizer state does not fit the model: {error}", str(checkpoint.folder)) from None
 
-    def run(self) -> None:
-        """Train to the recipe's last step, with logs, evaluations and checkpoints on the way."""
+    def run(self, until: int | None = None) -> None:
+        """Train to the recipe's last step, with logs, evaluations and checkpoints on the way.
+
+        until: end after this step instead, as a stopped run does, with a checkpoint; learning rates are those of the whole run.
+        """
+        last = min(until or self.config.steps, self.config.steps)
         self.world.barrier()
         if self.saver is not None:
             if not self.step:
                 start_state(self.engine.parameters, self.optimizer)
             self.saver.reserve(*self.engine.states(named_state(self.engine.parameters, self.optimizer)))
-        self.pace = Pace(self.config.steps, self.step, self.tokens)
+        self.pace = Pace(last, self.step, self.tokens)
         with self.batches:
             if self.step and self._evaluates():  # an earlier process may have ended in the middle of it
                 self._evaluate_and_sample()
             self.pace.resume()
-            while self.step < self.config.steps:
+            while self.step < last:
                 sums, grad_norm, count, size_bytes = self.train_step()
                 self.step, self.tokens = self.step + 1, self.tokens + count
                 self._watch_peers()
@@ -155,8 +159,10 @@ class Loop:
                     if self._evaluates():
                         self._evaluate_and_sample()
                     self.pace.resume()
+        if self.saved_step != self.step:
+            self.save()
         self.finish_save()
-        self.folder.finish("done")
+        self.folder.finish("done" if self.step == self.config.steps else "stopped")
         self.hooks.saved(self.folder)
 
     def train_step(self) -> tuple[Tensor, Tensor, int, float]:

@@ -22,7 +22,7 @@ from freetf_cli.training.loop import Hooks, Loop
 from freetf_cli.training.memory import check_memory, memory_errors
 from freetf_cli.training.parallel import check_engine
 from freetf_cli.training.signals import StopRequest
-from freetf_cli.training.start import check_same_run, make_engine, record_start, resolve, start_over, unlike_its_start
+from freetf_cli.training.start import check_same_run, extension, make_engine, record_start, resolve, start_over, unlike_its_start
 from freetf_cli.training.step import uses_graph
 from freetf_cli.training.world import ALONE, PeerLost, World
 
@@ -35,6 +35,8 @@ def train(
     resume: Checkpoint | None = None,  # of the same run, to continue
     init_from: Checkpoint | None = None,  # the weights to start with; a Free model may start from its baseline
     again: bool = False,  # a run that ended before its first checkpoint may start over, with a warning
+    longer: bool = False,  # `resume` may be of a run of fewer steps
+    until: int | None = None,  # the step to end at; None: the recipe's last
     hooks: Hooks | None = None,
     stop: StopRequest | None = None,
     name: str = "",  # of the recipe, for the manifest
@@ -52,7 +54,7 @@ def train(
     if world.is_main:
         RunFolder.check_path(path)
     with lock_run(path) if world.is_main else nullcontext():
-        recipe, source = _resolved(recipe, device, resume, hooks)
+        recipe, source = _resolved(recipe, device, resume, hooks, longer=longer)
         with memory_errors(recipe, device):
             engine = make_engine(recipe, device, world, init_from, resume)
             if init_from is not None and (why := unlike_its_start(recipe, init_from.recipe)):
@@ -77,7 +79,7 @@ def train(
                     )
             record_start(loop, name, argv, init_from, resume)
             try:
-                loop.run()
+                loop.run(until)
                 return _result(loop)
             except BaseException as error:
                 stopped = isinstance(error, Stopped | Interrupted | KeyboardInterrupt) or (isinstance(error, PeerLost) and loop.stop.signal)
@@ -88,7 +90,7 @@ def train(
                 loop.update.close()
 
 
-def _resolved(recipe: Recipe, device: torch.device, resume: Checkpoint | None, hooks: Hooks) -> tuple[Recipe, DataSource]:
+def _resolved(recipe: Recipe, device: torch.device, resume: Checkpoint | None, hooks: Hooks, *, longer: bool) -> tuple[Recipe, DataSource]:
     """The recipe completed from its data, and the data; InputError or FreetfError if the run cannot be trained."""
     asked, (recipe, source) = recipe.model.vocab, resolve(recipe, resume)
     if asked is not None and asked != recipe.model.vocab and resume is None:
@@ -99,7 +101,9 @@ def _resolved(recipe: Recipe, device: torch.device, resume: Checkpoint | None, h
     if resume is None:
         _warn_of_settings(recipe, source, hooks)
     else:
-        check_same_run(recipe, source, resume)
+        check_same_run(recipe, source, resume, longer=longer)
+        if change := extension(recipe, resume):
+            hooks.warn(change)
     check_float8(recipe, device)
     check_memory(recipe, device)
     return recipe, source

@@ -29,6 +29,7 @@ from freetf_cli.runs.folder import RunFolder, now
 from freetf_cli.training.float8 import use_float8
 from freetf_cli.training.loop import Loop
 from freetf_cli.training.parallel import Engine, Replicated, Sharded, checkpoint_activations
+from freetf_cli.training.schedule import learning_rate
 from freetf_cli.training.world import World
 
 
@@ -59,14 +60,14 @@ def resolve(recipe: Recipe, resume: Checkpoint | None = None) -> tuple[Recipe, D
 OTHER_FOLDER = "choose another -o, or delete the folder"
 
 
-def check_same_run(recipe: Recipe, source: DataSource, checkpoint: Checkpoint) -> None:
-    """Raise InputError if data, tokenizer or recipe are not those of the checkpoint's run."""
+def check_same_run(recipe: Recipe, source: DataSource, checkpoint: Checkpoint, *, longer: bool = False) -> None:
+    """Raise InputError if data, tokenizer or recipe are not those of the checkpoint's run. longer: more steps are allowed: `extension`."""
     where, hint = str(checkpoint.folder), "use --init-from to start a new run from its weights"
     if checkpoint.state["data"]["sha256"] != source.facts.sha256:
         raise InputError("the data is not what the run was trained on (its hash differs)", where, hint)
     if checkpoint.tokenizer().sha256 != source.tokenizer.sha256:
         raise InputError("the checkpoint's tokenizer is not the data's (its hash differs)", str(checkpoint.folder / "tokenizer.json"))
-    _refuse_changes(recipe, checkpoint.recipe, where, hint)
+    _refuse_changes(recipe, checkpoint.recipe, where, hint, longer=longer)
 
 
 def start_over(path: Path, recipe: Recipe, source: DataSource, warn: Callable[[str], None]) -> None:
@@ -86,13 +87,18 @@ def start_over(path: Path, recipe: Recipe, source: DataSource, warn: Callable[[s
     warn(f"the run in {path} has no checkpoint yet, and starts at step 1{dropped}")
 
 
-def _refuse_changes(recipe: Recipe, before: Recipe, where: str, hint: str) -> None:
-    """Raise InputError if a run's recipe was changed in a setting that affects its weights."""
+def _refuse_changes(recipe: Recipe, before: Recipe, where: str, hint: str, *, longer: bool = False) -> None:
+    """Raise InputError if a run's recipe was changed in a setting that affects its weights. longer: more steps are allowed."""
     ours, theirs = flat(recipe), flat(before)
     memory = ("attention_checkpointing", "activation_checkpointing", "grad_accum_steps")  # what an error's hint may ask for
     changeable = ("keep_", "log_every", "save_every", *memory)
     free = ("data.dir", "eval.every", "eval.samples", "eval.sequences", "parallel.", *(f"train.{name}" for name in changeable))
     changed = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key) and not key.startswith(free))
+    grows = recipe.train.steps > before.train.steps
+    if grows and longer:
+        changed.remove("train.steps")
+    if changed == ["train.steps"] and hint != OTHER_FOLDER:
+        hint = f"--set train.steps={recipe.train.steps} makes the run longer" if grows else "a run can only be made longer"
     if changed:
         named = ", ".join(f"{key} is {ours.get(key)!r}, was {theirs.get(key)!r}" for key in changed)
         raise InputError(f"the recipe is not the run's: {named}", where, hint)
@@ -109,6 +115,23 @@ def check_init_from(run: RunFolder, init_from: Path | None, hint: str) -> None:
     known = (None,) if was is None else (was, was.parent.parent)
     if "init_from" in manifest and named not in known:  # not in it: killed before the start was recorded
         raise InputError(f"the run started from {was or 'new weights'}, not from {init_from or 'new ones'}", str(run.path), hint)
+
+
+def extension(recipe: Recipe, checkpoint: Checkpoint) -> str:
+    """What a larger `train.steps` changes for a run that is resumed, in a sentence; empty if it is the same.
+
+    Everything remains a function of (recipe, step): from the next step on, rates and weights are those of the longer run at that step.
+    """
+    before, now, step = checkpoint.recipe.train, recipe.train, checkpoint.step
+    if now.steps == before.steps:
+        return ""
+    was, then, last = (f"{learning_rate(at, of):.3g}" for at, of in ((step - 1, before), (step, now), (now.steps - 1, now)))
+    scheduled = recipe.latent is not None and bool(recipe.latent.objective.schedule)
+    names = "train.lr and latent.objective.schedule" if scheduled else "train.lr"
+    return (
+        f"the run of {before.steps:,} steps goes on from step {step:,} to {now.steps:,}, with {names} as in a run of {now.steps:,} steps: "
+        f"the learning rate was {was}, is {then} at the next step, and ends at {last}"
+    )
 
 
 def make_engine(recipe: Recipe, device: torch.device, world: World, init_from: Checkpoint | None, resume: Checkpoint | None) -> Engine:
@@ -243,9 +266,9 @@ def record_start(loop: Loop, name: str, argv: Sequence[str], init_from: Checkpoi
     }
     resumed = list(before.get("resumed", []))
     if resume is not None:
-        resumed.append(
-            {"step": resume.step, **{name: entries[name] for name in ("started", "argv", "device", "packages", "git", "processes")}}
-        )
+        kept = {name: entries[name] for name in ("started", "argv", "device", "packages", "git", "processes")}
+        longer = {} if loop.config.steps == resume.recipe.train.steps else {"steps_before": resume.recipe.train.steps}
+        resumed.append({"step": resume.step, **longer, **kept})
     loop.folder.update_manifest(**{**entries, **before, "resumed": resumed, "status": "running"})
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 from rich.cells import cell_len
 
+from freetf_cli.cli.app import main
 from freetf_cli.runs.lock import lock_run
+from tests.report.helper import Terminal
 
 
 def test_a_run_at_a_glance(run_cli, free_run):
@@ -84,6 +88,76 @@ def test_a_run_whose_process_is_gone_is_interrupted(run_cli, free_run, copied):
     for recorded in ("done", "stopped", "failed"):
         (run / "manifest.json").write_text(json.dumps({**manifest, "status": recorded}))
         assert status() == recorded
+
+
+def becomes(run: Path, status: str) -> None:
+    manifest = json.loads((run / "manifest.json").read_text())
+    (run / "manifest.json").write_text(json.dumps({**manifest, "status": status}))
+
+
+@pytest.fixture
+def watched(free_run, copied, monkeypatch):
+    """`watched(steps)`: a run that is being trained, and does one of these steps each time that `show` waits."""
+
+    def make(*steps):
+        run, todo = copied(free_run), list(steps)
+        becomes(run, "running")
+        monkeypatch.setattr("freetf_cli.evaluation.summary.is_locked", lambda path: bool(todo))
+        monkeypatch.setattr("freetf_cli.evaluation.summary.time.sleep", lambda seconds: todo.pop(0)(run))
+        return run
+
+    return make
+
+
+def log(run: Path) -> None:
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write((run / "metrics.jsonl").read_text().splitlines()[0].replace('"step": 1', '"step": 7') + "\n")
+
+
+def test_a_run_is_watched_until_it_ends(run_cli, watched):
+    """One object for each change, and none while nothing happens."""
+    run = watched(lambda run: None, log, lambda run: None, lambda run: becomes(run, "done"))
+    code, stdout, stderr = run_cli("show", run, "--watch", "--json")
+    shown = [json.loads(line) for line in stdout.splitlines()]
+    assert (code, stderr, [one["status"] for one in shown]) == (0, "", ["running", "running", "done"])
+    assert [len(one["metrics"]) for one in shown] == [6, 7, 7]
+
+
+def test_watching_waits_for_a_run_that_begins(run_cli, watched):
+    manifest = []
+
+    def begin(run: Path) -> None:
+        (run / "manifest.json").write_text(manifest.pop())
+
+    run = watched(begin, lambda run: becomes(run, "stopped"))
+    manifest.append((run / "manifest.json").read_text())
+    (run / "manifest.json").unlink()
+    shown = [json.loads(line)["status"] for line in run_cli("show", run, "--watch", "--json").stdout.splitlines()]
+    assert shown == ["running", "stopped"]
+
+
+def test_a_terminal_is_redrawn_and_keeps_the_last_state(watched, monkeypatch):
+    run, screen = watched(log, lambda run: becomes(run, "done")), Terminal()
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setenv("COLUMNS", "100")
+    assert main(["show", str(run), "--watch"]) == 0
+    _, first, after = re.split(r"\x1b\[\?1049[hl]", screen.getvalue())
+    assert first.count("running") == 2
+    assert "done" in after and "Checkpoints" in after and "running" not in after
+
+
+def test_ctrl_c_ends_watching_quietly(run_cli, watched):
+    def interrupt(run: Path) -> None:
+        raise KeyboardInterrupt
+
+    code, stdout, stderr = run_cli("show", watched(interrupt), "--watch", "--json")
+    assert (code, stdout.count("\n"), stderr) == (130, 1, "")
+
+
+def test_what_cannot_be_watched(run_cli, refused, free_run, tmp_path):
+    assert "stdout is none" in refused("show", free_run, "--watch")
+    code, stdout, stderr = run_cli("show", tmp_path / "x", "--watch", "--json")
+    assert (code, stdout, json.loads(stderr)["error"]["what"]) == (2, "", "no such run")
 
 
 def test_a_checkpoint_shows_its_run(run_cli, free_run, monkeypatch):

@@ -29,6 +29,7 @@ from freetf_cli.runs.folder import RunFolder
 from freetf_cli.runs.lock import lock_run
 from freetf_cli.training import run as run_module
 from freetf_cli.training.loop import Loop
+from freetf_cli.training.schedule import learning_rate
 
 KEYS = ["step", "tokens", "split", "loss", "ce", "kl", "penalty", "above_kappa", "kappa", "lr", "grad_norm"]
 KEYS += ["bytes_per_token", "nll", "ce_prior", "frequencies"]
@@ -479,12 +480,45 @@ def test_resume_from_another_runs_checkpoint_is_refused(refused, workshop, free_
     assert record(run) == before
 
 
-@pytest.mark.parametrize(("setting", "what"), [("train.lr=1.0", "train.lr is 1.0, was 0.03"), ("model.width=32", "model.width")])
+@pytest.mark.parametrize(
+    ("setting", "what"),
+    [("train.lr=1.0", "train.lr is 1.0, was 0.03"), ("model.width=32", "model.width")],
+)
 def test_resume_with_another_recipe_is_refused(refused, workshop, free_run, copied, setting, what):
     run = copied(free_run)
     before = record(run)
     assert what in refused("train", workshop / "free.toml", "-o", run, "--resume", "auto", "--set", setting)
     assert record(run) == before
+
+
+def test_a_finished_run_is_made_longer(run_cli, workshop, free_run, copied, refused):
+    """Its records stay; from the next step on, the learning rate is that of a run of so many steps."""
+    run, words = copied(free_run), ["--resume", "auto", "-q"]
+    code, _, stderr = run_cli("train", workshop / "free.toml", "-o", run, *words, "--set", "train.steps=9")
+    assert code == 0
+    assert "the run of 6 steps goes on from step 6 to 9, with train.lr as in a run of 9 steps" in stderr
+    assert stderr.count("\n") == 1
+    assert rows(run)[:6] == rows(free_run)
+    config = RunFolder(run).recipe().train
+    assert config.steps == 9
+    added = {row["step"]: row["lr"] for row in rows(run)[6:] if row["lr"] is not None}
+    assert added == {step: learning_rate(step - 1, config) for step in (8, 9)}
+    before, then = rows(free_run)[-2]["lr"], learning_rate(6, config)
+    assert then > 1.5 * before
+    assert f"was {before:.3g}, is {then:.3g} at the next step, and ends at {added[9]:.3g}" in stderr
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert [(part["step"], part["steps_before"]) for part in manifest["resumed"]] == [(6, 6)]
+    for steps, hint in ((8, "a run can only be made longer"), (12, "--set train.steps=12 makes the run longer")):
+        edited = workshop / f"free{steps}.toml"
+        edited.write_text((workshop / "free.toml").read_text().replace("steps = 6", f"steps = {steps}"))
+        line = refused("train", edited, "-o", run, *words)
+        assert f"train.steps is {steps}, was 9" in line
+        assert line.endswith(f"; {hint}\n")
+    code, stdout, _ = run_cli("reproduce", run, "--json", "-q")
+    found = json.loads(stdout)
+    assert (code, found["holds"], found["steps"], found["records"], found["weights"]) == (0, True, 9, 9, 0.0)
+    code, stdout, _ = run_cli("reproduce", run, "--json", "-q", "--resume", "auto")
+    assert (code, json.loads(stdout)["holds"]) == (0, True)
 
 
 def test_resume_with_other_data_is_refused(refused, workshop, free_run, copied):
