@@ -16,7 +16,9 @@ ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\"}
 
 
 def prepare(
-    paths: Annotated[list[str], typer.Argument(metavar="PATH", help="Files, folders, .gz, .bz2, .zip, .jsonl, or - for stdin.")],
+    paths: Annotated[
+        list[str], typer.Argument(metavar="PATH", help="Files, folders, .gz, .bz2, .zst, .zip, .jsonl, .parquet, or - for stdin.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="A new folder.")],
     tokenizer: Annotated[
         str, typer.Option(metavar="bytes|bpe:SIZE|FILE", help="Use bytes, train BPE on this text, or read a tokenizer.json.")
@@ -26,7 +28,7 @@ def prepare(
         typer.Option(metavar="TOKEN", help="The special token of a tokenizer.json that separates documents; default: <|endoftext|>."),
     ] = None,
     split: Annotated[str, typer.Option(metavar="NAME=SHARE,…", help="Shares of the documents; they sum to 1.")] = "train=0.9,val=0.1",
-    field: Annotated[str | None, typer.Option(help="The text's field in JSON records.")] = None,
+    field: Annotated[str | None, typer.Option(help="The text's field in JSON records, or its column in Parquet files.")] = None,
     separator: Annotated[
         str | None, typer.Option("--document-separator", metavar="TEXT", help=r"Split files into documents at this text, such as '\n\n'.")
     ] = None,
