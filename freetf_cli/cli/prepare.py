@@ -32,6 +32,9 @@ def prepare(
     separator: Annotated[
         str | None, typer.Option("--document-separator", metavar="TEXT", help=r"Split files into documents at this text, such as '\n\n'.")
     ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads that tokenize; default: one per core. The result is the same.")
+    ] = None,
     seed: SeedOption = 0,
 ) -> Described:
     """Tokenize text into shards for training, split by document.
@@ -58,5 +61,6 @@ def prepare(
             seed=seed,
             field=field,
             document_separator=None if separator is None else re.sub(r"\\([nrt\\])", lambda found: ESCAPES[found[1]], separator),
+            threads=threads,
             progress=advance,
         )

@@ -15,6 +15,7 @@ from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 from freetf_cli.data import tokenizer as tokenizers
+from freetf_cli.data.encoding import encode_documents
 from freetf_cli.data.files import STDIN, Note, Notes
 from freetf_cli.data.manifest import Origin
 from freetf_cli.data.splits import DEFAULT_SPLIT, Shares, SplitAssigner
@@ -72,15 +73,18 @@ def prepare_text(
     seed: int = 0,
     field: str | None = None,
     document_separator: str | None = None,
+    threads: int | None = None,
     progress: Advance = lambda *said: None,
 ) -> DatasetSummary:
     """Write documents from files, folders, archives or standard input (see `read_documents`) as a data folder.
 
     tokenizer: `bytes`; `bpe:SIZE`, trained here on the train split alone; or a path to a tokenizer.json.
     separator_token: the special token that separates documents, of a tokenizer.json without `<|endoftext|>`.
+    threads: that encode at a time; default: one for each core. The result is the same.
     progress: called for each document that is read, and with a description when BPE is trained, which reads all of them once more.
     """
     refuse_existing(out)
+    tokenizers.use_threads(threads)
     notes = Notes()
     assigner = SplitAssigner(split, seed)
     with ExitStack() as stack:
@@ -112,10 +116,10 @@ def prepare_text(
             notes(tokenizer, what)
         only: dict[str, Document | None] = {}  # the document of each split that has one
         with DatasetWriter(out, chosen, Origin(kind="text", seed=seed)) as writer:
-            for name, document in assigner.assign(documents(notes), notes):
+            for name, document, ids in encode_documents(chosen, assigner.assign(documents(notes), notes)):
                 only[name] = None if name in only else document
                 factors = {} if document.label is None else {"label": document.label}
-                writer.add(name, document.text, {"source": document.source, "factors": factors}, document.label)
+                writer.add(name, document.text, {"source": document.source, "factors": factors}, document.label, ids)
     if field is None and document_separator is None:
         _note_whole_files(only, notes)
     return _summary(writer, notes.lines())

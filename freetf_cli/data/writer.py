@@ -58,9 +58,13 @@ class DatasetWriter:
                     shutil.rmtree(left) if left.is_dir() else left.unlink()
         return self
 
-    def add(self, split: str, text: str, record: Mapping[str, Any], label: str | None = None) -> None:
-        """Add a document to a split: its text, its record in documents.jsonl, and the label that the manifest counts."""
-        ids = self.tokenizer.encode_array(text, str(record.get("source", "")))
+    def add(self, split: str, text: str, record: Mapping[str, Any], label: str | None = None, ids: Ids | None = None) -> None:
+        """Add a document to a split: its text, its record in documents.jsonl, and the label that the manifest counts.
+
+        ids: of the text, if it is encoded already.
+        """
+        if ids is None:
+            ids = self.tokenizer.encode_array(text, str(record.get("source", "")))
         missing, control = self.tokenizer.losses(text, ids)
         self._missing.update(missing)
         self._control.update(control)
