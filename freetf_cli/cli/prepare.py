@@ -32,6 +32,7 @@ def prepare(
     separator: Annotated[
         str | None, typer.Option("--document-separator", metavar="TEXT", help=r"Split files into documents at this text, such as '\n\n'.")
     ] = None,
+    dedup: Annotated[bool, typer.Option("--dedup", help="Leave out documents that are exact copies of earlier ones.")] = False,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads that tokenize; default: one per core. The result is the same.")
     ] = None,
@@ -61,6 +62,7 @@ def prepare(
             seed=seed,
             field=field,
             document_separator=None if separator is None else re.sub(r"\\([nrt\\])", lambda found: ESCAPES[found[1]], separator),
+            dedup=dedup,
             threads=threads,
             progress=advance,
         )

@@ -6,6 +6,7 @@ write_task(make_task("letters", {}), Path("data/letters"), count=10_000)
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import sys
 import tempfile
@@ -73,6 +74,7 @@ def prepare_text(
     seed: int = 0,
     field: str | None = None,
     document_separator: str | None = None,
+    dedup: bool = False,
     threads: int | None = None,
     progress: Advance = lambda *said: None,
 ) -> DatasetSummary:
@@ -80,19 +82,21 @@ def prepare_text(
 
     tokenizer: `bytes`; `bpe:SIZE`, trained here on the train split alone; or a path to a tokenizer.json.
     separator_token: the special token that separates documents, of a tokenizer.json without `<|endoftext|>`.
+    dedup: leave out exact copies of earlier documents, so that no split has a document twice or one of another split.
     threads: that encode at a time; default: one for each core. The result is the same.
     progress: called for each document that is read, and with a description when BPE is trained, which reads all of them once more.
     """
     refuse_existing(out)
     tokenizers.use_threads(threads)
-    notes = Notes()
+    notes, copies = Notes(), _Copies()
     assigner = SplitAssigner(split, seed)
     with ExitStack() as stack:
         again = [_readable_twice(path, stack) for path in paths] if tokenizer.startswith("bpe:") else paths
 
         def documents(note: Note) -> Iterator[Document]:
+            found = read_documents(again, field=field, document_separator=document_separator, note=note)
             try:
-                for document in read_documents(again, field=field, document_separator=document_separator, note=note):
+                for document in copies.leave_out(found) if dedup else found:
                     if (mark := tokenizers.SEPARATOR) in document.text:
                         note(document.source, f"{mark} is read as text; --document-separator '{mark}' splits there")
                     progress(1)
@@ -122,7 +126,30 @@ def prepare_text(
                 writer.add(name, document.text, {"source": document.source, "factors": factors}, document.label, ids)
     if field is None and document_separator is None:
         _note_whole_files(only, notes)
-    return _summary(writer, notes.lines())
+    return _summary(writer, [*notes.lines(), *copies.lines()])
+
+
+class _Copies:
+    """Leaves out documents whose text came before. Holds 16 bytes of a hash for each document that is kept, about 110 in memory."""
+
+    def __init__(self) -> None:
+        self._seen: set[bytes] = set()
+        self._found = 0
+
+    def leave_out(self, documents: Iterator[Document]) -> Iterator[Document]:
+        """The documents without copies, from the beginning: BPE reads all of them once more."""
+        self._seen, self._found = set(), 0
+        for document in documents:
+            digest = hashlib.blake2b(document.text.encode(), digest_size=16).digest()
+            if digest in self._seen:
+                self._found += 1
+            else:
+                self._seen.add(digest)
+                yield document
+
+    def lines(self) -> list[str]:
+        total = self._found + len(self._seen)
+        return [f"{self._found:,} of {total:,} documents are exact copies of earlier ones and are left out"] if total else []
 
 
 def _note_whole_files(only: dict[str, Document | None], note: Note) -> None:
