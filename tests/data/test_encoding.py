@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,20 @@ def test_a_batch_is_bounded_by_documents_too(monkeypatch: pytest.MonkeyPatch) ->
     assert len(encode(byte_level(), TEXTS)) == 50 and sizes == [20, 20, 10]
 
 
+def test_memory_holds_two_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoding, "DOCUMENTS", 20)
+    alive = weakref.WeakSet[Document]()
+
+    def documents() -> Iterator[tuple[str, Document]]:
+        for text in TEXTS * 4:
+            document = Document(text, "")
+            object.__setattr__(document, "source", str(id(document)))  # equal documents would be one in the set
+            alive.add(document)
+            yield "train", document
+
+    assert max(len(alive) for _ in encode_documents(byte_level(), documents())) <= 2 * 20 + 1
+
+
 def test_a_text_that_cannot_be_encoded_is_named_within_its_batch() -> None:
     assert encode(words(), ["the cat", "cat"]) == [[0, 1], [1]]
     with pytest.raises(InputError, match=r"the tokenizer cannot encode this text: .*, 1\.txt; it has no token for unknown characters"):
@@ -69,6 +85,27 @@ def test_the_number_of_threads_does_not_matter(run_process: Cli, tmp_path: Path)
         assert done.code == 0, done.stderr
     one, three = (contents(tmp_path / count) for count in ("1", "3"))
     assert one == three and len(one) >= 7
+
+
+def peak_memory(size: int, environment: dict[str, str], folder: Path) -> int:
+    """Peak resident memory in bytes of a `prepare` that reads `size` bytes from a pipe."""
+    words = ["prepare", "-", "-o", folder / str(size), "--document-separator", "\\n"]
+    process = subprocess.Popen([sys.executable, "-m", "freetf_cli", *map(str, words)], stdin=subprocess.PIPE, env=environment)
+    assert process.stdin is not None
+    line = ("some words of a line " * 50 + "\n").encode()
+    for _ in range(size // len(line)):
+        process.stdin.write(line)
+    process.stdin.close()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    return usage.ru_maxrss * 1024
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has another unit")
+def test_memory_does_not_grow_with_the_input(environment: dict[str, str], tmp_path: Path) -> None:
+    few, many = (peak_memory(size, environment, tmp_path) for size in (10_000_000, 40_000_000))
+    assert many - few < 15_000_000
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
