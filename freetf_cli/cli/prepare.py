@@ -32,6 +32,13 @@ def prepare(
     separator: Annotated[
         str | None, typer.Option("--document-separator", metavar="TEXT", help=r"Split files into documents at this text, such as '\n\n'.")
     ] = None,
+    tokens: Annotated[
+        str | None,
+        typer.Option(
+            metavar="megatron|datatrove|nanogpt|datasets",
+            help="PATH is token files of this kind, which the folder refers to; see docs/data.md.",
+        ),
+    ] = None,
     dedup: Annotated[bool, typer.Option("--dedup", help="Leave out documents that are exact copies of earlier ones.")] = False,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads that tokenize; default: one per core. The result is the same.")
@@ -44,21 +51,38 @@ def prepare(
 
     $ freetf prepare reviews.zip -o data/reviews
     $ freetf prepare books.jsonl.gz -o data/books --field text --tokenizer bpe:8192
+    $ freetf prepare shards/ -o data/web --tokens datatrove --tokenizer tokenizer.json
     """
     if str(out) == "-":
         raise InputError("prepared data is a folder and cannot go to stdout", hint="name a folder: -o DIR")
     from freetf_cli.data.prepare import prepare_text
+    from freetf_cli.data.refer import refer_to_tokens
     from freetf_cli.data.splits import parse_split
     from freetf_cli.report.progress import counter
     from freetf_cli.training.signals import stop_at_once
 
+    shares = parse_split(split)
+    if tokens is not None:
+        _refuse({"--document-separator": separator, "--dedup": dedup, "--threads": threads, "--seed": seed}, tokens)
+        _refuse({} if tokens == "datasets" else {"--field": field}, tokens)
+        with stop_at_once(), counter("files") as advance:
+            return refer_to_tokens(
+                paths,
+                out,
+                kind=tokens,
+                tokenizer=tokenizer,
+                separator_token=separator_token,
+                split=shares,
+                column=field,
+                progress=advance,
+            )
     with stop_at_once(), counter("documents") as advance:
         return prepare_text(
             paths,
             out,
             tokenizer=tokenizer,
             separator_token=separator_token,
-            split=parse_split(split),
+            split=shares,
             seed=seed,
             field=field,
             document_separator=None if separator is None else re.sub(r"\\([nrt\\])", lambda found: ESCAPES[found[1]], separator),
@@ -66,3 +90,9 @@ def prepare(
             threads=threads,
             progress=advance,
         )
+
+
+def _refuse(options: dict[str, object], kind: str) -> None:
+    """Refuse options that `--tokens` ignores."""
+    for option in (name for name, value in options.items() if value):
+        raise InputError(f"{option} is for text, and --tokens {kind} reads tokens")

@@ -61,7 +61,7 @@ def write_task(
             writer.add(assigner.split(index), example.text, record, label)
             progress(1)
     missing = [name for name in assigner.shares if name not in writer.manifest.splits]
-    return _summary(writer, [f"split '{name}' got none of {count} rows and is left out" for name in missing])
+    return summary(writer, [f"split '{name}' got none of {count} rows and is left out" for name in missing])
 
 
 def prepare_text(
@@ -113,9 +113,7 @@ def prepare_text(
             yield from (doc.text for name, doc in assigner.assign(documents(Notes()), Notes()) if everything or name == "train")
             progress(0, "BPE is trained, then documents are read again:")
 
-        chosen = _tokenizer(tokenizer, train_texts)
-        if separator_token is not None:
-            chosen = chosen.separated_by(separator_token)
+        chosen = choose_tokenizer(tokenizer, separator_token, train_texts)
         for what in chosen.notes():
             notes(tokenizer, what)
         only: dict[str, Document | None] = {}  # the document of each split that has one
@@ -126,7 +124,7 @@ def prepare_text(
                 writer.add(name, document.text, {"source": document.source, "factors": factors}, document.label, ids)
     if field is None and document_separator is None:
         _note_whole_files(only, notes)
-    return _summary(writer, [*notes.lines(), *copies.lines()])
+    return summary(writer, [*notes.lines(), *copies.lines()])
 
 
 class _Copies:
@@ -161,12 +159,19 @@ def _note_whole_files(only: dict[str, Document | None], note: Note) -> None:
                 note(document.source, f"it is all of {name}, as each file is one document; {hint}")
 
 
-def _tokenizer(choice: str, texts: Callable[[], Iterator[str]]) -> Tokenizer:
-    """The tokenizer that --tokenizer names; texts: what BPE is trained on."""
+def choose_tokenizer(choice: str, separator_token: str | None, texts: Callable[[], Iterator[str]] | None = None) -> Tokenizer:
+    """The tokenizer that --tokenizer names, with the separator that --separator-token names. texts: what BPE is trained on."""
+    chosen = _tokenizer(choice, texts)
+    return chosen if separator_token is None else chosen.separated_by(separator_token)
+
+
+def _tokenizer(choice: str, texts: Callable[[], Iterator[str]] | None) -> Tokenizer:
     if choice == "bytes":
         return tokenizers.byte_level()
     kind, colon, size = choice.partition(":")
     if kind == "bpe" and colon:
+        if texts is None:
+            raise InputError("--tokens needs the tokenizer that made them", hint="--tokenizer FILE names its tokenizer.json")
         if not size.isdecimal():
             raise InputError(f"--tokenizer bpe:SIZE takes a whole number, not '{size}'", hint="for example --tokenizer bpe:8192")
         return tokenizers.train_bpe(texts(), int(size))
@@ -191,7 +196,8 @@ def _readable_twice(path: str | Path, stack: ExitStack) -> str | Path:
     return file
 
 
-def _summary(writer: DatasetWriter, notes: list[str]) -> DatasetSummary:
+def summary(writer: DatasetWriter, notes: list[str]) -> DatasetSummary:
+    """What was written."""
     manifest = writer.manifest
     labels = sum((Counter(split.labels) for split in manifest.splits.values()), Counter())
     return DatasetSummary(
