@@ -7,6 +7,8 @@
 
 With a separator the stream is `SEP d1 SEP d2 SEP …`, and row i, `SEP di SEP`, is stream[offsets[i] : offsets[i + 1] + 1]. Without one
 the documents follow each other, and row i is stream[offsets[i] : offsets[i + 1]].
+
+Token files that other programs made (see `foreign`) stay where they are: the manifest has their paths and hashes in place of tokens-*.bin.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freetf_cli.data import tokenizer as tokenizers
+from freetf_cli.data.foreign import map_parts
 from freetf_cli.data.manifest import DOCUMENTS, MANIFEST, OFFSETS, Manifest, SplitFacts, parse_manifest, token_type
 from freetf_cli.data.tokenizer import Ids, Tokenizer
 from freetf_cli.durable import sha256_of
@@ -38,7 +41,9 @@ class Split:
         self.facts, self.tokens = facts, facts.tokens
         self._extra = 0 if tokenizer.separator is None else 1
         shards = sorted(name for name in facts.files if name.startswith("tokens-"))
-        self._shards = [_map(folder / name, token_type(tokenizer.vocab_size)) for name in shards]
+        self._shards = [_map(folder / name, token_type(tokenizer.vocab_size)) for name in shards] or _foreign_shards(
+            facts, tokenizer.separator
+        )
         self._starts = np.array([0, *itertools.accumulate(map(len, self._shards))], np.int64)
         self.offsets: NDArray[np.int64] = _map(folder / OFFSETS, np.dtype("<i8"))
         self._documents = folder / DOCUMENTS
@@ -63,7 +68,10 @@ class Split:
         return self.slice(int(self.offsets[index]), int(self.offsets[index + 1]) + self._extra)
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """The records of documents.jsonl: `factors`, and `text` or `source`."""
+        """The records of documents.jsonl: `factors`, and `text` or `source`. Token files of other programs have none: all are empty."""
+        if not self._documents.exists():
+            yield from ({} for _ in range(len(self)))
+            return
         with self._documents.open(encoding="utf-8") as lines:
             for line in lines:
                 yield json.loads(line)
@@ -74,7 +82,7 @@ class Split:
         fits = fits and self.offsets[0] == 0 and int(self.offsets[-1]) + self._extra == self.tokens
         if not (fits and (np.diff(self.offsets) >= 0).all()):
             raise InputError("the data folder is damaged: offsets and tokens do not fit the manifest", str(folder))
-        if any(shard.max(initial=0) >= vocabulary for shard in self._shards):
+        if any(shard.max(initial=0) >= vocabulary or shard.min(initial=0) < 0 for shard in self._shards):
             raise InputError(f"the data folder is damaged: a token is outside the vocabulary of {vocabulary}", str(folder))
 
 
@@ -120,6 +128,8 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
         _refuse_link(folder / name)
         for file, facts in split.files.items():
             _check_file(folder / name / file, facts.sha256, facts.bytes)
+        for foreign in split.foreign:
+            _check_file(Path(foreign.path), foreign.sha256, foreign.bytes)
     _check_file(folder / tokenizers.FILE, manifest.tokenizer.sha256)
 
 
@@ -138,6 +148,13 @@ def _check_file(path: Path, sha256: str, size: int | None = None) -> None:
         raise InputError(f"the data folder is damaged: a file is {how}", str(path))
     if sha256_of(path) != sha256:
         raise InputError("the data folder is damaged: the SHA-256 of a file is not the manifest's", str(path))
+
+
+def _foreign_shards(facts: SplitFacts, separator: int | None) -> list[NDArray[Any]]:
+    """The stream in files of other programs, and the separators at its edges that they lack."""
+    edge = np.array([separator or 0], np.int64)
+    runs = [run for file in facts.foreign for run in map_parts(Path(file.path), file.type, file.parts)]
+    return [edge] * facts.edges[0] + runs + [edge] * facts.edges[1]
 
 
 def _map(path: Path, kind: np.dtype[Any]) -> NDArray[Any]:

@@ -3,7 +3,7 @@
     for file in open_files("../shared/data/movie_reviews", note):
         file.name, file.label           # "movie_reviews/movie_reviews.zip/movie_reviews/neg/cv000_29416.txt", "neg"
 
-.gz and .bz2 files are unpacked, and the members of a .zip archive are files. All are read as streams: nothing is extracted to disk.
+.gz, .bz2 and .zst files are unpacked, and the members of a .zip archive are files. All are read as streams: nothing is extracted to disk.
 Whatever is not read is noted, or raises an InputError.
 """
 
@@ -25,15 +25,16 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
 from freetf_cli.durable import is_left_over
-from freetf_cli.errors import InputError
+from freetf_cli.errors import FreetfError, InputError
 
 CHUNK = 1 << 20  # bytes read at a time
 UNPACKED = 64 << 20  # bytes that any archive may unpack to
 RATIO = 100  # … or this many times its own size: text compresses to a tenth, a decompression bomb to a thousandth
 ABOUT = ("readme", "license", "licence", "copying", "notice", "authors", "changelog")  # files that are not data, if the others have labels
 JSONL = (".jsonl", ".ndjson")
-PACKED = (".gz", ".bz2")
-UNSUPPORTED = (".tar", ".tgz", ".tbz2", ".tar.gz", ".tar.bz2", ".7z", ".xz", ".zst", ".rar")
+PARQUET = ".parquet"
+PACKED = (".gz", ".bz2", ".zst")
+UNSUPPORTED = (".tar", ".tgz", ".tbz2", ".tzst", ".tar.gz", ".tar.bz2", ".tar.zst", ".7z", ".xz", ".rar")
 STDIN = "-"
 
 Note = Callable[[str, str], None]
@@ -55,13 +56,17 @@ class Notes:
 
 
 class File(NamedTuple):
-    """An open file. chunks: its bytes; kind: its name in lower case without .gz; name: the source of its documents; place: for errors."""
+    """An open file. chunks: its bytes; kind: its name in lower case without .gz; name: the source of its documents; place: for errors.
+
+    path: of a file that lies on the disk as it is, neither packed nor in an archive.
+    """
 
     chunks: Iterator[bytes]
     kind: str
     name: str
     place: str
     label: str | None = None
+    path: Path | None = None
 
 
 def open_files(path: str, note: Note) -> Iterator[File]:
@@ -123,12 +128,13 @@ def _made_here(folder: Path) -> str:
 
 def _opened(path: Path, name: str, label: str | None, note: Note) -> Iterator[File]:
     """A file, or the members of a .zip archive. A link is of the kind of its own name, or else of that of its target."""
-    known = (*JSONL, *PACKED, *UNSUPPORTED, ".zip")
+    known = (*JSONL, *PACKED, *UNSUPPORTED, PARQUET, ".zip")
     kind = next((each for each in (path.name.lower(), path.resolve().name.lower()) if each.endswith(known)), path.name.lower())
     with reading(str(path)):
         if not kind.endswith(".zip"):
             with path.open("rb") as stream:
-                yield _unpacked(stream, kind, name, str(path), label, os.fstat(stream.fileno()).st_size)
+                file = _unpacked(stream, kind, name, str(path), label, os.fstat(stream.fileno()).st_size)
+                yield file._replace(path=path) if file.kind == kind else file
             return
         with zipfile.ZipFile(path) as archive:
             _check_count(path, len(archive.infolist()))
@@ -201,11 +207,12 @@ def _text(name: str) -> str:
 
 
 def _unpacked(stream: IO[bytes], kind: str, name: str, place: str, label: str | None, size: int) -> File:
-    """A file, unpacked if it is .gz or .bz2. size: in bytes, before it is unpacked."""
+    """A file, unpacked if it is .gz, .bz2 or .zst. size: in bytes, before it is unpacked."""
     chunks = _chunks(stream)
     if kind.endswith(PACKED) and not kind.endswith(UNSUPPORTED):
-        chunks = _capped(_bunzip2(chunks) if kind.endswith(".bz2") else _chunks(gzip.GzipFile(fileobj=stream)), place, size)
-        kind = kind.rpartition(".")[0]
+        inner, _, packer = kind.rpartition(".")
+        unpacked = {"gz": lambda: _chunks(gzip.GzipFile(fileobj=stream)), "bz2": lambda: _bunzip2(chunks), "zst": lambda: _unzstd(stream)}
+        chunks, kind = _capped(unpacked[packer](), place, size), inner
     if kind.endswith((*UNSUPPORTED, *PACKED, ".zip")):
         raise InputError("this kind of archive, or an archive inside another, is not supported", place, "unpack it and give the folder")
     return File(chunks, kind, name, place, label)
@@ -226,6 +233,22 @@ def _bunzip2(packed: Iterator[bytes]) -> Iterator[bytes]:
             data = unpacker.unused_data
     if not unpacker.eof:
         raise EOFError("it ends too early")
+
+
+def _unzstd(stream: IO[bytes]) -> Iterator[bytes]:
+    """Unpack Zstandard frames that follow each other. pyarrow's reader, unlike that of zstandard, raises an error where one is cut off."""
+    arrow = import_pyarrow("Zstandard files (.zst)")
+    packed = arrow.CompressedInputStream(arrow.PythonFile(stream, mode="r"), "zstd")
+    return iter(lambda: packed.read(CHUNK), b"")
+
+
+def import_pyarrow(what: str) -> Any:
+    """The module pyarrow. FreetfError with the command that installs it, if it is missing; what: the files that need it."""
+    try:
+        import pyarrow
+    except ImportError:
+        raise FreetfError(f"{what} need pyarrow, which is not installed", hint="pip install 'freetf[data]'") from None
+    return pyarrow
 
 
 def _capped(chunks: Iterator[bytes], place: str, size: int) -> Iterator[bytes]:

@@ -40,14 +40,29 @@ class FileFacts(ConfigTable):
     sha256: str
 
 
+class ForeignFile(ConfigTable):
+    """A token file that another program made, which stays where it is. parts: byte offset and number of tokens of each run of tokens."""
+
+    path: str
+    bytes: NotNegative
+    sha256: str
+    type: Literal["uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64"]
+    parts: list[list[NotNegative]]
+
+
 class SplitFacts(ConfigTable):
-    """Sizes of a split. bytes: of the documents' text in UTF-8; tokens: of the stream, separators included."""
+    """Sizes of a split. bytes: of the documents' text in UTF-8; tokens: of the stream, separators included.
+
+    foreign: the files that hold the stream, if they are not in the folder; edges: whether it lacks the first and the last separator there.
+    """
 
     documents: NotNegative
     tokens: NotNegative
     bytes: NotNegative
     labels: dict[str, int]
     files: dict[str, FileFacts]
+    foreign: list[ForeignFile] = Field(default_factory=list)
+    edges: list[bool] = Field(default_factory=lambda: [False, False])
 
 
 class TokenizerFacts(ConfigTable):
@@ -88,7 +103,8 @@ def parse_manifest(content: bytes, file: Path) -> Manifest:
     for name, split in manifest.splits.items():
         if not re.fullmatch(SPLIT_NAME, name) or not all(re.fullmatch(FILE_NAME, f) for f in split.files):
             raise InputError(f"the manifest is damaged: split '{name}' names files that do not belong", str(file))
-        if not {OFFSETS, DOCUMENTS} <= set(split.files) or not split.documents:
+        needed = {OFFSETS} if split.foreign else {OFFSETS, DOCUMENTS}
+        if not needed <= set(split.files) or not split.documents:
             raise InputError(f"the manifest is damaged: split '{name}' lacks files or documents", str(file))
     return manifest
 

@@ -6,6 +6,7 @@ write_task(make_task("letters", {}), Path("data/letters"), count=10_000)
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import sys
@@ -16,6 +17,7 @@ from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 from freetf_cli.data import tokenizer as tokenizers
+from freetf_cli.data.encoding import encode_documents
 from freetf_cli.data.files import STDIN, Note, Notes
 from freetf_cli.data.manifest import Origin
 from freetf_cli.data.splits import DEFAULT_SPLIT, Shares, SplitAssigner
@@ -60,7 +62,7 @@ def write_task(
             writer.add(assigner.split(index), example.text, record, label)
             progress(1)
     missing = [name for name in assigner.shares if name not in writer.manifest.splits]
-    return _summary(writer, [f"split '{name}' got none of {count} rows and is left out" for name in missing])
+    return summary(writer, [f"split '{name}' got none of {count} rows and is left out" for name in missing])
 
 
 def prepare_text(
@@ -73,24 +75,30 @@ def prepare_text(
     seed: int = 0,
     field: str | None = None,
     document_separator: str | None = None,
+    dedup: bool = False,
+    threads: int | None = None,
     progress: Advance = lambda *said: None,
 ) -> DatasetSummary:
     """Write documents from files, folders, archives or standard input (see `read_documents`) as a data folder.
 
     tokenizer: `bytes`; `bpe:SIZE`, trained here on the train split alone; or a path to a tokenizer.json.
     separator_token: the special token that separates documents, of a tokenizer.json without `<|endoftext|>`.
+    dedup: leave out exact copies of earlier documents, so that no split has a document twice or one of another split.
+    threads: that encode at a time; default: one for each core. The result is the same.
     progress: called for each document that is read, and with a description when BPE is trained, which reads all of them once more.
     """
     refuse_existing(out)
-    notes = Notes()
+    tokenizers.use_threads(threads)
+    notes, copies = Notes(), _Copies()
     _note_repeated(paths, notes)
     assigner = SplitAssigner(split, seed)
     with ExitStack() as stack:
         again = [_readable_twice(path, stack) for path in paths] if tokenizer.startswith("bpe:") else paths
 
         def documents(note: Note) -> Iterator[Document]:
+            found = read_documents(again, field=field, document_separator=document_separator, note=note)
             try:
-                for document in read_documents(again, field=field, document_separator=document_separator, note=note):
+                for document in copies.leave_out(found) if dedup else found:
                     if (mark := tokenizers.SEPARATOR) in document.text:
                         note(document.source, f"{mark} is read as text; --document-separator '{mark}' splits there")
                     progress(1)
@@ -107,20 +115,41 @@ def prepare_text(
             yield from (doc.text for name, doc in assigner.assign(documents(Notes()), Notes()) if everything or name == "train")
             progress(0, "BPE is trained, then documents are read again:")
 
-        chosen = _tokenizer(tokenizer, train_texts)
-        if separator_token is not None:
-            chosen = chosen.separated_by(separator_token)
+        chosen = choose_tokenizer(tokenizer, separator_token, train_texts)
         for what in chosen.notes():
             notes(tokenizer, what)
         only: dict[str, Document | None] = {}  # the document of each split that has one
         with DatasetWriter(out, chosen, Origin(kind="text", seed=seed)) as writer:
-            for name, document in assigner.assign(documents(notes), notes):
+            for name, document, ids in encode_documents(chosen, assigner.assign(documents(notes), notes)):
                 only[name] = None if name in only else document
                 factors = {} if document.label is None else {"label": document.label}
-                writer.add(name, document.text, {"source": document.source, "factors": factors}, document.label)
+                writer.add(name, document.text, {"source": document.source, "factors": factors}, document.label, ids)
     if field is None and document_separator is None:
         _note_whole_files(only, notes)
-    return _summary(writer, notes.lines())
+    return summary(writer, [*notes.lines(), *copies.lines()])
+
+
+class _Copies:
+    """Leaves out documents whose text came before. Holds 16 bytes of a hash for each document that is kept, about 110 in memory."""
+
+    def __init__(self) -> None:
+        self._seen: set[bytes] = set()
+        self._found = 0
+
+    def leave_out(self, documents: Iterator[Document]) -> Iterator[Document]:
+        """The documents without copies, from the beginning: BPE reads all of them once more."""
+        self._seen, self._found = set(), 0
+        for document in documents:
+            digest = hashlib.blake2b(document.text.encode(), digest_size=16).digest()
+            if digest in self._seen:
+                self._found += 1
+            else:
+                self._seen.add(digest)
+                yield document
+
+    def lines(self) -> list[str]:
+        total = self._found + len(self._seen)
+        return [f"{self._found:,} of {total:,} documents are exact copies of earlier ones and are left out"] if total else []
 
 
 def _note_repeated(paths: Sequence[str | Path], note: Note) -> None:
@@ -138,12 +167,19 @@ def _note_whole_files(only: dict[str, Document | None], note: Note) -> None:
                 note(document.source, f"it is all of {name}, as each file is one document; {hint}")
 
 
-def _tokenizer(choice: str, texts: Callable[[], Iterator[str]]) -> Tokenizer:
-    """The tokenizer that --tokenizer names; texts: what BPE is trained on."""
+def choose_tokenizer(choice: str, separator_token: str | None, texts: Callable[[], Iterator[str]] | None = None) -> Tokenizer:
+    """The tokenizer that --tokenizer names, with the separator that --separator-token names. texts: what BPE is trained on."""
+    chosen = _tokenizer(choice, texts)
+    return chosen if separator_token is None else chosen.separated_by(separator_token)
+
+
+def _tokenizer(choice: str, texts: Callable[[], Iterator[str]] | None) -> Tokenizer:
     if choice == "bytes":
         return tokenizers.byte_level()
     kind, colon, size = choice.partition(":")
     if kind == "bpe" and colon:
+        if texts is None:
+            raise InputError("--tokens needs the tokenizer that made them", hint="--tokenizer FILE names its tokenizer.json")
         if not size.isdecimal():
             raise InputError(f"--tokenizer bpe:SIZE takes a whole number, not '{size}'", hint="for example --tokenizer bpe:8192")
         return tokenizers.train_bpe(texts(), int(size))
@@ -168,7 +204,8 @@ def _readable_twice(path: str | Path, stack: ExitStack) -> str | Path:
     return file
 
 
-def _summary(writer: DatasetWriter, notes: list[str]) -> DatasetSummary:
+def summary(writer: DatasetWriter, notes: list[str]) -> DatasetSummary:
+    """What was written."""
     manifest = writer.manifest
     labels = sum((Counter(split.labels) for split in manifest.splits.values()), Counter())
     return DatasetSummary(

@@ -3,7 +3,8 @@
     for document in read_documents(["../shared/data/movie_reviews"]):
         document.label, document.source      # "neg", "movie_reviews/movie_reviews.zip/movie_reviews/neg/cv000_29416.txt"
 
-A file (see `files`) is one document; a .jsonl file has one document a line, under `field`. `document_separator` cuts each into several.
+A file (see `files`) is one document; a .jsonl file has one document a line, under `field`, and a .parquet file one a row, in the column
+`field`. `document_separator` cuts each into several.
 Text must be UTF-8 without NUL. A byte order mark is dropped, line ends are kept.
 """
 
@@ -17,7 +18,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from freetf_cli.data.files import JSONL, STDIN, File, Note, open_files, reading
+from freetf_cli.data.files import JSONL, PARQUET, STDIN, File, Note, open_files, reading
+from freetf_cli.data.parquet import column_texts
 from freetf_cli.errors import InputError, nearest
 
 
@@ -85,6 +87,9 @@ def _documents(file: File, field: str | None, separator: str | None, note: Note)
 
 def _sources(file: File, field: str | None) -> Iterator[tuple[str, Iterable[str]]]:
     """The text of a file, or that of each record, in chunks, with its source."""
+    if file.kind.endswith(PARQUET):
+        yield from ((f"{file.name}:{number}", [text]) for number, text in column_texts(file, field))
+        return
     chunks = _decoded(file.chunks, file.place)
     if not file.kind.endswith(JSONL) and field is None:
         yield file.name, chunks

@@ -15,10 +15,22 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from filelock import FileLock, Timeout
+from numpy.typing import NDArray
 
 from freetf_cli import durable
 from freetf_cli.data import tokenizer as tokenizers
-from freetf_cli.data.manifest import DOCUMENTS, MANIFEST, OFFSETS, FileFacts, Manifest, Origin, SplitFacts, TokenizerFacts, token_type
+from freetf_cli.data.manifest import (
+    DOCUMENTS,
+    MANIFEST,
+    OFFSETS,
+    FileFacts,
+    ForeignFile,
+    Manifest,
+    Origin,
+    SplitFacts,
+    TokenizerFacts,
+    token_type,
+)
 from freetf_cli.data.tokenizer import Ids, Tokenizer
 from freetf_cli.errors import FreetfError, InputError
 
@@ -41,7 +53,7 @@ class DatasetWriter:
         refuse_existing(out)
         out = out.resolve() if out.is_symlink() else out  # the link stays; renaming would have to replace it
         self.out, self.tokenizer, self.origin, self._shard = out, tokenizer, origin, shard
-        self._splits: dict[str, _SplitWriter] = {}
+        self._splits: dict[str, _SplitWriter | _ForeignWriter] = {}
         self._missing, self._control = Counter[str](), Counter[str]()
         self._folder = out.with_name(f".{out.name}.tmp")
         self._lock = FileLock(self._folder / LOCK, timeout=0)
@@ -59,16 +71,27 @@ class DatasetWriter:
                     shutil.rmtree(left) if left.is_dir() else left.unlink()
         return self
 
-    def add(self, split: str, text: str, record: Mapping[str, Any], label: str | None = None) -> None:
-        """Add a document to a split: its text, its record in documents.jsonl, and the label that the manifest counts."""
-        ids = self.tokenizer.encode_array(text, str(record.get("source", "")))
+    def add(self, split: str, text: str, record: Mapping[str, Any], label: str | None = None, ids: Ids | None = None) -> None:
+        """Add a document to a split: its text, its record in documents.jsonl, and the label that the manifest counts.
+
+        ids: of the text, if it is encoded already.
+        """
+        if ids is None:
+            ids = self.tokenizer.encode_array(text, str(record.get("source", "")))
         missing, control = self.tokenizer.losses(text, ids)
         self._missing.update(missing)
         self._control.update(control)
         with _writing(self.out):
             if split not in self._splits:
                 self._splits[split] = _SplitWriter(self._folder / split, self.tokenizer, self._shard)
-            self._splits[split].add(ids, text, record, label)
+            writer = self._splits[split]
+            assert isinstance(writer, _SplitWriter), "a split is text or refers to files"
+            writer.add(ids, text, record, label)
+
+    def refer(self, split: str, files: list[ForeignFile], offsets: NDArray[np.int64], edges: tuple[bool, bool], size: int) -> None:
+        """Make a split of token files that stay where they are. offsets: as in offsets.bin; size: bytes of text, see `SplitFacts`."""
+        with _writing(self.out):
+            self._splits[split] = _ForeignWriter(self._folder / split, files, offsets, edges, size)
 
     def notes(self) -> list[str]:
         """What the text lost to the tokenizer, and how many held-out documents are copies of documents in the train split."""
@@ -172,6 +195,30 @@ class _SplitWriter:
         for file in (*self._shards, self._offsets, self._lines):
             with suppress(OSError):
                 file.close()
+
+
+class _ForeignWriter:
+    """Writes what a split of token files elsewhere needs: where their documents begin."""
+
+    hashes = array("q")  # of no text
+
+    def __init__(self, folder: Path, files: list[ForeignFile], offsets: NDArray[np.int64], edges: tuple[bool, bool], size: int) -> None:
+        folder.mkdir()
+        self._folder, self._files, self._edges, self._bytes = folder, files, edges, size
+        self._documents = len(offsets) - 1
+        self._tokens = sum(count for file in files for _, count in file.parts) + sum(edges)
+        self._offsets = (folder / OFFSETS).open("wb")
+        offsets.astype("<i8").tofile(self._offsets)
+
+    def finish(self) -> SplitFacts:
+        files = {OFFSETS: _finish_file(self._offsets)}
+        durable.flush(self._folder)
+        sizes = {"documents": self._documents, "tokens": self._tokens, "bytes": self._bytes}
+        return SplitFacts(**sizes, labels={}, files=files, foreign=self._files, edges=list(self._edges))
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self._offsets.close()
 
 
 def _finish_file(file: BinaryIO) -> FileFacts:

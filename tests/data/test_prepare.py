@@ -140,6 +140,16 @@ def test_copies_on_both_sides_of_a_split_are_counted(tmp_path: Path) -> None:
     assert copies > 0 and summary.notes == [f"{copies} of {len(val)} documents of val are exact copies of documents in train"]
 
 
+@pytest.mark.parametrize("tokenizer", ["bytes", "bpe:300"])
+def test_copies_are_left_out(tokenizer: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("\n".join(f"text {i % 20}" for i in range(50)) + "\nonly one")
+    options: dict[str, Any] = {"document_separator": "\n", "tokenizer": tokenizer, "split": {"train": 0.75, "val": 0.25}}
+    summary = prepare_text([tmp_path / "a.txt"], tmp_path / "d", dedup=True, **options)
+    kept = [decoded(Dataset.open(tmp_path / "d"), name) for name in ("train", "val")]
+    assert sorted(kept[0] + kept[1]) == sorted([f"text {i}" for i in range(20)] + ["only one"])
+    assert summary.notes == ["30 of 51 documents are exact copies of earlier ones and are left out"]
+
+
 def test_files_that_are_whole_classes_are_noted(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "polarity.zip", "w") as archive:
         for name in ("README.txt", "neg.txt", "pos.txt"):
