@@ -22,6 +22,7 @@ LAYERS = (
     {"evaluation"},
     {"training"},
     {"bench"},
+    {"exchange"},
     {"cli"},
 )
 HEAVY = {"torch", "numpy", "tokenizers", "safetensors", "transformers", "jinja2", "matplotlib"}

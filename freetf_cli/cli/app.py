@@ -36,6 +36,8 @@ COMMANDS = {  # `freetf NAME`, and its function in freetf_cli.cli
     "evaluate": "evaluate.evaluate",
     "show": "show.show",
     "compare": "compare.compare",
+    "export": "export.export",
+    "import": "import_folder.import_folder",
     "recipe list": "recipe.list_recipes",
     "recipe show": "recipe.show_recipe",
     "recipe schema": "recipe.schema",

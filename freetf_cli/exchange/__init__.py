@@ -1,0 +1,1 @@
+"""Runs as Hugging Face folders, and Hugging Face folders as runs."""
