@@ -22,7 +22,7 @@ LAYERS = (
     {"evaluation"},
     {"training"},
     {"bench"},
-    {"exchange"},
+    {"exchange", "api"},
     {"cli"},
 )
 HEAVY = {"torch", "numpy", "tokenizers", "safetensors", "transformers", "jinja2", "matplotlib"}
