@@ -23,6 +23,7 @@ LAYERS = (
     {"exchange"},
     {"training"},
     {"bench"},
+    {"exchange", "api"},
     {"cli"},
 )
 HEAVY = {"torch", "numpy", "tokenizers", "safetensors", "transformers", "jinja2", "matplotlib"}

@@ -40,6 +40,8 @@ COMMANDS = {  # `freetf NAME`, and its function in freetf_cli.cli
     "runs": "runs.runs",
     "compare": "compare.compare",
     "export-metrics": "export_metrics.export_metrics",
+    "export": "export.export",
+    "import": "import_folder.import_folder",
     "recipe list": "recipe.list_recipes",
     "recipe show": "recipe.show_recipe",
     "recipe schema": "recipe.schema",

@@ -1,1 +1,1 @@
-"""Runs in the forms of other tools."""
+"""Runs as folders of Hugging Face, folders of Hugging Face as runs, and metrics in the forms of trackers."""

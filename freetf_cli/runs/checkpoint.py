@@ -52,12 +52,21 @@ _SHARD = re.compile(r"(model|optimizer)/shard-\d{5,}-model-\d{5,}-of-\d{5,}\.saf
 
 
 def save_checkpoint(
-    folder: Path, weights: Mapping[str, torch.Tensor], optimizer: Mapping[str, torch.Tensor], state: Mapping[str, Any], tokenizer: Tokenizer
+    folder: Path,
+    weights: Mapping[str, torch.Tensor],
+    optimizer: Mapping[str, torch.Tensor] | None,
+    state: Mapping[str, Any],
+    tokenizer: Tokenizer,
 ) -> None:
-    """Write a checkpoint folder: all files into a temporary folder, flushed to the disk, then one rename."""
+    """Write a checkpoint folder: all files into a temporary folder, flushed to the disk, then one rename.
+
+    optimizer: None of weights from elsewhere, which start a run and cannot be resumed.
+    """
     with replacing(folder) as temporary:
         digests = {}
         for part, tensors in (("model", weights), ("optimizer", optimizer)):
+            if tensors is None:
+                continue
             path = temporary / f"{part}.safetensors"
             write_tensors(tensors, path)
             digests[path.name] = settle(path)

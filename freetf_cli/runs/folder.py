@@ -104,6 +104,10 @@ class RunFolder:
         """All records of logged steps."""
         return [_metrics(row, self.metrics_file) for row in _read_jsonl(self.metrics_file)]
 
+    def held_out_metrics(self, step: int) -> Metrics | None:
+        """The record of the evaluation at a step; None if there is none."""
+        return next((row for row in reversed(self.metrics()) if row.step == step and row.lr is None), None)
+
     def held_out_losses(self) -> dict[int, float]:
         """The recorded held-out loss of each step that was evaluated, in nats per token."""
         return {row.step: row.loss for row in self.metrics() if row.lr is None and row.loss is not None}
@@ -183,6 +187,12 @@ class RunFolder:
     def finish(self, status: str) -> None:
         """Record that training ended: "done", "stopped" or "failed"."""
         self.update_manifest(status=status, finished=now())
+
+
+def run_of(checkpoint: Path) -> RunFolder | None:
+    """The run that a checkpoint's folder lies in; None if it was copied out of one."""
+    path = checkpoint.resolve().parent.parent
+    return RunFolder.open(path) if (path / "recipe.toml").is_file() else None
 
 
 class ReadOnlyRun(RunFolder):

@@ -55,8 +55,8 @@ class Tensors:
 
     def _add(self, path: Path) -> None:
         """Add the tensors of a file."""
-        with _readable(path):
-            file = self._files[path] = _open(path)
+        with readable(path):
+            file = self._files[path] = open_tensors(path)
             starts = _starts(file, path) if self.path.is_dir() else {}
             for name in file.keys():  # noqa: SIM118
                 part = file.get_slice(name)
@@ -73,7 +73,7 @@ class Tensors:
         for piece in self._pieces[name]:
             first, last = max(start, piece.start), min(piece.stop if stop is None else stop, piece.stop)
             if first < last:
-                with _readable(piece.path):
+                with readable(piece.path):
                     file = self._files[piece.path]
                     whole = not self.shapes[name] or (first, last) == (piece.start, piece.stop)
                     part = file.get_tensor(name) if whole else file.get_slice(name)[first - piece.start : last - piece.start]
@@ -164,7 +164,7 @@ def _in_order(pieces: list[_Piece], what: str) -> list[_Piece]:
     return found
 
 
-def _open(path: Path) -> Any:
+def open_tensors(path: Path) -> Any:
     """A safetensors file. Raises InputError if its header is too large, before the library reads it."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
@@ -174,7 +174,7 @@ def _open(path: Path) -> Any:
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def readable(path: Path) -> Iterator[None]:
     """Raise InputError if a block cannot read a safetensors file."""
     try:
         yield
