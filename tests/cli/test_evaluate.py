@@ -57,7 +57,7 @@ def test_it_repeats_and_agrees_with_the_record_of_the_run(run_cli: Callable, bas
     ("options", "said"),
     [
         (("--sequences", 5), "5 sequences are too few for an interval: at least 20 are needed"),
-        (("--task", "gsm8k"), "likelihood"),
+        (("--task", "likelyhood"), "likelihood"),
         (("--split", "nothing", "--data", "text"), "tokenizer"),
     ],
 )
