@@ -33,6 +33,7 @@ class Benchmark:
 BENCHMARKS = {
     one.name: one
     for one in (
+        Benchmark("gsm8k", "gsm8k", "number", "em"),
         Benchmark("mmlu", "mmlu", "choices", "acc_char", macro="subject"),
         Benchmark("commonsenseqa", "csqa", "choices", "acc_char"),
         Benchmark("hellaswag", "hellaswag", "choices", "acc_char"),
@@ -42,6 +43,8 @@ BENCHMARKS = {
         Benchmark("arc_easy", "arc_easy", "choices", "acc_completion"),
         Benchmark("piqa", "piqa", "choices", "acc_char"),
         Benchmark("boolq", "boolq", "choices", "acc_completion"),
+        Benchmark("nq_open", "nq", "em", "em"),
+        Benchmark("triviaqa", "tqa", "em", "em"),
         Benchmark("lambada", "", "last_word", "acc"),
     )
 }

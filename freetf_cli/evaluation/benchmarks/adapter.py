@@ -170,6 +170,16 @@ def last_word(doc: Mapping[str, Any], results: Sequence[Any]) -> metrics.Scores:
     return metrics.last_word(doc, records(results))
 
 
+def em(doc: Mapping[str, Any], results: Sequence[str]) -> metrics.Scores:
+    """Exact match of a generated answer, for the task files."""
+    return metrics.em(doc, results)
+
+
+def number(doc: Mapping[str, Any], results: Sequence[str]) -> metrics.Scores:
+    """Exact match of a final number, for the task files."""
+    return metrics.number(doc, results)
+
+
 def records(results: Sequence[Any]) -> list[Mapping[str, Any]]:
     """The records of results; of another model's, what lm-eval knows."""
     return [one.record if isinstance(one, Answer) else {"loglikelihood": one[0], "greedy": one[1]} for one in results]

@@ -3,6 +3,8 @@
     choices      {"query": "Question: …\\nAnswer:", "choices": ["a marsh", …], "gold": 0}
     winogrande   {"choices": ["… so Sarah", "… so Maria"], "continuation": "is …", "gold": 0}: the choices come before the answer
     last_word    {"query": "…", "answer": "signs"}
+    em, number   {"query": "Question: …\nAnswer:", "answer": "14 December 1972", "answers": ["14 December 1972 UTC", …]}: text is generated,
+                 and any of `answers` is right; `answer` is what an example shows
 
 The files are those of the public data sets, gzipped or not, in a folder each (docs/benchmarks.md lists them). A file `.jsonl.gz` may also
 be there as `.jsonl`, and the other way round.
@@ -134,6 +136,33 @@ def lambada(data: Path) -> Splits:
     return _same([{"query": row["context"], "answer": row["continuation"]} for row in rows])
 
 
+def gsm8k(data: Path) -> Splits:
+    """Worked solutions, whose last line is `#### 18`."""
+
+    def docs(split: str) -> list[Doc]:
+        rows = _jsonl(data / "gsm8k" / f"{split}.jsonl.gz")
+        return [_free(f"Question: {row['question']}\nAnswer:", row["answer"], [row["answer"].rpartition("#### ")[2]]) for row in rows]
+
+    return {"test": docs("test"), "shots": docs("train")}
+
+
+def nq_open(data: Path) -> Splits:
+    def docs(name: str) -> list[Doc]:
+        rows = _jsonl(data / "nq_open" / name)
+        return [_free(f"Question: {row['question'].removesuffix('?')}?\nAnswer:", row["answer"][0], row["answer"]) for row in rows]
+
+    return {"test": docs("NQ-open.dev.jsonl.gz"), "shots": docs("NQ-open.efficientqa.dev.1.1.jsonl")}
+
+
+def triviaqa(data: Path) -> Splits:
+    rows = _jsonl(data / "triviaqa" / "triviaqa_sm_sub.jsonl.gz")
+    return _same([_free(row["context"], row["answer"], [row["answer"], *row["aliases"]]) for row in rows])
+
+
+def _free(query: str, answer: str, answers: list[str]) -> Doc:
+    return {"query": query, "answer": answer, "answers": list(dict.fromkeys(answers))}
+
+
 def _choice(query: str, choices: list[str], gold: int) -> Doc:
     return {"query": query, "choices": list(choices), "gold": gold}
 
@@ -172,5 +201,18 @@ def _open(path: Path) -> IO[str]:
 
 READERS: dict[str, Callable[[Path], Splits]] = {
     function.__name__: function
-    for function in (hellaswag, winogrande, arc_easy, arc_challenge, openbookqa, boolq, piqa, commonsenseqa, lambada)
+    for function in (
+        hellaswag,
+        winogrande,
+        arc_easy,
+        arc_challenge,
+        openbookqa,
+        boolq,
+        piqa,
+        commonsenseqa,
+        lambada,
+        gsm8k,
+        nq_open,
+        triviaqa,
+    )
 }

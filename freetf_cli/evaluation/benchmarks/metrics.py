@@ -3,6 +3,7 @@
     acc             the answer with the largest log-likelihood is the right one
     acc_char        the same, with each log-likelihood divided by the answer's characters
     acc_completion  the same, with each log-likelihood divided by the answer's tokens
+    em              the generated answer equals one of the right answers, without case, punctuation and articles; the final number for GSM8K
     macro average   the mean over the groups of items (MMLU's subjects) of the mean in each group
 
 None of them is lm-eval's `acc_norm` of its own task files: lm-eval divides by characters too, but chooses other prompts and answers.
@@ -10,6 +11,8 @@ None of them is lm-eval's `acc_norm` of its own task files: lm-eval divides by c
 
 from __future__ import annotations
 
+import re
+import string
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -42,7 +45,29 @@ def last_word(doc: Mapping[str, Any], answers: Sequence[Mapping[str, Any]]) -> S
     return {"acc": float(answers[0]["greedy"])}
 
 
-KINDS: dict[str, Callable[[Mapping[str, Any], Sequence[Any]], Scores]] = {"choices": choices, "last_word": last_word}
+def em(doc: Mapping[str, Any], answers: Sequence[str]) -> Scores:
+    """Exact match of the generated line with any of the right answers, as SQuAD's script compares them."""
+    return {"em": float(_plain(answers[0].strip().partition("\n")[0]) in {_plain(one) for one in doc["answers"]})}
+
+
+def _plain(text: str) -> str:
+    """Lower case, without punctuation, articles and repeated spaces."""
+    letters = "".join(letter for letter in text.lower() if letter not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", letters).split())
+
+
+def number(doc: Mapping[str, Any], answers: Sequence[str]) -> Scores:
+    """Exact match of the number after the first `####`, the form of the examples; a text without it is wrong."""
+    found = re.search(r"####\s*\$?(-?[\d.,]*\d)", answers[0])
+    return {"em": float(found is not None and found[1].replace(",", "") == doc["answers"][0].replace(",", ""))}
+
+
+KINDS: dict[str, Callable[[Mapping[str, Any], Sequence[Any]], Scores]] = {
+    "choices": choices,
+    "last_word": last_word,
+    "em": em,
+    "number": number,
+}
 
 
 def chance(docs: Sequence[Mapping[str, Any]], macro: str) -> float | None:

@@ -40,6 +40,15 @@ def write_all(folder: Path) -> Path:
         folder / "lambada/lambada_openai.jsonl.gz",
         *({"context": f"He said {word}, and she said", "continuation": word} for word in ("no", "yes")),
     )
+    for split in ("train", "test"):
+        _rows(
+            folder / f"gsm8k/{split}.jsonl.gz",
+            *({"question": f"{i} and {i}?", "answer": f"It is {2 * i}.\n#### {2 * i}"} for i in range(7)),
+        )
+    for name in ("NQ-open.dev.jsonl.gz", "NQ-open.efficientqa.dev.1.1.jsonl"):
+        _rows(folder / "nq_open" / name, *({"question": f"who is {i}", "answer": ["Al", "Al B."]} for i in range(7)))
+    trivia = ({"context": f"Question: {i}?\nAnswer:", "answer": "Onion", "aliases": ["Onions", "Onion"]} for i in range(7))
+    _rows(folder / "triviaqa/triviaqa_sm_sub.jsonl.gz", *trivia)
     _mmlu(folder / "mmlu/mmlu_dev_test.tar.gz")
     return folder
 

@@ -12,7 +12,7 @@ from tests.evaluation.benchmarks.data import write_all
 
 PUBLIC = Path(__file__).resolve().parents[4] / "shared" / "data"
 ROWS = {"hellaswag": 10042, "winogrande": 1267, "openbookqa": 500, "boolq": 3270, "piqa": 1838, "arc_easy": 2376, "arc_challenge": 1172}
-ROWS |= {"commonsenseqa": 1221, "lambada": 5153, "mmlu": 14042}
+ROWS |= {"commonsenseqa": 1221, "lambada": 5153, "mmlu": 14042, "gsm8k": 1319, "nq_open": 3610, "triviaqa": 3000}
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +47,17 @@ def test_what_a_document_says(data: Path) -> None:
         "choices": ["A", "B", "C", "D", "E"],
         "gold": 1,
     }
+
+
+def test_questions_with_free_answers(data: Path) -> None:
+    shot = documents.read("gsm8k", data)["shots"][3]
+    assert shot == {"query": "Question: 3 and 3?\nAnswer:", "answer": "It is 6.\n#### 6", "answers": ["6"]}
+    assert documents.read("nq_open", data)["test"][0] == {
+        "query": "Question: who is 0?\nAnswer:",
+        "answer": "Al",
+        "answers": ["Al", "Al B."],
+    }
+    assert documents.read("triviaqa", data)["test"][0]["answers"] == ["Onion", "Onions"]
 
 
 def test_mmlu_shows_examples_of_the_questions_subject_and_takes_subjects_in_turn(data: Path) -> None:
@@ -88,7 +99,7 @@ def test_missing_and_damaged_files_are_named(data: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.skipif(not PUBLIC.is_dir(), reason="the public data sets are not beside the checkout")
-@pytest.mark.parametrize("name", ["hellaswag", "winogrande", "piqa", "arc_challenge", "mmlu"])
+@pytest.mark.parametrize("name", ["hellaswag", "winogrande", "piqa", "arc_challenge", "mmlu", "gsm8k", "nq_open", "triviaqa"])
 def test_the_public_files(name: str) -> None:
     docs = documents.read(name, PUBLIC)["test"]
-    assert len(docs) == ROWS[name] and all(doc["gold"] < len(doc["choices"]) for doc in docs)
+    assert len(docs) == ROWS[name] and all(doc.get("answers") or doc["gold"] < len(doc["choices"]) for doc in docs)

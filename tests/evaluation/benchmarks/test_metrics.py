@@ -46,6 +46,30 @@ def test_another_model_does_not_tell_the_tokens() -> None:
     assert found == {"acc": 1.0, "acc_char": 1.0}
 
 
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [(" The Moon.", 1), ("moon\nQuestion: next", 1), ("moon-", 1), ("a  half  moon", 1), ("moons", 0), ("", 0), ("it is the moon", 0)],
+)
+def test_exact_match_ignores_case_punctuation_and_articles(text: str, right: int) -> None:
+    assert metrics.em({"answers": ["The moon", "half moon!"]}, [text]) == {"em": right}
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("so 9 + 9.\n#### 1,800", 1),
+        ("#### $1800", 1),
+        ("####1800. Done", 1),
+        ("1800", 0),
+        ("#### 180", 0),
+        ("#### 1800.5", 0),
+        ("#### 7 #### 1800", 0),
+    ],
+)
+def test_a_final_number_is_matched_in_its_form(text: str, right: int) -> None:
+    assert metrics.number({"answers": ["1,800"]}, [text]) == {"em": right}
+
+
 def test_averages_have_wilsons_interval() -> None:
     found = metrics.average([1.0, 0.0, 0.0, 0.0])
     assert (found.value, round(found.low, 3), round(found.high, 3)) == (0.25, 0.046, 0.699)
