@@ -55,6 +55,13 @@ def evaluate(
     temperature: Annotated[
         float | None, typer.Option(min=0, max=100, help="Temperature of generated answers. Default: the benchmark's, mostly 0.")
     ] = None,
+    attempts: Annotated[
+        int | None,
+        typer.Option(min=1, max=1000, help="Programs to generate for each item, for pass@k; a Free model's differ by Z. Default: 1."),
+    ] = None,
+    allow_code_execution: Annotated[
+        bool, typer.Option("--allow-code-execution", help="Run the programs that the model writes, in a sandbox.")
+    ] = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="Write the items of benchmarks to this folder.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted evaluation in -o.")] = False,
     device: DeviceOption = "auto",
@@ -78,7 +85,16 @@ def evaluate(
 
     names = unique(task or ["likelihood"])
     of_metrics = {"--split": split, "--sequences": sequences}
-    of_benchmarks = {"--limit": limit, "--fewshot": fewshot, "--z": z, "--temperature": temperature, "-o": out, "--resume": resume or None}
+    of_benchmarks = {
+        "--limit": limit,
+        "--fewshot": fewshot,
+        "--z": z,
+        "--temperature": temperature,
+        "--attempts": attempts,
+        "--allow-code-execution": allow_code_execution or None,
+        "-o": out,
+        "--resume": resume or None,
+    }
     if names[0] in metric_names():
         _refuse(of_benchmarks, f"--task {names[0]}: only benchmarks have")
         return _metric(run, names, data, split, sequences or 256, samples or 512, device, seed)
@@ -86,7 +102,7 @@ def evaluate(
     if resume and out is None:
         raise InputError("--resume needs the folder of the interrupted evaluation", hint="-o DIR")
     tasks = tuple(BENCHMARKS) if names == ("all",) else names
-    questions = Questions(None if data is None else str(data), limit, fewshot, seed)
+    questions = Questions(None if data is None else str(data), limit, fewshot, seed, attempts or 1, allow_code_execution)
     request = BenchmarkRequest(str(run), tasks, questions, z or "posterior-prompt", samples or DRAWS, temperature, out, resume)
     return _benchmarks(run, request, device)
 

@@ -19,6 +19,9 @@ from tests.evaluation.benchmarks.data import write_all
 pytest.importorskip("lm_eval")
 
 
+CODE = ("--allow-code-execution", "--attempts", 2)
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_all(tmp_path_factory.mktemp("data"))
@@ -41,7 +44,7 @@ def lines(path: Path) -> list[dict]:
 def test_all_benchmarks_without_a_network(run_cli: Callable, text_run: Path, data: Path, tmp_path: Path) -> None:
     random.seed(3), np.random.seed(3), torch.manual_seed(3)
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
-    done = run_cli("evaluate", text_run, "--task", "all", "--data", data, "--samples", 3, "-o", tmp_path / "out", "--json")
+    done = run_cli("evaluate", text_run, "--task", "all", "--data", data, "--samples", 3, "-o", tmp_path / "out", "--json", *CODE)
     assert (done.code, done.stderr) == (0, "")
     assert before == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
     found = json.loads(done.stdout)
@@ -57,7 +60,7 @@ def test_all_benchmarks_without_a_network(run_cli: Callable, text_run: Path, dat
         assert score["value"] == pytest.approx(np.mean(values))
         assert score["low"] is None or score["low"] <= score["value"] <= score["high"]
         for item in items:
-            assert item["scores"] == KINDS[BENCHMARKS[one["task"]].kind](item["doc"], item["answers"])
+            assert item["scores"] == KINDS[BENCHMARKS[one["task"]].kind](item["doc"], item.get("outcomes", item["answers"]))
             if BENCHMARKS[one["task"]].kind in ("choices", "last_word"):
                 assert all(answer["stderr"] >= 0 and answer["tokens"] > 0 for answer in item["answers"])
             else:
@@ -92,10 +95,37 @@ def test_limit_and_examples(run_cli: Callable, text_run: Path, data: Path, tmp_p
         (("--task", "likelihood", "--limit", 3), "only benchmarks have --limit"),
         (("--task", "likelihood", "--task", "piqa"), "--task likelihood is measured alone"),
         (("--task", "piqa", "--resume"), "-o DIR"),
+        (("--task", "mbpp", "--data", "docs"), "--task mbpp runs the code that the model writes; --allow-code-execution permits it"),
     ],
 )
 def test_what_is_refused(refused: Callable, text_run: Path, options: tuple, said: str) -> None:
     assert said in refused("evaluate", text_run, *options)
+
+
+def test_right_and_wrong_programs(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through lm-eval, with a model that writes the right program, a wrong one, one that does not end, and one that just leaves."""
+    from contextlib import nullcontext
+
+    from lm_eval.api.model import LM
+
+    from freetf_cli.evaluation.benchmarks import measure
+
+    texts = {"humaneval": "    return 2 * x", "mbpp": "def f(x):\n    return 2 * x\n"}
+    monkeypatch.setattr(measure, "SECONDS", dict.fromkeys(measure.SECONDS, 1.0))
+
+    class Writer(LM):
+        loglikelihood = loglikelihood_rolling = None
+
+        def generate_until(self, requests: list) -> list[str]:
+            right = texts[self.task.removesuffix("_plus")]
+            return [right, right.replace("2", "3"), right.replace("2 * x", "f(x - 1) if x else f(1)"), "    exit()"][: len(requests)] * 2
+
+    for name in ("humaneval", "humaneval_plus", "mbpp", "mbpp_plus"):
+        asked = measure.Questions(str(data), attempts=4, allow_code=True, limit=2)
+        (score,), items = measure.measure(Writer(), name, asked, lambda *_: nullcontext(lambda count: None))
+        assert [item["outcomes"][0] for item in items] == ["passed"] * 2
+        assert all("passed" not in item["outcomes"][1:] for item in items)
+        assert {metric: found.value for metric, found in score.scores.items()} == {"pass@1": 0.25, "pass@4": 1.0}
 
 
 def test_an_unknown_name_and_a_name_of_lm_eval(run_cli: Callable, text_run: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

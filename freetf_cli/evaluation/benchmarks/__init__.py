@@ -33,6 +33,10 @@ class Benchmark:
 BENCHMARKS = {
     one.name: one
     for one in (
+        Benchmark("humaneval", "", "code", "pass@1"),
+        Benchmark("humaneval_plus", "human_eval_plus", "code", "pass@1"),
+        Benchmark("mbpp", "mbpp", "code", "pass@1"),
+        Benchmark("mbpp_plus", "", "code", "pass@1"),
         Benchmark("gsm8k", "gsm8k", "number", "em"),
         Benchmark("mmlu", "mmlu", "choices", "acc_char", macro="subject"),
         Benchmark("commonsenseqa", "csqa", "choices", "acc_char"),

@@ -180,6 +180,16 @@ def number(doc: Mapping[str, Any], results: Sequence[str]) -> metrics.Scores:
     return metrics.number(doc, results)
 
 
+def all_attempts(responses: Sequence[Sequence[str]], docs: Any) -> list[list[str]]:
+    """Every generated program of each item, a filter of lm-eval for the task files."""
+    return [list(one) for one in responses]
+
+
+def not_run(doc: Mapping[str, Any], results: Sequence[Any]) -> metrics.Scores:
+    """No scores yet: `measure` runs the programs, in the sandbox."""
+    return {}
+
+
 def records(results: Sequence[Any]) -> list[Mapping[str, Any]]:
     """The records of results; of another model's, what lm-eval knows."""
     return [one.record if isinstance(one, Answer) else {"loglikelihood": one[0], "greedy": one[1]} for one in results]

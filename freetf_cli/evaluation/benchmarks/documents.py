@@ -5,6 +5,8 @@
     last_word    {"query": "…", "answer": "signs"}
     em, number   {"query": "Question: …\nAnswer:", "answer": "14 December 1972", "answers": ["14 December 1972 UTC", …]}: text is generated,
                  and any of `answers` is right; `answer` is what an example shows
+    code         {"query": "def f(x):\\n", "answer": "    return x\\n", "before": "def f(x):\\n", "after": "assert f(1) == 1"}: the program
+                 before + text + after ends without an exception if the generated text is right
 
 The files are those of the public data sets, gzipped or not, in a folder each (docs/benchmarks.md lists them). A file `.jsonl.gz` may also
 be there as `.jsonl`, and the other way round.
@@ -29,6 +31,33 @@ Doc = dict[str, Any]
 Splits = dict[str, list[Doc]]  # `test` is measured, `shots` are examples to put in front of a question
 LETTERS = "ABCDEFGH"
 MMLU_SHOTS = 5
+# Runs behind the generated code. HumanEval's find_zero has several right results, so its result is put into the polynomial.
+HARNESS = """
+def _freetf_same(one, other, tolerance):
+    if "re.Match" in str(type(one)) + str(type(other)):
+        return (one is None) == (other is None)
+    if isinstance(one, float) or isinstance(other, float):
+        import math
+        return one == other or math.isclose(one, other, rel_tol=1e-7, abs_tol=max(tolerance, 1e-6)) or (one != one and other != other)
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) == len(other) and all(_freetf_same(a, b, tolerance) for a, b in zip(one, other))
+    return one == other
+
+def _freetf_compare(function, name, solution, inputs, tolerance):
+    import copy, json
+    right = {"__name__": "solution"}
+    exec(solution, right)
+    for values in json.loads(inputs):
+        try:
+            expected = right[name](*copy.deepcopy(values))
+        except Exception:
+            continue
+        found = function(*copy.deepcopy(values))
+        if name == "find_zero":
+            assert abs(sum(c * found**i for i, c in enumerate(values[0]))) <= 1e-4, (values, found)
+        else:
+            assert _freetf_same(found, expected, tolerance), (values, found, expected)
+"""
 
 
 def load(name: str, data: str | None = None, shots: int | None = None, **_: Any) -> Any:
@@ -159,6 +188,57 @@ def triviaqa(data: Path) -> Splits:
     return _same([_free(row["context"], row["answer"], [row["answer"], *row["aliases"]]) for row in rows])
 
 
+def humaneval(data: Path) -> Splits:
+    def doc(row: Doc) -> Doc:
+        return _code(row["prompt"], row["canonical_solution"], row["prompt"], f"\n{row['test']}\ncheck({row['entry_point']})\n")
+
+    return _same([doc(row) for row in _jsonl(data / "humaneval" / "HumanEval.jsonl.gz")])
+
+
+def humaneval_plus(data: Path) -> Splits:
+    """The field `test` has HumanEval's own tests only; the further ones are inputs, for which the canonical solution is right."""
+
+    def doc(row: Doc) -> Doc:
+        after = _same_results(row, row["prompt"] + row["canonical_solution"])
+        return _code(row["prompt"], row["canonical_solution"], row["prompt"], after)
+
+    return _same([doc(row) for row in _jsonl(data / "humanevalplus" / "HumanEvalPlus.jsonl.gz")])
+
+
+def mbpp(data: Path) -> Splits:
+    """Tasks 11 to 510 are the test split, 2 to 10 the examples. The prompt is that of the data set's paper."""
+
+    def doc(row: Doc) -> Doc:
+        tests = "\n".join(row["test_list"])
+        asked = f"You are an expert Python programmer, and here is your task: {row['text']} Your code should pass these tests:"
+        return _code(f"{asked}\n\n{tests}\n[BEGIN]\n", f"{row['code']}\n[DONE]", "", f"\n{row['test_setup_code']}\n{tests}\n")
+
+    rows = list(_jsonl(data / "mbpp" / "mbpp.jsonl.gz"))
+    return {
+        split: [doc(row) for row in rows if row["task_id"] in ids] for split, ids in (("test", range(11, 511)), ("shots", range(2, 11)))
+    }
+
+
+def mbpp_plus(data: Path) -> Splits:
+    """With MBPP's own assertions: four functions take tuples, which inputs in JSON cannot be."""
+
+    def doc(row: Doc) -> Doc:
+        return _code(row["prompt"], row["canonical_solution"], "", f"\n{row['assertion']}\n{_same_results(row, row['canonical_solution'])}")
+
+    return _same([doc(row) for row in _jsonl(data / "mbppplus" / "MbppPlus.jsonl.gz")])
+
+
+def _code(query: str, answer: str, before: str, after: str) -> Doc:
+    return {"query": query, "answer": answer, "before": before, "after": after}
+
+
+def _same_results(row: Doc, solution: str) -> str:
+    """Code that compares a function's results with those of the canonical solution, on all inputs of EvalPlus."""
+    inputs = [*row["base_input"], *row["plus_input"]]
+    call = f"{row['entry_point']}, {row['entry_point']!r}, {solution!r}, {json.dumps(inputs)!r}, {row['atol'] or 0!r}"
+    return f"\n{HARNESS}\n_freetf_compare({call})\n"
+
+
 def _free(query: str, answer: str, answers: list[str]) -> Doc:
     return {"query": query, "answer": answer, "answers": list(dict.fromkeys(answers))}
 
@@ -214,5 +294,9 @@ READERS: dict[str, Callable[[Path], Splits]] = {
         gsm8k,
         nq_open,
         triviaqa,
+        humaneval,
+        humaneval_plus,
+        mbpp,
+        mbpp_plus,
     )
 }

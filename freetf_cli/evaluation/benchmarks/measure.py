@@ -15,20 +15,24 @@ import functools
 import json
 import logging
 import math
+import os
 import random
 import time
 from collections.abc import Iterator, Mapping, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from freetf_cli.errors import FreetfError, InputError, nearest
-from freetf_cli.evaluation.benchmarks import BENCHMARKS, FOREIGN, TASKS, Benchmark, metrics
+from freetf_cli.evaluation import Stage
+from freetf_cli.evaluation.benchmarks import BENCHMARKS, FOREIGN, TASKS, Benchmark, metrics, sandbox
 from freetf_cli.evaluation.metrics import metric_names
 from freetf_cli.records.benchmarks import Score
 from freetf_cli.records.likelihood import Estimate
 
 Item = dict[str, Any]
+SECONDS = {"humaneval": 10.0, "mbpp": 10.0, "humaneval_plus": 30.0, "mbpp_plus": 30.0}  # for a program
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,8 @@ class Questions:
     limit: int | None = None
     shots: int | None = None
     seed: int = 0  # of the choice of examples
+    attempts: int = 1  # programs to generate for each item of code
+    allow_code: bool = False  # run them
 
 
 def require_lm_eval() -> None:
@@ -49,8 +55,14 @@ def require_lm_eval() -> None:
         raise FreetfError("benchmarks need lm-eval, which is not installed", hint="pip install 'freetf[eval]'") from None
 
 
-def measure(lm: Any, name: str, asked: Questions) -> tuple[list[Score], list[Item]]:
+def measure(lm: Any, name: str, asked: Questions, stage: Stage) -> tuple[list[Score], list[Item]]:
     """The scores of a benchmark, or of each task of a group of lm-eval's, and all items. lm: a `RunLM`, or another model of lm-eval."""
+    own = BENCHMARKS.get(name)
+    if own is not None and own.kind == "code" and not asked.allow_code:
+        raise InputError(
+            f"--task {name} runs the code that the model writes",
+            hint="--allow-code-execution permits it; docs/benchmarks.md explains the sandbox",
+        )
     from lm_eval.evaluator import evaluate
 
     started = time.perf_counter()
@@ -61,20 +73,21 @@ def measure(lm: Any, name: str, asked: Questions) -> tuple[list[Score], list[Ite
         loaded = load(name, asked)
         for task in loaded["tasks"].values():
             _set_shots(task, asked)
+            if own is not None and own.kind == "code":
+                task.set_config(key="repeats", value=asked.attempts)
         try:
-            found = evaluate(lm, loaded, limit=asked.limit, bootstrap_iters=0, log_samples=True)
+            found = evaluate(lm, loaded, limit=asked.limit, bootstrap_iters=0, log_samples=True, confirm_run_unsafe_code=own is not None)
         except ValueError as error:
             if "unsafe" not in str(error):
                 raise
-            raise InputError(
-                f"lm-eval would run generated code of {name} without a sandbox", hint="choose from this toolkit's: humaneval"
-            ) from None
-    seconds = time.perf_counter() - started
+            raise InputError(f"lm-eval would run generated code of {name} without a sandbox", hint="humaneval and mbpp have one") from None
     items = [_item(task, sample, cut) for task, samples in found["samples"].items() for sample in samples]
     shots = {task: int(one.get_config("num_fewshot") or 0) for task, one in loaded["tasks"].items()}
-    if (own := BENCHMARKS.get(name)) is not None:
-        return [score(own, items, _shown(own, asked, shots[name]), seconds)], items
-    parts = [_foreign(task, found, shots[name], seconds / len(shots)) for name, task in loaded["tasks"].items()]
+    if own is not None:
+        score_items(own, items, stage)
+        return [score(own, items, _shown(own, asked, shots[name]), time.perf_counter() - started)], items
+    seconds = (time.perf_counter() - started) / len(shots)
+    parts = [_foreign(task, found, shots[name], seconds) for name, task in loaded["tasks"].items()]
     return parts, items
 
 
@@ -119,6 +132,23 @@ def _shown(benchmark: Benchmark, asked: Questions, shots: int) -> int:
     return (MMLU_SHOTS if asked.shots is None else asked.shots) if benchmark.name == "mmlu" else shots
 
 
+def score_items(benchmark: Benchmark, items: Sequence[Item], stage: Stage) -> None:
+    """Set the scores of items from their documents and answers; programs are run, several at a time."""
+    if benchmark.kind == "code":
+        limits = sandbox.Limits(seconds=SECONDS[benchmark.name])
+        programs = [item["doc"]["before"] + answer + item["doc"]["after"] for item in items for answer in item["answers"]]
+        with stage("running code", len(programs)) as advance, ThreadPoolExecutor(os.cpu_count()) as pool:
+            outcomes = []
+            for outcome in pool.map(lambda program: sandbox.run(program, limits), programs):
+                outcomes.append(outcome)
+                advance(1)
+        ended = iter(outcomes)
+        for item in items:
+            item["outcomes"] = [next(ended) for _ in item["answers"]]
+    for item in items:
+        item["scores"] = metrics.KINDS[benchmark.kind](item["doc"], item["outcomes"] if "outcomes" in item else item["answers"])
+
+
 def score(benchmark: Benchmark, items: Sequence[Item], shots: int, seconds: float) -> Score:
     """The averages of items' scores."""
     docs = [item["doc"] for item in items]
@@ -142,7 +172,10 @@ def _item(task: str, sample: Mapping[str, Any], truncated: Set[str]) -> Item:
     """An item as a line of JSON: lm-eval's sample without its hashes, and only with what scores need."""
     from freetf_cli.evaluation.benchmarks.adapter import Answer
 
-    answers = [one.record if isinstance(one, Answer) else one for one in sample["filtered_resps"]]
+    found = sample["filtered_resps"]
+    if len(found) == 1 and isinstance(found[0], list):  # all attempts at a program
+        found = found[0]
+    answers = [one.record if isinstance(one, Answer) else one for one in found]
     scores = {name: sample[name] for name in sample["metrics"]}
     prompts = [arguments[0] for arguments in sample["arguments"]]
     asked = {"task": task, "item": sample["doc_id"], "doc": sample["doc"], "prompt": prompts[0]}

@@ -4,6 +4,7 @@
     acc_char        the same, with each log-likelihood divided by the answer's characters
     acc_completion  the same, with each log-likelihood divided by the answer's tokens
     em              the generated answer equals one of the right answers, without case, punctuation and articles; the final number for GSM8K
+    pass@k          at least one of k generated programs is right, estimated from n ≥ k of them
     macro average   the mean over the groups of items (MMLU's subjects) of the mean in each group
 
 None of them is lm-eval's `acc_norm` of its own task files: lm-eval divides by characters too, but chooses other prompts and answers.
@@ -11,6 +12,7 @@ None of them is lm-eval's `acc_norm` of its own task files: lm-eval divides by c
 
 from __future__ import annotations
 
+import math
 import re
 import string
 from collections import Counter
@@ -19,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from freetf_cli.evaluation.benchmarks.sandbox import PASSED
 from freetf_cli.evaluation.statistics import LEAST, RESAMPLES, bootstrap, interval, wilson
 from freetf_cli.records.likelihood import Estimate
 
@@ -62,11 +65,28 @@ def number(doc: Mapping[str, Any], answers: Sequence[str]) -> Scores:
     return {"em": float(found is not None and found[1].replace(",", "") == doc["answers"][0].replace(",", ""))}
 
 
+def code(doc: Mapping[str, Any], outcomes: Sequence[str]) -> Scores:
+    """pass@1 and, of n > 1 programs, pass@n and the powers of ten in between. outcomes: how each program ended (sandbox.py)."""
+    count, right = len(outcomes), sum(outcome == PASSED for outcome in outcomes)
+    ks = sorted({1, count, *(k for k in (10, 100) if k < count)})
+    return {f"pass@{k}": pass_at_k(count, right, k) for k in ks}
+
+
+def pass_at_k(count: int, right: int, k: int) -> float:
+    """The probability that k of `count` programs, drawn without replacement, include a right one: 1 − C(n − c, k) / C(n, k).
+
+    Unbiased for k new programs (Chen et al., arXiv 2107.03374, equation 1).
+    """
+    return 1.0 - math.comb(count - right, k) / math.comb(count, k)
+
+
+# By `Benchmark.kind`. The answers of code are the outcomes of its programs.
 KINDS: dict[str, Callable[[Mapping[str, Any], Sequence[Any]], Scores]] = {
     "choices": choices,
     "last_word": last_word,
     "em": em,
     "number": number,
+    "code": code,
 }
 
 

@@ -41,7 +41,8 @@ class BenchmarkRequest:
 
     def settings(self, checkpoint: Checkpoint) -> dict[str, Any]:
         """All that the answers depend on."""
-        asked = {**asdict(self.questions), "z": self.z, "draws": self.draws, "temperature": self.temperature}
+        asked = {name: value for name, value in asdict(self.questions).items() if name != "allow_code"}
+        asked |= {"z": self.z, "draws": self.draws, "temperature": self.temperature}
         return {"checkpoint": checkpoint.weights_sha256, **asked}
 
 
@@ -54,13 +55,15 @@ def run_benchmarks(checkpoint: Checkpoint, model: Decoder, request: BenchmarkReq
     from freetf_cli.evaluation.benchmarks.adapter import RunLM
 
     free, folder = model.latent is not None, request.folder
+    if request.questions.attempts > 1 and not free and not request.temperature:
+        raise InputError("--attempts: all programs of a baseline are the same without a temperature", hint="--temperature 0.8")
     answers = Answers() if folder is None else _open(folder, request, checkpoint)
     scorer = Scorer(model, z=request.z, draws=request.draws, seed=request.questions.seed)
     lm = RunLM(scorer, checkpoint.tokenizer(), answers, stage, request.temperature)
     scores = []
     try:
         for name in request.tasks:
-            found, items = measure(lm, name, request.questions)
+            found, items = measure(lm, name, request.questions, stage)
             scores += found
             if folder is not None:
                 write_durably(folder / f"{name.removeprefix(FOREIGN)}.jsonl", to_lines(items))

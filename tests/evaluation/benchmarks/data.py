@@ -40,6 +40,7 @@ def write_all(folder: Path) -> Path:
         folder / "lambada/lambada_openai.jsonl.gz",
         *({"context": f"He said {word}, and she said", "continuation": word} for word in ("no", "yes")),
     )
+    _code(folder)
     for split in ("train", "test"):
         _rows(
             folder / f"gsm8k/{split}.jsonl.gz",
@@ -51,6 +52,18 @@ def write_all(folder: Path) -> Path:
     _rows(folder / "triviaqa/triviaqa_sm_sub.jsonl.gz", *trivia)
     _mmlu(folder / "mmlu/mmlu_dev_test.tar.gz")
     return folder
+
+
+def _code(folder: Path) -> None:
+    one = {"prompt": "def f(x):\n", "canonical_solution": "    return 2 * x\n", "entry_point": "f"}
+    own = {**one, "test": "def check(candidate):\n    assert candidate(1) == 2\n"}
+    more = {"base_input": [[1]], "plus_input": [[2], ["a"]], "atol": 0}
+    _rows(folder / "humaneval/HumanEval.jsonl.gz", own, own)
+    _rows(folder / "humanevalplus/HumanEvalPlus.jsonl.gz", *[{**own, **more}] * 2)
+    alone = {**one, "prompt": '"""Double."""\n', "canonical_solution": "def f(x):\n    return 2 * x\n", "assertion": "assert f(1) == 2"}
+    _rows(folder / "mbppplus/MbppPlus.jsonl.gz", *[{**alone, **more}] * 2)
+    task = {"text": "Double.", "code": "def f(x):\r\n  return 2 * x", "test_list": ["assert f(1) == 2"], "test_setup_code": ""}
+    _rows(folder / "mbpp/mbpp.jsonl.gz", *({**task, "task_id": i} for i in (1, 2, 3, 4, 5, 11, 12, 511)))
 
 
 def _nested(stem: str, labels: str, gold: int) -> dict[str, Any]:

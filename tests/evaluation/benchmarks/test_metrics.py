@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -68,6 +69,19 @@ def test_exact_match_ignores_case_punctuation_and_articles(text: str, right: int
 )
 def test_a_final_number_is_matched_in_its_form(text: str, right: int) -> None:
     assert metrics.number({"answers": ["1,800"]}, [text]) == {"em": right}
+
+
+def test_pass_at_k_is_the_share_of_draws_with_a_right_program() -> None:
+    for count, right, k in ((5, 2, 3), (4, 0, 2), (6, 6, 1), (7, 1, 7), (10, 3, 1)):
+        draws = list(itertools.combinations([True] * right + [False] * (count - right), k))
+        assert metrics.pass_at_k(count, right, k) == pytest.approx(sum(map(any, draws)) / len(draws))
+    assert metrics.code({}, ["passed"]) == {"pass@1": 1.0}
+    found = metrics.code({}, ["passed", "timed out"] + ["AssertionError: "] * 18)
+    assert (
+        list(found) == ["pass@1", "pass@10", "pass@20"]
+        and found["pass@1"] == pytest.approx(0.05)
+        and found["pass@10"] == pytest.approx(0.5)
+    )
 
 
 def test_averages_have_wilsons_interval() -> None:
