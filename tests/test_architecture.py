@@ -20,7 +20,6 @@ LAYERS = (
     {"runs"},
     {"generation"},
     {"evaluation"},
-    {"exchange"},
     {"training"},
     {"bench"},
     {"exchange", "api"},

@@ -2,36 +2,120 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from freetf_cli.cli.options import DataOption, DeviceOption, RunArgument, SamplesOption, SeedOption, SequencesOption, SplitOption, completer
+from freetf_cli.cli.options import DeviceOption, RunArgument, SeedOption, SplitOption, completer
 from freetf_cli.cli.output import Described
+from freetf_cli.errors import InputError
+from freetf_cli.evaluation.benchmarks import BENCHMARKS
 from freetf_cli.evaluation.metrics import describe, metric_names
+
+if TYPE_CHECKING:
+    from freetf_cli.evaluation.benchmarks.run import BenchmarkRequest
+
+NAMES = (*metric_names(), *BENCHMARKS)
 
 
 def evaluate(
     run: RunArgument,
     task: Annotated[
-        str,
-        typer.Option(metavar="|".join(metric_names()), help="The metric to compute.", autocompletion=completer(metric_names())),
-    ] = "likelihood",
-    data: DataOption = None,
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="A metric, benchmarks, or `all` benchmarks. May be repeated. Default: likelihood.",
+            autocompletion=completer(NAMES),
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Folder of prepared data, default: the run's own; of benchmarks: the folder of their data sets, required."
+        ),
+    ] = None,
     split: SplitOption = None,
-    sequences: SequencesOption = 256,
-    samples: SamplesOption = 512,
+    sequences: Annotated[
+        int | None, typer.Option(min=1, max=1_000_000, help="Held-out sequences to measure, always the same ones. Default: 256.")
+    ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(min=1, max=1 << 16, help="Draws of Z: per sequence, for the importance-weighted bound (512); per answer (16)."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="The most items of a benchmark. Default: all.")] = None,
+    fewshot: Annotated[int | None, typer.Option(min=0, max=100, help="Examples before each question. Default: the benchmark's.")] = None,
+    z: Annotated[
+        Literal["posterior-prompt", "prior"] | None,
+        typer.Option(
+            metavar="posterior-prompt|prior",
+            help="Z of a benchmark's prompt: from the encoder, which reads the prompt only (default), or the prior.",
+        ),
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, max=100, help="Temperature of generated answers. Default: the benchmark's, mostly 0.")
+    ] = None,
+    attempts: Annotated[
+        int | None,
+        typer.Option(min=1, max=1000, help="Programs to generate for each item, for pass@k; a Free model's differ by Z. Default: 1."),
+    ] = None,
+    allow_code_execution: Annotated[
+        bool, typer.Option("--allow-code-execution", help="Run the programs that the model writes, in a sandbox.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="Write the items of benchmarks to this folder.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted evaluation in -o.")] = False,
     device: DeviceOption = "auto",
     seed: SeedOption = 0,
 ) -> Described:
-    """Measure a run on held-out data.
+    """Measure a run on held-out data, or on benchmarks.
 
     {metrics}
+
+    Benchmarks, by lm-eval (pip install 'freetf[eval]'): {benchmarks}. Other names are those of lm-eval's own tasks, which it loads from the
+    network; lm-eval:NAME means its task where the name is also one of these.
 
     $ freetf evaluate runs/letters-free --task likelihood
     $ freetf evaluate runs/letters-free --task likelihood --sequences 1024 --json
     $ freetf evaluate runs/blocks-softmax --task answers --sequences 1000
+    $ freetf evaluate runs/text-free --task hellaswag --task piqa --data benchmarks --limit 100 -o scores
     """
+    from freetf_cli.evaluation.benchmarks.measure import Questions
+    from freetf_cli.evaluation.benchmarks.run import BenchmarkRequest, unique
+    from freetf_cli.evaluation.benchmarks.scoring import DRAWS
+
+    names = unique(task or ["likelihood"])
+    of_metrics = {"--split": split, "--sequences": sequences}
+    of_benchmarks = {
+        "--limit": limit,
+        "--fewshot": fewshot,
+        "--z": z,
+        "--temperature": temperature,
+        "--attempts": attempts,
+        "--allow-code-execution": allow_code_execution or None,
+        "-o": out,
+        "--resume": resume or None,
+    }
+    if names[0] in metric_names():
+        _refuse(of_benchmarks, f"--task {names[0]}: only benchmarks have")
+        return _metric(run, names, data, split, sequences or 256, samples or 512, device, seed)
+    _refuse(of_metrics, f"--task {names[0]}: a benchmark has no")
+    if resume and out is None:
+        raise InputError("--resume needs the folder of the interrupted evaluation", hint="-o DIR")
+    tasks = tuple(BENCHMARKS) if names == ("all",) else names
+    questions = Questions(None if data is None else str(data), limit, fewshot, seed, attempts or 1, allow_code_execution)
+    request = BenchmarkRequest(str(run), tasks, questions, z or "posterior-prompt", samples or DRAWS, temperature, out, resume)
+    return _benchmarks(run, request, device)
+
+
+def _refuse(options: dict[str, Any], why: str) -> None:
+    """Refuse options that another kind of task reads."""
+    if given := [name for name, value in options.items() if value is not None]:
+        raise InputError(f"{why} {given[0]}")
+
+
+def _metric(
+    run: Path, names: tuple[str, ...], data: Path | None, split: str | None, sequences: int, samples: int, device: Any, seed: int
+) -> Described:
     from freetf_cli.device import resolve_device, set_threads
     from freetf_cli.evaluation.metrics import Request, load
     from freetf_cli.evaluation.run_data import open_split
@@ -39,7 +123,9 @@ def evaluate(
     from freetf_cli.report.progress import counter
     from freetf_cli.runs.checkpoint import open_model
 
-    measure = load(task)
+    if len(names) > 1:
+        raise InputError(f"--task {names[0]} is measured alone", hint="give the others in a command of their own")
+    measure = load(names[0])
     checkpoint, model = open_model(run, resolve_device(device), warn)
     set_threads(checkpoint.recipe.parallel.threads)
     source, chosen = open_split(checkpoint, data, split)
@@ -48,4 +134,18 @@ def evaluate(
         return measure(checkpoint, model, source, Request(str(run), chosen, sequences, samples, seed, advance))
 
 
-evaluate.__doc__ = str(evaluate.__doc__).replace("{metrics}", "\n\n    ".join(map(describe, metric_names())))
+def _benchmarks(run: Path, request: BenchmarkRequest, device: Any) -> Described:
+    from freetf_cli.device import resolve_device, set_threads
+    from freetf_cli.evaluation.benchmarks.run import run_benchmarks
+    from freetf_cli.report.console import warn
+    from freetf_cli.report.progress import counter
+    from freetf_cli.runs.checkpoint import open_model
+
+    checkpoint, model = open_model(run, resolve_device(device), warn)
+    set_threads(checkpoint.recipe.parallel.threads)
+    return run_benchmarks(checkpoint, model, request, counter)
+
+
+_PARTS = {"{metrics}": "\n\n    ".join(map(describe, metric_names())), "{benchmarks}": ", ".join(BENCHMARKS)}
+for _mark, _text in _PARTS.items():
+    evaluate.__doc__ = str(evaluate.__doc__).replace(_mark, _text)

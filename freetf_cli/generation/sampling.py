@@ -136,6 +136,20 @@ def continue_tokens(model: Decoder, prompts: Sequence[Sequence[int]], spec: Samp
     return generate_batch(model, rows, spec.choose, separator=None)
 
 
+def continue_places(
+    model: Decoder, prompts: Sequence[Sequence[int]], places: Sequence[tuple[int, int, int]], spec: SampleSpec, separator: int | None
+) -> Iterator[list[int]]:
+    """The new tokens of each prompt of tokens, at most `spec.new_tokens`, up to the separator.
+
+    places: a prompt's place in the random streams, for each; the text depends on it and on nothing else of the batch.
+    """
+    new = spec.new_tokens or 1
+    rows = (_row(model.latent, "", list(tokens), len(tokens) + new, place, spec) for tokens, place in zip(prompts, places, strict=True))
+    for batch in batches(model, rows):
+        for row, (tokens, _) in zip(batch, generate_batch(model, batch, spec.choose, separator), strict=True):
+            yield tokens[len(row.tokens) :]
+
+
 def check_prompts(tokenizer: Tokenizer, prompts: Sequence[str], spec: SampleSpec) -> None:
     """Raise now what `generate` would raise for a later prompt, or for too few records of a file."""
     for prompt in prompts:

@@ -57,7 +57,7 @@ def test_it_repeats_and_agrees_with_the_record_of_the_run(run_cli: Callable, bas
     ("options", "said"),
     [
         (("--sequences", 5), "too few sequences for an interval: 5, and at least 20 are needed"),
-        (("--task", "gsm8k"), "likelihood"),
+        (("--task", "likelyhood"), "likelihood"),
         (("--split", "nothing", "--data", "text"), "tokenizer"),
     ],
 )

@@ -1,0 +1,223 @@
+"""Runs benchmarks through lm-eval's `evaluate`, which seeds no global generator, as `simple_evaluate` does unless told not to.
+
+With a folder for the items it writes
+
+    FOLDER/settings.json    what was asked; another question is not answered by resuming
+    FOLDER/answers.jsonl    the model's answers, appended as they are known
+    FOLDER/TASK.jsonl       the items of a finished benchmark: document, prompt, answers, scores
+    FOLDER/result.json      the record of all scores, at the end
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import json
+import logging
+import math
+import os
+import random
+import time
+from collections.abc import Iterator, Mapping, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from freetf_cli.errors import FreetfError, InputError, nearest
+from freetf_cli.evaluation import Stage
+from freetf_cli.evaluation.benchmarks import BENCHMARKS, FOREIGN, TASKS, Benchmark, metrics, sandbox
+from freetf_cli.evaluation.metrics import metric_names
+from freetf_cli.records.benchmarks import Score
+from freetf_cli.records.likelihood import Estimate
+
+Item = dict[str, Any]
+SECONDS = {"humaneval": 10.0, "mbpp": 10.0, "humaneval_plus": 30.0, "mbpp_plus": 30.0}  # for a program
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What to ask. data: the folder of the data sets; limit: the most items of a benchmark; shots: None is the task's own number."""
+
+    data: str | None = None
+    limit: int | None = None
+    shots: int | None = None
+    seed: int = 0  # of the choice of examples
+    attempts: int = 1  # programs to generate for each item of code
+    allow_code: bool = False  # run them
+
+
+def require_lm_eval() -> None:
+    """Raise FreetfError unless lm-eval is installed."""
+    try:
+        import lm_eval  # noqa: F401
+    except ImportError:
+        raise FreetfError("benchmarks need lm-eval, which is not installed", hint="pip install 'freetf[eval]'") from None
+
+
+def measure(lm: Any, name: str, asked: Questions, stage: Stage) -> tuple[list[Score], list[Item]]:
+    """The scores of a benchmark, or of each task of a group of lm-eval's, and all items. lm: a `RunLM`, or another model of lm-eval."""
+    own = BENCHMARKS.get(name)
+    if own is not None and own.kind == "code" and not asked.allow_code:
+        raise InputError(
+            f"--task {name} runs the code that the model writes",
+            hint="--allow-code-execution permits it; docs/benchmarks.md explains the sandbox",
+        )
+    from lm_eval.evaluator import evaluate
+
+    started = time.perf_counter()
+    cut: set[str] = getattr(lm, "truncated", set())
+    cut.clear()
+    lm.task = name
+    with contained():
+        loaded = load(name, asked)
+        for task in loaded["tasks"].values():
+            _set_shots(task, asked)
+            if own is not None and own.kind == "code":
+                task.set_config(key="repeats", value=asked.attempts)
+        try:
+            found = evaluate(lm, loaded, limit=asked.limit, bootstrap_iters=0, log_samples=True, confirm_run_unsafe_code=own is not None)
+        except ValueError as error:
+            if "unsafe" not in str(error):
+                raise
+            raise InputError(f"lm-eval would run generated code of {name} without a sandbox", hint="humaneval and mbpp have one") from None
+    items = [_item(task, sample, cut) for task, samples in found["samples"].items() for sample in samples]
+    shots = {task: int(one.get_config("num_fewshot") or 0) for task, one in loaded["tasks"].items()}
+    if own is not None:
+        score_items(own, items, stage)
+        return [score(own, items, _shown(own, asked, shots[name]), time.perf_counter() - started)], items
+    seconds = (time.perf_counter() - started) / len(shots)
+    parts = [_foreign(task, found, shots[name], seconds) for name, task in loaded["tasks"].items()]
+    return parts, items
+
+
+def load(name: str, asked: Questions) -> Any:
+    """The tasks that a name means to lm-eval. InputError for an unknown name."""
+    from lm_eval.tasks import TaskManager
+
+    about = {"data": asked.data, "shots": asked.shots}
+    if name in BENCHMARKS:
+        return TaskManager(include_path=str(TASKS), include_defaults=False, metadata=about).load([name])
+    manager, foreign = TaskManager(metadata={}), name.removeprefix(FOREIGN)
+    if foreign not in manager.all_tasks:
+        raise InputError(f"there is no task '{name}'", hint=nearest(foreign, [*BENCHMARKS, *manager.all_tasks]))
+    try:
+        return manager.load([foreign])
+    except (OSError, ConnectionError) as error:
+        where = "lm-eval loads its data from the network"
+        raise FreetfError(f"the data of lm-eval's task {foreign} cannot be loaded: {error}", hint=where) from None
+
+
+def check_name(name: str) -> None:
+    """InputError for a name that is nearly one of ours: lm-eval has 14,000 tasks, and takes seconds to find out that it is none of them."""
+    if near := difflib.get_close_matches(name, [*BENCHMARKS, *metric_names()], n=1, cutoff=0.85):
+        raise InputError(f"there is no task '{name}'", hint=f"did you mean '{near[0]}'? {FOREIGN}{name} asks lm-eval for its own")
+
+
+def _set_shots(task: Any, asked: Questions) -> None:
+    """Set the number of examples, unless the task file fixes it at 0, and the seed that chooses them."""
+    fixed = task.get_config("num_fewshot")
+    shots = (asked.shots if asked.shots is not None and fixed != 0 else fixed) or 0
+    task.set_config(key="num_fewshot", value=shots)
+    task.set_fewshot_seed(seed=asked.seed)
+    there = len(task.fewshot_docs() or ()) if shots else 0
+    if there < shots:
+        raise InputError(f"--fewshot {shots}: {task.task_name} has {there} examples")
+
+
+def _shown(benchmark: Benchmark, asked: Questions, shots: int) -> int:
+    """The examples before a question: of mmlu they are part of the query."""
+    from freetf_cli.evaluation.benchmarks.documents import MMLU_SHOTS
+
+    return (MMLU_SHOTS if asked.shots is None else asked.shots) if benchmark.name == "mmlu" else shots
+
+
+def score_items(benchmark: Benchmark, items: Sequence[Item], stage: Stage) -> None:
+    """Set the scores of items from their documents and answers; programs are run, several at a time."""
+    if benchmark.kind == "code":
+        limits = sandbox.Limits(seconds=SECONDS[benchmark.name])
+        programs = [item["doc"]["before"] + answer + item["doc"]["after"] for item in items for answer in item["answers"]]
+        with stage("running code", len(programs)) as advance, ThreadPoolExecutor(os.cpu_count()) as pool:
+            outcomes = []
+            for outcome in pool.map(lambda program: sandbox.run(program, limits), programs):
+                outcomes.append(outcome)
+                advance(1)
+        ended = iter(outcomes)
+        for item in items:
+            item["outcomes"] = [next(ended) for _ in item["answers"]]
+    for item in items:
+        item["scores"] = metrics.KINDS[benchmark.kind](item["doc"], item["outcomes"] if "outcomes" in item else item["answers"])
+
+
+def score(benchmark: Benchmark, items: Sequence[Item], shots: int, seconds: float) -> Score:
+    """The averages of items' scores."""
+    docs = [item["doc"] for item in items]
+    errors = [
+        answer["stderr"] for item in items for answer in item["answers"] if isinstance(answer, Mapping) and answer.get("stderr") is not None
+    ]
+    return Score(
+        benchmark.name,
+        benchmark.metric,
+        len(items),
+        shots,
+        metrics.summarise(docs, [item["scores"] for item in items], benchmark.macro),
+        metrics.chance(docs, benchmark.macro),
+        sum(item["truncated"] for item in items),
+        sum(errors) / len(errors) if errors else None,
+        seconds,
+    )
+
+
+def _item(task: str, sample: Mapping[str, Any], truncated: Set[str]) -> Item:
+    """An item as a line of JSON: lm-eval's sample without its hashes, and only with what scores need."""
+    from freetf_cli.evaluation.benchmarks.adapter import Answer
+
+    found = sample["filtered_resps"]
+    if len(found) == 1 and isinstance(found[0], list):  # all attempts at a program
+        found = found[0]
+    answers = [one.record if isinstance(one, Answer) else one for one in found]
+    scores = {name: sample[name] for name in sample["metrics"]}
+    prompts = [arguments[0] for arguments in sample["arguments"]]
+    asked = {"task": task, "item": sample["doc_id"], "doc": sample["doc"], "prompt": prompts[0]}
+    return {**asked, "truncated": any(prompt in truncated for prompt in prompts), "answers": answers, "scores": scores}
+
+
+def _foreign(task: Any, found: Mapping[str, Any], shots: int, seconds: float) -> Score:
+    """The scores of a task file of lm-eval's own: its aggregates, with an interval where they are means of numbers."""
+    samples = found["samples"][task.task_name]
+    scores = {}
+    for name, value in found["results"][task.task_name].items():
+        metric, _, _ = name.partition(",")
+        values = [sample.get(metric) for sample in samples]
+        if metric in task.aggregation() and isinstance(value, int | float) and not math.isnan(value):
+            plain = all(isinstance(one, int | float) for one in values)
+            mean = metrics.average([float(one) for one in values]) if plain else None
+            is_mean = mean is not None and math.isclose(mean.value, value)
+            scores[metric] = mean if mean is not None and is_mean else Estimate(float(value), math.nan, math.nan)
+    return Score(task.task_name, next(iter(scores), ""), len(samples), shots, scores, None, 0, None, seconds)
+
+
+@contextmanager
+def contained() -> Iterator[None]:
+    """Without lm-eval's log lines and progress bars, since the command shows progress, and without its effect on Python's generator.
+
+    lm-eval draws a name from the global generator for every task, and does not use it.
+    """
+    import tqdm
+
+    drawn = random.getstate()
+    logger, begin = logging.getLogger("lm_eval"), tqdm.tqdm.__init__
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    setattr(tqdm.tqdm, "__init__", functools.partialmethod(begin, disable=True))  # noqa: B010 (mypy knows no types of tqdm)
+    try:
+        yield
+    finally:
+        setattr(tqdm.tqdm, "__init__", begin)  # noqa: B010
+        random.setstate(drawn)
+        logger.setLevel(level)
+
+
+def to_lines(items: Sequence[Item]) -> str:
+    """Items as JSONL."""
+    return "".join(json.dumps({"schema_version": 1, **item}, ensure_ascii=False, default=str) + "\n" for item in items)

@@ -1,0 +1,141 @@
+"""The scores of benchmark items, as the paper's Appendix B names them. An item is a document and what the model answered.
+
+    acc             the answer with the largest log-likelihood is the right one
+    acc_char        the same, with each log-likelihood divided by the answer's characters
+    acc_completion  the same, with each log-likelihood divided by the answer's tokens
+    em              the generated answer equals one of the right answers, without case, punctuation and articles; the final number for GSM8K
+    pass@k          at least one of k generated programs is right, estimated from n ≥ k of them
+    macro average   the mean over the groups of items (MMLU's subjects) of the mean in each group
+
+None of them is lm-eval's `acc_norm` of its own task files: lm-eval divides by characters too, but chooses other prompts and answers.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from freetf_cli.evaluation.benchmarks.sandbox import PASSED
+from freetf_cli.evaluation.statistics import LEAST, RESAMPLES, bootstrap, interval, wilson
+from freetf_cli.records.likelihood import Estimate
+
+Scores = dict[str, float]
+
+
+def choices(doc: Mapping[str, Any], answers: Sequence[Mapping[str, Any]]) -> Scores:
+    """Scores of a multiple-choice item; the first of equal choices counts as chosen."""
+    logs = [answer["loglikelihood"] for answer in answers]
+    texts = [doc["continuation"]] * len(logs) if "continuation" in doc else doc["choices"]
+    sizes = {"acc": [1] * len(logs), "acc_char": [len(text) for text in texts]}
+    if all("tokens" in answer for answer in answers):  # another model of lm-eval does not tell
+        sizes["acc_completion"] = [answer["tokens"] for answer in answers]
+    return {name: float(_largest(logs, size) == doc["gold"]) for name, size in sizes.items()}
+
+
+def _largest(logs: Sequence[float], sizes: Sequence[int]) -> int:
+    normalised = [log / max(size, 1) for log, size in zip(logs, sizes, strict=True)]
+    return normalised.index(max(normalised))
+
+
+def last_word(doc: Mapping[str, Any], answers: Sequence[Mapping[str, Any]]) -> Scores:
+    """Whether greedy decoding gives the last word."""
+    return {"acc": float(answers[0]["greedy"])}
+
+
+def em(doc: Mapping[str, Any], answers: Sequence[str]) -> Scores:
+    """Exact match of the generated line with any of the right answers, as SQuAD's script compares them."""
+    return {"em": float(_plain(answers[0].strip().partition("\n")[0]) in {_plain(one) for one in doc["answers"]})}
+
+
+def _plain(text: str) -> str:
+    """Lower case, without punctuation, articles and repeated spaces."""
+    letters = "".join(letter for letter in text.lower() if letter not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", letters).split())
+
+
+def number(doc: Mapping[str, Any], answers: Sequence[str]) -> Scores:
+    """Exact match of the number after the first `####`, the form of the examples; a text without it is wrong."""
+    found = re.search(r"####\s*\$?(-?[\d.,]*\d)", answers[0])
+    return {"em": float(found is not None and found[1].replace(",", "") == doc["answers"][0].replace(",", ""))}
+
+
+def code(doc: Mapping[str, Any], outcomes: Sequence[str]) -> Scores:
+    """pass@1 and, of n > 1 programs, pass@n and the powers of ten in between. outcomes: how each program ended (sandbox.py)."""
+    count, right = len(outcomes), sum(outcome == PASSED for outcome in outcomes)
+    ks = sorted({1, count, *(k for k in (10, 100) if k < count)})
+    return {f"pass@{k}": pass_at_k(count, right, k) for k in ks}
+
+
+def pass_at_k(count: int, right: int, k: int) -> float:
+    """The probability that k of `count` programs, drawn without replacement, include a right one: 1 − C(n − c, k) / C(n, k).
+
+    Unbiased for k new programs (Chen et al., arXiv 2107.03374, equation 1).
+    """
+    return 1.0 - math.comb(count - right, k) / math.comb(count, k)
+
+
+# By `Benchmark.kind`. The answers of code are the outcomes of its programs.
+KINDS: dict[str, Callable[[Mapping[str, Any], Sequence[Any]], Scores]] = {
+    "choices": choices,
+    "last_word": last_word,
+    "em": em,
+    "number": number,
+    "code": code,
+}
+
+
+def chance(docs: Sequence[Mapping[str, Any]], macro: str) -> float | None:
+    """The score of guessing among the choices; None where the answer is free text."""
+    if not docs or "choices" not in docs[0]:
+        return None
+    return average([1 / len(doc["choices"]) for doc in docs], _groups(docs, macro)).value
+
+
+def summarise(docs: Sequence[Mapping[str, Any]], scores: Sequence[Scores], macro: str) -> dict[str, Estimate]:
+    """The average of each score with its 95 % interval; macro: see `Benchmark`."""
+    groups = _groups(docs, macro)
+    return {name: average([one[name] for one in scores], groups) for name in scores[0]} if scores else {}
+
+
+def _groups(docs: Sequence[Mapping[str, Any]], macro: str) -> list[str] | None:
+    return [str(doc[macro]) for doc in docs] if macro else None
+
+
+def average(values: Sequence[float], groups: Sequence[str] | None = None) -> Estimate:
+    """The mean of items with its 95 % interval: Wilson's if all are 0 or 1, else a bootstrap, which needs LEAST items (NaN with fewer).
+
+    groups: of each item; then it is the macro average, and items are resampled within their group.
+    """
+    if groups is not None:
+        return macro_average(values, groups)
+    if set(values) <= {0.0, 1.0}:
+        return wilson(sum(values), len(values))
+    mean = float(np.mean(values))
+    return bootstrap(values) if len(values) >= LEAST else Estimate(mean, float("nan"), float("nan"))
+
+
+def macro_average(values: Sequence[float], groups: Sequence[str], seed: int = 0) -> Estimate:
+    """The mean over groups of the mean in each, with its interval: a bootstrap within the groups.
+
+    A group of one item would not vary, so where there is one, items are resampled whatever their group. NaN ends with fewer than LEAST
+    items.
+    """
+    array, names, sizes = np.asarray(values, np.float64), np.asarray(groups), Counter(groups)
+    if max(sizes.values()) == 1:
+        return average(values)
+    parts = [array[names == name] for name in sorted(sizes)]
+    value = float(np.mean([part.mean() for part in parts]))
+    if len(array) < LEAST:
+        return Estimate(value, float("nan"), float("nan"))
+    if min(sizes.values()) == 1:
+        weights = 1 / np.array([sizes[name] for name in groups])
+        return bootstrap(array * weights, weights, seed=seed)
+    rng = np.random.default_rng(seed)
+    resampled = [rng.multinomial(len(part), np.full(len(part), 1 / len(part)), size=RESAMPLES) @ part / len(part) for part in parts]
+    return interval(value, np.mean(resampled, axis=0))

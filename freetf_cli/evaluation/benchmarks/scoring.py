@@ -1,0 +1,213 @@
+"""Log-likelihood of an answer after a prompt, log P(A | prompt), of a baseline or averaged over draws of Z.
+
+A baseline computes it in one pass. A Free model's is a mean of probabilities over n draws of Z (the mean of log-probabilities would be a
+lower bound of it):
+
+    log (1/n) Σ_k P(A | prompt, Z_k)          Z_k at the answer's positions from the prior
+
+    posterior-prompt    Z_k at the prompt's positions from Q(Z | prompt): the encoder reads the prompt alone, never the answer
+    prior               from the prior there too
+
+`posterior-prompt` is the default. In training the decoder reads Z that was inferred from the text in front of it, and the paper runs the
+encoder when it fills the cache with a prompt (§4.2); Z from the prior is that of some other text. Neither draws Z given prompt and answer:
+that Z would contain the answer.
+
+All answers to a prompt are compared under the same draws. The standard error is that of the logarithm of the mean, by the delta method:
+s / (√n w̄), where w̄ and s are the mean and the deviation of the n probabilities.
+
+Shapes: B rows, K draws of Z for each, T positions, N answer positions of all rows and draws, A answer tokens, V vocabulary. Nats.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from freetf_cli.errors import InputError
+from freetf_cli.evaluation.posterior import latent_of, rows_at_once
+from freetf_cli.model.decoder import Decoder
+from freetf_cli.streams import keyed
+
+ZSource = Literal["posterior-prompt", "prior"]
+DRAWS = 16  # of Z for each answer
+
+
+@dataclass(frozen=True)
+class Scored:
+    """An answer's log-likelihood in nats, and whether greedy decoding would give it.
+
+    tokens: of the answer. stderr: the Monte Carlo standard error of loglikelihood; None of a baseline and of a single draw.
+    """
+
+    loglikelihood: float
+    greedy: bool
+    tokens: int
+    stderr: float | None
+    truncated: bool  # the beginning of the prompt was cut off: prompt and answer exceed the model's context
+
+
+@dataclass(frozen=True)
+class Row:
+    """Answers that share all tokens that the model reads: one forward pass scores them. They differ in their last token at most.
+
+    prompt: how many of the tokens are the prompt's. targets: the answer tokens but the last; lasts and members: the last token of each
+    answer, and its number among all answers.
+    """
+
+    tokens: tuple[int, ...]
+    prompt: int
+    targets: tuple[int, ...]
+    truncated: bool
+    lasts: list[int] = field(default_factory=list)
+    members: list[int] = field(default_factory=list)
+
+    @property
+    def answer(self) -> int:
+        """Tokens of an answer."""
+        return len(self.targets) + 1
+
+
+class Scorer:
+    """Scores pairs of a prompt's tokens and an answer's tokens. draws: of Z; a baseline has none."""
+
+    def __init__(self, model: Decoder, *, z: ZSource = "posterior-prompt", draws: int = DRAWS, seed: int = 0) -> None:
+        self.model, self.z, self.seed = model, z, seed
+        self.draws = 1 if model.latent is None else draws
+        self._device = model.embedding.weight.device
+
+    def batches(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Iterator[list[Row]]:
+        """The rows of all answers, the longest first. They depend on the pairs only, so that a resumed evaluation computes the same.
+
+        InputError for an empty prompt or an empty answer.
+        """
+        rows: dict[tuple[tuple[int, ...], int], Row] = {}
+        for member, (prompt, answer) in enumerate(pairs):
+            row = self._row(prompt, answer)
+            row = rows.setdefault((row.tokens, row.prompt), row)
+            row.lasts.append(answer[-1])
+            row.members.append(member)
+        ordered = sorted(rows.values(), key=lambda row: (-len(row.tokens), row.tokens[: row.prompt]))
+        start = 0
+        while start < len(ordered):
+            count = max(1, rows_at_once(self.model, len(ordered[start].tokens)) // self.draws)
+            yield ordered[start : start + count]
+            start += count
+
+    def _row(self, prompt: Sequence[int], answer: Sequence[int]) -> Row:
+        if not prompt or not answer:
+            raise InputError(f"an item of the benchmark has no {'answer' if prompt else 'prompt'} that the tokenizer can encode")
+        whole = [*prompt, *answer]
+        tokens = whole[-(self.model.config.context or len(whole)) - 1 :]  # the last token is not read
+        answer_tokens = min(len(answer), len(tokens) - 1)
+        targets = tokens[-answer_tokens:-1]
+        return Row(tuple(tokens[:-1]), len(tokens) - answer_tokens, tuple(targets), len(tokens) < len(whole))
+
+    @torch.inference_mode()
+    def score(self, rows: Sequence[Row]) -> Iterator[tuple[int, Scored]]:
+        """The scores of a batch, each with the number of its answer."""
+        tokens_BT = self._padded(rows)
+        model, ctx = self.model, self.model.context(tokens_BT)
+        x_BTD = model.lower(tokens_BT, ctx)
+        z = None if model.latent is None else self._draw(rows, tokens_BT, x_BTD)
+        owners = torch.arange(len(rows), device=self._device).repeat_interleave(self.draws)
+        found = [_Mixture(row, self.draws) for row in rows]
+        for part in torch.split(torch.arange(len(owners), device=self._device), rows_at_once(model, tokens_BT.shape[1])):
+            own = owners[part]
+            hidden_BTD = model.upper(x_BTD[own], None if z is None else z[part], model.context(tokens_BT[own]))
+            places = [range(rows[b].prompt - 1, len(rows[b].tokens)) for b in own.tolist()]
+            at = [(i, t) for i, place in enumerate(places) for t in place]
+            index = torch.tensor(at, device=self._device)
+            logits_NV = model.logits(hidden_BTD[index[:, 0], index[:, 1]])
+            logp_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)).log_softmax(-1)
+            for b, logp_AV in zip(own.tolist(), torch.split(logp_NV, [len(place) for place in places]), strict=True):
+                found[b].add(logp_AV)
+        for row, mixture in zip(rows, found, strict=True):
+            yield from zip(row.members, mixture.scores(), strict=True)
+
+    def _padded(self, rows: Sequence[Row]) -> Tensor:
+        """Tokens [B, T], padded on the right: no earlier position sees the padding."""
+        tokens = np.zeros((len(rows), max(len(row.tokens) for row in rows)), np.int64)
+        for whole, row in zip(tokens, rows, strict=True):
+            whole[: len(row.tokens)] = row.tokens
+        return torch.from_numpy(tokens).to(self._device)
+
+    def _draw(self, rows: Sequence[Row], tokens_BT: Tensor, x_BTD: Tensor) -> Tensor:
+        """K Zs for each row, [B · K, …], row by row. Rows with one prompt share their draws."""
+        latent, length = latent_of(self.model), tokens_BT.shape[1]
+        room = max(self.model.config.context or 0, length)
+        drawn = {}
+        for prompt in {row.tokens[: row.prompt] for row in rows}:
+            streams = (keyed(self.seed, "benchmark", stream_key(prompt), "prior", k) for k in range(self.draws))
+            drawn[prompt] = torch.from_numpy(np.stack([latent.prior(stream, room) for stream in streams])).to(self._device)
+        if self.z == "posterior-prompt":
+            self._infer(rows, tokens_BT, x_BTD, drawn)
+        return torch.cat([latent.span(drawn[row.tokens[: row.prompt]], 0, length) for row in rows])
+
+    def _infer(self, rows: Sequence[Row], tokens_BT: Tensor, x_BTD: Tensor, drawn: dict[tuple[int, ...], Tensor]) -> None:
+        """Replace the Zs of prompts by draws from the posterior of the prompt alone. Prompts of one length share a pass of the encoder."""
+        latent = latent_of(self.model)
+        alike: dict[int, dict[tuple[int, ...], int]] = defaultdict(dict)
+        for b, row in enumerate(rows):
+            alike[row.prompt].setdefault(row.tokens[: row.prompt], b)
+        for length, first in alike.items():
+            own = torch.tensor(list(first.values()), device=self._device)
+            tokens_BP = tokens_BT[own, :length]
+            posterior = self.model.infer_latent(x_BTD[own, :length], tokens_BP, self.model.context(tokens_BP))
+            for i, prompt in enumerate(first):
+                streams = (keyed(self.seed, "benchmark", stream_key(prompt), "posterior", k) for k in range(self.draws))
+                noise = np.stack([stream.random(latent.noise_shape(length), dtype=np.float32) for stream in streams])
+                repeated = posterior.rows(torch.full((self.draws,), i, device=self._device))
+                drawn[prompt] = latent.with_prefix(drawn[prompt], repeated.sample(torch.from_numpy(noise).to(self._device)))
+
+
+class _Mixture:
+    """The answers of one row, draw by draw: what each draw gives them, and the mixture's distribution of each token."""
+
+    def __init__(self, row: Row, draws: int) -> None:
+        self._row, self._draws = row, draws
+        self._totals_KM: list[Tensor] = []  # log-likelihood of each answer, by draw
+        self._mixed_AV: Tensor | None = None  # log Σ_k P(answer so far | Z_k) P(token | answer so far, Z_k)
+
+    def add(self, logp_AV: Tensor) -> None:
+        """Take in a draw's log-probabilities at the answer's positions."""
+        targets = torch.tensor(self._row.targets, dtype=torch.long, device=logp_AV.device)
+        before_A = torch.zeros(self._row.answer, dtype=logp_AV.dtype, device=logp_AV.device)
+        before_A[1:] = logp_AV[:-1].gather(1, targets[:, None])[:, 0].cumsum(0)
+        self._totals_KM.append(before_A[-1] + logp_AV[-1, torch.tensor(self._row.lasts, device=logp_AV.device)])
+        weighted_AV = before_A[:, None] + logp_AV
+        self._mixed_AV = weighted_AV if self._mixed_AV is None else torch.logaddexp(self._mixed_AV, weighted_AV)
+
+    def scores(self) -> list[Scored]:
+        assert self._mixed_AV is not None
+        totals_KM = torch.stack(self._totals_KM).double().cpu()
+        best_A = self._mixed_AV.argmax(-1).tolist()
+        begins = tuple(best_A[:-1]) == self._row.targets
+        found = []
+        for m, last in enumerate(self._row.lasts):
+            mean, error = log_mean(totals_KM[:, m].tolist())
+            found.append(Scored(mean, begins and best_A[-1] == last, self._row.answer, error, self._row.truncated))
+        return found
+
+
+def log_mean(logs: Sequence[float]) -> tuple[float, float | None]:
+    """The logarithm of the mean of numbers given by their logarithms, and its standard error by the delta method (None for one)."""
+    top = max(logs)
+    if not math.isfinite(top):
+        return top, None
+    weights = np.exp(np.asarray(logs) - top)
+    mean = float(weights.mean())
+    error = None if len(logs) == 1 else float(weights.std(ddof=1)) / math.sqrt(len(logs)) / mean
+    return top + math.log(mean), error
+
+
+def stream_key(tokens: Sequence[int]) -> int:
+    """A number for a prompt, part of the key of its random streams: the same whatever else is evaluated."""
+    return int.from_bytes(hashlib.sha256(np.asarray(tokens, np.int64).tobytes()).digest()[:8], "little")

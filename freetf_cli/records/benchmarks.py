@@ -1,0 +1,75 @@
+"""The result of benchmarks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from freetf_cli.records.likelihood import Estimate
+from freetf_cli.records.plan import KINDS
+from freetf_cli.report.blocks import Facts, Note, Report, Table
+from freetf_cli.report.units import MISSING, count, duration, is_number, number, share
+
+METRICS = (
+    "acc: the likeliest answer is right; acc_char, acc_completion: its log-likelihood divided by its characters, or tokens. "
+    "Scores are means over items [95 % interval]; chance: of guessing among the choices."
+)
+DRAWN = (
+    "An answer's log-likelihood is that of its mean probability over the draws of Z. se: its Monte Carlo standard error in nats, a mean "
+    "over the answers; where it is not small beside the differences between answers, raise --samples."
+)
+
+
+@dataclass(frozen=True)
+class Score:
+    """A benchmark's scores, means over its items. metric: the one of them that the paper reports."""
+
+    task: str
+    metric: str
+    items: int
+    shots: int  # examples before each question
+    scores: Mapping[str, Estimate]
+    chance: float | None  # of `metric`, by guessing; None where the answer is free text, or not known
+    truncated: int  # prompts that lost their beginning: they exceeded the model's context
+    stderr: float | None  # Monte Carlo standard error of an answer's log-likelihood in nats, a mean; None of a baseline
+    seconds: float
+
+    def text(self, metric: str) -> str:
+        """A score and its interval: `0.312 [0.290, 0.334]`."""
+        return self.scores[metric].text(3) if metric in self.scores else MISSING
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmarks:
+    """The result of `evaluate` with benchmarks. kind: free or baseline. z, draws: where Z comes from and how often it is drawn; of a
+    baseline None and 1. limit: the most items of a benchmark."""
+
+    run: str
+    kind: str
+    step: int
+    z: str | None
+    draws: int
+    seed: int
+    limit: int | None
+    tasks: list[Score]
+    folder: str | None = None  # of the items
+    notes: list[str] = field(default_factory=list)
+
+    def report(self) -> Report:
+        drawn = self.z is not None
+        facts = [("model", f"{KINDS[self.kind]}, step {count(self.step)}"), ("Z", f"{self.z}, {self.draws} draws" if self.z else "")]
+        facts += [("seed", str(self.seed)), ("items", f"the first {count(self.limit)} of each" if self.limit else "all")]
+        facts += [("took", duration(sum(one.seconds for one in self.tasks))), ("written to", self.folder or "")]
+        columns = ["benchmark", "shots", "items", "metric", "score [95 %]", "chance", *["se"] * drawn, "truncated", "other scores"]
+        rows = [self._row(one, drawn=drawn) for one in self.tasks]
+        table = Table(columns, rows, align="lrrlrr" + "r" * drawn + "rl")
+        return Report(
+            self.run, [Facts(facts), table, Note(METRICS), Note(DRAWN if drawn else ""), *map(Note, self.notes)], kicker="benchmarks"
+        )
+
+    def _row(self, one: Score, *, drawn: bool) -> list[str]:
+        others = ", ".join(f"{name} {number(found.value, 3)}" for name, found in one.scores.items() if name != one.metric)
+        error = [number(one.stderr, 3)] if drawn else []
+        chance = number(one.chance, 3) if is_number(one.chance) else MISSING
+        cut = share(one.truncated / one.items, 0) if one.truncated else ""
+        return [one.task, str(one.shots), count(one.items), one.metric, one.text(one.metric), chance, *error, cut, others]

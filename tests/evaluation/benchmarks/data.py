@@ -1,0 +1,96 @@
+"""Tiny hand-made data sets in the form of the public ones."""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+
+def write_all(folder: Path) -> Path:
+    """One small data set for each benchmark, in the places where --data expects them."""
+    _text(
+        folder / "hellaswag/hellaswag_val_full.txt.bz2",
+        "Tea: a man pours.\n1\nflies.\ndrinks.\nis a cup.\nsings.\nSnow: it\n0\nmelts.\nruns.\nis.\neats.\n",
+    )
+    _rows(
+        folder / "winogrande/winogrande.jsonl.gz",
+        *({"context_options": ["so Al", "so Bo"], "continuation": "won.", "gold": i} for i in (0, 1)),
+    )
+    _rows(
+        folder / "openbookqa/openbook_qa.jsonl", *({"query": "Fog is near", "choices": ["a marsh", "a desert"], "gold": i} for i in (0, 1))
+    )
+    _rows(
+        folder / "boolq/boolq.jsonl.gz",
+        *({"query": "Passage: tea is hot.\nQuestion: is tea hot?", "choices": ["no", "yes"], "gold": 1} for _ in "ab"),
+    )
+    _rows(folder / "piqa/valid.jsonl.gz", *({"goal": f"Open door {i}", "sol1": "push", "sol2": "sing"} for i in "ab"))
+    _text(folder / "piqa/valid-labels.lst", "0\n1\n")
+    for part in ("Easy", "Challenge"):
+        for split in ("Train", "Test"):
+            _rows(folder / f"arc/ARC-{part}-{split}.jsonl.gz", *(_nested("Why?", "1234" if i else "ABCDE", 2) for i in range(3)))
+    for split in ("train", "dev"):
+        _rows(folder / f"commonsenseqa/{split}_rand_split.jsonl.gz", *(_nested(f"Where {i}?", "ABCDE", i) for i in range(3)))
+    _rows(
+        folder / "lambada/lambada_openai.jsonl.gz",
+        *({"context": f"He said {word}, and she said", "continuation": word} for word in ("no", "yes")),
+    )
+    _code(folder)
+    for split in ("train", "test"):
+        _rows(
+            folder / f"gsm8k/{split}.jsonl.gz",
+            *({"question": f"{i} and {i}?", "answer": f"It is {2 * i}.\n#### {2 * i}"} for i in range(7)),
+        )
+    for name in ("NQ-open.dev.jsonl.gz", "NQ-open.efficientqa.dev.1.1.jsonl"):
+        _rows(folder / "nq_open" / name, *({"question": f"who is {i}", "answer": ["Al", "Al B."]} for i in range(7)))
+    trivia = ({"context": f"Question: {i}?\nAnswer:", "answer": "Onion", "aliases": ["Onions", "Onion"]} for i in range(7))
+    _rows(folder / "triviaqa/triviaqa_sm_sub.jsonl.gz", *trivia)
+    _mmlu(folder / "mmlu/mmlu_dev_test.tar.gz")
+    return folder
+
+
+def _code(folder: Path) -> None:
+    one = {"prompt": "def f(x):\n", "canonical_solution": "    return 2 * x\n", "entry_point": "f"}
+    own = {**one, "test": "def check(candidate):\n    assert candidate(1) == 2\n"}
+    more = {"base_input": [[1]], "plus_input": [[2], ["a"]], "atol": 0}
+    _rows(folder / "humaneval/HumanEval.jsonl.gz", own, own)
+    _rows(folder / "humanevalplus/HumanEvalPlus.jsonl.gz", *[{**own, **more}] * 2)
+    alone = {**one, "prompt": '"""Double."""\n', "canonical_solution": "def f(x):\n    return 2 * x\n", "assertion": "assert f(1) == 2"}
+    _rows(folder / "mbppplus/MbppPlus.jsonl.gz", *[{**alone, **more}] * 2)
+    task = {"text": "Double.", "code": "def f(x):\r\n  return 2 * x", "test_list": ["assert f(1) == 2"], "test_setup_code": ""}
+    _rows(folder / "mbpp/mbpp.jsonl.gz", *({**task, "task_id": i} for i in (1, 2, 3, 4, 5, 11, 12, 511)))
+
+
+def _nested(stem: str, labels: str, gold: int) -> dict[str, Any]:
+    choices = [{"text": f"choice {label}", "label": label} for label in labels]
+    return {"question": {"stem": stem, "choices": choices}, "answerKey": labels[gold]}
+
+
+def _mmlu(path: Path) -> None:
+    path.parent.mkdir(parents=True)
+    with tarfile.open(path, "w:gz") as archive:
+        for split, count in (("dev", 5), ("test", 2)):
+            for subject in ("anatomy", "high_school_physics"):
+                text = io.StringIO(newline="")
+                table = csv.writer(text)
+                table.writerow(["question", *(f"choice{i}" for i in range(4)), "answer"])
+                table.writerows([[f"{subject} {split} {i}, why?", "a", "b, too", "c", "d", i % 4] for i in range(count)])
+                content = text.getvalue().encode()
+                info = tarfile.TarInfo(f"{split}/{subject}_{split}.csv")
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+
+
+def _rows(path: Path, *rows: dict[str, Any]) -> None:
+    _text(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _text(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    packed = {".gz": gzip.compress, ".bz2": bz2.compress}.get(path.suffix, bytes)
+    path.write_bytes(packed(text.encode()))
