@@ -7,6 +7,7 @@ write_task(make_task("letters", {}), Path("data/letters"), count=10_000)
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import sys
 import tempfile
@@ -89,6 +90,7 @@ def prepare_text(
     refuse_existing(out)
     tokenizers.use_threads(threads)
     notes, copies = Notes(), _Copies()
+    _note_repeated(paths, notes)
     assigner = SplitAssigner(split, seed)
     with ExitStack() as stack:
         again = [_readable_twice(path, stack) for path in paths] if tokenizer.startswith("bpe:") else paths
@@ -148,6 +150,12 @@ class _Copies:
     def lines(self) -> list[str]:
         total = self._found + len(self._seen)
         return [f"{self._found:,} of {total:,} documents are exact copies of earlier ones and are left out"] if total else []
+
+
+def _note_repeated(paths: Sequence[str | Path], note: Note) -> None:
+    for path, times in Counter(os.path.realpath(path) for path in paths if str(path) != STDIN).items():
+        if times > 1:
+            note(path, "it is given more than once, and read as often")
 
 
 def _note_whole_files(only: dict[str, Document | None], note: Note) -> None:
