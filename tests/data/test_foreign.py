@@ -250,6 +250,24 @@ def test_a_file_that_changed_later_is_named(tmp_path: Path) -> None:
             Dataset.open(tmp_path / "d")
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("parts", [[0, 10**6]], "names tokens beyond the end of a file, .*a.bin"),
+        ("parts", [[0]], "the manifest is damaged: .*parts"),
+        ("type", "float32", "the manifest is damaged: .*type"),
+        ("parts", [[2, 10]], "offsets and tokens do not fit the manifest"),
+    ],
+)
+def test_a_damaged_manifest(key: str, value: Any, message: str, tmp_path: Path) -> None:
+    refer(nanogpt(tmp_path / "a", DOCUMENTS), nanogpt)
+    manifest = json.loads((tmp_path / "d" / "manifest.json").read_text())
+    manifest["splits"]["train"]["foreign"][0][key] = value
+    (tmp_path / "d" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match=message):
+        Dataset.open(tmp_path / "d")
+
+
 # --- from the command line ----------------------------------------------------------------------------------------------
 
 
