@@ -17,7 +17,7 @@ ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\"}
 
 def prepare(
     paths: Annotated[
-        list[str], typer.Argument(metavar="PATH", help="Files, folders, .gz, .bz2, .zst, .zip, .jsonl, .parquet, or - for stdin.")
+        list[str], typer.Argument(metavar="PATH", help="Files, folders, .gz, .bz2, .zst, .zip, .jsonl, .parquet, hf:NAME, or - for stdin.")
     ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="A new folder.")],
     tokenizer: Annotated[

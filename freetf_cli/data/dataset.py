@@ -153,6 +153,9 @@ def _check_file(path: Path, sha256: str, size: int | None = None) -> None:
 def _foreign_shards(facts: SplitFacts, separator: int | None) -> list[NDArray[Any]]:
     """The stream in files of other programs, and the separators at its edges that they lack."""
     edge = np.array([separator or 0], np.int64)
+    for file in facts.foreign:
+        if any(offset + count * np.dtype(file.type).itemsize > file.bytes for offset, count in file.parts):
+            raise InputError("the data folder is damaged: the manifest names tokens beyond the end of a file", file.path)
     runs = [run for file in facts.foreign for run in map_parts(Path(file.path), file.type, file.parts)]
     return [edge] * facts.edges[0] + runs + [edge] * facts.edges[1]
 

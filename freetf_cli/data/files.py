@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
+from freetf_cli.data.hub import HUB
 from freetf_cli.durable import is_left_over
 from freetf_cli.errors import FreetfError, InputError
 
@@ -70,12 +71,14 @@ class File(NamedTuple):
 
 
 def open_files(path: str, note: Note) -> Iterator[File]:
-    """Standard input, a file, the members of an archive, or every file below a folder that is not hidden.
+    """Standard input, a data set of the Hub, a file, the members of an archive, or every file below a folder that is not hidden.
 
     note: called with a name and what was done with it, for everything that is skipped. InputError names the file.
     """
     file = Path(path)
-    if path == STDIN:
+    if path.startswith(HUB):
+        yield File(iter(()), HUB, path.removeprefix(HUB), path)
+    elif path == STDIN:
         yield File(_chunks(sys.stdin.buffer), "", "stdin", "standard input")
     elif file.is_dir():
         name = _text(file.name if file.name not in ("", "..") else file.resolve().name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, ValidationError
@@ -47,7 +47,7 @@ class ForeignFile(ConfigTable):
     bytes: NotNegative
     sha256: str
     type: Literal["uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64"]
-    parts: list[list[NotNegative]]
+    parts: list[Annotated[list[NotNegative], Field(min_length=2, max_length=2)]]
 
 
 class SplitFacts(ConfigTable):
@@ -62,7 +62,7 @@ class SplitFacts(ConfigTable):
     labels: dict[str, int]
     files: dict[str, FileFacts]
     foreign: list[ForeignFile] = Field(default_factory=list)
-    edges: list[bool] = Field(default_factory=lambda: [False, False])
+    edges: list[bool] = Field(default_factory=lambda: [False, False], min_length=2, max_length=2)
 
 
 class TokenizerFacts(ConfigTable):

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from freetf_cli.data.files import JSONL, PARQUET, STDIN, File, Note, open_files, reading
+from freetf_cli.data.hub import HUB, hub_texts
 from freetf_cli.data.parquet import column_texts
 from freetf_cli.errors import InputError, nearest
 
@@ -89,6 +90,9 @@ def _sources(file: File, field: str | None) -> Iterator[tuple[str, Iterable[str]
     """The text of a file, or that of each record, in chunks, with its source."""
     if file.kind.endswith(PARQUET):
         yield from ((f"{file.name}:{number}", [text]) for number, text in column_texts(file, field))
+        return
+    if file.kind == HUB:
+        yield from ((f"{file.name}:{number}", [text]) for number, text in hub_texts(file.place, field))
         return
     chunks = _decoded(file.chunks, file.place)
     if not file.kind.endswith(JSONL) and field is None:

@@ -16,7 +16,7 @@ import os
 import re
 import threading
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
@@ -36,7 +36,8 @@ LARGEST_FILE = 64 << 20  # bytes; those of the largest models have about 20 MB
 LARGEST_VOCABULARY = 1 << 24  # tokens
 NO_BYTE = 0xFF  # a byte that does not occur in UTF-8
 SMALLEST_BPE = 257  # every byte and the separator
-LONGEST_WORD = 256  # bytes: training BPE takes time that is quadratic in the length of a word
+LONGEST_WORD = 256  # characters: training BPE takes time that is quadratic in the length of a word
+LONG_RUN = re.compile(rf"\S{{{LONGEST_WORD}}}|\s{{{LONGEST_WORD}}}")  # a word of byte-level BPE is within a run of one of these kinds
 LONG_TEXT = 1 << 18  # characters: encoding them takes about a second
 
 Ids = NDArray[np.int64]
@@ -241,24 +242,31 @@ def byte_level() -> Tokenizer:
 def train_bpe(texts: Iterable[str], vocab: int) -> Tokenizer:
     """Train byte-level BPE with `vocab` tokens, or fewer if the texts have too few pairs. The separator is the last.
 
-    Words of more than LONGEST_WORD bytes are cut for training, so that its time is linear in the text.
+    Words of more than LONGEST_WORD characters are cut for training, so that its time is linear in the text.
     """
     if vocab < SMALLEST_BPE:
         hint = f"it must have every byte and a separator: {SMALLEST_BPE} or more"
         raise InputError(f"a BPE vocabulary of {vocab} is too small", hint=hint)
     inner = tokenizers.Tokenizer(models.BPE())
-    words = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    cut = pre_tokenizers.Split(tokenizers.Regex(f".{{{LONGEST_WORD}}}"), "isolated")
-    inner.pre_tokenizer = pre_tokenizers.Sequence([words, cut])
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(vocab_size=vocab - 1, initial_alphabet=alphabet, show_progress=False)
     stopped = threading.Event()
     try:
-        wait(start(lambda: inner.train_from_iterator(takewhile(lambda _: not stopped.is_set(), texts), trainer)))
+        pieces = (piece for text in takewhile(lambda _: not stopped.is_set(), texts) for piece in _cut_long_words(text))
+        wait(start(lambda: inner.train_from_iterator(pieces, trainer)))
     finally:
         stopped.set()
-    inner.pre_tokenizer = words
     return _with_separator(inner)
+
+
+def _cut_long_words(text: str) -> Iterator[str]:
+    """The text, cut after every LONGEST_WORD characters without a space, or of nothing but space."""
+    begin = 0
+    for run in LONG_RUN.finditer(text):
+        yield text[begin : run.end()]
+        begin = run.end()
+    yield text[begin:]
 
 
 def _with_separator(inner: tokenizers.Tokenizer) -> Tokenizer:

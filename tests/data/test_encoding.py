@@ -104,8 +104,8 @@ def peak_memory(size: int, environment: dict[str, str], folder: Path) -> int:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has another unit")
 def test_memory_does_not_grow_with_the_input(environment: dict[str, str], tmp_path: Path) -> None:
-    few, many = (peak_memory(size, environment, tmp_path) for size in (10_000_000, 40_000_000))
-    assert many - few < 15_000_000
+    few, many = (peak_memory(size, environment, tmp_path) for size in (10_000_000, 60_000_000))
+    assert many - few < 30_000_000  # the same command differs by up to 15 MB, as batches overlap or not
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])

@@ -106,8 +106,9 @@ def texts(data: Dataset, name: str) -> list[str]:
 
 @pytest.mark.parametrize("write", WRITERS)
 def test_every_kind_is_the_stream_of_its_documents(write: Write, tmp_path: Path) -> None:
-    data = refer(write(tmp_path / "a", DOCUMENTS), write)
-    assert texts(data, "train") == TEXTS[:18] and texts(data, "val") == TEXTS[18:]
+    summary = refer_to_tokens([str(write(tmp_path / "a", DOCUMENTS))], tmp_path / "d", kind=kind_of(write), tokenizer="bytes")
+    data = Dataset.open(tmp_path / "d")
+    assert texts(data, "train") == TEXTS[:18] and texts(data, "val") == TEXTS[18:] and not summary.notes
     for name, span in (("train", slice(18)), ("val", slice(18, 20))):
         split = data.split(name)
         stream = [SEP, *joined(DOCUMENTS[span])]
@@ -248,6 +249,24 @@ def test_a_file_that_changed_later_is_named(tmp_path: Path) -> None:
         path.unlink() if changed is None else path.write_bytes(changed)
         with pytest.raises(InputError, match=rf"{message}.*a\.bin"):
             Dataset.open(tmp_path / "d")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("parts", [[0, 10**6]], "names tokens beyond the end of a file, .*a.bin"),
+        ("parts", [[0]], "the manifest is damaged: .*parts"),
+        ("type", "float32", "the manifest is damaged: .*type"),
+        ("parts", [[2, 10]], "offsets and tokens do not fit the manifest"),
+    ],
+)
+def test_a_damaged_manifest(key: str, value: Any, message: str, tmp_path: Path) -> None:
+    refer(nanogpt(tmp_path / "a", DOCUMENTS), nanogpt)
+    manifest = json.loads((tmp_path / "d" / "manifest.json").read_text())
+    manifest["splits"]["train"]["foreign"][0][key] = value
+    (tmp_path / "d" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match=message):
+        Dataset.open(tmp_path / "d")
 
 
 # --- from the command line ----------------------------------------------------------------------------------------------

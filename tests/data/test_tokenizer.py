@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -202,6 +203,14 @@ def test_bpe_is_deterministic_and_small_vocabularies_are_refused() -> None:
     assert len(bpe().encode("the cat sat")) < 6
     with pytest.raises(InputError, match="257 or more"):
         tok.train_bpe(CORPUS, 200)
+
+
+@pytest.mark.parametrize("text", ["acgt" * 200, "word " * 300 + "x" * 600 + " end", "\n" * 256, "a" * 255, ""])
+def test_only_long_words_are_cut(text: str) -> None:
+    pieces = list(tok._cut_long_words(text))
+    runs = [run for piece in pieces for run in re.findall(r"\S+|\s+", piece)]
+    assert "".join(pieces) == text and max(map(len, runs), default=0) <= 256
+    assert len(pieces) == 1 + len(re.findall("[acgtx]{256}|\n{256}", text))
 
 
 def test_training_time_is_linear_in_the_longest_word() -> None:
