@@ -46,6 +46,10 @@ def sample(
         str,
         typer.Option(metavar="independent|shared|FILE", help="One Z per sequence, one per group, or the Zs of a JSONL file (-: stdin)."),
     ] = "independent",
+    z_from: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="Infer Z from this example, at its positions; draw it from the prior after them."),
+    ] = None,
     groups: Annotated[int | None, typer.Option("--groups", "-g", min=1, help="Groups per prompt. Default: 1.")] = None,
     prompt_z: Annotated[
         Literal["posterior", "prior"] | None,
@@ -77,6 +81,7 @@ def sample(
     $ freetf sample runs/letters-free --prompt 'K>' --z shared --groups 3 --count 8
     $ freetf sample runs/letters-free --count 4 --json > z.jsonl
     $ freetf sample runs/letters-free --z z.jsonl
+    $ freetf sample runs/reviews-free --z-from 'A dull film.' --prompt 'I saw ' --count 4
     $ freetf sample runs/books-free --prompt 'Once upon a time' --max-tokens 500 --precision bf16
     """
     from freetf_cli.device import resolve_device
@@ -95,6 +100,9 @@ def sample(
     spec = _with_settings(
         SampleSpec(row, None, count or 1, groups or 1, "shared" if z == "shared" else "independent", records, prompt_z), settings
     )
+    if z_from is not None:
+        _check_z_from(z, prompt_z, model.latent, run)
+        spec = _like(model, tokenizer, z_from, spec)
     given = None if records is None else records.first.prompt
     default = given if given is not None else task.prompt(spec.seed, 0) if task else ""
     if records is not None and prompt is None and count is None and groups is None:
@@ -129,6 +137,25 @@ def _z_file(z: str, prompts: list[str], latent: Latent | None, run: Path) -> ZFi
     if z == "-" and "-" in prompts:
         raise InputError("--prompt - and --z - cannot both read stdin")
     return ZFile(z, latent)
+
+
+def _check_z_from(z: str, prompt_z: str | None, latent: Latent | None, run: Path) -> None:
+    if latent is None:
+        raise InputError("--z-from: this run is a baseline, it has no Z", str(run))
+    if z not in ("independent", "shared"):
+        raise InputError(f"--z-from and --z {z} both give Z", hint="give only one of them")
+    if prompt_z is not None:
+        raise InputError(f"--z-from gives the prompt's Z too, not --prompt-z {prompt_z}", hint="give only one of them")
+
+
+def _like(model: Decoder, tokenizer: Tokenizer, example: str, spec: SampleSpec) -> SampleSpec:
+    """The settings with a Z inferred from an example for each row of a prompt, or one for each group if they share it."""
+    from freetf_cli.generation.example import infer_z
+
+    shared = spec.z == "shared"
+    keys = [(group, 0 if shared else index) for group in range(spec.groups) for index in range(1 if shared else spec.count)]
+    found = infer_z(model, tokenizer, example, spec.total - 1 + (spec.new_tokens or 0), spec.seed, keys)
+    return replace(spec, given_z=[z for z in found for _ in range(spec.count if shared else 1)])
 
 
 def _give_hints(spec: SampleSpec, latent: Latent | None, records: ZFile | None, prompts: int) -> None:
@@ -173,10 +200,10 @@ def _with_settings(spec: SampleSpec, settings: Settings) -> SampleSpec:
 
 
 def _compared(samples: Iterator[Sample], source: str, asked: Settings, facts: Settings) -> Iterator[Sample]:
-    """The samples, with these facts added. Prints a line on stderr for the first that differs from its record."""
+    """The samples, with these facts added. Prints a line on stderr for the first that differs from its record in `source`, if any."""
     from freetf_cli.report.console import hint, warn
 
-    told = False
+    told = not source
     for sample in samples:
         sample = replace(sample, **facts)
         if sample.given is not None and not told and (unlike := sample.given.unlike(sample)):
