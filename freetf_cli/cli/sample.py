@@ -65,6 +65,10 @@ def sample(
     top_p: Annotated[
         float | None, typer.Option(min=0, max=1, help="Sample from the most likely tokens with this total probability. Default: 1.")
     ] = None,
+    interactive: Annotated[
+        bool,
+        typer.Option("--interactive", "-i", help="Read commands: change the prompt, Z or the tokens, and hold the rest."),
+    ] = False,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens to generate; default: until the data's row length.")] = None,
     precision: Annotated[
         Literal["fp32", "bf16"] | None, typer.Option(metavar="fp32|bf16", help="Precision of the weights. Default: fp32.")
@@ -82,13 +86,17 @@ def sample(
     $ freetf sample runs/letters-free --count 4 --json > z.jsonl
     $ freetf sample runs/letters-free --z z.jsonl
     $ freetf sample runs/reviews-free --z-from 'A dull film.' --prompt 'I saw ' --count 4
+    $ freetf sample runs/letters-free --prompt 'K>' --count 4 --interactive
     $ freetf sample runs/books-free --prompt 'Once upon a time' --max-tokens 500 --precision bf16
     """
     from freetf_cli.device import resolve_device
     from freetf_cli.generation.sampling import SampleSpec, check_prompts, generate
+    from freetf_cli.records import DataFacts
     from freetf_cli.report.console import warn
     from freetf_cli.runs.checkpoint import open_model
 
+    if interactive and (z != "independent" or z_from or groups or prompt_z or len(prompt or []) > 1 or "-" in (prompt or [])):
+        raise InputError("--interactive has one prompt and one Z of its own", hint="leave out --z, --z-from, --groups and --prompt-z")
     asked = _asked(seed=seed, temperature=temperature, top_k=top_k, top_p=top_p, max_tokens=max_tokens, precision=precision)
     checkpoint, model = open_model(run, resolve_device(device), warn)
     records, tokenizer, task = _z_file(z, prompt or [], model.latent, run), checkpoint.tokenizer(), _task(checkpoint)
@@ -103,8 +111,16 @@ def sample(
     if z_from is not None:
         _check_z_from(z, prompt_z, model.latent, run)
         spec = _like(model, tokenizer, z_from, spec)
+    facts = {"precision": settings["precision"], "checkpoint": checkpoint.weights_sha256}
     given = None if records is None else records.first.prompt
     default = given if given is not None else task.prompt(spec.seed, 0) if task else ""
+    if interactive:
+        from freetf_cli.cli.interactive import run_session
+        from freetf_cli.generation.session import Session
+
+        session = Session(model, tokenizer, prompt[0] if prompt else default, spec, cache(warn))
+        run_session(session, DataFacts.read(checkpoint.state["data"]), facts, json=json)
+        return
     if records is not None and prompt is None and count is None and groups is None:
         samples = _replayed(model, tokenizer, records, spec, asked, default)
     else:
@@ -114,7 +130,6 @@ def sample(
         samples = generate(model, tokenizer, prompts, spec, together=isinstance(prompts, list), warn=cache(warn))
     named = 0 if prompt is None or "-" in prompt or count or groups else len(prompt)
     _give_hints(spec, model.latent, records, named)
-    facts = {"precision": settings["precision"], "checkpoint": checkpoint.weights_sha256}
     show_samples(_compared(samples, records.name if records else "", asked, facts), checkpoint, task, spec, json=json)
 
 
