@@ -13,6 +13,7 @@ import re
 import shutil
 from pathlib import Path
 
+NOT_REGULAR = "it is a pipe, a device or a socket, not a regular file"
 SMALL = 10_000_000  # bytes: size limit of recipes, manifests, states, headers and lines of records
 
 
@@ -64,7 +65,9 @@ def flush(path: Path) -> None:
 
 
 def move(source: Path, target: Path) -> None:
-    """Rename a flushed file or folder durably. A file may replace a file, a folder an empty folder."""
+    """Rename a flushed file or folder durably. A file may replace a file or a link, and a folder an empty folder."""
+    if target.exists() and not target.is_file() and not target.is_dir():
+        raise OSError(errno.EEXIST, NOT_REGULAR, str(target))
     source.replace(target)
     flush(target.parent)
 

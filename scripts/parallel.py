@@ -35,7 +35,8 @@ class Setting:
     overrides: list[str] = field(default_factory=list)
     steps: int = STEPS
     profile: bool = False
-    fill: bool = False  # with weights that take no time to draw
+    memory: bool = False  # what is allocated at the peak
+    save: bool = False  # in the background, while steps go on
 
 
 _2K = ["model.context=2048", "train.grad_accum_steps=1"]
@@ -53,19 +54,19 @@ SETTINGS = [
     _setting("letters-free", 2, 128, "ddp", *_DDP, steps=200),
     _setting("paper-1.5b-free", 2, 16, "ddp", *_2K, *_DDP),
     _setting("paper-1.5b-free", 2, 16, "fsdp, kept", *_2K, *_KEPT),
-    _setting("paper-8b-free", 2, 4, "fsdp", *_2K, *_FSDP, steps=10, fill=True),
+    _setting("paper-8b-free", 2, 4, "fsdp", *_2K, *_FSDP, steps=10, memory=True, save=True),
     _setting("paper-1.5b-free", 1, 16, "", *_2K),
     _setting("paper-1.5b-free", 2, 16, "fsdp", *_2K, *_FSDP),
     _setting("paper-1.5b-baseline", 2, 16, "fsdp", *_2K, *_FSDP),
     _setting("paper-1.5b-baseline", 2, 16, "fsdp, kept", *_2K, *_KEPT),
-    _setting("paper-8b-baseline", 2, 4, "fsdp", *_2K, *_FSDP, steps=10, fill=True),
+    _setting("paper-8b-baseline", 2, 4, "fsdp", *_2K, *_FSDP, steps=10),
 ]
 SETTINGS += [replace(setting, name=f"{setting.name}, profiled", steps=5, profile=True) for setting in SETTINGS if "1.5b" in setting.name]
 _TINY = ["model.layers=2", "model.width=32", "model.heads=2", "train.compile=off"]
 SMOKE = [
     Setting("letters, 1", "letters-free", 1, 4, [*_TINY, "latent.bits=4"], steps=3),
     Setting("letters, 2, ddp", "letters-free", 2, 2, [*_TINY, *_DDP, "latent.bits=4"], steps=3),
-    Setting("letters, 2, fsdp", "letters-free", 2, 2, [*_TINY, *_FSDP, "latent.bits=4"], steps=3),
+    Setting("letters, 2, fsdp", "letters-free", 2, 2, [*_TINY, *_FSDP, "latent.bits=4"], steps=3, save=True),
 ]
 
 

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
+import tempfile
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
 from torch.autograd import DeviceType
-from torch.distributed.tensor import DTensor
 from torch.profiler import ProfilerActivity, profile
 
 from freetf_cli.config.files import load_recipe
 from freetf_cli.data.batches import Batch
+from freetf_cli.data.tokenizer import byte_level
 from freetf_cli.runs.plan import plan_run
+from freetf_cli.runs.sharded import ShardedSaver
 from freetf_cli.runs.spread import memory_of
-from freetf_cli.training import start
-from freetf_cli.training.optimizer import make_optimizer
+from freetf_cli.training.optimizer import make_optimizer, named_state
+from freetf_cli.training.parallel import Engine, Sharded
 from freetf_cli.training.prefetch import host_batch
 from freetf_cli.training.schedule import objective_weights
 from freetf_cli.training.signals import StopRequest
@@ -32,6 +35,7 @@ from freetf_cli.training.step import TrainStep
 from freetf_cli.training.world import local_device, process_group
 
 CUDA = torch.cuda.is_available()
+LONGEST_SAVE = 100.0  # seconds after which steps are no longer timed
 
 
 def main(setting: dict[str, Any]) -> None:
@@ -43,8 +47,6 @@ def main(setting: dict[str, Any]) -> None:
         recipe, _ = resolve(recipe)
     with process_group(device, StopRequest()) as world:
         device = local_device(device)
-        if setting["fill"]:
-            start.initialise_model = fill  # type: ignore[assignment]
         links = {} if size == 1 else link_speeds(device)
         began = time.perf_counter()
         engine = make_engine(recipe, device, world, None, None)
@@ -78,6 +80,8 @@ def main(setting: dict[str, Any]) -> None:
             queued = 1e3 * (time.perf_counter() - begun) / setting["steps"]
         kernels = kernel_times(lambda: update(0, batch, count, 1e-4, weights)) if CUDA and setting.get("profile") else None
         peak = torch.cuda.max_memory_allocated() if CUDA else None
+        memory = memory_at_peak(lambda: update(0, batch, count, 1e-4, weights)) if CUDA and setting.get("memory") else None
+        saved = saving(engine, optimizer, lambda: update(0, batch, count, 1e-4, weights)) if setting.get("save") else None
         plan = plan_run(recipe, "", CUDA, device.type)
         took = median(times)
         row = {
@@ -94,21 +98,19 @@ def main(setting: dict[str, Any]) -> None:
             "flops_per_second_and_gpu": plan.train_flops_per_token * rows * context / took * 1e3,
             "peak_gib": peak and peak / 2**30,
             "planned_gib": memory_of(recipe, plan)["total"] / 2**30,
+            "plan": {name: size / 2**30 for name, size in memory_of(recipe, plan).items()},
+            "memory": memory,
+            "saved": saved,
             "links": links,
             "kernels": kernels,
             "losses": losses,
         }
         if world.is_main:
             print(json.dumps(row), flush=True)
+        if saved and not saved["done"]:
+            dist.barrier()
+            os._exit(0)
         update.close()
-
-
-def fill(model: nn.Module, seed: int) -> None:
-    """Random matrices that are made on the device, faster than those of a run."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 2:
-                (parameter.to_local() if isinstance(parameter, DTensor) else parameter).normal_(0, 0.02)
 
 
 def link_speeds(device: torch.device) -> dict[str, float]:
@@ -150,6 +152,80 @@ def kernel_times(work: Callable[[], None]) -> dict[str, Any]:
         names[name][1] += 1
     largest = sorted(names.items(), key=lambda pair: -pair[1][0])[:60]
     return {"span_ms": (spans[-1][1] - spans[0][0]) / 1e3, "busy_ms": busy / 1e3, "kernels": dict(largest)}
+
+
+def memory_at_peak(work: Callable[[], None]) -> dict[str, float]:
+    """GiB that were allocated before a step; and what it had at its peak beside them, by size of block: the largest."""
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.memory._record_memory_history(max_entries=1_000_000, context=None)
+    work()
+    wait()
+    snapshot = torch.cuda.memory._snapshot()
+    torch.cuda.memory._record_memory_history(enabled=None)
+    events = snapshot["device_traces"][torch.cuda.current_device()]
+    live: dict[int, int] = {}
+    now = most = freed = 0
+    at_peak: dict[int, int] = {}
+    for event in events:
+        if event["action"] == "alloc":
+            live[event["addr"]] = event["size"]
+            now += event["size"]
+        elif event["action"] == "free_completed":
+            freed += event["size"] if event["addr"] not in live else 0
+            now -= event["size"]
+            live.pop(event["addr"], None)
+        if now > most:
+            most, at_peak = now, dict(live)
+    sizes = Counter(at_peak.values())
+    largest = sorted(sizes.items(), key=lambda pair: -pair[0] * pair[1])[:25]
+    blocks = {f"{count} x {size / 2**20:.1f} MiB": round(count * size / 2**30, 3) for size, count in largest}
+    return {"before": before / 2**30, "peak": (before + most) / 2**30, "of_before_freed": freed / 2**30, **blocks}
+
+
+def saving(engine: Engine, optimizer: torch.optim.Optimizer, step: Callable[[], None]) -> dict[str, Any]:
+    """Seconds that a save takes, and milliseconds of the steps before it and during it. The first one reserves memory before."""
+    folder = Path(tempfile.gettempdir()) / "parallel-save" / "step-000001"
+    if engine.is_alone or not isinstance(engine, Sharded):
+        raise SystemExit("a sharded engine saves in the background; this one does not")
+    saver, tokenizer = ShardedSaver(pin=CUDA), byte_level()
+    states = engine.states(named_state(engine.parameters, optimizer))
+    began = time.perf_counter()
+    saver.reserve(*states)
+    saver._reserved()
+    reserved = time.perf_counter() - began
+
+    def timed() -> float:
+        wait()
+        began = time.perf_counter()
+        step()
+        wait()
+        return 1e3 * (time.perf_counter() - began)
+
+    before = [timed() for _ in range(10)]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    dist.barrier()
+    began = time.perf_counter()
+    saver.save(folder, *states, {"step": 1, "recipe": {}}, tokenizer, asynchronous=True)
+    stopped = time.perf_counter() - began
+    during = []
+    going = torch.ones(1, device=engine.device)
+    while going.item():
+        during.append(timed())
+        going.fill_(float(saver.saving and time.perf_counter() - began < LONGEST_SAVE))
+        dist.all_reduce(going)
+    done = not saver.saving
+    took = time.perf_counter() - began
+    size = sum(path.stat().st_size for path in folder.parent.rglob("*") if path.is_file())
+    return {
+        "reserve_s": reserved,
+        "save_s": took,
+        "done": done,
+        "stopped_s": stopped,
+        "bytes": size,
+        "before_ms": before,
+        "during_ms": during,
+    }
 
 
 def wait() -> None:

@@ -13,6 +13,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -58,6 +59,7 @@ $ freetf demo
 $ freetf recipe list
 $ freetf train demo-free -o runs/free
 """
+OUTPUTS = ("-o", "--out")
 GLOBAL_FLAGS = ("--json", "--quiet", "-q", "--verbose", "-v", "--debug")
 
 
@@ -92,6 +94,8 @@ def after_command(words: list[str]) -> list[str]:
 def _run(words: list[str]) -> None:
     if "_FREETF_COMPLETE" in os.environ:  # a shell requests completions
         build_app()(prog_name="freetf")
+    if any(before in OUTPUTS and not word for before, word in pairwise(words)) or "--out=" in words:
+        raise InputError("the output has no name: -o is empty")  # as a path it would be the working folder
     needed = [name for name in COMMANDS if name.split()[0] == next(iter(words), "")]  # none for an unknown word: all are named then
     command = typer.main.get_command(build_app(needed or COMMANDS))
     with command.make_context("freetf", list(words), obj=words) as context:

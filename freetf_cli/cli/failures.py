@@ -82,6 +82,8 @@ def as_failure(error: BaseException, words: Sequence[str]) -> FreetfError:
         return PipeClosed("broken pipe")
     if isinstance(error, OSError):
         return _system_failure(error, words)
+    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop from "):  # Path.resolve, up to Python 3.12
+        return InputError("the path is a loop of links", str(error).removeprefix("Symlink loop from ").strip("'"))
     if is_out_of_memory(error):
         return FreetfError("out of memory", hint="use a smaller train.batch, a larger train.grad_accum_steps, or a smaller --count")
     summary = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
@@ -109,14 +111,14 @@ def _lower(text: str) -> str:
 
 
 def _system_failure(error: OSError, words: Sequence[str]) -> FreetfError:
-    """Exit 2 if the operating system refuses to read a path that the user named, else 1."""
+    """Exit 2 if the operating system refuses to read a path that the user named, or its length; else 1."""
     what = _lower(error.strerror or str(error) or type(error).__name__)
     name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes | os.PathLike) else ""
     if error.errno == errno.ENOSPC:
         return FreetfError(what, name, "free some space, or write elsewhere")
-    outputs = ("-o", "--out")
+    outputs = ("-o", "--out", "--report", "--figure")
     inputs = [word for before, word in zip(["", *words], words, strict=False) if before not in outputs]
-    return (InputError if name and name in inputs else FreetfError)(what, name)
+    return (InputError if (name and name in inputs) or error.errno == errno.ENAMETOOLONG else FreetfError)(what, name)
 
 
 def _report(failure: FreetfError, error: BaseException, words: Sequence[str]) -> None:

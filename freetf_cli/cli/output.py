@@ -45,12 +45,26 @@ def write_page(file: Path, result: Described) -> None:
 
 
 def write_file(file: Path, text: str, what: str) -> None:
-    """Write a file, and print its path on stderr."""
+    """Write a file, and print its path on stderr. A link stays, and the file that it leads to is written."""
     from freetf_cli.durable import write_durably
     from freetf_cli.report.console import note
 
-    write_durably(file, text)
-    note(f"{what}: {file}")
+    target = linked(file, what)
+    replaced = " (replaced)" * target.exists()
+    write_durably(target, text)
+    note(f"{what}: {file}{replaced}")
+
+
+def linked(file: Path, what: str) -> Path:
+    """The file that a path leads to, through its links. Raises InputError if it is there and not a regular file."""
+    from freetf_cli.durable import NOT_REGULAR
+
+    target = Path(os.path.realpath(file))
+    if target.is_symlink():  # still: a loop
+        raise InputError(f"the {what}'s path is a loop of links", str(file))
+    if target.exists() and not target.is_file():
+        raise InputError(f"the {what} cannot be written: {NOT_REGULAR}", str(file))
+    return target
 
 
 def writable(param: typer.CallbackParam, file: Path | None) -> Path | None:
@@ -62,8 +76,10 @@ def writable(param: typer.CallbackParam, file: Path | None) -> Path | None:
         raise InputError(f"the {what} needs a file, because the result goes to stdout", hint=hint)
     if file.is_dir():
         raise InputError(f"the {what}'s path is a folder", str(file), hint)
-    if not file.parent.is_dir():
-        raise InputError(f"the {what}'s folder does not exist", str(file.parent), "create it first")
-    if not os.access(file.parent, os.W_OK):
-        raise InputError(f"the {what}'s folder is not writable", str(file.parent))
+    target = linked(file, str(what))
+    folder = target.parent if file.is_symlink() else file.parent  # as the user named it
+    if not folder.is_dir():
+        raise InputError(f"the {what}'s folder does not exist", str(folder), "create it first")
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"the {what}'s folder is not writable", str(folder))
     return file

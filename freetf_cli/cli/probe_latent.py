@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -134,7 +135,7 @@ def _check_figure(figure: Path, report: Path | None, checkpoints: Mapping[Path, 
 
     if figure.suffix.lower() != ".svg":
         raise InputError(f"--figure writes an SVG, not {figure.suffix or 'a file without an ending'}", str(figure), "name it FILE.svg")
-    if report is not None and figure.absolute() == report.absolute():
+    if report is not None and os.path.realpath(figure) == os.path.realpath(report):
         raise InputError("the figure and the report are the same file", str(figure), "name two files: --figure FILE.svg --report FILE.html")
     for run, checkpoint in checkpoints.items():
         if not has_factors(open_run_data(checkpoint, data)):

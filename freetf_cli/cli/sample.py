@@ -232,11 +232,17 @@ def _compared(samples: Iterator[Sample], source: str, asked: Settings, facts: Se
 def read_prompts(given: list[str]) -> Iterable[str]:
     """The prompts of the command line, with the lines of stdin for `-` as they arrive."""
     from freetf_cli.generation.replay import text_lines
+    from freetf_cli.report.console import warn
 
-    if "-" not in given:
-        return given
-    lines = (line for _, line in text_lines(sys.stdin.buffer, "stdin"))
-    return chain.from_iterable(lines if text == "-" else [text] for text in given)
+    def lines() -> Iterator[str]:
+        line = None
+        for _, line in text_lines(sys.stdin.buffer, "stdin"):
+            yield line
+        if line is None:
+            warn("no prompts read: stdin is empty")
+
+    read = lines()  # once, however often - is given
+    return chain.from_iterable(read if text == "-" else [text] for text in given) if "-" in given else given
 
 
 def _task(checkpoint: Checkpoint) -> Task | None:

@@ -50,6 +50,7 @@ def sweep(
     _check_name(recipe)
     planned = plan_sweep(recipe, set_ or [], None if seeds is None else parse_seeds(seeds))
     recipes = [load_recipe(one.recipe, smoke=smoke, overrides=one.settings) for one in planned]  # report all errors before any work
+    planned, recipes = _distinct(planned, recipes)
     for one, loaded in zip(planned, recipes, strict=True):
         _check_task(one, loaded)
     extra = [*(["--smoke"] if smoke else []), *([] if device == "auto" else ["--device", device])]
@@ -74,6 +75,18 @@ def _check_name(recipe: str) -> None:
             raise  # the file is at fault, not the name
         sweeps = ", ".join(name for name in shipped_files() if expand(name) != [name])
         raise InputError(error.what, error.where, f"{error.hint} (sweeps: {sweeps})") from None
+
+
+def _distinct(planned: Sequence[PlannedRun], recipes: Sequence[Recipe]) -> tuple[list[PlannedRun], list[Recipe]]:
+    """The runs without those whose recipe is that of a run before them, such as `0.50` after `0.5`."""
+    from freetf_cli.report.console import note
+
+    known: dict[str, tuple[PlannedRun, Recipe]] = {}
+    for one, recipe in zip(planned, recipes, strict=True):
+        first, _ = known.setdefault(recipe.model_copy(update={"description": ""}).model_dump_json(), (one, recipe))
+        if first is not one:
+            note(f"{one.name} is left out: it would be the same run as {first.name}")
+    return [one for one, _ in known.values()], [recipe for _, recipe in known.values()]
 
 
 def _check_task(one: PlannedRun, recipe: Recipe) -> None:
@@ -126,7 +139,7 @@ def _run(records: Sequence[dict[str, Any]], done: Sequence[bool], at_once: int, 
     run_jobs(jobs, at_once, ended)
     if unfinished:
         what = f"{len(unfinished)} of {len(records)} runs did not finish: {', '.join(unfinished)}"
-        raise FreetfError(what, str(out), "their output is in DIR/NAME.log")
+        raise FreetfError(what, str(out), f"their output is in {out}/NAME.log")
 
 
 def _print(record: dict[str, Any], text: str, json: bool) -> None:

@@ -12,13 +12,10 @@ from freetf_cli.cli.output import Described, show
 from freetf_cli.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from freetf_cli.config.recipe import Recipe
     from freetf_cli.records import TrainResult
     from freetf_cli.runs.checkpoint import Checkpoint
     from freetf_cli.training.signals import StopRequest
-    from freetf_cli.training.world import World
 
 
 def train(
@@ -37,7 +34,10 @@ def train(
     ] = "never",
     init_from: Annotated[
         Path | None,
-        typer.Option(metavar="CHECKPOINT", help="Start a new run from these weights; a Free model can start from its baseline."),
+        typer.Option(
+            metavar="CHECKPOINT",
+            help="Start a new run from these weights; a Free model can start from its baseline. Not read if a run is resumed.",
+        ),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only show sizes, FLOPs, memory, steps and positions; needs no data and no GPU.")
@@ -142,7 +142,6 @@ def run_training(
     from freetf_cli.report import page
     from freetf_cli.report.console import warn
     from freetf_cli.report.progress import TrainingProgress
-    from freetf_cli.runs.checkpoint import open_checkpoint
     from freetf_cli.training.elastic import stop_when_orphaned
     from freetf_cli.training.loop import Hooks
     from freetf_cli.training.run import train as train_recipe
@@ -152,10 +151,7 @@ def run_training(
     stop_when_orphaned()
     target = resolve_device(device)
     with process_group(target, stop) as world:
-        start = _choose_on_main(world, lambda: resume_from(out, resume))
-        if start is not None and init_from is not None:
-            raise InputError("--init-from starts a new run, --resume continues one", hint="give only one of them")
-        weights = None if init_from is None else _choose_on_main(world, lambda: open_checkpoint(init_from, warn))
+        start, weights = world.broadcast(starting_points(out, resume, init_from) if world.is_main else None)
         set_threads(recipe.parallel.threads)
         with TrainingProgress(quiet=not world.is_main) as display:
             return train_recipe(
@@ -179,10 +175,19 @@ def run_training(
             )
 
 
-def _choose_on_main(world: World, choose: Callable[[], Checkpoint | None]) -> Checkpoint | None:
-    """Choose and verify a checkpoint on process 0, for every process."""
-    chosen: Checkpoint | None = world.broadcast(choose() if world.is_main else None)
-    return chosen
+def starting_points(out: Path, resume: str, init_from: Path | None) -> tuple[Checkpoint | None, Checkpoint | None]:
+    """The checkpoint to resume from, and, if that is None, the one whose weights the run starts with. Each is verified."""
+    from freetf_cli.report.console import warn
+    from freetf_cli.runs.checkpoint import open_checkpoint
+    from freetf_cli.runs.folder import RunFolder
+    from freetf_cli.training.start import OTHER_FOLDER, check_init_from
+
+    if init_from is not None and resume not in ("never", "auto"):
+        raise InputError("--init-from starts a new run, --resume PATH continues one", hint="give only one of them")
+    start = resume_from(out, resume)
+    if resume == "auto" and (out / "recipe.toml").is_file() and (start is None or init_from is not None):
+        check_init_from(RunFolder.open(out), init_from, OTHER_FOLDER if start is None else "leave --init-from out to resume it")
+    return start, None if init_from is None or start is not None else open_checkpoint(init_from, warn)
 
 
 def resume_from(out: Path, resume: str) -> Checkpoint | None:

@@ -6,6 +6,7 @@ write_task(make_task("letters", {}), Path("data/letters"), count=10_000)
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import tempfile
@@ -82,6 +83,7 @@ def prepare_text(
     """
     refuse_existing(out)
     notes = Notes()
+    _note_repeated(paths, notes)
     assigner = SplitAssigner(split, seed)
     with ExitStack() as stack:
         again = [_readable_twice(path, stack) for path in paths] if tokenizer.startswith("bpe:") else paths
@@ -119,6 +121,12 @@ def prepare_text(
     if field is None and document_separator is None:
         _note_whole_files(only, notes)
     return _summary(writer, notes.lines())
+
+
+def _note_repeated(paths: Sequence[str | Path], note: Note) -> None:
+    for path, times in Counter(os.path.realpath(path) for path in paths if str(path) != STDIN).items():
+        if times > 1:
+            note(path, "it is given more than once, and read as often")
 
 
 def _note_whole_files(only: dict[str, Document | None], note: Note) -> None:

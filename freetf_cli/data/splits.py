@@ -97,7 +97,7 @@ def _cut(document: Document, shares: Mapping[str, Fraction]) -> Iterator[tuple[s
         upto += share
         stop = round(len(text) * upto)
         if stop <= start:
-            what = f"the text is too short to give each split a part: {len(text)} characters"
+            what = f"the text is too short to give each split a part: '{name}' is {float(share):g} of {len(text)} characters"
             raise InputError(what, document.source, "--split train=1 makes one split of all")
         yield name, Document(text[start:stop], document.source, document.label)
         start = stop

@@ -138,7 +138,9 @@ def _json_text(line: str, place: str, field: str | None) -> str:
         raise InputError("the record is not a JSON object", place)
     words = [name for name, value in record if isinstance(value, str)]
     if field is None:
-        raise InputError("which field of a record is the text?", place, f"give --field: {', '.join(words)}")
+        if not words:
+            raise InputError("no field of the record is text", place)
+        raise InputError("which field of a record is the text?", place, f"give --field: {', '.join(dict.fromkeys(words))}")
     values = [value for name, value in record if name == field]
     if not values:
         raise InputError(f"the record has no field '{field}'", place, nearest(field, words))

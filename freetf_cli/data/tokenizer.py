@@ -289,6 +289,8 @@ def from_json(text: str, where: str = "") -> Tokenizer:
 
 def _outside(text: str, index: int, where: str) -> InputError:
     place = f"character {index}" + (f" of {where}" if where else "")
+    if "\ud800" <= text[index] <= "\udfff":  # a byte of the command line
+        return InputError("the text is not UTF-8", place)
     return InputError(f"{text[index]!r} is not in the tokenizer's vocabulary", place)
 
 

@@ -39,6 +39,7 @@ class DatasetWriter:
 
     def __init__(self, out: Path, tokenizer: Tokenizer, origin: Origin, *, shard: int = SHARD) -> None:
         refuse_existing(out)
+        out = out.resolve() if out.is_symlink() else out  # the link stays; renaming would have to replace it
         self.out, self.tokenizer, self.origin, self._shard = out, tokenizer, origin, shard
         self._splits: dict[str, _SplitWriter] = {}
         self._missing, self._control = Counter[str](), Counter[str]()
@@ -186,4 +187,5 @@ def _writing(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         hint = "free some space, or write elsewhere" if error.errno == errno.ENOSPC else ""
-        raise FreetfError(f"cannot be written: {error.strerror or error}", str(out), hint) from None
+        kind = InputError if error.errno == errno.ENAMETOOLONG else FreetfError
+        raise kind(f"cannot be written: {error.strerror or error}", str(out), hint) from None

@@ -112,7 +112,7 @@ def row_costs(
         posterior_bound=bounds.get("posterior", {}),
         prior_bound=bounds.get("prior", {}),
         above_kappa=float(found["above_kappa"].sum() / found["latent_mask"].sum()) if free else None,
-        frequencies=_entropy(found["targets"][counted_NT]),
+        frequencies=_entropy(np.bincount(found["targets"][counted_NT])),
         position_nats=found["position_nats"].sum(0),
         position_targets=counted_NT.sum(0),
         seconds=time.perf_counter() - started,
@@ -121,9 +121,10 @@ def row_costs(
 
 
 def with_bounds(held_out: Metrics, model: Decoder, source: DataSource, sequences: int, advance: Advance) -> Metrics:
-    """A Free model's held-out metrics with nll and ce_prior, from at most `sequences` rows and few draws. A baseline's are unchanged.
+    """A Free model's held-out metrics of `sequences` rows, with nll, ce_prior and frequencies of the same rows. A baseline's are unchanged.
 
-    ce_prior is the CE of `held_out`, which has more rows, and what Z from the prior adds to the CE of the rows measured here.
+    Both bounds are measured on few of these rows, with few draws, and carried over to all: nll by its ratio to CE + KL (which cannot make
+    it negative), ce_prior by what Z from the prior adds to the CE. Rows differ far more in their costs than in either.
     """
     if model.latent is None:
         return held_out
@@ -134,8 +135,12 @@ def with_bounds(held_out: Metrics, model: Decoder, source: DataSource, sequences
     mean = {name: float(nats.sum() / costs.targets.sum()) for name, nats in costs.nats.items()}
     if not all(map(math.isfinite, mean.values())):
         return held_out
+    nll = (held_out.ce + held_out.kl) * (mean["nll"] / mean["elbo"] if mean["elbo"] else 1.0)  # no cost: of text that never varies
     ce_prior = held_out.ce + mean["ce_prior"] - mean["ce_posterior"]
-    return replace(held_out, nll=mean["nll"], ce_prior=ce_prior, frequencies=costs.frequencies)
+    counts = np.zeros(source.tokenizer.vocab_size, np.int64)
+    for batch in source.held_out(held_out.split, sequences, 256):
+        counts += np.bincount(batch.targets[batch.targets != IGNORE], minlength=len(counts))
+    return replace(held_out, nll=nll, ce_prior=ce_prior, frequencies=_entropy(counts))
 
 
 def chosen_by_others(first_N: Floats, second_N: Floats) -> NDArray[np.bool_]:
@@ -155,9 +160,8 @@ def importance_bounds(log_weights_NK: Floats, draws: Sequence[int]) -> dict[int,
     return found
 
 
-def _entropy(tokens: NDArray[np.int64]) -> float:
-    """Entropy of the tokens' frequencies, nats."""
-    _, counts = np.unique(tokens, return_counts=True)
+def _entropy(counts: NDArray[np.int64]) -> float:
+    """Entropy of the frequencies of tokens that were counted so many times, nats."""
     return float(torch.special.entr(torch.from_numpy(counts / counts.sum())).sum())
 
 

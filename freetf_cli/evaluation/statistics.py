@@ -24,7 +24,7 @@ Floats = NDArray[np.float64]
 def check_enough(count: int, what: str, hint: str) -> None:
     """Raise InputError if there are fewer items than an interval needs."""
     if count < LEAST:
-        raise InputError(f"{count} {what} are too few for an interval: at least {LEAST} are needed", hint=hint)
+        raise InputError(f"too few {what} for an interval: {count}, and at least {LEAST} are needed", hint=hint)
 
 
 def bootstrap(values: ArrayLike, weights: ArrayLike | None = None, *, clusters: ArrayLike | None = None, seed: int = 0) -> Estimate:

@@ -1,7 +1,7 @@
 """Several linear layers of one stream as one matrix product.
 
 A GPU takes as long to start a small product as to compute it. Compiled code therefore multiplies once, by all weights side by side.
-Eager code does not, since it would copy the weights at each call.
+Eager code does not, since it would copy the weights at each call. Nor does `project` if they are large: the backward would keep their copy.
 
 Shapes: B sequences, T positions, D width, P outputs of all layers together.
 """
@@ -10,10 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+PACKED = 1 << 25  # weights that `project` puts side by side at most
+
 
 def project(x_BTD: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
     """`layer(x)` of each layer, as one product where that is faster."""
-    if not packs(*layers):
+    if not packs(*layers) or sum(layer.weight.numel() for layer in layers) > PACKED:
         return tuple(layer(x_BTD) for layer in layers)
     return torch.split(project_packed(x_BTD, *layers), [layer.out_features for layer in layers], dim=-1)
 

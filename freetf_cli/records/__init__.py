@@ -162,7 +162,7 @@ class Metrics:
     lr: float | None  # null for held-out lines, as grad_norm
     grad_norm: float | None
     bytes_per_token: float | None = None  # of text, in the targets of this line; null for other data
-    nll: float | None = None  # this and the next two: of a Free model at the end of training (see `latent_fault`); else null
+    nll: float | None = None  # this and the next two: of a Free model at the end of training, for the targets of this line; else null
     ce_prior: float | None = None
     frequencies: float | None = None
 
@@ -171,13 +171,16 @@ class Metrics:
         return latent_fault(self.ce, self.ce_prior, self.nll, self.frequencies)
 
     def best_bound(self, unit: Unit) -> str:
-        """The tightest known bound on -log P(S) of a Free model, in words. nll is of fewer rows, and may be larger by chance."""
+        """The tightest known bound on -log P(S) of a Free model, in words. nll has an error of sampling, and may be the larger one."""
         nelbo = unit.nelbo(self)
         if not is_number(self.nll):
             return f"CE + KL {number(nelbo)} {unit.name}, a loose one; `freetf evaluate` finds a tighter one"
         nll = unit.bits(self.nll)
-        above = "" if unit.floor is None else f", {number(abs(nll - unit.floor))} {'below' if nll < unit.floor else 'above'} the floor"
-        return f"nll {number(nll)} {unit.name}{above}" + ("; CE + KL is a loose one" if nll < nelbo else "; CE + KL is as tight")
+        name, best, other = ("CE + KL", nelbo, "nll is no tighter") if nelbo < nll else ("nll", nll, "CE + KL is a loose one")
+        if number(nll) == number(nelbo):
+            other = f"{'nll' if nelbo < nll else 'CE + KL'} is as tight"
+        above = "" if unit.floor is None else f", {number(abs(best - unit.floor))} {'below' if best < unit.floor else 'above'} the floor"
+        return f"{name} {number(best)} {unit.name}{above}; {other}"
 
     def has_latent(self) -> bool:
         return not (self.kl == 0 and self.kappa == 0) and is_number(self.kappa)

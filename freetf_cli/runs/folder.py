@@ -30,6 +30,8 @@ from freetf_cli.records.samples import Sample
 from freetf_cli.runs.checkpoint import checkpoint_folders, folder_step, recover, size_of
 from freetf_cli.runs.lock import HOLDER, LOCK
 
+REMOVE = "remove that line; the others can be read without it"
+
 
 class RunFolder:
     """The paths and records of a run."""
@@ -205,7 +207,8 @@ def _metrics(row: dict[str, Any], file: Path) -> Metrics:
         value = fields[field.name]
         fits = type(value) in {"int": (int,), "str": (str,)}.get(str(field.type), (int, float, type(None)))
         if not fits or (isinstance(value, int) and abs(value) >= 2**53):
-            raise InputError(f"the record is damaged: {field.name} is {json.dumps(value)[:40]}", f"{file}, step {row.get('step')}")
+            what = f"the record is damaged: {field.name} is {json.dumps(value)[:40]}"
+            raise InputError(what, f"{file}, step {row.get('step')}", REMOVE)
     return Metrics(**fields)
 
 
@@ -240,7 +243,7 @@ def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
             if row is not None and type(step := row.get("step", 0)) is int and 0 <= step < 2**53:
                 yield row
             elif line != b"\n" and (line.endswith(b"\n") or len(line) > SMALL):
-                raise InputError("the record is damaged", f"{path}, line {number}")
+                raise InputError("the record is damaged", f"{path}, line {number}", REMOVE)
 
 
 def _append(path: Path, record: Mapping[str, Any]) -> None:

@@ -40,13 +40,26 @@ class ShardedSaver:
     may save, consolidate or clean up until `wait` has returned.
     """
 
-    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
-        """group: of all processes, on gloo, and used by nothing else. By default one is made, which all processes must do together."""
+    def __init__(self, group: dist.ProcessGroup | None = None, *, pin: bool = False) -> None:
+        """group: of all processes, on gloo, and used by nothing else. By default one is made, which all processes must do together.
+
+        pin: copy into pinned memory, for tensors on a GPU.
+        """
         self._group = dist.new_group(backend="gloo") if group is None else group
         self._rank, self._size = dist.get_rank(self._group), dist.get_world_size(self._group)
         # Not DefaultStager: that of torch 2.11 frees its memory after each save, and pinning it again takes longer than the copy.
-        self._stager = StateDictStager(pin_memory=torch.cuda.is_available(), share_memory=False)
+        self._stager = StateDictStager(pin_memory=pin, share_memory=False)
         self._saving: Future[None] | None = None
+        self._reserving: threading.Thread | None = None
+
+    def reserve(self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> None:
+        """Allocate the memory for copies of these tensors, in the background: the first save then holds up training no longer than others.
+
+        Pinned memory for a large model takes many seconds. An error is left to the first save, which will meet it again.
+        """
+        parts = {"model": self._ours(weights), "optimizer": self._ours(moments)}
+        self._reserving = threading.Thread(target=self._stage, args=(parts,), name="checkpoint memory", daemon=True)
+        self._reserving.start()
 
     def save(
         self,
@@ -65,6 +78,7 @@ class ShardedSaver:
         state and tokenizer: of process 0; not changed until `wait`.
         """
         self.wait()
+        self._reserved()
         parts = {name: self._ours(tensors) for name, tensors in (("model", weights), ("optimizer", moments)) if tensors}
         work = self._write, folder, parts, state, tokenizer, self._stage(parts)
         self._saving = Future()
@@ -90,7 +104,14 @@ class ShardedSaver:
         try:
             self.wait()
         finally:
+            self._reserved()
             self._stager.close()  # type: ignore[no-untyped-call]
+
+    def _reserved(self) -> None:
+        """Return when `reserve` has ended."""
+        if self._reserving is not None:
+            self._reserving.join()
+        self._reserving = None
 
     def _ours(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors that this process writes."""
@@ -99,11 +120,12 @@ class ShardedSaver:
 
     def _stage(self, parts: dict[str, dict[str, Tensor]]) -> Exception | None:
         """Replace tensors by copies on the CPU, in memory that is kept for the next save. Returns an error, which `_write` tells all."""
+        devices = {tensor.device for tensors in parts.values() for tensor in tensors.values() if tensor.is_cuda}
         try:
             for name, tensors in parts.items():
                 parts[name] = self._stager.stage(tensors, non_blocking=True)
-            if torch.cuda.is_available():
-                torch.cuda.current_stream().synchronize()
+            for device in devices:  # a thread has another current device than the one that started it
+                torch.cuda.current_stream(device).synchronize()
         except Exception as error:
             return error
         return None

@@ -6,9 +6,10 @@
             unit computes, its gradients reduce-scattered after
     hsdp    fsdp within a node of 8 GPUs, an all-reduce of each shard's gradients across nodes
 
-A unit is a block, the encoder, the post-sampler's table, or the root: embedding, norm and lm_head. Master weights, gradients and AdamW's
-two moments are float32. P is the number of parameters, U those of the root, which are gathered in float32, s the bytes of another gathered
-parameter (2 in bf16, else 4), S the GPUs that share one copy, R the copies, and K `train.grad_accum_steps`, the parts of a batch.
+A unit is a block or several small ones, the encoder, the post-sampler's table, or the root: embedding, norm and lm_head. Master weights,
+gradients and AdamW's two moments are float32. P is the number of parameters, U those of the root, which are gathered in float32, s the
+bytes of another gathered parameter (2 in bf16, else 4), S the GPUs that share one copy, R the copies, and K `train.grad_accum_steps`, the
+parts of a batch.
 
 Memory, in bytes. States take 16 P / S. fsdp gathers the root, which stays gathered from a forward to the end of its backward, and two
 other units, one of them in advance; without resharding after the forward, all P. Unsharded gradients, in float32, are those of two units.
@@ -42,14 +43,17 @@ from heapq import nlargest
 from typing import Literal
 
 import torch
+from torch import nn
 
 from freetf_cli.config.recipe import Recipe
 from freetf_cli.errors import InputError
 from freetf_cli.latent.build import build_model
+from freetf_cli.model.decoder import Decoder
 from freetf_cli.records.plan import Plan, Spread, SpreadRow
 from freetf_cli.runs.plan import Checkpointing, activation_bytes, attention_weight_bytes, mapper_bytes
 
 NODE = 8  # GPUs
+UNIT = 150_000_000  # parameters that blocks gathered together have at least: 0.8 % of a step at 1.5B on two H200
 H200_MEMORY = 141e9  # bytes
 H200_PEAK = {"bf16": 989e12, "fp32": 67e12}  # FLOP/s, dense
 PEAK_SHARE = 0.6  # that a step is assumed to reach
@@ -135,9 +139,22 @@ def unit_sizes(recipe: Recipe) -> tuple[int, list[int]]:
     """Parameters of the root unit, and of each other unit."""
     with torch.device("meta"):
         model = build_model(recipe.model, recipe.latent)
-    modules = [*model.blocks, *({} if model.latent is None else model.latent.parts()).values()]
-    sizes = [sum(parameter.numel() for parameter in module.parameters()) for module in modules]
-    return sum(parameter.numel() for parameter in model.parameters()) - sum(sizes), sizes
+    sizes = [sum(map(_parameters, unit)) for unit in gathered_units(model)]
+    return _parameters(model) - sum(sizes), sizes
+
+
+def gathered_units(model: Decoder) -> list[list[nn.Module]]:
+    """The units of a model beside the root: adjacent blocks of together at least UNIT parameters, and each part of the latent."""
+    units: list[list[nn.Module]] = [[]]
+    for block in model.blocks:
+        if sum(map(_parameters, units[-1])) >= UNIT:
+            units.append([])
+        units[-1].append(block)
+    return units + [[part] for part in (() if model.latent is None else model.latent.children())]
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def memory_size(text: str) -> float:

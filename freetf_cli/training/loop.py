@@ -95,7 +95,7 @@ class Loop:
         if recipe.parallel.is_sharded:
             from freetf_cli.runs import sharded
 
-            self.saver = sharded.ShardedSaver()
+            self.saver = sharded.ShardedSaver(pin=device.type == "cuda")
         self.step = self.saved_step = self.tokens = 0  # tokens: the targets that counted
         self.skipped: list[int] = []  # steps without an update, counted from 1
         self.pace = Pace(self.config.steps, self.step, self.tokens)
@@ -132,6 +132,10 @@ class Loop:
         """
         last = min(until or self.config.steps, self.config.steps)
         self.world.barrier()
+        if self.saver is not None:
+            if not self.step:
+                start_state(self.engine.parameters, self.optimizer)
+            self.saver.reserve(*self.engine.states(named_state(self.engine.parameters, self.optimizer)))
         self.pace = Pace(last, self.step, self.tokens)
         with self.batches:
             if self.step and self._evaluates():  # an earlier process may have ended in the middle of it

@@ -32,11 +32,13 @@ from freetf_cli.latent.build import build_model
 from freetf_cli.model.block import Block
 from freetf_cli.model.decoder import Decoder, Output
 from freetf_cli.model.latent import Latent
+from freetf_cli.runs.spread import gathered_units
 from freetf_cli.training.float8 import without_float8
 from freetf_cli.training.world import World
 
 WARM_UP = 3  # updates before a CUDA graph is captured: in the first of them libraries initialise and torch.compile compiles
 WARM_UP_DDP = 11  # DDP builds its buckets anew in the first ones
+SMALL = 32_000_000  # parameters: the gradients of fewer take less time to exchange than compiling the model block by block would cost
 
 
 class Engine:
@@ -88,14 +90,21 @@ class Engine:
 
 
 class Replicated(Engine):
-    """A copy of the model in each process. DistributedDataParallel sums gradients in buckets during the backward pass."""
+    """A copy of the model in each process. DistributedDataParallel sums gradients in buckets during the backward pass.
+
+    A small model is compiled as a whole; then all its gradients are ready at once, at the end of the backward pass.
+    """
 
     is_alone = False
     warm_up = WARM_UP_DDP
 
     def __init__(self, model: Decoder, config: TrainConfig, device: torch.device, world: World) -> None:
         super().__init__(model, config, device)
-        compile_units(model, config, device)
+        if sum(parameter.numel() for parameter in model.parameters()) > SMALL:
+            compile_units(model, config, device)
+        elif compiles(config, device):
+            torch._dynamo.config.optimize_ddp = False  # it would cut the model where a bucket ends
+            model.compile(dynamic=False)
         if model.latent is not None:
             model.latent.all_rows = partial(all_rows, world=world)  # type: ignore[method-assign]
         with side_stream(device):  # as capturing needs
@@ -116,9 +125,9 @@ class Replicated(Engine):
 class Sharded(Engine):
     """A shard of the model in each process (FSDP2). The whole weights of a block exist only while it computes.
 
-    FSDP2 gathers one unit at a time. Units are the blocks, the latent's modules, among them the table [2^H, D], and the root unit:
-    embedding, norm and lm_head. In bfloat16 training all units but the root are gathered in bfloat16; embedding and residual stream stay
-    in float32, as on one GPU. Gradients are reduced in float32.
+    FSDP2 gathers one unit at a time. Units are the blocks, several together if they are small, the latent's modules, among them the table
+    [2^H, D], and the root unit: embedding, norm and lm_head. In bfloat16 training all units but the root are gathered in bfloat16;
+    embedding and residual stream stay in float32, as on one GPU. Gradients are reduced in float32.
     """
 
     is_alone = False
@@ -141,10 +150,11 @@ class Sharded(Engine):
         of_units, of_root = (
             MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False) for dtype in (gathered, None)
         )
-        of_unit = {id(parameter) for unit in units(model) for parameter in unit.parameters()}
+        gathers = gathered_units(model)
+        of_unit = {id(parameter) for unit in gathers for module in unit for parameter in module.parameters()}
         self._dtypes = {name: gathered for name, parameter in model.named_parameters() if gathered and id(parameter) in of_unit}
-        for unit in units(model):
-            resharding = config.reshard_after_forward
+        resharding = config.reshard_after_forward
+        for unit in gathers:
             fully_shard(unit, mesh=self.mesh, reshard_after_forward=resharding, mp_policy=of_units, offload_policy=offload)
         fully_shard(model, mesh=self.mesh, mp_policy=of_root, offload_policy=offload)
         for module in model.modules():
@@ -250,19 +260,12 @@ def device_mesh(device: torch.device, world: World, shards: int) -> Any:
     return init_device_mesh(device.type, (world.size // shards, shards), mesh_dim_names=("dp_replicate", "dp_shard"))
 
 
-def units(model: Decoder) -> list[nn.Module]:
-    """The modules that are compiled and gathered one by one: the decoder's blocks, and the parts of the latent."""
-    return [*model.blocks, *(() if model.latent is None else model.latent.children())]
-
-
 def checkpoint_activations(model: Decoder, config: TrainConfig) -> None:
     """Recompute activations of the blocks in the backward pass, as `train.activation_checkpointing` says.
 
     full: a block keeps its input only. selective: it keeps what attention and every second matrix product return as well. budget:
     torch.compile decides what to keep within half of the memory.
     """
-    from torch.utils.checkpoint import checkpoint
-
     if config.activation_checkpointing == "budget":
         import torch._functorch.config
 
@@ -275,7 +278,17 @@ def checkpoint_activations(model: Decoder, config: TrainConfig) -> None:
         logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)
     for block in model.modules() if config.activation_checkpointing != "none" else ():
         if isinstance(block, Block):
-            block.forward = partial(checkpoint, block.forward, **options)  # type: ignore[method-assign]
+            block.forward = _recomputed(block.forward, options)  # type: ignore[method-assign]
+
+
+def _recomputed(forward: Callable[..., Any], options: Mapping[str, Any]) -> Callable[..., Any]:
+    """A function that keeps its inputs only. torch.compile compiles it, which it does not do with a `partial` of `checkpoint`."""
+    from torch.utils.checkpoint import checkpoint
+
+    def run(*arguments: Any, **named: Any) -> Any:
+        return checkpoint(forward, *arguments, **options, **named)
+
+    return run
 
 
 def _selective() -> Any:
@@ -296,9 +309,10 @@ def _selective() -> Any:
 
 def compile_units(model: Decoder, config: TrainConfig, device: torch.device) -> None:
     """Compile each block, and the encoder, by itself, so that an engine's hooks run between them; equal blocks are compiled once."""
-    for unit in units(model) if compiles(config, device) else ():
-        if any(isinstance(module, Block) for module in unit.modules()):
-            unit.compile(dynamic=False)
+    parts = () if model.latent is None else model.latent.children()
+    for module in (*model.blocks, *parts) if compiles(config, device) else ():
+        if any(isinstance(each, Block) for each in module.modules()):
+            module.compile(dynamic=False)
 
 
 def compiles(config: TrainConfig, device: torch.device) -> bool:

@@ -22,7 +22,7 @@ from freetf_cli.training.loop import Hooks, Loop
 from freetf_cli.training.memory import check_memory, memory_errors
 from freetf_cli.training.parallel import check_engine
 from freetf_cli.training.signals import StopRequest
-from freetf_cli.training.start import check_same_run, extension, make_engine, record_start, resolve, unlike_its_start
+from freetf_cli.training.start import check_same_run, extension, make_engine, record_start, resolve, start_over, unlike_its_start
 from freetf_cli.training.step import uses_graph
 from freetf_cli.training.world import ALONE, PeerLost, World
 
@@ -34,7 +34,7 @@ def train(
     device: torch.device,
     resume: Checkpoint | None = None,  # of the same run, to continue
     init_from: Checkpoint | None = None,  # the weights to start with; a Free model may start from its baseline
-    again: bool = False,  # a run that ended before its first checkpoint may start over
+    again: bool = False,  # a run that ended before its first checkpoint may start over, with a warning
     longer: bool = False,  # `resume` may have been a run of fewer steps
     until: int | None = None,  # the step to end at; None: the recipe's last
     hooks: Hooks | None = None,
@@ -64,6 +64,8 @@ def train(
             if not world.is_main:
                 folder: RunFolder = ReadOnlyRun(path)
             elif resume is None:
+                if again:
+                    start_over(path, recipe, source, hooks.warn)
                 folder = RunFolder.create(path, recipe, again=again)
             else:
                 folder = RunFolder.open(path)

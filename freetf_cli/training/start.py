@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -23,8 +24,8 @@ from freetf_cli.latent.build import build_model, constants, initialise_model
 from freetf_cli.model.attention.materialised import set_attention_checkpointing
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.model.weights import fill
-from freetf_cli.runs.checkpoint import Checkpoint, load_weights
-from freetf_cli.runs.folder import now
+from freetf_cli.runs.checkpoint import Checkpoint, checkpoint_folders, load_weights
+from freetf_cli.runs.folder import RunFolder, now
 from freetf_cli.training.float8 import use_float8
 from freetf_cli.training.loop import Loop
 from freetf_cli.training.parallel import Engine, Replicated, Sharded, checkpoint_activations
@@ -56,6 +57,9 @@ def resolve(recipe: Recipe, resume: Checkpoint | None = None) -> tuple[Recipe, D
     return resolved, source
 
 
+OTHER_FOLDER = "choose another -o, or delete the folder"
+
+
 def check_same_run(recipe: Recipe, source: DataSource, checkpoint: Checkpoint, *, longer: bool = False) -> None:
     """Raise InputError if data, tokenizer or recipe are not those of the checkpoint's run. longer: more steps are allowed: `extension`."""
     where, hint = str(checkpoint.folder), "use --init-from to start a new run from its weights"
@@ -63,15 +67,40 @@ def check_same_run(recipe: Recipe, source: DataSource, checkpoint: Checkpoint, *
         raise InputError("the data is not what the run was trained on (its hash differs)", where, hint)
     if checkpoint.tokenizer().sha256 != source.tokenizer.sha256:
         raise InputError("the checkpoint's tokenizer is not the data's (its hash differs)", str(checkpoint.folder / "tokenizer.json"))
-    ours, theirs = flat(recipe), flat(checkpoint.recipe)
+    _refuse_changes(recipe, checkpoint.recipe, where, hint, longer=longer)
+
+
+def start_over(path: Path, recipe: Recipe, source: DataSource, warn: Callable[[str], None]) -> None:
+    """If the folder has a run that was killed before its first checkpoint, warn that its records are dropped.
+
+    Raises InputError if data or recipe are not those of that run.
+    """
+    if not (path / "recipe.toml").is_file() or checkpoint_folders(path):
+        return
+    run, hint = RunFolder.open(path), OTHER_FOLDER
+    facts = run.manifest().get("data")  # none if it was killed before it recorded its start
+    if isinstance(facts, dict) and facts.get("sha256") != source.facts.sha256:
+        raise InputError("the data is not what the run was started on (its hash differs)", str(path), hint)
+    _refuse_changes(recipe, run.recipe(), str(path), hint)
+    steps = len({line.step for line in run.metrics()})
+    dropped = f"; {steps:,} recorded step{'s are' if steps > 1 else ' is'} dropped" if steps else ""
+    warn(f"the run in {path} has no checkpoint yet, and starts at step 1{dropped}")
+
+
+def _refuse_changes(recipe: Recipe, before: Recipe, where: str, hint: str, *, longer: bool | None = None) -> None:
+    """Raise InputError if a run's recipe was changed in a setting that affects its weights.
+
+    longer: whether more steps are allowed; None: no, and no option allows them.
+    """
+    ours, theirs = flat(recipe), flat(before)
     memory = ("attention_checkpointing", "activation_checkpointing", "grad_accum_steps")  # what an error's hint may ask for
     changeable = ("keep_", "log_every", "save_every", *memory)
     free = ("data.dir", "eval.every", "eval.samples", "eval.sequences", "parallel.", *(f"train.{name}" for name in changeable))
     changed = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key) and not key.startswith(free))
-    grows = recipe.train.steps > checkpoint.recipe.train.steps
+    grows = recipe.train.steps > before.train.steps
     if grows and longer:
         changed.remove("train.steps")
-    if changed == ["train.steps"]:
+    if changed == ["train.steps"] and longer is not None:
         hint = f"--set train.steps={recipe.train.steps} makes the run longer" if grows else "a run can only be made longer"
     if changed:
         named = ", ".join(f"{key} is {ours.get(key)!r}, was {theirs.get(key)!r}" for key in changed)
@@ -93,6 +122,19 @@ def extension(recipe: Recipe, checkpoint: Checkpoint) -> str:
         f"the run of {before.steps:,} steps goes on from step {step:,} to {now.steps:,}, with {names} as in a run of {now.steps:,} steps: "
         f"the learning rate was {was}, is {then} at the next step, and ends at {last}"
     )
+
+
+def check_init_from(run: RunFolder, init_from: Path | None, hint: str) -> None:
+    """Raise InputError if a run did not start from the weights that --init-from names; None: from new ones.
+
+    A run that it names may have saved newer checkpoints since, or deleted that one.
+    """
+    manifest = run.manifest()
+    was = None if manifest.get("init_from") is None else Path(str(manifest["init_from"]))
+    named = None if init_from is None else Path(os.path.realpath(init_from))
+    known = (None,) if was is None else (was, was.parent.parent)
+    if "init_from" in manifest and named not in known:  # not in it: killed before the start was recorded
+        raise InputError(f"the run started from {was or 'new weights'}, not from {init_from or 'new ones'}", str(run.path), hint)
 
 
 def make_engine(recipe: Recipe, device: torch.device, world: World, init_from: Checkpoint | None, resume: Checkpoint | None) -> Engine:
@@ -222,7 +264,7 @@ def record_start(loop: Loop, name: str, argv: Sequence[str], init_from: Checkpoi
         "device": describe(loop.device),
         "data": asdict(source.facts),
         "tokenizer_sha256": source.tokenizer.sha256,
-        "init_from": init_from and str(init_from.folder),
+        "init_from": init_from and str(init_from.folder.resolve()),
         "processes": loop.world.size,
     }
     resumed = list(before.get("resumed", []))

@@ -191,7 +191,9 @@ def test_the_system_refuses(failing, number):
     assert "x/y.bin" in stderr
 
 
-@pytest.mark.parametrize(("words", "code"), [(["show", "x"], 2), (["show", "-o", "x"], 1), (["show", "y"], 1)])
+@pytest.mark.parametrize(
+    ("words", "code"), [(["show", "x"], 2), (["show", "-o", "x"], 1), (["show", "--report", "x"], 1), (["show", "y"], 1)]
+)
 def test_a_path_that_the_user_named_to_be_read(words, code):
     assert failures.as_failure(PermissionError(errno.EACCES, "Permission denied", "x"), words).exit_code == code
 

@@ -107,6 +107,20 @@ def test_wrong_words_name_the_right_ones(refused, tmp_path, words, what):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("words", [("gen-synthetic", "coins"), ("train", "demo-free"), ("sweep", "demo-free")])
+@pytest.mark.parametrize("out", [("-o", ""), ("--out", ""), ("--out=",)])
+def test_an_output_without_a_name(refused, tmp_path, monkeypatch, words, out):
+    monkeypatch.chdir(tmp_path)
+    assert "the output has no name" in refused(*words, *out)
+
+
+@pytest.mark.parametrize(
+    "words", [("gen-synthetic", "coins", "-o"), ("train", "demo-free", "-o"), ("show",), ("compare", "a", "b", "--report")]
+)
+def test_a_name_that_is_too_long(refused, tmp_path, words):
+    assert "file name too long" in refused(*words, tmp_path / ("x" * 300)).lower()
+
+
 def test_a_held_out_split_that_the_data_lacks(refused, workshop, tmp_path):
     """Told before training, not after."""
     line = refused("train", workshop / "text.toml", "-o", tmp_path / "run", "--set", "eval.split=vla")

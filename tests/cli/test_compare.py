@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -316,6 +317,21 @@ def test_a_bad_condition_is_refused_before_anything_is_read(refused, tmp_path, c
 def test_a_page_that_cannot_be_written_is_refused_before_the_work(refused, tmp_path, monkeypatch, report):
     monkeypatch.chdir(tmp_path)
     assert "report" in refused("compare", "no", "where", "--report", report)
+
+
+def test_a_page_replaces_no_pipe_and_no_link(refused, run_cli, free_run, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    links = {"to-pipe": "pipe", "loop": "loop", "nowhere": "no/page.html", "old": "old.html", "new": "new.html"}
+    for name, target in links.items():
+        (tmp_path / name).symlink_to(target)
+    (tmp_path / "old.html").write_text("old")
+    for name, why in {"pipe": "a pipe", "to-pipe": "a pipe", "loop": "a loop of links", "nowhere": "folder does not exist"}.items():
+        assert why in refused("compare", "no", "where", "--report", tmp_path / name)
+    for name, said in {"old": " (replaced)", "new": ""}.items():
+        code, _, stderr = run_cli("compare", free_run, free_run, "--report", tmp_path / name)
+        assert (code, stderr) == (0, f"freetf: report: {tmp_path / name}{said}\n")
+        assert (tmp_path / f"{name}.html").read_text().startswith("<!")
+    assert {name: str((tmp_path / name).readlink()) for name in links} == links and (tmp_path / "pipe").is_fifo()
 
 
 def test_other_tokenizers_are_refused(refused, free_run, text_run, no_forward):

@@ -56,7 +56,7 @@ def test_it_repeats_and_agrees_with_the_record_of_the_run(run_cli: Callable, bas
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--sequences", 5), "5 sequences are too few for an interval: at least 20 are needed"),
+        (("--sequences", 5), "too few sequences for an interval: 5, and at least 20 are needed"),
         (("--task", "gsm8k"), "likelihood"),
         (("--split", "nothing", "--data", "text"), "tokenizer"),
     ],

@@ -50,11 +50,20 @@ def test_head_ends_the_stream_quietly(shell: Callable[[str], Any]) -> None:
     assert len(done.stdout.splitlines()) == 2 and done.stderr == "" and done.code == 141
 
 
-@pytest.mark.parametrize("out", [".", "", "new/.."])
+@pytest.mark.parametrize("out", [".", "new/.."])
 def test_the_working_folder_is_no_output(refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str) -> None:
     monkeypatch.chdir(tmp_path)
     assert "the working folder cannot be the output" in refused("gen-synthetic", "letters", "-o", out, "--count", 20)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_output_folder_that_is_a_link_stays_one(run_cli: Callable, refused: Callable, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for name, target in {"link": "empty", "loop": "loop"}.items():
+        (tmp_path / name).symlink_to(target)
+    assert run_cli("gen-synthetic", "coins", "-o", tmp_path / "link", "--count", 20).code == 0
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "empty" / "manifest.json").is_file()
+    refused("gen-synthetic", "coins", "-o", tmp_path / "loop", "--count", 20)
 
 
 def test_a_folder(run_cli: Cli, tmp_path: Path) -> None:

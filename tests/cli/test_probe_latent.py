@@ -105,9 +105,7 @@ def test_several_runs_one_after_the_other_or_as_a_sweep(run_cli: Callable, free_
     assert page.read_text(encoding="utf-8").count("<svg") >= 3
 
 
-@pytest.mark.parametrize(
-    "error", [InputError("7 groups are too few for an interval"), ZeroDivisionError(), PermissionError("internal error")]
-)
+@pytest.mark.parametrize("error", [InputError("too few groups for an interval: 7"), ZeroDivisionError(), PermissionError("internal error")])
 def test_a_run_that_cannot_be_probed_is_named_and_the_others_are_shown(
     run_cli: Callable, free_run: Path, baseline_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
@@ -123,7 +121,7 @@ def test_a_run_that_cannot_be_probed_is_named_and_the_others_are_shown(
     done = run_cli("probe-latent", weak, baseline_run, free_run, *QUICK, "--sweep", "--json", "--report", page)
     assert [one["step"] for one in json.loads(done.stdout)["runs"]] == [6] and page.is_file()
     assert f"warning: {baseline_run} is left out: the run is a baseline" in done.stderr
-    assert f"warning: {weak} is left out: {'7 groups' if isinstance(error, InputError) else 'internal error'}" in done.stderr
+    assert f"warning: {weak} is left out: {'too few groups' if isinstance(error, InputError) else 'internal error'}" in done.stderr
     assert f"2 of 3 runs were not measured: {baseline_run}, {weak}" in done.stderr and done.code == 1
 
 
@@ -207,8 +205,8 @@ def test_a_baseline_has_no_z(run_cli: Callable, baseline_run: Path, free_run: Pa
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--sequences", 12), "12 sequences are too few for an interval: at least 20 are needed"),
-        (("--groups", 12), "12 groups are too few for an interval: at least 20 are needed, RUN; raise --groups"),
+        (("--sequences", 12), "too few sequences for an interval: 12, and at least 20 are needed"),
+        (("--groups", 12), "too few groups for an interval: 12, and at least 20 are needed, RUN; raise --groups"),
         (("--split", "vall"), "the data has no split 'vall', RUN; did you mean 'val'?"),
         (("--prompt", "AB>"), "a row of letters begins with a letter and '>'"),
         (("--split", "test-of-nothing", "--data", "text"), "tokenizer is not the run's"),
@@ -221,12 +219,15 @@ def test_a_baseline_has_no_z(run_cli: Callable, baseline_run: Path, free_run: Pa
         (("--figure", "no/such/folder/f.svg"), "the figure's folder does not exist, no/such/folder"),
         (("--figure", "."), "the figure's path is a folder"),
         (("--figure", "same.svg", "--report", "./same.svg"), "the figure and the report are the same file"),
+        (("--figure", "link.svg", "--report", "same.svg"), "the figure and the report are the same file"),
         (("--figure", "figure.png"), "--figure writes an SVG, not .png"),
         (("--data", "nowhere"), "no such data folder"),
     ],
 )
 def test_bad_input(run_cli: Callable, free_run: Path, workshop: Path, options: tuple, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workshop)
+    if not Path("link.svg").is_symlink():
+        Path("link.svg").symlink_to("same.svg")
     done = run_cli("probe-latent", free_run, *options, "--device", "cpu")
     assert done.code == 2, done.stderr
     assert said.replace("RUN", str(free_run)) in done.stderr and "Traceback" not in done.stderr and done.stderr.count("error:") == 1

@@ -370,8 +370,8 @@ def test_an_empty_line_is_an_empty_prompt(sample, run_cli, free_run, text_run):
     assert code == 2 and "the prompt is empty, and this model's data has no begin token" in stderr
 
 
-def test_no_prompt_on_stdin_is_no_row(sample):
-    assert sample("--prompt", "-", input="") == []
+def test_no_prompt_on_stdin_is_no_row(run_cli, free_run):
+    assert run_cli("sample", free_run, "--prompt", "-", input="") == (0, "", "freetf: warning: no prompts read: stdin is empty\n")
 
 
 def test_a_prompt_that_is_not_utf8(run_cli, refused, free_run):
@@ -383,7 +383,14 @@ def test_a_prompt_that_is_not_utf8(run_cli, refused, free_run):
 
 @pytest.mark.parametrize(
     ("prompt", "what"),
-    [("a>", "'a' is not in the tokenizer's vocabulary"), ("A>é", "'é'"), ("A>\n", r"'\n'"), ("", "empty"), ("A" * 14, "14 tokens")],
+    [
+        ("a>", "'a' is not in the tokenizer's vocabulary"),
+        ("A>é", "'é'"),
+        ("A>\n", r"'\n'"),
+        ("", "empty"),
+        ("A" * 14, "14 tokens"),
+        ("A\udcff", "the text is not UTF-8"),
+    ],
 )
 def test_a_prompt_that_cannot_be_read(refused, free_run, prompt, what):
     assert what in refused("sample", free_run, "--prompt", prompt)

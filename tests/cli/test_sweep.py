@@ -104,6 +104,12 @@ def test_faults_come_before_any_line(run_cli, tmp_path, words, what):
     assert not (tmp_path / "runs").exists()
 
 
+def test_equal_values_are_one_run(run_cli, tiny):
+    code, stdout, stderr = run_cli("sweep", f"{tiny}/a", "--set", "latent.kappa=0.5,0.50,1/2,0.25", "-o", "runs")
+    assert (code, [line.split()[-4] for line in stdout.splitlines()]) == (0, ["runs/tiny-a-kappa0.5", "runs/tiny-a-kappa0.25"])
+    assert "tiny-a-kappa0.50 is left out: it would be the same run as tiny-a-kappa0.5\n" in stderr and stderr.count("\n") == 2
+
+
 def test_a_run_is_no_folder_for_a_sweep(run_cli, tmp_path):
     (tmp_path / "recipe.toml").touch()
     code, _, stderr = run_cli("sweep", "letters-free", "-o", tmp_path)
@@ -145,4 +151,4 @@ def test_runs_are_made_skipped_and_reported(run_cli, tiny):
     code, stdout, stderr = run_cli(*words)
     assert (code, sorted(stdout.splitlines())) == (1, ["done tiny-b", "failed tiny-a"])
     assert "warning: tiny-a: exit code 2: the recipe is not the run's: train.steps is 3, was 2" in stderr
-    assert "freetf: error: 1 of 2 runs did not finish: tiny-a, runs; their output is in DIR/NAME.log" in stderr
+    assert "freetf: error: 1 of 2 runs did not finish: tiny-a, runs; their output is in runs/NAME.log" in stderr

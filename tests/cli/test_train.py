@@ -224,11 +224,12 @@ def test_a_missing_device_is_refused(refused, workshop, tmp_path):
 def test_init_from_a_baseline(run_cli, workshop, baseline_run, tmp_path):
     words = ["--init-from", baseline_run, "--set", "train.lr=1e-12", "--set", "train.steps=1"]
     assert run_cli("train", workshop / "free.toml", "-o", tmp_path / "run", *words).code == 0
-    start = load_file(baseline_run / "checkpoints" / "step-000006" / "model.safetensors")
+    start = baseline_run / "checkpoints" / "step-000006"
+    before = load_file(start / "model.safetensors")
     made = load_file(tmp_path / "run" / "checkpoints" / "step-000001" / "model.safetensors")
-    assert start.keys() < made.keys()
-    assert all(torch.allclose(value, made[name], atol=1e-6) for name, value in start.items())
-    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["init_from"] == str(baseline_run / "checkpoints" / "step-000006")
+    assert before.keys() < made.keys()
+    assert all(torch.allclose(value, made[name], atol=1e-6) for name, value in before.items())
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["init_from"] == str(start.resolve())
 
 
 def test_init_from_another_tokenizer_of_the_same_size_is_told(run_cli, workshop, text_run, tmp_path):
@@ -303,9 +304,29 @@ def test_init_from_a_model_that_does_not_fit(refused, workshop, baseline_run, tm
     assert not (tmp_path / "run").exists()
 
 
-def test_init_from_and_resume_contradict_each_other(refused, run_cli, workshop, free_run, copied):
+def test_init_from_and_a_checkpoint_to_resume_contradict_each_other(refused, workshop, free_run, copied):
     run = copied(free_run)
-    assert "--init-from" in refused("train", workshop / "free.toml", "-o", run, "--resume", "auto", "--init-from", free_run)
+    words = ["train", workshop / "free.toml", "-o", run, "--init-from", free_run, "--resume"]
+    assert "give only one of them" in refused(*words, run / "checkpoints" / "step-000003")
+    assert "the run started from new weights, not from" in refused(*words, "auto")
+
+
+def test_resume_auto_continues_a_run_that_began_with_init_from(run_cli, refused, workshop, baseline_run, free_run, copied, tmp_path):
+    start, run = copied(baseline_run), tmp_path / "run"
+    words = ["train", workshop / "free.toml", "-o", run, "--resume", "auto"]
+    assert run_cli(*words, "--init-from", start).code == 0
+    straight = record(run)
+    shutil.rmtree(run / "checkpoints" / "step-000006")
+    shutil.rmtree(start)  # its weights are not read again
+    for init_from in (["--init-from", start], ["--init-from", start / "checkpoints" / "step-000006"], []):
+        assert run_cli(*words, *init_from).code == 0
+    assert record(run) == straight
+    line = refused(*words, "--init-from", free_run)
+    assert (
+        f"the run started from {start.resolve() / 'checkpoints' / 'step-000006'}, not from {free_run}" in line
+        and "leave --init-from out" in line
+    )
+    assert record(run) == straight
 
 
 # --- resuming ---------------------------------------------------------------------------------------------------------
@@ -414,8 +435,41 @@ def test_resume_auto_starts_over_without_a_checkpoint(run_cli, workshop, free_ru
     run = copied(free_run)
     (run / "checkpoints").rename(run / "gone")
     (run / "gone").rename(run.with_name("gone"))
-    assert run_cli("train", workshop / "free.toml", "-o", run, "--resume", "auto").code == 0
+    words = ["train", workshop / "free.toml", "-o", run, "--resume", "auto", "-q"]
+    done = run_cli(*words, "--set", "train.keep_last=3")
+    line = f"freetf: warning: the run in {run} has no checkpoint yet, and starts at step 1; 5 recorded steps are dropped\n"
+    assert (done.code, done.stderr) == (0, line)
     assert_same_record(run, free_run)
+    assert run_cli(*words).stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (["--set", "train.lr=1.0", "--set", "train.steps=7"], "train.lr is 1.0, was 0.03, train.steps is 7, was 6"),
+        (["--seed", "5"], "train.seed is 5, was 0"),
+        (["--set", "data.params.length=11"], "the data is not what the run was started on"),
+        (["--init-from", "{other}"], "the run started from new weights, not from"),
+    ],
+)
+def test_a_run_without_a_checkpoint_is_not_replaced_by_another(refused, workshop, free_run, baseline_run, copied, words, what):
+    run = copied(free_run)
+    shutil.rmtree(run / "checkpoints")
+    before = (run / "metrics.jsonl").read_bytes()
+    words = [word.format(other=baseline_run) for word in words]
+    line = refused("train", workshop / "free.toml", "-o", run, "--resume", "auto", *words)
+    assert what in line and "choose another -o, or delete the folder" in line
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_that_began_with_init_from_starts_over_with_it(run_cli, refused, workshop, baseline_run, tmp_path):
+    words = ["train", workshop / "free.toml", "-o", tmp_path / "run", "--resume", "auto"]
+    assert run_cli(*words, "--init-from", baseline_run).code == 0
+    first = record(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    assert "the run started from" in (line := refused(*words)) and "not from new ones" in line
+    assert run_cli(*words, "--init-from", baseline_run).code == 0
+    assert record(tmp_path / "run") == first
 
 
 def test_resume_from_another_runs_checkpoint_is_refused(refused, workshop, free_run, baseline_run, copied):

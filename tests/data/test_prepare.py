@@ -92,7 +92,7 @@ def test_one_document_is_cut_so_that_no_split_stays_empty(tmp_path: Path) -> Non
 
 def test_a_text_too_short_to_cut(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a")
-    with pytest.raises(InputError, match="too short to give each split a part"):
+    with pytest.raises(InputError, match=r"too short to give each split a part: 'val' is 0\.1 of 1 char"):
         prepare_text([tmp_path / "a.txt"], tmp_path / "d")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt"]
 
@@ -151,6 +151,13 @@ def test_files_that_are_whole_classes_are_noted(tmp_path: Path) -> None:
         )
     notes = prepare_text([tmp_path / "polarity.zip"], tmp_path / "lines", document_separator="\n").notes
     assert not any("each file" in line for line in notes)
+
+
+def test_a_file_that_is_given_twice_is_noted(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a text of its own")
+    (tmp_path / "b.txt").symlink_to("a.txt")
+    summary = prepare_text([tmp_path / "a.txt", tmp_path / "b.txt"], tmp_path / "d", split={"train": 1})
+    assert summary.notes == [f"{(tmp_path / 'a.txt').resolve()}: it is given more than once, and read as often"]
 
 
 def test_text_that_spells_a_separator_is_noted(tmp_path: Path) -> None:

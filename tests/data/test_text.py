@@ -70,6 +70,8 @@ def test_json_lines(tmp_path: Path) -> None:
     ("line", "field", "message"),
     [
         ('{"text": "a"}', None, "give --field: text"),
+        ('{"text": "a", "text": "b"}', None, "give --field: text$"),
+        ('{"text": {"en": "a"}}', None, "no field of the record is text"),
         ('{"text": "a"}', "txt", "line 1; did you mean 'text'"),
         ('{"text": 3}', "text", "is not text"),
         ('{"text": "a", "text": "b"}', "text", "the field 'text' 2 times"),

@@ -21,7 +21,7 @@ def test_the_interval_of_a_mean_has_its_theoretical_width() -> None:
 
 def test_too_few_items_are_refused_with_the_number_needed() -> None:
     check_enough(20, "sequences", "")
-    with pytest.raises(InputError, match="19 sequences are too few for an interval: at least 20 are needed; --sequences"):
+    with pytest.raises(InputError, match="too few sequences for an interval: 19, and at least 20 are needed; --sequences"):
         check_enough(19, "sequences", "--sequences")
 
 

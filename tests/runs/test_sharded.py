@@ -240,7 +240,7 @@ def test_every_mode_saves_the_same(tmp_path: Path, single: Path, count: int) -> 
 
 
 def change_while_saving(folder: Path) -> None:
-    """Tensors that change after `save` has returned; saves one after another reuse the copies' memory."""
+    """Tensors that change after `save` has returned; saves use the memory that was reserved before."""
     saver = ShardedSaver()
     weights, moments = (spread(part, "fsdp") for part in whole())
     places = []
@@ -252,13 +252,14 @@ def change_while_saving(folder: Path) -> None:
         return found
 
     saver._stager.stage = staged
+    saver.reserve(weights, moments)
     for step in (1, 2, 3):
         saver.save(folder / f"step-{step:06d}", weights, moments, {**STATE, "step": step}, TOKENIZER, asynchronous=True)
         for tensor in (*weights.values(), *moments.values()):
             tensor.add_(1)
     saver.wait()
-    assert places[0] == places[2] == places[4]
-    assert places[1] == places[3] == places[5]
+    assert places[0] == places[2] == places[4] == places[6]
+    assert places[1] == places[3] == places[5] == places[7]
     assert not saver.saving
     saver.close()
 

@@ -37,7 +37,9 @@ def test_the_units_of_the_large_model_by_hand() -> None:
     assert root == LARGE_ROOT
     assert units == [LARGE_BLOCK] * 32 + [LARGE_ENCODER, LARGE_TABLE]
     assert root + sum(units) == LARGE
-    assert unit_sizes(load_recipe("paper-1.5b-baseline"))[0] == 131_072 * 1536 + 1536  # lm_head is the embedding
+    root, units = unit_sizes(load_recipe("paper-1.5b-baseline"))
+    assert root == 131_072 * 1536 + 1536  # lm_head is the embedding
+    assert len(units) == 7  # of four of the 28 blocks each
 
 
 @pytest.mark.parametrize(

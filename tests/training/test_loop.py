@@ -334,8 +334,10 @@ def test_training_ends_with_the_bounds_and_says_what_is_wrong_with_z(tmp_path: P
     *before, last = [line for line in lines if line.split == "val"]
     assert all(line.nll is None and not line.fault() for line in before) and result.val == last
     source = resolve(made)[1]
-    costs = row_costs(Checkpoint.open(checkpoint_folders(tmp_path / "run")[-1]).model(CPU), source, split="val", sequences=4, draws=(64,))
-    assert last.nll == pytest.approx(costs.nats["nll"].mean() / costs.targets[0]) and costs.frequencies == last.frequencies
+    model = Checkpoint.open(checkpoint_folders(tmp_path / "run")[-1]).model(CPU)
+    costs, every = (row_costs(model, source, split="val", sequences=rows, draws=(64,)) for rows in (4, 10))
+    assert last.nll == pytest.approx((last.ce + last.kl) * costs.nats["nll"].mean() / costs.nats["elbo"].mean())
+    assert last.frequencies == every.frequencies != costs.frequencies
     added = (costs.nats["ce_prior"] - costs.nats["ce_posterior"]).mean() / costs.targets[0]
     assert last.ce_prior is not None and last.ce_prior - last.ce == pytest.approx(added, abs=1e-6)
     assert last.fault().startswith("Z is unused")  # after six steps
@@ -368,6 +370,25 @@ def test_bits_per_byte_are_those_of_the_targets_measured(tmp_path: Path) -> None
     assert measured.nll.bits_per_byte == pytest.approx(bits, rel=1e-5)  # type: ignore[attr-defined]
     assert f"CE {bits:.2f} bits/byte" in str(result.report())
     assert f"value='{bits:.2f}', unit='bits/byte'" in str(summarise(tmp_path / "run").report())
+
+
+def test_bounds_that_are_compared_are_of_the_same_rows(tmp_path: Path) -> None:
+    """Every second document is cheap, in nats per token and per byte: the rows on which nll is measured differ from the others."""
+    words, draw = "abcdefghij klm " * 12, np.random.default_rng(0)
+    texts = [words if number % 2 else "".join(map(str, draw.integers(0, 10, 60))) for number in range(120)]
+    with DatasetWriter(tmp_path / "d", train_bpe(texts, 300), Origin(kind="text", seed=0)) as writer:
+        for number, text in enumerate(texts):
+            writer.add("train" if number < 60 else "val", text, {"source": "", "factors": {}})
+    tree = recipe(steps=60, log_every=60).model_dump(exclude_none=True)
+    tree |= {"data": {"dir": str(tmp_path / "d")}, "model": {**tree["model"], "context": 16}}
+    tree["eval"] = {"every": 0, "sequences": 40, "samples": 0}
+    made = check_recipe(tree, where="test")
+    last = train(made, tmp_path / "run", device=CPU).val
+    source, model = resolve(made)[1], Checkpoint.open(checkpoint_folders(tmp_path / "run")[-1]).model(CPU)
+    few, every = (row_costs(model, source, split="val", sequences=rows, draws=(64,)) for rows in (4, 40))
+    measured, true = (float(costs.nats["nll"].sum() / costs.targets.sum()) for costs in (few, every))
+    assert last is not None and last.nll == pytest.approx(true, rel=0.03) and abs(measured / true - 1) > 0.1
+    assert last.frequencies == every.frequencies
 
 
 def test_a_run_ends_well_without_memory_for_the_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

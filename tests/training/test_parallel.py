@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._dtensor_spec import DTensorSpec
 
@@ -21,10 +21,14 @@ from freetf_cli.config.files import check_recipe
 from freetf_cli.config.recipe import Recipe
 from freetf_cli.errors import InputErrors
 from freetf_cli.latent.binary import PostSampler
+from freetf_cli.runs import spread
 from freetf_cli.runs.folder import ReadOnlyRun
+from freetf_cli.runs.spread import UNIT
+from freetf_cli.training import parallel
 from freetf_cli.training.loop import Hooks, Loop
+from freetf_cli.training.parallel import Replicated
 from freetf_cli.training.signals import StopRequest
-from freetf_cli.training.start import make_engine, resolve
+from freetf_cli.training.start import make_engine, make_model, prepared, resolve
 from freetf_cli.training.world import ALONE, World, process_group
 
 CPU = torch.device("cpu")
@@ -33,6 +37,7 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
     "ddp": (2, {"parallel.mode": "ddp"}),
     "ddp, accumulated, mismatch": (2, {"parallel.mode": "ddp", "train.grad_accum_steps": 2, "latent.objective.mismatch": 0.3}),
     "fsdp": (2, {"parallel.mode": "fsdp"}),
+    "fsdp, blocks together": (2, {"parallel.mode": "fsdp"}),
     "fsdp, accumulated": (2, {"parallel.mode": "fsdp", "train.grad_accum_steps": 2}),
     "fsdp, mismatch": (2, {"parallel.mode": "fsdp", "latent.objective.mismatch": 0.3}),
     "fsdp, kept": (2, {"parallel.mode": "fsdp", "parallel.reshard_after_forward": False, "train.activation_checkpointing": "full"}),
@@ -113,6 +118,7 @@ def member(rank: int, size: int, port: int, answers: Any, cases: Mapping[str, tu
     with process_group(CPU, StopRequest()) as world:
         for name, (processes, settings) in cases.items():
             if processes == size:
+                spread.UNIT = UNIT if "together" in name else 1  # so that each of these small blocks is a unit
                 found[name] = trained(recipe(size, settings), world)
     torch.save((rank, found), answers / f"{rank}.pt")
 
@@ -163,6 +169,36 @@ def test_a_step_leaves_no_objects_behind(several: dict[str, list[dict[str, Any]]
     """A fused AdamW over DTensors left a DTensorSpec for each parameter and step (pytorch issue 188174)."""
     first, *_, last = several["fsdp"][0]["specs"][1:]
     assert 0 < last <= first
+
+
+@pytest.mark.parametrize("kind", ["full", "selective"])
+def test_blocks_that_are_computed_again_are_compiled(kind: str) -> None:
+    made, _ = resolve(recipe(1, {"train.activation_checkpointing": kind}))
+    model, graphs = prepared(make_model(made, CPU, None, None), made), []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    model.blocks[0].compile(backend=backend)
+    model(torch.randint(9, (2, 40)), torch.randint(16, (2, 40)))
+    assert len(graphs) == 1
+
+
+@pytest.mark.parametrize(("small", "compiled"), [(10**9, {""}), (0, {"blocks.0", "blocks.1", "blocks.2", "latent.encoder"})])
+def test_ddp_compiles_a_small_model_as_a_whole(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, small: int, compiled: set[str]) -> None:
+    found: list[nn.Module] = []
+    monkeypatch.setattr(nn.Module, "compile", lambda module, **_: found.append(module))
+    monkeypatch.setattr(parallel, "SMALL", small)
+    made, _ = resolve(recipe(1, {"train.compile": "on"}))
+    torch.distributed.init_process_group("gloo", store=torch.distributed.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    try:
+        with torch._dynamo.config.patch(optimize_ddp=True):
+            model = Replicated(make_model(made, CPU, None, None), made.train, CPU, ALONE).model
+            assert torch._dynamo.config.optimize_ddp == (small == 0)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert {name for name, module in model.named_modules() if module in found} == compiled
 
 
 @pytest.mark.parametrize(
