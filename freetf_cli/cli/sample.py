@@ -46,6 +46,10 @@ def sample(
         str,
         typer.Option(metavar="independent|shared|FILE", help="One Z per sequence, one per group, or the Zs of a JSONL file (-: stdin)."),
     ] = "independent",
+    z_from: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="Infer Z from this example, at its positions; draw it from the prior after them."),
+    ] = None,
     groups: Annotated[int | None, typer.Option("--groups", "-g", min=1, help="Groups per prompt. Default: 1.")] = None,
     prompt_z: Annotated[
         Literal["posterior", "prior"] | None,
@@ -61,6 +65,10 @@ def sample(
     top_p: Annotated[
         float | None, typer.Option(min=0, max=1, help="Sample from the most likely tokens with this total probability. Default: 1.")
     ] = None,
+    interactive: Annotated[
+        bool,
+        typer.Option("--interactive", "-i", help="Read commands: change the prompt, Z or the tokens, and hold the rest."),
+    ] = False,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens to generate; default: until the data's row length.")] = None,
     precision: Annotated[
         Literal["fp32", "bf16"] | None, typer.Option(metavar="fp32|bf16", help="Precision of the weights. Default: fp32.")
@@ -77,13 +85,18 @@ def sample(
     $ freetf sample runs/letters-free --prompt 'K>' --z shared --groups 3 --count 8
     $ freetf sample runs/letters-free --count 4 --json > z.jsonl
     $ freetf sample runs/letters-free --z z.jsonl
+    $ freetf sample runs/reviews-free --z-from 'A dull film.' --prompt 'I saw ' --count 4
+    $ freetf sample runs/letters-free --prompt 'K>' --count 4 --interactive
     $ freetf sample runs/books-free --prompt 'Once upon a time' --max-tokens 500 --precision bf16
     """
     from freetf_cli.device import resolve_device
     from freetf_cli.generation.sampling import SampleSpec, check_prompts, generate
+    from freetf_cli.records import DataFacts
     from freetf_cli.report.console import warn
     from freetf_cli.runs.checkpoint import open_model
 
+    if interactive and (z != "independent" or z_from or groups or prompt_z or len(prompt or []) > 1 or "-" in (prompt or [])):
+        raise InputError("--interactive has one prompt and one Z of its own", hint="leave out --z, --z-from, --groups and --prompt-z")
     asked = _asked(seed=seed, temperature=temperature, top_k=top_k, top_p=top_p, max_tokens=max_tokens, precision=precision)
     checkpoint, model = open_model(run, resolve_device(device), warn)
     records, tokenizer, task = _z_file(z, prompt or [], model.latent, run), checkpoint.tokenizer(), _task(checkpoint)
@@ -95,8 +108,19 @@ def sample(
     spec = _with_settings(
         SampleSpec(row, None, count or 1, groups or 1, "shared" if z == "shared" else "independent", records, prompt_z), settings
     )
+    if z_from is not None:
+        _check_z_from(z, prompt_z, model.latent, run)
+        spec = _like(model, tokenizer, z_from, spec)
+    facts = {"precision": settings["precision"], "checkpoint": checkpoint.weights_sha256}
     given = None if records is None else records.first.prompt
     default = given if given is not None else task.prompt(spec.seed, 0) if task else ""
+    if interactive:
+        from freetf_cli.cli.interactive import run_session
+        from freetf_cli.generation.session import Session
+
+        session = Session(model, tokenizer, prompt[0] if prompt else default, spec, cache(warn))
+        run_session(session, DataFacts.read(checkpoint.state["data"]), facts, json=json)
+        return
     if records is not None and prompt is None and count is None and groups is None:
         samples = _replayed(model, tokenizer, records, spec, asked, default)
     else:
@@ -106,7 +130,6 @@ def sample(
         samples = generate(model, tokenizer, prompts, spec, together=isinstance(prompts, list), warn=cache(warn))
     named = 0 if prompt is None or "-" in prompt or count or groups else len(prompt)
     _give_hints(spec, model.latent, records, named)
-    facts = {"precision": settings["precision"], "checkpoint": checkpoint.weights_sha256}
     show_samples(_compared(samples, records.name if records else "", asked, facts), checkpoint, task, spec, json=json)
 
 
@@ -129,6 +152,25 @@ def _z_file(z: str, prompts: list[str], latent: Latent | None, run: Path) -> ZFi
     if z == "-" and "-" in prompts:
         raise InputError("--prompt - and --z - cannot both read stdin")
     return ZFile(z, latent)
+
+
+def _check_z_from(z: str, prompt_z: str | None, latent: Latent | None, run: Path) -> None:
+    if latent is None:
+        raise InputError("--z-from: this run is a baseline, it has no Z", str(run))
+    if z not in ("independent", "shared"):
+        raise InputError(f"--z-from and --z {z} both give Z", hint="give only one of them")
+    if prompt_z is not None:
+        raise InputError(f"--z-from gives the prompt's Z too, not --prompt-z {prompt_z}", hint="give only one of them")
+
+
+def _like(model: Decoder, tokenizer: Tokenizer, example: str, spec: SampleSpec) -> SampleSpec:
+    """The settings with a Z inferred from an example for each row of a prompt, or one for each group if they share it."""
+    from freetf_cli.generation.example import infer_z
+
+    shared = spec.z == "shared"
+    keys = [(group, 0 if shared else index) for group in range(spec.groups) for index in range(1 if shared else spec.count)]
+    found = infer_z(model, tokenizer, example, spec.total - 1 + (spec.new_tokens or 0), spec.seed, keys)
+    return replace(spec, given_z=[z for z in found for _ in range(spec.count if shared else 1)])
 
 
 def _give_hints(spec: SampleSpec, latent: Latent | None, records: ZFile | None, prompts: int) -> None:
@@ -173,10 +215,10 @@ def _with_settings(spec: SampleSpec, settings: Settings) -> SampleSpec:
 
 
 def _compared(samples: Iterator[Sample], source: str, asked: Settings, facts: Settings) -> Iterator[Sample]:
-    """The samples, with these facts added. Prints a line on stderr for the first that differs from its record."""
+    """The samples, with these facts added. Prints a line on stderr for the first that differs from its record in `source`, if any."""
     from freetf_cli.report.console import hint, warn
 
-    told = False
+    told = not source
     for sample in samples:
         sample = replace(sample, **facts)
         if sample.given is not None and not told and (unlike := sample.given.unlike(sample)):

@@ -36,6 +36,14 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class HeldZ:
+    """The Z that `sample --interactive` holds; a record of it can be given to `sample --z`."""
+
+    prompt: str
+    z: list[Any]
+
+
+@dataclass(frozen=True)
 class Agreement:
     """How often two sequences agree, in shares of pairs; NaN without a pair."""
 

@@ -184,6 +184,7 @@ class Samples(Block):
     boxes: Sequence[Box]
     title: str = ""
     measured: Sequence[str] = ()
+    beside: bool = False  # on a wide terminal, boxes stand side by side also where their text must be folded
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.measure import Measurement
 from rich.panel import Panel
+from rich.table import Column
 from rich.table import Table as Grid
 from rich.text import Text
 
@@ -41,6 +42,7 @@ STYLES = {
 }
 BOX_STYLES = {"independent": "blue", "shared": "green"}
 FRAME = 4  # columns of a box's border and padding
+WIDE = 80  # columns from which boxes of text may stand side by side
 NARROW = 40  # columns below which a value stands under its label
 BARS = "▁▂▃▄▅▆▇█"
 SPARKLINE = 40  # columns
@@ -195,6 +197,11 @@ def _(block: blocks.Samples, console: Console) -> None:
     for line in block.measured:
         _say(console, line, "dim")
     width = page_width(console)
+    if block.beside and width >= WIDE:
+        row = Grid.grid(*(Column(ratio=1) for _ in block.boxes), expand=True)
+        row.add_row(*map(_panel, block.boxes))
+        console.print(row, width=width)
+        return
     widest = FRAME + max(_line(line).cell_len for box in block.boxes for line in box.lines or [()])
     beside = max(1, min(len(block.boxes), width // widest)) if all(box.fixed for box in block.boxes) else 1
     gap = min(2, (width - beside * widest) // max(beside - 1, 1))

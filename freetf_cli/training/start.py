@@ -87,8 +87,11 @@ def start_over(path: Path, recipe: Recipe, source: DataSource, warn: Callable[[s
     warn(f"the run in {path} has no checkpoint yet, and starts at step 1{dropped}")
 
 
-def _refuse_changes(recipe: Recipe, before: Recipe, where: str, hint: str, *, longer: bool = False) -> None:
-    """Raise InputError if a run's recipe was changed in a setting that affects its weights. longer: more steps are allowed."""
+def _refuse_changes(recipe: Recipe, before: Recipe, where: str, hint: str, *, longer: bool | None = None) -> None:
+    """Raise InputError if a run's recipe was changed in a setting that affects its weights.
+
+    longer: whether more steps are allowed; None: no, and no option allows them.
+    """
     ours, theirs = flat(recipe), flat(before)
     memory = ("attention_checkpointing", "activation_checkpointing", "grad_accum_steps")  # what an error's hint may ask for
     changeable = ("keep_", "log_every", "save_every", *memory)
@@ -97,24 +100,11 @@ def _refuse_changes(recipe: Recipe, before: Recipe, where: str, hint: str, *, lo
     grows = recipe.train.steps > before.train.steps
     if grows and longer:
         changed.remove("train.steps")
-    if changed == ["train.steps"] and hint != OTHER_FOLDER:
+    if changed == ["train.steps"] and longer is not None:
         hint = f"--set train.steps={recipe.train.steps} makes the run longer" if grows else "a run can only be made longer"
     if changed:
         named = ", ".join(f"{key} is {ours.get(key)!r}, was {theirs.get(key)!r}" for key in changed)
         raise InputError(f"the recipe is not the run's: {named}", where, hint)
-
-
-def check_init_from(run: RunFolder, init_from: Path | None, hint: str) -> None:
-    """Raise InputError if a run did not start from the weights that --init-from names; None: from new ones.
-
-    A run that it names may have saved newer checkpoints since, or deleted that one.
-    """
-    manifest = run.manifest()
-    was = None if manifest.get("init_from") is None else Path(str(manifest["init_from"]))
-    named = None if init_from is None else Path(os.path.realpath(init_from))
-    known = (None,) if was is None else (was, was.parent.parent)
-    if "init_from" in manifest and named not in known:  # not in it: killed before the start was recorded
-        raise InputError(f"the run started from {was or 'new weights'}, not from {init_from or 'new ones'}", str(run.path), hint)
 
 
 def extension(recipe: Recipe, checkpoint: Checkpoint) -> str:
@@ -132,6 +122,19 @@ def extension(recipe: Recipe, checkpoint: Checkpoint) -> str:
         f"the run of {before.steps:,} steps goes on from step {step:,} to {now.steps:,}, with {names} as in a run of {now.steps:,} steps: "
         f"the learning rate was {was}, is {then} at the next step, and ends at {last}"
     )
+
+
+def check_init_from(run: RunFolder, init_from: Path | None, hint: str) -> None:
+    """Raise InputError if a run did not start from the weights that --init-from names; None: from new ones.
+
+    A run that it names may have saved newer checkpoints since, or deleted that one.
+    """
+    manifest = run.manifest()
+    was = None if manifest.get("init_from") is None else Path(str(manifest["init_from"]))
+    named = None if init_from is None else Path(os.path.realpath(init_from))
+    known = (None,) if was is None else (was, was.parent.parent)
+    if "init_from" in manifest and named not in known:  # not in it: killed before the start was recorded
+        raise InputError(f"the run started from {was or 'new weights'}, not from {init_from or 'new ones'}", str(run.path), hint)
 
 
 def make_engine(recipe: Recipe, device: torch.device, world: World, init_from: Checkpoint | None, resume: Checkpoint | None) -> Engine:

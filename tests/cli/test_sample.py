@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from freetf_cli.cli.app import main
+from freetf_cli.runs.checkpoint import Checkpoint
 
 SETTINGS = ["temperature", "top_k", "top_p", "max_tokens", "prompt_z", "precision", "checkpoint"]
 FIELDS = ["schema_version", "prompt", "text", "group", "index", "seed", "prompt_index", *SETTINGS, "z"]
@@ -555,3 +557,56 @@ def test_what_is_not_a_run(refused, tmp_path, make):
     if make == "file":
         path.write_text("hello")
     assert str(path) in refused("sample", path)
+
+
+# --- Z of an example --------------------------------------------------------------------------------------------------
+
+
+def test_z_from_an_example_is_the_posterior_of_the_example(sample, free_run):
+    """At the example's positions it is what the encoder infers there; after them it is drawn."""
+    row = sample("--prompt", "B>", "--seed", 3)[0]["text"]
+    found = sample("--z-from", row[:5], "--prompt", "A>", "--count", 64, "--temperature", 0)
+    assert all(len(record["z"]) == POSITIONS and record["prompt_z"] is None for record in found)
+    model = Checkpoint.open(free_run / "checkpoints" / "step-000006").model(torch.device("cpu"))
+    tokens = torch.tensor([Checkpoint.open(free_run / "checkpoints" / "step-000006").tokenizer().encode(row[:5])])
+    with torch.inference_mode():
+        ctx = model.context(tokens)
+        logits = model.infer_latent(model.lower(tokens, ctx), tokens, ctx).bit_logits[0]
+    bits = torch.tensor([[[code >> bit & 1 for bit in range(4)] for code in record["z"]] for record in found]).double()
+    assert torch.allclose(bits[:, :5].mean(0), logits.sigmoid().double(), atol=0.25)  # four deviations of 64 draws
+    assert torch.allclose(bits[:, 5:].mean(0), torch.tensor(0.5, dtype=torch.float64), atol=0.25)
+    assert (bits[:, :5].mean(0) - logits.sigmoid().double()).abs().mean() < (1 - bits[:, :5].mean(0) - logits.sigmoid()).abs().mean()
+
+
+def test_z_from_an_example_is_one_z_a_row_or_a_group(sample):
+    words = ["--z-from", "A>A_", "--prompt", "A>", "--prompt", "B>", "--groups", 2, "--count", 3]
+    assert len({*codes(sample(*words))}) == 6  # the same six for both prompts
+    shared = sample(*words, "--z", "shared")
+    assert [codes(shared).index(z) for z in codes(shared)] == [0, 0, 0, 3, 3, 3] * 2
+    assert len({*texts(shared[:3])}) > 1
+    assert sample(*words) == sample(*words) != sample(*words, "--seed", 1)
+
+
+def test_samples_like_an_example_are_replayed(sample, codes_file):
+    found = sample("--z-from", "A>A_", "--count", 2, "--max-tokens", 4)
+    assert all(len(record["z"]) == 5 for record in found)
+    again = sample("--z", codes_file(*(json.dumps(record) for record in found)))
+    assert (texts(again), codes(again)) == (texts(found), codes(found))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--z", "z.jsonl"], "--z-from and --z z.jsonl both give Z"),
+        (["--prompt-z", "prior"], "--z-from gives the prompt's Z too"),
+        (["--z-from", "ab"], "prompt 'ab'"),
+    ],
+)
+def test_z_from_an_example_contradicts_other_sources(refused, free_run, tmp_path, monkeypatch, words, said):
+    monkeypatch.chdir(tmp_path)
+    Path("z.jsonl").write_text(json.dumps([1] * POSITIONS) + "\n")
+    assert said in refused("sample", free_run, "--z-from", "A>", *words)
+
+
+def test_a_baseline_has_no_z_of_an_example(refused, baseline_run):
+    assert "it has no Z" in refused("sample", baseline_run, "--z-from", "A>")

@@ -14,6 +14,7 @@ import pytest
 from freetf_cli.config.files import load_recipe, shipped_recipes
 from freetf_cli.config.recipe import NumericsConfig, ObjectiveConfig, flat
 
+EXCERPTS = Path(__file__).resolve().parent.parent / "excerpts"
 NAMES = shipped_recipes()
 PAPER = [name for name in NAMES if name.startswith("paper-")]
 RUNNABLE = [name for name in NAMES if name not in PAPER]
@@ -91,6 +92,21 @@ def test_smoke_is_small(name):
     assert recipe.train.steps * recipe.train.batch < full.train.steps * full.train.batch / 10
     assert recipe.kind == full.kind
     assert recipe.eval.every < recipe.train.steps
+
+
+def test_a_text_of_ones_own_in_two_commands(run_cli, tmp_path, monkeypatch):
+    """The vocabulary is the data's. What is set makes the test short."""
+    monkeypatch.chdir(tmp_path)
+    text = EXCERPTS / "movie_reviews"
+    assert run_cli("prepare", text, "-o", "data/text", "--tokenizer", "bpe:300", "--split", "train=0.5,val=0.5").code == 0
+    short = [
+        word
+        for one in ("train.steps=2", "train.warmup=1", "model.context=64", "train.batch=4", "eval.sequences=4")
+        for word in ("--set", one)
+    ]
+    code, stdout, stderr = run_cli("train", "text-mini-free", "-o", "run", "--device", "cpu", "--json", *short)
+    assert code == 0, stderr
+    assert (json.loads(stdout)["steps"], load_recipe("run/recipe.toml").model.vocab) == (2, 300)
 
 
 def trained(run_cli, name, *options):

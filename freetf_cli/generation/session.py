@@ -1,0 +1,80 @@
+"""A session with one model: a prompt, one Z and one seed of tokens. One of them changes at a time, and the others are held."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from freetf_cli.data.tokenizer import Tokenizer
+from freetf_cli.errors import InputError
+from freetf_cli.generation.example import infer_z
+from freetf_cli.generation.sampling import SampleSpec, Warn, check_prompts, generate
+from freetf_cli.latent.binary import BinaryLatent
+from freetf_cli.model.decoder import Decoder
+from freetf_cli.records.samples import Sample
+from freetf_cli.streams import keyed
+
+
+class Session:
+    """The state, and the sequences that it gives: `spec.count` of them, with tokens drawn alike from one change to the next."""
+
+    def __init__(self, model: Decoder, tokenizer: Tokenizer, prompt: str, spec: SampleSpec, warn: Warn = lambda message: None) -> None:
+        """InputError for a baseline, and for a prompt that the tokenizer cannot encode or that leaves no room for a token."""
+        if model.latent is None:
+            raise InputError("--interactive holds and changes Z, and a baseline has none")
+        check_prompts(tokenizer, [prompt], spec)
+        self._model, self._latent, self._tokenizer, self._warn = model, model.latent, tokenizer, warn
+        self.prompt, self.spec = prompt, replace(spec, groups=1, z="independent", prompt_z=None)
+        self._length = spec.total - 1 + (spec.new_tokens or 0)  # positions of Z
+        self._used = 0  # of them, positions that the longest sequence had
+        self._draws = 0  # of Z or of bits, so that each is another one
+        self.z: list[Any] = []
+        self.draw_z()
+
+    def sequences(self) -> list[Sample]:
+        spec = replace(self.spec, given_z=[self.z])
+        found = list(generate(self._model, self._tokenizer, [self.prompt], spec, warn=self._warn))
+        self._used = max(len(sample.z or ()) for sample in found)
+        return found
+
+    def change_prompt(self, prompt: str) -> None:
+        check_prompts(self._tokenizer, [prompt], self.spec)
+        self.prompt = prompt
+
+    def draw_z(self) -> None:
+        """Another Z, from the prior; the prompt's positions included."""
+        self.z = self._latent.prior(self._stream("z"), self._length).tolist()
+
+    def infer_z(self, example: str) -> None:
+        """Z from the posterior of an example, and from the prior after it."""
+        self._draws += 1
+        (self.z,) = infer_z(self._model, self._tokenizer, example, self._length, self.spec.seed, [(self._draws,)])
+
+    def draw_tokens(self) -> None:
+        self.spec = replace(self.spec, seed=(self.spec.seed + 1) % 2**32)
+
+    def flip(self, places: Sequence[tuple[int, int]] = (), count: int = 1) -> list[tuple[int, int]]:
+        """Flip bits (position, bit), or `count` random ones at the positions of the last sequences. Returns those that were flipped."""
+        if not isinstance(self._latent, BinaryLatent):
+            raise InputError("only a latent of bits has bits to flip")
+        bits, used = self._latent.bits, self._used or self._length
+        for position, bit in places:
+            if not (0 <= position < self._length and 0 <= bit < bits):
+                what = f"there is no bit {position}.{bit}"
+                raise InputError(what, hint=f"positions are 0 … {self._length - 1}, bits 0 … {bits - 1}")
+        if not places:
+            if not 1 <= count <= used * bits:
+                raise InputError(f"there are {used * bits} bits, not {count}")
+            drawn = np.sort(self._stream("bits").choice(used * bits, count, replace=False))
+            places = [(int(one) // bits, int(one) % bits) for one in drawn]
+        self.z = list(self.z)
+        for position, bit in places:
+            self.z[position] ^= 1 << bit
+        return list(places)
+
+    def _stream(self, purpose: str) -> np.random.Generator:
+        self._draws += 1
+        return keyed(self.spec.seed, purpose, self._draws)
