@@ -92,6 +92,11 @@ with torch.no_grad():
     difference = free.bit_logits(rows, mask)[0, 2:] - free.bit_logits(short)[0]
 found["padded posterior"] = float(difference.abs().max())
 
+for name in ("baseline", "free"):  # the code of the model cards
+    with open(f"{folders}/{name}/README.md", encoding="utf-8") as card:  # noqa: PTH123
+        code = card.read().split("```python\n")[1].split("```")[0]
+    exec(code.replace("DIR", f"{folders}/{name}").replace("TEXT", "two"), {})
+
 found["unknown"] = refusal(free.generate, **prompt, zz=1)
 found["short z"] = refusal(free.generate, **prompt, **greedy, z=z[:1, :5])
 found["no z"] = refusal(free, ids)

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 pytest.importorskip("transformers")
+from freetf_cli.exchange.card import FREE_USE
 from freetf_cli.exchange.check import compare_logits
 from freetf_cli.exchange.huggingface import export
 from freetf_cli.generation.sampling import SampleSpec, generate
@@ -121,3 +122,8 @@ def test_other_encoders(latent: dict[str, Any], tied: bool, opened: Any, tmp_pat
         other.latent.encoder.norm.weight.mul_(1.1)  # type: ignore[union-attr]
     with pytest.raises(Exception, match="the logits differ"):  # the posterior is compared too
         compare_logits(other, checkpoint.tokenizer(), tmp_path / "hf")
+
+
+def test_the_page_has_the_code_of_the_card_which_runs() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "huggingface.md").read_text(encoding="utf-8")
+    assert FREE_USE.split("```")[1].replace("DIR", "hf/free").replace("TEXT", "K>") in page
