@@ -28,7 +28,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained("DIR")
 tokenizer = AutoTokenizer.from_pretrained("DIR")
-prompt = tokenizer("TEXT", return_tensors="pt", return_token_type_ids=False)
+prompt = tokenizer("TEXT", return_tensors="pt")
 print(tokenizer.decode(model.generate(**prompt, max_new_tokens=50)[0]))
 ```
 """
@@ -37,7 +37,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained("DIR", trust_remote_code=True)
 tokenizer = AutoTokenizer.from_pretrained("DIR", trust_remote_code=True)
-prompt = tokenizer("TEXT", return_tensors="pt", return_token_type_ids=False)
+prompt = tokenizer("TEXT", return_tensors="pt")
 texts = model.generate(**prompt, z_seed=0, num_return_sequences=4, max_new_tokens=50)  # four Zs, the most likely text for each
 z = model.draw_z(rows=1, length=200, z_seed=0)
 text = model.generate(**prompt, z=z, do_sample=True, max_new_tokens=50)  # a given Z

@@ -43,7 +43,7 @@ def refusal(function: Any, *args: Any, **options: Any) -> str:
 
 baseline, tokenizer = load("baseline")
 free, free_tokenizer = load("free", trust_remote_code=True)
-prompt = tokenizer("two", return_tensors="pt", return_token_type_ids=False)
+prompt = tokenizer("two", return_tensors="pt")
 ids = prompt["input_ids"]
 found["ids"] = ids.tolist(), free_tokenizer("two")["input_ids"]
 found["text"] = tokenizer.decode(ids[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -85,6 +86,18 @@ def test_the_card_tells_how_it_was_trained_and_no_path(folders: Path) -> None:
     assert "6 bits a token, injected into block 2; κ = 0.5" in card and "| steps | 5, 480 tokens |" in card
     assert "/home" not in card
     assert "library_name: transformers" in card.splitlines()
+
+
+def test_the_code_in_a_folder_is_the_packages(folders: Path) -> None:
+    package = Path(check.__file__).with_name("modeling_free_transformer.py")
+    assert (folders / "free" / package.name).read_bytes() == package.read_bytes()
+    assert not (folders / "baseline" / package.name).exists()
+    assert not re.search(r"^\s*(from|import) freetf", package.read_text("utf-8"), re.MULTILINE)
+
+
+def test_a_folder_cannot_go_to_stdout(runs: Path, run_cli: Callable[..., Any]) -> None:
+    done = run_cli("export", runs / "baseline", "-o", "-")
+    assert done.code == 2 and "name a folder: -o DIR" in done.stderr
 
 
 def test_wrong_weights_are_noticed_and_leave_no_folder(runs: Path, opened: Any, tmp_path: Path) -> None:
