@@ -28,7 +28,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained("DIR")
 tokenizer = AutoTokenizer.from_pretrained("DIR")
-prompt = tokenizer("TEXT", return_tensors="pt", return_token_type_ids=False)
+prompt = tokenizer("TEXT", return_tensors="pt")
 print(tokenizer.decode(model.generate(**prompt, max_new_tokens=50)[0]))
 ```
 """
@@ -37,7 +37,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained("DIR", trust_remote_code=True)
 tokenizer = AutoTokenizer.from_pretrained("DIR", trust_remote_code=True)
-prompt = tokenizer("TEXT", return_tensors="pt", return_token_type_ids=False)
+prompt = tokenizer("TEXT", return_tensors="pt")
 texts = model.generate(**prompt, z_seed=0, num_return_sequences=4, max_new_tokens=50)  # four Zs, the most likely text for each
 z = model.draw_z(rows=1, length=200, z_seed=0)
 text = model.generate(**prompt, z=z, do_sample=True, max_new_tokens=50)  # a given Z
@@ -53,12 +53,16 @@ def model_card(checkpoint: Checkpoint, manifest: Mapping[str, Any], held_out: Me
     recipe, free = checkpoint.recipe, checkpoint.recipe.latent is not None
     name = PurePath(str(manifest.get("recipe") or "")).name.removesuffix(".toml")
     about = "A Free Transformer (Fleuret, [arXiv 2510.17558](https://arxiv.org/abs/2510.17558))" if free else "A Llama-style decoder"
-    about += f", trained with freetf{f': {recipe.description}' if recipe.description else ''}."
-    rows = [f"| {label} | {value} |" for label, value in _facts(checkpoint, manifest, held_out, parameters) if value]
+    trained = manifest.get("status") != "imported"  # an imported model came with weights, and freetf made no step
+    how = "trained with freetf" if trained else "read and written by freetf, which did not train it"
+    about += f", {how}{f': {recipe.description}' if recipe.description else ''}."
+    facts = _facts(checkpoint, manifest, held_out, parameters)
+    shown = [(label, value) for label, value in facts if value and (trained or label not in ("steps", "seed", "started"))]
+    rows = [f"| {label} | {value} |" for label, value in shown]
     parts = [
         HEAD.format(tag="free-transformer" if free else "llama", title=name or "model", about=about),
         "## Use\n\n" + (FREE_USE if free else BASELINE_USE),
-        "## Training\n\n| | |\n|---|---|\n" + "\n".join(rows) + "\n",
+        "## Facts\n\n| | |\n|---|---|\n" + "\n".join(rows) + "\n",
         "## Limits\n\nNot evaluated beyond what stands above: for which uses it is fit, whoever publishes it must say.\n",
     ]
     return "\n".join(parts)
@@ -74,7 +78,10 @@ def _facts(checkpoint: Checkpoint, manifest: Mapping[str, Any], held_out: Metric
         ("parameters", sizes),
         ("context", f"{count(model.context)} tokens"),
         ("vocabulary", f"{count(model.vocab)}, {checkpoint.tokenizer().name}"),
-        ("latent", f"{latent.bits} bits a token, injected into block {depth}; κ = {latent.kappa:g} bits a token" if latent else ""),
+        (
+            "latent",
+            f"{latent.bits} bits per token, injected into block {depth} (from 0); κ = {latent.kappa:g} bits per token" if latent else "",
+        ),
         ("data", f"{facts.name} (SHA-256 {facts.sha256})" if facts.sha256 else facts.name),
         ("steps", f"{count(checkpoint.step)}, {count(tokens)} tokens" if isinstance(tokens, int) else count(checkpoint.step)),
         ("held-out cost", _cost(held_out, facts)),

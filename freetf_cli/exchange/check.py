@@ -89,7 +89,6 @@ def _by_transformers(folder: Path, tokens_BT: Tensor, z_BT: Tensor | None) -> tu
 def _loaded_by_transformers(folder: Path, tokens_BT: Tensor, z_BT: Tensor | None) -> tuple[str, list[Tensor]]:
     import transformers
 
-    transformers.utils.logging.disable_progress_bar()
     kind = read_json(folder / "config.json").get("model_type")
     model: Any = {LLAMA: transformers.LlamaForCausalLM, "mistral": transformers.MistralForCausalLM}.get(str(kind))
     if kind == FREE:
@@ -101,10 +100,16 @@ def _loaded_by_transformers(folder: Path, tokens_BT: Tensor, z_BT: Tensor | None
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without log messages: importing transformers imports torchao, which reports what its build lacks."""
+    """Without progress bars and log messages: importing transformers imports torchao, which reports what its build lacks."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
+    from transformers.utils import logging as theirs
+
+    shown = theirs.is_progress_bar_enabled()
+    theirs.disable_progress_bar()
     try:
         yield
     finally:
         logging.disable(before)
+        if shown:
+            theirs.enable_progress_bar()

@@ -121,7 +121,8 @@ def _write_tokenizer(folder: Path, tokenizer: Tokenizer, context: int | None) ->
     (folder / "tokenizer.json").write_text(with_start(tokenizer), encoding="utf-8")
     special = {} if tokenizer.separator is None else dict.fromkeys(("bos_token", "eos_token", "pad_token"), SEPARATOR)
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, "padding_side": "left"}
-    _write_json(folder / "tokenizer_config.json", settings | {"model_max_length": context} | special)
+    inputs = {"model_max_length": context, "model_input_names": ["input_ids", "attention_mask"]}  # generate takes no token_type_ids
+    _write_json(folder / "tokenizer_config.json", settings | inputs | special)
 
 
 def with_start(tokenizer: Tokenizer) -> str:

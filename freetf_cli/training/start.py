@@ -196,6 +196,9 @@ def unlike_its_start(recipe: Recipe, init_from: Recipe) -> str | None:
     changes = _changes("model", _readings(recipe), _readings(init_from))
     if recipe.latent is not None and init_from.latent is not None:
         changes += _changes("latent", recipe.architecture["latent"], init_from.architecture["latent"])
+    elif recipe.latent is not None and recipe.latent.table_std:
+        std = recipe.latent.table_std
+        changes.append(f"latent.table_std is {std:g}, so that Z changes the logits at once; with 0 it does not until it is trained")
     return f"the model does not compute what the model of --init-from computes: {'; '.join(changes)}" if changes else None
 
 

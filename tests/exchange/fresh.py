@@ -43,7 +43,7 @@ def refusal(function: Any, *args: Any, **options: Any) -> str:
 
 baseline, tokenizer = load("baseline")
 free, free_tokenizer = load("free", trust_remote_code=True)
-prompt = tokenizer("two", return_tensors="pt", return_token_type_ids=False)
+prompt = tokenizer("two", return_tensors="pt")
 ids = prompt["input_ids"]
 found["ids"] = ids.tolist(), free_tokenizer("two")["input_ids"]
 found["text"] = tokenizer.decode(ids[0])
@@ -91,6 +91,11 @@ found["unpadded"] = free.generate(short, z=z[:1], **greedy)[0, 3:].tolist()
 with torch.no_grad():
     difference = free.bit_logits(rows, mask)[0, 2:] - free.bit_logits(short)[0]
 found["padded posterior"] = float(difference.abs().max())
+
+for name in ("baseline", "free"):  # the code of the model cards
+    with open(f"{folders}/{name}/README.md", encoding="utf-8") as card:  # noqa: PTH123
+        code = card.read().split("```python\n")[1].split("```")[0]
+    exec(code.replace("DIR", f"{folders}/{name}").replace("TEXT", "two"), {})
 
 found["unknown"] = refusal(free.generate, **prompt, zz=1)
 found["short z"] = refusal(free.generate, **prompt, **greedy, z=z[:1, :5])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -82,9 +83,21 @@ def test_shards(runs: Path, opened: Any, tmp_path: Path) -> None:
 def test_the_card_tells_how_it_was_trained_and_no_path(folders: Path) -> None:
     card = (folders / "free" / "README.md").read_text()
     assert "# books\n" in card and "trained with freetf: random" in card
-    assert "6 bits a token, injected into block 2; κ = 0.5" in card and "| steps | 5, 480 tokens |" in card
+    assert "6 bits per token, injected into block 2 (from 0); κ = 0.5" in card and "| steps | 5, 480 tokens |" in card
     assert "/home" not in card
     assert "library_name: transformers" in card.splitlines()
+
+
+def test_the_code_in_a_folder_is_the_packages(folders: Path) -> None:
+    package = Path(check.__file__).with_name("modeling_free_transformer.py")
+    assert (folders / "free" / package.name).read_bytes() == package.read_bytes()
+    assert not (folders / "baseline" / package.name).exists()
+    assert not re.search(r"^\s*(from|import) freetf", package.read_text("utf-8"), re.MULTILINE)
+
+
+def test_a_folder_cannot_go_to_stdout(runs: Path, run_cli: Callable[..., Any]) -> None:
+    done = run_cli("export", runs / "baseline", "-o", "-")
+    assert done.code == 2 and "name a folder: -o DIR" in done.stderr
 
 
 def test_wrong_weights_are_noticed_and_leave_no_folder(runs: Path, opened: Any, tmp_path: Path) -> None:
@@ -223,6 +236,14 @@ def test_an_imported_run_is_sampled_shown_and_measured(imported: Path, runs: Pat
     small = (*data, "--set", "train.steps=2", "--set", "train.batch=2", "--set", "eval.sequences=2", "--set", "eval.samples=0", "-q")
     done = run_cli("train", imported / "recipe.toml", "-o", tmp_path / "more", "--init-from", imported, *small)
     assert (done.code, done.stderr.count("does not compute")) == (0, 0), done.stderr
+
+
+def test_the_card_of_an_imported_model_claims_no_training(imported: Path, opened: Any, tmp_path: Path) -> None:
+    checkpoint = opened(imported)
+    export(checkpoint, checkpoint.model(CPU), tmp_path / "hf", manifest=json.loads((imported / "manifest.json").read_text()))
+    card = (tmp_path / "hf" / "README.md").read_text()
+    assert "which did not train it: imported from baseline." in card
+    assert "| steps |" not in card and "trained with freetf" not in card
 
 
 def test_a_second_import_does_not_replace_a_run(imported: Path, folders: Path, run_cli: Callable[..., Any]) -> None:

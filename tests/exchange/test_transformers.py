@@ -12,13 +12,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-pytest.importorskip("transformers")
+from freetf_cli.data.tokenizer import byte_level
+from freetf_cli.exchange.card import FREE_USE
 from freetf_cli.exchange.check import compare_logits
 from freetf_cli.exchange.huggingface import export
+from freetf_cli.exchange.importing import import_folder
 from freetf_cli.generation.sampling import SampleSpec, generate
 from freetf_cli.latent.binary import bit_logits
 from tests.exchange.conftest import LATENT, make_run
 
+transformers = pytest.importorskip("transformers")
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.slow
 TOKENS = torch.arange(2 * 40).reshape(2, 40) * 7 % 256
@@ -104,6 +107,16 @@ def test_left_padding_changes_nothing(found: Any) -> None:
     assert found["padded posterior"] < 1e-4
 
 
+def test_a_query_in_padding_sees_itself() -> None:
+    """With no key at all, a kernel may return NaN, which would spread to the other positions."""
+    from freetf_cli.exchange.modeling_free_transformer import FreeTransformerConfig, Positions
+
+    index, padding = torch.arange(4), torch.tensor([[0, 0, 1, 1]])
+    seen = Positions(FreeTransformerConfig(), index, index[None], 0, padding, None, causal=True).visible(4, 4, CPU)
+    expected = [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]
+    assert seen is not None and seen[0, 0].int().tolist() == expected
+
+
 def test_mistakes_are_errors(found: Any) -> None:
     assert "zz" in found["unknown"]
     assert found["short z"] == "z has codes for 5 positions, and position 5 needs one"
@@ -112,12 +125,41 @@ def test_mistakes_are_errors(found: Any) -> None:
 
 @pytest.mark.parametrize(("latent", "tied"), [({**LATENT, "encoder": "full"}, True), ({**LATENT, "window": 9, "depth": 1}, False)])
 def test_other_encoders(latent: dict[str, Any], tied: bool, opened: Any, tmp_path: Path) -> None:
+    from freetf_cli.exchange.modeling_free_transformer import FreeTransformerForCausalLM
+
     make_run(tmp_path / "run", latent=latent, tie_embeddings=tied)
     checkpoint = opened(tmp_path / "run")
     made = export(checkpoint, checkpoint.model(CPU), tmp_path / "hf", shard_bytes=40_000)
     assert made.shards > 1 and made.logits.by.startswith("transformers") and made.logits.greatest < 1e-3
+    model = FreeTransformerForCausalLM.from_pretrained(tmp_path / "hf").eval()
+    padded, mask = torch.cat((torch.full((2, 3), 256), TOKENS), 1), torch.cat((torch.zeros(2, 3), torch.ones_like(TOKENS)), 1)
+    with torch.no_grad():  # a window is counted from the first token
+        torch.testing.assert_close(model.bit_logits(padded, mask)[:, 3:], model.bit_logits(TOKENS), rtol=1e-5, atol=1e-4)
     other = checkpoint.model(CPU)
     with torch.no_grad():
         other.latent.encoder.norm.weight.mul_(1.1)  # type: ignore[union-attr]
     with pytest.raises(Exception, match="the logits differ"):  # the posterior is compared too
         compare_logits(other, checkpoint.tokenizer(), tmp_path / "hf")
+
+
+def test_the_page_has_the_code_of_the_card_which_runs() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "huggingface.md").read_text(encoding="utf-8")
+    assert FREE_USE.split("```")[1].replace("DIR", "hf/free").replace("TEXT", "K>") in page
+
+
+@pytest.mark.parametrize("kind", ["Llama", "Mistral"])
+def test_what_transformers_saved_is_imported(kind: str, tmp_path: Path) -> None:
+    """With transformers' own names, settings and tokenizer files; the import compares the logits itself."""
+    sizes = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
+    sizes |= {"num_key_value_heads": 2, "max_position_embeddings": 64, "rms_norm_eps": 1e-6, "tie_word_embeddings": False}
+    config = getattr(transformers, f"{kind}Config")(**sizes, **({"sliding_window": None} if kind == "Mistral" else {}))
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{kind}ForCausalLM")(config).to(torch.bfloat16)
+    model.save_pretrained(tmp_path / "hf", max_shard_size="20KB")
+    (tmp_path / "tokenizer.json").write_text(byte_level().json)
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"), eos_token="<|endoftext|>")
+    fast.save_pretrained(tmp_path / "hf")
+    made = import_folder(tmp_path / "hf", tmp_path / "run")
+    assert made.logits is not None and made.logits.by.startswith("transformers")
+    assert made.logits.greatest < 1e-4 < made.logits.largest
+    assert made.separator == "<|endoftext|>"

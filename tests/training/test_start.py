@@ -15,6 +15,7 @@ from freetf_cli.data.manifest import Origin
 from freetf_cli.data.tokenizer import characters
 from freetf_cli.data.writer import DatasetWriter
 from freetf_cli.errors import InputError
+from freetf_cli.model.latent import ObjectiveWeights
 from freetf_cli.runs.checkpoint import Checkpoint, save_checkpoint
 from freetf_cli.training.start import make_model, resolve, unlike_its_start
 
@@ -198,3 +199,36 @@ def test_a_setting_is_named_if_and_only_if_it_changes_what_the_weights_compute(k
     noise = torch.rand(2, 24, 4, generator=generator) if latent else None
     same = torch.allclose(trained(tokens, noise=noise).logits, loaded(tokens, noise=noise).logits, atol=1e-4)
     assert (unlike_its_start(ours, start) is None) == same
+
+
+def test_a_latent_is_grafted_without_a_change_of_the_logits_and_can_be_learned(tmp_path: Path) -> None:
+    """With latent.table_std = 0: then the table has a gradient, and after its first step the encoder too."""
+    start = made_of({"layers": 4, "width": 32, "heads": 4, "vocab": 29, "context": 24})
+    grown = made_of(start.model.model_dump(), {"kappa": 0.5, "bits": 4, "table_std": 0.0})
+    baseline = make_model(start, torch.device("cpu"), None, None)
+    state = {"step": 0, "recipe": start.model_dump(exclude_none=True), "data": {"sha256": ""}}
+    save_checkpoint(tmp_path / "step-000000", dict(baseline.named_parameters()), None, state, characters("ab", separator=True))
+    checkpoint = Checkpoint.open(tmp_path / "step-000000")
+    model = make_model(grown, torch.device("cpu"), checkpoint, None)
+
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(29, (8, 24), generator=generator)
+    for _ in range(3):
+        z = torch.randint(16, (8, 24), generator=generator)
+        assert torch.equal(model(tokens, z).logits, baseline(tokens).logits)
+    assert unlike_its_start(grown, start) is None
+    of_default = made_of(start.model.model_dump(), {"kappa": 0.5, "bits": 4})
+    assert "latent.table_std is 1.5" in str(unlike_its_start(of_default, start))
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    gradients = []
+    for _ in range(2):
+        noise = torch.rand(8, 24, 4, generator=generator)
+        losses = model(tokens, noise=noise, targets_BT=tokens.roll(-1, 1), weights=ObjectiveWeights(10.0, 0.0, 0.0)).losses
+        optimizer.zero_grad()
+        losses.ce.backward()
+        named = dict(model.named_parameters())
+        gradients.append([float(named[f"latent.{name}"].grad.norm()) for name in ("post_sampler.weight", "encoder.to_bit_logits.weight")])
+        optimizer.step()
+    (table, before), (_, after) = gradients
+    assert table > 0 and before == 0 and after > 0
