@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from freetf_cli.cli.options import DeviceOption, RunArgument, SeedOption, SplitOption, completer
+from freetf_cli.cli.options import DeviceOption, SeedOption, SplitOption, complete_run, completer
 from freetf_cli.cli.output import Described
 from freetf_cli.errors import InputError
 from freetf_cli.evaluation.benchmarks import BENCHMARKS
@@ -20,7 +21,9 @@ NAMES = (*metric_names(), *BENCHMARKS)
 
 
 def evaluate(
-    run: RunArgument,
+    run: Annotated[
+        Path | None, typer.Argument(metavar="RUN", help="A run's folder, or one checkpoint's folder.", autocompletion=complete_run)
+    ] = None,
     task: Annotated[
         list[str] | None,
         typer.Option(
@@ -62,6 +65,16 @@ def evaluate(
     allow_code_execution: Annotated[
         bool, typer.Option("--allow-code-execution", help="Run the programs that the model writes, in a sandbox.")
     ] = False,
+    checkpoints: Annotated[
+        Literal["last-third"] | None,
+        typer.Option(
+            metavar="last-third",
+            help="Measure benchmarks as the mean over the checkpoints of the last third of the training. Default: the last one.",
+        ),
+    ] = None,
+    rescore: Annotated[
+        list[Path] | None, typer.Option("--rescore", metavar="FILE", help="Score the items of an earlier -o again, without RUN.")
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="Write the items of benchmarks to this folder.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted evaluation in -o.")] = False,
     device: DeviceOption = "auto",
@@ -78,32 +91,30 @@ def evaluate(
     $ freetf evaluate runs/letters-free --task likelihood --sequences 1024 --json
     $ freetf evaluate runs/blocks-softmax --task answers --sequences 1000
     $ freetf evaluate runs/text-free --task hellaswag --task piqa --data benchmarks --limit 100 -o scores
+    $ freetf evaluate --rescore scores
     """
     from freetf_cli.evaluation.benchmarks.measure import Questions
     from freetf_cli.evaluation.benchmarks.run import BenchmarkRequest, unique
     from freetf_cli.evaluation.benchmarks.scoring import DRAWS
 
-    names = unique(task or ["likelihood"])
     of_metrics = {"--split": split, "--sequences": sequences}
-    of_benchmarks = {
-        "--limit": limit,
-        "--fewshot": fewshot,
-        "--z": z,
-        "--temperature": temperature,
-        "--attempts": attempts,
-        "--allow-code-execution": allow_code_execution or None,
-        "-o": out,
-        "--resume": resume or None,
-    }
+    of_answers: dict[str, Any] = {"--limit": limit, "--fewshot": fewshot, "--z": z, "--temperature": temperature, "--attempts": attempts}
+    of_answers |= {"--checkpoints": checkpoints, "-o": out, "--resume": resume or None}
+    if rescore:
+        _refuse({"RUN": run, "--task": task, "--data": data, "--samples": samples, **of_metrics, **of_answers}, "--rescore has no")
+        return _rescore(rescore, allow_code_execution)
+    if run is None:
+        raise InputError("missing argument 'RUN'", hint="see `freetf evaluate --help`")
+    names = unique(task or ["likelihood"])
     if names[0] in metric_names():
-        _refuse(of_benchmarks, f"--task {names[0]}: only benchmarks have")
+        _refuse({**of_answers, "--allow-code-execution": allow_code_execution or None}, f"--task {names[0]}: only benchmarks have")
         return _metric(run, names, data, split, sequences or 256, samples or 512, device, seed)
     _refuse(of_metrics, f"--task {names[0]}: a benchmark has no")
     if resume and out is None:
         raise InputError("--resume needs the folder of the interrupted evaluation", hint="-o DIR")
-    tasks = tuple(BENCHMARKS) if names == ("all",) else names
     questions = Questions(None if data is None else str(data), limit, fewshot, seed, attempts or 1, allow_code_execution)
-    request = BenchmarkRequest(str(run), tasks, questions, z or "posterior-prompt", samples or DRAWS, temperature, out, resume)
+    several = checkpoints == "last-third"
+    request = BenchmarkRequest(str(run), names, questions, z or "posterior-prompt", samples or DRAWS, temperature, out, resume, several)
     return _benchmarks(run, request, device)
 
 
@@ -136,14 +147,27 @@ def _metric(
 
 def _benchmarks(run: Path, request: BenchmarkRequest, device: Any) -> Described:
     from freetf_cli.device import resolve_device, set_threads
-    from freetf_cli.evaluation.benchmarks.run import run_benchmarks
+    from freetf_cli.evaluation.benchmarks.run import last_third, run_benchmarks
     from freetf_cli.report.console import warn
     from freetf_cli.report.progress import counter
     from freetf_cli.runs.checkpoint import open_model
 
-    checkpoint, model = open_model(run, resolve_device(device), warn)
-    set_threads(checkpoint.recipe.parallel.threads)
-    return run_benchmarks(checkpoint, model, request, counter)
+    where = resolve_device(device)
+    opened = (open_model(folder, where, warn) for folder in (last_third(run) if request.several else [run]))
+
+    def limited() -> Iterator[Any]:
+        for checkpoint, model in opened:
+            set_threads(checkpoint.recipe.parallel.threads)
+            yield checkpoint, model
+
+    return run_benchmarks(limited(), request, counter)
+
+
+def _rescore(files: list[Path], allow_code: bool) -> Described:
+    from freetf_cli.evaluation.benchmarks.rescore import rescore
+    from freetf_cli.report.progress import counter
+
+    return rescore(files, counter, allow_code=allow_code)
 
 
 _PARTS = {"{metrics}": "\n\n    ".join(map(describe, metric_names())), "{benchmarks}": ", ".join(BENCHMARKS)}

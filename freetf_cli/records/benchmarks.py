@@ -41,12 +41,15 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmarks:
-    """The result of `evaluate` with benchmarks. kind: free or baseline. z, draws: where Z comes from and how often it is drawn; of a
-    baseline None and 1. limit: the most items of a benchmark."""
+    """The result of `evaluate` with benchmarks.
+
+    kind: free or baseline; None, without steps, where rescored items do not tell. steps: of the checkpoints whose mean it is. z, draws:
+    where Z comes from and how often it is drawn; of a baseline None and 1. limit: the most items of a benchmark.
+    """
 
     run: str
-    kind: str
-    step: int
+    kind: str | None
+    steps: list[int]
     z: str | None
     draws: int
     seed: int
@@ -57,7 +60,8 @@ class Benchmarks:
 
     def report(self) -> Report:
         drawn = self.z is not None
-        facts = [("model", f"{KINDS[self.kind]}, step {count(self.step)}"), ("Z", f"{self.z}, {self.draws} draws" if self.z else "")]
+        steps = f"{'mean over steps' if len(self.steps) > 1 else 'step'} {', '.join(map(count, self.steps))}"
+        facts = [("model", f"{KINDS[self.kind]}, {steps}" if self.kind else ""), ("Z", f"{self.z}, {self.draws} draws" if self.z else "")]
         facts += [("seed", str(self.seed)), ("items", f"the first {count(self.limit)} of each" if self.limit else "all")]
         facts += [("took", duration(sum(one.seconds for one in self.tasks))), ("written to", self.folder or "")]
         columns = ["benchmark", "shots", "items", "metric", "score [95 %]", "chance", *["se"] * drawn, "truncated", "other scores"]

@@ -53,7 +53,7 @@ class RunLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         super().__init__()
         self._temperature = temperature
         self._scorer, self._tokenizer, self._stage = scorer, tokenizer, stage
-        self.answers = answers or Answers()
+        self.answers = Answers() if answers is None else answers
         self.task = ""
         self.truncated: set[str] = set()
 
