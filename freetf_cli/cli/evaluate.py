@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,6 +17,7 @@ from freetf_cli.evaluation.metrics import describe, metric_names
 
 if TYPE_CHECKING:
     from freetf_cli.evaluation.benchmarks.run import BenchmarkRequest
+    from freetf_cli.records.benchmarks import Benchmarks
 
 NAMES = (*metric_names(), *BENCHMARKS)
 
@@ -72,6 +74,12 @@ def evaluate(
             help="Measure benchmarks as the mean over the checkpoints of the last third of the training. Default: the last one.",
         ),
     ] = None,
+    paper: Annotated[
+        int | None, typer.Option(min=1, max=3, help="Show the benchmarks beside the figures of the paper's Table 1, 2 or 3.")
+    ] = None,
+    beside: Annotated[
+        list[Path] | None, typer.Option("--beside", metavar="DIR", help="With --paper: a column from this earlier -o. May be repeated.")
+    ] = None,
     rescore: Annotated[
         list[Path] | None, typer.Option("--rescore", metavar="FILE", help="Score the items of an earlier -o again, without RUN.")
     ] = None,
@@ -100,14 +108,17 @@ def evaluate(
     of_metrics = {"--split": split, "--sequences": sequences}
     of_answers: dict[str, Any] = {"--limit": limit, "--fewshot": fewshot, "--z": z, "--temperature": temperature, "--attempts": attempts}
     of_answers |= {"--checkpoints": checkpoints, "-o": out, "--resume": resume or None}
+    if beside and paper is None:
+        raise InputError("--beside needs the table to show", hint="--paper 1, 2 or 3")
     if rescore:
         _refuse({"RUN": run, "--task": task, "--data": data, "--samples": samples, **of_metrics, **of_answers}, "--rescore has no")
-        return _rescore(rescore, allow_code_execution)
+        return _tabled(_rescore(rescore, allow_code_execution), paper, beside)
     if run is None:
         raise InputError("missing argument 'RUN'", hint="see `freetf evaluate --help`")
     names = unique(task or ["likelihood"])
     if names[0] in metric_names():
         _refuse({**of_answers, "--allow-code-execution": allow_code_execution or None}, f"--task {names[0]}: only benchmarks have")
+        _refuse({"--paper": paper}, f"--task {names[0]}: only benchmarks have")
         return _metric(run, names, data, split, sequences or 256, samples or 512, device, seed)
     _refuse(of_metrics, f"--task {names[0]}: a benchmark has no")
     if resume and out is None:
@@ -115,7 +126,7 @@ def evaluate(
     questions = Questions(None if data is None else str(data), limit, fewshot, seed, attempts or 1, allow_code_execution)
     several = checkpoints == "last-third"
     request = BenchmarkRequest(str(run), names, questions, z or "posterior-prompt", samples or DRAWS, temperature, out, resume, several)
-    return _benchmarks(run, request, device)
+    return _tabled(_benchmarks(run, request, device), paper, beside)
 
 
 def _refuse(options: dict[str, Any], why: str) -> None:
@@ -145,7 +156,7 @@ def _metric(
         return measure(checkpoint, model, source, Request(str(run), chosen, sequences, samples, seed, advance))
 
 
-def _benchmarks(run: Path, request: BenchmarkRequest, device: Any) -> Described:
+def _benchmarks(run: Path, request: BenchmarkRequest, device: Any) -> Benchmarks:
     from freetf_cli.device import resolve_device, set_threads
     from freetf_cli.evaluation.benchmarks.run import last_third, run_benchmarks
     from freetf_cli.report.console import warn
@@ -163,7 +174,14 @@ def _benchmarks(run: Path, request: BenchmarkRequest, device: Any) -> Described:
     return run_benchmarks(limited(), request, counter)
 
 
-def _rescore(files: list[Path], allow_code: bool) -> Described:
+def _tabled(result: Benchmarks, paper: int | None, beside: list[Path] | None) -> Benchmarks:
+    """The result with its table in the form of the paper's, if it is asked for."""
+    from freetf_cli.evaluation.benchmarks.tables import paper_table
+
+    return result if paper is None else replace(result, paper=paper_table(paper, result, beside or []))
+
+
+def _rescore(files: list[Path], allow_code: bool) -> Benchmarks:
     from freetf_cli.evaluation.benchmarks.rescore import rescore
     from freetf_cli.report.progress import counter
 

@@ -257,3 +257,14 @@ def test_means_of_items_over_checkpoints() -> None:
     estimate = score.scores["acc_char"]
     assert estimate.value == pytest.approx(0.375) and estimate.low < 0.25 < 0.5 < estimate.high
     assert score.seconds == 2.0 and score.stderr == pytest.approx(0.1)
+
+
+def test_the_papers_figures_beside_measured_ones(run_cli: Callable, refused: Callable, text_run: Path, data: Path, tmp_path: Path) -> None:
+    asked = ["evaluate", text_run, "--task", "piqa", "--data", data, "--samples", 1]
+    assert run_cli(*asked, "-o", tmp_path / "first", "-q").code == 0
+    done = run_cli(*asked, "--paper", 3, "--beside", tmp_path / "first")
+    assert done.code == 0, done.stderr
+    assert "paper: baseline last third mean" in done.stdout and "0.812" in done.stdout and "not measured here" in done.stdout
+    assert "paper: free 1/4 bit" in run_cli("evaluate", "--rescore", tmp_path / "first", "--paper", 1).stdout
+    assert "--beside needs the table to show" in refused(*asked, "--beside", tmp_path / "first")
+    assert "no result" in refused(*asked, "--paper", 1, "--beside", tmp_path)
