@@ -128,6 +128,25 @@ def test_right_and_wrong_programs(data: Path, monkeypatch: pytest.MonkeyPatch) -
         assert {metric: found.value for metric, found in score.scores.items()} == {"pass@1": 0.25, "pass@4": 1.0}
 
 
+def test_another_model_of_lm_eval_is_scored_alike(data: Path) -> None:
+    """One that knows no tokens, such as lm-eval's HFLM: it prefers short answers."""
+    from contextlib import nullcontext
+
+    from lm_eval.api.model import LM
+
+    from freetf_cli.evaluation.benchmarks import measure
+
+    class Short(LM):
+        generate_until = loglikelihood_rolling = None
+
+        def loglikelihood(self, requests: list) -> list[tuple[float, bool]]:
+            return [(-float(len(request.args[1])), False) for request in requests]
+
+    (score,), items = measure.measure(Short(), "hellaswag", measure.Questions(str(data)), lambda *_: nullcontext(lambda count: None))
+    assert items[0]["answers"][0] == {"loglikelihood": -7.0, "greedy": False} and not items[0]["truncated"]
+    assert {metric: found.value for metric, found in score.scores.items()} == {"acc": 0.0, "acc_char": 0.5} and score.stderr is None
+
+
 def test_an_unknown_name_and_a_name_of_lm_eval(run_cli: Callable, text_run: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lm_eval.tasks import TaskManager
 

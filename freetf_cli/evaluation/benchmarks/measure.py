@@ -172,12 +172,12 @@ def score(benchmark: Benchmark, items: Sequence[Item], shots: int, seconds: floa
 
 def _item(task: str, sample: Mapping[str, Any], truncated: Set[str], shots: int) -> Item:
     """An item as a line of JSON: lm-eval's sample without its hashes, and only with what scores need."""
-    from freetf_cli.evaluation.benchmarks.adapter import Answer
+    from freetf_cli.evaluation.benchmarks.adapter import records
 
     found = sample["filtered_resps"]
     if len(found) == 1 and isinstance(found[0], list):  # all attempts at a program
         found = found[0]
-    answers = [one.record if isinstance(one, Answer) else one for one in found]
+    answers = records(found)
     scores = {name: sample[name] for name in sample["metrics"]}
     prompts = [arguments[0] for arguments in sample["arguments"]]
     asked = {"task": task, "item": sample["doc_id"], "doc": sample["doc"], "prompt": prompts[0], "shots": shots}
