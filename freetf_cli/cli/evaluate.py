@@ -108,6 +108,8 @@ def evaluate(
     of_metrics = {"--split": split, "--sequences": sequences}
     of_answers: dict[str, Any] = {"--limit": limit, "--fewshot": fewshot, "--z": z, "--temperature": temperature, "--attempts": attempts}
     of_answers |= {"--checkpoints": checkpoints, "-o": out, "--resume": resume or None}
+    if allow_code_execution:
+        _warn_unconfined()
     if beside and paper is None:
         raise InputError("--beside needs the table to show", hint="--paper 1, 2 or 3")
     if rescore:
@@ -133,6 +135,16 @@ def _refuse(options: dict[str, Any], why: str) -> None:
     """Refuse options that another kind of task reads."""
     if given := [name for name, value in options.items() if value is not None]:
         raise InputError(f"{why} {given[0]}")
+
+
+def _warn_unconfined() -> None:
+    """Say what the kernel of this system does not confine of generated code."""
+    from freetf_cli.evaluation.benchmarks.sandbox import CONFINED, confinement
+    from freetf_cli.report.console import warn
+
+    confined = confinement()
+    if lacking := [what for what in CONFINED if what not in confined]:
+        warn(f"this system does not confine the {' and '.join(lacking)} of generated code: only Python's audit hook stops it")
 
 
 def _metric(

@@ -147,6 +147,16 @@ def test_another_model_of_lm_eval_is_scored_alike(data: Path) -> None:
     assert {metric: found.value for metric, found in score.scores.items()} == {"acc": 0.0, "acc_char": 0.5} and score.stderr is None
 
 
+def test_a_kernel_that_confines_little_is_named(run_cli: Callable, text_run: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from freetf_cli.evaluation.benchmarks import sandbox
+
+    asked = ["evaluate", text_run, "--task", "humaneval", "--data", data, "--limit", 1, "--allow-code-execution", "-q"]
+    monkeypatch.setattr(sandbox, "confinement", lambda: ["network"])
+    assert "does not confine the processes and files of generated code" in run_cli(*asked).stderr
+    monkeypatch.setattr(sandbox, "confinement", lambda: list(sandbox.CONFINED))
+    assert run_cli(*asked).stderr == ""
+
+
 def test_an_unknown_name_and_a_name_of_lm_eval(run_cli: Callable, text_run: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lm_eval.tasks import TaskManager
 
