@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from freetf_cli.cli.options import DeviceOption, RunArgument, SeedOption, SplitOption, completer
+from freetf_cli.cli.options import DeviceOption, SeedOption, SplitOption, complete_run, completer
 from freetf_cli.cli.output import Described
 from freetf_cli.errors import InputError
 from freetf_cli.evaluation.benchmarks import BENCHMARKS
@@ -15,12 +17,15 @@ from freetf_cli.evaluation.metrics import describe, metric_names
 
 if TYPE_CHECKING:
     from freetf_cli.evaluation.benchmarks.run import BenchmarkRequest
+    from freetf_cli.records.benchmarks import Benchmarks
 
 NAMES = (*metric_names(), *BENCHMARKS)
 
 
 def evaluate(
-    run: RunArgument,
+    run: Annotated[
+        Path | None, typer.Argument(metavar="RUN", help="A run's folder, or one checkpoint's folder.", autocompletion=complete_run)
+    ] = None,
     task: Annotated[
         list[str] | None,
         typer.Option(
@@ -62,6 +67,22 @@ def evaluate(
     allow_code_execution: Annotated[
         bool, typer.Option("--allow-code-execution", help="Run the programs that the model writes, in a sandbox.")
     ] = False,
+    checkpoints: Annotated[
+        Literal["last-third"] | None,
+        typer.Option(
+            metavar="last-third",
+            help="Measure benchmarks as the mean over the checkpoints of the last third of the training. Default: the last one.",
+        ),
+    ] = None,
+    paper: Annotated[
+        int | None, typer.Option(min=1, max=3, help="Show the benchmarks beside the figures of the paper's Table 1, 2 or 3.")
+    ] = None,
+    beside: Annotated[
+        list[Path] | None, typer.Option("--beside", metavar="DIR", help="With --paper: a column from this earlier -o. May be repeated.")
+    ] = None,
+    rescore: Annotated[
+        list[Path] | None, typer.Option("--rescore", metavar="FILE", help="Score the items of an earlier -o again, without RUN.")
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="Write the items of benchmarks to this folder.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted evaluation in -o.")] = False,
     device: DeviceOption = "auto",
@@ -78,39 +99,52 @@ def evaluate(
     $ freetf evaluate runs/letters-free --task likelihood --sequences 1024 --json
     $ freetf evaluate runs/blocks-softmax --task answers --sequences 1000
     $ freetf evaluate runs/text-free --task hellaswag --task piqa --data benchmarks --limit 100 -o scores
+    $ freetf evaluate --rescore scores
     """
     from freetf_cli.evaluation.benchmarks.measure import Questions
     from freetf_cli.evaluation.benchmarks.run import BenchmarkRequest, unique
     from freetf_cli.evaluation.benchmarks.scoring import DRAWS
 
-    names = unique(task or ["likelihood"])
     of_metrics = {"--split": split, "--sequences": sequences}
-    of_benchmarks = {
-        "--limit": limit,
-        "--fewshot": fewshot,
-        "--z": z,
-        "--temperature": temperature,
-        "--attempts": attempts,
-        "--allow-code-execution": allow_code_execution or None,
-        "-o": out,
-        "--resume": resume or None,
-    }
+    of_answers: dict[str, Any] = {"--limit": limit, "--fewshot": fewshot, "--z": z, "--temperature": temperature, "--attempts": attempts}
+    of_answers |= {"--checkpoints": checkpoints, "-o": out, "--resume": resume or None}
+    if allow_code_execution:
+        _warn_unconfined()
+    if beside and paper is None:
+        raise InputError("--beside needs the table to show", hint="--paper 1, 2 or 3")
+    if rescore:
+        _refuse({"RUN": run, "--task": task, "--data": data, "--samples": samples, **of_metrics, **of_answers}, "--rescore has no")
+        return _tabled(_rescore(rescore, allow_code_execution), paper, beside)
+    if run is None:
+        raise InputError("missing argument 'RUN'", hint="see `freetf evaluate --help`")
+    names = unique(task or ["likelihood"])
     if names[0] in metric_names():
-        _refuse(of_benchmarks, f"--task {names[0]}: only benchmarks have")
+        _refuse({**of_answers, "--allow-code-execution": allow_code_execution or None}, f"--task {names[0]}: only benchmarks have")
+        _refuse({"--paper": paper}, f"--task {names[0]}: only benchmarks have")
         return _metric(run, names, data, split, sequences or 256, samples or 512, device, seed)
     _refuse(of_metrics, f"--task {names[0]}: a benchmark has no")
     if resume and out is None:
         raise InputError("--resume needs the folder of the interrupted evaluation", hint="-o DIR")
-    tasks = tuple(BENCHMARKS) if names == ("all",) else names
     questions = Questions(None if data is None else str(data), limit, fewshot, seed, attempts or 1, allow_code_execution)
-    request = BenchmarkRequest(str(run), tasks, questions, z or "posterior-prompt", samples or DRAWS, temperature, out, resume)
-    return _benchmarks(run, request, device)
+    several = checkpoints == "last-third"
+    request = BenchmarkRequest(str(run), names, questions, z or "posterior-prompt", samples or DRAWS, temperature, out, resume, several)
+    return _tabled(_benchmarks(run, request, device), paper, beside)
 
 
 def _refuse(options: dict[str, Any], why: str) -> None:
     """Refuse options that another kind of task reads."""
     if given := [name for name, value in options.items() if value is not None]:
         raise InputError(f"{why} {given[0]}")
+
+
+def _warn_unconfined() -> None:
+    """Say what the kernel of this system does not confine of generated code."""
+    from freetf_cli.evaluation.benchmarks.sandbox import CONFINED, confinement
+    from freetf_cli.report.console import warn
+
+    confined = confinement()
+    if lacking := [what for what in CONFINED if what not in confined]:
+        warn(f"this system does not confine the {' and '.join(lacking)} of generated code: only Python's audit hook stops it")
 
 
 def _metric(
@@ -134,16 +168,36 @@ def _metric(
         return measure(checkpoint, model, source, Request(str(run), chosen, sequences, samples, seed, advance))
 
 
-def _benchmarks(run: Path, request: BenchmarkRequest, device: Any) -> Described:
+def _benchmarks(run: Path, request: BenchmarkRequest, device: Any) -> Benchmarks:
     from freetf_cli.device import resolve_device, set_threads
-    from freetf_cli.evaluation.benchmarks.run import run_benchmarks
+    from freetf_cli.evaluation.benchmarks.run import last_third, run_benchmarks
     from freetf_cli.report.console import warn
     from freetf_cli.report.progress import counter
     from freetf_cli.runs.checkpoint import open_model
 
-    checkpoint, model = open_model(run, resolve_device(device), warn)
-    set_threads(checkpoint.recipe.parallel.threads)
-    return run_benchmarks(checkpoint, model, request, counter)
+    where = resolve_device(device)
+    opened = (open_model(folder, where, warn) for folder in (last_third(run) if request.several else [run]))
+
+    def limited() -> Iterator[Any]:
+        for checkpoint, model in opened:
+            set_threads(checkpoint.recipe.parallel.threads)
+            yield checkpoint, model
+
+    return run_benchmarks(limited(), request, counter)
+
+
+def _tabled(result: Benchmarks, paper: int | None, beside: list[Path] | None) -> Benchmarks:
+    """The result with its table in the form of the paper's, if it is asked for."""
+    from freetf_cli.evaluation.benchmarks.tables import paper_table
+
+    return result if paper is None else replace(result, paper=paper_table(paper, result, beside or []))
+
+
+def _rescore(files: list[Path], allow_code: bool) -> Benchmarks:
+    from freetf_cli.evaluation.benchmarks.rescore import rescore
+    from freetf_cli.report.progress import counter
+
+    return rescore(files, counter, allow_code=allow_code)
 
 
 _PARTS = {"{metrics}": "\n\n    ".join(map(describe, metric_names())), "{benchmarks}": ", ".join(BENCHMARKS)}

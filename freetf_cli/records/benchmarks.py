@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from freetf_cli.records.likelihood import Estimate
 from freetf_cli.records.plan import KINDS
-from freetf_cli.report.blocks import Facts, Note, Report, Table
-from freetf_cli.report.units import MISSING, count, duration, is_number, number, share
+from freetf_cli.report.blocks import Facts, Note, Report, Section, Table
+from freetf_cli.report.units import MISSING, count, duration, is_number, number, share, signed_share
 
 METRICS = (
     "acc: the likeliest answer is right; acc_char, acc_completion: its log-likelihood divided by its characters, or tokens. "
@@ -39,33 +39,76 @@ class Score:
         return self.scores[metric].text(3) if metric in self.scores else MISSING
 
 
+@dataclass(frozen=True)
+class PaperRow:
+    """A benchmark of the paper's tables: scores that were measured here, and the paper's. None where there is none."""
+
+    benchmark: str
+    metric: str
+    measured: list[float | None]
+    paper: list[float | None]
+
+
+@dataclass(frozen=True)
+class PaperTable:
+    """Table 1, 2 or 3 of the paper with measured columns before its own. about: the paper's models."""
+
+    number: int
+    about: str
+    measured: list[str]
+    paper: list[str]
+    rows: list[PaperRow]
+
+    def section(self) -> Section:
+        columns = ["benchmark", "metric", *self.measured, *(f"paper: {name}" for name in self.paper)]
+        rows = [[row.benchmark, row.metric, *self._cells(row), *(number(value, 3) for value in row.paper)] for row in self.rows]
+        note = (
+            f"Columns `paper: …` are the figures of Table {self.number} of the paper (arXiv 2510.17558; {self.about}), not measured here. "
+            "Its prompts and numbers of examples are not known. In brackets: the change from the first column."
+        )
+        title = f"In the form of the paper's Table {self.number}"
+        return Section(title, [Table(columns, rows, align="ll" + "r" * (len(columns) - 2)), Note(note)])
+
+    def _cells(self, row: PaperRow) -> list[str]:
+        """The measured scores; each but the first with its relative change from it, as the paper writes it."""
+        first = row.measured[0]
+        cells = [number(first, 3)]
+        for value in row.measured[1:]:
+            change = f" ({signed_share(value / first - 1)})" if is_number(value) and is_number(first) and first else ""
+            cells.append(number(value, 3) + change)
+        return cells
+
+
 @dataclass(frozen=True, kw_only=True)
 class Benchmarks:
-    """The result of `evaluate` with benchmarks. kind: free or baseline. z, draws: where Z comes from and how often it is drawn; of a
-    baseline None and 1. limit: the most items of a benchmark."""
+    """The result of `evaluate` with benchmarks.
+
+    kind: free or baseline; None, without steps, where rescored items do not tell. steps: of the checkpoints whose mean it is. z, draws:
+    where Z comes from and how often it is drawn; of a baseline None and 1. limit: the most items of a benchmark.
+    """
 
     run: str
-    kind: str
-    step: int
+    kind: str | None
+    steps: list[int]
     z: str | None
     draws: int
     seed: int
     limit: int | None
     tasks: list[Score]
     folder: str | None = None  # of the items
-    notes: list[str] = field(default_factory=list)
+    paper: PaperTable | None = None
 
     def report(self) -> Report:
         drawn = self.z is not None
-        facts = [("model", f"{KINDS[self.kind]}, step {count(self.step)}"), ("Z", f"{self.z}, {self.draws} draws" if self.z else "")]
+        steps = f"{'mean over steps' if len(self.steps) > 1 else 'step'} {', '.join(map(count, self.steps))}"
+        facts = [("model", f"{KINDS[self.kind]}, {steps}" if self.kind else ""), ("Z", f"{self.z}, {self.draws} draws" if self.z else "")]
         facts += [("seed", str(self.seed)), ("items", f"the first {count(self.limit)} of each" if self.limit else "all")]
         facts += [("took", duration(sum(one.seconds for one in self.tasks))), ("written to", self.folder or "")]
         columns = ["benchmark", "shots", "items", "metric", "score [95 %]", "chance", *["se"] * drawn, "truncated", "other scores"]
         rows = [self._row(one, drawn=drawn) for one in self.tasks]
         table = Table(columns, rows, align="lrrlrr" + "r" * drawn + "rl")
-        return Report(
-            self.run, [Facts(facts), table, Note(METRICS), Note(DRAWN if drawn else ""), *map(Note, self.notes)], kicker="benchmarks"
-        )
+        beside = [] if self.paper is None else [self.paper.section()]
+        return Report(self.run, [Facts(facts), table, Note(METRICS), Note(DRAWN if drawn else ""), *beside], kicker="benchmarks")
 
     def _row(self, one: Score, *, drawn: bool) -> list[str]:
         others = ", ".join(f"{name} {number(found.value, 3)}" for name, found in one.scores.items() if name != one.metric)

@@ -128,6 +128,35 @@ def test_right_and_wrong_programs(data: Path, monkeypatch: pytest.MonkeyPatch) -
         assert {metric: found.value for metric, found in score.scores.items()} == {"pass@1": 0.25, "pass@4": 1.0}
 
 
+def test_another_model_of_lm_eval_is_scored_alike(data: Path) -> None:
+    """One that knows no tokens, such as lm-eval's HFLM: it prefers short answers."""
+    from contextlib import nullcontext
+
+    from lm_eval.api.model import LM
+
+    from freetf_cli.evaluation.benchmarks import measure
+
+    class Short(LM):
+        generate_until = loglikelihood_rolling = None
+
+        def loglikelihood(self, requests: list) -> list[tuple[float, bool]]:
+            return [(-float(len(request.args[1])), False) for request in requests]
+
+    (score,), items = measure.measure(Short(), "hellaswag", measure.Questions(str(data)), lambda *_: nullcontext(lambda count: None))
+    assert items[0]["answers"][0] == {"loglikelihood": -7.0, "greedy": False} and not items[0]["truncated"]
+    assert {metric: found.value for metric, found in score.scores.items()} == {"acc": 0.0, "acc_char": 0.5} and score.stderr is None
+
+
+def test_a_kernel_that_confines_little_is_named(run_cli: Callable, text_run: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from freetf_cli.evaluation.benchmarks import sandbox
+
+    asked = ["evaluate", text_run, "--task", "humaneval", "--data", data, "--limit", 1, "--allow-code-execution", "-q"]
+    monkeypatch.setattr(sandbox, "confinement", lambda: ["network"])
+    assert "does not confine the processes and files of generated code" in run_cli(*asked).stderr
+    monkeypatch.setattr(sandbox, "confinement", lambda: list(sandbox.CONFINED))
+    assert run_cli(*asked).stderr == ""
+
+
 def test_an_unknown_name_and_a_name_of_lm_eval(run_cli: Callable, text_run: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lm_eval.tasks import TaskManager
 
@@ -148,3 +177,123 @@ def test_an_unknown_name_and_a_name_of_lm_eval(run_cli: Callable, text_run: Path
     assert done.code == 0, done.stderr
     (score,) = json.loads(done.stdout)["tasks"]
     assert (score["task"], score["metric"], score["items"]) == ("piqa", "acc", 2) and score["scores"]["acc"]["low"] is not None
+
+
+def test_an_interrupted_evaluation_is_resumed(
+    run_cli: Callable, text_run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in the middle of a batch's answers; the resumed one computes the other batches only, and ends with the same bytes."""
+    from freetf_cli.evaluation.benchmarks import scoring
+
+    monkeypatch.setattr(scoring, "rows_at_once", lambda model, context: 2)
+    asked = ["evaluate", text_run, "--task", "hellaswag,piqa", "--data", data, "--samples", 2]
+    assert run_cli(*asked, "-o", tmp_path / "whole").code == 0
+    scored, computed = scoring.Scorer.score, []
+
+    def interrupted(self: scoring.Scorer, rows: list) -> object:
+        if len(computed) == 3:
+            raise KeyboardInterrupt
+        computed.append(rows)
+        return scored(self, rows)
+
+    monkeypatch.setattr(scoring.Scorer, "score", interrupted)
+    assert run_cli(*asked, "-o", tmp_path / "cut").code == 130
+    answers = tmp_path / "cut" / "answers.jsonl"
+    written = answers.read_text(encoding="utf-8")
+    answers.write_text(written + '{"key": "12', encoding="utf-8")  # a process that was killed while it wrote
+    monkeypatch.setattr(scoring.Scorer, "score", lambda self, rows: computed.append(rows) or scored(self, rows))
+    done = run_cli(*asked, "-o", tmp_path / "cut", "--resume", "--json")
+    assert done.code == 0, done.stderr
+    for name in ("hellaswag.jsonl", "piqa.jsonl", "answers.jsonl"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    rows = [row for batch in computed for row in batch]
+    assert len(rows) == len({(row.tokens, row.prompt) for row in rows}) and 0 < len(written.splitlines()) < len(rows)
+
+
+def test_a_folder_of_another_evaluation_is_not_mixed_up(
+    refused: Callable, run_cli: Callable, text_run: Path, data: Path, tmp_path: Path
+) -> None:
+    asked = ["evaluate", text_run, "--task", "piqa", "--data", data, "--samples", 2, "-o", tmp_path / "out"]
+    assert run_cli(*asked, "-q").code == 0
+    assert "has an evaluation" in refused(*asked)
+    assert "draws was 2, not 3" in refused(*asked, "--samples", 3, "--resume")
+    assert "z was posterior-prompt, not prior" in refused(*asked, "--z", "prior", "--resume")
+    assert run_cli(*asked, "--task", "boolq", "--limit", 1, "--resume").code == 0  # more questions are not another evaluation
+    (tmp_path / "out" / "settings.json").write_text("[", encoding="utf-8")
+    assert "settings of the evaluation are damaged" in refused(*asked, "--resume")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").touch()
+    assert "not empty" in refused(*asked[:-1], tmp_path / "full")
+
+
+def test_items_are_scored_again_without_model_and_data(
+    run_cli: Callable, refused: Callable, text_run: Path, data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    tasks = "winogrande,mmlu,gsm8k,mbpp"
+    done = run_cli("evaluate", text_run, "--task", tasks, "--data", data, "--samples", 2, "--limit", 2, "-o", out, "--json", *CODE)
+    first = {one["task"]: {**one, "seconds": 0} for one in json.loads(done.stdout)["tasks"]}
+    again = json.loads(run_cli("evaluate", "--rescore", out, "--allow-code-execution", "--json").stdout)
+    assert {one["task"]: {**one, "seconds": 0} for one in again["tasks"]} == first
+    assert (again["kind"], again["steps"], again["z"], again["draws"]) == ("free", [40], "posterior-prompt", 2)
+    file = out / "winogrande.jsonl"
+    changed = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    for item in changed:
+        for i, answer in enumerate(item["answers"]):
+            answer["loglikelihood"] = -1.0 if i == item["doc"]["gold"] else -2.0
+    (tmp_path / "alone.jsonl").write_text("".join(json.dumps(item) + "\n" for item in changed), encoding="utf-8")
+    done = run_cli("evaluate", "--rescore", tmp_path / "alone.jsonl", "--json")
+    assert json.loads(done.stdout)["tasks"][0]["scores"]["acc"]["value"] == 1.0 and json.loads(done.stdout)["kind"] is None
+    assert run_cli("evaluate", "--rescore", tmp_path / "alone.jsonl").code == 0
+    assert "--allow-code-execution permits it" in refused("evaluate", "--rescore", out / "mbpp.jsonl")
+    assert "--rescore has no RUN" in refused("evaluate", text_run, "--rescore", out)
+    assert "not an item" in refused("evaluate", "--rescore", out / "settings.json")
+    assert "has no items" in refused("evaluate", "--rescore", data)
+    assert "missing argument 'RUN'" in refused("evaluate", "--task", "piqa")
+
+
+def test_the_mean_over_the_last_third(
+    run_cli: Callable, refused: Callable, text_run: Path, copied: Callable, data: Path, tmp_path: Path
+) -> None:
+    """Of checkpoints 10, 30 and 40 the last two; each item's score is its mean over them."""
+    import shutil
+
+    run = copied(text_run)
+    last = run / "checkpoints" / "step-000040"
+    for step in (10, 30):
+        shutil.copytree(last, last.with_name(f"step-{step:06d}"))
+    asked = ["evaluate", run, "--task", "arc_easy", "--data", data, "--samples", 1, "--checkpoints", "last-third"]
+    done = run_cli(*asked, "-o", tmp_path / "out", "--json")
+    assert done.code == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert len(found["steps"]) == 2
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["result.json", "step-000030", "step-000040"]
+    one = json.loads(run_cli(*asked[:-2], "--json").stdout)
+    assert found["tasks"][0]["scores"]["acc"]["value"] == one["tasks"][0]["scores"]["acc"]["value"]
+    assert "mean over steps" in run_cli(*asked).stdout
+    assert "needs a run with checkpoints" in refused("evaluate", last, *asked[2:])
+
+
+def test_means_of_items_over_checkpoints() -> None:
+    from freetf_cli.evaluation.benchmarks.run import _mean
+    from freetf_cli.records.benchmarks import Score
+
+    def found(values: list[float]) -> tuple:
+        score = Score("piqa", "acc_char", 20, 0, {}, 0.5, 0, 0.1, 1.0)
+        return [score], [{"doc": {"choices": ["a", "b"]}, "scores": {"acc_char": value}} for value in values]
+
+    (score,) = _mean([found([1.0] * 10 + [0.0] * 10), found([1.0] * 5 + [0.0] * 15)])
+    estimate = score.scores["acc_char"]
+    assert estimate.value == pytest.approx(0.375) and estimate.low < 0.25 < 0.5 < estimate.high
+    assert score.seconds == 2.0 and score.stderr == pytest.approx(0.1)
+
+
+def test_the_papers_figures_beside_measured_ones(run_cli: Callable, refused: Callable, text_run: Path, data: Path, tmp_path: Path) -> None:
+    asked = ["evaluate", text_run, "--task", "piqa", "--data", data, "--samples", 1]
+    assert run_cli(*asked, "-o", tmp_path / "first", "-q").code == 0
+    done = run_cli(*asked, "--paper", 3, "--beside", tmp_path / "first")
+    assert done.code == 0, done.stderr
+    assert "paper: baseline last third mean" in done.stdout and "0.812" in done.stdout and "not measured here" in done.stdout
+    assert "paper: free 1/4 bit" in run_cli("evaluate", "--rescore", tmp_path / "first", "--paper", 1).stdout
+    assert "--beside needs the table to show" in refused(*asked, "--beside", tmp_path / "first")
+    assert "no result" in refused(*asked, "--paper", 1, "--beside", tmp_path)

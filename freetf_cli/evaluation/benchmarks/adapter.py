@@ -53,7 +53,7 @@ class RunLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         super().__init__()
         self._temperature = temperature
         self._scorer, self._tokenizer, self._stage = scorer, tokenizer, stage
-        self.answers = answers or Answers()
+        self.answers = Answers() if answers is None else answers
         self.task = ""
         self.truncated: set[str] = set()
 
@@ -190,6 +190,10 @@ def not_run(doc: Mapping[str, Any], results: Sequence[Any]) -> metrics.Scores:
     return {}
 
 
-def records(results: Sequence[Any]) -> list[Mapping[str, Any]]:
-    """The records of results; of another model's, what lm-eval knows."""
-    return [one.record if isinstance(one, Answer) else {"loglikelihood": one[0], "greedy": one[1]} for one in results]
+def records(results: Sequence[Any]) -> list[Any]:
+    """Results as JSON: the records of log-likelihoods, of another model's what lm-eval knows, and generated texts as they are."""
+    return [_record(one) if isinstance(one, tuple) else one for one in results]
+
+
+def _record(result: tuple[Any, ...]) -> Mapping[str, Any]:
+    return result.record if isinstance(result, Answer) else {"loglikelihood": float(result[0]), "greedy": bool(result[1])}

@@ -38,9 +38,6 @@ class Answers:
             whole.append(line)
         return whole
 
-    def __len__(self) -> int:
-        return len(self._known)
-
     def known(self, keys: Sequence[str]) -> list[Record] | None:
         """The answers to all of these requests; None unless all are known."""
         found = [self._known.get(key) for key in keys]

@@ -223,7 +223,12 @@ def mbpp_plus(data: Path) -> Splits:
     """With MBPP's own assertions: four functions take tuples, which inputs in JSON cannot be."""
 
     def doc(row: Doc) -> Doc:
-        return _code(row["prompt"], row["canonical_solution"], "", f"\n{row['assertion']}\n{_same_results(row, row['canonical_solution'])}")
+        return _code(
+            row["prompt"],
+            row["canonical_solution"],
+            "",
+            f"\nimport math\n{row['assertion']}\n{_same_results(row, row['canonical_solution'])}",
+        )
 
     return _same([doc(row) for row in _jsonl(data / "mbppplus" / "MbppPlus.jsonl.gz")])
 

@@ -81,11 +81,13 @@ def measure(lm: Any, name: str, asked: Questions, stage: Stage) -> tuple[list[Sc
             if "unsafe" not in str(error):
                 raise
             raise InputError(f"lm-eval would run generated code of {name} without a sandbox", hint="humaneval and mbpp have one") from None
-    items = [_item(task, sample, cut) for task, samples in found["samples"].items() for sample in samples]
     shots = {task: int(one.get_config("num_fewshot") or 0) for task, one in loaded["tasks"].items()}
     if own is not None:
+        shots[name] = _shown(own, asked, shots[name])
+    items = [_item(task, sample, cut, shots[task]) for task, samples in found["samples"].items() for sample in samples]
+    if own is not None:
         score_items(own, items, stage)
-        return [score(own, items, _shown(own, asked, shots[name]), time.perf_counter() - started)], items
+        return [score(own, items, shots[name], time.perf_counter() - started)], items
     seconds = (time.perf_counter() - started) / len(shots)
     parts = [_foreign(task, found, shots[name], seconds) for name, task in loaded["tasks"].items()]
     return parts, items
@@ -168,17 +170,17 @@ def score(benchmark: Benchmark, items: Sequence[Item], shots: int, seconds: floa
     )
 
 
-def _item(task: str, sample: Mapping[str, Any], truncated: Set[str]) -> Item:
+def _item(task: str, sample: Mapping[str, Any], truncated: Set[str], shots: int) -> Item:
     """An item as a line of JSON: lm-eval's sample without its hashes, and only with what scores need."""
-    from freetf_cli.evaluation.benchmarks.adapter import Answer
+    from freetf_cli.evaluation.benchmarks.adapter import records
 
     found = sample["filtered_resps"]
     if len(found) == 1 and isinstance(found[0], list):  # all attempts at a program
         found = found[0]
-    answers = [one.record if isinstance(one, Answer) else one for one in found]
+    answers = records(found)
     scores = {name: sample[name] for name in sample["metrics"]}
     prompts = [arguments[0] for arguments in sample["arguments"]]
-    asked = {"task": task, "item": sample["doc_id"], "doc": sample["doc"], "prompt": prompts[0]}
+    asked = {"task": task, "item": sample["doc_id"], "doc": sample["doc"], "prompt": prompts[0], "shots": shots}
     return {**asked, "truncated": any(prompt in truncated for prompt in prompts), "answers": answers, "scores": scores}
 
 

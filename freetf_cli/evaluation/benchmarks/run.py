@@ -1,33 +1,39 @@
-"""Benchmarks of a checkpoint: opens the folder of the items, asks lm-eval for one benchmark after the other, and writes what was found."""
+"""Benchmarks of one or several checkpoints of a run: asks lm-eval for one benchmark after the other, and writes what was found.
+
+Of several checkpoints (§4.5: the mean over the last third of the training) each item's score is its mean over them.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from freetf_cli.durable import read_small, write_durably
 from freetf_cli.errors import InputError
 from freetf_cli.evaluation import Stage
-from freetf_cli.evaluation.benchmarks import BENCHMARKS, FOREIGN
+from freetf_cli.evaluation.benchmarks import BENCHMARKS, FOREIGN, metrics
 from freetf_cli.evaluation.benchmarks.answers import Answers
-from freetf_cli.evaluation.benchmarks.measure import Questions, check_name, measure, require_lm_eval, to_lines
+from freetf_cli.evaluation.benchmarks.measure import Item, Questions, check_name, measure, require_lm_eval, to_lines
 from freetf_cli.evaluation.benchmarks.scoring import DRAWS, Scorer, ZSource
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.records import to_json
-from freetf_cli.records.benchmarks import Benchmarks
-from freetf_cli.runs.checkpoint import Checkpoint
+from freetf_cli.records.benchmarks import Benchmarks, Score
+from freetf_cli.runs.checkpoint import Checkpoint, checkpoint_folders, folder_step
 
 SETTINGS, ANSWERS, RESULT = "settings.json", "answers.jsonl", "result.json"
+
+Found = tuple[list[Score], list[Item]]  # the scores of a benchmark, and its items
 
 
 @dataclass(frozen=True)
 class BenchmarkRequest:
     """What to measure and how. z, draws: of a Free model's log-likelihoods. temperature: of generated text; None: each task's own.
 
-    folder: of the items; None: nothing is written. resume: the folder may have answers to the same questions already.
+    folder: of the items; None: nothing is written. resume: the folder may have answers of the same model already. several: checkpoints,
+    with a folder each.
     """
 
     run: str
@@ -38,55 +44,102 @@ class BenchmarkRequest:
     temperature: float | None = None
     folder: Path | None = None
     resume: bool = False
+    several: bool = False
 
     def settings(self, checkpoint: Checkpoint) -> dict[str, Any]:
-        """All that the answers depend on."""
-        asked = {name: value for name, value in asdict(self.questions).items() if name != "allow_code"}
-        asked |= {"z": self.z, "draws": self.draws, "temperature": self.temperature}
-        return {"checkpoint": checkpoint.weights_sha256, **asked}
+        """All that an answer depends on beside its own request."""
+        drawn = {"seed": self.questions.seed, "z": self.z, "draws": self.draws, "temperature": self.temperature}
+        return {"checkpoint": checkpoint.weights_sha256, **drawn}
 
 
-def run_benchmarks(checkpoint: Checkpoint, model: Decoder, request: BenchmarkRequest, stage: Stage) -> Benchmarks:
-    """The scores of all benchmarks. InputError for an unknown name, data that is not there, or a folder of another evaluation."""
+def last_third(run: Path) -> list[Path]:
+    """The checkpoints from two thirds of a run's last step on. InputError if the run has none."""
+    folders = checkpoint_folders(run)
+    if not folders:
+        raise InputError("--checkpoints last-third needs a run with checkpoints", str(run))
+    return [folder for folder in folders if 3 * folder_step(folder) >= 2 * folder_step(folders[-1])]
+
+
+def run_benchmarks(opened: Iterable[tuple[Checkpoint, Decoder]], request: BenchmarkRequest, stage: Stage) -> Benchmarks:
+    """The scores of all benchmarks, of several checkpoints as means.
+
+    opened: the checkpoints in the order of training, each opened when it is its turn. InputError for an unknown name, data that is not
+    there, or a folder of another evaluation.
+    """
     for name in request.tasks:
         if name not in BENCHMARKS:
             check_name(name)
     require_lm_eval()
-    from freetf_cli.evaluation.benchmarks.adapter import RunLM
-
-    free, folder = model.latent is not None, request.folder
-    if request.questions.attempts > 1 and not free and not request.temperature:
-        raise InputError("--attempts: all programs of a baseline are the same without a temperature", hint="--temperature 0.8")
-    answers = Answers() if folder is None else _open(folder, request, checkpoint)
-    scorer = Scorer(model, z=request.z, draws=request.draws, seed=request.questions.seed)
-    lm = RunLM(scorer, checkpoint.tokenizer(), answers, stage, request.temperature)
-    scores = []
-    try:
-        for name in request.tasks:
-            found, items = measure(lm, name, request.questions, stage)
-            scores += found
-            if folder is not None:
-                write_durably(folder / f"{name.removeprefix(FOREIGN)}.jsonl", to_lines(items))
-    finally:
-        answers.close()
+    steps: list[int] = []
+    by_task: dict[str, list[Found]] = {}
+    for checkpoint, model in opened:
+        folder = request.folder
+        if folder is not None and request.several:
+            folder /= checkpoint.folder.name
+        steps.append(checkpoint.step)
+        for name, found in _measure(checkpoint, model, replace(request, folder=folder), stage):
+            by_task.setdefault(name, []).append(found)
+    free = model.latent is not None
     result = Benchmarks(
         run=request.run,
         kind=checkpoint.recipe.kind,
-        step=checkpoint.step,
+        steps=steps,
         z=request.z if free else None,
-        draws=scorer.draws,
+        draws=request.draws if free else 1,
         seed=request.questions.seed,
         limit=request.questions.limit,
-        tasks=scores,
-        folder=None if folder is None else str(folder),
+        tasks=[score for found in by_task.values() for score in _mean(found)],
+        folder=None if request.folder is None else str(request.folder),
     )
-    if folder is not None:
-        write_durably(folder / RESULT, to_json(result) + "\n")
+    if request.folder is not None:
+        write_durably(request.folder / RESULT, to_json(result) + "\n")
     return result
 
 
+def _measure(checkpoint: Checkpoint, model: Decoder, request: BenchmarkRequest, stage: Stage) -> Iterator[tuple[str, Found]]:
+    """What each benchmark finds of one checkpoint."""
+    from freetf_cli.evaluation.benchmarks.adapter import RunLM
+
+    if request.questions.attempts > 1 and model.latent is None and not request.temperature:
+        raise InputError("--attempts: all programs of a baseline are the same without a temperature", hint="--temperature 0.8")
+    folder = request.folder
+    answers = Answers() if folder is None else _open(folder, request, checkpoint)
+    scorer = Scorer(model, z=request.z, draws=request.draws, seed=request.questions.seed)
+    lm = RunLM(scorer, checkpoint.tokenizer(), answers, stage, request.temperature)
+    try:
+        for name in request.tasks:
+            scores, items = measure(lm, name, request.questions, stage)
+            if folder is not None:
+                write_durably(folder / f"{name.removeprefix(FOREIGN)}.jsonl", to_lines(items))
+            yield name, (scores, items)
+    finally:
+        answers.close()
+
+
+def _mean(found: Sequence[Found]) -> list[Score]:
+    """The scores of one checkpoint, or the means over several. Of lm-eval's own tasks the items are not known to be comparable."""
+    last, items = found[-1]
+    own = BENCHMARKS.get(last[0].task) if len(last) == 1 else None
+    if len(found) == 1:
+        return last
+    if own is None or "scores" not in items[0]:
+        raise InputError(f"--checkpoints last-third: {last[0].task} is a task of lm-eval's own", hint="measure its checkpoints one by one")
+    docs = [item["doc"] for item in items]
+    each = [[checkpoint[number]["scores"] for _, checkpoint in found] for number in range(len(items))]
+    means = [{name: sum(one[name] for one in scores) / len(scores) for name in scores[0]} for scores in each]
+    errors = [scores[0].stderr for scores, _ in found]
+    return [
+        replace(
+            last[0],
+            scores=metrics.summarise(docs, means, own.macro),
+            stderr=None if None in errors else sum(error for error in errors if error is not None) / len(errors),
+            seconds=sum(scores[0].seconds for scores, _ in found),
+        )
+    ]
+
+
 def _open(folder: Path, request: BenchmarkRequest, checkpoint: Checkpoint) -> Answers:
-    """The answers in the folder, which is created, or resumed if it has the same settings."""
+    """The answers in the folder, which is created, or resumed if they are of the same model under the same settings."""
     settings, file = request.settings(checkpoint), folder / SETTINGS
     if folder.exists() and not folder.is_dir():
         raise InputError("-o: not a folder", str(folder))
@@ -98,11 +151,12 @@ def _open(folder: Path, request: BenchmarkRequest, checkpoint: Checkpoint) -> An
         raise InputError("the folder is not empty, and has no evaluation", str(folder), "choose another -o")
     else:
         folder.mkdir(parents=True, exist_ok=True)
-        write_durably(file, json.dumps(settings, indent=1) + "\n")
+        about = {"run": request.run, "kind": checkpoint.recipe.kind, "step": checkpoint.step}
+        write_durably(file, json.dumps({**about, **settings}, indent=1) + "\n")
     return Answers(folder / ANSWERS)
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path) -> Mapping[str, Any]:
     try:
         found = json.loads(read_small(file))
     except ValueError:
@@ -112,13 +166,14 @@ def _read(file: Path) -> dict[str, Any]:
     return found
 
 
-def _compare(was: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
-    """Raise InputError if the folder's answers are to other questions, or of another model."""
+def _compare(was: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+    """Raise InputError if the folder's answers are of another model, or made otherwise."""
     differing = [f"{name} was {was.get(name)}, not {now[name]}" for name in now if was.get(name) != now[name]]
     if differing:
         raise InputError(f"--resume: the evaluation differs: {'; '.join(differing)}", str(folder), "choose another -o")
 
 
 def unique(names: Sequence[str]) -> tuple[str, ...]:
-    """Names as the user gave them, each once; a comma separates several."""
-    return tuple(dict.fromkeys(part for name in names for part in name.split(",") if part))
+    """Names as the user gave them, each once; a comma separates several, and `all` means all benchmarks."""
+    parts = (part for name in names for part in name.split(",") if part)
+    return tuple(dict.fromkeys(one for part in parts for one in (BENCHMARKS if part == "all" else [part])))

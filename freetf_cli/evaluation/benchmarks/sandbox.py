@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 PASSED, TIMED_OUT = "passed", "timed out"
+CONFINED = ("processes", "files", "network")  # what a kernel may confine
 _LEAST_UID = 1 << 20  # users from here on own nothing
 # From linux/sched.h, linux/prctl.h, linux/landlock.h and linux/capability.h; the numbers of these system calls are the same everywhere.
 _CLONE_NEWIPC, _CLONE_NEWUSER, _CLONE_NEWPID, _CLONE_NEWNET = 0x08000000, 0x10000000, 0x20000000, 0x40000000
@@ -94,7 +95,7 @@ def _verdict(said: bytes, token: str, code: int) -> str:
 
 
 def confinement() -> list[str]:
-    """What the kernel of this machine confines: some of "processes", "files", "network"."""
+    """What the kernel of this machine confines, some of CONFINED."""
     probe = "import json; json.dump(CONFINED, open('confined', 'w'))"
     found = run(f"{probe}\nraise RuntimeError(open('confined').read())", Limits(seconds=30.0))
     try:

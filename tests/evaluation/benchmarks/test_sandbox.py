@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import shutil
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -27,6 +31,18 @@ def names(folder: Path) -> list[str]:
 def needs(confined: list[str], what: str) -> None:
     if what not in confined:
         pytest.skip(f"this kernel does not confine {what}")
+
+
+def test_what_the_kernel_offers_is_used(confined: list[str]) -> None:
+    """Where Landlock answers, and `unshare` may create namespaces, their confinement is on: none of the tests below is left out."""
+    libc = ctypes.CDLL(None)
+    if sys.platform == "linux" and libc.syscall(444, None, 0, 1) > 0:
+        assert "files" in confined
+    if (
+        shutil.which("unshare")
+        and subprocess.run(["unshare", "--user", "--net", "--pid", "--fork", "true"], capture_output=True).returncode == 0
+    ):
+        assert {"processes", "network"} <= set(confined)
 
 
 @pytest.mark.parametrize(

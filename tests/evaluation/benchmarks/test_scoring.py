@@ -148,3 +148,24 @@ def test_the_mean_of_logarithms_far_below_zero() -> None:
     assert value == pytest.approx(-1000 + math.log(2))
     assert error == pytest.approx(np.std([1, 3], ddof=1) / math.sqrt(2) / 2)
     assert log_mean([-2.0]) == (-2.0, None) and log_mean([-math.inf, -math.inf]) == (-math.inf, None)
+
+
+@torch.inference_mode()
+def test_greedy_is_what_the_mixture_would_decode() -> None:
+    """A draw counts by what it gives to the answer so far: for some prompts, counting the draws alike decodes another token."""
+    model, pairs, differing = tiny(3), [], 0
+    for prompt in ([9, a, b] for a in range(3) for b in range(3)):
+        answer: list[int] = []
+        for _ in range(3):
+            weighted, alike = torch.zeros(10, dtype=torch.float64), torch.zeros(10, dtype=torch.float64)
+            for k in range(3):
+                logp = literal(model, prompt, [*answer, 0], drawn(model, prompt, len(prompt + answer), "posterior-prompt", k))
+                before = logp[:-1].gather(1, torch.tensor(answer, dtype=torch.long)[:, None]).sum().exp()
+                weighted, alike = weighted + before * logp[-1].exp(), alike + logp[-1].exp()
+            differing += int(weighted.argmax()) != int(alike.argmax())
+            answer.append(int(weighted.argmax()))
+        pairs.append((prompt, answer))
+    assert differing > 0
+    assert all(one.greedy for one in scored(model, pairs, draws=3))
+    other = [(prompt, [*answer[:-1], (answer[-1] + 1) % 10]) for prompt, answer in pairs]
+    assert not any(one.greedy for one in scored(model, other, draws=3))
