@@ -272,7 +272,7 @@ class FreeTransformerForCausalLM(PreTrainedModel, GenerationMixin):
         z_BT = z.to(x_BTD.device).index_select(1, index_T).expand(len(x_BTD), -1)
         hidden_BTD = self.model(x_BTD, z_BT, at, past_key_values)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(hidden_BTD[:, kept if logits_to_keep is not None else slice(None)])
+        logits = self.lm_head(hidden_BTD[:, kept])
         loss = None
         if labels is not None:
             loss = F.cross_entropy(logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten())
@@ -330,6 +330,8 @@ class FreeTransformerForCausalLM(PreTrainedModel, GenerationMixin):
         prior as all the rest. `num_return_sequences` sequences of a prompt have Zs of their own, in greedy search too. The beams of a
         beam search share one, so that their scores can be compared.
         """
+        if prompt_z not in ("posterior", "prior"):
+            raise ValueError(f"prompt_z is 'posterior' or 'prior', not {prompt_z!r}")
         prompt = inputs if inputs is not None else options.pop("input_ids", None)
         config = generation_config if generation_config is not None else self.generation_config
 
@@ -353,6 +355,8 @@ class FreeTransformerForCausalLM(PreTrainedModel, GenerationMixin):
             z = self.draw_z(len(prompt), length, z_seed)
             if prompt_z == "posterior":
                 z[:, : prompt.shape[1]] = self.infer_z(prompt, options.get("attention_mask"), z_seed)
+        if len(z) not in (1, len(prompt)):
+            raise ValueError(f"z has {len(z)} rows, for {len(prompt)} sequences")
         z = z.to(prompt.device).expand(len(prompt), -1)
         return super().generate(prompt, generation_config=generation_config, z=z, **options)
 

@@ -120,6 +120,8 @@ def test_a_query_in_padding_sees_itself() -> None:
 def test_mistakes_are_errors(found: Any) -> None:
     assert "zz" in found["unknown"]
     assert found["short z"] == "z has codes for 5 positions, and position 5 needs one"
+    assert found["rows of z"] == "z has 3 rows, for 1 sequences"
+    assert "not 'prio'" in found["other prompt_z"]
     assert "needs z" in found["no z"]
 
 
