@@ -19,15 +19,21 @@ from freetf_cli.records import DataFacts
 from freetf_cli.records.exchange import ImportResult
 from freetf_cli.runs.checkpoint import save_checkpoint
 from freetf_cli.runs.folder import RunFolder, now
+from freetf_cli.runs.lock import lock_run
 
 
 def import_folder(source: Path, out: Path, *, separator_token: str | None = None, argv: Sequence[str] = ()) -> ImportResult:
     """Make a run of a folder. separator_token: the special token that begins and ends documents; by default what the folder says.
 
     Everything is read, and the logits compared where transformers is installed, before anything is written. Raises InputError for what
-    freetf's decoder does not have, CheckFailed if the logits differ.
+    freetf's decoder does not have, CheckFailed if the logits differ, FreetfError if another process trains into the run's folder.
     """
     RunFolder.check_path(out)
+    with lock_run(out):
+        return _import_folder(source, out, separator_token, argv)
+
+
+def _import_folder(source: Path, out: Path, separator_token: str | None, argv: Sequence[str]) -> ImportResult:
     folder = read_folder(source)
     tokenizer = read_tokenizer(folder, separator_token)
     recipe, vocabulary = folder.recipe, folder.recipe.model.vocab or 0

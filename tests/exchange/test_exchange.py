@@ -14,13 +14,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from freetf_cli.data.tokenizer import byte_level
-from freetf_cli.errors import CheckFailed, InputError
+from freetf_cli.errors import CheckFailed, FreetfError, InputError
 from freetf_cli.exchange import check, importing
 from freetf_cli.exchange.folder import read_folder
 from freetf_cli.exchange.huggingface import export, split_shards
 from freetf_cli.exchange.importing import import_folder
 from freetf_cli.exchange.llama import hf_name
 from freetf_cli.runs.checkpoint import Checkpoint
+from freetf_cli.runs.lock import lock_run
 from tests.exchange.conftest import LATENT, make_run
 
 CPU = torch.device("cpu")
@@ -251,6 +252,12 @@ def test_a_second_import_does_not_replace_a_run(imported: Path, folders: Path, r
     done = run_cli("import", folders / "baseline", "-o", imported)
     assert done.code == 2 and "the run exists" in done.stderr
     assert (imported / "manifest.json").read_bytes() == before
+
+
+def test_a_run_that_is_being_trained_is_not_replaced(imported: Path, folders: Path) -> None:
+    shutil.rmtree(imported / "checkpoints" / "step-000000")  # as before the first checkpoint
+    with lock_run(imported), pytest.raises(FreetfError, match="is training this run"):
+        import_folder(folders / "baseline", imported)
 
 
 def test_an_interrupted_import_can_be_repeated(imported: Path, folders: Path, run_cli: Callable[..., Any]) -> None:
