@@ -12,6 +12,7 @@ from freetf_cli.report.units import MISSING, count, duration, is_number, number,
 
 METRICS = (
     "acc: the likeliest answer is right; acc_char, acc_completion: its log-likelihood divided by its characters, or tokens. "
+    "em: exact match; pass@k: one of k programs is right. "
     "Scores are means over items [95 % interval]; chance: of guessing among the choices."
 )
 DRAWN = (
