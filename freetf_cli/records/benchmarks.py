@@ -12,6 +12,7 @@ from freetf_cli.report.units import MISSING, count, duration, is_number, number,
 
 METRICS = (
     "acc: the likeliest answer is right; acc_char, acc_completion: its log-likelihood divided by its characters, or tokens. "
+    "em: exact match; pass@k: one of k programs is right. "
     "Scores are means over items [95 % interval]; chance: of guessing among the choices."
 )
 DRAWN = (
@@ -102,7 +103,7 @@ class Benchmarks:
         drawn = self.z is not None
         steps = f"{'mean over steps' if len(self.steps) > 1 else 'step'} {', '.join(map(count, self.steps))}"
         facts = [("model", f"{KINDS[self.kind]}, {steps}" if self.kind else ""), ("Z", f"{self.z}, {self.draws} draws" if self.z else "")]
-        facts += [("seed", str(self.seed)), ("items", f"the first {count(self.limit)} of each" if self.limit else "all")]
+        facts += [("seed", str(self.seed)), ("items", f"the first {count(self.limit)} of each" if self.limit else "")]
         facts += [("took", duration(sum(one.seconds for one in self.tasks))), ("written to", self.folder or "")]
         columns = ["benchmark", "shots", "items", "metric", "score [95 %]", "chance", *["se"] * drawn, "truncated", "other scores"]
         rows = [self._row(one, drawn=drawn) for one in self.tasks]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,3 +66,9 @@ def test_bad_input(run_cli: Callable, free_run: Path, workshop: Path, monkeypatc
     monkeypatch.chdir(workshop)
     done = run_cli("evaluate", free_run, *options)
     assert done.code == 2 and said in done.stderr
+
+
+def test_benchmarks_without_lm_eval(run_cli: Callable, free_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    done = run_cli("evaluate", free_run, "--task", "piqa", "--data", ".")
+    assert (done.code, done.stderr) == (1, "freetf: error: benchmarks need lm-eval, which is not installed; pip install 'freetf[eval]'\n")

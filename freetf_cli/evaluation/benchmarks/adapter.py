@@ -112,7 +112,7 @@ class RunLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         return nullcontext(lambda count: None) if self._stage is None else self._stage(self.task, total)
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[float]:
-        """The log-likelihood of whole texts, in windows of the model's context that overlap by nothing but one token."""
+        """The log-likelihood of whole texts, cut into windows of the model's context as lm-eval does: each token is predicted once."""
         pairs: list[Pair] = []
         owners: list[int] = []
         for number, request in enumerate(requests):
@@ -122,7 +122,7 @@ class RunLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
             for window in windows:
                 pairs.append(make_disjoint_window(window))
                 owners.append(number)
-        keys = _keys(self.task, [f"{requests[owner].args[0]}" for owner in owners])
+        keys = _keys(self.task, [requests[owner].args[0] for owner in owners])
         totals = [0.0] * len(requests)
         for owner, record in zip(owners, self._score(list(keys), pairs), strict=True):
             totals[owner] += record["loglikelihood"]
