@@ -22,7 +22,7 @@ from freetf_cli.records import Finding
 if TYPE_CHECKING:
     import torch
 
-TORCH_TESTED = ((2, 11), (2, 13))
+TORCH_TESTED = ((2, 11), (2, 14))
 NAMES = ("cuda", "mps", "cpu")  # in the order that `auto` prefers
 
 
@@ -102,7 +102,7 @@ def _torch() -> list[Finding]:
         return [replace(found, fix="make setup")]
     oldest, newest = TORCH_TESTED
     tested = oldest <= tuple(int(part) for part in found.value.split(".")[:2]) <= newest
-    return [replace(found, ok=tested, fix="pip install 'torch>=2.11,<2.14'"), _devices(), _cpu(), _bf16(), _compiler(), _attention()]
+    return [replace(found, ok=tested, fix="pip install 'torch>=2.11,<2.15'"), _devices(), _cpu(), _bf16(), _compiler(), _attention()]
 
 
 def _devices() -> Finding:
