@@ -18,7 +18,16 @@ def test_list_json(run_cli):
     assert all(row["kind"] in ("baseline", "free") for row in record["recipes"])
     assert all(row["name"].startswith(row["family"]) and row["steps"] > 0 for row in record["recipes"])
     assert [sweep["name"] for sweep in record["sweeps"]] == ["figure4", "figure4-mini"]
-    assert {row["family"] for row in record["recipes"]} == {"blocks", "demo", "figure4", "figure4-mini", "letters", "paper", "reviews"}
+    assert {row["family"] for row in record["recipes"]} == {
+        "blocks",
+        "demo",
+        "figure4",
+        "figure4-mini",
+        "letters",
+        "paper",
+        "reviews",
+        "text",
+    }
 
 
 def test_list_shows_every_recipe_uncut(run_cli):

@@ -15,6 +15,7 @@ import os
 import pkgutil
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,8 @@ def main(*words: str) -> None:
     lazy = () if torch.version.cuda else LAZY  # torch._dynamo uses the GPU
     for name in (*ours, *lazy):  # so that the forks need not import them
         if not name.endswith(("_triton", "__main__")):
-            importlib.import_module(name)
+            with suppress(ModuleNotFoundError):  # an extra is not installed
+                importlib.import_module(name)
     if words:
         run(*words)
     for line in sys.stdin if not words else ():
