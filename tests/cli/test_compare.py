@@ -88,7 +88,15 @@ def no_forward(monkeypatch):
 def test_two_free_models(run_cli, free_run, other_run):
     code, stdout, stderr = run_cli("compare", free_run, other_run, *SMALL)
     assert code == 0
-    for said in ("12,864 parameters", "Held-out cost, bits/sequence", "Floor", "By position", "Training, held out", "Use of Z", "Weights"):
+    for said in (
+        "12,864 parameters",
+        "Cost of held-out sequences, bits/sequence",
+        "Floor",
+        "By position",
+        "Training, held out",
+        "Use of Z",
+        "Weights",
+    ):
         assert said in stdout
     for said in ("train.seed", "latent.kappa", "Samples after the prompt", "A: independent Z", "B: independent Z", "Size and speed"):
         assert said in stdout
@@ -295,7 +303,7 @@ def test_text_is_told_in_bits_per_byte_on_the_shorter_context(run_cli, compared,
     cost = found["metrics"]["nll"]["a"]
     assert cost["bits_per_byte"] > 0
     stdout = run_cli("compare", text_run, shorter, *SMALL, "--split", "train").stdout
-    assert "Held-out cost, bits/byte" in stdout and "Samples without a prompt" in stdout
+    assert "Cost of sequences of the train split, bits/byte" in stdout and "Samples without a prompt" in stdout
 
 
 @pytest.mark.parametrize("metric", ["ce_posterior", "ce_prior", "kl"])

@@ -42,6 +42,8 @@ def edited(path, before, after):
         ("[train]", "[trian]\n[train]", "unknown key 'trian', FILE, line 14; did you mean 'train'?"),
         ("heads = 4", "heads = 4\nbits = 3", "unknown key 'model.bits', FILE, line 10; choose from: attention, attention_layers"),
         ("steps = 100", 'steps = "100"', "train.steps: input should be a valid integer, not '100', FILE, line 15"),
+        ("[train]", "[eval]\nsplit = 'train'\n[train]", "eval.split = 'train' is what the model learns from: name a held-out split"),
+        ("[train]", "[eval]\nsplit = 'vall'\n[train]", "eval.split = 'vall' is none of a task's held-out splits, 'val' and 'test'"),
         ("steps = 100", "steps = 0", "train.steps: input should be greater than 0, not 0, FILE, line 15"),
         ("lr = 1e-3", "lr = nan", "train.lr: input should be a finite number, not nan, FILE, line 17"),
         ("kappa = 0.25", "kappa = '1/0'", "latent.kappa: input should be a valid number, not '1/0', FILE, line 12"),
