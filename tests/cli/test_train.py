@@ -829,6 +829,17 @@ def test_the_data_of_a_run_is_found_from_the_run_or_named(run_cli, workshop, tmp
     assert (code, "no such data folder, " + str(tmp_path / "away" / "none") in stderr, "--set data.dir=DIR" in stderr) == (2, True, True)
 
 
+@pytest.mark.parametrize("words", [(), ("--dry-run", "--set", "model.vocab=28")])
+def test_a_context_too_short_for_the_samples_is_refused_before_training(run_cli, workshop, tmp_path, words):
+    short = ["train", workshop / "baseline.toml", "-o", tmp_path / "run", "--set", "model.context=1", "-q"]
+    code, stdout, stderr = run_cli(*short, *words)
+    said = "model.context = 1 is too short for samples: their prompt alone has 2 tokens; model.context = 2 or more, or eval.samples = 0"
+    assert (code, stdout, said in stderr, list(tmp_path.iterdir())) == (2, "", True, [])
+    for possible in ("model.context=2", "eval.samples=0"):
+        assert run_cli(*short, *words, "--set", possible, "--set", "train.steps=1").code == 0
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+
+
 def test_a_vocabulary_that_is_too_small_is_the_tokenizers(run_cli, workshop, tmp_path, monkeypatch):
     monkeypatch.setattr(run_module, "LEAST", 2)  # rows of the held-out split: no other warning
     words = ["--set", "model.vocab=10", "--set", "train.steps=1", "--set", "eval.samples=0", "-q"]
