@@ -179,7 +179,9 @@ class Metrics:
         name, best, other = ("CE + KL", nelbo, "nll is no tighter") if nelbo < nll else ("nll", nll, "CE + KL is a loose one")
         if number(nll) == number(nelbo):
             other = f"{'nll' if nelbo < nll else 'CE + KL'} is as tight"
-        above = "" if unit.floor is None else f", {number(abs(best - unit.floor))} {'below' if best < unit.floor else 'above'} the floor"
+        side = "above" if unit.floor is None or best >= unit.floor else "below"
+        error = " (an error of sampling)" if side == "below" else ""
+        above = "" if unit.floor is None else f", {number(abs(best - unit.floor))} {side} the floor{error}"
         return f"{name} {number(best)} {unit.name}{above}; {other}"
 
     def has_latent(self) -> bool:

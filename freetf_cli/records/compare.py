@@ -82,15 +82,15 @@ class CheckResult:
     metric: str
     unit: Literal["%", "bits/token"]
     found: float  # B relative to A
-    holds: bool  # the failure that the expression describes did not occur
+    passed: bool  # the failure that the expression describes did not occur
 
     def text(self) -> str:
         """The value that was found, with four digits and its unit: `+0.7312 %`."""
         return "no number" if math.isnan(self.found) else f"{self.found:+.4g} {self.unit}"
 
     def cells(self) -> list[Cell]:
-        """Whether it holds, the condition, and the value that was found."""
-        return [("holds", "good") if self.holds else ("FAILS", "bad"), self.expression, self.text()]
+        """Whether it passed, the condition, and the value that was found."""
+        return [("passed", "good") if self.passed else ("FAILED", "bad"), self.expression, self.text()]
 
 
 @dataclass(frozen=True)

@@ -224,7 +224,7 @@ def test_weights_that_are_no_numbers_fail_every_check(run_cli, free_run, copied)
     assert code == 3
     found = json.loads(stdout)
     assert found["metrics"]["nll"]["b"]["nats_per_token"] is None
-    assert [one["holds"] for one in found["checks"]] == [False, False]
+    assert [one["passed"] for one in found["checks"]] == [False, False]
     assert run_cli("compare", free_run, broken, *SMALL).stdout.count("No verdict: ") == 1
 
 
@@ -234,7 +234,7 @@ def test_a_failed_check_is_exit_3_after_everything_was_printed(run_cli, free_run
     perturb(worse, lambda tensors: tensors["embedding.weight"].mul_(30.0))
     code, stdout, stderr = run_cli("compare", free_run, worse, *NO_CHECK, "--fail-if", condition, "--fail-if", "nll<-50%")
     assert code == 3
-    assert stderr.startswith("freetf: error: a check does not hold: ") and stderr.count("\n") == 1
+    assert stderr.startswith("freetf: error: a check failed: ") and stderr.count("\n") == 1
     assert f"'{condition}' (found +" in stderr and "-50%" not in stderr
     assert "Size and speed" in stdout and "Checks" in stdout
     better = run_cli("compare", worse, free_run, *NO_CHECK, "--fail-if", condition)
@@ -245,7 +245,7 @@ def test_a_failed_check_under_json_is_an_object_on_stderr(run_cli, free_run, oth
     code, stdout, stderr = run_cli("compare", free_run, other_run, *NO_CHECK, "--fail-if", "nll>-99%", "--json")
     assert (code, json.loads(stderr)["error"]["exit_code"]) == (3, 3)
     check = json.loads(stdout)["checks"][0]
-    assert (check["expression"], check["holds"], check["unit"]) == ("nll>-99%", False, "%")
+    assert (check["expression"], check["passed"], check["unit"]) == ("nll>-99%", False, "%")
     assert check["found"] == json.loads(stdout)["metrics"]["nll"]["relative_percent"]
 
 
