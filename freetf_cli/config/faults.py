@@ -32,6 +32,8 @@ def _as_error(item: Mapping[str, Any], names: tuple[str, ...], where: str) -> In
         return InputError(f"missing key '{key}'", where)
     if kind == "unknown_name":
         return InputError(f"{key}: {message}", where, item["ctx"]["hint"])
+    if kind == "less_than_equal":  # pydantic writes all 39 digits of 1e38
+        message = f"input should be less than or equal to {item['ctx']['le']}"
     if kind == "model_type":
         message = "input should be a table"
     return InputError(f"{key}: {message[:1].lower()}{message[1:]}, not {repr(item.get('input'))[:60]}", where)

@@ -15,8 +15,8 @@ Float8 = Literal["off", "tensorwise", "rowwise"]
 class TrainConfig(ConfigTable):
     """Optimisation."""
 
-    steps: Positive = Field(description="optimizer steps")
-    batch: Positive = Field(description="sequences per step")
+    steps: Positive = Field(le=1 << 40, description="optimizer steps")
+    batch: Positive = Field(le=1 << 24, description="sequences per step")
     lr: Rate = Field(description="peak learning rate of AdamW")
     min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = Field(0.1, description="final learning rate as a share of lr (cosine schedule)")
     warmup: NotNegative = Field(0, description="steps of linear warm-up")

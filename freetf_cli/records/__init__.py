@@ -249,9 +249,10 @@ class TrainResult:
     page: str = field(metadata={"json": "report"})
     facts: DataFacts
     start: int = 0
+    skipped: int = 0  # steps of this process that changed no weight, because their loss or gradient was not finite
 
     def report(self) -> Report:
-        held_out = best = ""
+        held_out, best, made = "", "", self.steps - self.start
         since = f" since step {count(self.start)}" if self.start else ""
         if self.val:
             unit = self.facts.unit(self.val)
@@ -262,6 +263,10 @@ class TrainResult:
         facts = [
             ("model", KINDS[self.kind]),
             ("trained", f"{count(self.steps)} steps, {count(self.tokens)} tokens, {duration(self.seconds)}{since}"),
+            (
+                "skipped",
+                f"{count(self.skipped)} of {count(made)} steps; {count(made - self.skipped)} changed the weights" * (self.skipped > 0),
+            ),
             ("held out", held_out),
             ("best bound", best),
             ("floor", floor_text(self.facts.floor_bits)),

@@ -273,6 +273,12 @@ def test_settings_of_a_new_run_that_are_hardly_meant_are_warned_of(run_cli, work
         context.setattr(run_module, "LEAST", 2)
         assert run_cli(*words, "--set", "train.warmup=1").stderr == ""
     shutil.rmtree(tmp_path / "run")
+    stderr = run_cli(*words, "--set", "train.warmup=2", "--set", "model.document_mask=true").stderr
+    assert "document_mask" not in stderr  # the rows are packed
+    shutil.rmtree(tmp_path / "run")
+    stderr = run_cli(*words, "--set", "train.warmup=2", "--set", "model.document_mask=true", "--set", "data.rows='documents'").stderr
+    assert "warning: model.document_mask = true has no effect: only data.rows = 'packed' puts several documents" in stderr
+    shutil.rmtree(tmp_path / "run")
     stderr = run_cli(*words, "--set", "train.warmup=2").stderr
     assert held_out in stderr
     assert "train.warmup = 2 is not less than train.steps = 2: the learning rate rises to the end" in stderr

@@ -251,6 +251,7 @@ def test_the_best_bound_is_named_and_the_loose_one_called_loose(said: Said) -> N
     shown = said(summary(metrics=[last]))
     assert "The best known bound on -log P(S): nll 28.13 bits/sequence, 0.72 above the floor; CE + KL is a loose one." in shown
     assert "nll 28.13 bits/sequence, 0.72 above the floor" in said(replace(TRAINED, val=last))
+    assert "skipped     3 of 4,000 steps; 3,997 changed the weights" in said(replace(TRAINED, skipped=3)) and "skipped" not in said(TRAINED)
     below = replace(last, nll=0.29)
     assert "0.22 below the floor (an error of sampling)" in said(replace(TRAINED, val=below))
     assert "31.41 bits/sequence, 4.00 above the floor; nll is no tighter" in said(replace(TRAINED, val=replace(last, nll=0.34)))
