@@ -36,7 +36,9 @@ def _as_error(item: Mapping[str, Any], names: tuple[str, ...], where: str) -> In
         message = f"input should be less than or equal to {item['ctx']['le']}"
     if kind == "model_type":
         message = "input should be a table"
-    return InputError(f"{key}: {message[:1].lower()}{message[1:]}, not {repr(item.get('input'))[:60]}", where)
+    given = item.get("input")
+    shown = repr(given) if isinstance(given, str) else str(given).lower() if isinstance(given, bool) else str(given)  # as in TOML
+    return InputError(f"{key}: {message[:1].lower()}{message[1:]}, not {shown[:60]}", where)
 
 
 def _nearest_key(table: str, name: str) -> str:

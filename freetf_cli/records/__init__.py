@@ -260,13 +260,11 @@ class TrainResult:
             held_out = f"CE {number(unit.bits(self.val.ce))}{latent} {unit.name} (loss {number(self.val.loss, 4)} nats/token)"
             if self.kind == "free":
                 best = self.val.best_bound(unit)
+        skipped = f"{count(self.skipped)} of {count(made)} steps; {count(made - self.skipped)} changed the weights"
         facts = [
             ("model", KINDS[self.kind]),
             ("trained", f"{count(self.steps)} steps, {count(self.tokens)} tokens, {duration(self.seconds)}{since}"),
-            (
-                "skipped",
-                f"{count(self.skipped)} of {count(made)} steps; {count(made - self.skipped)} changed the weights" * (self.skipped > 0),
-            ),
+            ("skipped", skipped if self.skipped else ""),
             ("held out", held_out),
             ("best bound", best),
             ("floor", floor_text(self.facts.floor_bits)),

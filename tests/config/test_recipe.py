@@ -58,6 +58,8 @@ def edited(path, before, after):
             "kappa = 0.25\nobjective.schedule.mismatch = [[0, 1e300], [1]]",
             "latent.objective.schedule.mismatch: 1e+300 is not between 0 and 1e+38",
         ),
+        ("lr = 1e-3", "lr = true", "train.lr: input should be a valid number, not true, FILE, line 17"),
+        ("lr = 1e-3", "lr = 2024-01-31", "train.lr: input should be a valid number, not 2024-01-31, FILE, line 17"),
         ("lr = 1e-3", "lr = nan", "train.lr: input should be a finite number, not nan, FILE, line 17"),
         ("kappa = 0.25", "kappa = '1/0'", "latent.kappa: input should be a valid number, not '1/0', FILE, line 12"),
         ("kappa = 0.25", "kappa = '-1/4'", "latent.kappa: input should be a valid number, not '-1/4', FILE, line 12"),
