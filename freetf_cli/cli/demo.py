@@ -17,7 +17,7 @@ import typer
 
 from freetf_cli.cli.options import DeviceOption, JsonOption, QuietOption, SeedOption, SmokeOption
 from freetf_cli.cli.output import Described, show
-from freetf_cli.errors import Interrupted, Stopped
+from freetf_cli.errors import InputError, Interrupted, Stopped
 
 if TYPE_CHECKING:
     from freetf_cli.records import TrainResult
@@ -46,6 +46,8 @@ def demo(
     """
     from freetf_cli.records.run import DemoResult
 
+    if (out / "recipe.toml").is_file():
+        raise InputError("the folder of a demo cannot be a run itself", str(out), "choose another -o")
     started, program = time.perf_counter(), _program()
     data, baseline, free = out / "letters", out / "baseline", out / "free"
     rows_at, first_at, second_at = (shlex.quote(str(path)) for path in (data, baseline, free))

@@ -78,14 +78,15 @@ def _check_name(recipe: str) -> None:
 
 
 def _distinct(planned: Sequence[PlannedRun], recipes: Sequence[Recipe]) -> tuple[list[PlannedRun], list[Recipe]]:
-    """The runs without those whose recipe is that of a run before them, such as `0.50` after `0.5`."""
+    """The runs without those whose recipe is that of a run before them, such as `0.50` after `0.5`, or `0.5` again."""
     from freetf_cli.report.console import note
 
     known: dict[str, tuple[PlannedRun, Recipe]] = {}
     for one, recipe in zip(planned, recipes, strict=True):
         first, _ = known.setdefault(recipe.model_copy(update={"description": ""}).model_dump_json(), (one, recipe))
         if first is not one:
-            note(f"{one.name} is left out: it would be the same run as {first.name}")
+            same = "it is given twice" if one.name == first.name else f"it would be the same run as {first.name}"
+            note(f"{one.name} is left out: {same}")
     return [one for one, _ in known.values()], [recipe for _, recipe in known.values()]
 
 

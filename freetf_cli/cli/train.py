@@ -108,7 +108,7 @@ def _dry_run(recipe: Recipe, name: str, device: str, gpus: int | None, gpu_memor
     if gpus is not None and device not in ("auto", "cuda"):
         raise InputError(f"--gpus plans for CUDA, not for --device {device}")
     memory = H200_MEMORY if gpu_memory is None else memory_size(gpu_memory)
-    if recipe.model.vocab is None or recipe.model.context is None:
+    if recipe.model.vocab is None or recipe.model.context is None or recipe.data.task is not None:  # a task needs no files
         recipe, _ = resolve(recipe)
     precision = recipe.train.precision
     target = torch.device("cuda") if device == "cuda" or gpus else resolve_device(device)  # planning for a GPU does not need one

@@ -32,9 +32,13 @@ def _as_error(item: Mapping[str, Any], names: tuple[str, ...], where: str) -> In
         return InputError(f"missing key '{key}'", where)
     if kind == "unknown_name":
         return InputError(f"{key}: {message}", where, item["ctx"]["hint"])
+    if kind == "less_than_equal":  # pydantic writes all 39 digits of 1e38
+        message = f"input should be less than or equal to {item['ctx']['le']}"
     if kind == "model_type":
         message = "input should be a table"
-    return InputError(f"{key}: {message[:1].lower()}{message[1:]}, not {repr(item.get('input'))[:60]}", where)
+    given = item.get("input")
+    shown = repr(given) if isinstance(given, str) else str(given).lower() if isinstance(given, bool) else str(given)  # as in TOML
+    return InputError(f"{key}: {message[:1].lower()}{message[1:]}, not {shown[:60]}", where)
 
 
 def _nearest_key(table: str, name: str) -> str:

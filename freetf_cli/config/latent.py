@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from freetf_cli.config.table import ConfigTable, Positive, Weight, known, module_names, rule
+from freetf_cli.config.table import MOST, ConfigTable, Positive, Weight, known, module_names, rule
 
 KINDS = module_names("latent", without=("build", "objective"))
 Kind = Annotated[str, AfterValidator(known("kind of latent", KINDS)), Field(json_schema_extra={"enum": list(KINDS)})]
@@ -98,9 +97,9 @@ class LatentConfig(ConfigTable):
 
     @rule("objective.schedule", "bits")
     def _schedules_are_paths(self) -> str | None:
-        most = {"kappa": float(self.bits) if self.kind == "binary" else math.inf, "slope": 1.0}
+        most = {"kappa": float(self.bits) if self.kind == "binary" else MOST, "slope": 1.0}
         for name, path in self.objective.schedule.items():
-            if fault := _check_path(path, most.get(name, math.inf)):
+            if fault := _check_path(path, most.get(name, MOST)):
                 return f"latent.objective.schedule.{name}{fault}"
         return None
 

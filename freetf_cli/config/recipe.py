@@ -22,6 +22,8 @@ from freetf_cli.config.train import EvalConfig as EvalConfig
 from freetf_cli.config.train import ParallelConfig as ParallelConfig
 from freetf_cli.config.train import TrainConfig as TrainConfig
 
+TASK_SPLITS = ("val", "test")  # held out
+
 
 class Recipe(ConfigTable):
     """Everything that decides a run."""
@@ -62,6 +64,12 @@ class Recipe(ConfigTable):
         if self.latent is None or self.latent.depth is None or self.latent.depth < self.model.layers:
             return None
         return f"latent.depth = {self.latent.depth} must be less than model.layers = {self.model.layers}"
+
+    @rule("eval.split", "data.task")
+    def _task_has_the_split(self) -> str | None:
+        if self.data.task is None or self.eval.split in ("train", *TASK_SPLITS):  # EvalConfig refuses train
+            return None
+        return f"eval.split = '{self.eval.split}' is none of a task's held-out splits, 'val' and 'test'"
 
     @rule("parallel.processes", "train.grad_accum_steps", "train.batch")
     def _processes_divide_the_batch(self) -> str | None:

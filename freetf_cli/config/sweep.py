@@ -52,7 +52,7 @@ def parse_seeds(text: str) -> list[int]:
             what = f"--seeds: the range {part.strip()} is empty" if found and first > last else f"--seeds takes numbers, not '{text}'"
             raise InputError(what, hint="for example --seeds 0..4, or --seeds 0,1,2")
         seeds += range(first, last + 1)
-    return list(dict.fromkeys(seeds))
+    return seeds
 
 
 def split_values(text: str) -> list[str]:
@@ -75,7 +75,7 @@ def _choices(setting: str) -> list[str]:
     """`train.lr=1e-3,1e-4` as one setting for each value."""
     parse_setting(setting)  # InputError if it is none
     key, _, values = setting.partition("=")
-    return list(dict.fromkeys(f"{key.strip()}={value}" for value in split_values(values)))
+    return [f"{key.strip()}={value}" for value in split_values(values)]
 
 
 def _name(recipe: str, settings: Sequence[str]) -> str:

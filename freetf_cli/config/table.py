@@ -25,8 +25,9 @@ from freetf_cli.errors import nearest
 
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
-Rate = Annotated[float, Field(gt=0)]
-Weight = Annotated[float, Field(ge=0)]
+MOST = 1e38  # float32, in which torch computes, ends at 3.4e38
+Rate = Annotated[float, Field(gt=0, le=MOST)]
+Weight = Annotated[float, Field(ge=0, le=MOST)]
 
 Check = TypeVar("Check", bound=Callable[[Any], str | None])
 

@@ -15,8 +15,8 @@ Float8 = Literal["off", "tensorwise", "rowwise"]
 class TrainConfig(ConfigTable):
     """Optimisation."""
 
-    steps: Positive = Field(description="optimizer steps")
-    batch: Positive = Field(description="sequences per step")
+    steps: Positive = Field(le=1 << 40, description="optimizer steps")
+    batch: Positive = Field(le=1 << 24, description="sequences per step")
     lr: Rate = Field(description="peak learning rate of AdamW")
     min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = Field(0.1, description="final learning rate as a share of lr (cosine schedule)")
     warmup: NotNegative = Field(0, description="steps of linear warm-up")
@@ -64,8 +64,12 @@ class EvalConfig(ConfigTable):
 
     every: NotNegative = Field(0, description="steps between evaluations; 0: at the end only")
     sequences: Positive = Field(512, description="held-out sequences, the same each time")
-    split: str = Field("val", description="name of the held-out split")
+    split: str = Field("val", description="name of the held-out split; of a task, `val` or `test`")
     samples: NotNegative = Field(4, description="sequences in each group of samples kept with the run")
+
+    @rule("split")
+    def _split_is_held_out(self) -> str | None:
+        return "eval.split = 'train' is what the model learns from: name a held-out split, such as 'val'" if self.split == "train" else None
 
 
 class ParallelConfig(ConfigTable):

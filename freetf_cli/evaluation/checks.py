@@ -37,8 +37,8 @@ class Check:
         if pair is not None:
             found = pair.relative_percent if self.percent or pair.difference is None else pair.difference.bits_per_token
         found = math.nan if found is None else found
-        holds = not math.isnan(found) and not OPERATORS[self.operator](found, self.limit)
-        return CheckResult(self.expression, self.metric, "%" if self.percent else "bits/token", found, holds)
+        passed = not math.isnan(found) and not OPERATORS[self.operator](found, self.limit)
+        return CheckResult(self.expression, self.metric, "%" if self.percent else "bits/token", found, passed)
 
 
 def parse_checks(expressions: Sequence[str]) -> list[Check]:
@@ -84,8 +84,8 @@ def check_kinds(checks: Sequence[Check], kind_a: str, kind_b: str) -> None:
 
 
 def raise_if_failed(results: Sequence[CheckResult]) -> None:
-    """Raise CheckFailed if a check does not hold, with the values that were found."""
-    failed = [f"'{one.expression}' (found {one.text()})" for one in results if not one.holds]
+    """Raise CheckFailed if a check failed, with the values that were found."""
+    failed = [f"'{one.expression}' (found {one.text()})" for one in results if not one.passed]
     if failed:
-        count = "a check does not hold" if len(failed) == 1 else f"{len(failed)} checks do not hold"
+        count = "a check failed" if len(failed) == 1 else f"{len(failed)} checks failed"
         raise CheckFailed(f"{count}: {', '.join(failed)}")

@@ -71,7 +71,7 @@ def compare(a: Candidate, b: Candidate, settings: Settings, *, device: torch.dev
     if same_model(a.checkpoint, b.checkpoint):
         return Comparison(side_a, side_b, equal=True, recipe=recipe, checks=[check.decide(None) for check in settings.checks])
     source = common_data(a, b, settings.data)
-    check_split(source, settings.split, a.checkpoint)
+    check_split(source, settings.split)
     settings = replace(settings, sequences=min(settings.sequences, source.rows.size(settings.split) or settings.sequences))
     check_enough(settings.sequences, "sequences", f"--sequences, or more data in split '{settings.split}'")
     prompt = source.prompt(settings.seed, 0) if settings.prompt is None else settings.prompt

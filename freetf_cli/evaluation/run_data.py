@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from freetf_cli.config.recipe import DataConfig
+from freetf_cli.config.recipe import TASK_SPLITS, DataConfig
 from freetf_cli.data.batches import DataSource, open_data
 from freetf_cli.data.manifest import MANIFEST, parse_manifest
+from freetf_cli.data.rows import TRAIN
 from freetf_cli.errors import InputError, nearest
 from freetf_cli.runs.checkpoint import Checkpoint
 
@@ -15,7 +16,7 @@ def open_split(checkpoint: Checkpoint, folder: Path | None, split: str | None) -
     """The data to measure a run on, and the held-out split: by default the recipe's. InputError if the data has no such split."""
     source = open_run_data(checkpoint, folder)
     chosen = split or checkpoint.recipe.eval.split
-    check_split(source, chosen, checkpoint)
+    check_split(source, chosen)
     return source, chosen
 
 
@@ -43,11 +44,10 @@ def open_run_data(checkpoint: Checkpoint, folder: Path | None = None, context: i
     return source
 
 
-def check_split(source: DataSource, split: str, checkpoint: Checkpoint) -> None:
+def check_split(source: DataSource, split: str) -> None:
     """Refuse an unknown split of a task, which would generate rows for any name. A data folder checks its own splits."""
-    names = {"train", "val", "test", checkpoint.recipe.eval.split}
-    if source.rows.size(split) is None and split not in names:
-        raise InputError(f"the data has no split '{split}'", hint=nearest(split, names))
+    if source.rows.size(split) is None and split not in (TRAIN, *TASK_SPLITS):
+        raise InputError(f"the data has no split '{split}'", hint=nearest(split, (TRAIN, *TASK_SPLITS)))
 
 
 def _check_same_kind(checkpoint: Checkpoint, tokenizer_sha256: str, task: str | None, params: dict[str, object], where: str) -> None:

@@ -179,7 +179,9 @@ class Metrics:
         name, best, other = ("CE + KL", nelbo, "nll is no tighter") if nelbo < nll else ("nll", nll, "CE + KL is a loose one")
         if number(nll) == number(nelbo):
             other = f"{'nll' if nelbo < nll else 'CE + KL'} is as tight"
-        above = "" if unit.floor is None else f", {number(abs(best - unit.floor))} {'below' if best < unit.floor else 'above'} the floor"
+        side = "above" if unit.floor is None or best >= unit.floor else "below"
+        error = " (an error of sampling)" if side == "below" else ""
+        above = "" if unit.floor is None else f", {number(abs(best - unit.floor))} {side} the floor{error}"
         return f"{name} {number(best)} {unit.name}{above}; {other}"
 
     def has_latent(self) -> bool:
@@ -247,9 +249,10 @@ class TrainResult:
     page: str = field(metadata={"json": "report"})
     facts: DataFacts
     start: int = 0
+    skipped: int = 0  # steps of this process that changed no weight, because their loss or gradient was not finite
 
     def report(self) -> Report:
-        held_out = best = ""
+        held_out, best, made = "", "", self.steps - self.start
         since = f" since step {count(self.start)}" if self.start else ""
         if self.val:
             unit = self.facts.unit(self.val)
@@ -257,9 +260,11 @@ class TrainResult:
             held_out = f"CE {number(unit.bits(self.val.ce))}{latent} {unit.name} (loss {number(self.val.loss, 4)} nats/token)"
             if self.kind == "free":
                 best = self.val.best_bound(unit)
+        skipped = f"{count(self.skipped)} of {count(made)} steps; {count(made - self.skipped)} changed the weights"
         facts = [
             ("model", KINDS[self.kind]),
             ("trained", f"{count(self.steps)} steps, {count(self.tokens)} tokens, {duration(self.seconds)}{since}"),
+            ("skipped", skipped if self.skipped else ""),
             ("held out", held_out),
             ("best bound", best),
             ("floor", floor_text(self.facts.floor_bits)),

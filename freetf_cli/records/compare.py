@@ -11,7 +11,7 @@ from typing import Literal
 from freetf_cli.records import DataFacts, Metrics, Unit
 from freetf_cli.records.curves import curve, floor_line, nelbo, split_metrics
 from freetf_cli.records.glossary import glossary
-from freetf_cli.records.likelihood import Cost, Estimate, cost_table
+from freetf_cli.records.likelihood import Cost, Estimate, cost_table, sequences_of
 from freetf_cli.records.paired import METRICS, MetricPair, Positions
 from freetf_cli.records.plan import KINDS
 from freetf_cli.records.recipes import Setting, settings_table
@@ -24,7 +24,7 @@ from freetf_cli.report.units import MISSING, count, fraction, is_number, kappa, 
 NAMES = dict(zip(METRICS, ("nll", "CE + KL", "CE posterior Z", "CE prior Z", "KL"), strict=True))
 EQUAL = "Equal: the same weights, tokenizer and architecture. Nothing had to be measured."
 COSTS = (
-    "Both costs are measured on the same held-out sequences. The interval of B − A is paired: it resamples the difference of each "
+    "Both costs are measured on the same sequences. The interval of B − A is paired: it resamples the difference of each "
     "sequence, so that whatever is hard for both cancels. It is about these sequences, not about training seeds."
 )
 SIZES = "Seconds and tokens/s depend on the machine; training rates are from each run's own record."
@@ -82,15 +82,15 @@ class CheckResult:
     metric: str
     unit: Literal["%", "bits/token"]
     found: float  # B relative to A
-    holds: bool  # the failure that the expression describes did not occur
+    passed: bool  # the failure that the expression describes did not occur
 
     def text(self) -> str:
         """The value that was found, with four digits and its unit: `+0.7312 %`."""
         return "no number" if math.isnan(self.found) else f"{self.found:+.4g} {self.unit}"
 
     def cells(self) -> list[Cell]:
-        """Whether it holds, the condition, and the value that was found."""
-        return [("holds", "good") if self.holds else ("FAILS", "bad"), self.expression, self.text()]
+        """Whether it passed, the condition, and the value that was found."""
+        return [("passed", "good") if self.passed else ("FAILED", "bad"), self.expression, self.text()]
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ class Comparison:
             if cost is not None
         }
         return Section(
-            f"Held-out cost, {unit.name}",
+            f"Cost of {sequences_of(self.split or '')}, {unit.name}",
             [
                 Intervals(f"B − A, {unit.name}, 95 % interval", intervals, "left of zero: B costs less"),
                 Table(["", "A", "B", "B − A [95 %]", "%", "seen"], rows, align="lrrrrl"),

@@ -19,6 +19,11 @@ COMPARABLE = (
 BASELINE = "A baseline has no Z: its CE is -log P(S) itself. Compare it with the nll and the CE + KL of a Free model."
 
 
+def sequences_of(split: str) -> str:
+    """What a report calls the sequences of a split."""
+    return "sequences of the train split" if split == "train" else "held-out sequences"
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A number and its 95 % bootstrap interval, all in one unit. The interval is about the sampled sequences (or Zs) only."""
@@ -124,13 +129,13 @@ class Likelihood(Evaluation):
             self.run,
             [
                 self.about(tokens=self.tokens, floor=f"{floor_text(self.floor_bits)}, the data's entropy" if known else ""),
-                Section("Cost of held-out sequences", [cost_table("", self._costs())]),
+                Section(f"Cost of {sequences_of(self.split)}", [cost_table("", self._costs())]),
                 Note(self._fault(), "strong"),
                 *bounds,
                 Note(self._reading() if bounds else ""),
                 Note(COMPARABLE if free else BASELINE),
             ],
-            kicker="held-out likelihood",
+            kicker=f"likelihood of {sequences_of(self.split)}",
             glossary=glossary("CE", "KL", "CE + KL", "nll", "Z", free=free, floor=known),
         )
 

@@ -20,12 +20,12 @@ MOODS: dict[str, Mood] = {"unused": "warn", "global": "good"}
 
 # Under each heading of a page: what the number is, how it was estimated, and when not to trust it.
 RATE = (
-    "KL(Q(Z|S) ‖ P) is what the encoder sends through Z, a mean over held-out sequences. It is the sum of the information of Z about the "
+    "KL(Q(Z|S) ‖ P) is what the encoder sends through Z, a mean over the sequences. It is the sum of the information of Z about the "
     "sequence, I(S; Z), and the mismatch between the average posterior and the prior, which carries no information. Both are bracketed "
     "by bounds from a finite number of sequences, not measured exactly."
 )
 ABLATION = (
-    "The cost of the same held-out sequences with Z from their own posterior, from another sequence's, and from the prior. It says whether "
+    "The cost of the same sequences with Z from their own posterior, from another sequence's, and from the prior. It says whether "
     "the decoder needs its Z, not what Z says; a decoder that an unusual Z confuses pays as well."
 )
 SWAP = (
@@ -33,7 +33,7 @@ SWAP = (
     "Chance is the same count against a sequence that gave no Z. Intervals are over sequences."
 )
 DECODING = (
-    "A probe is trained to predict the factor and tested on held-out sequences. Its accuracy is what that probe can read, not "
+    "A probe is trained to predict the factor and tested on others of the sequences. Its accuracy is what that probe can read, not "
     "information: a stronger probe may read more, and the decoder need not use what a probe reads. Compare it with the majority and with "
     "shuffled labels. The bits, H minus the probe's cross-entropy, bound from below what Z holds. Read from the hidden state, they show "
     "what such a probe can read at all; from the sequence, what the best of several readers finds in all that the encoder sees."
@@ -210,7 +210,7 @@ class ProbeResult:
                 self.latent_ablation.section(),
                 *([self.intervention.section()] if self.intervention else []),
                 Section("Latent swap: Z of a sequence under another prompt", [swap], SWAP),
-                Section("Decoding: what a probe reads on held-out sequences", [decoding, reading], DECODING),
+                Section("Decoding: what a probe reads on sequences that it did not learn from", [decoding, reading], DECODING),
                 Section("Notes", [Note(f"· {line}") for line in self.notes]),
                 Facts([("data, SHA-256", self.facts.sha256)], detail=True),
             ],

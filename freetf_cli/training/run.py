@@ -114,6 +114,8 @@ def _warn_of_settings(recipe: Recipe, source: DataSource, hooks: Hooks) -> None:
     steps, warmup, split = recipe.train.steps, recipe.train.warmup, recipe.eval.split
     if warmup >= steps:
         hooks.warn(f"train.warmup = {warmup} is not less than train.steps = {steps}: the learning rate rises to the end and never decays")
+    if recipe.model.document_mask and recipe.model.separator is None:
+        hooks.warn("model.document_mask = true has no effect: only data.rows = 'packed' puts several documents into one row")
     if (rows := source.rows.size(split)) is not None and rows < LEAST:
         few = f"only {rows} rows" if rows > 1 else "only one row"
         hooks.warn(f"the held-out split '{split}' has {few}, too few for its loss to mean much; `freetf evaluate` needs {LEAST}")
@@ -132,4 +134,5 @@ def _result(loop: Loop) -> TrainResult:
         checkpoint=str(folder.checkpoint(loop.step)),
         page=str(folder.report),
         facts=loop.source.facts,
+        skipped=len(loop.skipped),
     )

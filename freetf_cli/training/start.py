@@ -20,6 +20,7 @@ from freetf_cli.data.batches import DataSource, open_data
 from freetf_cli.data.rows import TRAIN, PackedRows
 from freetf_cli.device import describe
 from freetf_cli.errors import InputError, InputErrors
+from freetf_cli.generation.sampling import prompt_tokens
 from freetf_cli.latent.build import build_model, constants, initialise_model
 from freetf_cli.model.attention.materialised import set_attention_checkpointing
 from freetf_cli.model.decoder import Decoder
@@ -45,6 +46,9 @@ def resolve(recipe: Recipe, resume: Checkpoint | None = None) -> tuple[Recipe, D
     vocabulary = max(recipe.model.vocab or 0, source.tokenizer.vocab_size)
     for split in (TRAIN, recipe.eval.split):
         source.rows.size(split)  # InputError if the data lacks it: now, not after hours of training
+    if recipe.eval.samples and (prompt := len(prompt_tokens(source.tokenizer, source.prompt(recipe.train.seed, 0)))) > source.context:
+        what = f"model.context = {source.context} is too short for samples: their prompt alone has {prompt} tokens"
+        raise InputError(what, hint=f"model.context = {prompt} or more, or eval.samples = 0")
     separator = recipe.model.separator
     if separator is None and recipe.model.masks_documents and isinstance(source.rows, PackedRows):
         separator = source.tokenizer.separator

@@ -17,6 +17,7 @@ from freetf_cli.evaluation.run_data import open_run_data
 from freetf_cli.evaluation.statistics import wilson
 from freetf_cli.model.decoder import Output
 from freetf_cli.runs.checkpoint import open_model
+from freetf_cli.tasks import make_task
 
 
 @pytest.mark.parametrize(("count", "low", "high"), [(0, 0.0, 0.0370), (50, 0.4038, 0.5962), (100, 0.9630, 1.0)])
@@ -79,6 +80,16 @@ def test_the_table(name: str, blocks_runs: dict[str, Path], run_cli: Callable) -
     done = run_cli("evaluate", blocks_runs[name], "--task", "answers", "--sequences", 30)
     assert done.code == 0 and "wrong answers" in done.stdout
     assert ("posterior Z" in done.stdout) == (name == "free")
+
+
+@pytest.mark.parametrize(("less", "said"), [(0, ""), (2, "The last 2 tokens of a row lie beyond the model's context")])
+def test_an_answer_that_the_context_cuts_off_is_told(run_cli: Callable, tmp_path: Path, less: int, said: str) -> None:
+    context = make_task("blocks", {"blocks": 4}).row_tokens - 1 - less
+    sizes = ["--set", "data.params.blocks=4", "--set", f"model.context={context}", "--set", "train.steps=1"]
+    assert run_cli("train", "blocks-softmax", "--smoke", "-o", tmp_path / "run", *sizes, "-q").code == 0
+    done = run_cli("evaluate", tmp_path / "run", "--task", "answers", "--sequences", 20)
+    assert done.code == 0, done.stderr
+    assert ("beyond the model's context" in done.stdout) == bool(said) and said in done.stdout
 
 
 def test_data_that_asks_nothing_is_refused(run_cli: Callable, tmp_path: Path) -> None:

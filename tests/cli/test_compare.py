@@ -88,7 +88,15 @@ def no_forward(monkeypatch):
 def test_two_free_models(run_cli, free_run, other_run):
     code, stdout, stderr = run_cli("compare", free_run, other_run, *SMALL)
     assert code == 0
-    for said in ("12,864 parameters", "Held-out cost, bits/sequence", "Floor", "By position", "Training, held out", "Use of Z", "Weights"):
+    for said in (
+        "12,864 parameters",
+        "Cost of held-out sequences, bits/sequence",
+        "Floor",
+        "By position",
+        "Training, held out",
+        "Use of Z",
+        "Weights",
+    ):
         assert said in stdout
     for said in ("train.seed", "latent.kappa", "Samples after the prompt", "A: independent Z", "B: independent Z", "Size and speed"):
         assert said in stdout
@@ -216,7 +224,7 @@ def test_weights_that_are_no_numbers_fail_every_check(run_cli, free_run, copied)
     assert code == 3
     found = json.loads(stdout)
     assert found["metrics"]["nll"]["b"]["nats_per_token"] is None
-    assert [one["holds"] for one in found["checks"]] == [False, False]
+    assert [one["passed"] for one in found["checks"]] == [False, False]
     assert run_cli("compare", free_run, broken, *SMALL).stdout.count("No verdict: ") == 1
 
 
@@ -226,7 +234,7 @@ def test_a_failed_check_is_exit_3_after_everything_was_printed(run_cli, free_run
     perturb(worse, lambda tensors: tensors["embedding.weight"].mul_(30.0))
     code, stdout, stderr = run_cli("compare", free_run, worse, *NO_CHECK, "--fail-if", condition, "--fail-if", "nll<-50%")
     assert code == 3
-    assert stderr.startswith("freetf: error: a check does not hold: ") and stderr.count("\n") == 1
+    assert stderr.startswith("freetf: error: a check failed: ") and stderr.count("\n") == 1
     assert f"'{condition}' (found +" in stderr and "-50%" not in stderr
     assert "Size and speed" in stdout and "Checks" in stdout
     better = run_cli("compare", worse, free_run, *NO_CHECK, "--fail-if", condition)
@@ -237,7 +245,7 @@ def test_a_failed_check_under_json_is_an_object_on_stderr(run_cli, free_run, oth
     code, stdout, stderr = run_cli("compare", free_run, other_run, *NO_CHECK, "--fail-if", "nll>-99%", "--json")
     assert (code, json.loads(stderr)["error"]["exit_code"]) == (3, 3)
     check = json.loads(stdout)["checks"][0]
-    assert (check["expression"], check["holds"], check["unit"]) == ("nll>-99%", False, "%")
+    assert (check["expression"], check["passed"], check["unit"]) == ("nll>-99%", False, "%")
     assert check["found"] == json.loads(stdout)["metrics"]["nll"]["relative_percent"]
 
 
@@ -295,7 +303,7 @@ def test_text_is_told_in_bits_per_byte_on_the_shorter_context(run_cli, compared,
     cost = found["metrics"]["nll"]["a"]
     assert cost["bits_per_byte"] > 0
     stdout = run_cli("compare", text_run, shorter, *SMALL, "--split", "train").stdout
-    assert "Held-out cost, bits/byte" in stdout and "Samples without a prompt" in stdout
+    assert "Cost of sequences of the train split, bits/byte" in stdout and "Samples without a prompt" in stdout
 
 
 @pytest.mark.parametrize("metric", ["ce_posterior", "ce_prior", "kl"])

@@ -24,6 +24,12 @@ def told(tmp_path_factory, run_cli):
         return folder, *run_cli("demo", "--smoke", "-o", folder)
 
 
+def test_a_run_is_no_folder_for_a_demo(run_cli, tmp_path):
+    (tmp_path / "recipe.toml").touch()
+    code, _, stderr = run_cli("demo", "-o", tmp_path)
+    assert (code, "the folder of a demo cannot be a run itself" in stderr, len(list(tmp_path.iterdir()))) == (2, True, 1)
+
+
 @pytest.mark.slow
 def test_the_story(told):
     folder, code, stdout, stderr = told

@@ -39,6 +39,12 @@ def test_units_of_text_are_bits_per_byte(run_cli: Callable, text_run: Path) -> N
     assert found["floor_bits"] is None
 
 
+def test_sequences_of_the_train_split_are_not_called_held_out(run_cli: Callable, baseline_run: Path) -> None:
+    of_train, of_val = (run_cli("evaluate", baseline_run, "--split", split, "--sequences", 40).stdout for split in ("train", "val"))
+    assert "Cost of sequences of the train split" in of_train and "held-out" not in of_train
+    assert "Cost of held-out sequences" in of_val
+
+
 def test_a_baseline_has_its_ce(run_cli: Callable, baseline_run: Path) -> None:
     done = run_cli("evaluate", baseline_run, "--sequences", 40)
     assert done.code == 0 and "nats/token" in done.stdout

@@ -189,6 +189,7 @@ def test_text_without_labels_has_rate_and_ablation(run_cli: Callable, text_run: 
     done = run_cli("probe-latent", text_run, *QUICK, "--split", "train")
     assert done.code == 0, done.stderr
     assert "this data has no known factors" in done.stdout and "Latent ablation" in done.stdout and "Latent swap" not in done.stdout
+    assert "held-out" not in done.stdout
 
 
 def test_a_sweep_is_of_one_data(run_cli: Callable, free_run: Path, text_run: Path) -> None:

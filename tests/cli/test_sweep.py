@@ -110,6 +110,13 @@ def test_equal_values_are_one_run(run_cli, tiny):
     assert "tiny-a-kappa0.50 is left out: it would be the same run as tiny-a-kappa0.5\n" in stderr and stderr.count("\n") == 2
 
 
+@pytest.mark.parametrize("words", [("--seeds", "0,0"), ("--set", "train.seed=0,0")])
+def test_a_value_given_twice_is_one_run_and_told(run_cli, tiny, words):
+    code, stdout, stderr = run_cli("sweep", f"{tiny}/a", *words, "-o", "runs")
+    assert (code, stdout.count("\n")) == (0, 1)
+    assert "tiny-a-s0 is left out: it is given twice\n" in stderr
+
+
 def test_a_run_is_no_folder_for_a_sweep(run_cli, tmp_path):
     (tmp_path / "recipe.toml").touch()
     code, _, stderr = run_cli("sweep", "letters-free", "-o", tmp_path)

@@ -266,11 +266,18 @@ def test_text_that_is_hardly_cut_off_is_not_told(run_cli, workshop, tmp_path, mo
     assert said in stderr
 
 
-def test_settings_of_a_new_run_that_are_hardly_meant_are_warned_of(run_cli, workshop, tmp_path):
+def test_settings_of_a_new_run_that_are_hardly_meant_are_warned_of(run_cli, workshop, tmp_path, monkeypatch):
     words = ["train", workshop / "text.toml", "-o", tmp_path / "run", "-q", "--set", "train.steps=2"]
     held_out = "warning: the held-out split 'val' has only 2 rows, too few for its loss to mean much"
-    enough = ["--set", "eval.split=train", "--set", "train.warmup=1"]
-    assert run_cli(*words, *enough).stderr == ""
+    with monkeypatch.context() as context:
+        context.setattr(run_module, "LEAST", 2)
+        assert run_cli(*words, "--set", "train.warmup=1").stderr == ""
+    shutil.rmtree(tmp_path / "run")
+    stderr = run_cli(*words, "--set", "train.warmup=2", "--set", "model.document_mask=true").stderr
+    assert "document_mask" not in stderr  # the rows are packed
+    shutil.rmtree(tmp_path / "run")
+    stderr = run_cli(*words, "--set", "train.warmup=2", "--set", "model.document_mask=true", "--set", "data.rows='documents'").stderr
+    assert "warning: model.document_mask = true has no effect: only data.rows = 'packed' puts several documents" in stderr
     shutil.rmtree(tmp_path / "run")
     stderr = run_cli(*words, "--set", "train.warmup=2").stderr
     assert held_out in stderr
@@ -828,8 +835,20 @@ def test_the_data_of_a_run_is_found_from_the_run_or_named(run_cli, workshop, tmp
     assert (code, "no such data folder, " + str(tmp_path / "away" / "none") in stderr, "--set data.dir=DIR" in stderr) == (2, True, True)
 
 
-def test_a_vocabulary_that_is_too_small_is_the_tokenizers(run_cli, workshop, tmp_path):
-    words = ["--set", "model.vocab=10", "--set", "train.steps=1", "--set", "eval.samples=0", "--set", "eval.split=train", "-q"]
+@pytest.mark.parametrize("words", [(), ("--dry-run", "--set", "model.vocab=28")])
+def test_a_context_too_short_for_the_samples_is_refused_before_training(run_cli, workshop, tmp_path, words):
+    short = ["train", workshop / "baseline.toml", "-o", tmp_path / "run", "--set", "model.context=1", "-q"]
+    code, stdout, stderr = run_cli(*short, *words)
+    said = "model.context = 1 is too short for samples: their prompt alone has 2 tokens; model.context = 2 or more, or eval.samples = 0"
+    assert (code, stdout, said in stderr, list(tmp_path.iterdir())) == (2, "", True, [])
+    for possible in ("model.context=2", "eval.samples=0"):
+        assert run_cli(*short, *words, "--set", possible, "--set", "train.steps=1").code == 0
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+
+
+def test_a_vocabulary_that_is_too_small_is_the_tokenizers(run_cli, workshop, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_module, "LEAST", 2)  # rows of the held-out split: no other warning
+    words = ["--set", "model.vocab=10", "--set", "train.steps=1", "--set", "eval.samples=0", "-q"]
     code, _, stderr = run_cli("train", workshop / "text.toml", "-o", tmp_path / "run", *words)
     assert (code, stderr) == (0, "freetf: warning: model.vocab = 10 is less than the tokenizer's 257 tokens, which the model gets\n")
     assert load_recipe(str(tmp_path / "run" / "recipe.toml")).model.vocab == 257

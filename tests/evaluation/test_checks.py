@@ -57,7 +57,7 @@ def test_all_errors_are_reported_together():
 
 
 @pytest.mark.parametrize(
-    ("expression", "percent", "bits", "found", "holds"),
+    ("expression", "percent", "bits", "found", "passed"),
     [
         ("nll>+0.5%", 0.6, -9.0, 0.6, False),  # the share decides, not the bits
         ("nll>+0.5%", 0.5, 9.0, 0.5, True),
@@ -68,21 +68,21 @@ def test_all_errors_are_reported_together():
         ("nll>1%", math.inf, 0.0, math.inf, False),
     ],
 )
-def test_a_condition_describes_the_failure(expression, percent, bits, found, holds):
+def test_a_condition_describes_the_failure(expression, percent, bits, found, passed):
     result = parse_check(expression).decide(pair(percent, bits))
-    assert (result.found, result.holds) == (found, holds)
+    assert (result.found, result.passed) == (found, passed)
     assert result.unit == ("%" if "%" in expression else "bits/token")
 
 
 @pytest.mark.parametrize("expression", ["nll>1%", "nll<1%", "nll>1", "nll<=1"])
 def test_nan_fails(expression):
-    assert not parse_check(expression).decide(pair(math.nan, math.nan)).holds
+    assert not parse_check(expression).decide(pair(math.nan, math.nan)).passed
 
 
-@pytest.mark.parametrize(("expression", "holds"), [("nll>+0.5%", True), ("nll>-1%", False), ("nll>=0", False), ("kl<0", True)])
-def test_equal_models_have_a_difference_of_zero(expression, holds):
+@pytest.mark.parametrize(("expression", "passed"), [("nll>+0.5%", True), ("nll>-1%", False), ("nll>=0", False), ("kl<0", True)])
+def test_equal_models_have_a_difference_of_zero(expression, passed):
     result = parse_check(expression).decide(None)
-    assert (result.found, result.holds) == (0.0, holds)
+    assert (result.found, result.passed) == (0.0, passed)
 
 
 @pytest.mark.parametrize("metric", ["ce_posterior", "ce_prior", "kl"])
@@ -109,5 +109,5 @@ def test_failed_checks_are_reported_in_one_line_with_their_values():
     results.append(CheckResult("elbo>1", "elbo", "bits/token", math.nan, False))
     with pytest.raises(CheckFailed) as caught:
         raise_if_failed(results)
-    assert caught.value.lines() == ["2 checks do not hold: 'nll>1%' (found +2.5 %), 'elbo>1' (found no number)"]
+    assert caught.value.lines() == ["2 checks failed: 'nll>1%' (found +2.5 %), 'elbo>1' (found no number)"]
     raise_if_failed(results[1:2])

@@ -65,7 +65,7 @@ def test_every_page_stands_alone(name: str) -> None:
 def test_pages_show_more_than_a_terminal() -> None:
     for record, words in (
         (summary(), ("22.97", "0.2450 nats/token", "62.1 %", "2.13.0", "freetf train letters-free", "shared Z", "floor 27.41", "Q(Z|S)")),
-        (comparison(), ("old and new", "-0.94 [-1.41, -0.47]", "FAILS", "blocks.0.ffn.up.weight", "encoder.zeta", "Every unit")),
+        (comparison(), ("old and new", "-0.94 [-1.41, -0.47]", "FAILED", "blocks.0.ffn.up.weight", "encoder.zeta", "Every unit")),
         (probe(), ("Verdict: details", "not over training seeds", "KL by position", "not information", "the letter", "I(Z; factor), bits")),
     ):
         text = said(record)

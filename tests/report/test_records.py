@@ -204,7 +204,7 @@ def test_positions_are_pooled_by_their_targets() -> None:
 def test_a_comparison(said: Said) -> None:
     text = " ".join(said(comparison()).split())
     for words in (
-        *("nll 37.51 36.57 -0.94 [-1.41, -0.47] -2.50 B lower", "FAILS kl>0 +0.0144 bits/token", "latent.kappa 0.125 –", "51,234"),
+        *("nll 37.51 36.57 -0.94 [-1.41, -0.47] -2.50 B lower", "FAILED kl>0 +0.0144 bits/token", "latent.kappa 0.125 –", "51,234"),
         *("2 tensors: encoder 1, post_sampler 1", "embedding.weight 29×64 → 29×32", "0.250 (0.9700)", "A: independent Z"),
     ):
         assert words in text, words
@@ -251,6 +251,9 @@ def test_the_best_bound_is_named_and_the_loose_one_called_loose(said: Said) -> N
     shown = said(summary(metrics=[last]))
     assert "The best known bound on -log P(S): nll 28.13 bits/sequence, 0.72 above the floor; CE + KL is a loose one." in shown
     assert "nll 28.13 bits/sequence, 0.72 above the floor" in said(replace(TRAINED, val=last))
+    assert "skipped     3 of 4,000 steps; 3,997 changed the weights" in said(replace(TRAINED, skipped=3)) and "skipped" not in said(TRAINED)
+    below = replace(last, nll=0.29)
+    assert "0.22 below the floor (an error of sampling)" in said(replace(TRAINED, val=below))
     assert "31.41 bits/sequence, 4.00 above the floor; nll is no tighter" in said(replace(TRAINED, val=replace(last, nll=0.34)))
     assert "nll 31.41 bits/sequence, 4.00 above the floor; CE + KL is as tight" in said(replace(TRAINED, val=replace(last, nll=0.33499)))
     assert "a loose one; `freetf evaluate` finds a tighter one" in said(summary())

@@ -496,7 +496,8 @@ def planted(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
 def test_a_skipped_step_is_recorded_and_the_run_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     planted(monkeypatch, 3, 4)
     warnings: list[str] = []
-    train(recipe(), tmp_path / "run", device=CPU, hooks=Hooks(warn=warnings.append))
+    result = train(recipe(), tmp_path / "run", device=CPU, hooks=Hooks(warn=warnings.append))
+    assert result.skipped == 2
     rows = [json.loads(line) for line in (tmp_path / "run" / "faults.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [3, 4] and len(warnings) == 2
     inputs = resolve(recipe())[1].train_batch(2, 4).inputs

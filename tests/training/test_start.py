@@ -25,7 +25,6 @@ def resolved(data: dict[str, Any], **model: Any) -> Any:
         "data": data,
         "model": {"layers": 4, "width": 32, "heads": 4, **model},
         "train": {"steps": 1, "batch": 2, "lr": 1e-3},
-        "eval": {"split": "train"},
     }
     return resolve(check_recipe(tree, where="test"))[0].model
 
@@ -35,6 +34,7 @@ def folder(path: Path, separator: bool) -> dict[str, Any]:
     with DatasetWriter(path, tokenizer, Origin(kind="text", seed=0)) as writer:
         for text in ("abab", "abaa", "bbab", "aabb"):
             writer.add("train", text, {})
+            writer.add("val", text, {})
     return {"dir": str(path)}
 
 

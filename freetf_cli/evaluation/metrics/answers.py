@@ -45,13 +45,15 @@ class Answers(Evaluation):
 
     errors: Errors  # of a baseline, or of a Free model with Z from the prior
     errors_posterior: Errors | None  # with Z from the encoder; None for a baseline
+    cut: int = 0  # tokens at the end of a row, in its answer, that are beyond the model's context
 
     def report(self) -> Report:
         rows = [["wrong answers" if self.errors_posterior is None else "wrong answers, prior Z", *self.errors.cells()]]
         if self.errors_posterior is not None:
             rows.append(["wrong answers, posterior Z", *self.errors_posterior.cells()])
         table = Table(["", "sequences", "share [95 %]"], rows, align="lrr")
-        return Report(self.run, [self.about(), table, Note(READING)], kicker="answers")
+        warning = f"The last {count(self.cut)} tokens of a row lie beyond the model's context: only the rest of each answer counts."
+        return Report(self.run, [self.about(), table, Note(warning if self.cut else "", "strong"), Note(READING)], kicker="answers")
 
 
 @torch.inference_mode()
@@ -75,6 +77,7 @@ def evaluate(checkpoint: Checkpoint, model: Decoder, source: DataSource, request
         **request.described("answers", checkpoint, source, seen, time.perf_counter() - started),
         errors=Errors(wrong, wilson(wrong, seen)),
         errors_posterior=Errors(wrong_posterior, wilson(wrong_posterior, seen)) if model.latent is not None else None,
+        cut=0 if source.task is None else max(source.task.row_tokens - source.context - 1, 0),
     )
 
 

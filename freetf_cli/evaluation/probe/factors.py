@@ -87,7 +87,7 @@ def _accuracy_notes(reader: RowReader, source: DataSource, split: str, sequences
     rows, texts = _labelled(source, split, sequences)
     truth = encode(reader.factors, rows)
     found = encode(reader.factors, [reading.factors for reading in reader.read_all(texts)] if texts else [])
-    where = "of the very texts that it learned from" if split == TRAIN and source.rows.size(TRAIN) is not None else "held-out sequences"
+    where = "of the very texts that it learned from" if split == TRAIN else "held-out sequences"
     notes = []
     for factor in reader.factors:
         right = float((truth[factor.name] == found[factor.name]).mean()) if rows else math.nan

@@ -71,11 +71,14 @@ def intervene(generator: Generator, prompt: str, spec: SampleSpec) -> Interventi
     found, shape = generator.encode(readings), (spec.groups, spec.count)
     values = {factor: found[factor.name].reshape(*shape, *found[factor.name].shape[1:]) for factor in reader.factors}
     values |= {factor: _by_prompt(generator, factor, spec) for factor in reader.factors if factor.given}
-    factors = []
+    factors, unread = [], []
     with generator.stage("estimating information", len(values)) as advance:
         for factor, seen in values.items():
             if len(factor.values) > 1 and (seen.reshape(len(seen), -1) != UNREAD).any(1).sum() >= LEAST:
                 factors.append(_information(factor, seen, spec.seed))
+            elif len(factor.values) > 1:
+                outputs = (seen.reshape(seen.shape[0] * seen.shape[1], -1) != UNREAD).any(1)
+                unread.append(f"{factor.name}: read from {outputs.sum():,} of {len(outputs):,} outputs, too few")
             advance(1)
     groups = [texts[start : start + spec.count] for start in range(0, len(texts), spec.count)]
     return Intervention(
@@ -85,7 +88,7 @@ def intervene(generator: Generator, prompt: str, spec: SampleSpec) -> Interventi
         valid=_valid(readings, shape, spec.seed),
         heat_maps=_heat_maps(reader, groups[:MAPPED_GROUPS]),
         samples=_shown(generator, prompt, spec, groups),
-        readers=list(reader.notes),
+        readers=[*reader.notes, *unread],
     )
 
 

@@ -52,7 +52,7 @@ def probe_latent(checkpoint: Checkpoint, model: Decoder, source: DataSource, spe
     prompt, length = _prompt(source, spec), min(source.context + 1, LONGEST)
     total = min(spec.sequences, source.rows.size(spec.split) or spec.sequences)
     reader = factor_reader(source, spec.split, spec.sequences)
-    with stage("reading held-out sequences", 2 * total) as advance:
+    with stage("reading sequences", 2 * total) as advance:
         posterior = read_posterior(model, source, spec.split, spec.sequences, seed, HiddenFeatures(), advance)
     rows = source.held_out_factors(spec.split, spec.sequences)
     bits, kappa = checkpoint.recipe.latent.bits if checkpoint.recipe.latent else 0, latent_of(model).kappa
@@ -90,7 +90,7 @@ def probe_latent(checkpoint: Checkpoint, model: Decoder, source: DataSource, spe
 def _notes(reader: RowReader, rows: Sequence[Factors], intervention: Intervention, decoded: Sequence[Decoding]) -> Iterator[str]:
     """What was left out, and what cannot be trusted."""
     if unknown := sum(not row for row in rows):
-        yield f"{unknown} of {len(rows)} held-out sequences contain parts of several documents and have no label"
+        yield f"{unknown} of {len(rows)} sequences contain parts of several documents and have no label"
     if not decoded:
         yield "too few sequences with known factors for the decoding probes: at least 80 are needed (--sequences)"
     measured = {one.factor for one in intervention.factors}

@@ -67,6 +67,8 @@ def test_reading_sentiment_from_reviews() -> None:
     texts = [example.text for example in make_task("reviews", {}).examples(stream_seed(HELD_OUT_SEED, "val"), 0, 200)]
     assert (numbers(found, texts)["sentiment"] == truth).mean() > 0.97
     assert found.notes[0] == "sentiment (negative, positive) is read from words by naive Bayes, 100.0% right on 200 held-out sequences"
+    again = factor_reader(source, "train", 200)
+    assert again is not None and again.notes[0].endswith("on 200 of the very texts that it learned from")
 
 
 def test_coins_are_read_and_other_tasks_have_no_factor() -> None:

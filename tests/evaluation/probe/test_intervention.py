@@ -83,6 +83,7 @@ def test_a_factor_that_no_output_shows_is_left_out(letters: tuple[DataSource, Ta
     generator = Generator(PlantedLetters("nothing"), source.tokenizer, reader, silent)
     monkeypatch.setattr(Generator, "texts", lambda self, name, prompts, spec: ["K>" + "_" * 64] * (len(prompts) * spec.groups * spec.count))
     found = intervene(generator, "K>", SampleSpec(total=66, groups=24, count=2))
+    assert "position: read from 0 of 48 outputs, too few" in found.readers
     assert [one.factor for one in found.factors] == ["noise"]
     noise = found.factors[0]
     assert noise.information.value == noise.entropy.value == 0 and math.isnan(noise.within.value) and math.isnan(noise.across)
