@@ -30,7 +30,7 @@ def edit(run: Path, **entries: object) -> None:
 
 def test_runs_of_all_kinds_in_one_table(run_cli, listed, free_run, baseline_run, text_run):
     found = listed(free_run.parent)
-    assert {*found} == {str(free_run), str(baseline_run), str(text_run)}
+    assert {*found} >= {str(free_run), str(baseline_run), str(text_run)}  # other tests may have made more
     last = json.loads((free_run / "metrics.jsonl").read_text().splitlines()[-1])
     run = found[str(free_run)]
     assert (run["recipe"], run["kind"], run["state"], run["step"], run["steps"], run["fault"]) == ("free", "free", "done", 6, 6, None)
@@ -42,7 +42,7 @@ def test_runs_of_all_kinds_in_one_table(run_cli, listed, free_run, baseline_run,
     assert run["when"] == json.loads((free_run / "manifest.json").read_text())["finished"]
     stdout = run_cli("runs", free_run.parent).stdout
     lines = [line for line in stdout.splitlines() if str(free_run.parent) in line]
-    assert len(lines) == 3
+    assert len(lines) == len(found)
     line = next(line for line in lines if str(free_run) in line)
     for said in ("done", "6 of 6", "bits/sequence", f"{run['held_out']['nelbo']:.2f}", run["when"][:10]):
         assert said in line

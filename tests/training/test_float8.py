@@ -63,7 +63,7 @@ def test_a_batch_size_that_float8_does_not_support_is_refused(hopper: torch.devi
 
 @pytest.mark.parametrize("value", ["true", "false"])
 def test_a_switch_is_refused_with_the_choices(value: str) -> None:
-    with pytest.raises(InputErrors, match=r"train\.float8: input should be 'off', 'tensorwise' or 'rowwise', not (True|False)"):
+    with pytest.raises(InputErrors, match=r"train\.float8: input should be 'off', 'tensorwise' or 'rowwise', not (true|false)"):
         recipe(float8=value)
 
 
