@@ -57,13 +57,13 @@ def part_costs(recipe: Recipe) -> list[PartCost]:
     blocks = _linear_flops(model.blocks) + sum(attention.flops(context) for attention in model.attentions())
     parts = [
         PartCost("embedding" + (" (tied with lm_head)" if config.tie_embeddings else ""), model.embedding.weight.numel(), 0.0),
-        PartCost(f"blocks × {config.layers}", _count(model.blocks), blocks),
+        PartCost(f"blocks × {config.layers}", count(model.blocks), blocks),
     ]
     for name, module in ({} if model.latent is None else model.latent.parts()).items():
         attention = sum(child.flops(context, causal=False) for child in module.modules() if isinstance(child, Attention))
-        parts.append(PartCost(name, _count(module), _linear_flops(module) + attention))
+        parts.append(PartCost(name, count(module), _linear_flops(module) + attention))
     head = 0 if model.lm_head is None else model.lm_head.weight.numel()
-    parts.append(PartCost("norm and lm_head", head + _count(model.norm), 2.0 * model.lm_head_weight.numel()))
+    parts.append(PartCost("norm and lm_head", head + count(model.norm), 2.0 * model.lm_head_weight.numel()))
     return parts
 
 
@@ -85,7 +85,8 @@ def _linear_flops(module: nn.Module) -> float:
     return float(sum(2 * layer.weight.numel() for layer in module.modules() if isinstance(layer, nn.Linear)))
 
 
-def _count(module: nn.Module) -> int:
+def count(module: nn.Module) -> int:
+    """The number of parameters of a module; a parameter that two parts share counts once."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 

@@ -50,10 +50,10 @@ from freetf_cli.errors import InputError
 from freetf_cli.latent.build import build_model
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.records.plan import Plan, Spread, SpreadRow
-from freetf_cli.runs.plan import Checkpointing, activation_bytes, attention_weight_bytes, mapper_bytes
+from freetf_cli.runs.plan import Checkpointing, activation_bytes, attention_weight_bytes, count, mapper_bytes
 
 NODE = 8  # GPUs
-UNIT = 150_000_000  # parameters that blocks gathered together have at least: 0.8 % of a step at 1.5B on two H200
+UNIT = 150_000_000  # parameters: smaller blocks are gathered together until they have as many (docs/distributed.md)
 H200_MEMORY = 141e9  # bytes
 H200_PEAK = {"bf16": 989e12, "fp32": 67e12}  # FLOP/s, dense
 PEAK_SHARE = 0.6  # that a step is assumed to reach
@@ -139,22 +139,18 @@ def unit_sizes(recipe: Recipe) -> tuple[int, list[int]]:
     """Parameters of the root unit, and of each other unit."""
     with torch.device("meta"):
         model = build_model(recipe.model, recipe.latent)
-    sizes = [sum(map(_parameters, unit)) for unit in gathered_units(model)]
-    return _parameters(model) - sum(sizes), sizes
+    sizes = [sum(map(count, unit)) for unit in gathered_units(model)]
+    return count(model) - sum(sizes), sizes
 
 
 def gathered_units(model: Decoder) -> list[list[nn.Module]]:
     """The units of a model beside the root: adjacent blocks of together at least UNIT parameters, and each part of the latent."""
     units: list[list[nn.Module]] = [[]]
     for block in model.blocks:
-        if sum(map(_parameters, units[-1])) >= UNIT:
+        if sum(map(count, units[-1])) >= UNIT:
             units.append([])
         units[-1].append(block)
     return units + [[part] for part in (() if model.latent is None else model.latent.children())]
-
-
-def _parameters(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def memory_size(text: str) -> float:

@@ -32,13 +32,14 @@ from freetf_cli.latent.build import build_model
 from freetf_cli.model.block import Block
 from freetf_cli.model.decoder import Decoder, Output
 from freetf_cli.model.latent import Latent
+from freetf_cli.runs.plan import count
 from freetf_cli.runs.spread import gathered_units
 from freetf_cli.training.float8 import without_float8
 from freetf_cli.training.world import World
 
 WARM_UP = 3  # updates before a CUDA graph is captured: in the first of them libraries initialise and torch.compile compiles
 WARM_UP_DDP = 11  # DDP builds its buckets anew in the first ones
-SMALL = 32_000_000  # parameters: the gradients of fewer take less time to exchange than compiling the model block by block would cost
+SMALL = 32_000_000  # parameters: up to here, overlapping the exchange of gradients gains less than compiling the whole model does
 
 
 class Engine:
@@ -100,7 +101,7 @@ class Replicated(Engine):
 
     def __init__(self, model: Decoder, config: TrainConfig, device: torch.device, world: World) -> None:
         super().__init__(model, config, device)
-        if sum(parameter.numel() for parameter in model.parameters()) > SMALL:
+        if count(model) > SMALL:
             compile_units(model, config, device)
         elif compiles(config, device):
             torch._dynamo.config.optimize_ddp = False  # it would cut the model where a bucket ends
@@ -231,7 +232,8 @@ def all_rows(own: Tensor, world: World) -> Tensor:
 def check_engine(recipe: Recipe, device: torch.device) -> None:
     """Raise InputError if a setting of the engine does nothing, or cannot work, on a device."""
     if recipe.parallel.cpu_offload and device.type != "cuda":
-        raise InputError(f"parallel.cpu_offload on {device.type}: it moves what a GPU has no room for to the host", hint="leave it out")
+        what = f"parallel.cpu_offload on {device.type}: it only moves weights from a GPU to the host's memory"
+        raise InputError(what, hint="leave it out")
     if recipe.train.activation_checkpointing == "budget" and not compiles(recipe.train, device):
         what = "train.activation_checkpointing = 'budget' without torch.compile, which decides what to keep"
         raise InputError(what, hint="set train.compile = 'on', or use 'full' or 'selective'")
@@ -282,7 +284,7 @@ def checkpoint_activations(model: Decoder, config: TrainConfig) -> None:
 
 
 def _recomputed(forward: Callable[..., Any], options: Mapping[str, Any]) -> Callable[..., Any]:
-    """A function that keeps its inputs only. torch.compile compiles it, which it does not do with a `partial` of `checkpoint`."""
+    """`forward` as a function that keeps only its inputs. torch.compile can compile it, but not a `partial` of `checkpoint`."""
     from torch.utils.checkpoint import checkpoint
 
     def run(*arguments: Any, **named: Any) -> Any:
