@@ -48,7 +48,7 @@ def sample(
     ] = "independent",
     z_from: Annotated[
         str | None,
-        typer.Option(metavar="TEXT", help="Infer Z from this example, at its positions; draw it from the prior after them."),
+        typer.Option(metavar="TEXT", help="Infer Z from this example text; beyond the example's end, draw Z from the prior."),
     ] = None,
     groups: Annotated[int | None, typer.Option("--groups", "-g", min=1, help="Groups per prompt. Default: 1.")] = None,
     prompt_z: Annotated[
@@ -67,7 +67,7 @@ def sample(
     ] = None,
     interactive: Annotated[
         bool,
-        typer.Option("--interactive", "-i", help="Read commands: change the prompt, Z or the tokens, and hold the rest."),
+        typer.Option("--interactive", "-i", help="Read commands that change the prompt, Z or the tokens one at a time and keep the rest."),
     ] = False,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens to generate; default: until the data's row length.")] = None,
     precision: Annotated[
@@ -164,7 +164,7 @@ def _check_z_from(z: str, prompt_z: str | None, latent: Latent | None, run: Path
 
 
 def _like(model: Decoder, tokenizer: Tokenizer, example: str, spec: SampleSpec) -> SampleSpec:
-    """The settings with a Z inferred from an example for each row of a prompt, or one for each group if they share it."""
+    """The settings with Zs inferred from an example: one per sequence, or one per group with --z shared."""
     from freetf_cli.generation.example import infer_z
 
     shared = spec.z == "shared"
@@ -174,7 +174,7 @@ def _like(model: Decoder, tokenizer: Tokenizer, example: str, spec: SampleSpec) 
 
 
 def _give_hints(spec: SampleSpec, latent: Latent | None, records: ZFile | None, prompts: int) -> None:
-    """Print hints where Z may surprise. prompts: the number of --prompt options if each gets one sequence, else 0."""
+    """Print hints where the effect of Z may be unexpected. prompts: the number of --prompt options if each gets one sequence, else 0."""
     from freetf_cli.report.console import hint
 
     if records is None and latent is not None and latent.window and spec.source == "posterior":
