@@ -179,7 +179,7 @@ def _tokenizer(choice: str, texts: Callable[[], Iterator[str]] | None) -> Tokeni
     kind, colon, size = choice.partition(":")
     if kind == "bpe" and colon:
         if texts is None:
-            raise InputError("--tokens needs the tokenizer that made them", hint="--tokenizer FILE names its tokenizer.json")
+            raise InputError("--tokens needs the tokenizer that made the files", hint="--tokenizer FILE names its tokenizer.json")
         if not size.isdecimal():
             raise InputError(f"--tokenizer bpe:SIZE takes a whole number, not '{size}'", hint="for example --tokenizer bpe:8192")
         return tokenizers.train_bpe(texts(), int(size))

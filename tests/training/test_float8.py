@@ -193,7 +193,7 @@ def alone(kind: str, parts: int = 1) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_processes_compute_what_one_does_with_more_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A scale sees the tokens of one process in one forward pass. Rowwise, only the gradient of weights has scales for several tokens,
+    """A scale covers tokens of one process in one forward pass. Rowwise, only the gradient of weights has scales for several tokens,
     which are powers of two, on which the rounding of most numbers does not depend. What is saved does not depend on `train.float8`.
     """
     pytest.importorskip("torchao", reason="train.float8 is an extra")
