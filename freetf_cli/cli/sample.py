@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
 Settings = dict[str, Any]
 DEFAULTS: Settings = {"seed": 0, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "max_tokens": None, "precision": "fp32"}
-CHOSEN = {"prompt", "prompt_index", "group", "index", "length of z"}  # what differs from a record only because options say so
-CHECKED = 10_000  # records of a file that are read before the first is replayed, so that a bad one is refused early
-BOXED = 1024  # sequences of a prompt; more are printed as they come, not in boxes
+CHOSEN = {"prompt", "prompt_index", "group", "index", "length of z"}  # may differ from a record only because of options
+CHECKED = 10_000  # records of a file that are checked before the first is replayed, so that a bad one is refused early
+BOXED = 1024  # sequences for one prompt; more are printed line by line as they are generated, not in boxes
 
 
 def sample(
@@ -95,7 +95,7 @@ def sample(
     from freetf_cli.report.console import warn
     from freetf_cli.runs.checkpoint import open_model
 
-    if interactive and (z != "independent" or z_from or groups or prompt_z or len(prompt or []) > 1 or "-" in (prompt or [])):
+    if interactive and (z != "independent" or z_from is not None or groups or prompt_z or len(prompt or []) > 1 or "-" in (prompt or [])):
         raise InputError("--interactive has one prompt and one Z of its own", hint="leave out --z, --z-from, --groups and --prompt-z")
     asked = _asked(seed=seed, temperature=temperature, top_k=top_k, top_p=top_p, max_tokens=max_tokens, precision=precision)
     checkpoint, model = open_model(run, resolve_device(device), warn)
@@ -186,7 +186,7 @@ def _give_hints(spec: SampleSpec, latent: Latent | None, records: ZFile | None, 
 
 
 def _check_memory(model: Decoder, tokens: int | None) -> None:
-    """Raise InputError if a sequence of so many new tokens needs more memory than the device has."""
+    """Raise InputError if one sequence with this many new tokens needs more memory than the device has."""
     from freetf_cli.generation.batch import row_bytes
     from freetf_cli.report.units import size
     from freetf_cli.training.memory import device_memory
@@ -241,7 +241,7 @@ def read_prompts(given: list[str]) -> Iterable[str]:
         if line is None:
             warn("no prompts read: stdin is empty")
 
-    read = lines()  # once, however often - is given
+    read = lines()  # stdin is read once, even if - is given several times
     return chain.from_iterable(read if text == "-" else [text] for text in given) if "-" in given else given
 
 
