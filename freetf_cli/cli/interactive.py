@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from freetf_cli.records.samples import Sample
 
 HELP = """\
-prompt TEXT    another prompt, the same Z
-z              another Z from the prior, the same prompt
-like TEXT      Z inferred from an example
-flip [N]       flip N random bits of Z (1)
-flip T.B …     flip bit B of position T, both from 0
+prompt TEXT    another prompt, with the same Z
+z              draw another Z from the prior, for the same prompt
+like TEXT      infer Z from an example text
+flip [N]       flip N random bits of Z; default: 1
+flip T.B …     flip bit B of Z at position T; both count from 0
 tokens         draw the tokens anew, with the same prompt and Z
 codes          print Z
 help, quit"""
@@ -44,11 +44,11 @@ def run_session(session: Session, facts: DataFacts, added: Mapping[str, Any], *,
     """
     from freetf_cli.report.console import note, warn
 
-    talks = sys.stdin.isatty() and sys.stdout.isatty()
+    at_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     before: Shown | None = None
     title = f"prompt {session.prompt!r}, first Z"
-    note(HELP if talks else "commands: see the line `help`")
-    lines = _lines(talks)
+    note(HELP if at_terminal else "commands: see the line `help`")
+    lines = _lines(at_terminal)
     while True:
         if title:
             now = Shown(title, [replace(sample, **added) for sample in session.sequences()])
@@ -60,17 +60,17 @@ def run_session(session: Session, facts: DataFacts, added: Mapping[str, Any], *,
         try:
             title = _change(session, line, json=json)
         except InputError as error:
-            if not talks:
+            if not at_terminal:
                 raise
             warn(str(error))
             title = ""
 
 
-def _lines(talks: bool) -> Iterator[str]:
+def _lines(at_terminal: bool) -> Iterator[str]:
     """Lines of stdin without their ends."""
     from freetf_cli.generation.replay import text_lines
 
-    if not talks:
+    if not at_terminal:
         yield from (line for _, line in text_lines(sys.stdin.buffer, "stdin"))
         return
     with suppress(ImportError):

@@ -36,12 +36,12 @@ def prepare(
         str | None,
         typer.Option(
             metavar="megatron|datatrove|nanogpt|datasets",
-            help="PATH is token files of this kind, which the folder refers to; see docs/data.md.",
+            help="PATH names token files of this kind, to be used in place without a copy; see docs/data.md.",
         ),
     ] = None,
     dedup: Annotated[bool, typer.Option("--dedup", help="Leave out documents that are exact copies of earlier ones.")] = False,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads that tokenize; default: one per core. The result is the same.")
+        int | None, typer.Option(min=1, help="Number of threads that tokenize; default: one per core. The result is the same.")
     ] = None,
     seed: SeedOption = 0,
 ) -> Described:

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
 Settings = dict[str, Any]
 DEFAULTS: Settings = {"seed": 0, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "max_tokens": None, "precision": "fp32"}
-CHOSEN = {"prompt", "prompt_index", "group", "index", "length of z"}  # what differs from a record only because options say so
-CHECKED = 10_000  # records of a file that are read before the first is replayed, so that a bad one is refused early
-BOXED = 1024  # sequences of a prompt; more are printed as they come, not in boxes
+CHOSEN = {"prompt", "prompt_index", "group", "index", "length of z"}  # may differ from a record only because of options
+CHECKED = 10_000  # records of a file that are checked before the first is replayed, so that a bad one is refused early
+BOXED = 1024  # sequences for one prompt; more are printed line by line as they are generated, not in boxes
 
 
 def sample(
@@ -48,7 +48,7 @@ def sample(
     ] = "independent",
     z_from: Annotated[
         str | None,
-        typer.Option(metavar="TEXT", help="Infer Z from this example, at its positions; draw it from the prior after them."),
+        typer.Option(metavar="TEXT", help="Infer Z from this example text; beyond the example's end, draw Z from the prior."),
     ] = None,
     groups: Annotated[int | None, typer.Option("--groups", "-g", min=1, help="Groups per prompt. Default: 1.")] = None,
     prompt_z: Annotated[
@@ -67,7 +67,7 @@ def sample(
     ] = None,
     interactive: Annotated[
         bool,
-        typer.Option("--interactive", "-i", help="Read commands: change the prompt, Z or the tokens, and hold the rest."),
+        typer.Option("--interactive", "-i", help="Read commands that change the prompt, Z or the tokens one at a time and keep the rest."),
     ] = False,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens to generate; default: until the data's row length.")] = None,
     precision: Annotated[
@@ -95,7 +95,7 @@ def sample(
     from freetf_cli.report.console import warn
     from freetf_cli.runs.checkpoint import open_model
 
-    if interactive and (z != "independent" or z_from or groups or prompt_z or len(prompt or []) > 1 or "-" in (prompt or [])):
+    if interactive and (z != "independent" or z_from is not None or groups or prompt_z or len(prompt or []) > 1 or "-" in (prompt or [])):
         raise InputError("--interactive has one prompt and one Z of its own", hint="leave out --z, --z-from, --groups and --prompt-z")
     asked = _asked(seed=seed, temperature=temperature, top_k=top_k, top_p=top_p, max_tokens=max_tokens, precision=precision)
     checkpoint, model = open_model(run, resolve_device(device), warn)
@@ -164,7 +164,7 @@ def _check_z_from(z: str, prompt_z: str | None, latent: Latent | None, run: Path
 
 
 def _like(model: Decoder, tokenizer: Tokenizer, example: str, spec: SampleSpec) -> SampleSpec:
-    """The settings with a Z inferred from an example for each row of a prompt, or one for each group if they share it."""
+    """The settings with Zs inferred from an example: one per sequence, or one per group with --z shared."""
     from freetf_cli.generation.example import infer_z
 
     shared = spec.z == "shared"
@@ -174,7 +174,7 @@ def _like(model: Decoder, tokenizer: Tokenizer, example: str, spec: SampleSpec) 
 
 
 def _give_hints(spec: SampleSpec, latent: Latent | None, records: ZFile | None, prompts: int) -> None:
-    """Print hints where Z may surprise. prompts: the number of --prompt options if each gets one sequence, else 0."""
+    """Print hints where the effect of Z may be unexpected. prompts: the number of --prompt options if each gets one sequence, else 0."""
     from freetf_cli.report.console import hint
 
     if records is None and latent is not None and latent.window and spec.source == "posterior":
@@ -186,7 +186,7 @@ def _give_hints(spec: SampleSpec, latent: Latent | None, records: ZFile | None, 
 
 
 def _check_memory(model: Decoder, tokens: int | None) -> None:
-    """Raise InputError if a sequence of so many new tokens needs more memory than the device has."""
+    """Raise InputError if one sequence with this many new tokens needs more memory than the device has."""
     from freetf_cli.generation.batch import row_bytes
     from freetf_cli.report.units import size
     from freetf_cli.training.memory import device_memory
@@ -241,7 +241,7 @@ def read_prompts(given: list[str]) -> Iterable[str]:
         if line is None:
             warn("no prompts read: stdin is empty")
 
-    read = lines()  # once, however often - is given
+    read = lines()  # stdin is read once, even if - is given several times
     return chain.from_iterable(read if text == "-" else [text] for text in given) if "-" in given else given
 
 

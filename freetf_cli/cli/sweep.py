@@ -78,7 +78,7 @@ def _check_name(recipe: str) -> None:
 
 
 def _distinct(planned: Sequence[PlannedRun], recipes: Sequence[Recipe]) -> tuple[list[PlannedRun], list[Recipe]]:
-    """The runs without those whose recipe is that of a run before them, such as `0.50` after `0.5`, or `0.5` again."""
+    """Leave out runs whose recipe equals that of an earlier run, such as `0.50` after `0.5`, or a value given twice."""
     from freetf_cli.report.console import note
 
     known: dict[str, tuple[PlannedRun, Recipe]] = {}
@@ -91,7 +91,7 @@ def _distinct(planned: Sequence[PlannedRun], recipes: Sequence[Recipe]) -> tuple
 
 
 def _check_task(one: PlannedRun, recipe: Recipe) -> None:
-    """Refuse a run whose task cannot have its parameters or its context. The data of a folder may not exist yet."""
+    """Refuse a run whose parameters or context do not suit its task. A data folder is not checked: it may not exist yet."""
     from freetf_cli.data.batches import open_data
 
     if recipe.data.task is not None:

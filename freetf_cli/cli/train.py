@@ -28,7 +28,7 @@ def train(
         str,
         typer.Option(
             metavar="never|auto|PATH",
-            help="Resume the run if it exists (auto), or from this checkpoint (PATH); later ones are kept aside. "
+            help="Resume the run if it exists (auto), or from this checkpoint (PATH); later checkpoints are set aside. "
             "--set train.steps=N makes it longer.",
         ),
     ] = "never",
@@ -93,7 +93,7 @@ def train(
 
 
 def _dry_run(recipe: Recipe, name: str, device: str, gpus: int | None, gpu_memory: str | None) -> Described:
-    """The planned cost; with gpus, of each way of spreading it over them too."""
+    """The planned cost; with `gpus`, also that of each way to parallelise the run over them."""
     from dataclasses import replace
 
     import torch
@@ -132,9 +132,9 @@ def run_training(
     longer: bool = False,
     until: int | None = None,
 ) -> TrainResult:
-    """Train with a live display, and update its report at every checkpoint. resume: as --resume. init_from: a run or a checkpoint.
+    """Train with a live display, and update the run's report at every checkpoint. resume: as --resume. init_from: a run or a checkpoint.
 
-    longer: the run to resume may have had fewer steps. until: the step to end at, before the recipe's last.
+    longer: the run to resume may have fewer steps. until: the step to stop at, before the recipe's last.
     """
     from freetf_cli.device import resolve_device, set_threads
     from freetf_cli.durable import write_durably

@@ -1,4 +1,4 @@
-"""Work in another thread that a signal can interrupt: Python handles signals between steps of the main thread only."""
+"""Run work in another thread so that signals can interrupt it: Python runs signal handlers only in the main thread, between bytecodes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Result = TypeVar("Result")
 
 
 def start(work: Callable[[], Result]) -> Future[Result]:
-    """Start work in a thread of its own, which ends with the program."""
+    """Start `work` in a daemon thread."""
     future: Future[Result] = Future()
 
     def run() -> None:
@@ -21,12 +21,12 @@ def start(work: Callable[[], Result]) -> Future[Result]:
         except BaseException as error:
             future.set_exception(error)
 
-    threading.Thread(target=run, daemon=True).start()  # not a pool's: the end of the program would wait for that
+    threading.Thread(target=run, daemon=True).start()  # not a thread pool: the interpreter would wait for it at exit
     return future
 
 
 def wait(future: Future[Result]) -> Result:
-    """The result of started work."""
+    """Wait for the result of `start`. Signals are handled meanwhile."""
     while not future.done():
-        concurrent.futures.wait([future], timeout=0.1)  # again and again: a signal that another thread receives does not end a longer wait
+        concurrent.futures.wait([future], timeout=0.1)  # short waits: a signal delivered to another thread would not end a long one
     return future.result()

@@ -68,7 +68,7 @@ class Split:
         return self.slice(int(self.offsets[index]), int(self.offsets[index + 1]) + self._extra)
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """The records of documents.jsonl: `factors`, and `text` or `source`. Token files of other programs have none: all are empty."""
+        """The records of documents.jsonl: `factors`, and `text` or `source`. Empty ones if the tokens are in files of other programs."""
         if not self._documents.exists():
             yield from ({} for _ in range(len(self)))
             return
@@ -151,7 +151,7 @@ def _check_file(path: Path, sha256: str, size: int | None = None) -> None:
 
 
 def _foreign_shards(facts: SplitFacts, separator: int | None) -> list[NDArray[Any]]:
-    """The stream in files of other programs, and the separators at its edges that they lack."""
+    """The stream in files of other programs, with the first and the last separator added if the files lack them."""
     edge = np.array([separator or 0], np.int64)
     for file in facts.foreign:
         if any(offset + count * np.dtype(file.type).itemsize > file.bytes for offset, count in file.parts):

@@ -1,7 +1,7 @@
 """Encode a stream of documents on all cores, in order and in constant memory.
 
-The threads are those of the `tokenizers` library, which encodes the documents of a batch on all of them. While it does, the next documents
-are read, and those of the batch before are written. Each document is encoded by itself, so the result does not depend on the batches or
+The threads are those of the `tokenizers` library, which distributes the documents of a batch over them. Meanwhile the next documents are
+read and those of the previous batch are written. Each document is encoded by itself, so the result does not depend on the batches or
 the number of threads.
 """
 
@@ -15,8 +15,8 @@ from freetf_cli.data.background import start, wait
 from freetf_cli.data.text import Document
 from freetf_cli.data.tokenizer import Ids, Tokenizer
 
-CHARACTERS = 1 << 21  # of a batch; the library takes about 30 bytes for each, and there are two batches at a time
-DOCUMENTS = 1 << 12  # of a batch, at most
+CHARACTERS = 1 << 21  # in a batch; the library needs about 30 bytes for each, and two batches are in memory at a time
+DOCUMENTS = 1 << 12  # in a batch, at most
 
 Assigned = tuple[str, Document]  # a document and the name of its split
 

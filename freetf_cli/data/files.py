@@ -59,7 +59,7 @@ class Notes:
 class File(NamedTuple):
     """An open file. chunks: its bytes; kind: its name in lower case without .gz; name: the source of its documents; place: for errors.
 
-    path: of a file that lies on the disk as it is, neither packed nor in an archive.
+    path: where the file is on disk; None if it is compressed or in an archive.
     """
 
     chunks: Iterator[bytes]
@@ -151,7 +151,7 @@ def _opened(path: Path, name: str, label: str | None, note: Note) -> Iterator[Fi
 
 
 def _check_count(path: Path, found: int) -> None:
-    """Raise BadZipFile if an archive names another number of members than `found`: a damaged length hides those that follow."""
+    """Raise BadZipFile unless the archive's end record counts `found` members: a damaged length hides the members after it."""
     with path.open("rb") as stream:
         stream.seek(-min(path.stat().st_size, 22 + 0xFFFF), os.SEEK_END)  # the end record and the longest comment
         tail = stream.read()
@@ -226,7 +226,7 @@ def _chunks(stream: IO[bytes] | gzip.GzipFile) -> Iterator[bytes]:
 
 
 def _bunzip2(packed: Iterator[bytes]) -> Iterator[bytes]:
-    """Unpack bzip2 streams that follow each other. Python's reader ends in silence where the second is damaged."""
+    """Decompress consecutive bzip2 streams. Python's reader stops silently where the second is damaged."""
     unpacker = bz2.BZ2Decompressor()
     for data in packed:
         while data or not (unpacker.needs_input or unpacker.eof):
@@ -239,7 +239,7 @@ def _bunzip2(packed: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _unzstd(stream: IO[bytes]) -> Iterator[bytes]:
-    """Unpack Zstandard frames that follow each other. pyarrow's reader, unlike that of zstandard, raises an error where one is cut off."""
+    """Decompress consecutive Zstandard frames. Unlike the zstandard package, pyarrow raises an error if one is truncated."""
     arrow = import_pyarrow("Zstandard files (.zst)")
     packed = arrow.CompressedInputStream(arrow.PythonFile(stream, mode="r"), "zstd")
     return iter(lambda: packed.read(CHUNK), b"")

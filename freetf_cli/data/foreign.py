@@ -1,6 +1,6 @@
-"""Token files that other programs made, read where they are: nothing is copied but the places of the documents.
+"""Token files made by other programs, read in place: only the positions of the documents are copied.
 
-    kind       a file                       types of a token        where documents end
+    kind       a file                       token type              where documents end
     megatron   NAME.bin beside NAME.idx     named in .idx           in .idx
     datatrove  NAME.ds                      uint16 or uint32        in NAME.ds.index, if it is there
     nanogpt    NAME.bin                     uint16 or uint32        at the separator
@@ -36,7 +36,10 @@ Places = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class TokenFile:
-    """The tokens of a file. parts: byte offset and number of tokens of each run of them; ends: of its documents, in tokens, if known."""
+    """The tokens of a file.
+
+    parts: (byte offset, number of tokens) of each contiguous run; ends: where each document ends, counted in tokens, if known.
+    """
 
     path: Path
     type: str
@@ -52,7 +55,7 @@ class TokenFile:
         return map_parts(self.path, self.type, self.parts)
 
     def clip(self, start: int, stop: int) -> list[tuple[int, int]]:
-        """The parts of tokens start … stop − 1."""
+        """The parts that hold tokens start … stop − 1."""
         size, clipped, begin = np.dtype(self.type).itemsize, [], 0
         for offset, count in self.parts:
             first, last = max(start - begin, 0), min(stop - begin, count)
@@ -63,7 +66,7 @@ class TokenFile:
 
 
 def map_parts(path: Path, kind: str, parts: Sequence[Sequence[int]]) -> Iterator[NDArray[Any]]:
-    """Memory-mapped runs of tokens of a file: (byte offset, tokens) of each."""
+    """Memory-map runs of tokens in a file. parts: (byte offset, number of tokens) of each run."""
     if parts:
         mapped = np.memmap(path, np.uint8, "r")
         yield from (np.frombuffer(mapped, np.dtype(kind).newbyteorder("<"), count, offset) for offset, count in parts)
@@ -91,20 +94,20 @@ def find_files(paths: Sequence[str], kind: str) -> list[Path]:
 
 
 def _saved(folder: Path) -> Iterator[Path]:
-    """The files of data sets that `save_to_disk` wrote below a folder. Others beside them are caches."""
+    """The Arrow files of the data sets that `save_to_disk` wrote below a folder. Other Arrow files there are caches."""
     for state in sorted(folder.rglob("state.json")):
         with reading(str(state)):
             yield from (state.parent / str(file["filename"]) for file in json.loads(state.read_bytes())["_data_files"])
 
 
 def open_tokens(path: Path, kind: str, vocabulary: int, column: str = "input_ids") -> TokenFile:
-    """Read what a token file and its index say. InputError if they are damaged or do not fit each other."""
+    """Read the layout of a token file from its header and index. InputError if they are damaged or disagree."""
     with reading(str(path)):
         return READERS[kind][1](path.resolve(), vocabulary, column)
 
 
 def scan(file: TokenFile, vocabulary: int, separator: int | None) -> Places:
-    """The places of the separator in a file. InputError for a token outside the vocabulary, which names its place."""
+    """The positions of the separator in a file. InputError for a token outside the vocabulary; it names the token's position."""
     found, begin = [np.empty(0, np.int64)], 0
     for array in file.arrays():
         for start in range(0, len(array), SCANNED):
@@ -120,7 +123,7 @@ def scan(file: TokenFile, vocabulary: int, separator: int | None) -> Places:
 
 
 def _whole(path: Path, kind: np.dtype[Any], ends: Places | None) -> TokenFile:
-    """A file that consists of tokens."""
+    """A file that holds tokens and nothing else."""
     size = path.stat().st_size
     if size % kind.itemsize:
         raise InputError(f"damaged: {size} bytes are no whole number of tokens of {kind.itemsize} bytes", str(path))
@@ -137,7 +140,7 @@ def _nanogpt(path: Path, vocabulary: int, column: str) -> TokenFile:
 
 
 def _datatrove(path: Path, vocabulary: int, column: str) -> TokenFile:
-    """The first line of NAME.ds.metadata ends in the size of a token; older files have none and two bytes."""
+    """The first line of NAME.ds.metadata ends with the bytes per token; if it gives none, as in older versions, tokens have two."""
     kind, metadata, index = token_type(vocabulary), path.with_name(f"{path.name}.metadata"), path.with_name(f"{path.name}.index")
     if metadata.is_file():
         size = metadata.read_text(encoding="utf-8").partition("\n")[0].rpartition("|")[2]
@@ -167,7 +170,7 @@ def _megatron(path: Path, vocabulary: int, column: str) -> TokenFile:
 
 
 def _datasets(path: Path, vocabulary: int, column: str) -> TokenFile:
-    """Arrow keeps the values of a column in one run for each batch of rows, so that they can be read without pyarrow."""
+    """Within a record batch, Arrow stores the values of a list column contiguously, so training can memory-map them without pyarrow."""
     arrow = import_pyarrow("Arrow files")
     parts, lengths, kind = [], [np.empty(0, np.int64)], "int32"
     with arrow.memory_map(str(path)) as mapped:

@@ -1,4 +1,4 @@
-"""Read the text column of a data set of the Hugging Face Hub as a stream, through the library `datasets`.
+"""Stream the text column of a Hugging Face Hub data set through the `datasets` library.
 
     for number, text in hub_texts("hf:roneneldan/TinyStories::validation", "text"):
 
@@ -24,17 +24,17 @@ def hub_texts(path: str, column: str | None) -> Iterator[tuple[int, str]]:
     number = 0
     try:
         if column is not None and rows.column_names and column in rows.column_names:
-            rows = rows.select_columns([column])  # of a Parquet file, others are not read then
+            rows = rows.select_columns([column])  # so that the other columns of a Parquet file are not read
         for number, row in enumerate(rows, start=1):
             yield number, _text(row, column, f"{path}, row {number}")
     except FreetfError:
         raise
-    except Exception as error:  # of any kind: the library reads many formats, each with errors of its own
+    except Exception as error:  # the library reads many formats, each with its own errors
         raise _failure(error, f"{path}, after row {number}") from None
 
 
 def _open(path: str) -> Any:
-    """The data set, not downloaded but streamed."""
+    """Open the data set for streaming, without downloading it."""
     name, *others = path.removeprefix(HUB).split(":")
     configuration, split = [*others, "", ""][:2]
     if not name or len(others) > 2:
@@ -65,6 +65,4 @@ def _text(row: dict[str, Any], column: str | None, place: str) -> str:
     text = row[column] if row[column] is not None else ""
     if not isinstance(text, str):
         raise InputError(f"column '{column}' is not text", place, nearest(column, words))
-    if "\0" in text:
-        raise InputError("a NUL in the text", place)
     return text

@@ -41,7 +41,7 @@ class FileFacts(ConfigTable):
 
 
 class ForeignFile(ConfigTable):
-    """A token file that another program made, which stays where it is. parts: byte offset and number of tokens of each run of tokens."""
+    """A token file of another program, which is not copied. parts: [byte offset, number of tokens] of each contiguous run."""
 
     path: str
     bytes: NotNegative
@@ -53,7 +53,7 @@ class ForeignFile(ConfigTable):
 class SplitFacts(ConfigTable):
     """Sizes of a split. bytes: of the documents' text in UTF-8; tokens: of the stream, separators included.
 
-    foreign: the files that hold the stream, if they are not in the folder; edges: whether it lacks the first and the last separator there.
+    foreign: files of other programs that hold the stream, if any; edges: whether they lack the first and the last separator.
     """
 
     documents: NotNegative

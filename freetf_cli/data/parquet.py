@@ -3,7 +3,7 @@
     for number, text in column_texts(file, "text"):
         number, text                # 1, "the text of the first row"
 
-Memory holds the pages of one column that are being read and ROWS texts, however large the file or its row groups are.
+Only the current pages of one column and ROWS texts are in memory, however large the file or its row groups are.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def column_texts(file: File, column: str | None) -> Iterator[tuple[int, str]]:
             for batch in opened.iter_batches(ROWS, columns=[column], use_threads=False):
                 for value in batch.column(0):
                     number += 1
-                    yield number, _checked(value.as_py() or "", f"{file.place}, row {number}")
+                    yield number, value.as_py() or ""
     except UnicodeDecodeError:
         raise InputError("not UTF-8 text", f"{file.place}, row {number}") from None
     except (arrow.ArrowException, OSError) as error:
@@ -55,9 +55,3 @@ def _check_column(arrow: Any, schema: Any, column: str | None, place: str) -> No
         raise InputError(f"the Parquet file has no column '{column}'", place, nearest(column, texts))
     if column not in texts:
         raise InputError(f"column '{column}' is not text but {types[column]}", place, nearest(column, texts))
-
-
-def _checked(text: str, place: str) -> str:
-    if "\0" in text:
-        raise InputError("a NUL in the text", place)
-    return text

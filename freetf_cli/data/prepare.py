@@ -28,7 +28,7 @@ from freetf_cli.errors import FreetfError, InputError
 from freetf_cli.records import DatasetSummary
 from freetf_cli.tasks.base import Task
 
-Advance = Callable[..., None]  # of a count, and a description where it changes
+Advance = Callable[..., None]  # called with a count, and with a description when that changes
 
 
 def task_tokenizer(task: Task) -> Tokenizer:
@@ -82,10 +82,10 @@ def prepare_text(
     """Write documents from files, folders, archives or standard input (see `read_documents`) as a data folder.
 
     tokenizer: `bytes`; `bpe:SIZE`, trained here on the train split alone; or a path to a tokenizer.json.
-    separator_token: the special token that separates documents, of a tokenizer.json without `<|endoftext|>`.
-    dedup: leave out exact copies of earlier documents, so that no split has a document twice or one of another split.
-    threads: that encode at a time; default: one for each core. The result is the same.
-    progress: called for each document that is read, and with a description when BPE is trained, which reads all of them once more.
+    separator_token: the special token of a tokenizer.json that separates documents, if it is not `<|endoftext|>`.
+    dedup: leave out exact copies of earlier documents, so that no document occurs twice, be it in one split or in two.
+    threads: how many threads encode; default: one per core. The result is the same.
+    progress: called for each document read. Training BPE reads all of them once more, which a new description then says.
     """
     refuse_existing(out)
     tokenizers.use_threads(threads)
@@ -130,14 +130,14 @@ def prepare_text(
 
 
 class _Copies:
-    """Leaves out documents whose text came before. Holds 16 bytes of a hash for each document that is kept, about 110 in memory."""
+    """Leaves out documents whose text occurred before. Stores a 16-byte hash of each document kept, about 110 bytes in memory."""
 
     def __init__(self) -> None:
         self._seen: set[bytes] = set()
         self._found = 0
 
     def leave_out(self, documents: Iterator[Document]) -> Iterator[Document]:
-        """The documents without copies, from the beginning: BPE reads all of them once more."""
+        """The documents without copies. Each call starts afresh, because training BPE reads all documents once more."""
         self._seen, self._found = set(), 0
         for document in documents:
             digest = hashlib.blake2b(document.text.encode(), digest_size=16).digest()
@@ -159,7 +159,7 @@ def _note_repeated(paths: Sequence[str | Path], note: Note) -> None:
 
 
 def _note_whole_files(only: dict[str, Document | None], note: Note) -> None:
-    """Note a split that consists of one of several files: each may hold a document a line, such as all those of a class."""
+    """Note each split that got only one of several files: their lines may be the documents, as in one file for each class."""
     if len({document.source if document else None for document in only.values()}) > 1:
         for name, document in only.items():
             if document is not None and document.label is None and "\n" in document.text.strip():
@@ -179,7 +179,7 @@ def _tokenizer(choice: str, texts: Callable[[], Iterator[str]] | None) -> Tokeni
     kind, colon, size = choice.partition(":")
     if kind == "bpe" and colon:
         if texts is None:
-            raise InputError("--tokens needs the tokenizer that made them", hint="--tokenizer FILE names its tokenizer.json")
+            raise InputError("--tokens needs the tokenizer that made the files", hint="--tokenizer FILE names its tokenizer.json")
         if not size.isdecimal():
             raise InputError(f"--tokenizer bpe:SIZE takes a whole number, not '{size}'", hint="for example --tokenizer bpe:8192")
         return tokenizers.train_bpe(texts(), int(size))

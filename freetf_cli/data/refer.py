@@ -1,10 +1,10 @@
-"""Make a data folder of token files that other programs made, without copying them.
+"""Make a data folder from token files of other programs, without copying them.
 
     refer_to_tokens(["shards/"], Path("data/web"), kind="datatrove", tokenizer="tokenizer.json")
 
-Files that are named after splits (train.bin and val.bin, or the folders of a data set) are these splits. Otherwise the documents are
-divided in order: the first 90 % are train. With a separator, documents are what stands between two of them, whether a file has it before
-each document or after it; without one they are what the index says.
+Files named after splits (train.bin and val.bin, or the folders of a data set) become those splits. Otherwise the documents are divided in
+order: by default the first 90 % are train. If the tokenizer has a separator, a document is the tokens between two separators, whether a
+file has one before or after each document. If it has none, the index of the file names the documents.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from freetf_cli.durable import sha256_of
 from freetf_cli.errors import InputError
 from freetf_cli.records import DatasetSummary
 
-SPLIT_NAMES = ("train", "val", "valid", "validation", "test")  # names of files that are splits, beside those of --split
+SPLIT_NAMES = ("train", "val", "valid", "validation", "test")  # files of these names are splits, besides those that --split names
 
 
 def refer_to_tokens(
@@ -64,7 +64,7 @@ def refer_to_tokens(
 
 
 def _by_split(files: list[Path], shares: Shares) -> dict[str, list[Path]]:
-    """The files of each split, if all are named after one and not all after the same; else all of them, under no name."""
+    """The files by split, if every file is named after a split and more than one split occurs; otherwise all files, under an empty name."""
     names = [next((name for name in (file.stem, file.parent.name) if name in (*shares, *SPLIT_NAMES)), "") for file in files]
     if "" in names or len(set(names)) == 1:
         return {"": files}
@@ -73,7 +73,7 @@ def _by_split(files: list[Path], shares: Shares) -> dict[str, list[Path]]:
 
 @dataclass(frozen=True, eq=False)
 class _Scanned:
-    """A token file, its hash, and the places of the separator in it."""
+    """A token file, its hash, and the positions of the separator in it."""
 
     file: TokenFile
     sha256: str
@@ -87,10 +87,10 @@ class _Scanned:
 
 @dataclass(frozen=True, eq=False)
 class _Stream:
-    """The tokens of files one after another, as a data folder has them: with a separator before each document and after the last.
+    """The tokens of several files as one stream, as in a data folder: with a separator before each document and after the last.
 
-    bounds: where each document begins, and where the last ends, [documents + 1]; edges: whether the files lack the first and the last
-    separator, which then count here.
+    bounds: where each document begins and the last one ends, [documents + 1]; edges: whether the first and the last separator are missing
+    from the files. Bounds are counted as if a missing separator were there.
     """
 
     files: list[_Scanned]
@@ -121,7 +121,7 @@ class _Stream:
         return cls(files, bounds, edges, notes)
 
     def documents(self, first: int, last: int, tokenizer: Tokenizer) -> tuple[list[ForeignFile], Places, tuple[bool, bool], int]:
-        """Documents first … last − 1: the files that hold them, their offsets, the edges that these lack, and the bytes of their text."""
+        """Documents first … last − 1: their files, their offsets, which edge separators are missing, and the bytes of their text."""
         bounds = self.bounds[first : last + 1]
         closing = 0 if tokenizer.separator is None else 1  # the separator after a document is the one before the next
         start, stop = int(bounds[0]) - self.edges[0], int(bounds[-1]) + closing - self.edges[0]
@@ -149,7 +149,7 @@ def _pieces(file: TokenFile) -> Iterator[np.ndarray]:
 
 
 def _divided(streams: dict[str, _Stream], shares: Shares) -> Iterator[tuple[str, _Stream, int, int]]:
-    """Each split, its stream, and the documents of it that it has."""
+    """For each split: its name, its stream, and its range of documents there (first, end)."""
     for name, stream in streams.items():
         count, upto, first = len(stream.bounds) - 1, Fraction(0), 0
         for part, share in {name: 1}.items() if name else shares.items():

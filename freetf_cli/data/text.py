@@ -88,11 +88,11 @@ def _documents(file: File, field: str | None, separator: str | None, note: Note)
 
 def _sources(file: File, field: str | None) -> Iterator[tuple[str, Iterable[str]]]:
     """The text of a file, or that of each record, in chunks, with its source."""
-    if file.kind.endswith(PARQUET):
-        yield from ((f"{file.name}:{number}", [text]) for number, text in column_texts(file, field))
-        return
-    if file.kind == HUB:
-        yield from ((f"{file.name}:{number}", [text]) for number, text in hub_texts(file.place, field))
+    if file.kind == HUB or file.kind.endswith(PARQUET):
+        for number, text in hub_texts(file.place, field) if file.kind == HUB else column_texts(file, field):
+            if "\0" in text:
+                raise InputError("a NUL in the text", f"{file.place}, row {number}")
+            yield f"{file.name}:{number}", [text]
         return
     chunks = _decoded(file.chunks, file.place)
     if not file.kind.endswith(JSONL) and field is None:

@@ -192,7 +192,7 @@ class Tokenizer:
         return self._ids(text, encoding, where)
 
     def _encodings(self, texts: Sequence[str]) -> list[tokenizers.Encoding]:
-        """Encode texts on several cores. The places of tokens in the text, a quarter of the work, are left out where nothing needs them."""
+        """Encode texts on several cores. Token offsets, a quarter of the work, are computed only if the vocabulary may lack characters."""
         encode = self._inner.encode_batch_fast if self._complete else self._inner.encode_batch
         return list(encode(list(texts), add_special_tokens=False))
 
@@ -217,7 +217,7 @@ class Tokenizer:
 
 
 def use_threads(count: int | None) -> None:
-    """Set the number of threads of the `tokenizers` library in this process, as long as it has not started any. None: one for each core."""
+    """Set the number of threads of the `tokenizers` library; without effect once it has started them. None: one per core."""
     if count is not None:
         os.environ["RAYON_NUM_THREADS"] = str(count)
 
@@ -261,7 +261,7 @@ def train_bpe(texts: Iterable[str], vocab: int) -> Tokenizer:
 
 
 def _cut_long_words(text: str) -> Iterator[str]:
-    """The text, cut after every LONGEST_WORD characters without a space, or of nothing but space."""
+    """Cut the text after each LONGEST_WORD consecutive characters that are all whitespace or all not."""
     begin = 0
     for run in LONG_RUN.finditer(text):
         yield text[begin : run.end()]
@@ -305,7 +305,7 @@ def from_json(text: str, where: str = "") -> Tokenizer:
 
 def _outside(text: str, index: int, where: str) -> InputError:
     place = f"character {index}" + (f" of {where}" if where else "")
-    if "\ud800" <= text[index] <= "\udfff":  # a byte of the command line
+    if "\ud800" <= text[index] <= "\udfff":  # stands for a byte of the command line that is not UTF-8
         return InputError("the text is not UTF-8", place)
     return InputError(f"{text[index]!r} is not in the tokenizer's vocabulary", place)
 

@@ -59,7 +59,7 @@ class DatasetWriter:
         self._lock = FileLock(self._folder / LOCK, timeout=0)
 
     def __enter__(self) -> DatasetWriter:
-        """Take the temporary folder, also one that a killed process left. The kernel's lock shows whether a process still writes it."""
+        """Create the temporary folder, or take over one from a killed process. A lock shows whether another process is still writing it."""
         with _writing(self.out):
             self._folder.mkdir(parents=True, exist_ok=True)
             try:
@@ -74,7 +74,7 @@ class DatasetWriter:
     def add(self, split: str, text: str, record: Mapping[str, Any], label: str | None = None, ids: Ids | None = None) -> None:
         """Add a document to a split: its text, its record in documents.jsonl, and the label that the manifest counts.
 
-        ids: of the text, if it is encoded already.
+        ids: the ids of the text, if it has been encoded.
         """
         if ids is None:
             ids = self.tokenizer.encode_array(text, str(record.get("source", "")))
@@ -140,7 +140,7 @@ class DatasetWriter:
 
 def refuse_existing(out: Path) -> None:
     """Raise InputError if the path is the working folder, or exists and is not an empty folder."""
-    if out.resolve() == Path.cwd():  # the folder would be replaced by the new one, and a shell in it would stand in none
+    if out.resolve() == Path.cwd():  # it would be replaced, and a shell in it left in a deleted folder
         raise InputError("the working folder cannot be the output", hint="name another: -o DIR")
     if out.is_dir() and not any(out.iterdir()):
         return
@@ -191,16 +191,16 @@ class _SplitWriter:
         return SplitFacts(documents=len(self.hashes), tokens=self._tokens, bytes=self._bytes, labels=labels, files=files)
 
     def close(self) -> None:
-        """Close the files of a folder that is removed. A full disk was reported already."""
+        """Close the files. Errors are ignored: a full disk has been reported before."""
         for file in (*self._shards, self._offsets, self._lines):
             with suppress(OSError):
                 file.close()
 
 
 class _ForeignWriter:
-    """Writes what a split of token files elsewhere needs: where their documents begin."""
+    """Writes a split whose tokens stay in files of other programs: only the offsets of its documents."""
 
-    hashes = array("q")  # of no text
+    hashes = array("q")  # none: there is no text to compare
 
     def __init__(self, folder: Path, files: list[ForeignFile], offsets: NDArray[np.int64], edges: tuple[bool, bool], size: int) -> None:
         folder.mkdir()

@@ -1,4 +1,4 @@
-"""Z inferred from an example text, for sequences that should be like it."""
+"""Infer Z from an example text, to generate sequences like it."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from freetf_cli.streams import keyed
 
 
 def infer_z(model: Decoder, tokenizer: Tokenizer, example: str, length: int, seed: int, keys: Sequence[tuple[int, ...]]) -> list[list[Any]]:
-    """A Z of `length` positions for each key: from the posterior of the example at its positions, from the prior after them.
+    """Draw a Z of `length` positions for each key: from the posterior given the example, and beyond the example's end from the prior.
 
-    Each Z has streams of its own, keyed by (seed, key). InputError for an example that the tokenizer cannot encode, or a baseline.
+    Each Z has its own random streams, keyed by (seed, key). InputError for an example that the tokenizer cannot encode, or a baseline.
     """
     if model.latent is None:
         raise InputError("a baseline has no Z to infer")

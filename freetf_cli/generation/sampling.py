@@ -139,9 +139,9 @@ def continue_tokens(model: Decoder, prompts: Sequence[Sequence[int]], spec: Samp
 def continue_places(
     model: Decoder, prompts: Sequence[Sequence[int]], places: Sequence[tuple[int, int, int]], spec: SampleSpec, separator: int | None
 ) -> Iterator[list[int]]:
-    """The new tokens of each prompt of tokens, at most `spec.new_tokens`, up to the separator.
+    """The new tokens after each tokenized prompt: at most `spec.new_tokens`, up to the separator.
 
-    places: a prompt's place in the random streams, for each; the text depends on it and on nothing else of the batch.
+    places: the key of each prompt's random streams; its tokens depend on that key, not on the rest of the batch.
     """
     new = spec.new_tokens or 1
     rows = (_row(model.latent, "", list(tokens), len(tokens) + new, place, spec) for tokens, place in zip(prompts, places, strict=True))

@@ -1,4 +1,4 @@
-"""A session with one model: a prompt, one Z and one seed of tokens. One of them changes at a time, and the others are held."""
+"""A session with one model: a prompt, a Z and a seed for the tokens. One of them changes at a time, and the others stay as they are."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from freetf_cli.streams import keyed
 
 
 class Session:
-    """The state, and the sequences that it gives: `spec.count` of them, with tokens drawn alike from one change to the next."""
+    """The state, and `spec.count` sequences generated from it. A change of prompt or Z leaves the random numbers of the tokens the same."""
 
     def __init__(self, model: Decoder, tokenizer: Tokenizer, prompt: str, spec: SampleSpec, warn: Warn = lambda message: None) -> None:
         """InputError for a baseline, and for a prompt that the tokenizer cannot encode or that leaves no room for a token."""
@@ -29,8 +29,8 @@ class Session:
         self._model, self._latent, self._tokenizer, self._warn = model, model.latent, tokenizer, warn
         self.prompt, self.spec = prompt, replace(spec, groups=1, z="independent", prompt_z=None)
         self._length = spec.total - 1 + (spec.new_tokens or 0)  # positions of Z
-        self._used = 0  # of them, positions that the longest sequence had
-        self._draws = 0  # of Z or of bits, so that each is another one
+        self._used = 0  # of them, those of the longest sequence generated last
+        self._draws = 0  # draws of Z and of bits so far; part of the next one's random stream key
         self.z: list[Any] = []
         self.draw_z()
 
@@ -45,11 +45,11 @@ class Session:
         self.prompt = prompt
 
     def draw_z(self) -> None:
-        """Another Z, from the prior; the prompt's positions included."""
+        """Draw another Z from the prior, at the prompt's positions too."""
         self.z = self._latent.prior(self._stream("z"), self._length).tolist()
 
     def infer_z(self, example: str) -> None:
-        """Z from the posterior of an example, and from the prior after it."""
+        """Draw Z from the posterior given an example, and from the prior after its end."""
         self._draws += 1
         (self.z,) = infer_z(self._model, self._tokenizer, example, self._length, self.spec.seed, [(self._draws,)])
 
@@ -57,7 +57,7 @@ class Session:
         self.spec = replace(self.spec, seed=(self.spec.seed + 1) % 2**32)
 
     def flip(self, places: Sequence[tuple[int, int]] = (), count: int = 1) -> list[tuple[int, int]]:
-        """Flip bits (position, bit), or `count` random ones at the positions of the last sequences. Returns those that were flipped."""
+        """Flip bits (position, bit), or `count` random bits at positions that the last sequences used. Returns the flipped bits."""
         if not isinstance(self._latent, BinaryLatent):
             raise InputError("only a latent of bits has bits to flip")
         bits, used = self._latent.bits, self._used or self._length

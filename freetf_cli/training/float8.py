@@ -8,8 +8,9 @@ bfloat16. GPUs of compute capability 8.9 or newer do this at twice the rate of b
     rowwise     row of the left operand, column of the right one;   inputs, weights,    –
                 a power of two                                      gradients
 
-A scale sees the tokens of one process in one forward pass: tensorwise in all three products, rowwise only in the one that sums over tokens,
-the gradient of the weights. So N processes compute what one does with N times the `train.grad_accum_steps`.
+A scale that covers several tokens covers those of one process in one forward pass. Tensorwise, this concerns all three products; rowwise,
+only the one that sums over tokens, the gradient of the weights. So N processes compute what one computes with N times the
+`train.grad_accum_steps`.
 """
 
 from __future__ import annotations
@@ -54,13 +55,15 @@ def use_float8(model: nn.Module, kind: Float8, *, emulate: bool = False) -> None
 
 @contextmanager
 def without_float8(model: nn.Module) -> Iterator[None]:
-    """Inside the block, converted layers are plain again: torchao's are for training, and a rowwise one fails in inference mode."""
+    """Inside the block, converted layers are plain again: torchao's are for training, and rowwise ones fail in inference mode."""
     layers = [(module, type(module)) for module in model.modules() if isinstance(module, nn.Linear) and type(module) is not nn.Linear]
     for layer, _ in layers:
         layer.__class__ = nn.Linear
-    yield
-    for layer, converted in layers:
-        layer.__class__ = converted
+    try:
+        yield
+    finally:
+        for layer, converted in layers:
+            layer.__class__ = converted
 
 
 def _torchao() -> Any:

@@ -35,8 +35,8 @@ def train(
     resume: Checkpoint | None = None,  # of the same run, to continue
     init_from: Checkpoint | None = None,  # the weights to start with; a Free model may start from its baseline
     again: bool = False,  # a run that ended before its first checkpoint may start over, with a warning
-    longer: bool = False,  # `resume` may be of a run of fewer steps
-    until: int | None = None,  # the step to end at; None: the recipe's last
+    longer: bool = False,  # `resume` may be from a run with fewer steps
+    until: int | None = None,  # the step to stop at; None: the recipe's last
     hooks: Hooks | None = None,
     stop: StopRequest | None = None,
     name: str = "",  # of the recipe, for the manifest

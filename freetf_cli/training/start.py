@@ -65,7 +65,7 @@ OTHER_FOLDER = "choose another -o, or delete the folder"
 
 
 def check_same_run(recipe: Recipe, source: DataSource, checkpoint: Checkpoint, *, longer: bool = False) -> None:
-    """Raise InputError if data, tokenizer or recipe are not those of the checkpoint's run. longer: more steps are allowed: `extension`."""
+    """Raise InputError if data, tokenizer or recipe are not those of the checkpoint's run. longer: allow more steps, see `extension`."""
     where, hint = str(checkpoint.folder), "use --init-from to start a new run from its weights"
     if checkpoint.state["data"]["sha256"] != source.facts.sha256:
         raise InputError("the data is not what the run was trained on (its hash differs)", where, hint)
@@ -97,7 +97,7 @@ def _refuse_changes(recipe: Recipe, before: Recipe, where: str, hint: str, *, lo
     longer: whether more steps are allowed; None: no, and no option allows them.
     """
     ours, theirs = flat(recipe), flat(before)
-    memory = ("attention_checkpointing", "activation_checkpointing", "grad_accum_steps")  # what an error's hint may ask for
+    memory = ("attention_checkpointing", "activation_checkpointing", "grad_accum_steps")  # what the hint of an error may suggest
     changeable = ("keep_", "log_every", "save_every", *memory)
     free = ("data.dir", "eval.every", "eval.samples", "eval.sequences", "parallel.", *(f"train.{name}" for name in changeable))
     changed = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key) and not key.startswith(free))
@@ -112,7 +112,7 @@ def _refuse_changes(recipe: Recipe, before: Recipe, where: str, hint: str, *, lo
 
 
 def extension(recipe: Recipe, checkpoint: Checkpoint) -> str:
-    """What a larger `train.steps` changes for a run that is resumed, in a sentence; empty if it is the same.
+    """A sentence that says what a larger `train.steps` changes in a resumed run; empty if it is unchanged.
 
     Everything remains a function of (recipe, step): from the next step on, rates and weights are those of the longer run at that step.
     """
@@ -131,7 +131,7 @@ def extension(recipe: Recipe, checkpoint: Checkpoint) -> str:
 def check_init_from(run: RunFolder, init_from: Path | None, hint: str) -> None:
     """Raise InputError if a run did not start from the weights that --init-from names; None: from new ones.
 
-    A run that it names may have saved newer checkpoints since, or deleted that one.
+    If it names a run, that run may since have saved newer checkpoints or deleted the one that was used.
     """
     manifest = run.manifest()
     was = None if manifest.get("init_from") is None else Path(str(manifest["init_from"]))
@@ -193,7 +193,7 @@ def _check_additions(missing: Sequence[str], init_from: Checkpoint) -> None:
 
 
 def unlike_its_start(recipe: Recipe, init_from: Recipe) -> str | None:
-    """Why a model computes another function than the one that its weights come from; None if it does not. Both recipes are resolved.
+    """Why a model computes a different function from the model its weights come from; None if it does not. Both recipes are resolved.
 
     Every setting of the architecture counts, except those that this module names.
     """

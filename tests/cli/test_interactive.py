@@ -114,7 +114,7 @@ def test_a_wrong_line_ends_a_pipe(run_cli, free_run, line, said):
     assert said in stderr
 
 
-OTHERS = [("--z", "shared"), ("--groups", 2), ("--z-from", "A>"), ("--prompt", "A>", "--prompt", "B>"), ("--prompt", "-")]
+OTHERS = [("--z", "shared"), ("--groups", 2), ("--z-from", "A>"), ("--z-from", ""), ("--prompt", "A>", "--prompt", "B>"), ("--prompt", "-")]
 
 
 @pytest.mark.parametrize("words", OTHERS)

@@ -286,7 +286,7 @@ def test_the_command(run_cli: Cli, tmp_path: Path) -> None:
         (["--tokens", "megatrom"], "did you mean 'megatron'"),
         (["--tokens", "nanogpt", "--dedup"], "--dedup is for text, and --tokens nanogpt reads tokens"),
         (["--tokens", "nanogpt", "--field", "x"], "--field is for text"),
-        (["--tokens", "nanogpt", "--tokenizer", "bpe:300"], "--tokens needs the tokenizer that made them"),
+        (["--tokens", "nanogpt", "--tokenizer", "bpe:300"], "--tokens needs the tokenizer that made the files"),
         (["--tokens", "datatrove"], "the folder has no .ds files"),
     ],
 )

@@ -65,6 +65,12 @@ def test_a_damaged_file_is_named_with_its_row(folder: Path) -> None:
         list(read_documents([f"hf:{folder}"], field="text"))
 
 
+def test_a_nul_is_named_with_its_row(folder: Path) -> None:
+    (folder / "train.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in ("a", "b\0")))
+    with pytest.raises(InputError, match=rf"a NUL in the text, hf:{folder}, row 2"):
+        list(read_documents([f"hf:{folder}"], field="text"))
+
+
 def test_without_a_network(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 

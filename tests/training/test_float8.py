@@ -18,7 +18,7 @@ from freetf_cli.latent.build import build_model, initialise_model
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.model.latent import ObjectiveWeights
 from freetf_cli.training import float8, start
-from freetf_cli.training.float8 import check_float8, use_float8
+from freetf_cli.training.float8 import check_float8, use_float8, without_float8
 from freetf_cli.training.parallel import Engine
 from freetf_cli.training.run import train
 from freetf_cli.training.world import ALONE
@@ -161,6 +161,8 @@ def test_evaluation_uses_plain_layers() -> None:
     tokens = torch.arange(16).remainder(11)[None]
     with Engine(rough, recipe().train, CPU).whole() as model, torch.inference_mode():
         assert torch.equal(model.lower(tokens, model.context(tokens)), plain.lower(tokens, plain.context(tokens)))
+    with pytest.raises(RuntimeError), without_float8(rough):
+        raise RuntimeError
     layer = rough.blocks[0].ffn.up  # type: ignore[union-attr]
     assert type(layer).__name__ == "Float8Linear"
 
@@ -191,7 +193,7 @@ def alone(kind: str, parts: int = 1) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_processes_compute_what_one_does_with_more_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A scale sees the tokens of one process in one forward pass. Rowwise, only the gradient of weights has scales for several tokens,
+    """A scale covers tokens of one process in one forward pass. Rowwise, only the gradient of weights has scales for several tokens,
     which are powers of two, on which the rounding of most numbers does not depend. What is saved does not depend on `train.float8`.
     """
     pytest.importorskip("torchao", reason="train.float8 is an extra")
