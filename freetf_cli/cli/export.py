@@ -18,7 +18,7 @@ def export(
     to: Annotated[Literal["hf"], typer.Option("--to", metavar="hf", help="hf: a folder that Hugging Face transformers loads.")] = "hf",
     device: DeviceOption = "cpu",
 ) -> Described:
-    """Export a run as a Hugging Face folder, and check that its logits equal the run's.
+    """Export a run as a Hugging Face folder, and check its logits against the run's.
 
     A baseline becomes a Llama. A Free Transformer comes with its own code: load it with trust_remote_code=True, and pass z or z_seed to
     generate. Weights are float32, in files of at most 5 GB. If transformers is installed, it computes the folder's logits for the check.

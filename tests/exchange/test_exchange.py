@@ -233,7 +233,7 @@ def test_an_imported_run_is_sampled_shown_and_measured(imported: Path, runs: Pat
     assert "--data DIR" in run_cli("evaluate", imported).stderr
     data = ("--set", f"data.dir={tmp_path / 'data'}", "--device", "cpu")
     again = run_cli("train", imported / "recipe.toml", "-o", imported, "--resume", "auto", *data)
-    assert again.code == 2
+    assert again.code == 2 and "use --init-from to start a new run" in again.stderr
     small = (*data, "--set", "train.steps=2", "--set", "train.batch=2", "--set", "eval.sequences=2", "--set", "eval.samples=0", "-q")
     done = run_cli("train", imported / "recipe.toml", "-o", tmp_path / "more", "--init-from", imported, *small)
     assert (done.code, done.stderr.count("does not compute")) == (0, 0), done.stderr
