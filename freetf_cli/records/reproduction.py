@@ -54,11 +54,11 @@ class Reproduction:
     holds: bool
 
     def report(self) -> Report:
-        losses = "equal losses" if self.largest == 0 else f"losses at most {self.largest:.2g} apart, relative"
+        losses = "equal losses" if self.largest == 0 else f"losses differ by at most {self.largest:.2g}, relative"
         compared = f"{count(self.records)} records up to step {count(self.steps)} of {count(self.of_steps)}; {losses}"
         weights = ""
         if self.weights is not None:
-            weights = f"of step {count(self.weights_step)}: {'equal' if self.weights == 0 else f'{self.weights:.2g} apart, relative'}"
+            weights = f"of step {count(self.weights_step)}: {'equal' if self.weights == 0 else f'relative difference {self.weights:.2g}'}"
         bitwise = self.terms.tolerance == 0
         sentence = "Reproduced, bit by bit." if bitwise else f"Reproduced within {self.terms.tolerance:g}."
         facts = [
