@@ -1,6 +1,6 @@
 """freetf: a toolkit for the Free Transformer (Fleuret, arXiv 2510.17558). docs/python.md describes the names below.
 
-Importing this package imports nothing else: torch is loaded when one of the names is used.
+Importing the package does not import torch, which is loaded when one of the names is first used.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The Python API: load a run, sample with Z drawn or given, log-likelihoods, the posterior of Z.
+"""The Python API: load a run, sample from it, estimate log-likelihoods, and infer the posterior of Z.
 
     from freetf_cli import load, sample
 
@@ -6,7 +6,7 @@
     for one in sample(run, "K>", count=3, z="shared"):
         print(one.text)
 
-Every random draw is a function of `seed`; nothing uses a global generator. Z of the binary latent is a code in [0, 2^H) for each position
+Every random draw is a function of `seed`; no global generator is used. With the binary latent, Z is one code in [0, 2^H) for each position
 that the model reads: [T]. Shapes: K draws, T positions, H bits.
 """
 
@@ -43,7 +43,7 @@ Codes = Sequence[int] | NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Run:
-    """A checkpoint in memory. folder: the checkpoint's; step: of training. `model` is the torch module, in evaluation mode."""
+    """A loaded checkpoint. model: the torch module, in evaluation mode; step: the training step; folder: the checkpoint's."""
 
     model: Decoder
     tokenizer: Tokenizer
@@ -53,15 +53,15 @@ class Run:
 
     @property
     def bits(self) -> int:
-        """H, the bits of Z per token; 0 of a baseline."""
+        """H, the bits of Z per token; 0 for a baseline."""
         return self.recipe.latent.bits if self.recipe.latent else 0
 
 
 @dataclass(frozen=True)
 class LogLikelihood:
-    """log P(text | prompt) in nats, and its standard error: 0 where it is exact, as of a baseline and of a given Z.
+    """log P(text | prompt) in nats, and its standard error, which is 0 for an exact value: for a baseline, or given Z.
 
-    Otherwise it is a Monte Carlo estimate, whose mean is a lower bound that rises with the draws. tokens: how many the text has.
+    Otherwise it is a Monte Carlo estimate; its expectation is a lower bound that rises with the draws. tokens: the number of targets.
     """
 
     nats: float
@@ -75,23 +75,23 @@ class LogLikelihood:
 
 @dataclass(frozen=True)
 class Posterior:
-    """Q(Z | text), independent bits at every position that the model reads: the separator if there is one, the prompt, then the text.
+    """Q(Z | text). The bits are independent. Positions are those that the model reads: any separator, the prompt, the text.
 
-    probabilities: P(bit = 1), [T, H], lowest bit first. kl: divergence from the prior in bits, [T].
+    probabilities: P(bit = 1), [T, H], lowest bit first. kl: KL divergence from the prior, in bits, [T].
     """
 
     probabilities: NDArray[np.float64]
     kl: NDArray[np.float64]
 
     def draw(self, count: int = 1, *, seed: int = 0) -> NDArray[np.int64]:
-        """Codes [K, T] drawn from it."""
+        """Draw `count` sequences of codes: [K, T]."""
         noise = keyed(seed, "api posterior").random((count, *self.probabilities.shape))
         codes: NDArray[np.int64] = ((noise < self.probabilities) << np.arange(self.probabilities.shape[1])).sum(-1)
         return codes
 
 
 def load(path: str | Path, *, device: Literal["auto", "cpu", "cuda", "mps"] = "auto") -> Run:
-    """Load a run's newest checkpoint, or one checkpoint's folder. Its files are verified first; InputError names a damaged one."""
+    """Load a run's newest checkpoint, or the checkpoint in a given folder. Raises InputError if one of its files is damaged."""
     checkpoint, model = open_model(Path(path), resolve_device(device), warnings.warn)
     return Run(model, checkpoint.tokenizer(), checkpoint.recipe, checkpoint.step, checkpoint.folder)
 
@@ -110,19 +110,31 @@ def sample(
     max_tokens: int | None = None,
     seed: int = 0,
 ) -> list[Sample]:
-    """Continue prompts: `groups` × `count` sequences for each, the same as by `freetf sample` with these options.
+    """Continue each prompt with `groups` × `count` sequences, the same as `freetf sample` gives with these options.
 
-    z: "independent" draws one Z per sequence, "shared" one per group; or a list of Zs, one for each sequence, or one for all. prompt_z:
-    the prompt's Z is inferred ("posterior", the default unless Z is shared) or drawn as the rest. max_tokens: of the continuation;
-    default: to the model's context. A sample has `text`, prompt and continuation, and its `z`.
+    z: "independent" draws one Z per sequence, "shared" one per group; a list gives a Z for each sequence, or one for all of them.
+    prompt_z: the prompt's Z is inferred by the encoder ("posterior", the default unless Z is shared) or drawn from the prior.
+    max_tokens: the most tokens of a continuation; by default it fills the model's context. A sample's `text` is the prompt and its
+    continuation; `z` is its Z.
     """
     drawn = z if isinstance(z, str) else "independent"
     if drawn not in ("independent", "shared"):
         raise InputError(f"z = {drawn!r}: it is 'independent', 'shared', or codes")
     given = None if isinstance(z, str) else [_checked(run, codes) for codes in z]
     row = (run.recipe.model.context or 1) + 1
-    how = (given, prompt_z, temperature, top_k, top_p, seed)
-    spec = SampleSpec(row, max_tokens, count, groups, drawn, *how)
+    spec = SampleSpec(
+        total=row,
+        new_tokens=max_tokens,
+        count=count,
+        groups=groups,
+        z=drawn,
+        given_z=given,
+        prompt_z=prompt_z,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+    )
     return list(generate(run.model, run.tokenizer, [prompt] if isinstance(prompt, str) else prompt, spec, warn=warnings.warn))
 
 
@@ -137,11 +149,11 @@ def log_likelihood(
     seed: int = 0,
     end: bool = False,
 ) -> LogLikelihood:
-    """log P(text | prompt). end: whether the text ends there, so that the separator after it counts.
+    """log P(text | prompt). end: count the separator after the text too.
 
-    A baseline's is exact. Of a Free model it is the log of the mean over Z from the prior of P(text | prompt, Z), estimated by `draws` Zs:
-    z = "posterior" draws them from Q(Z | prompt and text) and weights them, which needs few draws where Z tells much of the text; "prior"
-    draws them from the prior. Codes are a given Z, with one code for each position that is read; log P(text | prompt, Z) is then exact.
+    For a baseline it is exact. For a Free model it is log E_Z P(text | prompt, Z), with Z from the prior, estimated from `draws` Zs.
+    z = "posterior": importance sampling from Q(Z | prompt and text), which needs fewer draws if Z carries much information about the
+    text. z = "prior": Zs from the prior. Codes, one for each position that is read: the exact log P(text | prompt, Z).
     """
     batch = _batch(run, prompt, text, end=end)
     tokens, length = int((batch.targets != IGNORE).sum()), batch.inputs.shape[1]
@@ -170,30 +182,27 @@ def log_likelihood(
 
 @torch.inference_mode()
 def posterior(run: Run, text: str, *, prompt: str = "") -> Posterior:
-    """What the encoder infers about Z from a whole text. InputError for a baseline."""
+    """The encoder's posterior of Z given a whole text. Raises InputError for a baseline."""
     if run.model.latent is None:
         raise InputError("a baseline has no Z, and no posterior")
-    tokens, _ = tensors(run.model, _batch(run, prompt, text, end=True))
-    ctx = run.model.context(tokens)
-    found = run.model.infer_latent(run.model.lower(tokens, ctx), tokens, ctx)
-    logits = bit_logits(found).double()
+    logits = bit_logits(PosteriorPass(run.model, _batch(run, prompt, text, end=True)).posterior).double()
     return Posterior(torch.sigmoid(logits)[0].cpu().numpy(), (BinaryDistribution(logits).kl()[0] / LN2).cpu().numpy())
 
 
 def prior(run: Run, length: int, *, count: int = 1, seed: int = 0) -> NDArray[np.int64]:
-    """Codes [K, T] drawn from the prior, as many positions as `length`. InputError for a baseline."""
+    """Draw `count` sequences of codes for `length` positions from the prior: [K, T]. Raises InputError for a baseline."""
     if run.model.latent is None:
         raise InputError("a baseline has no Z, and no prior")
     return np.stack([run.model.latent.prior(keyed(seed, "api prior", number), length) for number in range(count)])
 
 
 def _batch(run: Run, prompt: str, text: str, *, end: bool) -> Batch:
-    """One row: what is read, and the text's tokens as targets. With end, the last token is read too."""
+    """A batch of one row, whose targets are the text's tokens. end: the last token is an input too, and its target is the separator."""
     separator = run.tokenizer.separator
     start = ([] if separator is None else [separator]) + run.tokenizer.encode(prompt, where="the prompt")
     tokens = start + run.tokenizer.encode(text, where="the text")
     if len(tokens) < 2 and not (end and tokens):
-        raise InputError("there is no token to predict: the text is empty, or its first token, which nothing predicts without a prompt")
+        raise InputError("there is no token to predict: the text is empty, or it is a single token, which needs a prompt to predict it")
     last = [IGNORE if separator is None else separator]
     inputs, targets = (tokens, tokens[1:] + last) if end else (tokens[:-1], tokens[1:])
     targets[: max(0, len(start) - 1)] = [IGNORE] * max(0, len(start) - 1)
@@ -201,7 +210,7 @@ def _batch(run: Run, prompt: str, text: str, *, end: bool) -> Batch:
 
 
 def _nats(run: Run, batch: Batch, z: Tensor | None) -> float:
-    """−log P of the targets, nats."""
+    """−log P of the targets, in nats."""
     tokens, targets = tensors(run.model, batch)
     ctx = run.model.context(tokens)
     hidden = run.model.upper(run.model.lower(tokens, ctx), None if z is None else z.to(tokens.device), ctx)
@@ -209,7 +218,7 @@ def _nats(run: Run, batch: Batch, z: Tensor | None) -> float:
 
 
 def _checked(run: Run, codes: Any) -> list[int]:
-    """A given Z as a list. InputError unless it can be one of this model."""
+    """A given Z as a list. Raises InputError if it is not valid for this model."""
     values = [int(code) if isinstance(code, np.integer) else code for code in codes]
     if run.model.latent is None:
         raise InputError("a baseline has no Z to give")

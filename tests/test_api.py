@@ -1,4 +1,4 @@
-"""The Python API: lazily imported, typed, and the same numbers as the command line, the model and enumeration."""
+"""The Python API is imported lazily, and agrees with the command line, the model, and the sum over all Zs."""
 
 from __future__ import annotations
 

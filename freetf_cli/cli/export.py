@@ -18,10 +18,10 @@ def export(
     to: Annotated[Literal["hf"], typer.Option("--to", metavar="hf", help="hf: a folder that Hugging Face transformers loads.")] = "hf",
     device: DeviceOption = "cpu",
 ) -> Described:
-    """Write a run as a Hugging Face folder, after its logits were compared with the run's.
+    """Export a run as a Hugging Face folder, and check its logits against the run's.
 
-    A baseline becomes a Llama. A Free Transformer brings its own code: load it with trust_remote_code=True, and give generate z or
-    z_seed. Weights are float32, in files of at most 5 GB. Where transformers is installed, it computes the logits that are compared.
+    A baseline becomes a Llama. A Free Transformer comes with its own code: load it with trust_remote_code=True, and pass z or z_seed to
+    generate. Weights are float32, in files of at most 5 GB. If transformers is installed, it computes the folder's logits for the check.
 
     $ freetf export runs/letters-free --to hf -o hf/letters-free
     """

@@ -14,13 +14,13 @@ from freetf_cli.cli.output import Described
 def export_metrics(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder.", autocompletion=options.complete_run)],
     to: Annotated[Literal["tensorboard", "trackio", "wandb"], typer.Option(metavar="tensorboard|trackio|wandb", help="The tracker.")],
-    follow: Annotated[bool, typer.Option("--follow", help="Also write what the run still adds, until it ends.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="Keep writing new records until training ends.")] = False,
 ) -> Described:
-    """Write a run's metrics to an experiment tracker: TensorBoard, Trackio, or Weights & Biases.
+    """Export a run's metrics to an experiment tracker: TensorBoard, Trackio, or Weights & Biases.
 
-    metrics.jsonl stays the record. An export replaces an earlier one of the same run. Nothing leaves this machine: TensorBoard's files are
-    in RUN/tensorboard, those of Weights & Biases in RUN/wandb (offline, for `wandb sync`; WANDB_MODE=online sends them), and Trackio's
-    in its local project freetf. WANDB_PROJECT and TRACKIO_PROJECT name other projects.
+    metrics.jsonl is not changed. An export replaces an earlier one of the same run. By default everything stays on this machine:
+    TensorBoard's files are in RUN/tensorboard, those of Weights & Biases in RUN/wandb (offline, for `wandb sync`; WANDB_MODE=online
+    uploads them), and Trackio's in its local project freetf. WANDB_PROJECT and TRACKIO_PROJECT name other projects.
 
     $ freetf export-metrics runs/letters-free --to tensorboard
     $ freetf export-metrics runs/letters-free --to trackio --follow

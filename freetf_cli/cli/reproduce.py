@@ -18,26 +18,28 @@ def reproduce(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="DIR", help="Folder of the repetition. Default: RUN-again, beside the run.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Train and compare only the first N steps. Default: all of the run's.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Train and compare only the first N steps. Default: all steps.")] = None,
     tolerance: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="Allow held-out losses to differ by this share, such as 0.01; 0: compare everything bit by bit."),
+        typer.Option(
+            min=0, max=1, help="Largest relative difference of held-out losses, such as 0.01; 0: everything must be bitwise equal."
+        ),
     ] = None,
     resume: Annotated[
         Literal["never", "auto"],
-        typer.Option(metavar="never|auto", help="Continue the repetition in DIR (auto); one that is complete is only compared again."),
+        typer.Option(metavar="never|auto", help="auto: continue the repetition in DIR; if it is complete, only compare again."),
     ] = "never",
     device: Annotated[
         Literal["auto", "cpu", "cuda", "mps"] | None,
-        typer.Option(metavar="auto|cpu|cuda|mps", help="Device to train on. Default: the one of the run."),
+        typer.Option(metavar="auto|cpu|cuda|mps", help="Device to train on. Default: the run's."),
     ] = None,
     json: options.JsonOption = False,
 ) -> None:
     """Train a run again, with its recipe, seed and data, and compare metrics.jsonl and the last weights with the original.
 
-    The data must have the hash in the manifest. Everything must be equal bit by bit on the same kind of CPU with the same torch, number of
-    threads (set to the run's) and processes, and on the same GPU with train.deterministic. Otherwise held-out losses must agree within
-    1 %. Exit code 3 if they do not; the first difference is named.
+    The data must have the hash in the manifest. Everything must be bitwise equal on the same kind of CPU with the same torch version and
+    number of processes (the number of threads is set to the run's), and on the same GPU with train.deterministic. Otherwise held-out
+    losses must agree within 1 %. If they do not, the exit code is 3 and the first difference is printed.
 
     $ freetf reproduce runs/letters-free
     $ freetf reproduce runs/letters-free -o runs/check --steps 100

@@ -13,13 +13,13 @@ from freetf_cli.cli.output import Described
 def runs(
     folder: Annotated[
         Path | None,
-        typer.Argument(metavar="DIR", help="Search here and below. Default: runs/ if it exists, else the current folder."),
+        typer.Argument(metavar="DIR", help="Folder to search, with its subfolders. Default: runs/ if it exists, else the current folder."),
     ] = None,
 ) -> Described:
-    """List the runs below a folder, the newest first: recipe, state, step, held-out costs, time.
+    """List the runs below a folder, newest first, with recipe, state, step, held-out cost and time.
 
-    The state is that of `freetf show`; a run that cannot be read is listed as damaged, with the reason below the table. Costs are those of
-    the last evaluation: CE of a baseline, CE + KL of a Free model, in bits.
+    The state is the one that `freetf show` gives. A run that cannot be read is listed as damaged, with the reason below the table. The
+    held-out cost is from the last evaluation, in bits: CE for a baseline, CE + KL for a Free model.
 
     $ freetf runs
     $ freetf runs runs/sweep --json

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 def show(
     run: RunArgument,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Show it again whenever the run changes, until it ends; with --json, an object each time.")
+        bool, typer.Option("--watch", help="Redraw whenever the run changes, until it ends; with --json, print an object each time.")
     ] = False,
     json: JsonOption = False,
 ) -> Described | None:
     """Show a run at a glance: recipe, sizes, curves, checkpoints, last samples.
 
-    Its status is running, done, stopped (by a signal, with all steps saved), failed (with an error), or interrupted: its process ended
-    without a word, as after a kill or a power cut. `freetf train … --resume auto` continues all but the first two.
+    Its status is running, done, stopped (by a signal, with all steps saved), failed (with an error), or interrupted (its process
+    ended without recording why, as after a kill or a power cut). `freetf train … --resume auto` continues all but the first two.
 
     $ freetf show runs/letters-free
     $ freetf show runs/letters-free --watch
@@ -47,13 +47,13 @@ def show(
 
 
 def _watch(run: Path, json: bool) -> None:
-    """Show a run as it goes on. Ctrl-C ends it without a message."""
+    """Show a run while it is training. Ctrl-C ends the display without a message."""
     from freetf_cli.evaluation.summary import watch
     from freetf_cli.records import to_json
     from freetf_cli.report import terminal
 
     if not json and not sys.stdout.isatty():
-        raise InputError("--watch redraws a terminal, and stdout is none", hint="leave it out, or add --json: one object at each change")
+        raise InputError("--watch needs a terminal, and stdout is not one", hint="omit it, or add --json to print an object at each change")
     try:
         if json:
             for summary in watch(run):

@@ -1,1 +1,1 @@
-"""Runs as folders of Hugging Face, folders of Hugging Face as runs, and metrics in the forms of trackers."""
+"""Export runs to Hugging Face folders, import such folders as runs, and export metrics to experiment trackers."""

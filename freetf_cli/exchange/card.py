@@ -38,23 +38,23 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained("DIR", trust_remote_code=True)
 tokenizer = AutoTokenizer.from_pretrained("DIR", trust_remote_code=True)
 prompt = tokenizer("TEXT", return_tensors="pt")
-texts = model.generate(**prompt, z_seed=0, num_return_sequences=4, max_new_tokens=50)  # four Zs, the most likely text for each
+texts = model.generate(**prompt, z_seed=0, num_return_sequences=4, max_new_tokens=50)  # greedy decoding of four Zs
 z = model.draw_z(rows=1, length=200, z_seed=0)
 text = model.generate(**prompt, z=z, do_sample=True, max_new_tokens=50)  # a given Z
 ```
 
-Z is drawn once for a whole generation: `z` gives it, `z_seed` is the seed of the draw. The prompt's Z is inferred by the encoder, unless
-`prompt_z="prior"`. `model(input_ids, z=z)` returns logits, `model.bit_logits(input_ids)` the posterior of Z's bits.
+Z is drawn once per generation. Pass `z` to give it, or `z_seed` to seed the draw. The encoder infers the prompt's Z, unless
+`prompt_z="prior"`. `model(input_ids, z=z)` returns the logits, `model.bit_logits(input_ids)` the posterior logits of Z's bits.
 """
 
 
 def model_card(checkpoint: Checkpoint, manifest: Mapping[str, Any], held_out: Metrics | None, parameters: int) -> str:
-    """The text of README.md. Paths of the machine that trained the model are left out."""
+    """The text of README.md. It contains no paths of the machine that trained the model."""
     recipe, free = checkpoint.recipe, checkpoint.recipe.latent is not None
     name = PurePath(str(manifest.get("recipe") or "")).name.removesuffix(".toml")
     about = "A Free Transformer (Fleuret, [arXiv 2510.17558](https://arxiv.org/abs/2510.17558))" if free else "A Llama-style decoder"
-    trained = manifest.get("status") != "imported"  # an imported model came with weights, and freetf made no step
-    how = "trained with freetf" if trained else "read and written by freetf, which did not train it"
+    trained = manifest.get("status") != "imported"  # freetf did not train an imported model
+    how = "trained with freetf" if trained else "imported and exported by freetf, which did not train it"
     about += f", {how}{f': {recipe.description}' if recipe.description else ''}."
     facts = _facts(checkpoint, manifest, held_out, parameters)
     shown = [(label, value) for label, value in facts if value and (trained or label not in ("steps", "seed", "started"))]
@@ -63,7 +63,7 @@ def model_card(checkpoint: Checkpoint, manifest: Mapping[str, Any], held_out: Me
         HEAD.format(tag="free-transformer" if free else "llama", title=name or "model", about=about),
         "## Use\n\n" + (FREE_USE if free else BASELINE_USE),
         "## Facts\n\n| | |\n|---|---|\n" + "\n".join(rows) + "\n",
-        "## Limits\n\nNot evaluated beyond what stands above: for which uses it is fit, whoever publishes it must say.\n",
+        "## Limits\n\nNot evaluated beyond the figures above. The publisher must state the intended uses and the licence.\n",
     ]
     return "\n".join(parts)
 
@@ -94,7 +94,7 @@ def _facts(checkpoint: Checkpoint, manifest: Mapping[str, Any], held_out: Metric
 
 
 def _cost(held_out: Metrics | None, facts: DataFacts) -> str:
-    """CE, and of a Free model KL and the bound, with their unit."""
+    """The held-out CE, and for a Free model KL and the bound on -log P, with their unit."""
     if held_out is None:
         return ""
     unit = facts.unit(held_out)

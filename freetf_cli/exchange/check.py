@@ -1,4 +1,4 @@
-"""Logits of a run and of its Hugging Face folder, compared on the same tokens."""
+"""Compares the logits of a model with those of its Hugging Face folder, on the same tokens."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from freetf_cli.model.decoder import Decoder
 from freetf_cli.records.exchange import LogitCheck
 from freetf_cli.streams import keyed
 
-TOLERANCE = 1e-4  # of the largest logit; rounding in float32 makes about 1e-6
+TOLERANCE = 1e-4  # relative to the largest logit; float32 rounding causes about 1e-6
 ROWS, POSITIONS = 3, 64
 
 
 @torch.inference_mode()
 def compare_logits(model: Decoder, tokenizer: Tokenizer, folder: Path) -> LogitCheck:
-    """The greatest difference of the logits, of a Free model with drawn Z, and of its posterior too, on random tokens.
+    """Compare the model's logits on random tokens with the folder's; for a Free model, those given a random Z, and the posterior's.
 
-    By transformers where it is installed, else by reading the weights back.
+    transformers computes the folder's logits if it is installed; otherwise freetf reads the weights back and computes them itself.
     Raises CheckFailed if they differ by more than rounding.
     """
     tokens_BT = _tokens(model, tokenizer)
@@ -51,7 +51,7 @@ def has_transformers() -> bool:
 
 
 def _tokens(model: Decoder, tokenizer: Tokenizer) -> Tensor:
-    """Random rows [B, T], which begin with the separator if there is one, and have no other."""
+    """Random tokens [B, T]. If there is a separator, each row begins with it and contains no other."""
     length = min(model.config.context or POSITIONS, POSITIONS)
     tokens = keyed(0, "export").integers(0, tokenizer.vocab_size - (tokenizer.separator is not None), (ROWS, length))
     if tokenizer.separator is not None:
@@ -68,7 +68,7 @@ def _codes(model: Decoder, shape: torch.Size) -> Tensor:
 
 
 def _ours(model: Decoder, tokens_BT: Tensor, z_BT: Tensor | None) -> list[Tensor]:
-    """The decoder's logits; of a Free model, also those of the posterior's bits."""
+    """The decoder's logits and, for a Free model, the posterior's bit logits."""
     device = model.embedding.weight.device
     tokens_BT = tokens_BT.to(device)
     logits = model(tokens_BT, None if z_BT is None else z_BT.to(device)).logits
@@ -80,27 +80,9 @@ def _ours(model: Decoder, tokens_BT: Tensor, z_BT: Tensor | None) -> list[Tensor
     return [logits, bit_logits(model.infer_latent(model.lower(tokens_BT, ctx), tokens_BT, ctx))]
 
 
-def _by_transformers(folder: Path, tokens_BT: Tensor, z_BT: Tensor | None) -> tuple[str, list[Tensor]]:
-    """What computed the logits, and the logits. No code of the folder runs: that of a Free model is the one that export copies."""
-    with _quiet():
-        return _loaded_by_transformers(folder, tokens_BT, z_BT)
-
-
-def _loaded_by_transformers(folder: Path, tokens_BT: Tensor, z_BT: Tensor | None) -> tuple[str, list[Tensor]]:
-    import transformers
-
-    kind = read_json(folder / "config.json").get("model_type")
-    model: Any = {LLAMA: transformers.LlamaForCausalLM, "mistral": transformers.MistralForCausalLM}.get(str(kind))
-    if kind == FREE:
-        from freetf_cli.exchange.modeling_free_transformer import FreeTransformerForCausalLM as model
-    theirs = model.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, local_files_only=True).eval()
-    logits = [theirs(tokens_BT).logits] if z_BT is None else [theirs(tokens_BT, z=z_BT).logits, theirs.bit_logits(tokens_BT)]
-    return f"transformers {transformers.__version__}", logits
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without progress bars and log messages: importing transformers imports torchao, which reports what its build lacks."""
+    """Suppress progress bars and log messages: transformers imports torchao, which logs warnings about its build."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     from transformers.utils import logging as theirs
@@ -113,3 +95,20 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
         if shown:
             theirs.enable_progress_bar()
+
+
+@_quiet()
+def _by_transformers(folder: Path, tokens_BT: Tensor, z_BT: Tensor | None) -> tuple[str, list[Tensor]]:
+    """The name and version of transformers, and its logits.
+
+    No code from the folder runs: a Free model is loaded with the package's own copy of the modelling code.
+    """
+    import transformers
+
+    kind = read_json(folder / "config.json").get("model_type")
+    model: Any = {LLAMA: transformers.LlamaForCausalLM, "mistral": transformers.MistralForCausalLM}.get(str(kind))
+    if kind == FREE:
+        from freetf_cli.exchange.modeling_free_transformer import FreeTransformerForCausalLM as model
+    theirs = model.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, local_files_only=True).eval()
+    logits = [theirs(tokens_BT).logits] if z_BT is None else [theirs(tokens_BT, z=z_BT).logits, theirs.bit_logits(tokens_BT)]
+    return f"transformers {transformers.__version__}", logits

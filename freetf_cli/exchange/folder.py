@@ -1,4 +1,4 @@
-"""A Hugging Face folder of a Llama-style model, or of an exported Free Transformer, read as freetf's own model. No code of it runs."""
+"""Reads a Hugging Face folder, of a Llama-style model or an exported Free Transformer, as a freetf model. No code from the folder runs."""
 
 from __future__ import annotations
 
@@ -17,20 +17,19 @@ from freetf_cli import durable
 from freetf_cli.config.files import check_recipe
 from freetf_cli.config.recipe import Recipe
 from freetf_cli.errors import InputError
-from freetf_cli.exchange.llama import own_names, own_tables
+from freetf_cli.exchange.llama import INDEX, WEIGHTS, own_names, own_tables
 from freetf_cli.latent.build import build_model
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.runs.tensors import open_tensors, readable
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = ("F32", "BF16", "F16", "F64")
-# What a run needs to be one, and an imported model does not have. `freetf train` takes the recipe with the user's data and steps.
+# Placeholders for the tables that a recipe must have and an imported model lacks. The user replaces them for `freetf train`.
 TABLES: Mapping[str, Any] = {"data": {"dir": "unknown"}, "train": {"steps": 1000, "batch": 8, "lr": 1e-5}}
 
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder whose config.json freetf's decoder can follow. config: its content; recipe: with placeholders for data and training."""
+    """A folder whose architecture the decoder supports. config: its config.json; recipe: with placeholders for data and training."""
 
     path: Path
     config: Mapping[str, Any]
@@ -46,12 +45,12 @@ class Folder:
 
     @cached_property
     def dtypes(self) -> set[str]:
-        """The types of the weights, such as BF16."""
+        """The data types of the weights, such as BF16."""
         return {dtype for _, dtype in self._found.values()}
 
     @cached_property
     def _found(self) -> dict[str, tuple[Any, str]]:
-        """The open file and the type of each tensor."""
+        """The open file and the data type of each tensor."""
         found: dict[str, tuple[Any, str]] = {}
         for path in self._files():
             with readable(path):
@@ -64,13 +63,13 @@ class Folder:
         return found
 
     def _weights(self, expected: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-        """All weights by the decoder's names. Shapes are compared before a tensor is read."""
+        """All weights, under the decoder's names. Shapes are checked before any tensor is read."""
         names = own_names(expected)
         for name, (file, _) in self._found.items():
             if name in names:
                 shape = tuple(file.get_slice(name).get_shape())
                 if shape != expected[names[name]]:
-                    raise InputError(f"{name} is {shape}, and config.json means {expected[names[name]]}", str(self.path))
+                    raise InputError(f"{name} has shape {shape}, but config.json implies {expected[names[name]]}", str(self.path))
             elif name.endswith(".bias"):
                 raise InputError(f"the model has biases ({name}): freetf's layers have none", str(self.path))
             elif name != "lm_head.weight" and not name.endswith("rotary_emb.inv_freq"):  # tied; computed from config.json
@@ -84,7 +83,7 @@ class Folder:
         return weights
 
     def _files(self) -> list[Path]:
-        """The files of weights: those that the index names, or the only one."""
+        """The weight files: those that the index lists, or the single file."""
         index = self.path / INDEX
         if not index.is_file():
             if not (self.path / WEIGHTS).is_file():
@@ -103,9 +102,9 @@ class Folder:
 
 
 def read_folder(path: Path) -> Folder:
-    """Read config.json. Raises InputError if it is not a Llama-style model, or has what freetf's decoder does not have."""
+    """Read config.json. Raises InputError if the model is not Llama-style, or has a feature that freetf's decoder does not support."""
     if not path.is_dir():
-        raise InputError("no such folder", str(path), "a model of a hub must be downloaded first")
+        raise InputError("no such folder", str(path), "a model from the Hugging Face Hub must be downloaded first")
     file = path / "config.json"
     if not file.is_file():
         raise InputError("the folder has no config.json", str(path), "import takes a folder that transformers saved")
@@ -119,7 +118,7 @@ def read_folder(path: Path) -> Folder:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; InputError if it is none."""
+    """The object in a JSON file. Raises InputError if the file holds anything else."""
     try:
         tree = json.loads(durable.read_small(path))
     except OSError as error:

@@ -1,11 +1,11 @@
-"""A run as a folder that Hugging Face transformers loads, in versions 4.57 and newer.
+"""Writes a run as a folder that Hugging Face transformers 4.57 and newer can load.
 
     DIR/config.json  generation_config.json  tokenizer.json  tokenizer_config.json
         README.md                          the model card
-        model.safetensors                  or, of more than 5 GB, model-00001-of-00003.safetensors … and model.safetensors.index.json
-        modeling_free_transformer.py       a Free model's code, which `auto_map` names; a baseline is a Llama and needs none
+        model.safetensors                  or, above 5 GB, model-00001-of-00003.safetensors … and model.safetensors.index.json
+        modeling_free_transformer.py       only for a Free model: its code, which `auto_map` names
 
-The folder appears under its name when its logits have been compared with the run's, or not at all.
+The folder gets its name only after its logits have been compared with the run's.
 """
 
 from __future__ import annotations
@@ -24,16 +24,15 @@ from freetf_cli.data.tokenizer import SEPARATOR, Tokenizer
 from freetf_cli.data.writer import refuse_existing
 from freetf_cli.exchange.card import model_card
 from freetf_cli.exchange.check import compare_logits
-from freetf_cli.exchange.llama import check_exportable, hf_config, hf_name, special_ids
+from freetf_cli.exchange.llama import INDEX, WEIGHTS, check_exportable, hf_config, hf_name, special_ids
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.records import Metrics
 from freetf_cli.records.exchange import ExportResult
 from freetf_cli.runs.checkpoint import Checkpoint
 from freetf_cli.runs.tensors import Tensors, write_tensors
 
-SHARD_BYTES = 5_000_000_000  # of a file of weights, as transformers writes them
+SHARD_BYTES = 5_000_000_000  # the most bytes in one weight file
 CODE = "modeling_free_transformer.py"
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def export(
@@ -45,9 +44,9 @@ def export(
     held_out: Metrics | None = None,  # at the checkpoint's step, for the model card
     shard_bytes: int = SHARD_BYTES,
 ) -> ExportResult:
-    """Write a checkpoint as a Hugging Face folder. `model` is the checkpoint's, whose logits those of the folder are compared with.
+    """Write a checkpoint as a Hugging Face folder, and compare the folder's logits with those of `model`, the checkpoint's model.
 
-    Raises InputError if transformers has no model like it, or if `out` exists; CheckFailed, and leaves nothing, if the logits differ.
+    Raises InputError if the model cannot be exported or `out` exists. Raises CheckFailed, and leaves no folder, if the logits differ.
     """
     check_exportable(checkpoint.recipe)
     refuse_existing(out)
@@ -73,7 +72,7 @@ def export(
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A temporary folder that is renamed to `out` at the end of the block. After an error there is neither."""
+    """A temporary folder that is renamed to `out` at the end of the block. After an error, neither is left."""
     temporary = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)  # what a killed process left
     try:
@@ -88,7 +87,7 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 
 def _write_weights(tensors: Tensors, folder: Path, shard_bytes: int) -> tuple[int, int]:
-    """Write all weights under their names in transformers, one file in memory at a time. Returns how many numbers and files there are."""
+    """Write all weights under their names in transformers, one file in memory at a time. Returns the numbers of parameters and of files."""
     import torch
 
     sizes = {name: 4 * prod(shape) for name, shape in tensors.shapes.items()}
@@ -104,7 +103,7 @@ def _write_weights(tensors: Tensors, folder: Path, shard_bytes: int) -> tuple[in
 
 
 def split_shards(sizes: Mapping[str, int], most: int) -> list[list[str]]:
-    """The names in order, in groups of at most `most` bytes; a larger one is alone."""
+    """The names in order, in groups of at most `most` bytes. A tensor larger than that gets a group of its own."""
     shards: list[list[str]] = [[]]
     held = 0
     for name, size in sizes.items():
@@ -117,7 +116,7 @@ def split_shards(sizes: Mapping[str, int], most: int) -> list[list[str]]:
 
 
 def _write_tokenizer(folder: Path, tokenizer: Tokenizer, context: int | None) -> None:
-    """tokenizer.json, and the class that reads it. transformers 5 would write a class that 4 does not know."""
+    """Write tokenizer.json and its settings. The class named there is one that both transformers 4 and 5 know."""
     (folder / "tokenizer.json").write_text(with_start(tokenizer), encoding="utf-8")
     special = {} if tokenizer.separator is None else dict.fromkeys(("bos_token", "eos_token", "pad_token"), SEPARATOR)
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, "padding_side": "left"}
@@ -126,9 +125,9 @@ def _write_tokenizer(folder: Path, tokenizer: Tokenizer, context: int | None) ->
 
 
 def with_start(tokenizer: Tokenizer) -> str:
-    """tokenizer.json of a tokenizer that puts the separator before a text, as freetf does when it reads a prompt.
+    """tokenizer.json with a post-processor that puts the separator before a text, as freetf does with a prompt.
 
-    One from elsewhere that has a post-processor keeps it.
+    A tokenizer that already has a post-processor keeps it.
     """
     tree = json.loads(tokenizer.json)
     if tokenizer.separator is None or tree.get("post_processor") is not None:
@@ -145,7 +144,7 @@ def start_processor(separator: int) -> dict[str, Any]:
 
 
 def _notes(checkpoint: Checkpoint, tokenizer: Tokenizer) -> list[str]:
-    """What the exported model does otherwise than the run."""
+    """How the exported model behaves differently from the run."""
     notes = []
     if checkpoint.recipe.model.separator is not None:
         notes.append(
@@ -153,7 +152,7 @@ def _notes(checkpoint: Checkpoint, tokenizer: Tokenizer) -> list[str]:
             " give it one document at a time"
         )
     if tokenizer.separator is None:
-        notes.append("the tokenizer has no separator: texts have no begin and end token, so give generate max_new_tokens")
+        notes.append("the tokenizer has no separator, so no token ends a text: pass max_new_tokens to generate")
     return notes
 
 

@@ -1,4 +1,4 @@
-"""A Hugging Face folder as a run: its weights as checkpoint 0, its tokenizer, and a recipe to train it further."""
+"""Makes a run from a Hugging Face folder: its weights as checkpoint 0, its tokenizer, and a recipe for further training."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from freetf_cli.runs.lock import lock_run
 
 
 def import_folder(source: Path, out: Path, *, separator_token: str | None = None, argv: Sequence[str] = ()) -> ImportResult:
-    """Make a run of a folder. separator_token: the special token that begins and ends documents; by default what the folder says.
+    """Make a run from a folder. separator_token: the special token that begins and ends documents; default: the folder's bos or eos token.
 
-    Everything is read, and the logits compared where transformers is installed, before anything is written. Raises InputError for what
-    freetf's decoder does not have, CheckFailed if the logits differ, FreetfError if another process trains into the run's folder.
+    Everything is read, and the logits are compared if transformers is installed, before anything is written. Raises InputError if the
+    decoder does not support the model, CheckFailed if the logits differ, and FreetfError if another process is training this run.
     """
     RunFolder.check_path(out)
     with lock_run(out):
@@ -43,7 +43,7 @@ def _import_folder(source: Path, out: Path, separator_token: str | None, argv: S
     logits = compare_logits(model, tokenizer, source) if has_transformers() else None
     name = source.resolve().name
     facts = DataFacts(f"imported: {name}", None, vocabulary, recipe.model.context or 0, None, None, sha256="")
-    run = RunFolder.create(out, recipe, again=True)  # again: one that was killed before its checkpoint
+    run = RunFolder.create(out, recipe, again=True)  # again: allow the folder of an import that was killed before its checkpoint
     state = {"step": 0, "tokens": 0, "recipe": recipe.model_dump(exclude_none=True), "data": asdict(facts), "data_folder": None}
     save_checkpoint(run.checkpoint(0), dict(model.named_parameters()), None, state, tokenizer)
     about = {"schema_version": 1, "recipe": name, "argv": list(argv), "freetf": __version__, "started": now(), "data": asdict(facts)}
@@ -62,17 +62,17 @@ def _import_folder(source: Path, out: Path, separator_token: str | None, argv: S
 
 
 def read_tokenizer(folder: Folder, separator_token: str | None) -> Tokenizer:
-    """The folder's tokenizer.json, with a separator where the folder names a special token for it.
+    """The folder's tokenizer, with its bos or eos token, or `separator_token`, as the separator.
 
-    What export puts before a text is taken out again, so that the tokenizer is the run's, byte for byte.
+    The post-processor that export adds is removed, so that an exported tokenizer comes back byte for byte.
     """
     path = folder.path / FILE
     if not path.is_file():
-        raise InputError(f"the folder has no {FILE}", str(folder.path), "save it with a fast tokenizer of transformers")
+        raise InputError(f"the folder has no {FILE}", str(folder.path), "save it with one of transformers' fast tokenizers")
     tokenizer = tokenizers.load(path)
     if tokenizer.separator is not None:
         if separator_token:
-            tokenizer.separated_by(separator_token)  # raises: it has one
+            tokenizer.separated_by(separator_token)  # raises InputError
         tree = json.loads(tokenizer.json)
         if tree.get("post_processor") == start_processor(tokenizer.separator):
             tokenizer = tokenizers.from_json(json.dumps(tree | {"post_processor": None}, ensure_ascii=False, indent=2))
@@ -82,7 +82,7 @@ def read_tokenizer(folder: Folder, separator_token: str | None) -> Tokenizer:
 
 
 def _start_token(folder: Folder) -> str | None:
-    """The token that begins a text, or else the one that ends it, if the tokenizer has it as a special token."""
+    """The folder's bos_token, or else its eos_token, if it is a special token of the tokenizer."""
     special = {str(one["content"]) for one in _added_tokens(folder.path) if one.get("special")}
     return next((token for token in _named_tokens(folder.path) if token in special), None)
 
@@ -103,7 +103,7 @@ def _separator_name(source: Path, tokenizer: Tokenizer) -> str | None:
 
 
 def _added_tokens(path: Path) -> list[dict[str, Any]]:
-    """`added_tokens` of tokenizer.json, which was loaded before."""
+    """`added_tokens` of tokenizer.json, a file that has been validated already."""
     found: list[dict[str, Any]] = json.loads((path / FILE).read_text("utf-8")).get("added_tokens") or []
     return found
 
@@ -111,9 +111,9 @@ def _added_tokens(path: Path) -> list[dict[str, Any]]:
 def _notes(folder: Folder, tokenizer: Tokenizer) -> list[str]:
     notes = tokenizer.notes()
     if folder.dtypes - {"F32"}:
-        notes.append(f"the weights were {', '.join(sorted(folder.dtypes))} and are float32 now, as those of all runs")
+        notes.append(f"the weights were {', '.join(sorted(folder.dtypes))} and were converted to float32, as all runs have")
     tokens = list(dict.fromkeys(_named_tokens(folder.path)))
     if len(tokens) == 2 and (begin := _separator_name(folder.path, tokenizer)) in tokens:
         other = next(token for token in tokens if token != begin)
-        notes.append(f"texts begin and end with {begin}, although the folder also names {other}; --separator-token chooses")
+        notes.append(f"texts begin and end with {begin}, although the folder also names {other}; choose with --separator-token")
     return notes

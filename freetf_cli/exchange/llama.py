@@ -1,7 +1,7 @@
-"""The decoder and Llama: names of weights and keys of config.json, in both directions.
+"""Translates between freetf and Hugging Face: names of files and weights, and keys of config.json.
 
-Without Z the decoder computes what transformers' Llama does, on the same weights: pre-norm blocks, grouped queries, SwiGLU, no biases, and
-rotary pairs (e, e + E/2). The names of a latent's weights are those of `modeling_free_transformer.py`.
+Without Z the decoder computes the same function as transformers' Llama: pre-norm blocks, grouped queries, SwiGLU, no biases, and
+rotary pairs (e, e + E/2). The names of the latent's weights are those of `modeling_free_transformer.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from freetf_cli.data.tokenizer import Tokenizer
 from freetf_cli.errors import InputError
 
 LLAMA, FREE = "llama", "free_transformer"  # `model_type` in config.json
-LLAMA_STYLE = (LLAMA, "mistral")  # mistral: the same with sliding windows, which its later models do not have
+LLAMA_STYLE = (LLAMA, "mistral")  # mistral: Llama with sliding windows, which later Mistral models do not use
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 OUTER = {"embedding.weight": "model.embed_tokens.weight", "norm.weight": "model.norm.weight", "lm_head.weight": "lm_head.weight"}
 INNER = {
     "attention_norm": "input_layernorm",
@@ -41,12 +42,12 @@ def hf_name(name: str) -> str:
 
 
 def own_names(names: Iterable[str]) -> dict[str, str]:
-    """The weights' names in a Hugging Face folder, and the decoder's names (given) for them."""
+    """Maps each weight's name in a Hugging Face folder to its name in the decoder. names: the decoder's."""
     return {hf_name(name): name for name in names}
 
 
 def check_exportable(recipe: Recipe) -> None:
-    """Raise InputError if neither Llama nor the modelling code that is exported computes what this model does."""
+    """Raise InputError if neither Llama nor the exported modelling code can represent the model."""
     kinds = {recipe.model.attention_of(index) for index in range(recipe.model.layers)} - {"softmax"}
     if kinds:
         raise InputError(f"a model with {', '.join(sorted(kinds))} attention cannot be exported: only softmax attention can")
@@ -55,7 +56,7 @@ def check_exportable(recipe: Recipe) -> None:
 
 
 def hf_config(recipe: Recipe, tokenizer: Tokenizer) -> dict[str, Any]:
-    """config.json of a resolved recipe."""
+    """The content of config.json for a resolved recipe."""
     model, latent, special = recipe.model, recipe.latent, special_ids(tokenizer)
     name = "LlamaForCausalLM" if latent is None else "FreeTransformerForCausalLM"
     config: dict[str, Any] = {"architectures": [name], "model_type": LLAMA if latent is None else FREE}
@@ -73,7 +74,7 @@ def hf_config(recipe: Recipe, tokenizer: Tokenizer) -> dict[str, Any]:
         "hidden_act": "silu",
         "max_position_embeddings": model.context,
         "rms_norm_eps": model.norm_eps,
-        # transformers 4 and older servers read the second and would silently take 10,000 without it; transformers 5 reads the first
+        # transformers 5 reads the first; transformers 4 and older servers read the second, and would silently use 10,000 without it
         "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_theta},
         "rope_theta": model.rope_theta,
         "attention_bias": False,
@@ -87,7 +88,7 @@ def hf_config(recipe: Recipe, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def latent_keys(recipe: Recipe, latent: LatentConfig) -> dict[str, Any]:
-    """The keys of config.json that only a Free Transformer has. kappa was of training only; a graft or a further run may want it."""
+    """The keys of config.json that only a Free Transformer has. Only training uses kappa; it is kept for further training."""
     return {
         "latent_bits": latent.bits,
         "latent_depth": recipe.architecture["latent"]["depth"],
@@ -98,12 +99,12 @@ def latent_keys(recipe: Recipe, latent: LatentConfig) -> dict[str, Any]:
 
 
 def special_ids(tokenizer: Tokenizer) -> dict[str, int | None]:
-    """The separator begins and ends a document, and pads. None where there is none: Llama's defaults would be ids 1 and 2."""
+    """The separator as bos, eos and padding token. None without a separator: omitted keys would default to Llama's ids 1 and 2."""
     return dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.separator)
 
 
 def own_tables(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The tables [model] and [latent] of a recipe from config.json. Raises InputError, in words, for what freetf does not have."""
+    """The tables [model] and [latent] of a recipe, from config.json. Raises InputError for what freetf does not support."""
     check_importable(config, where)
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     model = {
@@ -127,7 +128,7 @@ def own_tables(config: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def check_importable(config: Mapping[str, Any], where: str) -> None:
-    """Raise InputError for an architecture, or a setting of it, that the decoder does not have."""
+    """Raise InputError for an architecture or a setting that the decoder does not support."""
     kind = config.get("model_type")
     if kind not in (*LLAMA_STYLE, FREE):
         known = f"models of type {', '.join(LLAMA_STYLE)} and {FREE}"
@@ -139,7 +140,7 @@ def check_importable(config: Mapping[str, Any], where: str) -> None:
     layers = set(config.get("layer_types") or []) - {"full_attention"}
     rules = [
         (scaled, f"RoPE scaling of type '{''.join(map(str, scaled[:1]))}': freetf's rotary embedding is not scaled"),
-        (any(part != 1 for part in parts), "a rotary embedding of part of each head: freetf rotates all of it"),
+        (any(part != 1 for part in parts), "a partial rotary embedding: freetf rotates the whole of each head"),
         (config.get("attention_bias"), "biases in the attention (attention_bias): freetf's layers have none"),
         (config.get("mlp_bias"), "biases in the feed-forward part (mlp_bias): freetf's layers have none"),
         (kind != LLAMA and window and window < context, f"sliding-window attention of {window} positions: freetf attends to all of them"),

@@ -3,9 +3,10 @@
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
     model.generate(**tokenizer(prompt, return_tensors="pt"), z_seed=0, max_new_tokens=50)
 
-A decoder of L blocks, whose block `latent_depth` takes keys and values from x + r, where r is a row of a table for the code Z_t of each
-position t. Codes have `latent_bits` bits. They are drawn before anything is written, uniformly from the prior; those of a prompt may be
-inferred by the encoder, one non-causal block. freetf copies this file into the folders that it exports. It needs torch and transformers.
+The model is a decoder of L blocks. In block `latent_depth`, keys and values are computed from x + r, where r is the row of a table that
+the code Z_t of position t selects. Codes have `latent_bits` bits and are drawn from a uniform prior before generation starts; those of the
+prompt may be inferred by the encoder, one non-causal block. freetf copies this file into the folders that it exports. It needs only torch
+and transformers.
 
 Shapes: B sequences, T positions, S cached and new positions, D width, H bits, M query heads, K key/value heads, E head width.
 """
@@ -24,11 +25,11 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 
 class FreeTransformerConfig(PretrainedConfig):
-    """The decoder's sizes, named as Llama's, and those of the latent.
+    """The decoder's sizes, with the names that Llama has for them, and the latent's.
 
-    latent_bits: H. latent_depth: blocks below the injection of Z. latent_window: positions whose Z the encoder infers, None for all.
-    latent_encoder: "shared" reads the stream after the lower blocks, "full" has blocks of its own over the embeddings. latent_kappa: free
-    bits per token of training.
+    latent_bits: H. latent_depth: number of blocks below the injection of Z. latent_window: number of first positions whose Z the encoder
+    infers; None for all. latent_encoder: "shared" reads the hidden states after the lower blocks, "full" has its own blocks over the
+    embeddings. latent_kappa: free bits per token in training.
     """
 
     model_type = "free_transformer"
@@ -70,8 +71,8 @@ class FreeTransformerConfig(PretrainedConfig):
 class Positions:
     """Rotary tables and masks that the blocks of one forward pass share.
 
-    index_T: places in Z and in the cache. start: positions in the cache before. padding_BS: 1 where there is a token, 0 in padding; None
-    without padding. mask: given by the caller.
+    index_T: indices into Z and the cache. start: number of positions already in the cache. padding_BS: 1 for a token, 0 for padding; None
+    if there is no padding. mask: a full mask from the caller.
     """
 
     def __init__(
@@ -84,26 +85,26 @@ class Positions:
         mask: Tensor | None,
         causal: bool,
     ) -> None:
-        # recomputed in each pass: buffers that are not saved hold garbage after a load on the meta device
+        # recomputed in each pass: non-persistent buffers hold garbage after loading via the meta device
         steps = torch.arange(0, config.head_dim, 2, device=position_ids.device, dtype=torch.float32)
         angles = position_ids.to(torch.float32)[..., None] * config.rope_theta ** (-steps / config.head_dim)
         self.cos, self.sin = angles.cos()[:, :, None], angles.sin()[:, :, None]  # [B, T, 1, E/2]
         self.index_T, self.start, self.padding_BS, self.mask, self.causal = index_T, start, padding_BS, mask, causal
 
     def rotate(self, x_BTME: Tensor) -> Tensor:
-        """The pair (e, e + E/2) of each head turned by its position's angle."""
+        """Rotate each pair (e, e + E/2) of each head by the angle of its position."""
         a, b = x_BTME.chunk(2, dim=-1)
         cos, sin = self.cos.to(x_BTME.dtype), self.sin.to(x_BTME.dtype)
         return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
 
     def visible(self, length: int, keys: int, device: torch.device) -> Tensor | None:
-        """The keys that each query sees, bool [T, S] or [B, 1, T, S], or an additive mask; None where causality alone decides."""
+        """The keys that each query attends to: bool [T, S] or [B, 1, T, S], or the caller's mask. None if no explicit mask is needed."""
         if self.mask is not None:
             return self.mask[..., :keys]
         if self.padding_BS is None and isinstance(self.start, int) and (not self.causal or length in (1, keys)):
             return None
         key_S, query_T1 = torch.arange(keys, device=device), self.index_T[:, None]
-        own_TS = key_S == query_T1  # also within padding, whose rows would be NaN if they saw nothing
+        own_TS = key_S == query_T1  # also within padding, where a query without any key would give NaN
         seen_TS = key_S <= query_T1 if self.causal else torch.ones_like(own_TS)
         if self.padding_BS is None:
             return seen_TS
@@ -128,7 +129,7 @@ class Attention(nn.Module):
         q_BTME, k_BTKE, v_BTKE = (part.unflatten(-1, (-1, self.head_dim)) for part in flat)
         q_BMTE, k_BKSE, v_BKSE = (part.transpose(1, 2) for part in (at.rotate(q_BTME), at.rotate(k_BTKE), v_BTKE))
         if cache is not None and self.index is not None:
-            k_BKSE, v_BKSE = cache.update(k_BKSE, v_BKSE, self.index, {"cache_position": at.index_T})  # read by transformers 4
+            k_BKSE, v_BKSE = cache.update(k_BKSE, v_BKSE, self.index, {"cache_position": at.index_T})  # transformers 4 reads cache_position
         q_BMTE = q_BMTE.expand(len(k_BKSE), -1, -1, -1)
         length, keys, grouped = q_BMTE.shape[2], k_BKSE.shape[2], q_BMTE.shape[1] != k_BKSE.shape[1]
         mask = at.visible(length, keys, q_BMTE.device)
@@ -151,7 +152,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm block. Its weights are named as those of a Llama layer. index: its place in the decoder; None in the encoder."""
+    """A pre-norm block with the weight names of a Llama layer. index: its position in the decoder; None in the encoder."""
 
     def __init__(self, config: FreeTransformerConfig, index: int | None = None) -> None:
         super().__init__()
@@ -168,7 +169,7 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """One non-causal block whose queries are a learned vector ζ; RMSNorm; a logit for each bit. "full" has blocks of its own before it."""
+    """One non-causal block whose queries are a learned vector ζ, then RMSNorm and a linear layer. "full" has its own blocks below."""
 
     def __init__(self, config: FreeTransformerConfig) -> None:
         super().__init__()
@@ -187,7 +188,7 @@ class Encoder(nn.Module):
 
 
 class FreeTransformer(nn.Module):
-    """Embedding, blocks with Z injected into the middle one, norm."""
+    """Embedding, blocks, and final norm. Z is injected into the block at `latent_depth`."""
 
     def __init__(self, config: FreeTransformerConfig) -> None:
         super().__init__()
@@ -206,7 +207,7 @@ class FreeTransformer(nn.Module):
 
 
 class FreeTransformerForCausalLM(PreTrainedModel, GenerationMixin):
-    """A Free Transformer that writes. Z is an argument; `generate` draws it once for all that it writes."""
+    """A Free Transformer with a language-model head. Z is an explicit argument; `generate` draws it once per generation."""
 
     config_class = FreeTransformerConfig
     base_model_prefix = "model"
@@ -256,8 +257,8 @@ class FreeTransformerForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> Any:
         """Logits given Z.
 
-        z: a code in [0, 2^H) for each position, of the cached ones too, int64 [B, S]; further ones are not read. labels: as in other
-        causal models; the loss is −log P(tokens | Z), the mean in nats. Raises ValueError without z: no Z is as good as another.
+        z: a code in [0, 2^H) for each position, cached ones included, int64 [B, S]; codes beyond these are ignored. labels: as in other
+        causal models; the loss is the mean of −log P(token | Z), in nats. Raises ValueError if z is missing: it has no sensible default.
         """
         if z is None:
             raise ValueError("a Free Transformer needs z: codes from model.draw_z(rows, length) or model.infer_z(input_ids)")
@@ -279,13 +280,13 @@ class FreeTransformerForCausalLM(PreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """The arguments of a step. transformers 4 adds cache_position, which is known from the cache; 5 warns of models that take it."""
+        """The arguments of one step. transformers 4 adds cache_position, which the cache gives; 5 warns about models that accept it."""
         found = super().prepare_inputs_for_generation(*args, **kwargs)
         found.pop("cache_position", None)
         return found
 
     def bit_logits(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """The posterior of Z given a whole text: the logit of each bit of each position, [B, T, H]."""
+        """The posterior of Z given a whole text, as the logit of each bit at each position, [B, T, H]."""
         index_T = torch.arange(input_ids.shape[1], device=input_ids.device)
         at = self._positions(index_T, 0, attention_mask, None)
         x_BTD = self.model.embed_tokens(input_ids)
@@ -308,7 +309,7 @@ class FreeTransformerForCausalLM(PreTrainedModel, GenerationMixin):
         return (bits_BTH * 2 ** torch.arange(bits, device=bits_BTH.device)).sum(-1)
 
     def draw_z(self, rows: int, length: int, z_seed: int | None = None) -> Tensor:
-        """Codes drawn from the prior, int64 [rows, length]. Those of a row do not depend on `rows`, nor its first ones on `length`."""
+        """Codes drawn from the prior, int64 [rows, length]. A given row and position has the same code for any `rows` and `length`."""
         codes = 2**self.config.latent_bits
         drawn = [torch.randint(codes, (length,), generator=generator) for generator in _generators(z_seed, rows, "prior")]
         return torch.stack(drawn).to(self.device)
@@ -323,12 +324,12 @@ class FreeTransformerForCausalLM(PreTrainedModel, GenerationMixin):
         prompt_z: Literal["posterior", "prior"] = "posterior",
         **options: Any,
     ) -> Any:
-        """Continue prompts. Z is drawn, or given, once for the whole generation; other arguments are those of transformers.
+        """Continue prompts. Z is drawn, or given, once per generation; other arguments are those of transformers.
 
-        z: codes [B, S], or of one sequence for all, with one for each position that is read: as many as the result has tokens, less one.
-        z_seed: of the draw; by default from torch's global generator. prompt_z: the encoder infers the prompt's Z, or it comes from the
-        prior as all the rest. `num_return_sequences` sequences of a prompt have Zs of their own, in greedy search too. The beams of a
-        beam search share one, so that their scores can be compared.
+        z: codes [B, S], or [1, S] for all sequences, one for each position that is read: one fewer than the result has tokens. z_seed:
+        seeds the draw of Z; by default torch's global generator is used. prompt_z: whether the encoder infers the prompt's Z
+        ("posterior") or it is drawn from the prior. With `num_return_sequences`, each sequence has its own Z, in greedy search too. The
+        beams of a beam search share one Z, so that their scores can be compared.
         """
         if prompt_z not in ("posterior", "prior"):
             raise ValueError(f"prompt_z is 'posterior' or 'prior', not {prompt_z!r}")
@@ -363,7 +364,7 @@ class FreeTransformerForCausalLM(PreTrainedModel, GenerationMixin):
     def _positions(
         self, index_T: Tensor, start: int | Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, causal: bool = True
     ) -> Positions:
-        """attention_mask: [B, S], 0 in padding, or the whole mask [B, 1, T, S] that transformers makes for a static cache."""
+        """attention_mask: [B, S], 0 in padding, or the full mask [B, 1, T, S] that transformers makes for a static cache."""
         whole = attention_mask if attention_mask is not None and attention_mask.dim() == 4 else None
         padding_BS = None if whole is not None else attention_mask
         if padding_BS is not None and not torch.compiler.is_compiling() and bool(padding_BS.all()):
@@ -381,7 +382,7 @@ class FreeTransformerForCausalLM(PreTrainedModel, GenerationMixin):
 
 
 def _generators(seed: int | None, rows: int, purpose: str) -> list[torch.Generator]:
-    """A generator for each row. Without a seed, from torch's global generator."""
+    """A generator for each row. Without a seed, one is drawn from torch's global generator."""
     if seed is None:
         seed = int(torch.randint(2**62, ()))
     keys = [hashlib.sha256(f"{purpose}/{seed}/{row}".encode()).digest() for row in range(rows)]

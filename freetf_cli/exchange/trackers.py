@@ -1,7 +1,7 @@
-"""The one seam to experiment trackers: metrics.jsonl, which stays the record, as scalars of TensorBoard, Trackio or Weights & Biases.
+"""Copies metrics.jsonl to an experiment tracker: TensorBoard, Trackio or Weights & Biases. The file itself stays the record.
 
-Everything stays on this machine unless the tracker's own settings say otherwise (WANDB_MODE, TRACKIO_SPACE_ID). An export replaces what an
-earlier one of the same run has written, so it may be repeated.
+Everything stays on this machine unless the tracker's own settings say otherwise (WANDB_MODE, TRACKIO_SPACE_ID). An export replaces an
+earlier one of the same run, so it can be repeated.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from freetf_cli.records.trackers import TrackerExport
 from freetf_cli.report.units import is_number
 from freetf_cli.runs.folder import RunFolder
 
-POLL = 2.0  # seconds between two looks at a run that is followed
-SUFFIX = ".freetf"  # of event files, so that those of others stay
+POLL = 2.0  # seconds between checks of a run that is followed
+SUFFIX = ".freetf"  # marks our event files, so that others are not deleted
 LATENT = {"kl", "penalty", "above_kappa", "kappa"}  # zero for a baseline
-OTHERS = {"step", "split"}  # fields that are no scalars
+OTHERS = {"step", "split"}  # fields that are not metrics
 
 
 class Tracker(Protocol):
-    """A tracker that is open for a run. place: where it keeps records; view: the command that shows them."""
+    """A tracker opened for one run. place: where its records are stored; view: the command that shows them."""
 
     place: str
     view: str
@@ -48,16 +48,16 @@ class Tracker(Protocol):
 
 
 def export_metrics(path: Path, to: str, *, follow: bool = False) -> TrackerExport:
-    """Write all records of a run to a tracker. follow: also those that a training run still adds, until it ends.
+    """Write all records of a run to a tracker. follow: keep writing new records until training ends.
 
-    InputError if the path is no run or its record is damaged; FreetfError if the tracker is not installed.
+    Raises InputError if the path is not a run or its metrics.jsonl is damaged, and FreetfError if the tracker is not installed.
     """
     run = RunFolder.open(path)
-    sent: list[Metrics] = run.metrics()  # refuse a damaged record before the tracker has anything
-    tracker, sent = TRACKERS[to](run), []
+    run.metrics()  # raises for a damaged file before the tracker is opened
+    tracker, sent = TRACKERS[to](run), list[Metrics]()
     try:
         while True:
-            goes_on = follow and run_status(run.manifest(), path) == "running"  # asked first, so that its last lines are read
+            goes_on = follow and run_status(run.manifest(), path) == "running"  # checked before reading, to miss no line
             lines = run.metrics()
             if lines[: len(sent)] != sent:  # the run went back to an earlier step
                 tracker.close()
@@ -82,7 +82,7 @@ def scalars(line: Metrics) -> dict[str, float]:
 
 
 def identity(run: RunFolder) -> str:
-    """Eight characters that a run keeps when its folder is moved, and that no other run has."""
+    """An identifier of eight characters, unique to the run, that stays the same when its folder is moved."""
     manifest = run.manifest()
     known = [manifest.get(name) for name in ("started", "argv", "seed")]
     return hashlib.sha256(json.dumps(known if any(known) else str(run.path.resolve())).encode()).hexdigest()[:8]
@@ -120,17 +120,17 @@ class TensorBoard:
 
 
 class Trackio:
-    """A run in Trackio's local project `freetf`, or the one of TRACKIO_PROJECT."""
+    """A run in a local Trackio project: TRACKIO_PROJECT, or `freetf` by default."""
 
     def __init__(self, run: RunFolder) -> None:
         self._trackio = _package("trackio", "trackio")
         project, name = os.environ.get("TRACKIO_PROJECT") or "freetf", f"{_name(run)}-{identity(run)}"
         self.place, self.view = f"project {project}, run {name}", f"trackio show --project {shlex.quote(project)}"
-        with redirect_stdout(StringIO()):  # stdout is for the result
+        with redirect_stdout(StringIO()):  # Trackio prints; stdout is reserved for the result
             with suppress(ValueError):  # there is no such project yet
                 for old in [one for one in self._trackio.Api().runs(project) if one.name == name]:
                     old.delete()
-            # Without the machine's own load, which the export does not measure, and without a web page.
+            # Do not log the load of the machine that exports, and open no web page.
             self._trackio.init(
                 project=project, name=name, config=_config(run), resume="never", embed=False, auto_log_gpu=False, auto_log_cpu=False
             )
@@ -139,7 +139,7 @@ class Trackio:
         self._trackio.log(dict(values), step=step)
 
     def flush(self) -> None:
-        pass  # a thread of its own writes
+        pass  # Trackio writes from a background thread
 
     def close(self) -> None:
         with redirect_stdout(StringIO()):
@@ -147,7 +147,7 @@ class Trackio:
 
 
 class WandB:
-    """An offline run of Weights & Biases in RUN/wandb, for `wandb sync`; WANDB_MODE=online sends it at once."""
+    """An offline Weights & Biases run in RUN/wandb, for `wandb sync`. WANDB_MODE=online uploads it at once."""
 
     def __init__(self, run: RunFolder) -> None:
         wandb = _package("wandb", "wandb")
@@ -172,7 +172,7 @@ class WandB:
         self._run.log(dict(values), step=step)
 
     def flush(self) -> None:
-        pass  # a process of its own writes
+        pass  # wandb writes from a background process
 
     def close(self) -> None:
         self._run.finish()

@@ -11,12 +11,12 @@ from freetf_cli.report.units import count, number, size
 
 @dataclass(frozen=True)
 class LogitCheck:
-    """Logits of the same tokens by freetf and from the other form of the model."""
+    """How far the logits of freetf's model and of the Hugging Face folder differ on the same tokens."""
 
-    by: str  # what computed the other logits, such as `transformers 5.23.0`
+    by: str  # what computed the folder's logits, such as `transformers 5.23.0`
     greatest: float  # greatest absolute difference
     largest: float  # largest absolute logit of freetf
-    positions: int  # compared, with all logits of each
+    positions: int  # number of positions compared, over the whole vocabulary
 
     def text(self) -> str:
         """`greatest difference 1.9e-06, of logits up to 8.1, in 96 positions, by transformers 5.23.0`."""
@@ -26,7 +26,7 @@ class LogitCheck:
 
 @dataclass(frozen=True)
 class ExportResult:
-    """A Hugging Face folder that was written. bytes: of all its files; shards: files of weights."""
+    """The Hugging Face folder that was written. bytes: the size of all its files; shards: the number of weight files."""
 
     folder: str
     run: str
@@ -51,7 +51,7 @@ class ExportResult:
 
 @dataclass(frozen=True)
 class ImportResult:
-    """A run that was made of a Hugging Face folder. logits: None where nothing could compare them."""
+    """The run that was made from a Hugging Face folder. logits: None if they were not compared, because transformers is not installed."""
 
     run: str
     folder: str

@@ -1,4 +1,4 @@
-"""The result of `freetf reproduce`: a run that was trained again, against the original."""
+"""The result of `freetf reproduce`: a run that was trained again, compared with the original."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from freetf_cli.report.units import count
 
 @dataclass(frozen=True)
 class Terms:
-    """What must agree, and why. tolerance: the largest relative difference of a held-out loss; 0: everything is equal bit by bit."""
+    """The required agreement, and why. tolerance: the largest allowed relative difference of a held-out loss; 0: bitwise equality."""
 
     tolerance: float
     why: str
@@ -19,7 +19,7 @@ class Terms:
 
 @dataclass(frozen=True)
 class Difference:
-    """The first value that differs: of a record of metrics.jsonl (place: its key), or of the weights (place: a tensor; no values)."""
+    """The first difference. place: the key of a metrics.jsonl record, or the name of a tensor; a tensor has no split and no values here."""
 
     step: int
     split: str | None
@@ -35,9 +35,10 @@ class Difference:
 
 @dataclass(frozen=True)
 class Reproduction:
-    """A comparison up to `steps`. records: the compared lines of metrics.jsonl. largest: the largest relative difference of a loss in them.
+    """The comparison of the first `steps` steps of `of_steps`. first: the first difference; holds: whether the terms are met.
 
-    weights_step: of the newest checkpoint that both runs have; weights: ‖again − original‖ / ‖original‖ there; None without one.
+    records: the number of metrics.jsonl records compared; largest: the largest relative difference of a loss in them. weights_step: the
+    newest step with a checkpoint in both runs; weights: ‖again − original‖ / ‖original‖ at that step. Both are None if there is none.
     """
 
     run: str
@@ -53,11 +54,11 @@ class Reproduction:
     holds: bool
 
     def report(self) -> Report:
-        losses = "equal losses" if self.largest == 0 else f"losses at most {self.largest:.2g} apart, relative"
+        losses = "equal losses" if self.largest == 0 else f"losses differ by at most {self.largest:.2g}, relative"
         compared = f"{count(self.records)} records up to step {count(self.steps)} of {count(self.of_steps)}; {losses}"
         weights = ""
         if self.weights is not None:
-            weights = f"of step {count(self.weights_step)}: {'equal' if self.weights == 0 else f'{self.weights:.2g} apart, relative'}"
+            weights = f"of step {count(self.weights_step)}: {'equal' if self.weights == 0 else f'relative difference {self.weights:.2g}'}"
         bitwise = self.terms.tolerance == 0
         sentence = "Reproduced, bit by bit." if bitwise else f"Reproduced within {self.terms.tolerance:g}."
         facts = [

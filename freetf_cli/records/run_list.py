@@ -15,7 +15,7 @@ ROLES = {"done": "good", "failed": "bad", DAMAGED: "bad", "running": "strong"}
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The newest held-out record of a run. ce, kl and their sum, the negative ELBO, in `unit`; loss, the objective, in nats per token."""
+    """The newest held-out record of a run. ce, kl and nelbo, their sum, are in `unit`; loss, the objective, is in nats per token."""
 
     step: int
     split: str
@@ -28,7 +28,7 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class ListedRun:
-    """One run. state: as `freetf show` has it, or "damaged", with what is wrong in `fault`. when: ISO 8601, UTC."""
+    """One run. state: the status that `freetf show` gives, or "damaged", with the reason in `fault`. when: ISO 8601, UTC."""
 
     run: str
     recipe: str | None  # its name
@@ -37,7 +37,7 @@ class ListedRun:
     step: int | None
     steps: int | None
     held_out: HeldOut | None
-    when: str | None  # when it ended; of a run that has not, when it began or was resumed
+    when: str | None  # when it ended; if it has not ended, when it was started or last resumed
     fault: str | None = None
 
     def cells(self) -> list[Cell]:
@@ -50,7 +50,7 @@ class ListedRun:
 
 @dataclass(frozen=True)
 class RunList:
-    """The runs below a folder, the newest first."""
+    """The runs below a folder, newest first."""
 
     folder: str
     runs: Sequence[ListedRun]

@@ -10,7 +10,7 @@ from freetf_cli.report.units import count
 
 @dataclass(frozen=True)
 class TrackerExport:
-    """The records of a run that a tracker has now. place: where it keeps them; view: the command that shows them."""
+    """An export to a tracker. records: how many were written; place: where the tracker stores them; view: the command that shows them."""
 
     run: str
     to: str

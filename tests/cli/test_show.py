@@ -155,7 +155,7 @@ def test_ctrl_c_ends_watching_quietly(run_cli, watched):
 
 
 def test_what_cannot_be_watched(run_cli, refused, free_run, tmp_path):
-    assert "stdout is none" in refused("show", free_run, "--watch")
+    assert "stdout is not one" in refused("show", free_run, "--watch")
     code, stdout, stderr = run_cli("show", tmp_path / "x", "--watch", "--json")
     assert (code, stdout, json.loads(stderr)["error"]["what"]) == (2, "", "no such run")
 

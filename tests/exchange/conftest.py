@@ -1,4 +1,4 @@
-"""Tiny runs with random weights, without training, and their Hugging Face folders."""
+"""Tiny untrained runs with random weights, and their Hugging Face folders."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LATENT: dict[str, Any] = {"kappa": 0.5, "bits": 6, "table_std": 6.0}
 
 
 def make_run(path: Path, *, latent: dict[str, Any] | None = None, **model: Any) -> Path:
-    """A run with one checkpoint, at step 5. Its lm_head is its own: with a tied one, random weights would repeat the last token."""
+    """A run with one checkpoint, at step 5. The lm_head is not tied: with random weights, a tied one would repeat the last token."""
     tree = {
         "data": {"dir": "text"},
         "model": {**MODEL, "tie_embeddings": False, **model},
@@ -56,7 +56,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def folders(runs: Path, run_cli: Callable[..., Any]) -> Path:
-    """The same as Hugging Face folders, by `freetf export`."""
+    """The same runs as Hugging Face folders, written by `freetf export`."""
     for name in ("baseline", "free"):
         done = run_cli("export", runs / name, "--to", "hf", "-o", runs / "hf" / name, "--device", "cpu")
         assert done.code == 0, done.stderr

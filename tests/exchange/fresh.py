@@ -1,4 +1,4 @@
-"""Loads exported folders by transformers alone, in a process that cannot import freetf_cli; test_transformers.py reads what it writes.
+"""Loads exported folders with transformers in a process that cannot import freetf_cli; test_transformers.py checks the output.
 
 Usage: python -I fresh.py FOLDERS RESULT.json LOGITS.safetensors
 """
@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 
 class Blocked(importlib.abc.MetaPathFinder):
-    """An editable installation may make freetf_cli importable."""
+    """Blocks the import of freetf_cli, which an editable installation may make importable."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
         if name.split(".")[0] == "freetf_cli":

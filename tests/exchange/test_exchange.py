@@ -1,4 +1,4 @@
-"""Export and import: every weight, name and setting there and back, shards, model cards, and what is refused."""
+"""Export and import: round trips of weights, names and settings; shards, model cards, and refused models."""
 
 from __future__ import annotations
 
@@ -143,13 +143,13 @@ def test_other_kinds_of_attention_are_refused(tmp_path: Path, opened: Any) -> No
         ({"num_hidden_layers": None}, "does not give the model's layers"),
         ({"num_hidden_layers": 5}, "the weights lack model.layers.4"),
         ({"num_hidden_layers": 3}, "model.layers.3.input_layernorm.weight is not a weight of freetf's decoder"),
-        ({"intermediate_size": 64}, r"is \(32, 96\), and config.json means \(32, 64\)"),
+        ({"intermediate_size": 64}, r"has shape \(32, 96\), but config.json implies \(32, 64\)"),
         ({"num_attention_heads": 5}, "model.heads = 5 does not divide model.width = 32"),
         ({"hidden_size": "x"}, "model.width"),
         ({"vocab_size": 256}, "the tokenizer has 257 tokens, and the model only 256"),
     ],
 )
-def test_what_freetf_does_not_have_is_refused_in_words(keys: dict[str, Any], words: str, changed: Any, tmp_path: Path) -> None:
+def test_unsupported_models_are_refused_with_the_reason(keys: dict[str, Any], words: str, changed: Any, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=words):
         import_folder(changed(**keys), tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -233,7 +233,7 @@ def test_an_imported_run_is_sampled_shown_and_measured(imported: Path, runs: Pat
     assert "--data DIR" in run_cli("evaluate", imported).stderr
     data = ("--set", f"data.dir={tmp_path / 'data'}", "--device", "cpu")
     again = run_cli("train", imported / "recipe.toml", "-o", imported, "--resume", "auto", *data)
-    assert again.code == 2
+    assert again.code == 2 and "use --init-from to start a new run" in again.stderr
     small = (*data, "--set", "train.steps=2", "--set", "train.batch=2", "--set", "eval.sequences=2", "--set", "eval.samples=0", "-q")
     done = run_cli("train", imported / "recipe.toml", "-o", tmp_path / "more", "--init-from", imported, *small)
     assert (done.code, done.stderr.count("does not compute")) == (0, 0), done.stderr

@@ -1,4 +1,4 @@
-"""`freetf export-metrics`: each record of metrics.jsonl once, whatever was exported before; nothing is sent anywhere."""
+"""`freetf export-metrics` writes each record of metrics.jsonl once, even if the export is repeated, and uploads nothing."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def lines(run: Path) -> list[Metrics]:
 
 @pytest.fixture
 def logged(monkeypatch):
-    """A tracker that keeps what it gets: a list for each time that it was opened."""
+    """Replaces wandb by a tracker that records what it is given, in one list for each time it is opened."""
     opened = []
 
     class Kept:
@@ -224,7 +224,7 @@ def test_tensorboard(run):
 
 
 def test_trackio(run, tmp_path, monkeypatch):
-    """In a process of its own: Trackio reads its folder when it is imported."""
+    """Runs in a new process, because Trackio reads TRACKIO_DIR when it is imported."""
     pytest.importorskip("trackio")
     import sqlite3
     import subprocess

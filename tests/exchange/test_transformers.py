@@ -1,4 +1,4 @@
-"""Exported folders in transformers: the same logits and texts as by freetf, by every way of generating, in a process without freetf."""
+"""Exported folders give the same logits and texts in transformers as in freetf, in a process that cannot import freetf."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from freetf_cli.data.tokenizer import byte_level
+from freetf_cli.errors import CheckFailed
 from freetf_cli.exchange.card import FREE_USE
 from freetf_cli.exchange.check import compare_logits
 from freetf_cli.exchange.huggingface import export
@@ -30,7 +31,7 @@ Z = torch.arange(2 * 40).reshape(2, 40) * 11 % 64
 
 @pytest.fixture(scope="module")
 def fresh(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """What a new process found that has transformers and no freetf."""
+    """The output of fresh.py, which runs in a new process without freetf."""
     place = tmp_path_factory.mktemp("fresh")
     script, files = Path(__file__).with_name("fresh.py"), (folders, place / "found.json", place / "logits")
     command = [sys.executable, "-I", str(script), *map(str, files)]
@@ -140,7 +141,7 @@ def test_other_encoders(latent: dict[str, Any], tied: bool, opened: Any, tmp_pat
     other = checkpoint.model(CPU)
     with torch.no_grad():
         other.latent.encoder.norm.weight.mul_(1.1)  # type: ignore[union-attr]
-    with pytest.raises(Exception, match="the logits differ"):  # the posterior is compared too
+    with pytest.raises(CheckFailed, match="the logits differ"):  # the posterior is compared too
         compare_logits(other, checkpoint.tokenizer(), tmp_path / "hf")
 
 
