@@ -30,14 +30,15 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="A metric, benchmarks, or `all` benchmarks. May be repeated. Default: likelihood.",
+            help="A metric, a benchmark, or `all` benchmarks. May be repeated for benchmarks. Default: likelihood.",
             autocompletion=completer(NAMES),
         ),
     ] = None,
     data: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Folder of prepared data, default: the run's own; of benchmarks: the folder of their data sets, required."
+            metavar="DIR",
+            help="Folder of prepared data (default: that of the run). For benchmarks, the folder of their data sets (required).",
         ),
     ] = None,
     split: SplitOption = None,
@@ -46,23 +47,34 @@ def evaluate(
     ] = None,
     samples: Annotated[
         int | None,
-        typer.Option(min=1, max=1 << 16, help="Draws of Z: per sequence, for the importance-weighted bound (512); per answer (16)."),
+        typer.Option(
+            min=1,
+            max=1 << 16,
+            help="Draws of Z per sequence for the importance-weighted bound (default: 512), or per answer of a benchmark (default: 16).",
+        ),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="The most items of a benchmark. Default: all.")] = None,
-    fewshot: Annotated[int | None, typer.Option(min=0, max=100, help="Examples before each question. Default: the benchmark's.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Measure only the first N items of each benchmark. Default: all.")] = None,
+    fewshot: Annotated[
+        int | None, typer.Option(min=0, max=100, help="Few-shot examples before each question. Default: depends on the benchmark.")
+    ] = None,
     z: Annotated[
         Literal["posterior-prompt", "prior"] | None,
         typer.Option(
             metavar="posterior-prompt|prior",
-            help="Z of a benchmark's prompt: from the encoder, which reads the prompt only (default), or the prior.",
+            help="Source of Z at the positions of a benchmark's prompt: the encoder, which reads only the prompt (default), or the prior.",
         ),
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option(min=0, max=100, help="Temperature of generated answers. Default: the benchmark's, mostly 0.")
+        float | None,
+        typer.Option(
+            min=0, max=100, help="Temperature of generated answers. Default: that of the task file, which is 0 for freetf's benchmarks."
+        ),
     ] = None,
     attempts: Annotated[
         int | None,
-        typer.Option(min=1, max=1000, help="Programs to generate for each item, for pass@k; a Free model's differ by Z. Default: 1."),
+        typer.Option(
+            min=1, max=1000, help="Programs to generate for each item, for pass@k. A Free model draws a new Z for each. Default: 1."
+        ),
     ] = None,
     allow_code_execution: Annotated[
         bool, typer.Option("--allow-code-execution", help="Run the programs that the model writes, in a sandbox.")
@@ -71,20 +83,26 @@ def evaluate(
         Literal["last-third"] | None,
         typer.Option(
             metavar="last-third",
-            help="Measure benchmarks as the mean over the checkpoints of the last third of the training. Default: the last one.",
+            help="Average each benchmark over the checkpoints of the last third of training. Default: only the last checkpoint.",
         ),
     ] = None,
     paper: Annotated[
         int | None, typer.Option(min=1, max=3, help="Show the benchmarks beside the figures of the paper's Table 1, 2 or 3.")
     ] = None,
     beside: Annotated[
-        list[Path] | None, typer.Option("--beside", metavar="DIR", help="With --paper: a column from this earlier -o. May be repeated.")
+        list[Path] | None,
+        typer.Option(
+            "--beside",
+            metavar="DIR",
+            help="With --paper: add a column with the results in DIR, the -o of an earlier evaluation. May be repeated.",
+        ),
     ] = None,
     rescore: Annotated[
-        list[Path] | None, typer.Option("--rescore", metavar="FILE", help="Score the items of an earlier -o again, without RUN.")
+        list[Path] | None,
+        typer.Option("--rescore", metavar="FILE", help="Score the items in FILE, written by an earlier -o, again without the model."),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="Write the items of benchmarks to this folder.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted evaluation in -o.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the interrupted evaluation in the folder of -o.")] = False,
     device: DeviceOption = "auto",
     seed: SeedOption = 0,
 ) -> Described:
@@ -92,8 +110,8 @@ def evaluate(
 
     {metrics}
 
-    Benchmarks, by lm-eval (pip install 'freetf[eval]'): {benchmarks}. Other names are those of lm-eval's own tasks, which it loads from the
-    network; lm-eval:NAME means its task where the name is also one of these.
+    Benchmarks, by lm-eval (pip install 'freetf[eval]'): {benchmarks}. Any other name is one of lm-eval's own tasks, whose
+    data it downloads. Where both have a task of the same name, lm-eval:NAME selects lm-eval's.
 
     $ freetf evaluate runs/letters-free --task likelihood
     $ freetf evaluate runs/letters-free --task likelihood --sequences 1024 --json
@@ -119,8 +137,8 @@ def evaluate(
         raise InputError("missing argument 'RUN'", hint="see `freetf evaluate --help`")
     names = unique(task or ["likelihood"])
     if names[0] in metric_names():
-        _refuse({**of_answers, "--allow-code-execution": allow_code_execution or None}, f"--task {names[0]}: only benchmarks have")
-        _refuse({"--paper": paper}, f"--task {names[0]}: only benchmarks have")
+        of_benchmarks = {**of_answers, "--allow-code-execution": allow_code_execution or None, "--paper": paper}
+        _refuse(of_benchmarks, f"--task {names[0]}: only benchmarks have")
         return _metric(run, names, data, split, sequences or 256, samples or 512, device, seed)
     _refuse(of_metrics, f"--task {names[0]}: a benchmark has no")
     if resume and out is None:
@@ -132,13 +150,13 @@ def evaluate(
 
 
 def _refuse(options: dict[str, Any], why: str) -> None:
-    """Refuse options that another kind of task reads."""
+    """Raise InputError if an option is given that applies to another kind of task."""
     if given := [name for name, value in options.items() if value is not None]:
         raise InputError(f"{why} {given[0]}")
 
 
 def _warn_unconfined() -> None:
-    """Say what the kernel of this system does not confine of generated code."""
+    """Warn if the kernel of this system confines generated code only in part, or not at all."""
     from freetf_cli.evaluation.benchmarks.sandbox import CONFINED, confinement
     from freetf_cli.report.console import warn
 
@@ -187,7 +205,7 @@ def _benchmarks(run: Path, request: BenchmarkRequest, device: Any) -> Benchmarks
 
 
 def _tabled(result: Benchmarks, paper: int | None, beside: list[Path] | None) -> Benchmarks:
-    """The result with its table in the form of the paper's, if it is asked for."""
+    """The result, with the paper's table added if --paper asks for it."""
     from freetf_cli.evaluation.benchmarks.tables import paper_table
 
     return result if paper is None else replace(result, paper=paper_table(paper, result, beside or []))

@@ -1,4 +1,4 @@
-"""The result of benchmarks."""
+"""The result of measuring benchmarks."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from freetf_cli.report.blocks import Facts, Note, Report, Section, Table
 from freetf_cli.report.units import MISSING, count, duration, is_number, number, share, signed_share
 
 METRICS = (
-    "acc: the likeliest answer is right; acc_char, acc_completion: its log-likelihood divided by its characters, or tokens. "
-    "em: exact match; pass@k: one of k programs is right. "
-    "Scores are means over items [95 % interval]; chance: of guessing among the choices."
+    "acc: the answer with the largest log-likelihood is right; acc_char, acc_completion: the same after division by the number of "
+    "characters or tokens. em: exact match; pass@k: at least one of k programs is right. Scores are means over items [95 % interval]; "
+    "chance: the score of guessing among the choices."
 )
 DRAWN = (
-    "An answer's log-likelihood is that of its mean probability over the draws of Z. se: its Monte Carlo standard error in nats, a mean "
-    "over the answers; where it is not small beside the differences between answers, raise --samples."
+    "An answer's log-likelihood is the logarithm of its mean probability over the draws of Z. se: its Monte Carlo standard error in nats, "
+    "averaged over the answers; if it is not small compared with the differences between answers, raise --samples."
 )
 
 
 @dataclass(frozen=True)
 class Score:
-    """A benchmark's scores, means over its items. metric: the one of them that the paper reports."""
+    """A benchmark's scores, averaged over its items. metric: the name of the score that the paper reports."""
 
     task: str
     metric: str
     items: int
     shots: int  # examples before each question
     scores: Mapping[str, Estimate]
-    chance: float | None  # of `metric`, by guessing; None where the answer is free text, or not known
-    truncated: int  # prompts that lost their beginning: they exceeded the model's context
-    stderr: float | None  # Monte Carlo standard error of an answer's log-likelihood in nats, a mean; None of a baseline
+    chance: float | None  # the value of `metric` for guessing among the choices; None for free-text answers and lm-eval's own tasks
+    truncated: int  # items whose prompt lost its beginning because it exceeded the model's context
+    stderr: float | None  # Monte Carlo standard error of a log-likelihood in nats, averaged over answers; None for a baseline
     seconds: float
 
     def text(self, metric: str) -> str:
@@ -42,7 +42,7 @@ class Score:
 
 @dataclass(frozen=True)
 class PaperRow:
-    """A benchmark of the paper's tables: scores that were measured here, and the paper's. None where there is none."""
+    """A row of one of the paper's tables: the scores measured here and the paper's. None where a score is missing."""
 
     benchmark: str
     metric: str
@@ -52,7 +52,7 @@ class PaperRow:
 
 @dataclass(frozen=True)
 class PaperTable:
-    """Table 1, 2 or 3 of the paper with measured columns before its own. about: the paper's models."""
+    """Table 1, 2 or 3 of the paper, with measured columns before the paper's own. about: size and training tokens of the paper's models."""
 
     number: int
     about: str
@@ -65,13 +65,13 @@ class PaperTable:
         rows = [[row.benchmark, row.metric, *self._cells(row), *(number(value, 3) for value in row.paper)] for row in self.rows]
         note = (
             f"Columns `paper: …` are the figures of Table {self.number} of the paper (arXiv 2510.17558; {self.about}), not measured here. "
-            "Its prompts and numbers of examples are not known. In brackets: the change from the first column."
+            "Its prompts and numbers of few-shot examples are not known. In brackets: the relative change from the first column."
         )
         title = f"In the form of the paper's Table {self.number}"
         return Section(title, [Table(columns, rows, align="ll" + "r" * (len(columns) - 2)), Note(note)])
 
     def _cells(self, row: PaperRow) -> list[str]:
-        """The measured scores; each but the first with its relative change from it, as the paper writes it."""
+        """The measured scores. Each after the first has its relative change from the first, as in the paper."""
         first = row.measured[0]
         cells = [number(first, 3)]
         for value in row.measured[1:]:
@@ -84,8 +84,9 @@ class PaperTable:
 class Benchmarks:
     """The result of `evaluate` with benchmarks.
 
-    kind: free or baseline; None, without steps, where rescored items do not tell. steps: of the checkpoints whose mean it is. z, draws:
-    where Z comes from and how often it is drawn; of a baseline None and 1. limit: the most items of a benchmark.
+    kind: free or baseline; None if the settings beside rescored items are missing, and steps is then empty. steps: those of the averaged
+    checkpoints. z, draws: the source of Z and the number of draws; None and 1 for a baseline. limit: the largest number of items per
+    benchmark.
     """
 
     run: str
@@ -96,7 +97,7 @@ class Benchmarks:
     seed: int
     limit: int | None
     tasks: list[Score]
-    folder: str | None = None  # of the items
+    folder: str | None = None  # where the items were written
     paper: PaperTable | None = None
 
     def report(self) -> Report:

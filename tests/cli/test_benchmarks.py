@@ -6,6 +6,7 @@ import json
 import random
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,8 @@ def test_limit_and_examples(run_cli: Callable, text_run: Path, data: Path, tmp_p
         (("--task", "likelihood", "--limit", 3), "only benchmarks have --limit"),
         (("--task", "likelihood", "--task", "piqa"), "--task likelihood is measured alone"),
         (("--task", "piqa", "--resume"), "-o DIR"),
+        (("--task", ","), "--task needs a name"),
+        (("--task", "likelihood", "--paper", 1), "only benchmarks have --paper"),
         (("--task", "mbpp", "--data", "docs"), "--task mbpp runs the code that the model writes; --allow-code-execution permits it"),
     ],
 )
@@ -103,7 +106,7 @@ def test_what_is_refused(refused: Callable, text_run: Path, options: tuple, said
 
 
 def test_right_and_wrong_programs(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Through lm-eval, with a model that writes the right program, a wrong one, one that does not end, and one that just leaves."""
+    """Through lm-eval, with a model that writes a right program, a wrong one, one that never ends, and one that calls exit()."""
     from contextlib import nullcontext
 
     from lm_eval.api.model import LM
@@ -111,7 +114,6 @@ def test_right_and_wrong_programs(data: Path, monkeypatch: pytest.MonkeyPatch) -
     from freetf_cli.evaluation.benchmarks import measure
 
     texts = {"humaneval": "    return 2 * x", "mbpp": "def f(x):\n    return 2 * x\n"}
-    monkeypatch.setattr(measure, "SECONDS", dict.fromkeys(measure.SECONDS, 1.0))
 
     class Writer(LM):
         loglikelihood = loglikelihood_rolling = None
@@ -121,6 +123,7 @@ def test_right_and_wrong_programs(data: Path, monkeypatch: pytest.MonkeyPatch) -
             return [right, right.replace("2", "3"), right.replace("2 * x", "f(x - 1) if x else f(1)"), "    exit()"][: len(requests)] * 2
 
     for name in ("humaneval", "humaneval_plus", "mbpp", "mbpp_plus"):
+        monkeypatch.setitem(BENCHMARKS, name, replace(BENCHMARKS[name], seconds=1.0))
         asked = measure.Questions(str(data), attempts=4, allow_code=True, limit=2)
         (score,), items = measure.measure(Writer(), name, asked, lambda *_: nullcontext(lambda count: None))
         assert [item["outcomes"][0] for item in items] == ["passed"] * 2
@@ -129,7 +132,7 @@ def test_right_and_wrong_programs(data: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_another_model_of_lm_eval_is_scored_alike(data: Path) -> None:
-    """One that knows no tokens, such as lm-eval's HFLM: it prefers short answers."""
+    """A model that prefers short answers and reports no token counts, like lm-eval's HFLM."""
     from contextlib import nullcontext
 
     from lm_eval.api.model import LM

@@ -1,13 +1,19 @@
 """Benchmarks of `freetf evaluate --task NAME`, run by lm-eval (the extra `eval`) over the task files in `tasks/`.
 
-    documents.py   reads the data files into lm-eval's documents
-    tasks/*.yaml   prompt and kind of each benchmark, in lm-eval's form
-    scoring.py     log-likelihoods of answers, of a Free model averaged over draws of Z
-    adapter.py     a run as a model of lm-eval
+    documents.py   reads the data files into documents for lm-eval
+    tasks/*.yaml   the prompt and the request type of each benchmark, as lm-eval task files
+    scoring.py     log-likelihoods of answers; those of a Free model are averaged over draws of Z
+    generating.py  generated answers
+    adapter.py     wraps a run as an lm-eval model
+    answers.py     saves the answers, so that an interrupted evaluation can be resumed
     metrics.py     the scores of an item, as pure functions of its document and the model's answers
-    measure.py     runs benchmarks, and writes their items
+    sandbox.py     runs generated code
+    measure.py     one benchmark: asks lm-eval and scores the items
+    run.py         all benchmarks of one or several checkpoints
+    rescore.py     computes scores again from saved items
+    tables.py      scores beside the figures of the paper's tables
 
-This module imports nothing heavy: help and completion list the names.
+This module imports nothing heavy, because help and completion list the names.
 """
 
 from __future__ import annotations
@@ -16,27 +22,28 @@ from dataclasses import dataclass
 from pathlib import Path
 
 TASKS = Path(__file__).parent / "tasks"
-FOREIGN = "lm-eval:"  # prefix of a task of lm-eval's own whose name is also one of ours
+FOREIGN = "lm-eval:"  # prefix that selects lm-eval's own task where freetf has one of the same name
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A benchmark with a task file. paper: its name in the paper's tables; kind: which function of metrics.py scores an item."""
+    """A benchmark with a task file. paper: its name in the paper's tables; kind: how its items are scored, a key of `metrics.KINDS`."""
 
     name: str
     paper: str
     kind: str
     metric: str  # the one that the paper reports
-    macro: str = ""  # the field of a document whose values' scores are averaged; empty: all items count alike
+    macro: str = ""  # macro average over groups of items with the same value of this document field; empty: a plain mean over items
+    seconds: float = 10.0  # time-out of a generated program, for kind "code"
 
 
 BENCHMARKS = {
     one.name: one
     for one in (
         Benchmark("humaneval", "", "code", "pass@1"),
-        Benchmark("humaneval_plus", "human_eval_plus", "code", "pass@1"),
+        Benchmark("humaneval_plus", "human_eval_plus", "code", "pass@1", seconds=30.0),
         Benchmark("mbpp", "mbpp", "code", "pass@1"),
-        Benchmark("mbpp_plus", "", "code", "pass@1"),
+        Benchmark("mbpp_plus", "", "code", "pass@1", seconds=30.0),
         Benchmark("gsm8k", "gsm8k", "number", "em"),
         Benchmark("mmlu", "mmlu", "choices", "acc_char", macro="subject"),
         Benchmark("commonsenseqa", "csqa", "choices", "acc_char"),

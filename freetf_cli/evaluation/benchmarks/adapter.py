@@ -1,4 +1,4 @@
-"""A run as a model of lm-eval: its requests are answered batch by batch, and each answer is written down as soon as it is known."""
+"""Wraps a run as an lm-eval model. Requests are answered in batches, and the answers are saved after each batch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Pair = tuple[Sequence[int], Sequence[int]]
 
 
 class Answer(tuple[float, bool]):
-    """What lm-eval expects of a log-likelihood, (nats, greedy), with the whole record beside it."""
+    """The pair that lm-eval expects for a log-likelihood, (nats, is greedy). `record` holds all that is known of the answer."""
 
     record: Mapping[str, Any]
 
@@ -38,8 +38,9 @@ class Answer(tuple[float, bool]):
 class RunLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
     """A run's model and tokenizer for lm-eval. Texts begin with the separator, as documents do in training.
 
-    answers: the answers that are known, and where new ones go. temperature: of generated text; None: the task's. task: part of the
-    answers' keys; set it before an evaluation of another task. truncated: prompts that lost their beginning.
+    answers: looked up before anything is computed; new answers are added to it. temperature: of generated text; None uses the task's.
+    task: the name of the current task, part of each answer's key; set it before each task. truncated: the prompts whose beginning was cut
+    off to fit the context.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class RunLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         return [Answer(record) for record in records]
 
     def _score(self, keys: Sequence[str], pairs: Sequence[Pair]) -> list[Mapping[str, Any]]:
-        """The records of all pairs. A batch is computed whole or not at all: resuming must not change the others."""
+        """The records of all pairs. A batch is computed as a whole or not at all, so that resuming gives the same numbers."""
 
         def compute(members: Sequence[int], rows: Any) -> dict[int, dict[str, Any]]:
             return {member: asdict(scored) for member, scored in self._scorer.score(rows)}
@@ -94,7 +95,7 @@ class RunLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         batches: Iterator[tuple[list[int], Any]],
         compute: Callable[[Sequence[int], Any], Mapping[int, Mapping[str, Any]]],
     ) -> list[Mapping[str, Any]]:
-        """Answers by key, from those that are known or from `compute`, batch by batch."""
+        """The answers to all requests, in their order. A batch with an answer that is not saved yet is given to `compute`."""
         found: list[Mapping[str, Any]] = [{}] * len(keys)
         with self._progress(len(keys)) as advance:
             for members, batch in batches:
@@ -112,7 +113,7 @@ class RunLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         return nullcontext(lambda count: None) if self._stage is None else self._stage(self.task, total)
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[float]:
-        """The log-likelihood of whole texts, cut into windows of the model's context as lm-eval does: each token is predicted once."""
+        """The log-likelihoods of whole texts. lm-eval's windows cut a text to the model's context so that each token is predicted once."""
         pairs: list[Pair] = []
         owners: list[int] = []
         for number, request in enumerate(requests):
@@ -129,7 +130,7 @@ class RunLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         return totals
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[str]:
-        """Continuations up to the first of the stop strings. The n-th of equal requests has random streams of its own."""
+        """Continuations up to the first stop string. Each of several equal requests has its own random streams."""
         keys = list(_keys(self.task, [list(request.args) for request in requests]))
         seen: Counter[str] = Counter()
         asked = []
@@ -141,7 +142,7 @@ class RunLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
             texts = continuations(self._scorer, self._tokenizer, batch, self._temperature)
             return {m: {"text": text, "truncated": one.truncated} for m, one, text in zip(members, batch, texts, strict=True)}
 
-        # Requests of equal settings share a batch.
+        # Only requests with equal settings can share a batch.
         alike: dict[Any, list[int]] = {}
         for member, one in enumerate(asked):
             alike.setdefault((one.new_tokens, one.stops, one.temperature), []).append(member)
@@ -152,7 +153,7 @@ class RunLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
 
 
 def _keys(task: str, requests: Sequence[Any]) -> Iterator[str]:
-    """A key for each request that says all that it asks; equal requests are counted."""
+    """A key for each request: a hash of the task, the request, and how many equal requests came before it."""
     seen: Counter[str] = Counter()
     for request in requests:
         text = json.dumps([task, request], ensure_ascii=False)
@@ -161,37 +162,27 @@ def _keys(task: str, requests: Sequence[Any]) -> Iterator[str]:
 
 
 def choices(doc: Mapping[str, Any], results: Sequence[Any]) -> metrics.Scores:
-    """The scores of a multiple-choice item, for the task files."""
+    """`metrics.choices` for the task files: the scores of a multiple-choice item."""
     return metrics.choices(doc, records(results))
 
 
 def last_word(doc: Mapping[str, Any], results: Sequence[Any]) -> metrics.Scores:
-    """The scores of a last word, for the task files."""
+    """`metrics.last_word` for the task files: whether greedy decoding gives the last word."""
     return metrics.last_word(doc, records(results))
 
 
-def em(doc: Mapping[str, Any], results: Sequence[str]) -> metrics.Scores:
-    """Exact match of a generated answer, for the task files."""
-    return metrics.em(doc, results)
-
-
-def number(doc: Mapping[str, Any], results: Sequence[str]) -> metrics.Scores:
-    """Exact match of a final number, for the task files."""
-    return metrics.number(doc, results)
-
-
 def all_attempts(responses: Sequence[Sequence[str]], docs: Any) -> list[list[str]]:
-    """Every generated program of each item, a filter of lm-eval for the task files."""
+    """An lm-eval filter for the task files that keeps every generated program of each item."""
     return [list(one) for one in responses]
 
 
 def not_run(doc: Mapping[str, Any], results: Sequence[Any]) -> metrics.Scores:
-    """No scores yet: `measure` runs the programs, in the sandbox."""
+    """No scores. lm-eval must not run generated code; `measure.score_items` runs it in the sandbox later."""
     return {}
 
 
 def records(results: Sequence[Any]) -> list[Any]:
-    """Results as JSON: the records of log-likelihoods, of another model's what lm-eval knows, and generated texts as they are."""
+    """Results as JSON values. Log-likelihoods become records, which are complete only for a `RunLM`; generated texts stay as they are."""
     return [_record(one) if isinstance(one, tuple) else one for one in results]
 
 

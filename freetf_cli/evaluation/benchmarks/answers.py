@@ -14,9 +14,9 @@ Record = Mapping[str, Any]
 
 
 class Answers:
-    """Answers by the key of their request. file: where they are appended, batch by batch; None: in memory only.
+    """Answers by the key of their request. file: the JSONL file to which new answers are appended; None keeps them in memory only.
 
-    A line that a killed process left incomplete is dropped, and its batch is computed again.
+    If a killed process left a line incomplete, that line is dropped and its batch is computed again.
     """
 
     def __init__(self, file: Path | None = None) -> None:
@@ -39,12 +39,12 @@ class Answers:
         return whole
 
     def known(self, keys: Sequence[str]) -> list[Record] | None:
-        """The answers to all of these requests; None unless all are known."""
+        """The answers to these requests, or None if any is missing."""
         found = [self._known.get(key) for key in keys]
         return None if None in found else [one for one in found if one is not None]
 
     def add(self, keys: Sequence[str], answers: Sequence[Record]) -> None:
-        """Keep answers, and write them to the file."""
+        """Add answers, and append them to the file."""
         self._known.update(zip(keys, answers, strict=True))
         if self._file is not None:
             lines = (json.dumps({"key": key, "answer": answer}, ensure_ascii=False) for key, answer in zip(keys, answers, strict=True))

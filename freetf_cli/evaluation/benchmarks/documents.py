@@ -1,15 +1,16 @@
-"""The benchmarks' data files as documents, in the form that the task files expect.
+"""Reads the benchmarks' data files into documents in the form that the task files expect.
 
     choices      {"query": "Question: …\\nAnswer:", "choices": ["a marsh", …], "gold": 0}
-    winogrande   {"choices": ["… so Sarah", "… so Maria"], "continuation": "is …", "gold": 0}: the choices come before the answer
+    winogrande   {"choices": ["… so Sarah", "… so Maria"], "continuation": "is …", "gold": 0}: the same continuation is
+                 scored after each choice
     last_word    {"query": "…", "answer": "signs"}
-    em, number   {"query": "Question: …\nAnswer:", "answer": "14 December 1972", "answers": ["14 December 1972 UTC", …]}: text is generated,
-                 and any of `answers` is right; `answer` is what an example shows
+    em, number   {"query": "Question: …\nAnswer:", "answer": "14 December 1972", "answers": ["14 December 1972 UTC", …]}: the generated
+                 text is right if it equals any of `answers`; `answer` is the one that few-shot examples show
     code         {"query": "def f(x):\\n", "answer": "    return x\\n", "before": "def f(x):\\n", "after": "assert f(1) == 1"}: the program
                  before + text + after ends without an exception if the generated text is right
 
-The files are those of the public data sets, gzipped or not, in a folder each (docs/benchmarks.md lists them). A file `.jsonl.gz` may also
-be there as `.jsonl`, and the other way round.
+The files are those of the public data sets, one folder for each data set (docs/benchmarks.md lists them). A `.jsonl.gz` file may also be
+present as `.jsonl`, and the reverse.
 """
 
 from __future__ import annotations
@@ -28,10 +29,12 @@ from typing import IO, Any
 from freetf_cli.errors import InputError
 
 Doc = dict[str, Any]
-Splits = dict[str, list[Doc]]  # `test` is measured, `shots` are examples to put in front of a question
+Splits = dict[str, list[Doc]]  # `test` is measured; `shots` are the few-shot examples
 LETTERS = "ABCDEFGH"
 MMLU_SHOTS = 5
-# Runs behind the generated code. HumanEval's find_zero has several right results, so its result is put into the polynomial.
+# Runs after the generated code, with EvalPlus's tolerances. HumanEval's find_zero has several right results, so its result is inserted into
+# the polynomial. The inputs come from JSON, which has neither tuples nor complex numbers: the canonical solution raises TypeError for such
+# inputs of MBPP+, and they are left out. Any other exception in it fails the program, since nothing could be compared.
 HARNESS = """
 def _freetf_same(one, other, tolerance):
     if "re.Match" in str(type(one)) + str(type(other)):
@@ -47,10 +50,11 @@ def _freetf_compare(function, name, solution, inputs, tolerance):
     import copy, json
     right = {"__name__": "solution"}
     exec(solution, right)
+    canonical = right[name]
     for values in json.loads(inputs):
         try:
-            expected = right[name](*copy.deepcopy(values))
-        except Exception:
+            expected = canonical(*copy.deepcopy(values))
+        except TypeError:
             continue
         found = function(*copy.deepcopy(values))
         if name == "find_zero":
@@ -61,14 +65,14 @@ def _freetf_compare(function, name, solution, inputs, tolerance):
 
 
 def load(name: str, data: str | None = None, shots: int | None = None, **_: Any) -> Any:
-    """The splits of a benchmark for lm-eval, its `custom_dataset`. data: the folder of all data sets."""
+    """The splits of a benchmark, as the `custom_dataset` of its task file. data: the folder that holds all data sets."""
     import datasets
 
     return {split: datasets.Dataset.from_list(docs) for split, docs in read(name, data, shots).items()}
 
 
 def read(name: str, data: str | Path | None, shots: int | None = None) -> Splits:
-    """The splits of a benchmark. shots: examples before a question, of mmlu only. InputError names a file that is missing or damaged."""
+    """The splits of a benchmark. shots: few-shot examples in the query, for mmlu only. InputError names a missing or damaged file."""
     if data is None:
         raise InputError(f"--task {name} needs the folder of its data set", hint="--data DIR; docs/benchmarks.md lists the files")
     folder = Path(data)
@@ -81,7 +85,7 @@ def read(name: str, data: str | Path | None, shots: int | None = None) -> Splits
 
 
 def hellaswag(data: Path) -> Splits:
-    """Six lines each: context, gold index, four endings."""
+    """Each item has six lines: context, index of the right ending, four endings."""
     with _open(data / "hellaswag" / "hellaswag_val_full.txt.bz2") as file:
         lines = [line.rstrip("\n") for line in file]
     items = [lines[i : i + 6] for i in range(0, len(lines) - len(lines) % 6, 6)]
@@ -89,7 +93,7 @@ def hellaswag(data: Path) -> Splits:
 
 
 def winogrande(data: Path) -> Splits:
-    """Partial scoring: the rest of the sentence after each of two options."""
+    """Partial evaluation: the rest of the sentence is scored after each of the two options."""
     rows = _jsonl(data / "winogrande" / "winogrande.jsonl.gz")
     return _same([{"choices": row["context_options"], "continuation": row["continuation"], "gold": row["gold"]} for row in rows])
 
@@ -119,7 +123,7 @@ def boolq(data: Path) -> Splits:
 
 
 def piqa(data: Path) -> Splits:
-    """The labels are in a file of their own."""
+    """The labels are in a separate file."""
     with _open(data / "piqa" / "valid-labels.lst") as file:
         labels = [int(line) for line in file]
     rows = list(_jsonl(data / "piqa" / "valid.jsonl.gz"))
@@ -138,9 +142,9 @@ def commonsenseqa(data: Path) -> Splits:
 
 
 def mmlu(data: Path, shots: int) -> Splits:
-    """CSV with a header line, in one archive. The examples are of the question's own subject, so they are part of the query.
+    """CSV files with a header line, in one archive. The few-shot examples have the question's subject, so they are part of the query.
 
-    The order takes one question of each subject in turn: the first N cover all subjects.
+    The questions are ordered by taking one of each subject in turn, so that a small --limit still covers all subjects.
     """
     subjects: dict[str, dict[str, list[Doc]]] = {"dev": {}, "test": {}}
     with tarfile.open(data / "mmlu" / "mmlu_dev_test.tar.gz") as archive:
@@ -155,7 +159,10 @@ def mmlu(data: Path, shots: int) -> Splits:
     by_subject = []
     for subject, docs in sorted(subjects["test"].items()):
         head = f"The following are multiple choice questions (with answers) about {subject.replace('_', ' ')}.\n\n"
-        examples = "".join(f"{doc['query']} {doc['choices'][doc['gold']]}\n\n" for doc in subjects["dev"].get(subject, [])[:shots])
+        dev = subjects["dev"].get(subject, [])
+        if len(dev) < shots:
+            raise InputError(f"--fewshot {shots}: mmlu has {len(dev)} examples of {subject}")
+        examples = "".join(f"{doc['query']} {doc['choices'][doc['gold']]}\n\n" for doc in dev[:shots])
         by_subject.append([{**doc, "query": head + examples + doc["query"], "subject": subject} for doc in docs])
     return {"test": [doc for doc in chain(*zip_longest(*by_subject)) if doc]}
 
@@ -166,7 +173,7 @@ def lambada(data: Path) -> Splits:
 
 
 def gsm8k(data: Path) -> Splits:
-    """Worked solutions, whose last line is `#### 18`."""
+    """The answers are worked solutions that end with a line such as `#### 18`."""
 
     def docs(split: str) -> list[Doc]:
         rows = _jsonl(data / "gsm8k" / f"{split}.jsonl.gz")
@@ -196,7 +203,7 @@ def humaneval(data: Path) -> Splits:
 
 
 def humaneval_plus(data: Path) -> Splits:
-    """The field `test` has HumanEval's own tests only; the further ones are inputs, for which the canonical solution is right."""
+    """EvalPlus's further tests are inputs without results, so the results are compared with those of the canonical solution."""
 
     def doc(row: Doc) -> Doc:
         after = _same_results(row, row["prompt"] + row["canonical_solution"])
@@ -206,7 +213,7 @@ def humaneval_plus(data: Path) -> Splits:
 
 
 def mbpp(data: Path) -> Splits:
-    """Tasks 11 to 510 are the test split, 2 to 10 the examples. The prompt is that of the data set's paper."""
+    """Tasks 11 to 510 are the test split, 2 to 10 the few-shot examples. The prompt is the one in the data set's paper."""
 
     def doc(row: Doc) -> Doc:
         tests = "\n".join(row["test_list"])
@@ -220,7 +227,7 @@ def mbpp(data: Path) -> Splits:
 
 
 def mbpp_plus(data: Path) -> Splits:
-    """With MBPP's own assertions: four functions take tuples, which inputs in JSON cannot be."""
+    """Also runs MBPP's own assertions: four functions take tuples or complex numbers, which the inputs, being JSON, cannot express."""
 
     def doc(row: Doc) -> Doc:
         return _code(
@@ -238,7 +245,7 @@ def _code(query: str, answer: str, before: str, after: str) -> Doc:
 
 
 def _same_results(row: Doc, solution: str) -> str:
-    """Code that compares a function's results with those of the canonical solution, on all inputs of EvalPlus."""
+    """Code that compares a function's results with those of the canonical solution on all of EvalPlus's inputs."""
     inputs = [*row["base_input"], *row["plus_input"]]
     call = f"{row['entry_point']}, {row['entry_point']!r}, {solution!r}, {json.dumps(inputs)!r}, {row['atol'] or 0!r}"
     return f"\n{HARNESS}\n_freetf_compare({call})\n"
@@ -253,7 +260,7 @@ def _choice(query: str, choices: list[str], gold: int) -> Doc:
 
 
 def _nested(row: Doc, query: str) -> Doc:
-    """A row of ARC or CommonsenseQA. The key is looked up among the labels: some are numbers, and some rows have three or five choices."""
+    """A row of ARC or CommonsenseQA. Labels are letters or digits and rows have three to five choices, so the key is looked up."""
     choices = row["question"]["choices"]
     gold = [choice["label"] for choice in choices].index(row["answerKey"])
     return _choice(query.format(row["question"]["stem"]), [choice["text"] for choice in choices], gold)
@@ -265,7 +272,7 @@ def _lettered(question: str, choices: list[str], gold: int) -> Doc:
 
 
 def _same(docs: list[Doc]) -> Splits:
-    """A data set with one split: the examples are other items of it. lm-eval never shows an item to itself."""
+    """A data set with one split. Few-shot examples are other items of it; lm-eval never uses the tested item as its own example."""
     return {"test": docs}
 
 
@@ -275,7 +282,7 @@ def _jsonl(path: Path) -> Iterator[Doc]:
 
 
 def _open(path: Path) -> IO[str]:
-    """A text file, compressed or not by its name, or its twin with or without `.gz`."""
+    """Open a text file, decompressing it according to its suffix. If it is missing, the same file with or without `.gz` is tried."""
     twin = path.with_suffix("") if path.suffix == ".gz" else path.with_name(f"{path.name}.gz")
     if not path.exists() and twin.exists():
         path = twin

@@ -1,6 +1,6 @@
-"""Generated answers, for which Z is drawn once.
+"""Generated answers. Z is drawn once for each.
 
-Z of the prompt comes from where log-likelihoods take it (`Scorer.z`), Z after the prompt from the prior.
+At the prompt's positions Z comes from the same source as for log-likelihoods (`Scorer.z`), after the prompt from the prior.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from freetf_cli.data.tokenizer import Tokenizer
 from freetf_cli.evaluation.benchmarks.scoring import Scorer, stream_key
 from freetf_cli.generation.sampling import SampleSpec, continue_places
 
-TOGETHER = 64  # texts that are generated, and written down, together
-NEW_TOKENS = 256  # of an answer, where the task does not say
+TOGETHER = 64  # texts in a batch, which is generated and saved as a whole
+NEW_TOKENS = 256  # the longest answer in tokens, if the task sets no limit
 
 
 @dataclass(frozen=True)
 class Continuation:
-    """A text to generate. number: of equal requests, so that each has its own draws. temperature 0: the most likely tokens."""
+    """A text to generate. number: counts equal requests, so that each has its own draws. temperature: 0 means greedy decoding."""
 
     prompt: tuple[int, ...]
     new_tokens: int
@@ -30,9 +30,9 @@ class Continuation:
 
     @classmethod
     def of(cls, tokens: Sequence[int], settings: Mapping[str, Any], context: int | None, number: int) -> Continuation:
-        """From lm-eval's settings.
+        """A request from lm-eval's generation settings.
 
-        The new text has at most half of the model's context; a prompt that does not fit beside it loses its beginning.
+        The new text takes at most half of the model's context. A prompt that does not fit into the rest loses its beginning.
         """
         new = int(settings.get("max_gen_toks") or NEW_TOKENS)
         if context is not None:
@@ -46,7 +46,7 @@ class Continuation:
 
 
 def continuations(scorer: Scorer, tokenizer: Tokenizer, batch: Sequence[Continuation], temperature: float | None = None) -> list[str]:
-    """The texts of a batch of requests with equal settings, each up to its first stop string. temperature: in place of the requests'."""
+    """The texts of a batch of requests with equal settings, each up to its first stop string. temperature: overrides the requests'."""
     spec = SampleSpec(
         total=0,
         new_tokens=batch[0].new_tokens,

@@ -1,12 +1,4 @@
-"""Runs benchmarks through lm-eval's `evaluate`, which seeds no global generator, as `simple_evaluate` does unless told not to.
-
-With a folder for the items it writes
-
-    FOLDER/settings.json    what was asked; another question is not answered by resuming
-    FOLDER/answers.jsonl    the model's answers, appended as they are known
-    FOLDER/TASK.jsonl       the items of a finished benchmark: document, prompt, answers, scores
-    FOLDER/result.json      the record of all scores, at the end
-"""
+"""Measures a benchmark through lm-eval's `evaluate`, which seeds no global generator (`simple_evaluate` does by default)."""
 
 from __future__ import annotations
 
@@ -32,19 +24,22 @@ from freetf_cli.records.benchmarks import Score
 from freetf_cli.records.likelihood import Estimate
 
 Item = dict[str, Any]
-SECONDS = {"humaneval": 10.0, "mbpp": 10.0, "humaneval_plus": 30.0, "mbpp_plus": 30.0}  # for a program
 
 
 @dataclass(frozen=True)
 class Questions:
-    """What to ask. data: the folder of the data sets; limit: the most items of a benchmark; shots: None is the task's own number."""
+    """What to ask the model.
+
+    data: the folder that holds the data sets. limit: the largest number of items per benchmark; None takes all. shots: the number of
+    few-shot examples; None takes the task's default.
+    """
 
     data: str | None = None
     limit: int | None = None
     shots: int | None = None
-    seed: int = 0  # of the choice of examples
-    attempts: int = 1  # programs to generate for each item of code
-    allow_code: bool = False  # run them
+    seed: int = 0  # for choosing the few-shot examples
+    attempts: int = 1  # programs to generate for each item of a code benchmark
+    allow_code: bool = False  # whether generated programs may run
 
 
 def require_lm_eval() -> None:
@@ -56,7 +51,7 @@ def require_lm_eval() -> None:
 
 
 def measure(lm: Any, name: str, asked: Questions, stage: Stage) -> tuple[list[Score], list[Item]]:
-    """The scores of a benchmark, or of each task of a group of lm-eval's, and all items. lm: a `RunLM`, or another model of lm-eval."""
+    """The scores of a benchmark, or of each task in an lm-eval group, and all items. lm: a `RunLM` or any other lm-eval model."""
     own = BENCHMARKS.get(name)
     if own is not None and own.kind == "code" and not asked.allow_code:
         raise InputError(
@@ -94,7 +89,7 @@ def measure(lm: Any, name: str, asked: Questions, stage: Stage) -> tuple[list[Sc
 
 
 def load(name: str, asked: Questions) -> Any:
-    """The tasks that a name means to lm-eval. InputError for an unknown name."""
+    """The lm-eval tasks that a name stands for. InputError for an unknown name."""
     from lm_eval.tasks import TaskManager
 
     about = {"data": asked.data, "shots": asked.shots}
@@ -111,13 +106,13 @@ def load(name: str, asked: Questions) -> Any:
 
 
 def check_name(name: str) -> None:
-    """InputError for a name that is nearly one of ours: lm-eval has 14,000 tasks, and takes seconds to find out that it is none of them."""
+    """Raise InputError for a likely misspelling of a freetf name, since lm-eval needs seconds to look a name up among its 14,000 tasks."""
     if near := difflib.get_close_matches(name, [*BENCHMARKS, *metric_names()], n=1, cutoff=0.85):
         raise InputError(f"there is no task '{name}'", hint=f"did you mean '{near[0]}'? {FOREIGN}{name} asks lm-eval for its own")
 
 
 def _set_shots(task: Any, asked: Questions) -> None:
-    """Set the number of examples, unless the task file fixes it at 0, and the seed that chooses them."""
+    """Set the number of few-shot examples, unless the task file fixes it at 0, and the seed for choosing them."""
     fixed = task.get_config("num_fewshot")
     shots = (asked.shots if asked.shots is not None and fixed != 0 else fixed) or 0
     task.set_config(key="num_fewshot", value=shots)
@@ -128,16 +123,16 @@ def _set_shots(task: Any, asked: Questions) -> None:
 
 
 def _shown(benchmark: Benchmark, asked: Questions, shots: int) -> int:
-    """The examples before a question: of mmlu they are part of the query."""
+    """The number of few-shot examples shown. lm-eval knows of none for mmlu, where they are part of the query."""
     from freetf_cli.evaluation.benchmarks.documents import MMLU_SHOTS
 
     return (MMLU_SHOTS if asked.shots is None else asked.shots) if benchmark.name == "mmlu" else shots
 
 
 def score_items(benchmark: Benchmark, items: Sequence[Item], stage: Stage) -> None:
-    """Set the scores of items from their documents and answers; programs are run, several at a time."""
+    """Set the scores of items from their documents and answers. Generated programs are run, one per CPU core at a time."""
     if benchmark.kind == "code":
-        limits = sandbox.Limits(seconds=SECONDS[benchmark.name])
+        limits = sandbox.Limits(seconds=benchmark.seconds)
         programs = [item["doc"]["before"] + answer + item["doc"]["after"] for item in items for answer in item["answers"]]
         with stage("running code", len(programs)) as advance, ThreadPoolExecutor(os.cpu_count()) as pool:
             outcomes = []
@@ -152,7 +147,7 @@ def score_items(benchmark: Benchmark, items: Sequence[Item], stage: Stage) -> No
 
 
 def score(benchmark: Benchmark, items: Sequence[Item], shots: int, seconds: float) -> Score:
-    """The averages of items' scores."""
+    """The averages of the items' scores."""
     docs = [item["doc"] for item in items]
     errors = [
         answer["stderr"] for item in items for answer in item["answers"] if isinstance(answer, Mapping) and answer.get("stderr") is not None
@@ -171,7 +166,7 @@ def score(benchmark: Benchmark, items: Sequence[Item], shots: int, seconds: floa
 
 
 def _item(task: str, sample: Mapping[str, Any], truncated: Set[str], shots: int) -> Item:
-    """An item as a line of JSON: lm-eval's sample without its hashes, and only with what scores need."""
+    """The part of an lm-eval sample that scoring needs, as a JSON object."""
     from freetf_cli.evaluation.benchmarks.adapter import records
 
     found = sample["filtered_resps"]
@@ -185,7 +180,7 @@ def _item(task: str, sample: Mapping[str, Any], truncated: Set[str], shots: int)
 
 
 def _foreign(task: Any, found: Mapping[str, Any], shots: int, seconds: float) -> Score:
-    """The scores of a task file of lm-eval's own: its aggregates, with an interval where they are means of numbers."""
+    """The scores of one of lm-eval's own tasks: its aggregates, with an interval where an aggregate is the mean over items."""
     samples = found["samples"][task.task_name]
     scores = {}
     for name, value in found["results"][task.task_name].items():
@@ -201,9 +196,9 @@ def _foreign(task: Any, found: Mapping[str, Any], shots: int, seconds: float) ->
 
 @contextmanager
 def contained() -> Iterator[None]:
-    """Without lm-eval's log lines and progress bars, since the command shows progress, and without its effect on Python's generator.
+    """Silences lm-eval's logging and progress bars, and restores the state of Python's random generator afterwards.
 
-    lm-eval draws a name from the global generator for every task, and does not use it.
+    The command shows its own progress. For each task lm-eval draws a name from the global generator and never uses it.
     """
     import tqdm
 

@@ -1,13 +1,13 @@
-"""The scores of benchmark items, as the paper's Appendix B names them. An item is a document and what the model answered.
+"""The scores of benchmark items, named as in the paper's Appendix B. An item is a document with the model's answers.
 
     acc             the answer with the largest log-likelihood is the right one
     acc_char        the same, with each log-likelihood divided by the answer's characters
     acc_completion  the same, with each log-likelihood divided by the answer's tokens
-    em              the generated answer equals one of the right answers, without case, punctuation and articles; the final number for GSM8K
+    em              the generated answer equals a right answer, ignoring case, punctuation and articles; for GSM8K, the final number
     pass@k          at least one of k generated programs is right, estimated from n ≥ k of them
     macro average   the mean over the groups of items (MMLU's subjects) of the mean in each group
 
-None of them is lm-eval's `acc_norm` of its own task files: lm-eval divides by characters too, but chooses other prompts and answers.
+None of them is comparable to `acc_norm` of lm-eval's own tasks, which also divides by characters but uses other prompts and answers.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ Scores = dict[str, float]
 
 
 def choices(doc: Mapping[str, Any], answers: Sequence[Mapping[str, Any]]) -> Scores:
-    """Scores of a multiple-choice item; the first of equal choices counts as chosen."""
+    """Scores of a multiple-choice item. Ties go to the first choice."""
     logs = [answer["loglikelihood"] for answer in answers]
     texts = [doc["continuation"]] * len(logs) if "continuation" in doc else doc["choices"]
     sizes = {"acc": [1] * len(logs), "acc_char": [len(text) for text in texts]}
-    if all("tokens" in answer for answer in answers):  # another model of lm-eval does not tell
+    if all("tokens" in answer for answer in answers):  # other lm-eval models do not report it
         sizes["acc_completion"] = [answer["tokens"] for answer in answers]
     return {name: float(_largest(logs, size) == doc["gold"]) for name, size in sizes.items()}
 
@@ -49,24 +49,24 @@ def last_word(doc: Mapping[str, Any], answers: Sequence[Mapping[str, Any]]) -> S
 
 
 def em(doc: Mapping[str, Any], answers: Sequence[str]) -> Scores:
-    """Exact match of the generated line with any of the right answers, as SQuAD's script compares them."""
+    """Exact match of the first generated line with any right answer, normalised as in SQuAD's evaluation script."""
     return {"em": float(_plain(answers[0].strip().partition("\n")[0]) in {_plain(one) for one in doc["answers"]})}
 
 
 def _plain(text: str) -> str:
-    """Lower case, without punctuation, articles and repeated spaces."""
+    """The text in lower case, without punctuation, articles and repeated spaces."""
     letters = "".join(letter for letter in text.lower() if letter not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", letters).split())
 
 
 def number(doc: Mapping[str, Any], answers: Sequence[str]) -> Scores:
-    """Exact match of the number after the first `####`, the form of the examples; a text without it is wrong."""
+    """Exact match of the number after the first `####`, as in the few-shot examples. A text without `####` is wrong."""
     found = re.search(r"####\s*\$?(-?[\d.,]*\d)", answers[0])
     return {"em": float(found is not None and found[1].replace(",", "") == doc["answers"][0].replace(",", ""))}
 
 
 def code(doc: Mapping[str, Any], outcomes: Sequence[str]) -> Scores:
-    """pass@1 and, of n > 1 programs, pass@n and the powers of ten in between. outcomes: how each program ended (sandbox.py)."""
+    """pass@1, and for n > 1 programs pass@n, pass@10 and pass@100 (if k < n). outcomes: how each program ended (sandbox.py)."""
     count, right = len(outcomes), sum(outcome == PASSED for outcome in outcomes)
     ks = sorted({1, count, *(k for k in (10, 100) if k < count)})
     return {f"pass@{k}": pass_at_k(count, right, k) for k in ks}
@@ -80,7 +80,7 @@ def pass_at_k(count: int, right: int, k: int) -> float:
     return 1.0 - math.comb(count - right, k) / math.comb(count, k)
 
 
-# By `Benchmark.kind`. The answers of code are the outcomes of its programs.
+# The scoring function for each `Benchmark.kind`. That of code gets the outcomes of the programs in place of the answers.
 KINDS: dict[str, Callable[[Mapping[str, Any], Sequence[Any]], Scores]] = {
     "choices": choices,
     "last_word": last_word,
@@ -98,7 +98,7 @@ def chance(docs: Sequence[Mapping[str, Any]], macro: str) -> float | None:
 
 
 def summarise(docs: Sequence[Mapping[str, Any]], scores: Sequence[Scores], macro: str) -> dict[str, Estimate]:
-    """The average of each score with its 95 % interval; macro: see `Benchmark`."""
+    """The average of each score over items with its 95 % interval. macro: see `Benchmark`."""
     groups = _groups(docs, macro)
     return {name: average([one[name] for one in scores], groups) for name in scores[0]} if scores else {}
 
@@ -108,9 +108,9 @@ def _groups(docs: Sequence[Mapping[str, Any]], macro: str) -> list[str] | None:
 
 
 def average(values: Sequence[float], groups: Sequence[str] | None = None) -> Estimate:
-    """The mean of items with its 95 % interval: Wilson's if all are 0 or 1, else a bootstrap, which needs LEAST items (NaN with fewer).
+    """The mean with its 95 % interval: Wilson's if all values are 0 or 1, otherwise a bootstrap, or NaN with fewer than LEAST items.
 
-    groups: of each item; then it is the macro average, and items are resampled within their group.
+    groups: the group of each item, for the macro average.
     """
     if groups is not None:
         return macro_average(values, groups)
@@ -121,10 +121,10 @@ def average(values: Sequence[float], groups: Sequence[str] | None = None) -> Est
 
 
 def macro_average(values: Sequence[float], groups: Sequence[str], seed: int = 0) -> Estimate:
-    """The mean over groups of the mean in each, with its interval: a bootstrap within the groups.
+    """The mean over groups of the mean in each, with its 95 % interval from a bootstrap within the groups.
 
-    A group of one item would not vary, so where there is one, items are resampled whatever their group. NaN ends with fewer than LEAST
-    items.
+    A group of one item would not vary under resampling, so if there is one, items are resampled regardless of their group. With fewer than
+    LEAST items the interval is NaN.
     """
     array, names, sizes = np.asarray(values, np.float64), np.asarray(groups), Counter(groups)
     if max(sizes.values()) == 1:

@@ -1,4 +1,4 @@
-"""Scores of items that an evaluation wrote, without the model, its data or lm-eval: the same functions over the same answers."""
+"""Computes scores again from the items that an evaluation wrote. It needs neither the model nor the data sets nor lm-eval."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from freetf_cli.records.benchmarks import Benchmarks
 
 
 def rescore(files: Sequence[Path], stage: Stage, *, allow_code: bool) -> Benchmarks:
-    """The scores of files of items, or of all in the folder of an evaluation. InputError for anything else, and for code if not allowed."""
+    """The scores of item files; a folder stands for all item files in it.
+
+    Raises InputError for any other file, and for generated code unless allow_code is set.
+    """
     paths = [path for file in files for path in (_items_of(file) if file.is_dir() else [file])]
     about = _about(paths[0].parent)
     scores = []
@@ -26,7 +29,7 @@ def rescore(files: Sequence[Path], stage: Stage, *, allow_code: bool) -> Benchma
         started, items = time.perf_counter(), _read(path)
         benchmark = BENCHMARKS[items[0]["task"]]
         if benchmark.kind == "code" and not allow_code:
-            raise InputError(f"{path.name} has code that has to run again", str(path), "--allow-code-execution permits it")
+            raise InputError(f"the programs in {path.name} have to run again", str(path), "--allow-code-execution permits it")
         score_items(benchmark, items, stage)
         scores.append(score(benchmark, items, items[0]["shots"], time.perf_counter() - started))
     return Benchmarks(
@@ -49,7 +52,7 @@ def _items_of(folder: Path) -> list[Path]:
 
 
 def _about(folder: Path) -> dict[str, Any]:
-    """What is known of the model: the settings beside the items, if they are there."""
+    """The settings that the evaluation wrote beside its items, which describe the model; empty if they are missing."""
     try:
         found = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -67,7 +70,9 @@ def _read(path: Path) -> list[Item]:
             except (ValueError, KeyError, TypeError):
                 raise InputError("--rescore: not an item of `freetf evaluate -o`", f"{path}, line {number}") from None
             if known[-1] not in BENCHMARKS:
-                raise InputError(f"--rescore: {known[-1]} is a task of lm-eval's own, which alone can score it", f"{path}, line {number}")
+                raise InputError(
+                    f"--rescore: {known[-1]} is one of lm-eval's own tasks, which only lm-eval can score", f"{path}, line {number}"
+                )
             items.append(item)
     if not items:
         raise InputError("--rescore: the file has no items", str(path))

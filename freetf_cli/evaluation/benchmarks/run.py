@@ -1,6 +1,12 @@
-"""Benchmarks of one or several checkpoints of a run: asks lm-eval for one benchmark after the other, and writes what was found.
+"""Measures benchmarks on one or several checkpoints of a run, and writes the results.
 
-Of several checkpoints (§4.5: the mean over the last third of the training) each item's score is its mean over them.
+With several checkpoints (§4.5: the mean over the last third of the training) an item's score is its mean over them. Each checkpoint then
+has a folder of its own in FOLDER, which otherwise holds all of
+
+    FOLDER/settings.json    the model and the settings; --resume refuses to continue under others
+    FOLDER/answers.jsonl    the model's answers, appended after each batch
+    FOLDER/TASK.jsonl       the items of a finished benchmark: document, prompt, answers, scores
+    FOLDER/result.json      all scores, written at the end (always in FOLDER itself)
 """
 
 from __future__ import annotations
@@ -30,10 +36,11 @@ Found = tuple[list[Score], list[Item]]  # the scores of a benchmark, and its ite
 
 @dataclass(frozen=True)
 class BenchmarkRequest:
-    """What to measure and how. z, draws: of a Free model's log-likelihoods. temperature: of generated text; None: each task's own.
+    """What to measure and how.
 
-    folder: of the items; None: nothing is written. resume: the folder may have answers of the same model already. several: checkpoints,
-    with a folder each.
+    z, draws: source and number of draws of Z, for a Free model. temperature: of generated text; None uses each task's. folder: where items
+    are written; None writes nothing. resume: continue if the folder has answers of the same model. several: there are several checkpoints,
+    each with its own subfolder.
     """
 
     run: str
@@ -47,7 +54,7 @@ class BenchmarkRequest:
     several: bool = False
 
     def settings(self, checkpoint: Checkpoint) -> dict[str, Any]:
-        """All that an answer depends on beside its own request."""
+        """Everything that an answer depends on except the request itself."""
         drawn = {"seed": self.questions.seed, "z": self.z, "draws": self.draws, "temperature": self.temperature}
         return {"checkpoint": checkpoint.weights_sha256, **drawn}
 
@@ -61,10 +68,10 @@ def last_third(run: Path) -> list[Path]:
 
 
 def run_benchmarks(opened: Iterable[tuple[Checkpoint, Decoder]], request: BenchmarkRequest, stage: Stage) -> Benchmarks:
-    """The scores of all benchmarks, of several checkpoints as means.
+    """The scores of all benchmarks, averaged if there are several checkpoints.
 
-    opened: the checkpoints in the order of training, each opened when it is its turn. InputError for an unknown name, data that is not
-    there, or a folder of another evaluation.
+    opened: the checkpoints with their models, in training order; a lazy iterable keeps one model in memory at a time. InputError for an
+    unknown name, missing data, or a folder of another evaluation.
     """
     for name in request.tasks:
         if name not in BENCHMARKS:
@@ -97,7 +104,7 @@ def run_benchmarks(opened: Iterable[tuple[Checkpoint, Decoder]], request: Benchm
 
 
 def _measure(checkpoint: Checkpoint, model: Decoder, request: BenchmarkRequest, stage: Stage) -> Iterator[tuple[str, Found]]:
-    """What each benchmark finds of one checkpoint."""
+    """Yield the name, scores and items of each benchmark, for one checkpoint."""
     from freetf_cli.evaluation.benchmarks.adapter import RunLM
 
     if request.questions.attempts > 1 and model.latent is None and not request.temperature:
@@ -117,7 +124,10 @@ def _measure(checkpoint: Checkpoint, model: Decoder, request: BenchmarkRequest, 
 
 
 def _mean(found: Sequence[Found]) -> list[Score]:
-    """The scores of one checkpoint, or the means over several. Of lm-eval's own tasks the items are not known to be comparable."""
+    """The scores of one checkpoint, or the means over several.
+
+    InputError for several checkpoints and one of lm-eval's own tasks, whose aggregates need not be means over items.
+    """
     last, items = found[-1]
     own = BENCHMARKS.get(last[0].task) if len(last) == 1 else None
     if len(found) == 1:
@@ -139,7 +149,7 @@ def _mean(found: Sequence[Found]) -> list[Score]:
 
 
 def _open(folder: Path, request: BenchmarkRequest, checkpoint: Checkpoint) -> Answers:
-    """The answers in the folder, which is created, or resumed if they are of the same model under the same settings."""
+    """The answers in the folder, which is created if needed. InputError if it holds answers of another model or under other settings."""
     settings, file = request.settings(checkpoint), folder / SETTINGS
     if folder.exists() and not folder.is_dir():
         raise InputError("-o: not a folder", str(folder))
@@ -167,13 +177,15 @@ def _read(file: Path) -> Mapping[str, Any]:
 
 
 def _compare(was: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
-    """Raise InputError if the folder's answers are of another model, or made otherwise."""
+    """Raise InputError if the folder's answers come from another model or other settings."""
     differing = [f"{name} was {was.get(name)}, not {now[name]}" for name in now if was.get(name) != now[name]]
     if differing:
         raise InputError(f"--resume: the evaluation differs: {'; '.join(differing)}", str(folder), "choose another -o")
 
 
 def unique(names: Sequence[str]) -> tuple[str, ...]:
-    """Names as the user gave them, each once; a comma separates several, and `all` means all benchmarks."""
-    parts = (part for name in names for part in name.split(",") if part)
+    """The task names without repeats, in the given order. A comma separates names; `all` stands for all benchmarks. InputError for none."""
+    parts = [part for name in names for part in name.split(",") if part]
+    if not parts:
+        raise InputError("--task needs a name", hint="see `freetf evaluate --help`")
     return tuple(dict.fromkeys(one for part in parts for one in (BENCHMARKS if part == "all" else [part])))

@@ -1,17 +1,17 @@
-"""Runs generated code in a process of its own, confined as far as the kernel allows, and says how it ended.
+"""Runs generated code in a separate process, confined as far as the kernel allows, and returns how it ended.
 
-    what it must not do         what stops it                                       without the kernel's help
+    what it must not do         what stops it                                       if the kernel cannot
     run forever                 a time-out, and a limit on CPU time                 the same
     take all memory or disk     limits on address space and on the size of files    the same
-    start processes             a limit of 0 more, in a PID namespace               Python's audit hook
-    write outside its folder    Landlock (Linux 5.13), another user if run as root  Python's audit hook
+    start processes             a process limit of 0, in a PID namespace                Python's audit hook
+    write outside its folder    Landlock (Linux 5.13); another user if run as root  Python's audit hook
     reach the network           a network namespace, and Landlock (Linux 6.7)       Python's audit hook
 
-The audit hook is always there, but code that means harm can go around it: where it is alone (`confinement` says so), generated code
-should run on a machine that may be lost. Files are readable. A program passes if it runs to its end without an exception; a text that the
-process itself does not know beforehand reports it, so that `exit()` does not pass.
+The audit hook is always installed, but malicious code can bypass it. Where it is the only protection (see `confinement`), run generated
+code only on a disposable machine. All files are readable. A program passes if it runs to its end without an exception. The process then
+reports this with a random token, so that leaving early, as by `exit()`, does not pass.
 
-This file is also the program of that process (`python -I sandbox.py`), so it imports the standard library only.
+The separate process runs this file (`python -I sandbox.py`), so it imports the standard library only.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 PASSED, TIMED_OUT = "passed", "timed out"
-CONFINED = ("processes", "files", "network")  # what a kernel may confine
-_LEAST_UID = 1 << 20  # users from here on own nothing
-# From linux/sched.h, linux/prctl.h, linux/landlock.h and linux/capability.h; the numbers of these system calls are the same everywhere.
+CONFINED = ("processes", "files", "network")  # what the kernel can confine
+_LEAST_UID = 1 << 20  # above the user ids that systems assign, so these users own no files
+# From linux/sched.h, linux/prctl.h, linux/landlock.h and linux/capability.h. The system call numbers are the same on all architectures.
 _CLONE_NEWIPC, _CLONE_NEWUSER, _CLONE_NEWPID, _CLONE_NEWNET = 0x08000000, 0x10000000, 0x20000000, 0x40000000
 _PDEATHSIG, _KEEPCAPS, _NO_NEW_PRIVS = 1, 8, 38
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _READ_DIR, _READ_FILE, _EXECUTE = 1 << 3, 1 << 2, 1 << 0
-_FS_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15}  # how many kinds of access a version of Landlock knows; 16 from version 5 on
+_FS_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15}  # number of access rights by version of Landlock's ABI; 16 from version 5 on
 _CAPABILITY_VERSION, _DAC_READ_SEARCH = 0x20080522, 1 << 2
 
 
 @dataclass(frozen=True)
 class Limits:
-    """seconds: of wall-clock time. memory, file: bytes."""
+    """Limits on a program. seconds: wall-clock time. memory: address space in bytes. file: size of a file in bytes."""
 
     seconds: float = 10.0
     memory: int = 1 << 30
@@ -79,14 +79,14 @@ def run(program: str, limits: Limits | None = None) -> str:
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """End a process that still runs, with its session; a PID namespace ends with its first process."""
-    if process.returncode is None:  # else its number may be another process's by now
+    """Kill the process group if the process still runs. The kernel ends a PID namespace together with its first process."""
+    if process.returncode is None:  # otherwise its PID may have been reused
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
 def _verdict(said: bytes, token: str, code: int) -> str:
-    """What the process reported; without the token it did not come from its end."""
+    """The outcome that the process reported. A report without the token does not come from `_execute`."""
     try:
         found = json.loads(said)
     except ValueError:
@@ -95,7 +95,7 @@ def _verdict(said: bytes, token: str, code: int) -> str:
 
 
 def confinement() -> list[str]:
-    """What the kernel of this machine confines, some of CONFINED."""
+    """The members of CONFINED that the kernel of this machine confines."""
     probe = "import json; json.dump(CONFINED, open('confined', 'w'))"
     found = run(f"{probe}\nraise RuntimeError(open('confined').read())", Limits(seconds=30.0))
     try:
@@ -105,11 +105,11 @@ def confinement() -> list[str]:
 
 
 def main() -> NoReturn:
-    """The confined process: reads what to run from stdin, confines itself, runs it, and reports."""
+    """The separate process: reads the program and its limits from stdin, confines itself, runs the program and reports how it ended."""
     asked = json.loads(sys.stdin.buffer.read())
     libc = ctypes.CDLL(None, use_errno=True)
     confined = ["processes", "network"] if _namespaces(libc, asked["folder"]) else []
-    child = os.fork()  # the first process of the PID namespace, with which all others end
+    child = os.fork()  # the first process of the PID namespace; the kernel ends the others with it
     if child:
         _, status = os.waitpid(child, 0)
         os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
@@ -128,14 +128,14 @@ def _execute(asked: dict[str, Any], confined: list[str]) -> NoReturn:
     outcome = PASSED
     try:
         exec(compile(asked["program"], "<program>", "exec"), {"__name__": "__program__", "CONFINED": confined})
-    except BaseException as error:  # SystemExit too: a program that leaves has not run to its end
-        outcome = f"{type(error).__name__}: {error}"[:300]  # with escapes, less than the pipe's reader takes
+    except BaseException as error:  # SystemExit too: the program has not run to its end
+        outcome = f"{type(error).__name__}: {error}"[:300]  # escaped as JSON, still shorter than the 4096 bytes that `run` reads
     os.write(asked["verdict"], json.dumps({"token": asked["token"], "outcome": outcome}).encode())
     os._exit(0)
 
 
 def _namespaces(libc: Any, folder: str) -> bool:
-    """Own network, PIDs and inter-process communication, and another user in place of root. Whether the kernel has done it."""
+    """Enter new network, PID and IPC namespaces, and give up root for an unused user. Returns whether the namespaces were created."""
     if not hasattr(libc, "unshare"):
         return False
     flags, root = _CLONE_NEWNET | _CLONE_NEWPID | _CLONE_NEWIPC, os.geteuid() == 0
@@ -147,14 +147,15 @@ def _namespaces(libc: Any, folder: str) -> bool:
         os.setgroups([])
         os.setgid(user)
         os.setuid(user)
-        # The interpreter may lie in a folder that only root may read. Limits on processes bind a user who has no more than this.
+        # Keep only CAP_DAC_READ_SEARCH, since the interpreter may be in a folder that only root can read. Without CAP_SYS_RESOURCE and
+        # CAP_SYS_ADMIN, RLIMIT_NPROC applies.
         header, sets = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0), (ctypes.c_uint32 * 6)(_DAC_READ_SEARCH, _DAC_READ_SEARCH)
         libc.capset(header, sets)
     return bool(done or libc.unshare(_CLONE_NEWUSER | flags) == 0)
 
 
 def _landlock(libc: Any, folder: str) -> bool:
-    """Read everywhere, write in the folder only, no TCP where the kernel can forbid it. Whether files are confined."""
+    """Allow reading everywhere and writing in the folder only, and forbid TCP if the kernel can. Returns whether files are confined."""
     version = libc.syscall(_CREATE_RULESET, None, 0, 1) if sys.platform == "linux" else 0
     if version < 1:
         return False
@@ -183,7 +184,7 @@ def _limit(asked: dict[str, Any]) -> None:
 
 
 class _Guard:
-    """Refuses what Python reports before it does it: processes, sockets, and changes of files outside the folder."""
+    """An audit hook that refuses to start processes, to use sockets, and to change files outside the folder."""
 
     REFUSED = ("socket.", "subprocess.", "os.fork", "os.exec", "os.posix_spawn", "os.spawn", "os.system", "os.kill", "pty.")
     CHANGES = (

@@ -1,18 +1,18 @@
-"""Log-likelihood of an answer after a prompt, log P(A | prompt), of a baseline or averaged over draws of Z.
+"""Log-likelihood of an answer after a prompt, log P(A | prompt). For a Free model the probability is averaged over draws of Z.
 
-A baseline computes it in one pass. A Free model's is a mean of probabilities over n draws of Z (the mean of log-probabilities would be a
-lower bound of it):
+A baseline needs one forward pass. For a Free model the probabilities are averaged over n draws of Z (averaging log-probabilities instead
+would give a lower bound):
 
     log (1/n) Σ_k P(A | prompt, Z_k)          Z_k at the answer's positions from the prior
 
     posterior-prompt    Z_k at the prompt's positions from Q(Z | prompt): the encoder reads the prompt alone, never the answer
-    prior               from the prior there too
+    prior               Z_k at the prompt's positions from the prior too
 
-`posterior-prompt` is the default. In training the decoder reads Z that was inferred from the text in front of it, and the paper runs the
-encoder when it fills the cache with a prompt (§4.2); Z from the prior is that of some other text. Neither draws Z given prompt and answer:
-that Z would contain the answer.
+`posterior-prompt` is the default, because in training the decoder sees a Z that was inferred from its text, and the paper runs the encoder
+when it fills the cache with a prompt (§4.2). A Z from the prior is unrelated to the prompt. Neither option infers Z from prompt and answer
+together, since that Z would encode the answer.
 
-All answers to a prompt are compared under the same draws. The standard error is that of the logarithm of the mean, by the delta method:
+All answers to a prompt are compared under the same draws. The standard error of the logarithm of the mean comes from the delta method:
 s / (√n w̄), where w̄ and s are the mean and the deviation of the n probabilities.
 
 Shapes: B rows, K draws of Z for each, T positions, N answer positions of all rows and draws, A answer tokens, V vocabulary. Nats.
@@ -37,14 +37,14 @@ from freetf_cli.model.decoder import Decoder
 from freetf_cli.streams import keyed
 
 ZSource = Literal["posterior-prompt", "prior"]
-DRAWS = 16  # of Z for each answer
+DRAWS = 16  # default number of draws of Z for each answer
 
 
 @dataclass(frozen=True)
 class Scored:
-    """An answer's log-likelihood in nats, and whether greedy decoding would give it.
+    """An answer's log-likelihood in nats, and whether greedy decoding would give the answer.
 
-    tokens: of the answer. stderr: the Monte Carlo standard error of loglikelihood; None of a baseline and of a single draw.
+    tokens: the answer's length. stderr: the Monte Carlo standard error of loglikelihood; None for a baseline and for a single draw.
     """
 
     loglikelihood: float
@@ -56,10 +56,10 @@ class Scored:
 
 @dataclass(frozen=True)
 class Row:
-    """Answers that share all tokens that the model reads: one forward pass scores them. They differ in their last token at most.
+    """Answers that differ in their last token at most. The model reads the same tokens for all of them, so one forward pass scores them.
 
-    prompt: how many of the tokens are the prompt's. targets: the answer tokens but the last; lasts and members: the last token of each
-    answer, and its number among all answers.
+    prompt: the number of prompt tokens. targets: the answer's tokens except the last. lasts, members: the last token of each answer and
+    the answer's index among all answers.
     """
 
     tokens: tuple[int, ...]
@@ -71,12 +71,12 @@ class Row:
 
     @property
     def answer(self) -> int:
-        """Tokens of an answer."""
+        """The number of tokens in an answer."""
         return len(self.targets) + 1
 
 
 class Scorer:
-    """Scores pairs of a prompt's tokens and an answer's tokens. draws: of Z; a baseline has none."""
+    """Scores pairs of prompt tokens and answer tokens. draws: the number of draws of Z; a baseline ignores it."""
 
     def __init__(self, model: Decoder, *, z: ZSource = "posterior-prompt", draws: int = DRAWS, seed: int = 0) -> None:
         self.model, self.z, self.seed = model, z, seed
@@ -84,7 +84,7 @@ class Scorer:
         self._device = model.embedding.weight.device
 
     def batches(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Iterator[list[Row]]:
-        """The rows of all answers, the longest first. They depend on the pairs only, so that a resumed evaluation computes the same.
+        """The rows of all answers in batches, longest rows first. They depend on the pairs only, also in a resumed evaluation.
 
         InputError for an empty prompt or an empty answer.
         """
@@ -105,14 +105,16 @@ class Scorer:
         if not prompt or not answer:
             raise InputError(f"an item of the benchmark has no {'answer' if prompt else 'prompt'} that the tokenizer can encode")
         whole = [*prompt, *answer]
-        tokens = whole[-(self.model.config.context or len(whole)) - 1 :]  # the last token is not read
+        tokens = whole[
+            -(self.model.config.context or len(whole)) - 1 :
+        ]  # one more than the context: the model does not read the last token
         answer_tokens = min(len(answer), len(tokens) - 1)
         targets = tokens[-answer_tokens:-1]
         return Row(tuple(tokens[:-1]), len(tokens) - answer_tokens, tuple(targets), len(tokens) < len(whole))
 
     @torch.inference_mode()
     def score(self, rows: Sequence[Row]) -> Iterator[tuple[int, Scored]]:
-        """The scores of a batch, each with the number of its answer."""
+        """Yield the index and the scores of each answer in a batch."""
         tokens_BT = self._padded(rows)
         model, ctx = self.model, self.model.context(tokens_BT)
         x_BTD = model.lower(tokens_BT, ctx)
@@ -133,14 +135,14 @@ class Scorer:
             yield from zip(row.members, mixture.scores(), strict=True)
 
     def _padded(self, rows: Sequence[Row]) -> Tensor:
-        """Tokens [B, T], padded on the right: no earlier position sees the padding."""
+        """Tokens [B, T], padded on the right, where the causal mask hides the padding from all earlier positions."""
         tokens = np.zeros((len(rows), max(len(row.tokens) for row in rows)), np.int64)
         for whole, row in zip(tokens, rows, strict=True):
             whole[: len(row.tokens)] = row.tokens
         return torch.from_numpy(tokens).to(self._device)
 
     def _draw(self, rows: Sequence[Row], tokens_BT: Tensor, x_BTD: Tensor) -> Tensor:
-        """K Zs for each row, [B · K, …], row by row. Rows with one prompt share their draws."""
+        """K draws of Z for each row, [B · K, …], with those of a row next to each other. Rows with the same prompt share their draws."""
         latent, length = latent_of(self.model), tokens_BT.shape[1]
         room = max(self.model.config.context or 0, length)
         drawn = {}
@@ -152,7 +154,7 @@ class Scorer:
         return torch.cat([latent.span(drawn[row.tokens[: row.prompt]], 0, length) for row in rows])
 
     def _infer(self, rows: Sequence[Row], tokens_BT: Tensor, x_BTD: Tensor, drawn: dict[tuple[int, ...], Tensor]) -> None:
-        """Replace the Zs of prompts by draws from the posterior of the prompt alone. Prompts of one length share a pass of the encoder."""
+        """Replace Z at the prompts' positions by draws from Q(Z | prompt). Prompts of equal length share an encoder pass."""
         latent = latent_of(self.model)
         alike: dict[int, dict[tuple[int, ...], int]] = defaultdict(dict)
         for b, row in enumerate(rows):
@@ -169,15 +171,15 @@ class Scorer:
 
 
 class _Mixture:
-    """The answers of one row, draw by draw: what each draw gives them, and the mixture's distribution of each token."""
+    """Accumulates over draws of Z the log-likelihoods of a row's answers, and the next-token distributions averaged over the draws."""
 
     def __init__(self, row: Row, draws: int) -> None:
         self._row, self._draws = row, draws
-        self._totals_KM: list[Tensor] = []  # log-likelihood of each answer, by draw
+        self._totals_KM: list[Tensor] = []  # log-likelihood of each answer under each draw
         self._mixed_AV: Tensor | None = None  # log Σ_k P(answer so far | Z_k) P(token | answer so far, Z_k)
 
     def add(self, logp_AV: Tensor) -> None:
-        """Take in a draw's log-probabilities at the answer's positions."""
+        """Add the log-probabilities at the answer's positions under one draw."""
         targets = torch.tensor(self._row.targets, dtype=torch.long, device=logp_AV.device)
         before_A = torch.zeros(self._row.answer, dtype=logp_AV.dtype, device=logp_AV.device)
         before_A[1:] = logp_AV[:-1].gather(1, targets[:, None])[:, 0].cumsum(0)
@@ -198,7 +200,7 @@ class _Mixture:
 
 
 def log_mean(logs: Sequence[float]) -> tuple[float, float | None]:
-    """The logarithm of the mean of numbers given by their logarithms, and its standard error by the delta method (None for one)."""
+    """The log of the mean of numbers given as logs, with its standard error by the delta method (None for a single number)."""
     top = max(logs)
     if not math.isfinite(top):
         return top, None
@@ -209,5 +211,5 @@ def log_mean(logs: Sequence[float]) -> tuple[float, float | None]:
 
 
 def stream_key(tokens: Sequence[int]) -> int:
-    """A number for a prompt, part of the key of its random streams: the same whatever else is evaluated."""
+    """A hash of a prompt for the key of its random streams, so that its draws do not depend on what else is evaluated."""
     return int.from_bytes(hashlib.sha256(np.asarray(tokens, np.int64).tobytes()).digest()[:8], "little")

@@ -1,4 +1,4 @@
-"""Measured scores in the form of the paper's Tables 1 to 3, beside the paper's figures, which are marked as the paper's."""
+"""Measured scores in the form of the paper's Tables 1 to 3, beside the paper's own figures, which are labelled as such."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from freetf_cli.records.benchmarks import Benchmarks, PaperRow, PaperTable
 PAPER = Path(__file__).with_name("paper.tsv")
 NAMES = {one.paper: one.name for one in BENCHMARKS.values() if one.paper}
 
-Measured = tuple[str, Mapping[str, float]]  # the heading of a column, and the scores of benchmarks by name
+Measured = tuple[str, Mapping[str, float]]  # a column: its heading, and the scores by benchmark name
 
 
 def paper_table(number: int, result: Benchmarks, beside: Sequence[Path]) -> PaperTable:
-    """The paper's table with a column for each folder of `evaluate -o` in `beside`, and one for the result.
+    """The paper's table with a column for each folder in `beside` and one for the result. The folders are those of earlier `evaluate -o`.
 
-    InputError for a folder without a result.
+    Raises InputError for a folder without a result.
     """
     with PAPER.open(encoding="utf-8", newline="") as file:
         lines = [line for line in file if not line.startswith("#")]

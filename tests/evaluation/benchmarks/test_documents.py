@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from freetf_cli.errors import InputError
-from freetf_cli.evaluation.benchmarks import BENCHMARKS, TASKS, documents
+from freetf_cli.evaluation.benchmarks import BENCHMARKS, TASKS, documents, sandbox
 from tests.evaluation.benchmarks.data import write_all
 
 PUBLIC = Path(__file__).resolve().parents[4] / "shared" / "data"
@@ -26,11 +26,16 @@ def test_every_benchmark_has_a_task_file_and_a_reader() -> None:
 
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_documents_have_their_form(data: Path, name: str) -> None:
-    for docs in documents.read(name, data).values():
-        for doc in docs:
-            if BENCHMARKS[name].kind == "choices":
-                assert 0 <= doc["gold"] < len(doc["choices"]) and all(doc["choices"])
-                assert isinstance(doc.get("query", doc.get("continuation")), str)
+    fields = {"last_word": {"query", "answer"}, "em": {"query", "answer", "answers"}, "code": {"query", "answer", "before", "after"}}
+    fields["number"] = fields["em"]
+    splits = documents.read(name, data)
+    assert splits["test"] and all(splits.values())
+    for doc in (doc for docs in splits.values() for doc in docs):
+        if BENCHMARKS[name].kind == "choices":
+            assert 0 <= doc["gold"] < len(doc["choices"]) and all(doc["choices"])
+            assert isinstance(doc.get("query", doc.get("continuation")), str)
+        else:
+            assert doc.keys() == fields[BENCHMARKS[name].kind] and doc["query"] and doc["answer"]
 
 
 def test_what_a_document_says(data: Path) -> None:
@@ -74,6 +79,23 @@ def test_mmlu_shows_examples_of_the_questions_subject_and_takes_subjects_in_turn
     )
     assert "anatomy" not in query
     assert documents.read("mmlu", data, shots=0)["test"][0]["query"].count("Answer:") == 1
+    with pytest.raises(InputError, match="--fewshot 6: mmlu has 5 examples of anatomy"):
+        documents.read("mmlu", data, shots=6)
+
+
+@pytest.mark.parametrize(
+    ("values", "outcome"),
+    [
+        ("[[1]]", "passed"),
+        ("[[1, 2]]", "passed"),  # two arguments: TypeError, as for the inputs that JSON cannot express
+        ("[[0]]", "ZeroDivisionError"),  # any other failure of the canonical solution compares nothing, and must not pass
+    ],
+)
+def test_only_inputs_that_json_cannot_express_are_left_out(values: str, outcome: str) -> None:
+    program = (
+        f"def f(x):\n    return 1 / x\n{documents.HARNESS}\n_freetf_compare(f, 'f', 'def f(x):\\n    return 1 / x\\n', {values!r}, 0)\n"
+    )
+    assert sandbox.run(program).startswith(outcome)
 
 
 def test_a_file_may_be_unpacked(data: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ def answers(*pairs: tuple[float, int]) -> list[dict]:
 
 
 def test_each_normalisation_chooses_another_answer() -> None:
-    """Sums: -4, -6, -9. Per character ("ab", "abcdef", "abcdefghi"): -2, -1, -1.0 + …; per token: -4, -6, -3."""
+    """Log-likelihoods: −4, −6, −9; per character: −2, −1, −1.125; per token: −4, −6, −3."""
     doc = {"choices": ["ab", "abcdef", "abcdefgh"], "gold": 0}
     found = answers((-4.0, 1), (-6.0, 1), (-9.0, 3))
     assert metrics.choices(doc, found) == {"acc": 1.0, "acc_char": 0.0, "acc_completion": 0.0}
@@ -25,9 +25,9 @@ def test_each_normalisation_chooses_another_answer() -> None:
 
 
 def test_characters_are_not_bytes() -> None:
-    """-2.1 over two characters beats -3.3 over three; over their bytes, four and three, it would too by less: -4 / 3 decides."""
+    """Per character the second wins, −1.33 against −1.5; per byte the first would, −0.75 against −1.33."""
     doc = {"choices": ["éé", "abc"], "gold": 1}
-    assert metrics.choices(doc, answers((-3.0, 2), (-4.0, 1)))["acc_char"] == 1.0  # -1.5 against -1.33; by bytes -0.75 would win
+    assert metrics.choices(doc, answers((-3.0, 2), (-4.0, 1)))["acc_char"] == 1.0
 
 
 def test_of_equal_answers_the_first_is_chosen() -> None:
