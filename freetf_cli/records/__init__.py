@@ -254,6 +254,7 @@ class TrainResult:
     def report(self) -> Report:
         held_out, best, made = "", "", self.steps - self.start
         since = f" since step {count(self.start)}" if self.start else ""
+        spent = f"{duration(self.seconds)}{since}" if made else "all of them earlier"
         if self.val:
             unit = self.facts.unit(self.val)
             latent = f" + KL {number(unit.bits(self.val.kl))} = {number(unit.nelbo(self.val))}" if self.kind == "free" else ""
@@ -263,7 +264,7 @@ class TrainResult:
         skipped = f"{count(self.skipped)} of {count(made)} steps; {count(made - self.skipped)} changed the weights"
         facts = [
             ("model", KINDS[self.kind]),
-            ("trained", f"{count(self.steps)} steps, {count(self.tokens)} tokens, {duration(self.seconds)}{since}"),
+            ("trained", f"{count(self.steps)} steps, {count(self.tokens)} tokens, {spent}"),
             ("skipped", skipped if self.skipped else ""),
             ("held out", held_out),
             ("best bound", best),

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
+import signal
+import subprocess
 import sys
 
 import pytest
 
 from freetf_cli.cli import demo
 from freetf_cli.errors import Stopped
+from freetf_cli.training import pool
+from freetf_cli.training.pool import Children
 
 SHORTER = {"probe-latent": ["--sequences", "64", "--groups", "24", "--count", "2"]}  # options that a test adds
 
@@ -103,6 +107,35 @@ def test_a_folder_that_is_no_demo_is_refused(run_cli, tmp_path):
     assert (code, stdout) == (2, "")
     assert str(tmp_path / "letters") in json.loads(stderr)["error"]["where"]
     assert [path.name for path in tmp_path.rglob("*")] == ["letters", "thesis.txt"]
+
+
+def test_a_stop_of_the_demo_stops_the_baselines_process(tmp_path, monkeypatch):
+    started = []
+
+    def start(children, words, environment, **options):
+        process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], **options)
+        started.append((words, process))
+        children.all.append(process)
+        return process
+
+    def stop(*_, **__):
+        raise Stopped("stopped by SIGTERM")
+
+    monkeypatch.setattr(Children, "start", start)
+    monkeypatch.setattr(demo, "_train", stop)
+    with pytest.raises(Stopped):
+        demo._train_pair(tmp_path / "letters", tmp_path / "baseline", tmp_path / "free", "cpu", 0, smoke=True, shown=False)
+    ((words, process),) = started
+    assert words[:4] == ["train", "demo-baseline", "-o", str(tmp_path / "baseline")]
+    assert process.returncode == -signal.SIGTERM
+
+
+def test_a_baseline_whose_process_failed_is_continued(tmp_path, monkeypatch):
+    trained = []
+    monkeypatch.setattr(pool, "freetf_command", lambda words: [sys.executable, "-c", "import sys; sys.exit(1)"])
+    monkeypatch.setattr(demo, "_train", lambda recipe, *_, **__: trained.append(recipe))
+    demo._train_pair(tmp_path / "letters", tmp_path / "baseline", tmp_path / "free", "cpu", 0, smoke=True, shown=False)
+    assert trained == ["demo-free", "demo-baseline"]
 
 
 @pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (Stopped("stopped by SIGTERM"), 75)])
