@@ -24,9 +24,12 @@ REPRESENTATIVE = [
     "demo-free",
     "figure4/8th",
     "figure4-mini/4th",
+    "countdown/3-free",
     "letters-free",
     "reviews-free",
+    "siblings/free-window",
 ]  # one of each family
+OPEN_ENDED = ("siblings", "circles", "lines", "triangles", "path-star", "countdown")
 BOUND = 240  # seconds on a busy machine; about 15 are promised on two idle cores
 
 
@@ -39,7 +42,11 @@ def test_a_recipe_loads_and_says_what_it_is_for(name):
     recipe = load_recipe(name)
     assert 20 < len(recipe.description) < 140
     assert "\n" not in recipe.description
-    assert (recipe.kind == "baseline") == name.endswith(("baseline", "-softmax", "-multi-token"))
+    family, _, variant = name.partition("/")
+    if family in OPEN_ENDED:
+        assert (recipe.kind == "free") == ("free" in variant)
+    else:
+        assert (recipe.kind == "baseline") == name.endswith(("baseline", "-softmax", "-multi-token"))
 
 
 def test_descriptions_are_their_own():
@@ -76,6 +83,21 @@ def test_figure_4_differs_from_the_papers_objective_only_where_stated():
             base, steps = longer.get(name, (theirs.model.rope_theta, theirs.train.steps))
             assert ours.model == theirs.model.model_copy(update={"rope_theta": base})
             assert ours.train == theirs.train.model_copy(update={"steps": steps})
+
+
+@pytest.mark.parametrize("family", OPEN_ENDED[:4])
+def test_the_arms_of_an_open_ended_task_differ_in_one_thing_each(family):
+    """Equal data, steps and tuning; of Free models only Z, its objective and κ vary."""
+    baseline = flat(load_recipe(f"{family}/baseline"))
+    changes = {"baseline": {}, "block": {"model.layers": 9}, "seeded": {"data.params.seed_length": 5}, "teacherless": {"data.teacherless": 0.5}}
+    changes |= {"free": {}, "free-half": {}, "free-window": {}}
+    assert {name for name in NAMES if name.startswith(f"{family}/")} == {f"{family}/{variant}" for variant in changes}
+    for variant, changed in changes.items():
+        recipe = load_recipe(f"{family}/{variant}")
+        assert {key: value for key, value in flat(recipe).items() if not key.startswith("latent.")} == {**baseline, **changed}
+        if recipe.latent is not None:
+            assert recipe.latent.kappa == (0.5 if variant == "free-half" else 1.0)
+            assert (recipe.latent.objective == ObjectiveConfig()) == (variant != "free-window")
 
 
 def test_the_papers_settings():
