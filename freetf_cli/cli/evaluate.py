@@ -45,7 +45,9 @@ def evaluate(
     sequences: Annotated[
         int | None,
         typer.Option(
-            min=1, max=1_000_000, help="Held-out sequences to measure, always the same ones, or rows to generate. Default: 256; creativity: 1000."
+            min=1,
+            max=1_000_000,
+            help="Held-out sequences to measure, always the same ones; creativity: rows to generate. Default: 256, or 1000 rows.",
         ),
     ] = None,
     samples: Annotated[
@@ -149,8 +151,8 @@ def evaluate(
         _refuse(of_benchmarks, f"--task {names[0]}: only benchmarks have")
         _refuse({name: of_some[name] for name in of_some if name not in own_options(names[0])}, f"--task {names[0]} has no")
         rows = sequences or default_sequences(names[0])
-        request = Request(str(run), "", rows, samples or 512, seed, temperature=temperature, attempts=attempts)
-        return _metric(run, names, data, split, request, device)
+        asked = Request(str(run), "", rows, samples or 512, seed, temperature=temperature, attempts=attempts)
+        return _metric(run, names, data, split, asked, device)
     _refuse(of_metrics, f"--task {names[0]}: a benchmark has no")
     if resume and out is None:
         raise InputError("--resume needs the folder of the interrupted evaluation", hint="-o DIR")

@@ -25,7 +25,7 @@ class DataConfig(ConfigTable):
         None, le=1 << 24, description="rows of the task to train on, in another order in each epoch; default: endless fresh rows"
     )
     teacherless: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.0, description="share of the task's training rows whose inputs after the prompt are hidden, so that all targets are predicted from it"
+        0.0, description="share of a task's training rows whose inputs after the prompt are hidden: the model predicts all targets from it"
     )
     dir: str | None = Field(None, description="folder written by `freetf prepare` or `freetf gen-synthetic`")
     rows: Literal["auto", "documents", "packed"] = Field(

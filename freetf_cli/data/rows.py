@@ -84,10 +84,10 @@ class FiniteTaskRows(TaskRows):
         return super().train(0, self._count).astype(np.int32)
 
     def train(self, start: int, count: int) -> Tokens:
-        return self._table[np.concatenate([rows for _, rows in self._epochs.rows(start, count)])].astype(np.int64)
+        return self.held_out(TRAIN, np.concatenate([rows for _, rows in self._epochs.rows(start, count)]))
 
     def held_out(self, split: str, rows: NDArray[np.int64]) -> Tokens:
-        return self._table[rows].astype(np.int64) if split == TRAIN else super().held_out(split, rows)
+        return np.asarray(self._table[rows], np.int64) if split == TRAIN else super().held_out(split, rows)
 
     def factors(self, split: str, rows: NDArray[np.int64]) -> list[Factors]:
         if split != TRAIN:

@@ -324,7 +324,7 @@ def _outside(text: str, index: int, where: str) -> InputError:
 
 
 def _kind(tree: dict[str, Any], tokens: dict[str, int]) -> str:
-    """What a tokenizer.json encodes, whichever library version wrote it: `bytes`, `characters`, `words` as made here, or its model's type."""
+    """What a tokenizer.json encodes, whichever library wrote it: `bytes`, `characters`, `words` as made here, else its model's type."""
     before, model = tree.get("pre_tokenizer") or {}, str(tree["model"].get("type")).lower()
     if tree.get("normalizer") is not None:
         return model

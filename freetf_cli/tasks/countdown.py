@@ -2,11 +2,11 @@
 
     {"text": "32 47 20 59 : 47 - 20 = 27 , 32 + 27 = 59", "factors": {"operator": "-"}}
 
-How a row is made: `numbers` numbers (4) from 1 to `largest` − 1 (100 − 1); then step by step two of the numbers that are left, at random, are
-replaced by their sum, difference, product or quotient, one of those that are whole numbers from 1 to `largest`; the last number is the
-target, at least 10, else the row is drawn again. The question is the numbers in random order and the target; the answer is the steps,
-with the larger number first. Above: three numbers. Only the answer and the closing separator are targets. Numbers, signs and commas are
-one token each.
+How a row is made: `numbers` numbers (4) from 1 to `largest` − 1 (99); then step by step two of the numbers that are left, at random, are
+replaced by their sum, difference, product or quotient, one of those that are whole numbers from 1 to `largest`; the last number is
+the target, at least 10, else the row is drawn again. The question is the numbers and the target; the answer is the steps, with the larger
+number first. Above: three numbers. Only the answer and the closing separator are targets. Numbers, signs and commas are one token
+each.
 
 Every answer that follows the rules and ends with the target is right, whatever its steps and their order. The published data has the
 same steps, without spaces (arXiv 2410.14157), and larger intermediate results; here every result must be a word of the vocabulary.

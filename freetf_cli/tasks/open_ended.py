@@ -107,7 +107,7 @@ class EdgeLists(OpenEnded):
         return nodes if whole and (not self.closed or path[-1] == path[0]) else []
 
     def read(self, text: str) -> Reading:
-        """Valid: following the edges from the first word, or from the one start, visits all nodes once (and returns). first: the first word."""
+        """Valid: walking along the edges visits all nodes once, and in a circle returns. first: the first word."""
         nodes = [int(word) for word in self.words(text) if word.isdigit()]
         return Reading({"first": nodes[0] if nodes else None, "nodes": sorted(set(nodes))}, valid=bool(self.walk(text)))
 

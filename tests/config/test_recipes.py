@@ -89,8 +89,8 @@ def test_figure_4_differs_from_the_papers_objective_only_where_stated():
 def test_the_arms_of_an_open_ended_task_differ_in_one_thing_each(family):
     """Equal data, steps and tuning; of Free models only Z, its objective and κ vary."""
     baseline = flat(load_recipe(f"{family}/baseline"))
-    changes = {"baseline": {}, "block": {"model.layers": 9}, "seeded": {"data.params.seed_length": 5}, "teacherless": {"data.teacherless": 0.5}}
-    changes |= {"free": {}, "free-half": {}, "free-window": {}}
+    changes = {"baseline": {}, "block": {"model.layers": 9}, "free": {}, "free-half": {}, "free-window": {}}
+    changes |= {"seeded": {"data.params.seed_length": 5}, "teacherless": {"data.teacherless": 0.5}}
     assert {name for name in NAMES if name.startswith(f"{family}/")} == {f"{family}/{variant}" for variant in changes}
     for variant, changed in changes.items():
         recipe = load_recipe(f"{family}/{variant}")

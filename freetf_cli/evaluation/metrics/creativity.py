@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Hashable, Sequence, Set
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 
 from freetf_cli.data.batches import DataSource
 from freetf_cli.data.rows import TRAIN
@@ -39,10 +39,10 @@ SEQUENCES = 1000  # rows of a repetition
 OPTIONS = ("--temperature",)
 REPETITIONS = 3
 READING = (
-    "coherence: valid rows; memorised: valid rows whose object is in the training set; distinct: different objects of valid rows; creativity: "
-    "different objects of valid rows that are not in the training set; all as shares of the generated rows. coverage: different objects, as a "
-    "share of all. perfect sampler: the expectation of a model that draws every object equally often. [95 % interval] over repetitions "
-    "of the sampling, not over training runs."
+    "coherence: valid rows; memorised: valid rows whose object is in the training set; distinct: different objects of valid rows; "
+    "creativity: different objects of valid rows that are not in the training set; all as shares of the generated rows. coverage: "
+    "different objects, as a share of all. perfect sampler: the expectation of a model that draws every object equally often. "
+    "[95 % interval] over repetitions of the sampling, not over training runs."
 )
 
 
@@ -80,15 +80,12 @@ class Creativity(Evaluation):
     coverage: Compared
 
     def report(self) -> Report:
-        measures = {name: getattr(self, name) for name in asdict(NOTHING)}
+        measures: dict[str, Compared] = {one.name: getattr(self, one.name) for one in fields(Shares)}
         rows = [[name, one.measured.share(), share(one.perfect)] for name, one in measures.items()]
         table = Table(["", "measured [95 %]", "perfect sampler"], rows, align="lrr")
         known = f"{count(self.objects)} objects, {count(self.training_objects)} of them in the training set"
         title = f"{self.repetitions} × {count(self.sequences)} generated rows, temperature {number(self.temperature)}; {known}"
         return Report(self.run, [self.about(), Section(title, [table]), Note(READING)], kicker="creativity")
-
-
-NOTHING = Shares(0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 def evaluate(checkpoint: Checkpoint, model: Decoder, source: DataSource, request: Request) -> Creativity:
@@ -103,15 +100,23 @@ def evaluate(checkpoint: Checkpoint, model: Decoder, source: DataSource, request
     for sample in generate(model, source.tokenizer, (task.prompt(request.seed, i) for i in range(REPETITIONS * rows)), spec):
         texts.append(sample.text)
         request.advance(int(len(texts) % REPETITIONS == 0))
-    found = [asdict(measure(task, texts[start : start + rows], known)) for start in range(0, len(texts), rows)]
-    best = asdict(perfect(task.objects, len(known), rows))
+    found = [measure(task, texts[start : start + rows], known) for start in range(0, len(texts), rows)]
+    best = perfect(task.objects, len(known), rows)
+
+    def compared(name: str) -> Compared:
+        return Compared(_within_one(repeated([getattr(one, name) for one in found])), getattr(best, name))
+
     return Creativity(
         **request.described("creativity", checkpoint, source, rows, time.perf_counter() - started),
         temperature=temperature,
         repetitions=REPETITIONS,
         objects=task.objects,
         training_objects=len(known),
-        **{name: Compared(_within_one(repeated([one[name] for one in found])), best[name]) for name in best},
+        creativity=compared("creativity"),
+        coherence=compared("coherence"),
+        memorised=compared("memorised"),
+        distinct=compared("distinct"),
+        coverage=compared("coverage"),
     )
 
 
