@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field
 
 from freetf_cli.config.table import ConfigTable, Positive, known, module_names, rule
 
-TASKS = module_names("tasks", without=("base", "factors", "open_ended"))
+TASKS = module_names("tasks", without=("base", "factors", "open_ended", "questions"))
 TaskName = Annotated[str, AfterValidator(known("task", TASKS)), Field(json_schema_extra={"enum": list(TASKS)})]
 
 

@@ -19,19 +19,17 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from freetf_cli.streams import stream_seed
-from freetf_cli.tasks.base import BLOCK_ROWS, Example, Param, Rows, Task, decoder, distinct
+from freetf_cli.tasks.base import BLOCK_ROWS, Example, Param, Rows, decoder, distinct
 from freetf_cli.tasks.factors import Factor, Ints, Reading
+from freetf_cli.tasks.questions import Question
 
 OPERATORS = "+-*/"
 LEAST_TARGET = 10
 
 
-class Countdown(Task):
+class Countdown(Question):
     """Numbers and a target; the factor is the operator of the first step."""
 
-    separator = True
-    hidden_word = "$"
     label = "operator"
     factors = (Factor("operator", OPERATORS),)
     PARAMS: ClassVar[Mapping[str, Param]] = {
@@ -77,18 +75,6 @@ class Countdown(Task):
             steps.append(np.stack([a, operator, b, result], axis=1))
             left = np.concatenate([left[:, 2:], result[:, None]], axis=1)
         return given, np.stack(steps, axis=1)
-
-    def prompt(self, seed: int, index: int) -> str:
-        """A whole question."""
-        return self._question(self.examples(stream_seed(seed, "prompt"), index, 1)[0])
-
-    def _question(self, example: Example) -> str:
-        return " ".join(example.text.split(" ")[: self.loss_start - 1])
-
-    def other_prompt(self, factors: Mapping[str, Any]) -> str:
-        """A question that was made with another first operator, which may have answers with this one too."""
-        others = self.stream(stream_seed(0, "prompt"), 0, BLOCK_ROWS)
-        return self._question(next(one for one in others if one.factors["operator"] != factors["operator"]))
 
     def read(self, text: str) -> Reading:
         """Valid: each step takes two numbers that are left and is right, and the target is left at the end. operator: of the first step."""

@@ -20,16 +20,14 @@ from typing import Any, ClassVar
 import numpy as np
 
 from freetf_cli.errors import InputError
-from freetf_cli.streams import stream_seed
-from freetf_cli.tasks.base import BLOCK_ROWS, Example, Param, Rows, Task, decoder, distinct
+from freetf_cli.tasks.base import BLOCK_ROWS, Example, Param, Rows, decoder, distinct
 from freetf_cli.tasks.factors import Factor, Reading
+from freetf_cli.tasks.questions import Question
 
 
-class PathStar(Task):
+class PathStar(Question):
     """Path-star graphs; the factor is the arm."""
 
-    separator = True
-    hidden_word = "$"
     label = "arm"
     floor_bits = 0.0
     PARAMS: ClassVar[Mapping[str, Param]] = {
@@ -64,18 +62,6 @@ class PathStar(Task):
         tokens = np.concatenate([ends[0], edges.reshape(BLOCK_ROWS, -1), start, path[:, -1:], ends[1], answer, ends[0]], axis=1)
         text, ranks = decoder(self.alphabet), (arms[:, :, 0] < arms[:, :1, 0]).sum(1)
         return Rows(tokens, lambda i: Example(text(tokens[i, 1:-1]), {"arm": int(ranks[i])}))
-
-    def prompt(self, seed: int, index: int) -> str:
-        """A whole question."""
-        return self._question(self.examples(stream_seed(seed, "prompt"), index, 1)[0])
-
-    def _question(self, example: Example) -> str:
-        return " ".join(example.text.split(" ")[: self.loss_start - 1])
-
-    def other_prompt(self, factors: Mapping[str, Any]) -> str:
-        """A question whose answer takes another arm."""
-        others = self.stream(stream_seed(0, "prompt"), 0, BLOCK_ROWS)
-        return self._question(next(one for one in others if one.factors["arm"] != factors["arm"]))
 
     def read(self, text: str) -> Reading:
         """Valid: the path of edges from the start to the goal. arm: by the answer's first step, unread where no edge leads there."""
