@@ -8,6 +8,9 @@ A call ends after --minutes (8.5): runs that are not finished save a checkpoint,
 process of its own (open_ended_worker.py), which trains and then measures: `creativity` of every checkpoint of an open-ended task, at the
 temperatures 0, 1/2 and 1; `attempts`, pass@k, of the last checkpoint of pathstar and countdown, at the same. Measured checkpoints
 are deleted, but for the last. OUT.json has one row for each run, checkpoint and temperature, with the held-out cost at that step.
+
+What is printed: creativity, or pass@1 and pass@64, of each arm at each temperature, as the mean over seeds with Student's 95 % interval, at
+the checkpoint with the lowest held-out cost (CE + KL), and at the last one.
 """
 
 from __future__ import annotations
@@ -15,17 +18,19 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from freetf_cli.config.sweep import parse_seeds, plan_sweep
 from freetf_cli.device import cores
 from freetf_cli.durable import write_durably
+from freetf_cli.evaluation.statistics import repeated
 
 WORKER = Path(__file__).resolve().with_name("open_ended_worker.py")
 RECIPES = ["siblings", "circles", "triangles", "lines", "path-star", "countdown"]
@@ -80,6 +85,30 @@ def _stop(running: Sequence[subprocess.Popen[bytes]]) -> None:
             process.wait()
 
 
+def table(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """A line for each arm and temperature, its seeds averaged."""
+    arms: dict[tuple[str, float], dict[str, list[dict[str, Any]]]] = {}
+    for row in rows:
+        arm = re.sub(r"-s\d+$", "", row["name"])
+        arms.setdefault((arm, row["temperature"]), {}).setdefault(row["name"], []).append(row)
+    for (arm, temperature), runs in arms.items():
+        best = [min(each, key=lambda row: row["held_out"]["ce"] + row["held_out"].get("kl", 0)) for each in runs.values()]
+        last = [max(each, key=lambda row: row["step"]) for each in runs.values()]
+        steps = "/".join(str(row["step"]) for row in best)
+        yield f"{arm}, T = {temperature:g}: best (step {steps}) {_mean(best)}; last {_mean(last)}"
+
+
+def _mean(rows: Sequence[dict[str, Any]]) -> str:
+    """The main measures of one checkpoint of each run, averaged."""
+    if "creativity" in rows[0]:
+        found = {name: [row[name]["measured"]["value"] for row in rows] for name in ("creativity", "coherence", "memorised")}
+    else:
+        points = [{f"pass@{one['k']}": one["share"]["value"] for one in row["passed"]} for row in rows]
+        found = {name: [point[name] for point in points] for name in (next(iter(points[0])), list(points[0])[-1])}
+    means = {name: repeated(values).text(3) if len(values) > 1 else f"{values[0]:.3f}" for name, values in found.items()}
+    return ", ".join(f"{name} {value}" for name, value in means.items())
+
+
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("out", type=Path)
@@ -105,6 +134,7 @@ def main() -> None:
         rows += json.loads((folder / MEASURED).read_bytes()) if (folder / MEASURED).is_file() else []
     unfinished = [folder.name for folder, _ in jobs if not (folder / MEASURED).is_file()]
     write_durably(options.out, json.dumps({"rows": rows, "unfinished": unfinished}, indent=1) + "\n")
+    print("\n".join(table(rows)))
     print(f"{len(jobs) - len(unfinished)} of {len(jobs)} runs are measured; {len(rows)} rows in {options.out}")
 
 

@@ -164,6 +164,20 @@ def test_open_ended_plans_every_arm_and_stops_at_the_deadline(
     assert capfd.readouterr().err == f"exit code 3: {tmp_path / 'failed.log'}\n"
 
 
+def test_open_ended_averages_seeds_at_the_lowest_held_out_cost(script: Callable[[str], ModuleType]) -> None:
+    def row(seed: int, step: int, cost: float, value: float) -> dict[str, object]:
+        measures = {name: {"measured": {"value": value}} for name in ("creativity", "coherence", "memorised")}
+        return {"name": f"lines-free-s{seed}", "temperature": 0.5, "step": step, "held_out": {"ce": cost, "kl": 0.1}, **measures}
+
+    rows = [row(0, 1, 2.0, 0.1), row(0, 2, 1.0, 0.2), row(0, 3, 3.0, 0.6), row(1, 1, 1.0, 0.4), row(1, 2, 2.0, 0.5), row(1, 3, 3.0, 0.6)]
+    (line,) = script("open_ended").table(rows)
+    assert line.startswith("lines-free, T = 0.5: best (step 2/1) creativity 0.300 [") and "; last creativity 0.600 [0.600, 0.600]" in line
+    asked = {"name": "countdown-3-free-s0", "temperature": 0.0, "step": 9, "held_out": {"ce": 1.0}}
+    passed = [{"k": k, "share": {"value": value}} for k, value in ((1, 0.2), (8, 0.5), (64, 0.9))]
+    (line,) = script("open_ended").table([{**asked, "passed": passed}])
+    assert line == "countdown-3-free, T = 0: best (step 9) pass@1 0.200, pass@64 0.900; last pass@1 0.200, pass@64 0.900"
+
+
 @pytest.mark.slow
 def test_open_ended_worker_trains_measures_and_prunes(
     script: Callable[[str], ModuleType], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
