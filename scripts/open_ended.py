@@ -116,7 +116,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--runs", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--seeds", default="0..4")
     parser.add_argument("--set", action="append", default=[], help="a setting of all runs, table.key=value")
-    parser.add_argument("--at-once", type=int, default=8)
+    parser.add_argument("--at-once", type=int, default=6, help="runs at a time; a Free run has 6 GB of checkpoints before it is measured")
     parser.add_argument("--minutes", type=float, default=8.5)
     parser.add_argument("--rows", type=int, default=0, help="rows or questions of a measurement; default: the metric's")
     parser.add_argument("--device", default="auto")
