@@ -134,7 +134,8 @@ def main() -> None:
         rows += json.loads((folder / MEASURED).read_bytes()) if (folder / MEASURED).is_file() else []
     unfinished = [folder.name for folder, _ in jobs if not (folder / MEASURED).is_file()]
     write_durably(options.out, json.dumps({"rows": rows, "unfinished": unfinished}, indent=1) + "\n")
-    print("\n".join(table(rows)))
+    for line in table(rows):
+        print(line)
     print(f"{len(jobs) - len(unfinished)} of {len(jobs)} runs are measured; {len(rows)} rows in {options.out}")
 
 
