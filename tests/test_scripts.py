@@ -9,10 +9,11 @@ import importlib
 import json
 import runpy
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -143,3 +144,56 @@ def test_kernels_are_compared_with_pytorchs(
             elif "another result" not in name:
                 assert max(way["output_error"], way["gradient_error"]) < 0.01
                 assert way["median_ms"] > 0
+
+
+def test_open_ended_plans_every_arm_and_stops_at_the_deadline(
+    script: Callable[[str], ModuleType], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """All arms of a seed come before the next seed; a worker that runs too long is asked to end; one that fails is named."""
+    module = script("open_ended")
+    options = SimpleNamespace(recipes=["lines", "countdown"], seeds="0..1", set=[], runs=tmp_path, smoke=True, device="cpu", rows=5)
+    jobs = module.plan(options)
+    assert [folder.name for folder, _ in jobs[:2]] == ["lines-baseline-s0", "lines-block-s0"]
+    assert len({folder for folder, _ in jobs}) == len(jobs) == 2 * (7 + 4) and all(folder.name.endswith("-s0") for folder, _ in jobs[:11])
+    ended = "import signal, sys, time; signal.signal(15, lambda *a: sys.exit(75)); print('on', flush=True); time.sleep(60)"
+    words = {"done": "print('done')", "failed": "raise SystemExit(3)", "long": ended, "late": "print('late')"}
+    started = time.monotonic()
+    module.work([(tmp_path / name, [sys.executable, "-c", code]) for name, code in words.items()], 3, started + 2)
+    assert time.monotonic() - started < 30
+    assert (tmp_path / "done.log").read_text() == "done\n" and (tmp_path / "long.log").read_text() == "on\n"
+    assert capfd.readouterr().err == f"exit code 3: {tmp_path / 'failed.log'}\n"
+
+
+def test_open_ended_averages_seeds_at_the_lowest_held_out_cost(script: Callable[[str], ModuleType]) -> None:
+    def row(seed: int, step: int, cost: float, value: float) -> dict[str, object]:
+        measures = {name: {"measured": {"value": value}} for name in ("creativity", "coherence", "memorised")}
+        return {"name": f"lines-free-s{seed}", "temperature": 0.5, "step": step, "held_out": {"ce": cost, "kl": 0.1}, **measures}
+
+    rows = [row(0, 1, 2.0, 0.1), row(0, 2, 1.0, 0.2), row(0, 3, 3.0, 0.6), row(1, 1, 1.0, 0.4), row(1, 2, 2.0, 0.5), row(1, 3, 3.0, 0.6)]
+    (line,) = script("open_ended").table(rows)
+    assert line.startswith("lines-free, T = 0.5: best (step 2/1) creativity 0.300 [") and "; last creativity 0.600 [0.600, 0.600]" in line
+    asked = {"name": "countdown-3-free-s0", "temperature": 0.0, "step": 9, "held_out": {"ce": 1.0}}
+    passed = [{"k": k, "share": {"value": value}} for k, value in ((1, 0.2), (8, 0.5), (64, 0.9))]
+    (line,) = script("open_ended").table([{**asked, "passed": passed}])
+    assert line == "countdown-3-free, T = 0: best (step 9) pass@1 0.200, pass@64 0.900; last pass@1 0.200, pass@64 0.900"
+
+
+@pytest.mark.slow
+def test_open_ended_worker_trains_measures_and_prunes(
+    script: Callable[[str], ModuleType], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every checkpoint at every temperature; a second call measures nothing again."""
+    worker, folder = script("open_ended_worker"), tmp_path / "run"
+    monkeypatch.setattr(worker, "TEMPERATURES", (0.0, 1.0))
+    settings = "train.steps=2 train.warmup=1 train.keep_every=1 eval.every=1 eval.samples=0 eval.sequences=4 latent.bits=4"
+    options = [word for setting in settings.split() for word in ("--set", setting)]
+    words = ("--rows", 20, "siblings/free", folder, "--smoke", "--device", "cpu", *options)
+    run(worker, *words)
+    rows = json.loads((folder / "measured.json").read_text())
+    assert [(row["step"], row["temperature"]) for row in rows] == [(1, 0.0), (1, 1.0), (2, 0.0), (2, 1.0)]
+    assert all(row["recipe"] == "siblings/free" and row["held_out"]["ce"] > 0 and row["held_out"]["kl"] > 0 for row in rows)
+    assert all(0 <= row["creativity"]["measured"]["value"] <= 1 and row["sequences"] == 20 for row in rows)
+    assert [one.name for one in (folder / "checkpoints").iterdir()] == ["step-000002"]
+    before = (folder / "measured.jsonl").read_bytes()
+    run(worker, *words)
+    assert (folder / "measured.jsonl").read_bytes() == before

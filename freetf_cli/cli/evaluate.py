@@ -13,7 +13,7 @@ from freetf_cli.cli.options import DeviceOption, SeedOption, SplitOption, comple
 from freetf_cli.cli.output import Described
 from freetf_cli.errors import InputError
 from freetf_cli.evaluation.benchmarks import BENCHMARKS
-from freetf_cli.evaluation.metrics import describe, metric_names
+from freetf_cli.evaluation.metrics import Request, default_sequences, describe, metric_names, own_options
 
 if TYPE_CHECKING:
     from freetf_cli.evaluation.benchmarks.run import BenchmarkRequest
@@ -43,7 +43,12 @@ def evaluate(
     ] = None,
     split: SplitOption = None,
     sequences: Annotated[
-        int | None, typer.Option(min=1, max=1_000_000, help="Held-out sequences to measure, always the same ones. Default: 256.")
+        int | None,
+        typer.Option(
+            min=1,
+            max=1_000_000,
+            help="Held-out sequences to measure, always the same ones; creativity: rows to generate. Default: 256, or 1000 rows.",
+        ),
     ] = None,
     samples: Annotated[
         int | None,
@@ -67,13 +72,17 @@ def evaluate(
     temperature: Annotated[
         float | None,
         typer.Option(
-            min=0, max=100, help="Temperature of generated answers. Default: that of the task file, which is 0 for freetf's benchmarks."
+            min=0,
+            max=100,
+            help="Temperature of generated tokens. Default: 1 for metrics; for benchmarks that of the task file, which is 0 for freetf's.",
         ),
     ] = None,
     attempts: Annotated[
         int | None,
         typer.Option(
-            min=1, max=1000, help="Programs to generate for each item, for pass@k. A Free model draws a new Z for each. Default: 1."
+            min=1,
+            max=1000,
+            help="Answers to generate for each question, for pass@k. A Free model draws a new Z for each. Default: 64; programs: 1.",
         ),
     ] = None,
     allow_code_execution: Annotated[
@@ -137,9 +146,13 @@ def evaluate(
         raise InputError("missing argument 'RUN'", hint="see `freetf evaluate --help`")
     names = unique(task or ["likelihood"])
     if names[0] in metric_names():
+        of_some = {name: of_answers.pop(name) for name in ("--temperature", "--attempts")}
         of_benchmarks = {**of_answers, "--allow-code-execution": allow_code_execution or None, "--paper": paper}
         _refuse(of_benchmarks, f"--task {names[0]}: only benchmarks have")
-        return _metric(run, names, data, split, sequences or 256, samples or 512, device, seed)
+        _refuse({name: of_some[name] for name in of_some if name not in own_options(names[0])}, f"--task {names[0]} has no")
+        rows = sequences or default_sequences(names[0])
+        asked = Request(str(run), "", rows, samples or 512, seed, temperature=temperature, attempts=attempts)
+        return _metric(run, names, data, split, asked, device)
     _refuse(of_metrics, f"--task {names[0]}: a benchmark has no")
     if resume and out is None:
         raise InputError("--resume needs the folder of the interrupted evaluation", hint="-o DIR")
@@ -165,11 +178,9 @@ def _warn_unconfined() -> None:
         warn(f"this system does not confine the {' and '.join(lacking)} of generated code: only Python's audit hook stops it")
 
 
-def _metric(
-    run: Path, names: tuple[str, ...], data: Path | None, split: str | None, sequences: int, samples: int, device: Any, seed: int
-) -> Described:
+def _metric(run: Path, names: tuple[str, ...], data: Path | None, split: str | None, request: Request, device: Any) -> Described:
     from freetf_cli.device import resolve_device, set_threads
-    from freetf_cli.evaluation.metrics import Request, load
+    from freetf_cli.evaluation.metrics import load
     from freetf_cli.evaluation.run_data import open_split
     from freetf_cli.report.console import warn
     from freetf_cli.report.progress import counter
@@ -181,9 +192,9 @@ def _metric(
     checkpoint, model = open_model(run, resolve_device(device), warn)
     set_threads(checkpoint.recipe.parallel.threads)
     source, chosen = open_split(checkpoint, data, split)
-    total = min(sequences, source.rows.size(chosen) or sequences)
+    total = min(request.sequences, source.rows.size(chosen) or request.sequences)
     with counter("sequences", total=total) as advance:
-        return measure(checkpoint, model, source, Request(str(run), chosen, sequences, samples, seed, advance))
+        return measure(checkpoint, model, source, replace(request, split=chosen, advance=advance))
 
 
 def _benchmarks(run: Path, request: BenchmarkRequest, device: Any) -> Benchmarks:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,16 @@ from freetf_cli.config.recipe import DataConfig
 from freetf_cli.data.dataset import Dataset
 from freetf_cli.data.manifest import Origin
 from freetf_cli.data.prepare import task_origin, task_tokenizer
-from freetf_cli.data.rows import DocumentRows, Factors, PackedRows, RowSource, TaskRows
+from freetf_cli.data.rows import DocumentRows, Factors, FiniteTaskRows, PackedRows, RowSource, TaskRows
 from freetf_cli.data.tokenizer import Tokenizer
 from freetf_cli.errors import InputError
 from freetf_cli.records import DataFacts
+from freetf_cli.streams import data_generator
 from freetf_cli.tasks import make_task
 from freetf_cli.tasks.base import PAD, Task, Tokens
 
 COUNTED_AT_ONCE = 1 << 22  # tokens
+HIDDEN_AT_ONCE = 1024  # training rows
 IGNORE = -100  # the target of positions without a loss, as in PyTorch's cross_entropy
 
 
@@ -42,12 +44,33 @@ class Batch:
 
 
 @dataclass(frozen=True, eq=False)
+class Hidden:
+    """Teacherless training (arXiv 2403.06963): in a share of the training rows every input after the prompt is replaced by one token.
+
+    The model then predicts all targets of the row from the prompt alone. Whether row g is hidden is a function of (seed, g).
+    """
+
+    token: int
+    share: float
+    seed: int
+
+    def hide(self, batch: Batch, rows: NDArray[np.int64]) -> Batch:
+        """The batch with these numbers of training rows [B], some of them hidden. An input is after the prompt if it has been a target."""
+        blocks, places = np.divmod(rows, HIDDEN_AT_ONCE)
+        uniform = {block: data_generator("teacherless", self.seed, block).random(HIDDEN_AT_ONCE) for block in np.unique(blocks).tolist()}
+        drawn = np.array([uniform[block][place] < self.share for block, place in zip(blocks.tolist(), places.tolist(), strict=True)])
+        after = np.zeros(batch.inputs.shape, bool)
+        after[:, 1:] = batch.targets[:, :-1] != IGNORE
+        return replace(batch, inputs=np.where(drawn[:, None] & after, self.token, batch.inputs))
+
+
+@dataclass(frozen=True, eq=False)
 class DataSource:
     """The sequences of a run.
 
     context: T. loss_start: index in a row of the first token that is a target. prompt(seed, index): a text that a sample can begin with.
     token_bytes(split): bytes of text that each token stands for [V]; zeros if the data is not text. folder: of the data, if it has one.
-    unused: the share of the documents' tokens that rows cut off.
+    unused: the share of the documents' tokens that rows cut off. hidden: the inputs that training hides, if any.
     """
 
     tokenizer: Tokenizer
@@ -60,11 +83,13 @@ class DataSource:
     task: Task | None = None
     folder: Path | None = None
     unused: float = 0.0
+    hidden: Hidden | None = None
 
     def train_batch(self, step: int, size: int, spans: Sequence[range] | None = None) -> Batch:
         """The batch of a step, a function of (seed, step, size) alone. spans: only these rows of it."""
-        parts = [self.rows.train(step * size + span.start, len(span)) for span in spans or [range(size)]]
-        return self._batch(np.concatenate(parts))
+        parts = [range(step * size + span.start, step * size + span.stop) for span in spans or [range(size)]]
+        batch = self._batch(np.concatenate([self.rows.train(part.start, len(part)) for part in parts]))
+        return batch if self.hidden is None else self.hidden.hide(batch, np.concatenate(parts))
 
     def held_out(self, split: str, sequences: int, size: int) -> Iterator[Batch]:
         """Batches of `size` held-out rows, always the same: `sequences` of them spread evenly over the split, or all if it has fewer."""
@@ -113,19 +138,30 @@ def open_data(config: DataConfig, *, context: int | None, seed: int) -> DataSour
     InputError if the folder is missing or damaged. A split that is shorter than a row is one when its rows are asked for.
     """
     if config.task is not None:
-        return _open_task(make_task(config.task, config.params), context, seed)
+        return _open_task(make_task(config.task, config.params), config, context, seed)
     return _open_folder(Dataset.open(str(config.dir)), config.rows, context, seed)
 
 
-def _open_task(task: Task, context: int | None, seed: int) -> DataSource:
+def _open_task(task: Task, config: DataConfig, context: int | None, seed: int) -> DataSource:
     context = context or task.row_tokens - 1
     tokenizer = task_tokenizer(task)
     _check_context(context, task.row_tokens, task.loss_start, tokenizer, f"a row of '{task.name}'")
     sha256 = hashlib.sha256(json.dumps([task.name, task.params], sort_keys=True).encode()).hexdigest()
     facts = _facts(task_origin(task, seed), context, name=task.name, vocabulary=tokenizer.vocab_size, sha256=sha256)
     no_bytes = np.zeros(tokenizer.vocab_size)
-    rows = TaskRows(task, context + 1, seed)
-    return DataSource(tokenizer, facts, context, rows, task.loss_start, task.prompt, lambda split: no_bytes, task)
+    width, count = context + 1, config.train_rows
+    rows = TaskRows(task, width, seed) if count is None else FiniteTaskRows(task, width, seed, count)
+    hidden = _hidden(task, config.teacherless, seed)
+    return DataSource(tokenizer, facts, context, rows, task.loss_start, task.prompt, lambda split: no_bytes, task, hidden=hidden)
+
+
+def _hidden(task: Task, share: float, seed: int) -> Hidden | None:
+    """What training hides. InputError if the task has no word for it."""
+    if not share:
+        return None
+    if task.hidden_word is None or task.alphabet is None:
+        raise InputError(f"data.teacherless = {share:g}: task '{task.name}' has no word that replaces hidden inputs")
+    return Hidden(task.alphabet.index(task.hidden_word), share, seed)
 
 
 def _open_folder(data: Dataset, rows: str, context: int | None, seed: int) -> DataSource:

@@ -33,7 +33,11 @@ Advance = Callable[..., None]  # called with a count, and with a description whe
 
 def task_tokenizer(task: Task) -> Tokenizer:
     """The tokenizer of a task's rows."""
-    return tokenizers.byte_level() if task.alphabet is None else tokenizers.characters(task.alphabet, task.separator)
+    if task.alphabet is None:
+        return tokenizers.byte_level()
+    if isinstance(task.alphabet, str):
+        return tokenizers.characters(task.alphabet, task.separator)
+    return tokenizers.words(task.alphabet, task.separator)
 
 
 def task_origin(task: Task, seed: int) -> Origin:

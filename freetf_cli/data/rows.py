@@ -29,8 +29,21 @@ HELD_OUT_SEED = 0  # runs of all seeds are evaluated on the same rows
 Factors = dict[str, Any]
 
 
+class Epochs:
+    """The order of a finite number of rows: all of them once an epoch, shuffled by (seed, epoch)."""
+
+    def __init__(self, rows: int, seed: int) -> None:
+        self._rows = rows
+        self._order = lru_cache(maxsize=2)(lambda epoch: data_generator("epoch", seed, epoch).permutation(rows))
+
+    def rows(self, start: int, count: int) -> list[tuple[int, NDArray[np.int64]]]:
+        """(epoch, rows of it) for positions start … start + count − 1 of the sequence of all epochs."""
+        epochs, places = np.divmod(np.arange(start, start + count), self._rows)
+        return [(epoch, self._order(epoch)[places[epochs == epoch]]) for epoch in np.unique(epochs).tolist()]
+
+
 class TaskRows:
-    """An endless stream of fresh rows. Each split has its own stream; only that of training depends on the seed."""
+    """A stream of fresh rows. Each split has its own stream; only that of training depends on the seed."""
 
     def __init__(self, task: Task, width: int, seed: int) -> None:
         self._task, self._width, self._seed = task, width, seed
@@ -58,29 +71,55 @@ class TaskRows:
         return np.pad(tokens[:, : self._width], ((0, 0), (0, missing)), constant_values=PAD)
 
 
+class FiniteTaskRows(TaskRows):
+    """The same, but training has only the first `count` rows of its stream, which come once an epoch. They are also the split `train`."""
+
+    def __init__(self, task: Task, width: int, seed: int, count: int) -> None:
+        super().__init__(task, width, seed)
+        self._count, self._epochs = count, Epochs(count, seed)
+
+    @cached_property
+    def _table(self) -> NDArray[np.int32]:
+        """All training rows: a batch has rows from everywhere in the stream, which is drawn in blocks."""
+        return super().train(0, self._count).astype(np.int32)
+
+    def train(self, start: int, count: int) -> Tokens:
+        return self.held_out(TRAIN, np.concatenate([rows for _, rows in self._epochs.rows(start, count)]))
+
+    def held_out(self, split: str, rows: NDArray[np.int64]) -> Tokens:
+        return np.asarray(self._table[rows], np.int64) if split == TRAIN else super().held_out(split, rows)
+
+    def factors(self, split: str, rows: NDArray[np.int64]) -> list[Factors]:
+        if split != TRAIN:
+            return super().factors(split, rows)
+        examples = self._task.examples(stream_seed(self._seed, TRAIN), 0, self._count)
+        return [examples[row].factors for row in rows]
+
+    def size(self, split: str) -> int | None:
+        return self._count if split == TRAIN else None
+
+
 class _FolderRows:
     """Rows of a data folder. All of the train split come once an epoch, in an order shuffled by (seed, epoch)."""
 
     def __init__(self, data: Dataset, width: int, seed: int) -> None:
         self._data, self._width, self._seed = data, width, seed
-        self._order = lru_cache(maxsize=2)(lambda epoch: data_generator("epoch", seed, epoch).permutation(self._epoch_rows))
 
     @cached_property
     def _epoch_rows(self) -> int:
         """Rows of an epoch."""
         return len(self._data.split(TRAIN))
 
-    def _epochs(self, start: int, count: int) -> list[tuple[int, NDArray[np.int64]]]:
-        """(epoch, rows of it) for positions start … start + count − 1 of the sequence of all epochs."""
-        epochs, places = np.divmod(np.arange(start, start + count), self._epoch_rows)
-        return [(epoch, self._order(epoch)[places[epochs == epoch]]) for epoch in np.unique(epochs).tolist()]
+    @cached_property
+    def _epochs(self) -> Epochs:
+        return Epochs(self._epoch_rows, self._seed)
 
 
 class DocumentRows(_FolderRows):
     """One document a row, cropped to the width."""
 
     def train(self, start: int, count: int) -> Tokens:
-        return self.held_out(TRAIN, np.concatenate([rows for _, rows in self._epochs(start, count)]))
+        return self.held_out(TRAIN, np.concatenate([rows for _, rows in self._epochs.rows(start, count)]))
 
     def held_out(self, split: str, rows: NDArray[np.int64]) -> Tokens:
         source = self._data.split(split)
@@ -113,7 +152,7 @@ class PackedRows(_FolderRows):
         return max(1, (self._data.split(TRAIN).tokens - self._stride) // self._stride)
 
     def train(self, start: int, count: int) -> Tokens:
-        starts = [self._offset(epoch) + windows * self._stride for epoch, windows in self._epochs(start, count)]
+        starts = [self._offset(epoch) + windows * self._stride for epoch, windows in self._epochs.rows(start, count)]
         return self._windows(TRAIN, np.concatenate(starts))
 
     def held_out(self, split: str, rows: NDArray[np.int64]) -> Tokens:

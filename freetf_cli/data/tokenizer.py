@@ -1,4 +1,4 @@
-"""Tokenizers of characters, bytes or BPE, each a `tokenizer.json` of the `tokenizers` library.
+"""Tokenizers of characters, words, bytes or BPE, each a `tokenizer.json` of the `tokenizers` library.
 
     tokenizer = byte_level()
     tokenizer.encode("né")                 # [110, 195, 169]
@@ -46,7 +46,7 @@ Ids = NDArray[np.int64]
 class Tokenizer:
     """Encodes text as ids 0 … vocab_size − 1. separator: the id of `<|endoftext|>`, or None.
 
-    name: `characters`, `bytes`, or a kind and its size such as `bpe:8192`. json: the text of tokenizer.json.
+    name: `characters`, `words`, `bytes`, or a kind and its size such as `bpe:8192`. json: the text of tokenizer.json.
     """
 
     def __init__(self, text: str) -> None:
@@ -66,14 +66,15 @@ class Tokenizer:
         tokens = {token: i for token, i in vocabulary.items() if i != self.separator}
         kind = _kind(tree, tokens)
         self._bytes = kind == "bytes"
-        self._table = tokens if kind == "characters" else None
+        self._table = tokens if kind in ("characters", "words") else None
+        self._joint = " " if kind == "words" else ""  # what stands between the tokens of a text
         self.name = kind if self._bytes or self._table else f"{kind}:{self.vocab_size}"
         changes = tree.get("normalizer") is not None or '"Removed"' in text  # a pre-tokenizer may remove what it splits at
         self._complete = self._bytes or _spells_all_bytes(self._inner)
         self._lossless = self._table is not None or (self._complete and not changes)
         self._control = {token["id"]: str(token["content"]) for token in tree.get("added_tokens") or [] if token.get("special")}
         self._spells_bytes = "ByteLevel" in f"{self._inner.normalizer!r} {self._inner.pre_tokenizer!r}"
-        self.keeps_bytes = bool(self._bytes or self._table) or (self._spells_bytes and _alters_nothing(tree))
+        self.keeps_bytes = self._bytes or kind == "characters" or (self._spells_bytes and _alters_nothing(tree))
         self._unknown = tree["model"].get("unk_id", self._inner.token_to_id(getattr(self._inner.model, "unk_token", None) or ""))
 
     @property
@@ -93,10 +94,13 @@ class Tokenizer:
             if self._bytes:
                 return np.frombuffer(raw, np.uint8).astype(np.int64)
             if self._table is not None:
-                return np.fromiter(map(self._table.__getitem__, text), np.int64, len(text))
+                pieces: Sequence[str] = text.split(self._joint) if self._joint and text else text
+                return np.fromiter(map(self._table.__getitem__, pieces), np.int64, len(pieces))
         except UnicodeEncodeError as error:
             raise _outside(text, error.start, where) from None
         except KeyError as error:
+            if self._joint:
+                raise InputError(f"{error.args[0]!r} is not a word of the vocabulary; words are joined by single spaces", where) from None
             raise _outside(text, text.index(error.args[0]), where) from None
         return self._encode_subwords(text, where)
 
@@ -232,6 +236,15 @@ def characters(alphabet: str, separator: bool) -> Tokenizer:
     return Tokenizer(inner.to_str(pretty=True))
 
 
+def words(vocabulary: Sequence[str], separator: bool) -> Tokenizer:
+    """A tokenizer of texts whose words are joined by single spaces: one token a word, ids in the order given, then the separator."""
+    inner = tokenizers.Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}))
+    inner.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
+    if separator:
+        inner.add_special_tokens([SEPARATOR])
+    return Tokenizer(inner.to_str(pretty=True))
+
+
 def byte_level() -> Tokenizer:
     """A tokenizer whose ids are the 256 bytes and the separator, 256. It can encode every text."""
     inner = tokenizers.Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(_byte_spellings())}, merges=[]))
@@ -311,14 +324,16 @@ def _outside(text: str, index: int, where: str) -> InputError:
 
 
 def _kind(tree: dict[str, Any], tokens: dict[str, int]) -> str:
-    """What a tokenizer.json encodes, whichever library version wrote it: `bytes` or `characters` as made here, else its model's type."""
+    """What a tokenizer.json encodes, whichever library wrote it: `bytes`, `characters`, `words` as made here, else its model's type."""
     before, model = tree.get("pre_tokenizer") or {}, str(tree["model"].get("type")).lower()
     if tree.get("normalizer") is not None:
         return model
     if before.get("type") == "ByteLevel" and not before.get("add_prefix_space"):
         return "bytes" if tokens == {c: i for i, c in enumerate(_byte_spellings())} else model
-    one_each = before.get("type") == "Split" and model == "wordlevel" and tokens and all(len(token) == 1 for token in tokens)
-    return "characters" if one_each else model
+    splits = before.get("type") == "Split" and model == "wordlevel" and bool(tokens)
+    if splits and before.get("pattern") == {"String": " "} and tree["model"].get("unk_token") not in tokens:
+        return "words"
+    return "characters" if splits and all(len(token) == 1 for token in tokens) else model
 
 
 def _alters_nothing(tree: dict[str, Any]) -> bool:

@@ -7,6 +7,7 @@ times the data, and belongs to the extra `probe`, which `evaluate` and `compare`
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,6 +18,7 @@ from freetf_cli.records.likelihood import Estimate
 RESAMPLES = 2000
 LEAST = 20  # items; with fewer, a percentile bootstrap covers less than 95 %
 _BLOCK = 100  # resamples at a time
+_STUDENT = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622)  # 97.5 % quantiles, by degrees of freedom from 1
 
 Floats = NDArray[np.float64]
 
@@ -47,6 +49,13 @@ def share(values: ArrayLike, weights: ArrayLike | None = None, *, clusters: Arra
     items = np.arange(len(np.asarray(values))) if clusters is None else np.asarray(clusters)
     count = len(np.unique(items if weights is None else items[np.asarray(weights) > 0]))
     return wilson(found.value * count, count)
+
+
+def repeated(values: Sequence[float]) -> Estimate:
+    """The mean of 2 to 10 independent repetitions of a measurement, with Student's 95 % interval."""
+    mean = float(np.mean(values))
+    half = _STUDENT[len(values) - 2] * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return Estimate(mean, mean - half, mean + half)
 
 
 def wilson(part: float, total: float) -> Estimate:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from freetf_cli.tasks.base import Task
     from freetf_cli.tasks.factors import Span
 
-SHARED = {"base", "factors"}  # modules that are not tasks
+SHARED = {"base", "factors", "open_ended", "questions"}  # modules that are not tasks
 
 
 def task_names() -> tuple[str, ...]:

@@ -7,7 +7,7 @@ whose key is (task, parameters, seed, block number), so neither batch size nor t
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from freetf_cli.errors import InputError, nearest
 from freetf_cli.streams import data_generator
-from freetf_cli.tasks.factors import Reading, RowReader
+from freetf_cli.tasks.factors import Ints, Reading, RowReader
 
 BLOCK_ROWS = 1024  # rows drawn at a time
 PAD = -1  # fills an array after the end of a shorter row
@@ -58,20 +58,24 @@ class Task(RowReader):
     """A source of random rows whose hidden factors, and often whose entropy, are known.
 
     row_tokens: tokens of the longest row, separators included. loss_start: index of the first token that counts as a target.
-    alphabet: the characters in the order of their ids; None: the byte tokenizer. separator: whether a row stands between separators,
-    whose id follows those of the characters. label: the factor that a data set's summary counts.
+    alphabet: the characters in the order of their ids, or the words of a text whose words are joined by single spaces; None: the byte
+    tokenizer. separator: whether a row stands between separators, whose id follows those of the alphabet. label: the factor that a data
+    set's summary counts. hidden_word: the word that replaces inputs which the model must not see (`data.teacherless`), if there is one.
     floor_bits: the entropy of a row's targets in bits per sequence, the lowest cross-entropy any model can reach; None if unknown.
     factors: those that `read` finds in a generated row; none if rows cannot be read exactly.
+    objects: of an open-ended task, the number of things that valid rows show (see `identity`), all equally likely; None of another task.
     """
 
     name: ClassVar[str]
     PARAMS: ClassVar[Mapping[str, Param]]
     separator: ClassVar[bool] = False
     label: ClassVar[str | None] = None
-    alphabet: str | None
+    alphabet: str | tuple[str, ...] | None
+    hidden_word: str | None = None
     row_tokens: int
     loss_start: int = 1
     floor_bits: float | None = None
+    objects: int | None = None
 
     def __init_subclass__(cls) -> None:
         cls.name = cls.__module__.rpartition(".")[2]
@@ -79,11 +83,15 @@ class Task(RowReader):
     def __init__(self, params: Mapping[str, Any]) -> None:
         """params: a value for each of PARAMS, checked (see `resolve`)."""
         self.params: dict[str, Any] = dict(params)
-        self._block = lru_cache(maxsize=1)(lambda seed, block: self.draw(data_generator(self.name, self.params, seed, block)))
+        self._block = lru_cache(maxsize=1)(lambda seed, block: self.draw(data_generator(self.name, self.stream_params(), seed, block)))
 
     @abstractmethod
     def draw(self, rng: np.random.Generator) -> Rows:
         """Draw BLOCK_ROWS rows."""
+
+    def stream_params(self) -> dict[str, Any]:
+        """The parameters that the stream of rows depends on."""
+        return self.params
 
     @abstractmethod
     def entropy(self) -> dict[str, float]:
@@ -99,6 +107,10 @@ class Task(RowReader):
     def read(self, text: str) -> Reading:
         """The factors that a generated row shows, and whether it is valid."""
         return Reading()
+
+    def identity(self, text: str) -> Hashable | None:
+        """Of an open-ended task, the object that a valid row shows, the same for every order of its parts; None for an invalid row."""
+        return None
 
     def read_all(self, texts: Sequence[str]) -> list[Reading]:
         return [self.read(text) for text in texts]
@@ -125,10 +137,23 @@ class Task(RowReader):
             start += high - low
 
 
-def decoder(alphabet: str) -> Callable[[Tokens], str]:
-    """A function from token ids [characters] to the text that they stand for."""
+def decoder(alphabet: str | Sequence[str]) -> Callable[[Tokens], str]:
+    """A function from token ids [characters or words] to the text that they stand for."""
+    if not isinstance(alphabet, str):
+        return lambda ids: " ".join(map(alphabet.__getitem__, ids.tolist()))
     table = np.frombuffer(alphabet.encode("ascii"), np.uint8)
     return lambda ids: table[ids].tobytes().decode("ascii")
+
+
+def distinct(rng: np.random.Generator, shape: tuple[int, ...], count: int, among: int) -> Ints:
+    """`count` distinct integers below `among` in random order, [*shape, count], by a partial Fisher–Yates shuffle."""
+    rows = int(np.prod(shape))
+    pool = np.tile(np.arange(among), (rows, 1))
+    row = np.arange(rows)
+    for k in range(count):
+        chosen = rng.integers(k, among, size=rows)
+        pool[row, k], pool[row, chosen] = pool[row, chosen], pool[row, k]
+    return pool[:, :count].reshape(*shape, count)
 
 
 def resolve(task: str, params: Mapping[str, Param], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from freetf_cli.errors import InputError
 from freetf_cli.streams import stream_seed
-from freetf_cli.tasks.base import BLOCK_ROWS, Example, Param, Rows, Task, decoder
+from freetf_cli.tasks.base import BLOCK_ROWS, Example, Param, Rows, Task, decoder, distinct
 from freetf_cli.tasks.factors import Ints, Reading, Span
 
 ROW_CHARACTERS = 319  # question and whole-block answer, as released
@@ -63,10 +63,10 @@ class Blocks(Task):
         self.row_tokens = self.loss_start + len(range(n)[self.answer]) + 1
 
     def draw(self, rng: np.random.Generator) -> Rows:
-        blocks = distinct(rng, (BLOCK_ROWS, self.count), self.n)
+        blocks = distinct(rng, (BLOCK_ROWS, self.count), self.n, 26)
         index = rng.integers(self.count, size=BLOCK_ROWS)
         target = blocks[np.arange(BLOCK_ROWS), index]
-        order = distinct(rng, (BLOCK_ROWS,), self.query, among=self.n)
+        order = distinct(rng, (BLOCK_ROWS,), self.query, self.n)
         asked = np.take_along_axis(target, order, axis=1)
         self._redraw(rng, blocks, index, asked)
         tokens = self._assemble(blocks, asked, target)
@@ -85,7 +85,7 @@ class Blocks(Task):
             wrong |= (blocks[rows, :, :, None] == asked[rows, None, None, :]).any(axis=2).all(axis=2)
             wrong[np.arange(len(rows)), index[rows]] = False
             row, place = np.nonzero(wrong)
-            blocks[rows[row], place] = distinct(rng, (len(row),), self.n)
+            blocks[rows[row], place] = distinct(rng, (len(row),), self.n, 26)
             rows = rows[np.unique(row)]
 
     def _assemble(self, blocks: Ints, asked: Ints, target: Ints) -> Ints:
@@ -127,14 +127,3 @@ def repeated(blocks: Ints) -> NDArray[np.bool_]:
     copies = np.zeros(words.shape, bool)
     np.put_along_axis(copies, order[:, 1:], sorted_words[:, 1:] == sorted_words[:, :-1], axis=1)
     return copies
-
-
-def distinct(rng: np.random.Generator, shape: tuple[int, ...], count: int, among: int = 26) -> Ints:
-    """`count` distinct integers below `among` in random order, [*shape, count], by a partial Fisher–Yates shuffle."""
-    rows = int(np.prod(shape))
-    pool = np.tile(np.arange(among), (rows, 1))
-    row = np.arange(rows)
-    for k in range(count):
-        chosen = rng.integers(k, among, size=rows)
-        pool[row, k], pool[row, chosen] = pool[row, chosen], pool[row, k]
-    return pool[:, :count].reshape(*shape, count)

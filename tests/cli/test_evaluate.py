@@ -65,6 +65,10 @@ def test_it_repeats_and_agrees_with_the_record_of_the_run(run_cli: Callable, bas
     [
         (("--sequences", 5), "too few sequences for an interval: 5, and at least 20 are needed"),
         (("--task", "likelyhood"), "likelihood"),
+        (("--task", "likelihood", "--temperature", 0), "--task likelihood has no --temperature"),
+        (("--task", "creativity", "--attempts", 4), "--task creativity has no --attempts"),
+        (("--task", "creativity"), "open-ended tasks"),
+        (("--task", "attempts"), "no question is asked"),
         (("--split", "nothing", "--data", "text"), "tokenizer"),
     ],
 )
@@ -72,6 +76,18 @@ def test_bad_input(run_cli: Callable, free_run: Path, workshop: Path, monkeypatc
     monkeypatch.chdir(workshop)
     done = run_cli("evaluate", free_run, *options)
     assert done.code == 2 and said in done.stderr
+
+
+def test_rows_of_an_open_ended_task(run_cli: Callable, tmp_path: Path) -> None:
+    small = "model.width=16 model.heads=2 train.steps=2 train.warmup=1 eval.every=0 eval.samples=0 eval.sequences=4 latent.bits=4"
+    options = [word for setting in small.split() for word in ("--set", setting)]
+    assert run_cli("train", "triangles/free", "--smoke", "-o", tmp_path / "run", "--device", "cpu", "-q", *options).code == 0
+    words = ("evaluate", tmp_path / "run", "--task", "creativity", "--sequences", 20, "--device", "cpu")
+    cold, warm = (json.loads(run_cli(*words, "--temperature", one, "--json").stdout) for one in (0, 1))
+    assert (cold["temperature"], warm["temperature"], cold["sequences"], cold["training_objects"]) == (0.0, 1.0, 20, 200)
+    assert 0 <= warm["creativity"]["measured"]["low"] <= warm["creativity"]["measured"]["value"] <= 1
+    shown = run_cli(*words)
+    assert shown.code == 0 and "perfect sampler" in shown.stdout and "3 × 20 generated rows, temperature 1.00" in shown.stdout
 
 
 def test_benchmarks_without_lm_eval(run_cli: Callable, free_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

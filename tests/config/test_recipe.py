@@ -316,6 +316,17 @@ def test_naming_a_folder_drops_the_task(recipe_file):
     assert load_recipe(str(child_of(recipe_file, '[data]\ntask = "coins"\n'))).data.params == {}
 
 
+def test_a_finite_training_set_belongs_to_a_task(recipe_file):
+    """Another task keeps its size; a folder drops it, and may not have one of its own."""
+    edited(recipe_file, 'task = "letters"', 'task = "circles"\ntrain_rows = 50\nteacherless = 0.5')
+    of_lines = load_recipe(str(child_of(recipe_file, '[data]\ntask = "lines"\n'))).data
+    assert (of_lines.train_rows, of_lines.teacherless) == (50, 0.5)
+    of_folder = load_recipe(str(child_of(recipe_file, '[data]\ndir = "d"\n'))).data
+    assert (of_folder.train_rows, of_folder.teacherless) == (None, 0.0)
+    both = faults(child_of(recipe_file, '[data]\ndir = "d"\ntrain_rows = 5\nteacherless = 0.5\n'))
+    assert len(both) == 2 and "data.train_rows belongs to data.task" in both[0] and "data.teacherless belongs to data.task" in both[1]
+
+
 def test_extends_in_a_circle(recipe_file):
     child = child_of(recipe_file, "")
     recipe_file.write_text('extends = "child"\n', encoding="utf-8")

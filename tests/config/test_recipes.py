@@ -13,6 +13,7 @@ import pytest
 
 from freetf_cli.config.files import load_recipe, shipped_recipes
 from freetf_cli.config.recipe import NumericsConfig, ObjectiveConfig, flat
+from freetf_cli.tasks import make_task
 
 EXCERPTS = Path(__file__).resolve().parent.parent / "excerpts"
 NAMES = shipped_recipes()
@@ -24,9 +25,12 @@ REPRESENTATIVE = [
     "demo-free",
     "figure4/8th",
     "figure4-mini/4th",
+    "countdown/3-free",
     "letters-free",
     "reviews-free",
+    "siblings/free-window",
 ]  # one of each family
+OPEN_ENDED = ("siblings", "circles", "lines", "triangles", "path-star", "countdown")
 BOUND = 240  # seconds on a busy machine; about 15 are promised on two idle cores
 
 
@@ -39,7 +43,11 @@ def test_a_recipe_loads_and_says_what_it_is_for(name):
     recipe = load_recipe(name)
     assert 20 < len(recipe.description) < 140
     assert "\n" not in recipe.description
-    assert (recipe.kind == "baseline") == name.endswith(("baseline", "-softmax", "-multi-token"))
+    family, _, variant = name.partition("/")
+    if family in OPEN_ENDED:
+        assert (recipe.kind == "free") == ("free" in variant)
+    else:
+        assert (recipe.kind == "baseline") == name.endswith(("baseline", "-softmax", "-multi-token"))
 
 
 def test_descriptions_are_their_own():
@@ -76,6 +84,24 @@ def test_figure_4_differs_from_the_papers_objective_only_where_stated():
             base, steps = longer.get(name, (theirs.model.rope_theta, theirs.train.steps))
             assert ours.model == theirs.model.model_copy(update={"rope_theta": base})
             assert ours.train == theirs.train.model_copy(update={"steps": steps})
+
+
+@pytest.mark.parametrize("family", OPEN_ENDED[:4])
+def test_the_arms_of_an_open_ended_task_differ_in_one_thing_each(family):
+    """Equal data, steps and tuning; of Free models only Z, its objective and κ vary. A window of one position has about 12 bits a row."""
+    baseline = flat(load_recipe(f"{family}/baseline"))
+    changes = {"baseline": {}, "block": {"model.layers": 9}, "free": {}, "free-half": {}, "free-window": {}}
+    changes |= {"seeded": {"data.params.seed_length": 5}, "teacherless": {"data.teacherless": 0.5}}
+    changes |= {"free-4": {}} if family in ("siblings", "triangles") else {}
+    assert {name for name in NAMES if name.startswith(f"{family}/")} == {f"{family}/{variant}" for variant in changes}
+    for variant, changed in changes.items():
+        recipe = load_recipe(f"{family}/{variant}")
+        assert {key: value for key, value in flat(recipe).items() if not key.startswith("latent.")} == {**baseline, **changed}
+        if variant == "free-window":
+            assert recipe.latent.kappa * (make_task(family, {}).row_tokens - 1) == pytest.approx(12, abs=0.3)
+        elif recipe.latent is not None:
+            assert recipe.latent.kappa == {"free": 1.0, "free-half": 0.5, "free-4": 4.0}[variant]
+            assert recipe.latent.objective == ObjectiveConfig() and recipe.latent.window is None
 
 
 def test_the_papers_settings():

@@ -41,12 +41,14 @@ def source(folders: Path, name: str, seed: int = 0) -> DataSource:
         "text": (DataConfig(dir=str(folders / "text")), 32),
         "text documents": (DataConfig(dir=str(folders / "text"), rows="documents"), 64),
         "blocks": (DataConfig(task="blocks"), None),
+        "circles": (DataConfig(task="circles", train_rows=70), None),
+        "pathstar": (DataConfig(task="pathstar", train_rows=1500), None),
     }
     config, context = configs[name]
     return open_data(config, context=context, seed=seed)
 
 
-NAMES = ["letters", "letters folder", "reviews", "reviews folder", "text", "text documents", "blocks"]
+NAMES = ["letters", "letters folder", "reviews", "reviews folder", "text", "text documents", "blocks", "circles", "pathstar"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -75,7 +77,7 @@ def test_targets_follow_inputs(name: str, folders: Path) -> None:
         assert (per_row == data.facts.targets).all()
 
 
-@pytest.mark.parametrize("name", ["letters folder", "reviews folder", "text documents", "text"])
+@pytest.mark.parametrize("name", ["letters folder", "reviews folder", "text documents", "text", "circles"])
 def test_an_epoch_covers_every_row_once(name: str, folders: Path) -> None:
     data = source(folders, name)
     rows = data.rows.size("train") if name != "text" else None
@@ -291,3 +293,39 @@ def test_factors_of_a_task_are_those_of_its_rows() -> None:
     rows = next(iter(source.held_out("val", 50, 50))).inputs
     assert [source.tokenizer.decode(row[:1]) for row in rows] == [one["letter"] for one in factors]
     assert source.held_out_documents("val", 50).tolist() == list(range(50))
+
+
+def test_a_finite_training_set_is_the_head_of_the_endless_stream() -> None:
+    """Of each seed its own; held-out rows and their factors stay those of the task."""
+    for seed in (0, 3):
+        endless, finite = (open_data(DataConfig(task="siblings", train_rows=rows), context=None, seed=seed) for rows in (None, 40))
+        head = {row.tobytes() for row in endless.train_batch(0, 40).inputs}
+        (train,) = finite.held_out("train", 100, 100)
+        assert {row.tobytes() for row in train.inputs} == head
+        ours, theirs = (next(data.held_out("val", 9, 9)).inputs for data in (finite, endless))
+        assert (ours == theirs).all() and finite.rows.size("val") is None
+        parents = [factors["parent"] for factors in finite.held_out_factors("train", 40)]
+        assert parents == [finite.tokenizer.decode(row[3:4]) for row in train.inputs]
+
+
+def test_teacherless_rows_hide_their_inputs_after_the_prompt() -> None:
+    """About the share of rows is hidden, each as a whole; targets stay; a part of a batch hides the same rows."""
+    config = DataConfig(task="circles", params={"seed_length": 3}, train_rows=500)
+    plain, hidden = (open_data(config.model_copy(update={"teacherless": share}), context=None, seed=1) for share in (0.0, 0.25))
+    word, found = hidden.tokenizer.encode("$")[0], []
+    for step in range(8):
+        one, other = plain.train_batch(step, 300), hidden.train_batch(step, 300)
+        assert (one.targets == other.targets).all() and (one.inputs[:, :4] == other.inputs[:, :4]).all()
+        rows = (other.inputs[:, 4:] == word).all(axis=1)
+        assert (other.inputs[~rows] == one.inputs[~rows]).all() and not (one.inputs == word).any()
+        parts = hidden.train_batch(step, 300, [range(20, 60), range(250, 300)])
+        assert (parts.inputs == np.concatenate([other.inputs[20:60], other.inputs[250:300]])).all()
+        found += rows.tolist()
+    assert abs(np.mean(found) - 0.25) < 4 * (0.25 * 0.75 / len(found)) ** 0.5
+    (held,) = hidden.held_out("val", 9, 9)
+    assert not (held.inputs == word).any()
+
+
+def test_only_tasks_with_a_word_for_it_hide_inputs() -> None:
+    with pytest.raises(InputError, match="task 'letters' has no word that replaces hidden inputs"):
+        open_data(DataConfig(task="letters", teacherless=0.5), context=None, seed=0)

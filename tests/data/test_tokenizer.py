@@ -62,6 +62,17 @@ def test_characters() -> None:
     assert tok.characters("01", separator=False).separator is None
 
 
+def test_words() -> None:
+    made = tok.words(("12", "3", "p0", "$"), separator=True)
+    assert (made.name, made.vocab_size, made.separator, made.keeps_bytes) == ("words", 5, 4, False)
+    assert made.encode("3 p0 12") == [1, 2, 0] and made.encode("") == []
+    assert made.decode([4, 1, 2, 0, 4]) == "3 p0 12"
+    assert tok.from_json(made.json).encode("12 $") == library.Tokenizer.from_str(made.json).encode("12 $").ids == [0, 3]
+    for text in ("3 4", "3  p0", "3p0", " 3"):
+        with pytest.raises(InputError, match="is not a word of the vocabulary; words are joined by single spaces"):
+            made.encode(text)
+
+
 @pytest.mark.parametrize(("text", "place"), [("ABx", "character 2"), ("é", "character 0"), ("A B", "character 1")])
 def test_a_character_outside_the_vocabulary_is_named(text: str, place: str) -> None:
     with pytest.raises(InputError, match=f"vocabulary, {place} of line 7") as caught:

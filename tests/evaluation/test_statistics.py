@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from freetf_cli.errors import InputError
-from freetf_cli.evaluation.statistics import bootstrap, check_enough, share, wilson
+from freetf_cli.evaluation.statistics import bootstrap, check_enough, repeated, share, wilson
 
 
 def test_the_interval_of_a_mean_has_its_theoretical_width() -> None:
@@ -34,6 +34,16 @@ def test_a_share_of_nothing_or_all_has_an_interval_too() -> None:
     assert share(np.zeros(240), clusters=np.repeat(np.arange(24), 10)) == wilson(0, 24)
     assert share(np.zeros(48), np.arange(48) % 2) == wilson(0, 24)  # half of the items do not count
     assert np.isnan(share(np.zeros(24), np.zeros(24)).value) and np.isnan(bootstrap([]).low)
+
+
+@pytest.mark.parametrize("count", [2, 3, 10])
+def test_the_interval_of_repetitions_is_students(count: int) -> None:
+    from scipy import stats
+
+    values = np.random.default_rng(count).normal(0.4, 0.1, size=count)
+    found = repeated(values.tolist())
+    theirs = stats.t.interval(0.95, count - 1, loc=values.mean(), scale=stats.sem(values))
+    assert (found.low, found.high) == pytest.approx(theirs, rel=1e-4) and found.value == pytest.approx(values.mean())
 
 
 def test_intervals_agree_with_scipy() -> None:

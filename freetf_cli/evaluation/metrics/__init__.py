@@ -1,7 +1,8 @@
 """Metrics of `freetf evaluate`, one module each, found by listing this package.
 
 To add a metric, add a module here with a function `evaluate`, and its test. The module's name is the value of `--task`; the first paragraph
-of its docstring is its help.
+of its docstring is its help. Two constants are optional: OPTIONS, those of `--temperature` and `--attempts` that it has, and SEQUENCES,
+what `--sequences` is by default.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ class Request:
     sequences: int = 256  # of the held-out split; all of them if it has fewer
     draws: int = 512  # of Z for each sequence, for metrics that average over Z (`--samples`)
     seed: int = 0  # of the draws of Z; the sequences do not depend on it
+    temperature: float | None = None  # of generated tokens, for metrics that generate
+    attempts: int | None = None  # generated answers to a question
     advance: Advance = lambda _: None  # called with the number of sequences that were just measured
 
     def described(self, task: str, checkpoint: Checkpoint, source: DataSource, sequences: int, seconds: float) -> dict[str, Any]:
@@ -50,9 +53,23 @@ def metric_names() -> tuple[str, ...]:
 
 def load(name: str) -> Metric:
     """The function `evaluate` of a metric; InputError for an unknown name."""
+    return cast("Metric", _module(name).evaluate)
+
+
+def own_options(name: str) -> tuple[str, ...]:
+    """The options of the command line that a metric has beside those of all metrics."""
+    return cast("tuple[str, ...]", getattr(_module(name), "OPTIONS", ()))
+
+
+def default_sequences(name: str) -> int:
+    """The number of sequences that a metric measures by default."""
+    return cast("int", getattr(_module(name), "SEQUENCES", Request.sequences))
+
+
+def _module(name: str) -> Any:
     if name not in metric_names():
         raise InputError(f"there is no metric '{name}'", hint=nearest(name, metric_names()))
-    return cast("Metric", importlib.import_module(f"{__name__}.{name}").evaluate)
+    return importlib.import_module(f"{__name__}.{name}")
 
 
 def describe(name: str) -> str:
