@@ -10,10 +10,10 @@ from pydantic import AfterValidator, Field
 
 from freetf_cli.config.table import MOST, ConfigTable, Positive, Weight, known, module_names, rule
 
-KINDS = module_names("latent", without=("build", "objective"))
+KINDS = module_names("latent", without=("bits", "build", "low_order", "objective"))
 Kind = Annotated[str, AfterValidator(known("kind of latent", KINDS)), Field(json_schema_extra={"enum": list(KINDS)})]
 Share = Annotated[float, Field(ge=0, le=1)]
-ARCHITECTURE = {"kind", "bits", "depth", "window", "encoder", "options"}  # decide the weights' shapes and the forward pass
+ARCHITECTURE = {"kind", "bits", "depth", "window", "encoder", "table", "options"}  # decide the weights' shapes and the forward pass
 
 
 class ObjectiveConfig(ConfigTable):
@@ -54,6 +54,21 @@ class NumericsConfig(ConfigTable):
     )
 
 
+class TableConfig(ConfigTable):
+    """The table that turns codes into vectors. `latent.table = "full"`, the default, is the paper's: a vector for each of 2^H codes."""
+
+    order: Positive | None = Field(
+        None,
+        description="learn a vector for each set of at most so many bits, whose signed sum a code's vector is: for 16 bits 16, 136 and 696"
+        " vectors with 1, 2 and 3. Default: a vector for each code",
+    )
+
+    @classmethod
+    def completed(cls, given: Any) -> Any:
+        """No keys for `"full"`."""
+        return {} if given == "full" else given
+
+
 class LatentConfig(ConfigTable):
     """The latent Z of a Free Transformer. A recipe without this table is a baseline."""
 
@@ -68,6 +83,7 @@ class LatentConfig(ConfigTable):
     encoder: Literal["shared", "full"] = Field(
         "shared", description="the encoder reads the decoder's lower half (as in the paper), or blocks of its own (its Figure 1b)"
     )
+    table: TableConfig = Field(default_factory=TableConfig, description="the post-sampler's table, below")
     table_init: Literal["bits", "independent"] = Field(
         "bits", description="initial rows of the post-sampler: sums of H bit directions, or drawn independently"
     )
@@ -94,6 +110,12 @@ class LatentConfig(ConfigTable):
         if self.kind != "binary" or self.kappa <= self.bits:
             return None
         return f"latent.kappa = {self.kappa:g} is more than latent.bits = {self.bits}: a token holds no more"
+
+    @rule("table.order", "bits")
+    def _sets_have_enough_bits(self) -> str | None:
+        if self.table.order is None or self.table.order <= self.bits:
+            return None
+        return f"latent.table.order = {self.table.order} is more than latent.bits = {self.bits}: no set has so many bits"
 
     @rule("objective.schedule", "bits")
     def _schedules_are_paths(self) -> str | None:

@@ -210,3 +210,10 @@ def test_text_is_assumed_packed_before_its_data_is_opened() -> None:
         for word in ("true", "false")
     )
     assert masked > 2 * unmasked
+
+
+def test_a_table_of_low_order_by_hand() -> None:
+    full, low = (plan_run(load_recipe("paper-1.5b-free", overrides=changes), "", True) for changes in ([], ["latent.table.order=2"]))
+    width, rows = 1536, 16 + 16 * 15 // 2
+    assert full.parameters - low.parameters == (2**16 - rows) * width
+    assert full.train_flops_per_token - low.train_flops_per_token == 2 * 2**16 * width - 6 * rows * width

@@ -27,7 +27,8 @@ from freetf_cli.evaluation import Advance
 from freetf_cli.evaluation.likelihood import cost
 from freetf_cli.evaluation.posterior import PosteriorPass, posterior_draws, prior_draws
 from freetf_cli.evaluation.statistics import Floats, bootstrap, check_enough, interval, resampled_means, share
-from freetf_cli.latent.binary import BinaryDistribution, at_least_float32, bit_logits, code_bits, kl_per_token
+from freetf_cli.latent.binary import BinaryDistribution, bit_logits, kl_per_token
+from freetf_cli.latent.bits import at_least_float32, code_bits
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.records import LEAST_KL, LN2
 from freetf_cli.records.likelihood import Estimate
