@@ -13,7 +13,16 @@ from freetf_cli.config.table import MOST, ConfigTable, Positive, Weight, known, 
 KINDS = module_names("latent", without=("bits", "build", "low_order", "objective"))
 Kind = Annotated[str, AfterValidator(known("kind of latent", KINDS)), Field(json_schema_extra={"enum": list(KINDS)})]
 Share = Annotated[float, Field(ge=0, le=1)]
-ARCHITECTURE = {"kind", "bits", "depth", "window", "encoder", "table", "options"}  # decide the weights' shapes and the forward pass
+ARCHITECTURE = {
+    "kind",
+    "bits",
+    "depth",
+    "window",
+    "encoder",
+    "table",
+    "every",
+    "options",
+}  # decide the weights' shapes and the forward pass
 
 
 class ObjectiveConfig(ConfigTable):
@@ -79,6 +88,9 @@ class LatentConfig(ConfigTable):
     window: Positive | None = Field(
         None,
         description="Z of the first so many positions is inferred, Z of later ones is drawn from the prior, in training too. Default: all",
+    )
+    every: Positive | Literal["sequence"] = Field(
+        1, description='number of tokens that share one Z, which the first of them infers: 1 is the paper\'s; "sequence": all of a row'
     )
     encoder: Literal["shared", "full"] = Field(
         "shared", description="the encoder reads the decoder's lower half (as in the paper), or blocks of its own (its Figure 1b)"

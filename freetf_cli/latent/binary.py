@@ -41,7 +41,7 @@ from freetf_cli.latent.objective import aggregate_mismatch, free_bits_penalty
 from freetf_cli.model.block import Block
 from freetf_cli.model.context import Context
 from freetf_cli.model.decoder import initialise
-from freetf_cli.model.latent import Distribution, Injection, Latent, ObjectiveWeights
+from freetf_cli.model.latent import Distribution, Injection, Latent, ObjectiveWeights, gather, shared
 from freetf_cli.model.weights import Draws, fill
 from freetf_cli.records import LN2
 
@@ -58,7 +58,7 @@ class BinaryLatent(Latent):
         if config.options:
             raise InputError(f"latent.options = {config.options}: the binary latent has no further options")
         self.config, self.bits, self.kappa = config, config.bits, config.kappa
-        self.depth, self.window = config.depth or model.layers // 2, config.window
+        self.depth, self.window, self.every = config.depth or model.layers // 2, config.window, config.every
         self.reads_embeddings = config.encoder == "full"
         self.encoder = Encoder(model, config.bits, own_blocks=self.depth if self.reads_embeddings else 0)
         gradient, order = config.numerics.gradient, config.table.order
@@ -71,12 +71,15 @@ class BinaryLatent(Latent):
     def posterior(self, x_BTD: Tensor, embedded_BTD: Tensor, ctx: Context) -> BinaryDistribution:
         """Bernoulli bits from the encoder.
 
-        With `latent.window`, which is not the paper's, the logits of later positions are 0, so that Q equals the prior there.
+        With `latent.window` and `latent.every`, which are not the paper's, the logits of positions that infer nothing are 0: Q equals the
+        prior there.
         """
-        bit_logits_BTH = self.encoder(embedded_BTD if self.reads_embeddings else x_BTD, ctx)
+        bit_logits_BTH, starts = self.encoder(embedded_BTD if self.reads_embeddings else x_BTD, ctx), self.starts(ctx)
         if self.window is not None:
             bit_logits_BTH = bit_logits_BTH * (ctx.token_positions < self.window)[..., None]
-        return BinaryDistribution(bit_logits_BTH)
+        if starts is not None:
+            bit_logits_BTH = bit_logits_BTH * (starts == ctx.positions_T)[..., None]
+        return BinaryDistribution(bit_logits_BTH, None if starts is None else starts.expand(bit_logits_BTH.shape[:2]))
 
     def inject(self, z: Tensor, posterior: Distribution | None = None) -> Injection:
         """r = W[z]; with the posterior, the gradient of equation 8 flows to the bit logits."""
@@ -85,7 +88,7 @@ class BinaryLatent(Latent):
 
     def prior(self, stream: np.random.Generator, length: int) -> np.ndarray:
         """Uniform codes [T] int64."""
-        return stream.integers(0, 2**self.bits, length)
+        return shared(stream.integers(0, 2**self.bits, length), self.every)
 
     def prior_log_prob(self, z: Tensor) -> Tensor:
         """−H ln 2 for every token."""
@@ -130,13 +133,17 @@ class BinaryLatent(Latent):
 
 @dataclass(frozen=True)
 class BinaryDistribution(Distribution):
-    """Independent bits with P(B_h = 1) = σ(L_h) at every position; Z is their code, [B, T] int64. bit_logits: L, [B, T, H]."""
+    """Independent bits with P(B_h = 1) = σ(L_h) at every position; Z is their code, [B, T] int64. bit_logits: L, [B, T, H].
+
+    starts_BT: where tokens share a Z, the position that infers it.
+    """
 
     bit_logits: Tensor
+    starts_BT: Tensor | None = None
 
     def sample(self, noise: Tensor) -> Tensor:
         """Codes [B, T] from uniform noise [B, T, H]: bit h is set where noise < σ(L_h)."""
-        return sample_codes(self.bit_logits.detach(), noise)
+        return gather(sample_codes(self.bit_logits.detach(), noise), self.starts_BT)
 
     def kl(self) -> Tensor:
         return kl_per_token(self.bit_logits)
@@ -147,7 +154,7 @@ class BinaryDistribution(Distribution):
         return (code_bits(z, logits_BTH.shape[-1]) * logits_BTH - F.softplus(logits_BTH)).sum(-1)
 
     def rows(self, index: Tensor) -> BinaryDistribution:
-        return BinaryDistribution(self.bit_logits[index])
+        return BinaryDistribution(self.bit_logits[index], None if self.starts_BT is None else self.starts_BT[index])
 
 
 @dataclass(frozen=True)

@@ -164,7 +164,9 @@ CHANGES: dict[str, Change] = {
     "latent.bits": ({}, {"bits": 5}),
     "latent.depth": ({}, {"depth": 3}),
     "latent.window": ({}, {"window": 3}),
+    "latent.every": ({}, {"every": 3}),
     "latent.encoder": ({}, {"encoder": "full"}),
+    "latent.table": ({}, {"table": {"order": 2}}),
     "latent.options": ({}, {"options": {}}),  # the binary latent has none
 }
 
