@@ -38,10 +38,11 @@ class ObjectiveConfig(ConfigTable):
     mismatch_over: Literal["sequence", "token"] = Field(
         "sequence", description="that divergence over all bits of a sequence together, or summed over its tokens"
     )
-    schedule: dict[Literal["kappa", "slope", "mismatch"], list[list[float]]] = Field(
+    beta: Weight = Field(1.0, description="weight of all these terms together, beside the cross-entropy (1: the paper's objective)")
+    schedule: dict[Literal["kappa", "slope", "mismatch", "beta"], list[list[float]]] = Field(
         default_factory=dict,
-        description="values of `kappa`, `slope` and `mismatch` during a run: points `[share of it, value]`, then `[share]`, where the"
-        " key's own value is reached",
+        description="values of `kappa`, `slope`, `mismatch` and `beta` during a run: points `[share of it, value]`, then `[share]`, where"
+        " the key's own value is reached",
     )
 
     @property

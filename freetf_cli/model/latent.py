@@ -11,13 +11,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from freetf_cli.model.context import Context
+from freetf_cli.model.context import Context, Memory
 from freetf_cli.model.weights import Draws
 
 
@@ -25,12 +25,13 @@ class ObjectiveWeights(NamedTuple):
     """Scalars of the objective at a training step, numbers or tensors [].
 
     kappa: free bits, nats per token. slope: weight of the KL below κ. mismatch: weight of the aggregate posterior's divergence
-    from the prior.
+    from the prior. beta: weight of all these terms together.
     """
 
     kappa: Any
     slope: Any
     mismatch: Any
+    beta: Any = 1.0
 
 
 class Distribution(ABC):
@@ -55,11 +56,28 @@ class Distribution(ABC):
 
 @dataclass(frozen=True)
 class Injection:
-    """What the blocks above read of Z: nothing, unless a kind overrides `kv`."""
+    """What the decoder above reads of Z: nothing, unless a kind overrides one of these.
+
+    memory_size: M, the number of keys that `memory` adds.
+    """
+
+    memory_size: ClassVar[int] = 0
+
+    def stream(self, index: int, x_BTD: Tensor) -> Tensor:
+        """The residual stream [B, T, D] that block `index` reads."""
+        return x_BTD
 
     def kv(self, index: int, x_BTD: Tensor) -> Tensor | None:
         """The stream [B, T, D] that the keys and values of block `index` come from; None: the block's own stream."""
         return None
+
+    def memory(self, index: int) -> Memory | None:
+        """Further keys and values of block `index`."""
+        return None
+
+    def hidden(self, hidden_BTD: Tensor) -> Tensor:
+        """What lm_head reads [B, T, D], from the normed stream after the last block."""
+        return hidden_BTD
 
 
 class Latent(nn.Module, ABC):

@@ -77,12 +77,12 @@ def _encoder_blocks(recipe: Recipe) -> int:
 
 
 def _train_flops(recipe: Recipe, parts: list[PartCost]) -> float:
-    """Forward and backward (twice the forward), and the mapper's product W · dr, which only the backward has.
+    """Forward and backward (twice the forward), and the binary mapper's product W · dr, which only the backward has.
 
     A table of low order has a product in the forward too: that of the sets' signs with their vectors.
     """
     mapper = 0.0
-    if recipe.latent is not None:
+    if recipe.latent is not None and recipe.latent.kind == "binary":
         rows, width = table_rows(recipe.latent), recipe.model.width
         mapper = (2.0 if recipe.latent.table.order is None else 3 * 2.0) * rows * width
     return 3 * sum(part.flops for part in parts) + mapper
@@ -141,7 +141,7 @@ def activation_bytes(recipe: Recipe, bf16: bool, device_type: str, checkpointing
 
 def mapper_bytes(recipe: Recipe, bf16: bool, device_type: str) -> float:
     """The mapper's gradient: a centred copy of the table, and s = W · dr of some tokens unless a kernel fuses it. Low order: features."""
-    if recipe.latent is None:
+    if recipe.latent is None or recipe.latent.kind != "binary":
         return 0.0
     if recipe.latent.table.order is not None:
         return 3.0 * 4 * recipe.rows_at_once * (recipe.model.context or 1) * table_rows(recipe.latent)

@@ -160,7 +160,7 @@ CHANGES: dict[str, Change] = {
     "multi_token.norm": (MULTI, {"norm": "plain"}),
     "multi_token.kq_layers": (MULTI, {"kq_layers": [1, 2, 3]}),
     "multi_token.cache": (MULTI, {"cache": "rows"}),
-    "latent.kind": ({}, {"kind": "binary"}),  # there is only one
+    "latent.kind": ({}, {"kind": "gaussian"}),
     "latent.bits": ({}, {"bits": 5}),
     "latent.depth": ({}, {"depth": 3}),
     "latent.window": ({}, {"window": 3}),
