@@ -16,7 +16,7 @@ from freetf_cli.config.recipe import Recipe
 from freetf_cli.data.batches import Batch
 from freetf_cli.device import autocast_dtype
 from freetf_cli.kernels import logit_gradient
-from freetf_cli.latent.binary import BinaryLatent, bit_logits
+from freetf_cli.latent.binary import BinaryLatent, PostSampler, bit_logits
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.records.bench import PartRow, StepRow, Timing, TrainBench
 from freetf_cli.training.float8 import check_float8, use_float8
@@ -129,6 +129,8 @@ def _works(recipe: Recipe, device: torch.device) -> Iterator[tuple[str, Callable
         torch.autograd.grad(bit_logits_BTH, [x_BTD, *latent.encoder.parameters()], dl_BTH.to(bit_logits_BTH.dtype))
 
     yield "encoder, forward and backward", encoder, times
+    if not isinstance(latent.post_sampler, PostSampler):  # a table of low order has no products with all codes
+        return
     table_CD = latent.post_sampler.weight
     w_DC, codes_N = table_CD.detach().to(dtype).T, torch.randint(2**bits, (len(dr_ND),), device=device)
     float8 = latent.post_sampler.float8

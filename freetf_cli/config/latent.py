@@ -10,10 +10,19 @@ from pydantic import AfterValidator, Field
 
 from freetf_cli.config.table import MOST, ConfigTable, Positive, Weight, known, module_names, rule
 
-KINDS = module_names("latent", without=("build", "objective"))
+KINDS = module_names("latent", without=("bits", "build", "low_order", "objective"))
 Kind = Annotated[str, AfterValidator(known("kind of latent", KINDS)), Field(json_schema_extra={"enum": list(KINDS)})]
 Share = Annotated[float, Field(ge=0, le=1)]
-ARCHITECTURE = {"kind", "bits", "depth", "window", "encoder", "options"}  # decide the weights' shapes and the forward pass
+ARCHITECTURE = {
+    "kind",
+    "bits",
+    "depth",
+    "window",
+    "encoder",
+    "table",
+    "every",
+    "options",
+}  # decide the weights' shapes and the forward pass
 
 
 class ObjectiveConfig(ConfigTable):
@@ -29,10 +38,11 @@ class ObjectiveConfig(ConfigTable):
     mismatch_over: Literal["sequence", "token"] = Field(
         "sequence", description="that divergence over all bits of a sequence together, or summed over its tokens"
     )
-    schedule: dict[Literal["kappa", "slope", "mismatch"], list[list[float]]] = Field(
+    beta: Weight = Field(1.0, description="weight of all these terms together, beside the cross-entropy (1: the paper's objective)")
+    schedule: dict[Literal["kappa", "slope", "mismatch", "beta"], list[list[float]]] = Field(
         default_factory=dict,
-        description="values of `kappa`, `slope` and `mismatch` during a run: points `[share of it, value]`, then `[share]`, where the"
-        " key's own value is reached",
+        description="values of `kappa`, `slope`, `mismatch` and `beta` during a run: points `[share of it, value]`, then `[share]`, where"
+        " the key's own value is reached",
     )
 
     @property
@@ -54,6 +64,21 @@ class NumericsConfig(ConfigTable):
     )
 
 
+class TableConfig(ConfigTable):
+    """The table that turns codes into vectors. `latent.table = "full"`, the default, is the paper's: a vector for each of 2^H codes."""
+
+    order: Positive | None = Field(
+        None,
+        description="learn a vector for each set of at most so many bits, whose signed sum a code's vector is: for 16 bits 16, 136 and 696"
+        " vectors with 1, 2 and 3. Default: a vector for each code",
+    )
+
+    @classmethod
+    def completed(cls, given: Any) -> Any:
+        """No keys for `"full"`."""
+        return {} if given == "full" else given
+
+
 class LatentConfig(ConfigTable):
     """The latent Z of a Free Transformer. A recipe without this table is a baseline."""
 
@@ -65,9 +90,13 @@ class LatentConfig(ConfigTable):
         None,
         description="Z of the first so many positions is inferred, Z of later ones is drawn from the prior, in training too. Default: all",
     )
+    every: Positive | Literal["sequence"] = Field(
+        1, description='number of tokens that share one Z, which the first of them infers: 1 is the paper\'s; "sequence": all of a row'
+    )
     encoder: Literal["shared", "full"] = Field(
         "shared", description="the encoder reads the decoder's lower half (as in the paper), or blocks of its own (its Figure 1b)"
     )
+    table: TableConfig = Field(default_factory=TableConfig, description="the post-sampler's table, below")
     table_init: Literal["bits", "independent"] = Field(
         "bits", description="initial rows of the post-sampler: sums of H bit directions, or drawn independently"
     )
@@ -94,6 +123,12 @@ class LatentConfig(ConfigTable):
         if self.kind != "binary" or self.kappa <= self.bits:
             return None
         return f"latent.kappa = {self.kappa:g} is more than latent.bits = {self.bits}: a token holds no more"
+
+    @rule("table.order", "bits")
+    def _sets_have_enough_bits(self) -> str | None:
+        if self.table.order is None or self.table.order <= self.bits:
+            return None
+        return f"latent.table.order = {self.table.order} is more than latent.bits = {self.bits}: no set has so many bits"
 
     @rule("objective.schedule", "bits")
     def _schedules_are_paths(self) -> str | None:

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from importlib.resources import as_file, files
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from freetf_cli import durable
 from freetf_cli.data.tokenizer import SEPARATOR, Tokenizer
@@ -30,6 +30,9 @@ from freetf_cli.records import Metrics
 from freetf_cli.records.exchange import ExportResult
 from freetf_cli.runs.checkpoint import Checkpoint
 from freetf_cli.runs.tensors import Tensors, write_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SHARD_BYTES = 5_000_000_000  # the most bytes in one weight file
 CODE = "modeling_free_transformer.py"
@@ -52,7 +55,7 @@ def export(
     refuse_existing(out)
     tokenizer, free = checkpoint.tokenizer(), checkpoint.recipe.latent is not None
     with new_folder(out) as folder:
-        parameters, shards = _write_weights(Tensors(checkpoint.weights), folder, shard_bytes)
+        parameters, shards = _write_weights(Tensors(checkpoint.weights), folder, shard_bytes, _full_tables(model))
         _write_json(folder / "config.json", hf_config(checkpoint.recipe, tokenizer))
         _write_json(folder / "generation_config.json", special_ids(tokenizer))
         _write_tokenizer(folder, tokenizer, checkpoint.recipe.model.context)
@@ -86,16 +89,27 @@ def new_folder(out: Path) -> Iterator[Path]:
         raise
 
 
-def _write_weights(tensors: Tensors, folder: Path, shard_bytes: int) -> tuple[int, int]:
-    """Write all weights under their names in transformers, one file in memory at a time. Returns the numbers of parameters and of files."""
+def _full_tables(model: Decoder) -> dict[str, Tensor]:
+    """A post-sampler of low order as the full table that the folder's code has, by the name of its weights."""
+    from freetf_cli.latent.low_order import LowOrderTable, full_table
+
+    return {f"{name}.weight": full_table(part).detach().cpu() for name, part in model.named_modules() if isinstance(part, LowOrderTable)}
+
+
+def _write_weights(tensors: Tensors, folder: Path, shard_bytes: int, instead: Mapping[str, Tensor]) -> tuple[int, int]:
+    """Write all weights under their names in transformers, one file in memory at a time. Returns the numbers of parameters and of files.
+
+    instead: tensors to write in the place of the checkpoint's, by the same names.
+    """
     import torch
 
-    sizes = {name: 4 * prod(shape) for name, shape in tensors.shapes.items()}
+    sizes = {name: 4 * prod(instead[name].shape if name in instead else shape) for name, shape in tensors.shapes.items()}
     shards = split_shards(sizes, shard_bytes)
     places: dict[str, str] = {}
     for number, names in enumerate(shards, start=1):
         file = WEIGHTS if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        write_tensors({hf_name(name): tensors.whole(name, torch.device("cpu")) for name in names}, folder / file)
+        found = {name: instead[name] if name in instead else tensors.whole(name, torch.device("cpu")) for name in names}
+        write_tensors({hf_name(name): tensor for name, tensor in found.items()}, folder / file)
         places |= {hf_name(name): file for name in names}
     if len(shards) > 1:
         _write_json(folder / INDEX, {"metadata": {"total_size": sum(sizes.values())}, "weight_map": dict(sorted(places.items()))})

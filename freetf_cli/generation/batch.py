@@ -135,7 +135,7 @@ def _read_prompt(
         out = model(tokens_BP, cache=cache, last_only=True)
     elif noise:
         out = model(tokens_BP, noise=_padded(noise, left=True).to(tokens_BP.device), cache=cache, last_only=True)
-        z = latent.with_prefix(z, out.z)
+        z = latent.with_prefix(z, out.z, cache.padding_B)
     else:
         out = model(tokens_BP, latent.span(z, 0, tokens_BP.shape[1]), cache=cache, last_only=True)
     return out.logits[:, -1], z

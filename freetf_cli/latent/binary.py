@@ -35,11 +35,13 @@ from torch import Tensor, nn
 from freetf_cli import kernels
 from freetf_cli.config.recipe import LatentConfig, ModelConfig
 from freetf_cli.errors import InputError
+from freetf_cli.latent.bits import at_least_float32, bit_directions, code_bits, signs, twice_drawn
+from freetf_cli.latent.low_order import LowOrderTable
 from freetf_cli.latent.objective import aggregate_mismatch, free_bits_penalty
 from freetf_cli.model.block import Block
 from freetf_cli.model.context import Context
 from freetf_cli.model.decoder import initialise
-from freetf_cli.model.latent import Distribution, Injection, Latent, ObjectiveWeights
+from freetf_cli.model.latent import Distribution, Injection, Latent, ObjectiveWeights, gather, shared
 from freetf_cli.model.weights import Draws, fill
 from freetf_cli.records import LN2
 
@@ -56,20 +58,28 @@ class BinaryLatent(Latent):
         if config.options:
             raise InputError(f"latent.options = {config.options}: the binary latent has no further options")
         self.config, self.bits, self.kappa = config, config.bits, config.kappa
-        self.depth, self.window = config.depth or model.layers // 2, config.window
+        self.depth, self.window, self.every = config.depth or model.layers // 2, config.window, config.every
         self.reads_embeddings = config.encoder == "full"
         self.encoder = Encoder(model, config.bits, own_blocks=self.depth if self.reads_embeddings else 0)
-        self.post_sampler = PostSampler(config.bits, model.width, config.numerics.gradient, config.numerics.float8)
+        gradient, order = config.numerics.gradient, config.table.order
+        self.post_sampler: PostSampler | LowOrderTable
+        if order is None:
+            self.post_sampler = PostSampler(config.bits, model.width, gradient, config.numerics.float8)
+        else:
+            self.post_sampler = LowOrderTable(config.bits, model.width, order, gradient)
 
     def posterior(self, x_BTD: Tensor, embedded_BTD: Tensor, ctx: Context) -> BinaryDistribution:
         """Bernoulli bits from the encoder.
 
-        With `latent.window`, which is not the paper's, the logits of later positions are 0, so that Q equals the prior there.
+        With `latent.window` and `latent.every`, which are not the paper's, the logits of positions that infer nothing are 0: Q equals the
+        prior there.
         """
-        bit_logits_BTH = self.encoder(embedded_BTD if self.reads_embeddings else x_BTD, ctx)
+        bit_logits_BTH, starts = self.encoder(embedded_BTD if self.reads_embeddings else x_BTD, ctx), self.starts(ctx)
         if self.window is not None:
             bit_logits_BTH = bit_logits_BTH * (ctx.token_positions < self.window)[..., None]
-        return BinaryDistribution(bit_logits_BTH)
+        if starts is not None:
+            bit_logits_BTH = bit_logits_BTH * (starts == ctx.positions_T)[..., None]
+        return BinaryDistribution(bit_logits_BTH, None if starts is None else starts.expand(bit_logits_BTH.shape[:2]))
 
     def inject(self, z: Tensor, posterior: Distribution | None = None) -> Injection:
         """r = W[z]; with the posterior, the gradient of equation 8 flows to the bit logits."""
@@ -78,7 +88,7 @@ class BinaryLatent(Latent):
 
     def prior(self, stream: np.random.Generator, length: int) -> np.ndarray:
         """Uniform codes [T] int64."""
-        return stream.integers(0, 2**self.bits, length)
+        return shared(stream.integers(0, 2**self.bits, length), self.every)
 
     def prior_log_prob(self, z: Tensor) -> Tensor:
         """−H ln 2 for every token."""
@@ -118,18 +128,22 @@ class BinaryLatent(Latent):
         self.post_sampler.initialise(self.config.table_init, self.config.table_std, draws.within("post_sampler"))
 
     def parts(self) -> dict[str, nn.Module]:
-        return {"encoder (training only)": self.encoder, f"post-sampler table, 2^{self.bits} rows": self.post_sampler}
+        return {"encoder (training only)": self.encoder, f"post-sampler table, {self.post_sampler.rows}": self.post_sampler}
 
 
 @dataclass(frozen=True)
 class BinaryDistribution(Distribution):
-    """Independent bits with P(B_h = 1) = σ(L_h) at every position; Z is their code, [B, T] int64. bit_logits: L, [B, T, H]."""
+    """Independent bits with P(B_h = 1) = σ(L_h) at every position; Z is their code, [B, T] int64. bit_logits: L, [B, T, H].
+
+    starts_BT: where tokens share a Z, the position that infers it.
+    """
 
     bit_logits: Tensor
+    starts_BT: Tensor | None = None
 
     def sample(self, noise: Tensor) -> Tensor:
         """Codes [B, T] from uniform noise [B, T, H]: bit h is set where noise < σ(L_h)."""
-        return sample_codes(self.bit_logits.detach(), noise)
+        return gather(sample_codes(self.bit_logits.detach(), noise), self.starts_BT)
 
     def kl(self) -> Tensor:
         return kl_per_token(self.bit_logits)
@@ -140,7 +154,7 @@ class BinaryDistribution(Distribution):
         return (code_bits(z, logits_BTH.shape[-1]) * logits_BTH - F.softplus(logits_BTH)).sum(-1)
 
     def rows(self, index: Tensor) -> BinaryDistribution:
-        return BinaryDistribution(self.bit_logits[index])
+        return BinaryDistribution(self.bit_logits[index], None if self.starts_BT is None else self.starts_BT[index])
 
 
 @dataclass(frozen=True)
@@ -193,21 +207,11 @@ def sample_codes(bit_logits_BTH: Tensor, noise_BTH: Tensor) -> Tensor:
     return (bits_BTH * weights_H).sum(-1)
 
 
-def code_bits(codes: Tensor, bits: int) -> Tensor:
-    """The bits of codes, [..., H] in {0, 1}, lowest first."""
-    return (codes[..., None] >> torch.arange(bits, device=codes.device)) & 1
-
-
 def kl_per_token(bit_logits_BTH: Tensor) -> Tensor:
     """KL(Q(Z_t | S) ‖ uniform) in nats, [B, T], in float32 or wider: H ln 2 − Σ_h entropy(σ(L_h)), equation 4 in closed form."""
     logits_BTH = at_least_float32(bit_logits_BTH)
     entropy_BTH = F.softplus(logits_BTH) - logits_BTH * torch.sigmoid(logits_BTH)
     return (LN2 - entropy_BTH).sum(-1)
-
-
-def at_least_float32(values: Tensor) -> Tensor:
-    """Widen bfloat16, whose rounding errors a later sum over bits and positions would add up."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 class PostSampler(nn.Module):
@@ -216,7 +220,7 @@ class PostSampler(nn.Module):
     def __init__(self, bits: int, width: int, gradient: Literal["paper", "heun"] = "paper", float8: bool = False) -> None:
         super().__init__()
         self.bits, self.gradient, self.float8 = bits, gradient, float8
-        self.weight = nn.Parameter(torch.empty(2**bits, width))
+        self.weight, self.rows = nn.Parameter(torch.empty(2**bits, width)), f"2^{bits} rows"
 
     def forward(self, codes_BT: Tensor, bit_logits_BTH: Tensor | None = None) -> Tensor:
         """r [B, T, D] of codes; with the logits that they were sampled from, the gradient of equation 8, or Heun's, flows to the logits."""
@@ -235,8 +239,8 @@ class PostSampler(nn.Module):
         if kind == "independent":
             draws.normal("weight", self.weight, std)
             return
-        directions_HD = draws.block("directions", (self.bits, self.weight.shape[1])) * std / self.bits**0.5
-        fill(self.weight, lambda rows: (2.0 * code_bits(torch.arange(rows.start, rows.stop), self.bits) - 1.0) @ directions_HD)
+        directions_HD = bit_directions(self.bits, self.weight.shape[1], std, draws)
+        fill(self.weight, lambda rows: signs(torch.arange(rows.start, rows.stop), self.bits) @ directions_HD)
 
 
 class _MapperGradient(torch.autograd.Function):
@@ -256,12 +260,6 @@ class _MapperGradient(torch.autograd.Function):
         if drawn_BT is not None:
             dl_BTH = dl_BTH / twice_drawn(drawn_BT, bit_logits_BTH).to(dl_BTH.dtype)
         return dr_BTD, dl_BTH, None, None, None
-
-
-def twice_drawn(codes_BT: Tensor, bit_logits_BTH: Tensor) -> Tensor:
-    """2 P(B_h as drawn), [B, T, H], clamped at 0.002: below, the gradient's factor p (1 − p) is lost to rounding in bfloat16."""
-    signs_BTH = 2.0 * code_bits(codes_BT, bit_logits_BTH.shape[-1]) - 1.0
-    return 2.0 * torch.sigmoid(signs_BTH * at_least_float32(bit_logits_BTH)).clamp(min=1e-3)
 
 
 Kind = BinaryLatent  # what `latent.kind = "binary"` builds

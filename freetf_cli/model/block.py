@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from freetf_cli import kernels
 from freetf_cli.config.recipe import ModelConfig
 from freetf_cli.model.attention.registry import make_attention
-from freetf_cli.model.context import Context
+from freetf_cli.model.context import Context, Memory
 
 
 class SwiGLU(nn.Module):
@@ -35,12 +35,12 @@ class Block(nn.Module):
         self.ffn_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
         self.ffn = SwiGLU(config.width, config.hidden)
 
-    def forward(self, x_BTD: Tensor, ctx: Context, kv_BTD: Tensor | None = None) -> Tensor:
-        """Queries and the residual stream come from x; keys and values from kv (default x), through the same norm."""
-        if (y_BTD := self._decoded(x_BTD, ctx, kv_BTD)) is not None:
+    def forward(self, x_BTD: Tensor, ctx: Context, kv_BTD: Tensor | None = None, memory: Memory | None = None) -> Tensor:
+        """Queries and the residual stream come from x; keys and values from kv (default x), through the same norm, and from a memory."""
+        if memory is None and (y_BTD := self._decoded(x_BTD, ctx, kv_BTD)) is not None:
             return y_BTD
         q_BTD = self.attention_norm(x_BTD)
-        x_BTD = x_BTD + self.attention(q_BTD, q_BTD if kv_BTD is None else self.attention_norm(kv_BTD), ctx)
+        x_BTD = x_BTD + self.attention(q_BTD, q_BTD if kv_BTD is None else self.attention_norm(kv_BTD), ctx, memory)
         return x_BTD + self.ffn(self.ffn_norm(x_BTD))
 
     def _decoded(self, x_BTD: Tensor, ctx: Context, kv_BTD: Tensor | None) -> Tensor | None:

@@ -6,6 +6,7 @@ Shapes: B sequences, T positions, S cached and new positions, K key/value heads,
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,13 @@ from freetf_cli.kernels import Rotary, rotary_tables
 PADDING = -1  # document id of left padding
 TILE = 128  # queries, and keys, that FlexAttention computes or skips together
 NARROWEST_FLEX_HEAD = 16  # the narrowest head that FlexAttention takes on CUDA
+
+
+class Memory(NamedTuple):
+    """Keys and values [B, K, M, E] that every query of a block sees beside those of the tokens: K key/value heads of width E."""
+
+    k: Tensor
+    v: Tensor
 
 
 @dataclass
@@ -135,6 +143,13 @@ class Context:
         """The context of an encoder: the same positions and documents, no cache, every key visible. Only where the cache was empty."""
         assert not self.is_static and self.start == 0
         return replace(self, causal=False, cache=None).with_masks()
+
+    def with_memory(self, size: int) -> Context:
+        """This context for blocks with `size` further keys, before all others, that every query sees."""
+        if size == 0:
+            return self
+        seen = self.visible(self.positions_T) if self.mask is None else self.mask
+        return replace(self, mask=F.pad(seen, (size, 0), value=True), block_mask=None)
 
     def with_masks(self) -> Context:
         """This context with the masks that it needs: for documents, and for queries after cached positions."""

@@ -117,9 +117,11 @@ class Decoder(nn.Module):
         posterior: the distribution that Z was sampled from, through which gradients reach the encoder; None where Z was given.
         """
         injection = Injection() if self.latent is None or z is None else self.latent.inject(z, posterior)
+        ctx = ctx.with_memory(injection.memory_size)
         for index in range(self.depth, self.config.layers):
-            x_BTD = self.blocks[index](x_BTD, ctx, injection.kv(index, x_BTD))
-        return self.norm(x_BTD)
+            x_BTD = injection.stream(index, x_BTD)
+            x_BTD = self.blocks[index](x_BTD, ctx, injection.kv(index, x_BTD), injection.memory(index))
+        return injection.hidden(self.norm(x_BTD))
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:
         """Line 19: logits [B, T, V] of the normed stream."""
@@ -142,7 +144,7 @@ class Decoder(nn.Module):
             return LossTerms(ce, zero, zero, zero, mask_BT.sum())
         assert weights is not None
         kl_BT = posterior.kl() * mask_BT
-        penalty = self.latent.penalty(posterior, kl_BT, mask_BT, weights)
+        penalty = weights.beta * self.latent.penalty(posterior, kl_BT, mask_BT, weights)
         return LossTerms(ce, kl_BT.sum(), penalty, (kl_BT > weights.kappa).float().sum(), mask_BT.sum())
 
     @property

@@ -11,13 +11,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from freetf_cli.model.context import Context
+from freetf_cli.model.context import Context, Memory
 from freetf_cli.model.weights import Draws
 
 
@@ -25,16 +25,17 @@ class ObjectiveWeights(NamedTuple):
     """Scalars of the objective at a training step, numbers or tensors [].
 
     kappa: free bits, nats per token. slope: weight of the KL below κ. mismatch: weight of the aggregate posterior's divergence
-    from the prior.
+    from the prior. beta: weight of all these terms together.
     """
 
     kappa: Any
     slope: Any
     mismatch: Any
+    beta: Any = 1.0
 
 
 class Distribution(ABC):
-    """A distribution of Z for a batch of sequences."""
+    """A distribution of Z for a batch of sequences. Where tokens share a Z, all but the first of them have the prior here, and no KL."""
 
     @abstractmethod
     def sample(self, noise: Tensor) -> Tensor:
@@ -55,11 +56,28 @@ class Distribution(ABC):
 
 @dataclass(frozen=True)
 class Injection:
-    """What the blocks above read of Z: nothing, unless a kind overrides `kv`."""
+    """What the decoder above reads of Z: nothing, unless a kind overrides one of these.
+
+    memory_size: M, the number of keys that `memory` adds.
+    """
+
+    memory_size: ClassVar[int] = 0
+
+    def stream(self, index: int, x_BTD: Tensor) -> Tensor:
+        """The residual stream [B, T, D] that block `index` reads."""
+        return x_BTD
 
     def kv(self, index: int, x_BTD: Tensor) -> Tensor | None:
         """The stream [B, T, D] that the keys and values of block `index` come from; None: the block's own stream."""
         return None
+
+    def memory(self, index: int) -> Memory | None:
+        """Further keys and values of block `index`."""
+        return None
+
+    def hidden(self, hidden_BTD: Tensor) -> Tensor:
+        """What lm_head reads [B, T, D], from the normed stream after the last block."""
+        return hidden_BTD
 
 
 class Latent(nn.Module, ABC):
@@ -71,6 +89,7 @@ class Latent(nn.Module, ABC):
     depth: int
     kappa: float  # free bits per token of the configuration, bits
     window: int | None = None  # positions, from the first, whose Z is inferred; None: all
+    every: int | Literal["sequence"] = 1  # tokens that share one Z, which the first of them infers
     reads_embeddings: bool = False  # whether `posterior` needs the embedded tokens
     no_weight_decay: tuple[str, ...] = ()  # names of matrices that AdamW must not decay
 
@@ -118,6 +137,13 @@ class Latent(nn.Module, ABC):
     def parts(self) -> dict[str, nn.Module]:
         """The latent's modules by the name that `--dry-run` shows, in the order of Algorithm 2."""
 
+    def starts(self, ctx: Context) -> Tensor | None:
+        """The place in the row of the token that infers each position's Z: [T], or [B, T] with padding. None: every token has its own Z."""
+        if self.every == 1:
+            return None
+        own = ctx.token_positions
+        return ctx.positions_T - (own if self.every == "sequence" else own % self.every)
+
     def span(self, z: Tensor, start: int | Tensor, count: int) -> Tensor:
         """Z at positions start … start + count − 1. A latent of a whole sequence returns Z itself."""
         if isinstance(start, Tensor):
@@ -131,7 +157,33 @@ class Latent(nn.Module, ABC):
             row[offset : offset + len(z)] = z
         return torch.from_numpy(whole)
 
-    def with_prefix(self, z: Tensor, prefix: Tensor) -> Tensor:
-        """Z whose first positions are those of `prefix`, in place where Z is a latent per token."""
-        z[:, : prefix.shape[1]] = prefix
+    def with_prefix(self, z: Tensor, prefix: Tensor, padding_B: Tensor | None = None) -> Tensor:
+        """Z whose first positions are those of `prefix`, in place where Z is a latent per token. padding_B: left padding of each sequence.
+
+        Where tokens share a Z, the last one of the prefix holds for those after it that share it.
+        """
+        known = prefix.shape[1]
+        z[:, :known] = prefix
+        if self.every != 1 and known:
+            later_T = torch.arange(known, z.shape[1], device=z.device)
+            own_BT = later_T.expand(len(z), -1) if padding_B is None else later_T - padding_B[:, None]
+            begun_BT = own_BT - (own_BT if self.every == "sequence" else own_BT % self.every)
+            first_B1 = known if padding_B is None else known - padding_B[:, None]
+            same_BT = (begun_BT < first_B1).view(*begun_BT.shape, *[1] * (z.dim() - 2))
+            z[:, known:] = torch.where(same_BT, prefix[:, -1:], z[:, known:])
         return z
+
+
+def shared(z: np.ndarray, every: int | Literal["sequence"]) -> np.ndarray:
+    """The Zs [T, …] of one sequence with each replaced by that of the first of the `every` tokens that share it."""
+    places = np.arange(len(z))
+    kept: np.ndarray = z[np.zeros_like(places) if every == "sequence" else places - places % every]
+    return kept
+
+
+def gather(z: Tensor, starts: Tensor | None) -> Tensor:
+    """The same for a batch [B, T, …]. starts: of `Latent.starts`."""
+    if starts is None:
+        return z
+    index_BT = starts.expand(z.shape[:2])
+    return z.gather(1, index_BT if z.dim() == 2 else index_BT[..., None].expand_as(z))

@@ -33,7 +33,7 @@ HIGHLIGHTS = (
     *("data.task", "data.dir", "model.layers", "model.width", "model.heads", "model.context"),
     *("model.attention", "model.attention_layers", "model.document_mask"),
     *("latent.kind", "latent.bits", "latent.kappa", "latent.window", "latent.encoder"),
-    *(f"latent.objective.{name}" for name in ("free_bits", "slope", "mismatch", "mismatch_over", "schedule")),
+    *(f"latent.objective.{name}" for name in ("free_bits", "slope", "mismatch", "mismatch_over", "beta", "schedule")),
     "latent.numerics.gradient",
     *("train.steps", "train.batch", "train.lr", "train.seed", "train.precision"),
 )

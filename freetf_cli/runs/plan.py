@@ -10,10 +10,11 @@ from typing import Literal
 import torch
 from torch import nn
 
-from freetf_cli.config.recipe import Recipe
+from freetf_cli.config.recipe import LatentConfig, Recipe
 from freetf_cli.kernels.cross_entropy import FEW_LOGITS, most_logits
 from freetf_cli.kernels.mapper import CHUNK_ELEMENTS, WIDEST_FUSED
 from freetf_cli.latent.build import build_model
+from freetf_cli.latent.low_order import count_sets
 from freetf_cli.model.attention.materialised import recomputes
 from freetf_cli.model.attention.registry import make_attention
 from freetf_cli.model.attention.softmax import Attention
@@ -76,9 +77,21 @@ def _encoder_blocks(recipe: Recipe) -> int:
 
 
 def _train_flops(recipe: Recipe, parts: list[PartCost]) -> float:
-    """Forward and backward (twice the forward), and the mapper's product W · dr, which only the backward has."""
-    mapper = 2.0 * 2**recipe.latent.bits * recipe.model.width if recipe.latent else 0.0
+    """Forward and backward (twice the forward), and the binary mapper's product W · dr, which only the backward has.
+
+    A table of low order has a product in the forward too: that of the sets' signs with their vectors.
+    """
+    mapper = 0.0
+    if recipe.latent is not None and recipe.latent.kind == "binary":
+        rows, width = table_rows(recipe.latent), recipe.model.width
+        mapper = (2.0 if recipe.latent.table.order is None else 3 * 2.0) * rows * width
     return 3 * sum(part.flops for part in parts) + mapper
+
+
+def table_rows(latent: LatentConfig) -> int:
+    """The vectors of the post-sampler: one for each code, or for each set of bits."""
+    order = latent.table.order
+    return 2**latent.bits if order is None else count_sets(latent.bits, order)
 
 
 def _linear_flops(module: nn.Module) -> float:
@@ -127,9 +140,11 @@ def activation_bytes(recipe: Recipe, bf16: bool, device_type: str, checkpointing
 
 
 def mapper_bytes(recipe: Recipe, bf16: bool, device_type: str) -> float:
-    """The mapper's gradient: a centred copy of the table, and s = W · dr of some tokens unless a kernel fuses it."""
-    if recipe.latent is None:
+    """The mapper's gradient: a centred copy of the table, and s = W · dr of some tokens unless a kernel fuses it. Low order: features."""
+    if recipe.latent is None or recipe.latent.kind != "binary":
         return 0.0
+    if recipe.latent.table.order is not None:
+        return 3.0 * 4 * recipe.rows_at_once * (recipe.model.context or 1) * table_rows(recipe.latent)
     codes, width = 2**recipe.latent.bits, recipe.model.width
     fused = bf16 and device_type == "cuda" and width <= WIDEST_FUSED
     at_once = CHUNK_ELEMENTS.get(device_type, CHUNK_ELEMENTS["cpu"])

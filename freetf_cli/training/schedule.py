@@ -24,14 +24,15 @@ def learning_rate(step: int, config: TrainConfig) -> float:
 def objective_weights(step: int, config: LatentConfig | None, steps: int) -> ObjectiveWeights:
     """The objective's weights at a step of a run of `steps` steps; at `steps` the final ones. All 0 for a baseline. κ in nats."""
     if config is None:
-        return ObjectiveWeights(0.0, 0.0, 0.0)
+        return ObjectiveWeights(0.0, 0.0, 0.0, 0.0)
 
     objective = config.objective
 
-    def now(name: Literal["kappa", "slope", "mismatch"], final: float) -> float:
+    def now(name: Literal["kappa", "slope", "mismatch", "beta"], final: float) -> float:
         return scheduled(objective.schedule.get(name, ()), final, step / steps)
 
-    return ObjectiveWeights(now("kappa", config.kappa) * LN2, now("slope", objective.slope), now("mismatch", objective.mismatch))
+    kappa, beta = now("kappa", config.kappa) * LN2, now("beta", objective.beta)
+    return ObjectiveWeights(kappa, now("slope", objective.slope), now("mismatch", objective.mismatch), beta)
 
 
 def scheduled(points: Sequence[Sequence[float]], final: float, share: float) -> float:

@@ -504,3 +504,14 @@ def test_a_description_is_marked_with_what_was_changed_since(tmp_path):
     assert load_recipe(str(child)).description == f"{own} (changed: data.dir)"
     child.write_text("extends = 'reviews-free'\ndescription = 'plays'\ndata.dir = 'plays'\n")
     assert load_recipe(str(child)).description == "plays"
+
+
+def test_the_table_is_full_or_of_an_order() -> None:
+    name = "letters-free"
+    assert load_recipe(name, overrides=["latent.table=full"]).latent == load_recipe(name).latent
+    of_order = load_recipe(name, overrides=["latent.table={ order = 2 }"])
+    assert of_order.latent and of_order.latent.table.order == 2
+    assert of_order.latent == load_recipe(name, overrides=["latent.table.order=2"]).latent
+    assert of_order.architecture != load_recipe(name).architecture
+    with pytest.raises(InputError, match=r"latent.table.order = 9 is more than latent.bits = 8"):
+        load_recipe(name, overrides=["latent.table.order=9", "latent.bits=8"])

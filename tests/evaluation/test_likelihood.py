@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -67,8 +68,11 @@ def hidden(model: Decoder, tokens: torch.Tensor, z: torch.Tensor) -> torch.Tenso
 
 def literal(model: Decoder, inputs: np.ndarray, targets: np.ndarray) -> dict[str, np.ndarray]:
     """Every quantity by its definition: loops over all Z, rows and positions, in float64."""
-    bits, context = 2, inputs.shape[1]
-    every = [torch.tensor(z)[None] for z in itertools.product(range(2**bits), repeat=context)]
+    assert model.latent is not None
+    bits, context, shared = 2, inputs.shape[1], model.latent.every
+    start_of = [0 if shared == "sequence" else t - t % shared for t in range(context)]
+    starts = sorted(set(start_of))
+    every = [torch.tensor([z[starts.index(t)] for t in start_of])[None] for z in itertools.product(range(2**bits), repeat=len(starts))]
     out: dict[str, list[float]] = {"nll": [], "ce_posterior": [], "kl": [], "ce_prior": []}
     for tokens, wanted in zip(torch.from_numpy(inputs), torch.from_numpy(targets), strict=True):
         with torch.no_grad():
@@ -78,7 +82,7 @@ def literal(model: Decoder, inputs: np.ndarray, targets: np.ndarray) -> dict[str
                 log_p = torch.log_softmax(model(tokens[None], z).logits[0], -1)
                 likelihoods.append(sum(float(log_p[t, wanted[t]]) for t in range(context) if wanted[t] != IGNORE))
                 q = 1.0
-                for t in range(context):
+                for t in starts:
                     for h in range(bits):
                         p = float(torch.sigmoid(logits_TH[t, h]))
                         q *= p if (int(z[0, t]) >> h) & 1 else 1 - p
@@ -102,6 +106,18 @@ def enumerated() -> tuple[RowCosts, dict[str, np.ndarray]]:
     model, rows = small_free(seed=37), random_rows(24, 3, 5)
     costs = row_costs(model, rows, split="val", sequences=24, draws=(1, 8, 64, 4096))  # type: ignore[arg-type]
     return costs, literal(model, rows.inputs, rows.targets)
+
+
+@pytest.mark.parametrize("every", [2, "sequence"])
+def test_where_tokens_share_a_z_too(every: int | Literal["sequence"]) -> None:
+    model, rows = small_free(seed=37), random_rows(12, 3, 5)
+    assert model.latent is not None
+    model.latent.every = every
+    costs = row_costs(model, rows, split="val", sequences=12, draws=(1, 8, 64, 4096))  # type: ignore[arg-type]
+    exact = literal(model, rows.inputs, rows.targets)
+    assert np.allclose(costs.nats["kl"], exact["kl"], atol=1e-9)
+    assert np.allclose(costs.nats["ce_posterior"], exact["ce_posterior"], atol=0.1)
+    _near(costs.posterior_bound[4096], exact["nll"])
 
 
 def test_every_cost_agrees_with_the_sum_over_all_z(enumerated: tuple[RowCosts, dict[str, np.ndarray]]) -> None:

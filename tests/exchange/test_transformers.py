@@ -126,8 +126,11 @@ def test_mistakes_are_errors(found: Any) -> None:
     assert "needs z" in found["no z"]
 
 
-@pytest.mark.parametrize(("latent", "tied"), [({**LATENT, "encoder": "full"}, True), ({**LATENT, "window": 9, "depth": 1}, False)])
-def test_other_encoders(latent: dict[str, Any], tied: bool, opened: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("latent", "tied"),
+    [({**LATENT, "encoder": "full"}, True), ({**LATENT, "window": 9, "depth": 1}, False), ({**LATENT, "table": {"order": 2}}, False)],
+)
+def test_other_encoders_and_tables(latent: dict[str, Any], tied: bool, opened: Any, tmp_path: Path) -> None:
     from freetf_cli.exchange.modeling_free_transformer import FreeTransformerForCausalLM
 
     make_run(tmp_path / "run", latent=latent, tie_embeddings=tied)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from typing import Any
 
 import pytest
 import torch
@@ -52,26 +53,35 @@ def test_a_padded_row_is_the_row_alone(kind: str, separator: int | None, static:
         assert (got[row, pad:] - alone[0]).abs().max() < 1e-12
 
 
-@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("of_latent", [{}, {"window": 3}, {"every": 2}, {"every": "sequence"}])
 @torch.no_grad()
-def test_the_posterior_of_a_padded_prompt_is_that_of_the_prompt_alone(window: int | None) -> None:
-    """The encoder is not causal: it must not see the padding; and a window counts from the first token."""
-    model = make("softmax", LatentConfig(kappa=0.5, bits=5, window=window))
+def test_the_posterior_of_a_padded_prompt_is_that_of_the_prompt_alone(of_latent: dict[str, Any]) -> None:
+    """The encoder is not causal: it must not see the padding; a window, and tokens that share a Z, count from the first token."""
+    model = make("softmax", LatentConfig(kappa=0.5, bits=5, **of_latent))
     tokens, _ = rows(None)
+    noise = torch.rand(*tokens.shape, 5, generator=torch.Generator().manual_seed(0)).double()
     ctx = model.context(tokens, model.new_cache(3, LENGTH, padding=PADDING))
-    got = bit_logits(model.infer_latent(model.lower(tokens, ctx), tokens, ctx))
+    got = model.infer_latent(model.lower(tokens, ctx), tokens, ctx)
     for row, pad in enumerate(PADDING.tolist()):
         alone, one = model.context(tokens[row : row + 1, pad:]), tokens[row : row + 1, pad:]
-        want = bit_logits(model.infer_latent(model.lower(one, alone), one, alone))
-        assert (got[row, pad:] - want[0]).abs().max() < 1e-12
-        assert want.abs().max() > 0.1
+        want = model.infer_latent(model.lower(one, alone), one, alone)
+        assert (bit_logits(got)[row, pad:] - bit_logits(want)[0]).abs().max() < 1e-12
+        assert bit_logits(want).abs().max() > 0.1
+        assert torch.equal(got.sample(noise)[row, pad:], want.sample(noise[row : row + 1, pad:])[0])
 
 
 @pytest.mark.parametrize("prompt_z", ["prior", "posterior"])
-@pytest.mark.parametrize("separator", [False, True])
-def test_sampled_rows_do_not_depend_on_their_neighbours(prompt_z: str, separator: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("separator", "every"), [(False, 1), (True, 1), (False, 3), (True, "sequence")])
+def test_sampled_rows_do_not_depend_on_their_neighbours(
+    prompt_z: str, separator: bool, every: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tokenizer = characters("abcdefghij", separator=separator)
-    model = make("softmax", LATENT, **({"separator": tokenizer.separator} if separator else {}), vocab=tokenizer.vocab_size)
+    model = make(
+        "softmax",
+        LATENT.model_copy(update={"every": every}),
+        **({"separator": tokenizer.separator} if separator else {}),
+        vocab=tokenizer.vocab_size,
+    )
     spec = SampleSpec(total=16, count=2, groups=2, prompt_z=prompt_z, seed=3)  # type: ignore[arg-type]
     prompts = ["a", "abcab", "cd", "bcdefghi"]
     batches: list[int] = []
@@ -79,6 +89,9 @@ def test_sampled_rows_do_not_depend_on_their_neighbours(prompt_z: str, separator
     monkeypatch.setattr(sampling, "generate_batch", lambda model, rows, *rest: batches.append(len(rows)) or plain(model, rows, *rest))
     together = list(generate(model, tokenizer, prompts, spec))
     assert batches == [16]
+    for sample in together:
+        codes = sample.z or []
+        assert codes == [codes[0 if every == "sequence" else t - t % every] for t in range(len(codes))]
     monkeypatch.setattr(batch, "MOST_ROWS", {"cpu": 1})
     assert list(generate(model, tokenizer, prompts, spec)) == together
     assert batches[1:] == [1] * 16

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Literal
 
+import numpy as np
 import pytest
 import torch
 
@@ -184,6 +185,21 @@ def test_beyond_the_window_z_is_the_priors(free: Decoder) -> None:
     assert bit_logits(part.posterior)[:, 3:].abs().max() == 0 < bit_logits(whole.posterior)[:, 3:].abs().min()
     assert torch.equal(part.z[:, 3:], ((noise()[:, 3:] < 0.5) * 2 ** torch.arange(5)).sum(-1))
     assert torch.equal(inferred(free, tokens()[:, :2])[:, 2:], bit_logits(whole.posterior)[:, :0])
+
+
+@pytest.mark.parametrize(("every", "starts"), [(3, [0, 0, 0, 3, 3, 3, 6, 6, 6]), ("sequence", [0] * 9)])
+def test_tokens_share_the_z_that_the_first_of_them_infers(free: Decoder, every: int | Literal["sequence"], starts: list[int]) -> None:
+    whole = free(tokens(), noise=noise())
+    binary(free).every = every
+    part = free(tokens(), noise=noise())
+    first = torch.tensor([t == start for t, start in enumerate(starts)])
+    assert torch.equal(bit_logits(part.posterior)[:, first], bit_logits(whole.posterior)[:, first])
+    assert bit_logits(part.posterior)[:, ~first].abs().max() == 0 == part.posterior.kl()[:, ~first].abs().max()
+    assert torch.equal(part.z, whole.z[:, starts])
+    assert torch.equal(part.logits, logits(free, tokens(), whole.z[:, starts]))
+    drawn = binary(free).prior(np.random.default_rng(0), 9)
+    assert np.array_equal(drawn, drawn[starts])
+    assert len(set(drawn.tolist())) == len(set(starts))
 
 
 def test_initial_scales() -> None:

@@ -210,3 +210,19 @@ def test_text_is_assumed_packed_before_its_data_is_opened() -> None:
         for word in ("true", "false")
     )
     assert masked > 2 * unmasked
+
+
+def test_a_table_of_low_order_by_hand() -> None:
+    full, low = (plan_run(load_recipe("paper-1.5b-free", overrides=changes), "", True) for changes in ([], ["latent.table.order=2"]))
+    width, rows = 1536, 16 + 16 * 15 // 2
+    assert full.parameters - low.parameters == (2**16 - rows) * width
+    assert full.train_flops_per_token - low.train_flops_per_token == 2 * 2**16 * width - 6 * rows * width
+
+
+def test_a_gaussian_latent_has_no_mapper() -> None:
+    sizes, changes = ["model.vocab=29", "model.context=65"], ["latent.kind=gaussian", "latent.options={dims=32}"]
+    plan = plan_run(load_recipe("demo-free", overrides=[*sizes, *changes]), "", False)
+    baseline = plan_run(load_recipe("demo-baseline", overrides=sizes), "", False)
+    extra = sum(part.flops for part in plan.parts) - sum(part.flops for part in baseline.parts)
+    assert plan.train_flops_per_token - baseline.train_flops_per_token == pytest.approx(3 * extra)
+    assert extra > 2 * 32 * 64

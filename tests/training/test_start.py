@@ -160,11 +160,13 @@ CHANGES: dict[str, Change] = {
     "multi_token.norm": (MULTI, {"norm": "plain"}),
     "multi_token.kq_layers": (MULTI, {"kq_layers": [1, 2, 3]}),
     "multi_token.cache": (MULTI, {"cache": "rows"}),
-    "latent.kind": ({}, {"kind": "binary"}),  # there is only one
+    "latent.kind": ({}, {"kind": "gaussian"}),
     "latent.bits": ({}, {"bits": 5}),
     "latent.depth": ({}, {"depth": 3}),
     "latent.window": ({}, {"window": 3}),
+    "latent.every": ({}, {"every": 3}),
     "latent.encoder": ({}, {"encoder": "full"}),
+    "latent.table": ({}, {"table": {"order": 2}}),
     "latent.options": ({}, {"options": {}}),  # the binary latent has none
 }
 

@@ -31,7 +31,7 @@ from freetf_cli.evaluation import Stage
 from freetf_cli.evaluation.probe.factors import probe_library
 from freetf_cli.evaluation.probe.rate import Posterior
 from freetf_cli.evaluation.statistics import LEAST, Floats, bootstrap, share
-from freetf_cli.latent.binary import code_bits
+from freetf_cli.latent.bits import code_bits
 from freetf_cli.records import LN2
 from freetf_cli.records.likelihood import Estimate
 from freetf_cli.records.probe import Decoding

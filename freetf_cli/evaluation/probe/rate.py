@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -27,7 +27,8 @@ from freetf_cli.evaluation import Advance
 from freetf_cli.evaluation.likelihood import cost
 from freetf_cli.evaluation.posterior import PosteriorPass, posterior_draws, prior_draws
 from freetf_cli.evaluation.statistics import Floats, bootstrap, check_enough, interval, resampled_means, share
-from freetf_cli.latent.binary import BinaryDistribution, at_least_float32, bit_logits, code_bits, kl_per_token
+from freetf_cli.latent.binary import BinaryDistribution, bit_logits, kl_per_token
+from freetf_cli.latent.bits import at_least_float32, code_bits
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.records import LEAST_KL, LN2
 from freetf_cli.records.likelihood import Estimate
@@ -72,7 +73,8 @@ def read_posterior(
     for batch in source.held_out(split, sequences, size):
         passed, rows = PosteriorPass(model, batch), range(row, row + len(batch.inputs))
         logits_BTH = at_least_float32(bit_logits(passed.posterior)) * passed.latent_mask[..., None]
-        z = posterior_draws(model, BinaryDistribution(logits_BTH), rows, length, seed)
+        assert isinstance(passed.posterior, BinaryDistribution)  # bit_logits refuses others
+        z = posterior_draws(model, replace(passed.posterior, bit_logits=logits_BTH), rows, length, seed)
         costs = [_nats(passed, drawn) for drawn in (z, prior_draws(model, rows, length, seed))]
         targets = (passed.targets >= 0).sum(1).double()
         parts.append([one.cpu() for one in (logits_BTH, passed.latent_mask, z, targets, *costs, features(passed.x_BTD))])

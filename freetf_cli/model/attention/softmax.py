@@ -16,7 +16,7 @@ from torch.nn.attention.flex_attention import flex_attention
 from freetf_cli import kernels
 from freetf_cli.config.recipe import ModelConfig
 from freetf_cli.kernels import Rotary
-from freetf_cli.model.context import Context, LayerCache
+from freetf_cli.model.context import Context, LayerCache, Memory
 
 
 class Attention(nn.Module):
@@ -37,8 +37,8 @@ class Attention(nn.Module):
         self.v = nn.Linear(config.width, self.key_heads * self.head_width, bias=False)
         self.out = nn.Linear(self.heads * self.head_width, config.width, bias=False)
 
-    def forward(self, q_BTD: Tensor, kv_BTD: Tensor, ctx: Context) -> Tensor:
-        """Attend from q_BTD to kv_BTD and to cached positions; returns [B, T, D].
+    def forward(self, q_BTD: Tensor, kv_BTD: Tensor, ctx: Context, memory: Memory | None = None) -> Tensor:
+        """Attend from q_BTD to kv_BTD, to cached positions, and to a memory, whose keys the context's mask counts; returns [B, T, D].
 
         A query [1, 1, D] is the same for all sequences and positions: it is projected once and rotated for each position.
         """
@@ -49,6 +49,9 @@ class Attention(nn.Module):
         cache = ctx.layer(self.index)
         if cache is not None:
             k_BKSE, v_BKSE = cache.extend(k_BKSE, v_BKSE, ctx.start)
+        if memory is not None:
+            k_BKSE = torch.cat((memory.k.to(k_BKSE.dtype), k_BKSE), 2)
+            v_BKSE = torch.cat((memory.v.to(v_BKSE.dtype), v_BKSE), 2)
         y_BMTE = self.attend(q_BMTE, k_BKSE, v_BKSE, ctx, cache)
         return self.out(y_BMTE.transpose(1, 2).flatten(2))
 
