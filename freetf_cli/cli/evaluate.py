@@ -73,7 +73,7 @@ def evaluate(
     attempts: Annotated[
         int | None,
         typer.Option(
-            min=1, max=1000, help="Programs, solutions or lines to generate for each item, for pass@k. A Free model draws a new Z for each. Default: 1."
+            min=1, max=1000, help="Programs or other answers for each item, for pass@k. A Free model draws a new Z for each. Default: 1."
         ),
     ] = None,
     allow_code_execution: Annotated[
