@@ -179,8 +179,9 @@ _hashes: dict[str, int] = {}
 def grams(text: str) -> Grams:
     """A 64-bit hash of every 13 consecutive words [words − 12], whatever their case and punctuation."""
     words = WORD.findall(text.lower())
-    for word in set(words) - _hashes.keys():
-        _hashes[word] = zlib.crc32(word.encode()) * 0x9E3779B97F4A7C15 % 2**64
+    for word in words:
+        if word not in _hashes:
+            _hashes[word] = zlib.crc32(word.encode()) * 0x9E3779B97F4A7C15 % 2**64
     hashes = np.array([_hashes[word] for word in words], np.uint64)
     total = np.zeros(max(len(words) - GRAM + 1, 0), np.uint64)
     with np.errstate(over="ignore"):

@@ -34,10 +34,11 @@ def probe_library(module: str) -> Any:
         raise InputError(f"probing needs {name}, which is not installed", hint="pip install scikit-learn scipy") from None
 
 
-def factor_reader(source: DataSource, split: str, sequences: int) -> RowReader | None:
+def factor_reader(source: DataSource, split: str, sequences: int, longest: int | None = None) -> RowReader | None:
     """The reader for a run's data; None where no factor is known.
 
-    split, sequences: the held-out rows on which a classifier is tested. InputError without the extra `probe`.
+    split, sequences: the held-out rows on which a classifier is tested. longest: as long as the texts that it will read, in tokens; longer
+    rows are cut for the test, which would otherwise be easier. InputError without the extra `probe`.
     """
     if not has_factors(source):
         return None
@@ -46,7 +47,7 @@ def factor_reader(source: DataSource, split: str, sequences: int) -> RowReader |
         return source.task
     rows, texts = _labelled(source, TRAIN, _training_rows(source))
     reader = TextLabels(texts, rows, _label_factors(rows))
-    reader.notes = tuple(_accuracy_notes(reader, source, split, sequences))
+    reader.notes = tuple(_accuracy_notes(reader, source, split, sequences, longest))
     return reader
 
 
@@ -82,12 +83,13 @@ class TextLabels(RowReader):
         return [Reading({name: values[i] for name, values in found.items()} if known[i] else {}) for i in range(len(texts))]
 
 
-def _accuracy_notes(reader: RowReader, source: DataSource, split: str, sequences: int) -> list[str]:
+def _accuracy_notes(reader: RowReader, source: DataSource, split: str, sequences: int, longest: int | None) -> list[str]:
     """How well a classifier reads held-out texts, a line for each label."""
-    rows, texts = _labelled(source, split, sequences)
+    rows, texts = _labelled(source, split, sequences, longest)
     truth = encode(reader.factors, rows)
     found = encode(reader.factors, [reading.factors for reading in reader.read_all(texts)] if texts else [])
     where = "of the very texts that it learned from" if split == TRAIN else "held-out sequences"
+    where += f", cut to {longest} tokens" if longest is not None and longest < source.context + 1 else ""
     notes = []
     for factor in reader.factors:
         right = float((truth[factor.name] == found[factor.name]).mean()) if rows else math.nan
@@ -111,18 +113,18 @@ def _label_factors(rows: Sequence[Factors]) -> list[Factor]:
     return [Factor(name, found) for name, found in values.items() if 1 < len(found) <= MOST_LABELS]
 
 
-def _labelled(source: DataSource, split: str, sequences: int) -> tuple[list[Factors], list[str]]:
+def _labelled(source: DataSource, split: str, sequences: int, longest: int | None = None) -> tuple[list[Factors], list[str]]:
     """Rows with a known label, and their texts."""
-    rows, texts = source.held_out_factors(split, sequences), row_texts(source, split, sequences)
+    rows, texts = source.held_out_factors(split, sequences), row_texts(source, split, sequences, longest)
     kept = [(row, text) for row, text in zip(rows, texts, strict=True) if row]
     return [row for row, _ in kept], [text for _, text in kept]
 
 
-def row_texts(source: DataSource, split: str, sequences: int) -> list[str]:
-    """The texts of held-out rows, from the first input to the last target."""
+def row_texts(source: DataSource, split: str, sequences: int, longest: int | None = None) -> list[str]:
+    """The texts of held-out rows, from the first input to the last target; at most `longest` tokens of each."""
     texts = []
     for batch in source.held_out(split, sequences, 256):
         for row, targets in zip(batch.inputs, batch.targets, strict=True):
             last = np.flatnonzero(targets != IGNORE)[-1]
-            texts.append(source.tokenizer.decode([*row[: last + 1], targets[last]]))
+            texts.append(source.tokenizer.decode([*row[: last + 1], targets[last]][:longest]))
     return texts
