@@ -43,7 +43,7 @@ LONG = 20_000  # characters; a longer document loses a paragraph, a shorter one 
 PROBLEMS = 12_000
 SEPARATOR = "<|endoftext|>"
 WORD = re.compile(r"\w+")
-CONTEXT, SHORTEST, LONGEST, A_FILE = 1_200, 12, 80, 3  # characters before a line to complete; of the line; lines of one file
+CONTEXT, SHORTEST, LONGEST, A_FILE = 1_200, 12, 80, 8  # characters before a line to complete; of the line; lines of one file
 
 Texts = Iterable[str]
 Grams = NDArray[np.uint64]
@@ -244,7 +244,7 @@ def _places(text: str) -> list[tuple[int, int]]:
     for before, end in pairwise(ends):
         line = text[before + 1 : end]
         code = line.strip()
-        first = re.match(r"\s*\S+(?= \S{3})", line)
+        first = re.match(r"\s*\S+(?= .{4})", line)
         known, usual = code in seen, SHORTEST <= len(code) <= LONGEST and code[:1] not in "#\"'"
         seen.add(code)
         if first and usual and not known and before > CONTEXT:
