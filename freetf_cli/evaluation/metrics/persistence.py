@@ -10,6 +10,9 @@ position t, the first that Z_t can reach being k = 1.
 The text is A's own, so that the KLs add up, by the chain rule, to the divergence of B's continuations from A's: the total. Persistence is
 the last offset whose mean KL is at least LEVEL, 0 if there is none. For scale, the same KL is measured with all of Z from t on drawn again.
 In free generation B writes its own text from the same noise: once a token differs, later ones mostly do too, so this share does not fall.
+The noise is a Gumbel number for each token of the vocabulary. Two distributions p and q then choose different tokens with a probability of
+at most 2 TV / (1 + TV), TV being their total variation. A quantile of the cumulative distribution, as in sampling, would make nearly equal
+distributions of many tokens choose differently.
 
 bryanvine/free-transformer calls something else persistence: how often a bit of the posterior's Z keeps its value at the next token. That is
 `agreement`: the likelier values of the bits, each bit weighted by its KL. 0.5 is chance.
@@ -34,7 +37,6 @@ from freetf_cli.evaluation.metrics import Request
 from freetf_cli.evaluation.posterior import PosteriorPass, posterior_draws, prior_draws, rows_at_once
 from freetf_cli.evaluation.statistics import Floats, check_enough, interval, resampled_means
 from freetf_cli.generation.batch import Row, batches, generate_batch
-from freetf_cli.generation.choose import choose_tokens
 from freetf_cli.latent.binary import BinaryDistribution, at_least_float32, kl_per_token
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.records import LN2
@@ -47,6 +49,7 @@ from freetf_cli.streams import keyed
 LEVEL = 0.01  # bits; below it Z_t no longer matters
 MOST = 64  # offsets
 SHOWN = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # of them in the table
+_STEP, _MIX_1, _MIX_2 = (one - (1 << 64) for one in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))  # as signed numbers
 READING = (
     "KL: of the next token's distribution before and after Z_t is drawn again, given the same text. all of Z: the same with Z of every "
     "position from t on drawn again. differing: tokens that differ in free generation with the same noise; independent: with other noise "
@@ -189,9 +192,19 @@ def _written(model: Decoder, cases: _Cases, z: NDArray[np.generic], quantiles: F
 
     written = np.zeros_like(quantiles, np.int64)
     for batch in batches(model, rows()):
-        for row, (tokens, _) in zip(batch, generate_batch(model, batch, choose_tokens, None), strict=True):
+        for row, (tokens, _) in zip(batch, generate_batch(model, batch, choose_by_gumbel, None), strict=True):
             written[row.place[0]] = tokens[-offsets:]
     return written
+
+
+def choose_by_gumbel(logits_BV: Tensor, quantiles_B: Tensor) -> Tensor:
+    """A token from each row's distribution [B]: the largest sum of a logit and its Gumbel number, a function of (quantile, token)."""
+    state_BV = (quantiles_B.double() * 2**53).long()[:, None] + torch.arange(1, logits_BV.shape[-1] + 1, device=logits_BV.device) * _STEP
+    for shift, factor in ((30, _MIX_1), (27, _MIX_2)):  # SplitMix64 (Steele et al., doi 10.1145/2660193.2660195)
+        state_BV = (state_BV ^ (state_BV >> shift & (1 << 64 - shift) - 1)) * factor
+    state_BV ^= state_BV >> 31 & (1 << 33) - 1
+    uniform_BV = ((state_BV >> 11 & (1 << 53) - 1).double() + 0.5) / 2**53
+    return (logits_BV.double() - torch.log(-torch.log(uniform_BV))).argmax(-1)
 
 
 def _alive(text_RN: Ints, separator: int | None) -> NDArray[np.bool_]:

@@ -65,7 +65,7 @@ def test_an_effect_is_found_where_it_is() -> None:
     assert (found.tokens.value, found.tokens.low, found.tokens.high) == (3, 3, 3)
     assert [one.value for k, one in enumerate(found.kl) if k != 2] == [0] * 5
     assert found.kl[2].value == pytest.approx(whole / 2, rel=0.2) and found.kl[2].low < whole / 2 < found.kl[2].high
-    assert found.differing[2].value == pytest.approx((2 * P - 1) / 2, rel=0.15)  # quantiles between 0.1 and 0.9 give another token
+    assert found.differing[2].value == pytest.approx((2 * P - 1) / 2, rel=0.15)  # of two tokens, as often as they vary
     assert found.differing[1].value == 0 and found.kl_all[0] == found.kl_all[1] == 0
     assert found.kl_all[3] == pytest.approx(whole / 2, rel=0.15)
 
@@ -98,8 +98,20 @@ def test_divergences_are_those_of_the_formula() -> None:
         for other, terms in ((q, found[0]), (whole, found[1])):
             expected = (p * (p / other).log()).sum(-1) / LN2
             assert terms[row] == pytest.approx(expected.numpy(), abs=1e-9)
-        drawn = [int(noise[row, k] >= float(p[k, 0])) for k in range(4)]
-        assert drawn == text[row].tolist()
+        drawn = persistence.choose_by_gumbel(p.log(), torch.from_numpy(noise[row]))
+        assert drawn.tolist() == text[row].tolist()
+
+
+def test_gumbel_noise_gives_the_distribution_and_joins_near_ones() -> None:
+    quantiles = torch.from_numpy(np.random.default_rng(1).random(20_000))
+    p = torch.softmax(torch.randn(400, generator=torch.Generator().manual_seed(0), dtype=torch.float64), -1)
+    q = p * (1 + 0.02 * torch.sin(torch.arange(400.0)))
+    q = q / q.sum()
+    drawn, other = (persistence.choose_by_gumbel(one.log().expand(len(quantiles), -1), quantiles) for one in (p, q))
+    expected = len(quantiles) * p
+    assert float(((torch.bincount(drawn, minlength=400) - expected) ** 2 / expected).sum()) < 400 + 5 * (2 * 400) ** 0.5  # χ²
+    variation = float((p - q).abs().sum() / 2)
+    assert 0.5 * variation < float((drawn != other).double().mean()) < 2 * variation / (1 + variation) + 0.004
 
 
 def test_measured_again_or_in_other_batches_it_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
