@@ -39,7 +39,7 @@ def test_a_recipe_loads_and_says_what_it_is_for(name):
     recipe = load_recipe(name)
     assert 20 < len(recipe.description) < 140
     assert "\n" not in recipe.description
-    assert (recipe.kind == "baseline") == name.endswith(("baseline", "-softmax", "-multi-token"))
+    assert (recipe.kind == "baseline") == name.endswith(("baseline", "/block", "-softmax", "-multi-token"))
 
 
 def test_descriptions_are_their_own():
