@@ -24,6 +24,9 @@ def find_codes(
         float, typer.Option(min=0, max=1000, help="How sure the bits are; 1: as in documents with the label, 0: as under the prior.")
     ] = 4.0,
     prompt: options.PromptOption = None,
+    max_tokens: Annotated[
+        int, typer.Option(min=2, help="Tokens of each test text, prompt included; a reader is surer of longer ones.")
+    ] = 256,
     device: options.DeviceOption = "auto",
     seed: options.SeedOption = 0,
 ) -> Described:
@@ -50,5 +53,5 @@ def find_codes(
     source = open_run_data(checkpoint, data, documents=True)
     check_split(source, split)
     held_out = checkpoint.recipe.eval.split
-    spec = CodesSpec(label, split, held_out, sequences, count, strength, prompt, seed)
+    spec = CodesSpec(label, split, held_out, sequences, count, strength, prompt, max_tokens, seed)
     return find(checkpoint, model, source, spec, out, run=str(run), stage=counter)

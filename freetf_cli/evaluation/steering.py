@@ -50,7 +50,10 @@ Codes = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class CodesSpec:
-    """What to look for. split: the documents to learn from; held_out: those that test the reader; count: Zs for each value."""
+    """What to look for. split: the documents to learn from; held_out: those that test the reader; count: Zs for each value.
+
+    tokens: of each text that is generated, prompt included, within the model's context.
+    """
 
     label: str | None = None
     split: str = "train"
@@ -59,6 +62,7 @@ class CodesSpec:
     count: int = 128
     strength: float = 4.0
     prompt: str | None = None
+    tokens: int = LONGEST
     seed: int = 0
 
 
@@ -183,7 +187,7 @@ def _shares(
     model: Decoder, source: DataSource, spec: CodesSpec, name: str, zs: dict[str, Codes], stage: Stage
 ) -> tuple[dict[str, Any], list[str]]:
     """For each value the share of texts that have it, with its codes and with Z from the prior; and how texts are read."""
-    length = min(source.context + 1, LONGEST)
+    length = min(source.context + 1, spec.tokens)
     reader = factor_reader(source, spec.held_out, spec.sequences, length)
     factor = next((one for one in reader.factors if one.name == name and one.sites == 1), None) if reader else None
     if reader is None or factor is None:

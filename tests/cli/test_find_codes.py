@@ -9,7 +9,9 @@ from pathlib import Path
 
 def test_codes_of_letters_and_samples_with_them(run_cli: Callable, free_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "codes"
-    done = run_cli("find-codes", free_run, "-o", out, "--label", "position", "--sequences", 400, "--count", 20, "--json", "-q")
+    done = run_cli(
+        "find-codes", free_run, "-o", out, "--label", "position", "--sequences", 400, "--count", 20, "--max-tokens", 14, "--json", "-q"
+    )
     assert done.code == 0, done.stderr
     found = json.loads(done.stdout)
     assert (found["label"], found["all_bits"], found["split"]) == ("position", 13 * 4, "train")
