@@ -34,6 +34,7 @@ COMMANDS = {  # `freetf NAME`, and its function in freetf_cli.cli
     "sweep": "sweep.sweep",
     "sample": "sample.sample",
     "probe-latent": "probe_latent.probe_latent",
+    "find-codes": "find_codes.find_codes",
     "reproduce": "reproduce.reproduce",
     "evaluate": "evaluate.evaluate",
     "show": "show.show",

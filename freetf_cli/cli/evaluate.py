@@ -82,7 +82,8 @@ def evaluate(
         typer.Option(
             min=1,
             max=1000,
-            help="Answers to generate for each question, for pass@k. A Free model draws a new Z for each. Default: 64; programs: 1.",
+            help="Answers, or programs, to generate for each item, for pass@k. A Free model draws a new Z for each. Default: 64; of "
+            "benchmarks 1.",
         ),
     ] = None,
     allow_code_execution: Annotated[

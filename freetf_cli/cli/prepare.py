@@ -29,6 +29,9 @@ def prepare(
     ] = None,
     split: Annotated[str, typer.Option(metavar="NAME=SHARE,…", help="Shares of the documents; they sum to 1.")] = "train=0.9,val=0.1",
     field: Annotated[str | None, typer.Option(help="The text's field in JSON records, or its column in Parquet files.")] = None,
+    label_field: Annotated[
+        str | None, typer.Option(metavar="FIELD", help="The label's field in JSON records; default: folders label documents.")
+    ] = None,
     separator: Annotated[
         str | None, typer.Option("--document-separator", metavar="TEXT", help=r"Split files into documents at this text, such as '\n\n'.")
     ] = None,
@@ -47,7 +50,7 @@ def prepare(
 ) -> Described:
     """Tokenize text into shards for training, split by document.
 
-    A document's label is the name of its folder, if that has siblings, such as pos/ and neg/.
+    A document's label is the name of its folder, if that has siblings, such as pos/ and neg/, or a field of its record (--label-field).
 
     $ freetf prepare reviews.zip -o data/reviews
     $ freetf prepare books.jsonl.gz -o data/books --field text --tokenizer bpe:8192
@@ -64,6 +67,7 @@ def prepare(
     shares = parse_split(split)
     if tokens is not None:
         _refuse({"--document-separator": separator, "--dedup": dedup, "--threads": threads, "--seed": seed}, tokens)
+        _refuse({"--label-field": label_field}, tokens)
         _refuse({} if tokens == "datasets" else {"--field": field}, tokens)
         with stop_at_once(), counter("files") as advance:
             return refer_to_tokens(
@@ -85,6 +89,7 @@ def prepare(
             split=shares,
             seed=seed,
             field=field,
+            label_field=label_field,
             document_separator=None if separator is None else re.sub(r"\\([nrt\\])", lambda found: ESCAPES[found[1]], separator),
             dedup=dedup,
             threads=threads,

@@ -48,7 +48,7 @@ def sample(
     ] = "independent",
     z_from: Annotated[
         str | None,
-        typer.Option(metavar="TEXT", help="Infer Z from this example text; beyond the example's end, draw Z from the prior."),
+        typer.Option(metavar="TEXT|FILE", help="Infer Z from this example, or the one in a file; beyond its end, draw Z from the prior."),
     ] = None,
     groups: Annotated[int | None, typer.Option("--groups", "-g", min=1, help="Groups per prompt. Default: 1.")] = None,
     prompt_z: Annotated[
@@ -110,7 +110,7 @@ def sample(
     )
     if z_from is not None:
         _check_z_from(z, prompt_z, model.latent, run)
-        spec = _like(model, tokenizer, z_from, spec)
+        spec = _like(model, tokenizer, _example(z_from), spec)
     facts = {"precision": settings["precision"], "checkpoint": checkpoint.weights_sha256}
     given = None if records is None else records.first.prompt
     default = given if given is not None else task.prompt(spec.seed, 0) if task else ""
@@ -161,6 +161,26 @@ def _check_z_from(z: str, prompt_z: str | None, latent: Latent | None, run: Path
         raise InputError(f"--z-from and --z {z} both give Z", hint="give only one of them")
     if prompt_z is not None:
         raise InputError(f"--z-from gives the prompt's Z too, not --prompt-z {prompt_z}", hint="give only one of them")
+
+
+def _example(text_or_file: str) -> str:
+    """The text of an existing file of this name, without its last line end; otherwise the text itself."""
+    import os
+    from pathlib import Path
+
+    from freetf_cli.durable import read_small
+    from freetf_cli.report.console import note
+
+    if not os.path.isfile(text_or_file):  # noqa: PTH113 (pathlib raises an error for a text that is too long for a path)
+        return text_or_file
+    try:
+        text = read_small(Path(text_or_file)).decode("utf-8-sig").removesuffix("\n")
+    except UnicodeDecodeError:
+        raise InputError("not UTF-8 text", text_or_file) from None
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", text_or_file) from None
+    note(f"Z is inferred from the text of the file {text_or_file}")
+    return text
 
 
 def _like(model: Decoder, tokenizer: Tokenizer, example: str, spec: SampleSpec) -> SampleSpec:

@@ -78,6 +78,7 @@ def prepare_text(
     split: Shares = DEFAULT_SPLIT,
     seed: int = 0,
     field: str | None = None,
+    label_field: str | None = None,
     document_separator: str | None = None,
     dedup: bool = False,
     threads: int | None = None,
@@ -87,6 +88,7 @@ def prepare_text(
 
     tokenizer: `bytes`; `bpe:SIZE`, trained here on the train split alone; or a path to a tokenizer.json.
     separator_token: the special token of a tokenizer.json that separates documents, if it is not `<|endoftext|>`.
+    label_field: the field of JSON records that labels documents; default: folders do.
     dedup: leave out exact copies of earlier documents, so that no document occurs twice, be it in one split or in two.
     threads: how many threads encode; default: one per core. The result is the same.
     progress: called for each document read. Training BPE reads all of them once more, which a new description then says.
@@ -100,7 +102,7 @@ def prepare_text(
         again = [_readable_twice(path, stack) for path in paths] if tokenizer.startswith("bpe:") else paths
 
         def documents(note: Note) -> Iterator[Document]:
-            found = read_documents(again, field=field, document_separator=document_separator, note=note)
+            found = read_documents(again, field=field, label_field=label_field, document_separator=document_separator, note=note)
             try:
                 for document in copies.leave_out(found) if dedup else found:
                     if (mark := tokenizers.SEPARATOR) in document.text:

@@ -13,6 +13,7 @@ rows s·B … s·B + B − 1. Each source has
 from __future__ import annotations
 
 from functools import cached_property, lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -110,6 +111,10 @@ class _FolderRows:
         """Rows of an epoch."""
         return len(self._data.split(TRAIN))
 
+    def document_labels(self, split: str) -> list[str | None]:
+        """The label of each document, from the records of the data folder [documents]."""
+        return [(record.get("factors") or {}).get("label") for record in self._data.split(split).records()]
+
     @cached_property
     def _epochs(self) -> Epochs:
         return Epochs(self._epoch_rows, self._seed)
@@ -134,6 +139,10 @@ class DocumentRows(_FolderRows):
 
     def documents(self, split: str, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         return rows
+
+    def labels(self, split: str) -> list[str | None]:
+        """The label of each row's document [all rows]."""
+        return self.document_labels(split)
 
     def size(self, split: str) -> int | None:
         return len(self._data.split(split))
@@ -167,6 +176,14 @@ class PackedRows(_FolderRows):
     def documents(self, split: str, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         return self._document_at(split, rows * self._stride)
 
+    def labels(self, split: str) -> list[str | None]:
+        """The label that all documents of a window have, for each window; None where they differ [all windows]."""
+        of_documents = self.document_labels(split)
+        changes = np.cumsum([False, *(one != other for one, other in pairwise(of_documents))])
+        rows = np.arange(self.size(split) or 0)
+        first, last = self.documents(split, rows), self._document_at(split, rows * self._stride + self._width - 1)
+        return [of_documents[start] if changes[start] == changes[end] else None for start, end in zip(first, last, strict=True)]
+
     def _document_at(self, split: str, places: NDArray[np.int64]) -> NDArray[np.int64]:
         """The documents that tokens of the stream belong to; the last separator belongs to the last document."""
         source = self._data.split(split)
@@ -195,4 +212,32 @@ def _known(source: Split, documents: NDArray[np.int64]) -> list[Factors]:
     return [found.get(index, {}) for index in documents.tolist()]
 
 
-RowSource = TaskRows | DocumentRows | PackedRows
+class Selected:
+    """Some rows of one split of another source, such as those of one label. There are no training rows."""
+
+    def __init__(self, rows: DocumentRows | PackedRows, split: str, numbers: NDArray[np.int64]) -> None:
+        self._rows, self._split, self._numbers = rows, split, numbers
+
+    def train(self, start: int, count: int) -> Tokens:
+        raise ValueError("selected rows are for evaluation")
+
+    def held_out(self, split: str, rows: NDArray[np.int64]) -> Tokens:
+        return self._rows.held_out(split, self._chosen(split, rows))
+
+    def factors(self, split: str, rows: NDArray[np.int64]) -> list[Factors]:
+        return self._rows.factors(split, self._chosen(split, rows))
+
+    def documents(self, split: str, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        return self._rows.documents(split, self._chosen(split, rows))
+
+    def size(self, split: str) -> int | None:
+        return len(self._numbers) if split == self._split else 0
+
+    def _chosen(self, split: str, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        if split != self._split:
+            raise ValueError(f"the rows are of split '{self._split}'")
+        chosen: NDArray[np.int64] = self._numbers[rows]
+        return chosen
+
+
+RowSource = TaskRows | DocumentRows | PackedRows | Selected

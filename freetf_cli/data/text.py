@@ -37,12 +37,14 @@ def read_documents(
     paths: Sequence[str | Path],
     *,
     field: str | None = None,
+    label_field: str | None = None,
     document_separator: str | None = None,
     note: Note = lambda name, what: None,
 ) -> Iterator[Document]:
     """Every document of the paths, in order; the contents of folders and archives sorted by name.
 
-    A document's label is the name of its folder, if that folder has a sibling with documents (`pos/` beside `neg/`).
+    A document's label is the name of its folder, if that folder has a sibling with documents (`pos/` beside `neg/`); with `label_field`
+    it is that field of its JSON record, a text or a whole number.
     note: called with a name and what happened, for everything that is skipped. InputError names the file and the line or byte offset.
     """
     if not paths:
@@ -55,7 +57,7 @@ def read_documents(
         for file in open_files(path, note):
             files += 1
             with reading(file.place):
-                for document in _documents(file, field, document_separator, note):
+                for document in _documents(file, field, label_field, document_separator, note):
                     found = True
                     yield document
         if not files:
@@ -66,17 +68,17 @@ def read_documents(
         raise InputError("the input is empty: it has no text", where + more, "hidden files are not read" if Path(paths[0]).is_dir() else "")
 
 
-def _documents(file: File, field: str | None, separator: str | None, note: Note) -> Iterator[Document]:
+def _documents(file: File, field: str | None, label_field: str | None, separator: str | None, note: Note) -> Iterator[Document]:
     """The documents of one file."""
     source = None
-    for source, chunks in _sources(file, field):
+    for source, chunks, label in _sources(file, field, label_field):
         pieces, empty = 0, True
         for piece in ["".join(chunks)] if separator is None else _cut(chunks, separator):
             pieces += 1
             text = piece if separator is None else piece.strip("\r\n")  # next to a separator, line ends are layout, not text
             if text:
                 empty = False
-                yield Document(text, source, file.label)
+                yield Document(text, source, label)
         if empty:
             note(source, "skipped, empty")
         elif separator is not None and pieces == 1:
@@ -86,21 +88,26 @@ def _documents(file: File, field: str | None, separator: str | None, note: Note)
         note(file.name, "skipped, empty")
 
 
-def _sources(file: File, field: str | None) -> Iterator[tuple[str, Iterable[str]]]:
-    """The text of a file, or that of each record, in chunks, with its source."""
+def _sources(file: File, field: str | None, label_field: str | None) -> Iterator[tuple[str, Iterable[str], str | None]]:
+    """The source of a file, or of each record, with its text in chunks and its label."""
+    is_json = file.kind.endswith(JSONL) or field is not None
+    if label_field is not None and (file.kind == HUB or file.kind.endswith(PARQUET) or not is_json):
+        raise InputError("a label's field needs JSON records", file.place, "--label-field is for .jsonl; else folders label documents")
     if file.kind == HUB or file.kind.endswith(PARQUET):
         for number, text in hub_texts(file.place, field) if file.kind == HUB else column_texts(file, field):
             if "\0" in text:
                 raise InputError("a NUL in the text", f"{file.place}, row {number}")
-            yield f"{file.name}:{number}", [text]
+            yield f"{file.name}:{number}", [text], file.label
         return
     chunks = _decoded(file.chunks, file.place)
-    if not file.kind.endswith(JSONL) and field is None:
-        yield file.name, chunks
+    if not is_json:
+        yield file.name, chunks, file.label
         return
     for number, line in enumerate(_cut(chunks, "\n"), start=1):
         if line.strip():
-            yield f"{file.name}:{number}", [_json_text(line, f"{file.place}, line {number}", field)]
+            place = f"{file.place}, line {number}"
+            text = _json_text(line, place, field)
+            yield f"{file.name}:{number}", [text], file.label if label_field is None else _json_label(line, place, label_field)
 
 
 def _cut(chunks: Iterable[str], mark: str) -> Iterator[str]:
@@ -136,6 +143,17 @@ def _decoded(chunks: Iterator[bytes], place: str) -> Iterator[str]:
             text, first = text.removeprefix("\ufeff"), False
         if text:
             yield text
+
+
+def _json_label(line: str, place: str, field: str) -> str:
+    """The label of a record that `_json_text` accepts."""
+    try:
+        value: Any = json.loads(line)[field]
+    except (ValueError, RecursionError, TypeError, KeyError):
+        raise InputError(f"the record has no field '{field}'", place) from None
+    if isinstance(value, bool) or not isinstance(value, str | int) or not str(value):
+        raise InputError(f"field '{field}' is no label: not a text or a whole number", place)
+    return str(value)
 
 
 def _json_text(line: str, place: str, field: str | None) -> str:

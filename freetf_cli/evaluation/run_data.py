@@ -20,14 +20,17 @@ def open_split(checkpoint: Checkpoint, folder: Path | None, split: str | None) -
     return source, chosen
 
 
-def open_run_data(checkpoint: Checkpoint, folder: Path | None = None, context: int | None = None) -> DataSource:
+def open_run_data(checkpoint: Checkpoint, folder: Path | None = None, context: int | None = None, *, documents: bool = False) -> DataSource:
     """The run's own data, or a data folder that the user named.
 
-    context: positions T of a row; default: the model's. InputError if the run's own data has changed since training, or if the tokenizer
-    or the task differs from the run's: the same token ids would mean something else.
+    context: positions T of a row; default: the model's. documents: a document in each row, however the run was trained. InputError if the
+    run's own data has changed since training, or if the tokenizer or the task differs from the run's: the same token ids would mean
+    something else.
     """
     recipe = checkpoint.recipe
     config = recipe.data if folder is None else DataConfig(dir=str(folder), rows=recipe.data.rows)
+    if documents and config.dir is not None:
+        config = config.model_copy(update={"rows": "documents"})
     if folder is None and config.dir is not None:
         config = config.model_copy(update={"dir": checkpoint.data_folder(config.dir)})
     where = str(config.dir or config.task)

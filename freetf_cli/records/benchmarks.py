@@ -12,7 +12,7 @@ from freetf_cli.report.units import MISSING, count, duration, is_number, number,
 
 METRICS = (
     "acc: the answer with the largest log-likelihood is right; acc_char, acc_completion: the same after division by the number of "
-    "characters or tokens. em: exact match; pass@k: at least one of k programs is right. Scores are means over items [95 % interval]; "
+    "characters or tokens. em: exact match; pass@k: at least one of k answers is right. Scores are means over items [95 % interval]; "
     "chance: the score of guessing among the choices."
 )
 DRAWN = (

@@ -129,5 +129,11 @@ def test_escapes_in_a_separator(run_cli: Cli, tmp_path: Path) -> None:
     assert done.code == 0 and r"stdin: the document separator '\n\n' does not occur" in done.stdout
 
 
+def test_labels_from_a_field_are_counted(run_cli: Cli, tmp_path: Path) -> None:
+    rows = "".join(json.dumps({"text": f"text {n}", "mood": "good" if n % 3 else "bad"}) + "\n" for n in range(30))
+    done = run_cli("prepare", "-", "-o", tmp_path / "data", "--field", "text", "--label-field", "mood", "--json", input=rows)
+    assert (done.code, json.loads(done.stdout)["labels"]) == (0, {"bad": 10, "good": 20})
+
+
 def test_help_has_an_example(run_cli: Cli) -> None:
     assert "\n$ freetf prepare reviews.zip -o data/reviews\n" in run_cli("prepare", "--help").stdout

@@ -175,7 +175,9 @@ def test_labelled_text_is_read_by_its_words(run_cli: Callable, labelled: Path) -
     found = json.loads(done.stdout)
     assert [one["factor"] for one in found["intervention"]["factors"]] == ["label"]
     assert found["intervention"]["valid"] is None and found["intervention"]["heat_maps"] == []
-    assert found["intervention"]["readers"][0].startswith("label (neg, pos) is read from words by naive Bayes, 100.0% right on ")
+    assert found["intervention"]["readers"][0].startswith(
+        "label (neg, pos) is read from words and pairs of words by a linear classifier, 100.0% right on "
+    )
     assert [one["factor"] for one in found["latent_swap"]] == ["label"]
     assert any("parts of several documents" in note for note in found["notes"])
     assert found["latent_ablation"]["posterior"]["bits_per_byte"] > 0 and found["rate"]["floor"] is None

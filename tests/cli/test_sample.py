@@ -578,6 +578,17 @@ def test_z_from_an_example_is_the_posterior_of_the_example(sample, free_run):
     assert (bits[:, :5].mean(0) - logits.sigmoid().double()).abs().mean() < (1 - bits[:, :5].mean(0) - logits.sigmoid()).abs().mean()
 
 
+def test_z_from_a_file_is_that_of_its_text(sample, run_cli, refused, free_run, tmp_path):
+    file = tmp_path / "example.txt"
+    file.write_text("A>A_\n")
+    words = ["--prompt", "A>", "--count", 4]
+    found = run_cli("sample", free_run, "--json", "--z-from", file, *words)
+    assert found.code == 0 and str(file) in found.stderr
+    assert [json.loads(line) for line in found.stdout.splitlines()] == sample("--z-from", "A>A_", *words)
+    file.write_bytes(b"\xff")
+    assert "not UTF-8" in refused("sample", free_run, "--z-from", file)
+
+
 def test_z_from_an_example_is_one_z_a_row_or_a_group(sample):
     words = ["--z-from", "A>A_", "--prompt", "A>", "--prompt", "B>", "--groups", 2, "--count", 3]
     assert len({*codes(sample(*words))}) == 6  # the same six for both prompts

@@ -47,7 +47,7 @@ def test_a_recipe_loads_and_says_what_it_is_for(name):
     if family in OPEN_ENDED:
         assert (recipe.kind == "free") == ("free" in variant)
     else:
-        assert (recipe.kind == "baseline") == name.endswith(("baseline", "-softmax", "-multi-token"))
+        assert (recipe.kind == "baseline") == name.endswith(("baseline", "/block", "-softmax", "-multi-token"))
 
 
 def test_descriptions_are_their_own():

@@ -204,6 +204,26 @@ def test_what_is_empty_among_other_inputs_is_noted(tmp_path: Path) -> None:
     assert notes.lines() == [f"{tmp_path / 'folder'}: skipped, it has no files to read"]
 
 
+def test_labels_from_a_field(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"text": "fine", "stars": 5}\n{"stars": "one", "text": "bad"}\n')
+    found = read_documents([file], field="text", label_field="stars")
+    assert [(document.text, document.label) for document in found] == [("fine", "5"), ("bad", "one")]
+    for line, message in (
+        ('{"text": "a"}', "no field 'stars'"),
+        ('{"text": "a", "stars": null}', "is no label"),
+        ('{"text": "a", "stars": true}', "is no label"),
+        ('{"stars": "one"}', "no field 'text'"),
+        ("[1]", "not a JSON object"),
+    ):
+        file.write_text(line)
+        with pytest.raises(InputError, match=message):
+            list(read_documents([file], field="text", label_field="stars"))
+    (tmp_path / "plain.txt").write_text("a")
+    with pytest.raises(InputError, match="needs JSON records"):
+        list(read_documents([tmp_path / "plain.txt"], label_field="stars"))
+
+
 def test_the_whole_corpus_if_it_is_available() -> None:
     corpus = Path(__file__).resolve().parents[3] / "shared/data/movie_reviews"
     if not corpus.exists():

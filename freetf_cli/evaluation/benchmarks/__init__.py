@@ -35,8 +35,10 @@ class Benchmark:
     metric: str  # the one that the paper reports
     macro: str = ""  # macro average over groups of items with the same value of this document field; empty: a plain mean over items
     seconds: float = 10.0  # time-out of a generated program, for kind "code"
+    in_all: bool = True  # whether `--task all` includes it; not if its files must be made first
 
 
+ATTEMPTED = {"code", "solution", "line"}  # kinds with several generated answers an item, for pass@k
 BENCHMARKS = {
     one.name: one
     for one in (
@@ -57,5 +59,7 @@ BENCHMARKS = {
         Benchmark("nq_open", "nq", "em", "em"),
         Benchmark("triviaqa", "tqa", "em", "em"),
         Benchmark("lambada", "", "last_word", "acc"),
+        Benchmark("word_problems", "", "solution", "pass@1", in_all=False),
+        Benchmark("python_lines", "", "line", "pass@1", in_all=False),
     )
 }

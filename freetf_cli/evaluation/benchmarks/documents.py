@@ -6,6 +6,8 @@
     last_word    {"query": "…", "answer": "signs"}
     em, number   {"query": "Question: …\nAnswer:", "answer": "14 December 1972", "answers": ["14 December 1972 UTC", …]}: the generated
                  text is right if it equals any of `answers`; `answer` is the one that few-shot examples show
+    solution     as number; several answers are generated for an item, and each is right or wrong
+    line         {"query": "def f(x):\\n    return", "answer": " x + 1"}: the generated text is right if it equals the rest of the line
     code         {"query": "def f(x):\\n", "answer": "    return x\\n", "before": "def f(x):\\n", "after": "assert f(1) == 1"}: the program
                  before + text + after ends without an exception if the generated text is right
 
@@ -182,6 +184,22 @@ def gsm8k(data: Path) -> Splits:
     return {"test": docs("test"), "shots": docs("train")}
 
 
+def word_problems(data: Path) -> Splits:
+    """Rows of `freetf gen-synthetic word_problems -o -`."""
+
+    def doc(row: Doc) -> Doc:
+        question, mark, solution = row["text"].partition("\nAnswer:")
+        return _free(question + mark, solution.strip(), [str(row["factors"]["answer"])])
+
+    return _same([doc(row) for row in _jsonl(data / "word_problems" / "word_problems.jsonl.gz")])
+
+
+def python_lines(data: Path) -> Splits:
+    """Rows of `scripts/text_mixture.py lines`."""
+    rows = _jsonl(data / "python_lines" / "python_lines.jsonl.gz")
+    return _same([{"query": row["context"], "answer": row["line"]} for row in rows])
+
+
 def nq_open(data: Path) -> Splits:
     def docs(name: str) -> list[Doc]:
         rows = _jsonl(data / "nq_open" / name)
@@ -310,5 +328,7 @@ READERS: dict[str, Callable[[Path], Splits]] = {
         humaneval_plus,
         mbpp,
         mbpp_plus,
+        word_problems,
+        python_lines,
     )
 }

@@ -18,7 +18,7 @@ from typing import Any
 
 from freetf_cli.errors import FreetfError, InputError, nearest
 from freetf_cli.evaluation import Stage
-from freetf_cli.evaluation.benchmarks import BENCHMARKS, FOREIGN, TASKS, Benchmark, metrics, sandbox
+from freetf_cli.evaluation.benchmarks import ATTEMPTED, BENCHMARKS, FOREIGN, TASKS, Benchmark, metrics, sandbox
 from freetf_cli.evaluation.metrics import metric_names
 from freetf_cli.records.benchmarks import Score
 from freetf_cli.records.likelihood import Estimate
@@ -38,7 +38,7 @@ class Questions:
     limit: int | None = None
     shots: int | None = None
     seed: int = 0  # for choosing the few-shot examples
-    attempts: int = 1  # programs to generate for each item of a code benchmark
+    attempts: int = 1  # answers to generate for each item of a benchmark with pass@k
     allow_code: bool = False  # whether generated programs may run
 
 
@@ -68,7 +68,7 @@ def measure(lm: Any, name: str, asked: Questions, stage: Stage) -> tuple[list[Sc
         loaded = load(name, asked)
         for task in loaded["tasks"].values():
             _set_shots(task, asked)
-            if own is not None and own.kind == "code":
+            if own is not None and own.kind in ATTEMPTED:
                 task.set_config(key="repeats", value=asked.attempts)
         try:
             found = evaluate(lm, loaded, limit=asked.limit, bootstrap_iters=0, log_samples=True, confirm_run_unsafe_code=own is not None)

@@ -4,7 +4,7 @@
     acc_char        the same, with each log-likelihood divided by the answer's characters
     acc_completion  the same, with each log-likelihood divided by the answer's tokens
     em              the generated answer equals a right answer, ignoring case, punctuation and articles; for GSM8K, the final number
-    pass@k          at least one of k generated programs is right, estimated from n ≥ k of them
+    pass@k          at least one of k generated programs, solutions or lines is right, estimated from n ≥ k of them
     macro average   the mean over the groups of items (MMLU's subjects) of the mean in each group
 
 None of them is comparable to `acc_norm` of lm-eval's own tasks, which also divides by characters but uses other prompts and answers.
@@ -61,13 +61,32 @@ def _plain(text: str) -> str:
 
 def number(doc: Mapping[str, Any], answers: Sequence[str]) -> Scores:
     """Exact match of the number after the first `####`, as in the few-shot examples. A text without `####` is wrong."""
-    found = re.search(r"####\s*\$?(-?[\d.,]*\d)", answers[0])
-    return {"em": float(found is not None and found[1].replace(",", "") == doc["answers"][0].replace(",", ""))}
+    return {"em": float(_has_number(answers[0], doc["answers"][0]))}
+
+
+def _has_number(text: str, right: str) -> bool:
+    found = re.search(r"####\s*\$?(-?[\d.,]*\d)", text)
+    return found is not None and found[1].replace(",", "") == right.replace(",", "")
+
+
+def solution(doc: Mapping[str, Any], answers: Sequence[str]) -> Scores:
+    """pass@k of solutions; each is right if the number after its first `####` is."""
+    return passes([_has_number(text, doc["answers"][0]) for text in answers])
+
+
+def line(doc: Mapping[str, Any], answers: Sequence[str]) -> Scores:
+    """pass@k of lines; each is right if its text up to the end of the line is the true one, except for spaces at its end."""
+    return passes([text.partition("\n")[0].rstrip() == doc["answer"].rstrip() for text in answers])
 
 
 def code(doc: Mapping[str, Any], outcomes: Sequence[str]) -> Scores:
-    """pass@1, and for n > 1 programs pass@n, pass@10 and pass@100 (if k < n). outcomes: how each program ended (sandbox.py)."""
-    count, right = len(outcomes), sum(outcome == PASSED for outcome in outcomes)
+    """pass@k of programs. outcomes: how each of them ended (sandbox.py)."""
+    return passes([outcome == PASSED for outcome in outcomes])
+
+
+def passes(each: Sequence[bool]) -> Scores:
+    """pass@1, and for n > 1 answers pass@n, pass@10 and pass@100 (if k < n), from which of them are right."""
+    count, right = len(each), sum(each)
     ks = sorted({1, count, *(k for k in (10, 100) if k < count)})
     return {f"pass@{k}": pass_at_k(count, right, k) for k in ks}
 
@@ -86,6 +105,8 @@ KINDS: dict[str, Callable[[Mapping[str, Any], Sequence[Any]], Scores]] = {
     "last_word": last_word,
     "em": em,
     "number": number,
+    "solution": solution,
+    "line": line,
     "code": code,
 }
 

@@ -108,7 +108,7 @@ def _measure(checkpoint: Checkpoint, model: Decoder, request: BenchmarkRequest, 
     from freetf_cli.evaluation.benchmarks.adapter import RunLM
 
     if request.questions.attempts > 1 and model.latent is None and not request.temperature:
-        raise InputError("--attempts: all programs of a baseline are the same without a temperature", hint="--temperature 0.8")
+        raise InputError("--attempts: all answers of a baseline are the same without a temperature", hint="--temperature 0.8")
     folder = request.folder
     answers = Answers() if folder is None else _open(folder, request, checkpoint)
     scorer = Scorer(model, z=request.z, draws=request.draws, seed=request.questions.seed)
@@ -188,4 +188,5 @@ def unique(names: Sequence[str]) -> tuple[str, ...]:
     parts = [part for name in names for part in name.split(",") if part]
     if not parts:
         raise InputError("--task needs a name", hint="see `freetf evaluate --help`")
-    return tuple(dict.fromkeys(one for part in parts for one in (BENCHMARKS if part == "all" else [part])))
+    everything = [one.name for one in BENCHMARKS.values() if one.in_all]
+    return tuple(dict.fromkeys(one for part in parts for one in (everything if part == "all" else [part])))

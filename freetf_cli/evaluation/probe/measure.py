@@ -51,7 +51,7 @@ def probe_latent(checkpoint: Checkpoint, model: Decoder, source: DataSource, spe
     check_enough(groups, "groups", "raise --groups")
     prompt, length = _prompt(source, spec), min(source.context + 1, LONGEST)
     total = min(spec.sequences, source.rows.size(spec.split) or spec.sequences)
-    reader = factor_reader(source, spec.split, spec.sequences)
+    reader = factor_reader(source, spec.split, spec.sequences, length)
     with stage("reading sequences", 2 * total) as advance:
         posterior = read_posterior(model, source, spec.split, spec.sequences, seed, HiddenFeatures(), advance)
     rows = source.held_out_factors(spec.split, spec.sequences)

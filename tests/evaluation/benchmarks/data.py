@@ -50,6 +50,9 @@ def write_all(folder: Path) -> Path:
         _rows(folder / "nq_open" / name, *({"question": f"who is {i}", "answer": ["Al", "Al B."]} for i in range(7)))
     trivia = ({"context": f"Question: {i}?\nAnswer:", "answer": "Onion", "aliases": ["Onions", "Onion"]} for i in range(7))
     _rows(folder / "triviaqa/triviaqa_sm_sub.jsonl.gz", *trivia)
+    problem = {"text": "Question: Al has 2 and 3?\nAnswer: 2+3 = <<2+3=5>>5.\n#### 5", "factors": {"answer": 5}}
+    _rows(folder / "word_problems/word_problems.jsonl", problem, problem)
+    _rows(folder / "python_lines/python_lines.jsonl", *({"context": "def f(x):\n    return", "line": f" x + {i}"} for i in (1, 2)))
     _mmlu(folder / "mmlu/mmlu_dev_test.tar.gz")
     return folder
 

@@ -27,7 +27,8 @@ def test_every_benchmark_has_a_task_file_and_a_reader() -> None:
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_documents_have_their_form(data: Path, name: str) -> None:
     fields = {"last_word": {"query", "answer"}, "em": {"query", "answer", "answers"}, "code": {"query", "answer", "before", "after"}}
-    fields["number"] = fields["em"]
+    fields["number"] = fields["solution"] = fields["em"]
+    fields["line"] = fields["last_word"]
     splits = documents.read(name, data)
     assert splits["test"] and all(splits.values())
     for doc in (doc for docs in splits.values() for doc in docs):
@@ -57,6 +58,12 @@ def test_what_a_document_says(data: Path) -> None:
 def test_questions_with_free_answers(data: Path) -> None:
     shot = documents.read("gsm8k", data)["shots"][3]
     assert shot == {"query": "Question: 3 and 3?\nAnswer:", "answer": "It is 6.\n#### 6", "answers": ["6"]}
+    assert documents.read("word_problems", data)["test"][0] == {
+        "query": "Question: Al has 2 and 3?\nAnswer:",
+        "answer": "2+3 = <<2+3=5>>5.\n#### 5",
+        "answers": ["5"],
+    }
+    assert documents.read("python_lines", data)["test"][1] == {"query": "def f(x):\n    return", "answer": " x + 2"}
     assert documents.read("nq_open", data)["test"][0] == {
         "query": "Question: who is 0?\nAnswer:",
         "answer": "Al",

@@ -115,3 +115,11 @@ def test_chance_is_that_of_guessing() -> None:
     assert metrics.chance(docs, "") == pytest.approx(5 / 12)
     assert metrics.chance(docs, "subject") == pytest.approx((3 / 8 + 1 / 2) / 2)
     assert metrics.chance([{"answer": "x"}], "") is None
+
+
+def test_attempts_at_solutions_and_lines() -> None:
+    doc = {"answers": ["1,200"], "answer": " x + 1"}
+    assert metrics.solution(doc, ["so\n#### 1200", "#### 1201", "1200", "#### $1,200"]) == {"pass@1": 0.5, "pass@4": 1.0}
+    assert metrics.solution(doc, ["#### 12"]) == {"pass@1": 0.0}
+    assert metrics.line(doc, [" x + 1 \nreturn", " x + 1", "x + 1", " x + 10"]) == {"pass@1": 0.5, "pass@4": 1.0}
+    assert set(metrics.passes([True] * 16)) == {"pass@1", "pass@10", "pass@16"}

@@ -1,4 +1,4 @@
-"""Reading factors: tasks exactly, labels of text by naive Bayes."""
+"""Reading factors: tasks exactly, labels of text by a linear classifier."""
 
 from __future__ import annotations
 
@@ -49,14 +49,12 @@ def test_reading_labels_from_words() -> None:
     assert numbers(wordless, ["1 2"])["mood"].tolist() == [UNREAD]
 
 
-def test_naive_bayes_agrees_with_its_formula() -> None:
-    """Words counted once a text, add-one smoothing over the words in two texts or more."""
-    texts, labels = ["a a b", "a c", "b c c", "b", "a z"], [0, 0, 1, 1, 0]
-    reader = TextLabels(texts, [{"x": str(label)} for label in labels], [Factor("x", ("0", "1"))])
-    counts = np.array([[3, 1, 1], [0, 2, 1]]) + 1  # of a, b, c in the texts of each label
-    word = np.log(counts / counts.sum(1, keepdims=True))
-    score = np.log([3 / 5, 2 / 5]) + word[:, 1] + word[:, 2]
-    assert numbers(reader, ["b c", "c b b b"])["x"].tolist() == [int(score.argmax())] * 2
+def test_pairs_of_words_are_read() -> None:
+    """Every text has the same words; only their order tells the label."""
+    texts = ["good not bad", "bad not good", "not bad good", "not good bad"] * 4
+    rows = [{"x": label} for label in ["up", "down", "up", "down"] * 4]
+    reader = TextLabels(texts, rows, [Factor("x", ("down", "up"))])
+    assert numbers(reader, ["it is not bad", "it is not good"])["x"].tolist() == [1, 0]
 
 
 def test_reading_sentiment_from_reviews() -> None:
@@ -66,7 +64,10 @@ def test_reading_sentiment_from_reviews() -> None:
     truth = encode(found.factors, source.held_out_factors("val", 200))["sentiment"]
     texts = [example.text for example in make_task("reviews", {}).examples(stream_seed(HELD_OUT_SEED, "val"), 0, 200)]
     assert (numbers(found, texts)["sentiment"] == truth).mean() > 0.97
-    assert found.notes[0] == "sentiment (negative, positive) is read from words by naive Bayes, 100.0% right on 200 held-out sequences"
+    how = "is read from words and pairs of words by a linear classifier, 100.0% right on 200 held-out sequences"
+    assert found.notes[0] == f"sentiment (negative, positive) {how}"
+    cut = factor_reader(source, "val", 200, longest=20)
+    assert cut is not None and cut.notes[0].endswith("held-out sequences, cut to 20 tokens") and cut.notes[0] != found.notes[0]
     again = factor_reader(source, "train", 200)
     assert again is not None and again.notes[0].endswith("on 200 of the very texts that it learned from")
 
@@ -79,7 +80,7 @@ def test_coins_are_read_and_other_tasks_have_no_factor() -> None:
 
 
 def test_a_missing_library_is_named_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert probe_library("sklearn.naive_bayes").MultinomialNB
+    assert probe_library("sklearn.linear_model").LogisticRegression
     monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(InputError, match=r"needs sklearn, which is not installed; pip install scikit-learn scipy"):
         factor_reader(source_of("letters"), "val", 20)
