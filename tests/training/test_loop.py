@@ -459,7 +459,7 @@ def test_nothing_is_saved_after_too_many_skipped_steps(tmp_path: Path) -> None:
     """As on CUDA, where the host may be steps ahead of the device when it saves a checkpoint."""
     running = loop(tmp_path / "run", recipe(skip_limit=0))
     running.train_step()
-    running.update(1, running.batches.take(1), 1, 1e-2, (math.nan, 0.0, 0.0))
+    running.update(1, running.batches.take(1), 1, 1e-2, (math.nan, 0.0, 0.0, 1.0))
     running.step = 5
     with pytest.raises(FreetfError, match="not finite at step 2"):
         running.save()
