@@ -53,7 +53,7 @@ def same_results(row: Mapping[str, Any], solution: str) -> str:
     inputs, read = [*row["base_input"], *row["plus_input"]], ""
     if "assertion" in row:  # MBPP+
         examples, read = shown(row["assertion"], row["entry_point"])
-        inputs = [_tagged(arguments(values, examples)) for values in inputs]
+        inputs = _tagged(arguments(inputs, examples))
     name, text = row["entry_point"], json.dumps(inputs)
     call = ", ".join([name, repr(name), repr(solution), repr(text), repr(row["atol"] or 0), *filter(None, [read])])
     return f"\n{HARNESS}\n_freetf_compare({call})\n"
@@ -75,13 +75,13 @@ def typed(value: Any, examples: Sequence[Any], around: type | None = None) -> An
     return value
 
 
-def arguments(values: Sequence[Any], examples: Sequence[Sequence[Any]]) -> list[Any]:
-    """The arguments of a call with the types of the examples. For a function of numbers, EvalPlus writes complex numbers as strings."""
+def arguments(calls: Sequence[Sequence[Any]], examples: Sequence[Sequence[Any]]) -> list[list[Any]]:
+    """The arguments of calls with the types of the examples. EvalPlus writes the arguments of a function of complex numbers as strings."""
     numbers = all(isinstance(example, (int, float, complex)) for column in examples for example in column)
-    if numbers and any(isinstance(value, str) and value.strip("()").endswith("j") for value in values):
+    if numbers and any(isinstance(value, str) and value.strip("()").endswith("j") for values in calls for value in values):
         with suppress(ValueError):
-            return [complex(value) for value in values]
-    return [typed(value, column) for value, column in zip(values, examples, strict=True)]
+            return [[complex(value) for value in values] for values in calls]
+    return [[typed(value, column) for value, column in zip(values, examples, strict=True)] for values in calls]
 
 
 def shown(assertion: str, name: str) -> tuple[list[list[Any]], str]:

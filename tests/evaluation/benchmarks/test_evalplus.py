@@ -25,7 +25,7 @@ from freetf_cli.evaluation.benchmarks import evalplus, sandbox
 )
 def test_inputs_get_the_types_that_the_assertions_show(assertion: str, given: list, made: list) -> None:
     examples, _ = evalplus.shown(assertion, "f")
-    found = evalplus.arguments(given, examples)
+    (found,) = evalplus.arguments([given], examples)
     assert found == made and repr(found) == repr(made)
 
 
@@ -77,5 +77,5 @@ def test_a_canonical_solution_that_fails_passes_nothing() -> None:
 
 
 def test_complex_numbers_reach_the_program() -> None:
-    task = {"assertion": "assert f(0, 1j) == 1", "base_input": [["0", "1j"]], "plus_input": [["2", "(1-3j)"]]}
+    task = {"assertion": "assert f(0, 1j) == 1", "base_input": [["0", "1j"]], "plus_input": [["2", "(1-3j)"], ["2", "0.5"]]}
     assert outcome("def f(a, b):\n    return (a + b).imag\n", "def f(a, b):\n    return (b + a).imag\n", **task) == "passed"
