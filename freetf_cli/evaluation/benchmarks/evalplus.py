@@ -15,9 +15,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TypeGuard
 
+TAG = "freetf type"  # the key that marks a tuple, set or complex number in the inputs' JSON
+# Functions whose results EvalPlus compares as sets, although MBPP's assertions do not.
+UNORDERED = ("similar_elements", "extract_singly", "find_dissimilar", "Diff")
 # Runs after the generated code, with EvalPlus's tolerances. HumanEval's find_zero has several right results, so its result is inserted into
 # the polynomial. An exception in the canonical solution fails the program, since nothing could be compared.
-TAG = "freetf type"
 HARNESS = """
 def _freetf_value(found):
     if list(found) != [TAG]:
@@ -90,7 +92,8 @@ def shown(assertion: str, name: str) -> tuple[list[list[Any]], str]:
     calls = [node for test in tests for node in ast.walk(test) if _calls(node, name)]
     arguments = [[_literals(argument) for argument in column] for column in zip(*(call.args for call in calls), strict=True)]
     examples = [[value for values in column for value in values] for column in arguments]
-    if any(_calls(node, "set") and node.args[:1] == [call] for test in tests for node in ast.walk(test) for call in calls):
+    wrapped = [node.args[:1] for test in tests for node in ast.walk(test) if _calls(node, "set")]
+    if name in UNORDERED or any([call] in wrapped for call in calls):
         return examples, "set"
     bare = all(test in calls or (isinstance(test, ast.UnaryOp) and test.operand in calls) for test in tests)
     return examples, "bool" if bare else ""

@@ -38,10 +38,11 @@ def test_inputs_get_the_types_that_the_assertions_show(assertion: str, given: li
         ("assert f(1)\nassert f(2) == 3", ""),
         ("assert f(1) == set([2])", ""),
         ("assert set(g(1)) == f(1)", ""),
+        ("assert Diff(1) == [2]", "set"),
     ],
 )
 def test_results_are_read_as_in_the_assertions(assertion: str, read: str) -> None:
-    assert evalplus.shown(assertion, "f")[1] == read
+    assert evalplus.shown(assertion, "Diff" if "Diff" in assertion else "f")[1] == read
 
 
 TASK = {
