@@ -137,15 +137,20 @@ def evaluate(
     from freetf_cli.evaluation.benchmarks.measure import Questions
     from freetf_cli.evaluation.benchmarks.run import BenchmarkRequest, unique
     from freetf_cli.evaluation.benchmarks.scoring import DRAWS
+    from freetf_cli.evaluation.benchmarks.tables import saved
 
     of_metrics = {"--split": split, "--sequences": sequences}
     of_answers: dict[str, Any] = {"--limit": limit, "--fewshot": fewshot, "--z": z, "--temperature": temperature, "--attempts": attempts}
     of_answers |= {"--checkpoints": checkpoints, "-o": out, "--resume": resume or None}
     if beside and paper is None:
         raise InputError("--beside needs the table to show", hint="--paper 1, 2 or 3")
+    for folder in beside or []:
+        saved(folder)
     if rescore:
         _refuse({"RUN": run, "--task": task, "--data": data, "--samples": samples, **of_metrics, **of_answers}, "--rescore has no")
-        _show_benchmarks(_rescore(rescore, allow_code_execution), paper, beside, minimum, json)
+        results = _rescore(rescore, allow_code_execution)
+        tasks = [one.task for result in results for one in result.tasks]
+        _show_benchmarks(results, paper, beside, parse_minimums(minimum or [], tasks), json)
         return
     if run is None:
         raise InputError("missing argument 'RUN'", hint="see `freetf evaluate --help`")
@@ -158,11 +163,11 @@ def evaluate(
     _refuse(of_metrics, f"--task {names[0]}: a benchmark has no")
     if resume and out is None:
         raise InputError("--resume needs the folder of the interrupted evaluation", hint="-o DIR")
-    parse_minimums(minimum or [], names)
+    minimums = parse_minimums(minimum or [], names)
     questions = Questions(None if data is None else str(data), limit, fewshot, seed, attempts or 1, allow_code_execution)
     several = checkpoints == "last-third"
     request = BenchmarkRequest(str(run), names, questions, z or "posterior-prompt", samples or DRAWS, temperature, out, resume, several)
-    _show_benchmarks([_benchmarks(run, request, device)], paper, beside, minimum, json)
+    _show_benchmarks([_benchmarks(run, request, device)], paper, beside, minimums, json)
 
 
 def _refuse(options: dict[str, Any], why: str) -> None:
@@ -233,13 +238,12 @@ def _rescore(files: list[Path], allow_code: bool) -> list[Benchmarks]:
 
 
 def _show_benchmarks(
-    results: list[Benchmarks], paper: int | None, beside: list[Path] | None, minimum: list[str] | None, json: bool
+    results: list[Benchmarks], paper: int | None, beside: list[Path] | None, minimums: dict[str, float], json: bool
 ) -> None:
     """Show the results, with the paper's table if --paper asks for it, and fail if a score is below --min."""
     from freetf_cli.evaluation.benchmarks.tables import paper_table
     from freetf_cli.records.benchmarks import Rescored
 
-    minimums = parse_minimums(minimum or [], [one.task for result in results for one in result.tasks])
     if paper is not None:
         results = [replace(result, paper=paper_table(paper, result, beside or [])) for result in results]
     show(results[0] if len(results) == 1 else Rescored(results), json=json)

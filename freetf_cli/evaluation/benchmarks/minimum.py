@@ -39,5 +39,7 @@ def raise_if_below(results: Sequence[Benchmarks], minimums: Mapping[str, float])
         found = one.scores[one.metric].value if one.metric in one.scores else math.nan
         if least is not None and not found >= least:
             below.append(f"{one.task} {found:.3f} < {least:g}")
+    measured = {score.task for result in results for score in result.tasks}
+    below += [f"{name} has no score of its own" for name in minimums if name not in {*measured, ALL}]  # a group of lm-eval's tasks
     if below:
         raise CheckFailed(f"a score is below --min: {', '.join(below)}")
