@@ -11,6 +11,7 @@ import os
 import platform
 import shutil
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,17 @@ if TYPE_CHECKING:
     import torch
 
 TORCH_TESTED = ((2, 11), (2, 14))
+# The modules of each extra, and what they are for; docs/dependencies.md has the reason for each.
+EXTRAS = {
+    "data": (("pyarrow", "datasets"), "Parquet, Zstandard and the Hugging Face Hub in `prepare`"),
+    "eval": (("lm_eval",), "benchmarks of `evaluate`"),
+    "float8": (("torchao",), "`train.float8`"),
+    "hf": (("transformers",), "checks by transformers in `export` and `import`"),
+    "probe": (("sklearn", "scipy"), "`probe-latent`"),
+    "tensorboard": (("tensorboard",), "`export-metrics --to tensorboard`"),
+    "trackio": (("trackio",), "`export-metrics --to trackio`"),
+    "wandb": (("wandb",), "`export-metrics --to wandb`"),
+}
 NAMES = ("cuda", "mps", "cpu")  # in the order that `auto` prefers
 
 
@@ -92,7 +104,8 @@ def findings() -> list[Finding]:
     python = Finding("python", platform.python_version(), sys.version_info >= (3, 11), "make setup PYTHON=python3.12")
     count = len(shipped_recipes())
     recipes = Finding("recipes", f"{count} shipped", count > 0, "pip install --force-reinstall freetf")
-    found = [python, *_torch(), _package("tokenizers"), _package("safetensors"), _probes(), *_terminal(), recipes]
+    found = [python, *_torch(), _package("tokenizers"), _package("safetensors"), *_terminal(), recipes]
+    found += [_extra(name, *about) for name, about in EXTRAS.items()]
     return [replace(finding, fix="") if finding.ok else finding for finding in found]
 
 
@@ -173,11 +186,11 @@ def _package(name: str) -> Finding:
         return Finding(name, f"cannot be imported: {error}", False, f"pip install {name}")
 
 
-def _probes() -> Finding:
-    """The libraries of the extra `probe`; looked up, not imported, which would take a second."""
-    missing = [name for name, module in (("scikit-learn", "sklearn"), ("scipy", "scipy")) if importlib.util.find_spec(module) is None]
-    what = f"{' and '.join(missing)} missing: probe-latent does not run" if missing else "scikit-learn and scipy are installed"
-    return Finding("probe libraries", what, not missing, f"pip install {' '.join(missing)}")
+def _extra(name: str, modules: Sequence[str], use: str) -> Finding:
+    """An extra of pyproject.toml. Its modules are looked up, not imported, which would take seconds."""
+    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    what = f"not installed: {use}" if missing == list(modules) else f"{' and '.join(missing)} not installed: {use}"
+    return Finding(f"extra {name}", what if missing else f"installed: {use}", not missing, f"pip install 'freetf[{name}]'", optional=True)
 
 
 def _terminal() -> list[Finding]:

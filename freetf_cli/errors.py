@@ -17,7 +17,7 @@ class ExitCode(IntEnum):
     OK = 0
     FAILED = 1  # failed while running
     USAGE = 2  # bad usage, recipe or input; also a damaged file
-    CHECK = 3  # a check did not hold: compare --fail-if, reproduce
+    CHECK = 3  # a check did not hold: compare --fail-if, evaluate --min, reproduce
     STOPPED = 75  # stopped by a signal; run it again: train resumes from its checkpoint, prepare and gen-synthetic start over
     INTERRUPTED = 130  # SIGINT
     PIPE = 141  # the reader of the output went away

@@ -287,6 +287,19 @@ def test_pictures_are_drawn_from_their_data(script: str, source: Path, picture: 
     assert not re.search(r"<script|href=\"(?!#)|@import|url\((?!#)", drawn)
 
 
+def test_the_tables_of_benchmarks_have_the_numbers_of_their_results() -> None:
+    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    compared = SimpleNamespace(**runpy.run_path(str(ROOT / "scripts" / "hflm.py")))
+    for row in json.loads((RESULTS / "hflm-cpu.json").read_text(encoding="utf-8"))["rows"]:
+        assert compared.line(row) in page
+    pair = json.loads((RESULTS / "benchmarks-pair-cpu.json").read_text(encoding="utf-8"))
+    for baseline, free in zip(pair["baseline"]["tasks"], pair["free"]["tasks"], strict=True):
+        scores = (one["scores"][one["metric"]] for one in (baseline, free))
+        cells = " | ".join(f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]" for score in scores)
+        times = f"{baseline['seconds']:.0f} / {free['seconds']:.0f}"
+        assert re.search(rf"\| `{free['task']}` \| `{free['metric']}` \| {re.escape(cells)} .* {free['truncated']} \| {times} \|", page)
+
+
 def test_the_sweeps_table_has_the_numbers_of_its_picture() -> None:
     table = (ROOT / "docs" / "probing.md").read_text(encoding="utf-8")
     for run in json.loads((RESULTS / "letters-sweep-h200.json").read_text(encoding="utf-8"))["runs"]:

@@ -90,6 +90,24 @@ def test_float8_error_of_a_step(script: Callable[[str], ModuleType], run: Run, t
     assert 0.005 < row["all"] < 0.1
 
 
+def test_hflm_gives_the_same_log_likelihoods(
+    script: Callable[[str], ModuleType], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model of freetf and its exported weights in lm-eval's HFLM; with the weights of another seed they would differ."""
+    pytest.importorskip("lm_eval.models.huggingface")
+    from tests.evaluation.benchmarks.data import write_all
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    settings = [word for each in ("train.steps=2", "eval.samples=0", "eval.sequences=4") for word in ("--set", each)]
+    trained, out = tmp_path / "run", tmp_path / "hflm.json"
+    assert freetf(["train", "text-mini-baseline", "--smoke", "--quiet", "-o", str(trained), "--device", "cpu", *settings]) == 0
+    printed = run(script("hflm"), trained, write_all(tmp_path / "data"), out, "--tasks", "openbookqa", "lambada", "--limit", 2)
+    first, second = json.loads(out.read_text())["rows"]
+    assert first["difference"] < 1e-3 < first["without_separator"] and second["difference"] < 1e-3
+    assert first["equal"] == {"acc": 2, "acc_char": 2, "acc_completion": 2} and (first["items"], first["answers"]) == (2, 4)
+    assert "`openbookqa`" in printed
+
+
 @pytest.mark.slow
 def test_speed_compares_two_trees_and_resumes(script: Callable[[str], ModuleType], run: Run, tmp_path: Path) -> None:
     """A tree compared with itself gives the same losses; a second call measures nothing again."""

@@ -8,7 +8,7 @@ from freetf_cli.cli.output import Described
 def doctor() -> Described:
     """Check what this machine offers to freetf, and print the command that installs what is missing.
 
-    The exit code is always 0: only `probe-latent` needs libraries that may be missing, and everything else has a slower way.
+    The exit code is always 0: the extras are needed only for what stands beside them, and everything else has a slower way.
 
     $ freetf doctor
     """

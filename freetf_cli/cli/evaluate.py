@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from freetf_cli.cli.options import DeviceOption, SeedOption, SplitOption, complete_run, completer
-from freetf_cli.cli.output import Described
+from freetf_cli.cli.options import DeviceOption, JsonOption, SeedOption, SplitOption, complete_run, completer
+from freetf_cli.cli.output import Described, show
 from freetf_cli.errors import InputError
 from freetf_cli.evaluation.benchmarks import BENCHMARKS
+from freetf_cli.evaluation.benchmarks.minimum import parse_minimums, raise_if_below
 from freetf_cli.evaluation.metrics import Request, default_sequences, describe, metric_names, own_options
 
 if TYPE_CHECKING:
@@ -109,13 +110,26 @@ def evaluate(
     ] = None,
     rescore: Annotated[
         list[Path] | None,
-        typer.Option("--rescore", metavar="FILE", help="Score the items in FILE, written by an earlier -o, again without the model."),
+        typer.Option(
+            "--rescore",
+            metavar="FILE",
+            help="Score the items in FILE, or in all files of a folder, again without the model. -o wrote them. May be repeated.",
+        ),
+    ] = None,
+    minimum: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--min",
+            metavar="[TASK=]SCORE",
+            help="Exit with code 3 if the score of a benchmark, or of TASK alone, is below SCORE, from 0 to 1. May be repeated.",
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="Write the items of benchmarks to this folder.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the interrupted evaluation in the folder of -o.")] = False,
     device: DeviceOption = "auto",
     seed: SeedOption = 0,
-) -> Described:
+    json: JsonOption = False,
+) -> None:
     """Measure a run on held-out data, or on benchmarks.
 
     {metrics}
@@ -127,56 +141,53 @@ def evaluate(
     $ freetf evaluate runs/letters-free --task likelihood --sequences 1024 --json
     $ freetf evaluate runs/blocks-softmax --task answers --sequences 1000
     $ freetf evaluate runs/text-free --task hellaswag --task piqa --data benchmarks --limit 100 -o scores
+    $ freetf evaluate runs/text-free --task hellaswag --data benchmarks --min 0.3
     $ freetf evaluate --rescore scores
     """
     from freetf_cli.evaluation.benchmarks.measure import Questions
     from freetf_cli.evaluation.benchmarks.run import BenchmarkRequest, unique
     from freetf_cli.evaluation.benchmarks.scoring import DRAWS
+    from freetf_cli.evaluation.benchmarks.tables import saved
 
     of_metrics = {"--split": split, "--sequences": sequences}
     of_answers: dict[str, Any] = {"--limit": limit, "--fewshot": fewshot, "--z": z, "--temperature": temperature, "--attempts": attempts}
     of_answers |= {"--checkpoints": checkpoints, "-o": out, "--resume": resume or None}
-    if allow_code_execution:
-        _warn_unconfined()
     if beside and paper is None:
         raise InputError("--beside needs the table to show", hint="--paper 1, 2 or 3")
+    for folder in beside or []:
+        saved(folder)
     if rescore:
         _refuse({"RUN": run, "--task": task, "--data": data, "--samples": samples, **of_metrics, **of_answers}, "--rescore has no")
-        return _tabled(_rescore(rescore, allow_code_execution), paper, beside)
+        results = _rescore(rescore, allow_code_execution)
+        tasks = [one.task for result in results for one in result.tasks]
+        _show_benchmarks(results, paper, beside, parse_minimums(minimum or [], tasks), json)
+        return
     if run is None:
         raise InputError("missing argument 'RUN'", hint="see `freetf evaluate --help`")
     names = unique(task or ["likelihood"])
     if names[0] in metric_names():
         of_some = {name: of_answers.pop(name) for name in ("--temperature", "--attempts")}
-        of_benchmarks = {**of_answers, "--allow-code-execution": allow_code_execution or None, "--paper": paper}
+        of_benchmarks = {**of_answers, "--allow-code-execution": allow_code_execution or None, "--paper": paper, "--min": minimum}
         _refuse(of_benchmarks, f"--task {names[0]}: only benchmarks have")
         _refuse({name: of_some[name] for name in of_some if name not in own_options(names[0])}, f"--task {names[0]} has no")
         rows = sequences or default_sequences(names[0])
         asked = Request(str(run), "", rows, samples or 512, seed, temperature=temperature, attempts=attempts)
-        return _metric(run, names, data, split, asked, device)
+        show(_metric(run, names, data, split, asked, device), json=json)
+        return
     _refuse(of_metrics, f"--task {names[0]}: a benchmark has no")
     if resume and out is None:
         raise InputError("--resume needs the folder of the interrupted evaluation", hint="-o DIR")
+    minimums = parse_minimums(minimum or [], names)
     questions = Questions(None if data is None else str(data), limit, fewshot, seed, attempts or 1, allow_code_execution)
     several = checkpoints == "last-third"
     request = BenchmarkRequest(str(run), names, questions, z or "posterior-prompt", samples or DRAWS, temperature, out, resume, several)
-    return _tabled(_benchmarks(run, request, device), paper, beside)
+    _show_benchmarks([_benchmarks(run, request, device)], paper, beside, minimums, json)
 
 
 def _refuse(options: dict[str, Any], why: str) -> None:
     """Raise InputError if an option is given that applies to another kind of task."""
     if given := [name for name, value in options.items() if value is not None]:
         raise InputError(f"{why} {given[0]}")
-
-
-def _warn_unconfined() -> None:
-    """Warn if the kernel of this system confines generated code only in part, or not at all."""
-    from freetf_cli.evaluation.benchmarks.sandbox import CONFINED, confinement
-    from freetf_cli.report.console import warn
-
-    confined = confinement()
-    if lacking := [what for what in CONFINED if what not in confined]:
-        warn(f"this system does not confine the {' and '.join(lacking)} of generated code: only Python's audit hook stops it")
 
 
 def _metric(run: Path, names: tuple[str, ...], data: Path | None, split: str | None, request: Request, device: Any) -> Described:
@@ -198,8 +209,19 @@ def _metric(run: Path, names: tuple[str, ...], data: Path | None, split: str | N
         return measure(checkpoint, model, source, replace(request, split=chosen, advance=advance))
 
 
+def _warn_unconfined() -> None:
+    """Warn if the kernel of this system confines generated code only in part, or not at all."""
+    from freetf_cli.evaluation.benchmarks.sandbox import CONFINED, confinement
+    from freetf_cli.report.console import warn
+
+    confined = confinement()
+    if lacking := [what for what in CONFINED if what not in confined]:
+        warn(f"this system does not confine the {' and '.join(lacking)} of generated code: only Python's audit hook stops it")
+
+
 def _benchmarks(run: Path, request: BenchmarkRequest, device: Any) -> Benchmarks:
     from freetf_cli.device import resolve_device, set_threads
+    from freetf_cli.evaluation.benchmarks.measure import runs_code
     from freetf_cli.evaluation.benchmarks.run import last_third, run_benchmarks
     from freetf_cli.report.console import warn
     from freetf_cli.report.progress import counter
@@ -209,6 +231,8 @@ def _benchmarks(run: Path, request: BenchmarkRequest, device: Any) -> Benchmarks
     opened = (open_model(folder, where, warn) for folder in (last_third(run) if request.several else [run]))
 
     def limited() -> Iterator[Any]:
+        if any(map(runs_code, request.tasks)):
+            _warn_unconfined()
         for checkpoint, model in opened:
             set_threads(checkpoint.recipe.parallel.threads)
             yield checkpoint, model
@@ -216,18 +240,26 @@ def _benchmarks(run: Path, request: BenchmarkRequest, device: Any) -> Benchmarks
     return run_benchmarks(limited(), request, counter)
 
 
-def _tabled(result: Benchmarks, paper: int | None, beside: list[Path] | None) -> Benchmarks:
-    """The result, with the paper's table added if --paper asks for it."""
-    from freetf_cli.evaluation.benchmarks.tables import paper_table
-
-    return result if paper is None else replace(result, paper=paper_table(paper, result, beside or []))
-
-
-def _rescore(files: list[Path], allow_code: bool) -> Benchmarks:
+def _rescore(files: list[Path], allow_code: bool) -> list[Benchmarks]:
     from freetf_cli.evaluation.benchmarks.rescore import rescore
     from freetf_cli.report.progress import counter
 
+    if allow_code:
+        _warn_unconfined()
     return rescore(files, counter, allow_code=allow_code)
+
+
+def _show_benchmarks(
+    results: list[Benchmarks], paper: int | None, beside: list[Path] | None, minimums: dict[str, float], json: bool
+) -> None:
+    """Show the results, with the paper's table if --paper asks for it, and fail if a score is below --min."""
+    from freetf_cli.evaluation.benchmarks.tables import paper_table
+    from freetf_cli.records.benchmarks import Rescored
+
+    if paper is not None:
+        results = [replace(result, paper=paper_table(paper, result, beside or [])) for result in results]
+    show(results[0] if len(results) == 1 else Rescored(results), json=json)
+    raise_if_below(results, minimums)
 
 
 _PARTS = {"{metrics}": "\n\n    ".join(map(describe, metric_names())), "{benchmarks}": ", ".join(BENCHMARKS)}

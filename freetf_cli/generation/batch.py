@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from freetf_cli.generation.decode_loop import Choose, DecodeLoop
+from freetf_cli.generation.decode_loop import Choose, DecodeLoop, Ended
 from freetf_cli.generation.replay import Record
 from freetf_cli.model.attention.registry import attention_weights_per_token
 from freetf_cli.model.context import Cache
@@ -80,8 +80,13 @@ def batches(model: Decoder, rows: Iterator[Row]) -> Iterator[list[Row]]:
 
 
 @torch.inference_mode()
-def generate_batch(model: Decoder, rows: Sequence[Row], choose: Choose, separator: int | None) -> list[Generated]:
-    """Tokens and Z of rows, each up to the end of its text. separator: the token that ends a text."""
+def generate_batch(
+    model: Decoder, rows: Sequence[Row], choose: Choose, separator: int | None, ended: Ended | None = None
+) -> list[Generated]:
+    """Tokens and Z of rows, each up to the end of its text. separator: the token that ends a text.
+
+    ended: which texts need no more tokens; what follows in them is not defined.
+    """
     device = model.embedding.weight.device
     tokens_BP = _padded([np.array(row.tokens) for row in rows], left=True).to(device)
     quantiles_BN = _padded([row.quantiles for row in rows]).to(device)
@@ -93,7 +98,7 @@ def generate_batch(model: Decoder, rows: Sequence[Row], choose: Choose, separato
     room = -(-inputs // ALIGNED) * ALIGNED if device.type == "cuda" else inputs
     cache = model.new_cache(len(rows), room, padding=torch.tensor(padding, device=device) if any(padding) else None)
     logits_BV, z = _read_prompt(model, tokens_BP, z, [row.noise for row in rows if row.noise is not None], cache)
-    DecodeLoop(model, cache, tokens_BT, z, quantiles_BN, logits_BV, choose, separator).run()
+    DecodeLoop(model, cache, tokens_BT, z, quantiles_BN, logits_BV, choose, separator, ended).run()
     texts: list[list[int]] = []
     for row, pad, tokens in zip(rows, padding, tokens_BT.tolist(), strict=True):
         text = tokens[pad : pad + len(row.tokens) + len(row.quantiles)]

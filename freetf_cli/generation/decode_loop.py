@@ -19,9 +19,11 @@ from freetf_cli.model.context import Cache
 from freetf_cli.model.decoder import Decoder
 
 LEAST_STEPS = 8  # fewer steps are not worth a capture
-CHECK_EVERY = 32  # steps between two checks whether all sequences have ended
+CHECK_EVERY = 32  # steps between two checks whether all sequences have ended, on CUDA
+ASK_EVERY = 8  # steps between two calls of `ended`, on a CPU
 
 Choose = Callable[[Tensor, Tensor], Tensor]  # logits [B, V] and a quantile each [B] to tokens [B]
+Ended = Callable[[Tensor], Tensor]  # the new tokens so far [B, n] to whether each sequence has all that is wanted of it [B]
 
 
 @dataclass
@@ -30,6 +32,7 @@ class DecodeLoop:
 
     tokens_BT: the rows, filled in place after the prompt. z: the latent of all input positions; None of a baseline. quantiles_BN: a
     uniform number for each token to choose. logits_BV: logits of the first new token. separator: the token that ends a sequence.
+    ended: asked now and then which sequences may end; all of them go on until the last has ended.
     """
 
     model: Decoder
@@ -40,6 +43,7 @@ class DecodeLoop:
     logits_BV: Tensor
     choose: Choose
     separator: int | None
+    ended: Ended | None = None
 
     def __post_init__(self) -> None:
         assert isinstance(self.cache.length, int)
@@ -57,7 +61,7 @@ class DecodeLoop:
     def _run_eager(self, steps: int) -> None:
         for t in range(self.prompt, self.prompt + steps):
             token_B = self._append(t)
-            if self.separator is not None and bool(self.ended_B.all()):
+            if self._have_ended(t + 1, ask=(t + 1 - self.prompt) % ASK_EVERY == 0):
                 return
             self.logits_BV = self._read(token_B, t)
         self._append(self.prompt + steps)
@@ -69,7 +73,7 @@ class DecodeLoop:
         graph = captured(self.step, self.tokens_BT.device, warm_up=1)  # the warm-up is the first step
         for done in range(1, steps):
             graph.replay()
-            if self.separator is not None and done % CHECK_EVERY == 0 and bool(self.ended_B.all()):
+            if done % CHECK_EVERY == 0 and self._have_ended(self.prompt + done, ask=True):
                 return
         self._append(self.prompt + steps)
 
@@ -92,6 +96,12 @@ class DecodeLoop:
     def _note_ends(self, token_B: Tensor) -> None:
         if self.separator is not None:
             self.ended_B |= token_B == self.separator
+
+    def _have_ended(self, end: int, *, ask: bool) -> bool:
+        """Whether all sequences have ended, given their tokens before position `end`."""
+        if ask and self.ended is not None:
+            self.ended_B |= self.ended(self.tokens_BT[:, self.prompt : end])
+        return (self.separator is not None or self.ended is not None) and bool(self.ended_B.all())
 
     def _read(self, token_B: Tensor, t: int | Tensor) -> Tensor:
         """Read one more position; the logits after it, [B, V]. The encoder is off: Z is given."""

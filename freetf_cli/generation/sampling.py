@@ -20,7 +20,7 @@ from freetf_cli.data.tokenizer import Tokenizer
 from freetf_cli.errors import FreetfError, InputError, is_out_of_memory
 from freetf_cli.generation.batch import MOST_ROWS, Generated, Row, batches, generate_batch
 from freetf_cli.generation.choose import choose_tokens
-from freetf_cli.generation.decode_loop import Choose
+from freetf_cli.generation.decode_loop import Choose, Ended
 from freetf_cli.generation.replay import Record, ZFile
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.model.latent import Latent
@@ -137,16 +137,22 @@ def continue_tokens(model: Decoder, prompts: Sequence[Sequence[int]], spec: Samp
 
 
 def continue_places(
-    model: Decoder, prompts: Sequence[Sequence[int]], places: Sequence[tuple[int, int, int]], spec: SampleSpec, separator: int | None
+    model: Decoder,
+    prompts: Sequence[Sequence[int]],
+    places: Sequence[tuple[int, int, int]],
+    spec: SampleSpec,
+    separator: int | None,
+    ended: Ended | None = None,
 ) -> Iterator[list[int]]:
     """The new tokens after each tokenized prompt: at most `spec.new_tokens`, up to the separator.
 
     places: the key of each prompt's random streams; its tokens depend on that key, not on the rest of the batch.
+    ended: see `generate_batch`.
     """
     new = spec.new_tokens or 1
     rows = (_row(model.latent, "", list(tokens), len(tokens) + new, place, spec) for tokens, place in zip(prompts, places, strict=True))
     for batch in batches(model, rows):
-        for row, (tokens, _) in zip(batch, generate_batch(model, batch, spec.choose, separator), strict=True):
+        for row, (tokens, _) in zip(batch, generate_batch(model, batch, spec.choose, separator, ended), strict=True):
             yield tokens[len(row.tokens) :]
 
 

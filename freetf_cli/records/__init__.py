@@ -15,7 +15,7 @@ from typing import Any
 
 from freetf_cli.records.plan import KINDS
 from freetf_cli.report.blocks import Cell, Facts, Note, Piece, Report, Status, Table
-from freetf_cli.report.units import count, duration, fraction, is_number, number, share
+from freetf_cli.report.units import MISSING, count, duration, fraction, is_number, number, share
 
 SCHEMA_VERSION = 1
 UNUSED, COPIED = 0.01, 0.1  # as shares of nll or entropy: Z is unused if another one adds less to the CE, and copies if the CE is less
@@ -283,12 +283,13 @@ class TrainResult:
 
 @dataclass(frozen=True)
 class Finding:
-    """One check of `doctor`. fix: the command that helps if it is not ok."""
+    """One check of `doctor`. fix: the command that helps if it is not ok. optional: freetf is complete without it."""
 
     name: str
     value: str
     ok: bool
     fix: str = ""
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -298,7 +299,9 @@ class Findings:
     findings: list[Finding]
 
     def report(self) -> Report:
-        rows: list[list[Cell]] = [
-            [("✓", "good") if one.ok else ("✗", "bad"), one.name, one.value, (one.fix, "command")] for one in self.findings
-        ]
+        rows: list[list[Cell]] = [[self._mark(one), one.name, one.value, (one.fix, "command")] for one in self.findings]
         return Report("", [Table(["", "what", "found", "to fix it"], rows)])
+
+    @staticmethod
+    def _mark(one: Finding) -> Cell:
+        return ("✓", "good") if one.ok else MISSING if one.optional else ("✗", "bad")

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 from freetf_cli.records.likelihood import Estimate
 from freetf_cli.records.plan import KINDS
-from freetf_cli.report.blocks import Facts, Note, Report, Section, Table
+from freetf_cli.report.blocks import Block, Facts, Note, Report, Section, Table
 from freetf_cli.report.units import MISSING, count, duration, is_number, number, share, signed_share
 
 METRICS = (
-    "acc: the answer with the largest log-likelihood is right; acc_char, acc_completion: the same after division by the number of "
-    "characters or tokens. em: exact match; pass@k: at least one of k answers is right. Scores are means over items [95 % interval]; "
-    "chance: the score of guessing among the choices."
+    "acc: the answer with the largest log-likelihood is right; acc_char, acc_token: the same after division by the number of characters "
+    "or tokens; acc_completion: after subtraction of the answer's log-likelihood after “Answer:” alone. em: exact match; pass@k: at least "
+    "one of k answers is right. Scores are means over items [95 % interval]; chance: the score of guessing among the choices."
 )
 DRAWN = (
     "An answer's log-likelihood is the logarithm of its mean probability over the draws of Z. se: its Monte Carlo standard error in nats, "
@@ -97,20 +97,23 @@ class Benchmarks:
     seed: int
     limit: int | None
     tasks: list[Score]
-    folder: str | None = None  # where the items were written
+    folder: str | None = None  # where the items are
     paper: PaperTable | None = None
 
     def report(self) -> Report:
+        return Report(self.run, self.blocks(), kicker="benchmarks")
+
+    def blocks(self) -> list[Block]:
         drawn = self.z is not None
         steps = f"{'mean over steps' if len(self.steps) > 1 else 'step'} {', '.join(map(count, self.steps))}"
         facts = [("model", f"{KINDS[self.kind]}, {steps}" if self.kind else ""), ("Z", f"{self.z}, {self.draws} draws" if self.z else "")]
-        facts += [("seed", str(self.seed)), ("items", f"the first {count(self.limit)} of each" if self.limit else "")]
-        facts += [("took", duration(sum(one.seconds for one in self.tasks))), ("written to", self.folder or "")]
+        facts += [("seed", str(self.seed)), ("limit", f"the first {count(self.limit)} of each" if self.limit else "")]
+        facts += [("took", duration(sum(one.seconds for one in self.tasks))), ("items in", self.folder or "")]
         columns = ["benchmark", "shots", "items", "metric", "score [95 %]", "chance", *["se"] * drawn, "truncated", "other scores"]
         rows = [self._row(one, drawn=drawn) for one in self.tasks]
         table = Table(columns, rows, align="lrrlrr" + "r" * drawn + "rl")
         beside = [] if self.paper is None else [self.paper.section()]
-        return Report(self.run, [Facts(facts), table, Note(METRICS), Note(DRAWN if drawn else ""), *beside], kicker="benchmarks")
+        return [Facts(facts), table, Note(METRICS), Note(DRAWN if drawn else ""), *beside]
 
     def _row(self, one: Score, *, drawn: bool) -> list[str]:
         others = ", ".join(f"{name} {number(found.value, 3)}" for name, found in one.scores.items() if name != one.metric)
@@ -118,3 +121,14 @@ class Benchmarks:
         chance = number(one.chance, 3) if is_number(one.chance) else MISSING
         cut = share(one.truncated / one.items, 0) if one.truncated else ""
         return [one.task, str(one.shots), count(one.items), one.metric, one.text(one.metric), chance, *error, cut, others]
+
+
+@dataclass(frozen=True)
+class Rescored:
+    """The results of `evaluate --rescore` with the items of several evaluations."""
+
+    evaluations: list[Benchmarks]
+
+    def report(self) -> Report:
+        sections = [Section(f"{one.run}: {one.folder}", one.blocks()) for one in self.evaluations]
+        return Report(f"{len(sections)} evaluations", sections, kicker="benchmarks")

@@ -65,6 +65,7 @@ def test_all_benchmarks_without_a_network(run_cli: Callable, text_run: Path, dat
             assert item["scores"] == KINDS[BENCHMARKS[one["task"]].kind](item["doc"], item.get("outcomes", item["answers"]))
             if BENCHMARKS[one["task"]].kind in ("choices", "last_word"):
                 assert all(answer["stderr"] >= 0 and answer["tokens"] > 0 for answer in item["answers"])
+                assert all(("alone" in answer) == (one["metric"] == "acc_completion") for answer in item["answers"])
             else:
                 assert all(isinstance(answer, str) for answer in item["answers"])
     assert json.loads((tmp_path / "out" / "result.json").read_text())["tasks"] == found["tasks"]
@@ -99,7 +100,11 @@ def test_limit_and_examples(run_cli: Callable, text_run: Path, data: Path, tmp_p
         (("--task", "piqa", "--resume"), "-o DIR"),
         (("--task", ","), "--task needs a name"),
         (("--task", "likelihood", "--paper", 1), "only benchmarks have --paper"),
-        (("--task", "mbpp", "--data", "docs"), "--task mbpp runs the code that the model writes; --allow-code-execution permits it"),
+        (("--task", "likelihood", "--min", 0.5), "only benchmarks have --min"),
+        (("--task", "piqa", "--min", "much"), "--min 'much': not a score from 0 to 1; for example --min 0.3"),
+        (("--task", "piqa", "--min", "piqa=50"), "not a score from 0 to 1"),
+        (("--task", "piqa", "--min", "pica=0.5"), "'pica' is not measured; did you mean 'piqa'?"),
+        (("--task", "piqa,mbpp", "--data", "docs"), "--task mbpp runs the code that the model writes; --allow-code-execution permits it"),
     ],
 )
 def test_what_is_refused(refused: Callable, text_run: Path, options: tuple, said: str) -> None:
@@ -149,6 +154,9 @@ def test_another_model_of_lm_eval_is_scored_alike(data: Path) -> None:
     (score,), items = measure.measure(Short(), "hellaswag", measure.Questions(str(data)), lambda *_: nullcontext(lambda count: None))
     assert items[0]["answers"][0] == {"loglikelihood": -7.0, "greedy": False} and not items[0]["truncated"]
     assert {metric: found.value for metric, found in score.scores.items()} == {"acc": 0.0, "acc_char": 0.5} and score.stderr is None
+    (score,), items = measure.measure(Short(), "openbookqa", measure.Questions(str(data)), lambda *_: nullcontext(lambda count: None))
+    assert items[0]["answers"][1] == {"loglikelihood": -9.0, "greedy": False, "alone": -9.0}  # " a desert"
+    assert score.metric == "acc_completion" and score.scores["acc_completion"].value == 0.5  # all are worth 0: the first
 
 
 def test_a_kernel_that_confines_little_is_named(run_cli: Callable, text_run: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,6 +167,40 @@ def test_a_kernel_that_confines_little_is_named(run_cli: Callable, text_run: Pat
     assert "does not confine the processes and files of generated code" in run_cli(*asked).stderr
     monkeypatch.setattr(sandbox, "confinement", lambda: list(sandbox.CONFINED))
     assert run_cli(*asked).stderr == ""
+
+
+def test_options_are_checked_before_the_sandbox_is_tried(refused: Callable, text_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from freetf_cli.evaluation.benchmarks import sandbox
+
+    def tried() -> list[str]:
+        raise AssertionError("the sandbox was tried")
+
+    monkeypatch.setattr(sandbox, "confinement", tried)
+    for options in (("--task", "humaneval", "--split", "val"), ("--task", "likelihood"), ("--task", "helaswag,humaneval"), ("--task", ",")):
+        refused("evaluate", text_run, *options, "--allow-code-execution")
+
+
+def test_a_score_below_the_minimum_ends_with_3(run_cli: Callable, text_run: Path, data: Path, tmp_path: Path) -> None:
+    asked = ["evaluate", text_run, "--task", "hellaswag,lambada", "--data", data, "--samples", 1, "-q"]
+    done = run_cli(*asked, "-o", tmp_path / "out", "--min", 0.1, "--min", "hellaswag=0", "--json")
+    assert done.code == 3 and "a score is below --min: lambada 0.000 < 0.1" in done.stderr and "hellaswag" not in done.stderr
+    assert [one["task"] for one in json.loads(done.stdout)["tasks"]] == ["hellaswag", "lambada"]  # the result is there all the same
+    assert run_cli("evaluate", "--rescore", tmp_path / "out", "--min", 0).code == 0
+    assert run_cli("evaluate", "--rescore", tmp_path / "out", "--min", "lambada=0.01").code == 3
+
+
+def test_evaluations_are_scored_again_side_by_side(run_cli: Callable, text_run: Path, data: Path, tmp_path: Path) -> None:
+    for z in ("prior", "posterior-prompt"):
+        done = run_cli("evaluate", text_run, "--task", "piqa", "--data", data, "--samples", 2, "--z", z, "-o", tmp_path / z, "-q")
+        assert done.code == 0, done.stderr
+    words = ["evaluate", "--rescore", tmp_path / "prior", "--rescore", tmp_path / "posterior-prompt"]
+    found = json.loads(run_cli(*words, "--json").stdout)["evaluations"]
+    assert [(one["z"], one["folder"], len(one["tasks"])) for one in found] == [
+        ("prior", str(tmp_path / "prior"), 1),
+        ("posterior-prompt", str(tmp_path / "posterior-prompt"), 1),
+    ]
+    shown = run_cli(*words).stdout
+    assert shown.index(f"{text_run}: {tmp_path / 'prior'}") < shown.index(f"{text_run}: {tmp_path / 'posterior-prompt'}")
 
 
 def test_an_unknown_name_and_a_name_of_lm_eval(run_cli: Callable, text_run: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
+import tomllib
+from pathlib import Path
 
 import pytest
 import torch
 
 from freetf_cli import device
 from freetf_cli.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_doctor_json(run_cli):
@@ -18,7 +21,7 @@ def test_doctor_json(run_cli):
     assert (code, stderr, record["schema_version"]) == (0, "", 1)
     found = {finding["name"]: finding for finding in record["findings"]}
     assert found["torch"]["value"] == torch.__version__
-    assert {"python", "cpu", "devices", "torch.compile", "safetensors", "probe libraries", "recipes"} <= set(found)
+    assert {"python", "cpu", "devices", "torch.compile", "safetensors", "extra probe", "recipes"} <= set(found)
 
 
 def test_each_lack_has_a_fix(monkeypatch):
@@ -28,12 +31,26 @@ def test_each_lack_has_a_fix(monkeypatch):
     assert all(finding.fix for finding in lacks)
 
 
-@pytest.mark.parametrize(("absent", "fix"), [(["scipy"], "pip install scipy"), (["sklearn", "scipy"], "pip install scikit-learn scipy")])
-def test_missing_probe_libraries_have_a_fix(monkeypatch, absent, fix):
-    find = importlib.util.find_spec
-    monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: None if name in absent else find(name))
-    found = next(finding for finding in device.findings() if finding.name == "probe libraries")
-    assert (found.ok, found.fix) == (False, fix)
+@pytest.mark.parametrize(
+    ("absent", "value"),
+    [
+        ({"sklearn"}, "sklearn not installed: `probe-latent`"),
+        ({"sklearn", "scipy"}, "not installed: `probe-latent`"),
+        (set(), "installed: `probe-latent`"),
+    ],
+)
+def test_extras_name_what_they_are_for_and_how_to_install_them(monkeypatch, run_cli, absent, value):
+    monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: None if name in absent else object())
+    found = next(finding for finding in device.findings() if finding.name == "extra probe")
+    assert (found.value, found.ok, found.fix) == (value, not absent, "pip install 'freetf[probe]'" if absent else "")
+    line = next(line for line in run_cli("doctor").stdout.splitlines() if "extra probe" in line)
+    assert line.strip().startswith("–" if absent else "✓")
+
+
+def test_every_extra_has_a_finding():
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        extras = set(tomllib.load(file)["project"]["optional-dependencies"])
+    assert {f"extra {name}" for name in extras - {"dev"}} == {one.name for one in device.findings() if one.name.startswith("extra ")}
 
 
 def test_doctor_for_people(run_cli):

@@ -33,8 +33,8 @@ def test_points_are_shares_of_the_run_and_without_a_schedule_a_weight_is_constan
     latent = LatentConfig(kappa=0.5, bits=8, objective=ObjectiveConfig(schedule={"kappa": [[0, 4.5], [0.1]]}))
     assert [objective_weights(step, latent, 1000).kappa / LN2 for step in (0, 50, 100, 500)] == pytest.approx([4.5, 2.5, 0.5, 0.5])
     assert [objective_weights(step, latent, 100).kappa / LN2 for step in (0, 5, 10, 50)] == pytest.approx([4.5, 2.5, 0.5, 0.5])
-    assert objective_weights(0, LatentConfig(kappa=2.0), 9) == pytest.approx((2 * LN2, 0.0, 0.0))
-    assert objective_weights(7, None, 9) == (0.0, 0.0, 0.0)
+    assert objective_weights(0, LatentConfig(kappa=2.0), 9) == pytest.approx((2 * LN2, 0.0, 0.0, 1.0))
+    assert objective_weights(7, None, 9) == (0.0, 0.0, 0.0, 0.0)
 
 
 def test_each_weight_follows_its_own_schedule() -> None:

@@ -147,7 +147,7 @@ def test_the_last_faults_are_remembered_in_their_order() -> None:
     update = updater(fresh(True), settings(skip_limit=1000))
     for step in range(FAULTS_KEPT + 6):
         update.noise.copy_(batch(0)[1])
-        update(step, batch(0)[0], 1, 1e-2, (math.nan, 0.0, 0.0))
+        update(step, batch(0)[0], 1, 1e-2, (math.nan, 0.0, 0.0, 1.0))
         if step == 2:
             assert [fault.step for fault in update.faults()] == [0, 1, 2]
     assert [fault.step for fault in update.faults()] == list(range(6, FAULTS_KEPT + 6))

@@ -7,10 +7,12 @@
     adapter.py     wraps a run as an lm-eval model
     answers.py     saves the answers, so that an interrupted evaluation can be resumed
     metrics.py     the scores of an item, as pure functions of its document and the model's answers
+    evalplus.py    the tests of HumanEval+ and MBPP+, as code that runs after a program
     sandbox.py     runs generated code
     measure.py     one benchmark: asks lm-eval and scores the items
     run.py         all benchmarks of one or several checkpoints
     rescore.py     computes scores again from saved items
+    minimum.py     the least scores that --min asks for
     tables.py      scores beside the figures of the paper's tables
 
 This module imports nothing heavy, because help and completion list the names.

@@ -29,41 +29,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from freetf_cli.errors import InputError
+from freetf_cli.evaluation.benchmarks.evalplus import same_results
 
 Doc = dict[str, Any]
 Splits = dict[str, list[Doc]]  # `test` is measured; `shots` are the few-shot examples
 LETTERS = "ABCDEFGH"
 MMLU_SHOTS = 5
-# Runs after the generated code, with EvalPlus's tolerances. HumanEval's find_zero has several right results, so its result is inserted into
-# the polynomial. The inputs come from JSON, which has neither tuples nor complex numbers: the canonical solution raises TypeError for such
-# inputs of MBPP+, and they are left out. Any other exception in it fails the program, since nothing could be compared.
-HARNESS = """
-def _freetf_same(one, other, tolerance):
-    if "re.Match" in str(type(one)) + str(type(other)):
-        return (one is None) == (other is None)
-    if isinstance(one, float) or isinstance(other, float):
-        import math
-        return one == other or math.isclose(one, other, rel_tol=1e-7, abs_tol=max(tolerance, 1e-6)) or (one != one and other != other)
-    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
-        return len(one) == len(other) and all(_freetf_same(a, b, tolerance) for a, b in zip(one, other))
-    return one == other
-
-def _freetf_compare(function, name, solution, inputs, tolerance):
-    import copy, json
-    right = {"__name__": "solution"}
-    exec(solution, right)
-    canonical = right[name]
-    for values in json.loads(inputs):
-        try:
-            expected = canonical(*copy.deepcopy(values))
-        except TypeError:
-            continue
-        found = function(*copy.deepcopy(values))
-        if name == "find_zero":
-            assert abs(sum(c * found**i for i, c in enumerate(values[0]))) <= 1e-4, (values, found)
-        else:
-            assert _freetf_same(found, expected, tolerance), (values, found, expected)
-"""
 
 
 def load(name: str, data: str | None = None, shots: int | None = None, **_: Any) -> Any:
@@ -221,10 +192,9 @@ def humaneval(data: Path) -> Splits:
 
 
 def humaneval_plus(data: Path) -> Splits:
-    """EvalPlus's further tests are inputs without results, so the results are compared with those of the canonical solution."""
 
     def doc(row: Doc) -> Doc:
-        after = _same_results(row, row["prompt"] + row["canonical_solution"])
+        after = same_results(row, row["prompt"] + row["canonical_solution"])
         return _code(row["prompt"], row["canonical_solution"], row["prompt"], after)
 
     return _same([doc(row) for row in _jsonl(data / "humanevalplus" / "HumanEvalPlus.jsonl.gz")])
@@ -245,28 +215,16 @@ def mbpp(data: Path) -> Splits:
 
 
 def mbpp_plus(data: Path) -> Splits:
-    """Also runs MBPP's own assertions: four functions take tuples or complex numbers, which the inputs, being JSON, cannot express."""
+    """MBPP's own assertions are among EvalPlus's inputs (`base_input`)."""
 
     def doc(row: Doc) -> Doc:
-        return _code(
-            row["prompt"],
-            row["canonical_solution"],
-            "",
-            f"\nimport math\n{row['assertion']}\n{_same_results(row, row['canonical_solution'])}",
-        )
+        return _code(row["prompt"], row["canonical_solution"], "", same_results(row, row["canonical_solution"]))
 
     return _same([doc(row) for row in _jsonl(data / "mbppplus" / "MbppPlus.jsonl.gz")])
 
 
 def _code(query: str, answer: str, before: str, after: str) -> Doc:
     return {"query": query, "answer": answer, "before": before, "after": after}
-
-
-def _same_results(row: Doc, solution: str) -> str:
-    """Code that compares a function's results with those of the canonical solution on all of EvalPlus's inputs."""
-    inputs = [*row["base_input"], *row["plus_input"]]
-    call = f"{row['entry_point']}, {row['entry_point']!r}, {solution!r}, {json.dumps(inputs)!r}, {row['atol'] or 0!r}"
-    return f"\n{HARNESS}\n_freetf_compare({call})\n"
 
 
 def _free(query: str, answer: str, answers: list[str]) -> Doc:

@@ -9,6 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from freetf_cli.data.tokenizer import Tokenizer
 from freetf_cli.evaluation.benchmarks.scoring import Scorer, stream_key
 from freetf_cli.generation.sampling import SampleSpec, continue_places
@@ -54,8 +57,13 @@ def continuations(scorer: Scorer, tokenizer: Tokenizer, batch: Sequence[Continua
         prompt_z="prior" if scorer.z == "prior" else "posterior",
         seed=scorer.seed,
     )
+    stops = batch[0].stops
+
+    def ended(tokens_BN: Tensor) -> Tensor:
+        return torch.tensor([_until(text, stops) != text for text in map(tokenizer.decode, tokens_BN.tolist())], device=tokens_BN.device)
+
     places = [(stream_key(one.prompt), 0, one.number) for one in batch]
-    made = continue_places(scorer.model, [one.prompt for one in batch], places, spec, tokenizer.separator)
+    made = continue_places(scorer.model, [one.prompt for one in batch], places, spec, tokenizer.separator, ended if stops else None)
     return [_until(tokenizer.decode(tokens), one.stops) for one, tokens in zip(batch, made, strict=True)]
 
 

@@ -50,14 +50,24 @@ def require_lm_eval() -> None:
         raise FreetfError("benchmarks need lm-eval, which is not installed", hint="pip install 'freetf[eval]'") from None
 
 
-def measure(lm: Any, name: str, asked: Questions, stage: Stage) -> tuple[list[Score], list[Item]]:
-    """The scores of a benchmark, or of each task in an lm-eval group, and all items. lm: a `RunLM` or any other lm-eval model."""
-    own = BENCHMARKS.get(name)
-    if own is not None and own.kind == "code" and not asked.allow_code:
+def check_allowed(name: str, asked: Questions) -> None:
+    """Raise InputError for a benchmark that runs generated code, unless that is allowed."""
+    if runs_code(name) and not asked.allow_code:
         raise InputError(
             f"--task {name} runs the code that the model writes",
             hint="--allow-code-execution permits it; docs/benchmarks.md explains the sandbox",
         )
+
+
+def runs_code(name: str) -> bool:
+    """Whether a benchmark of freetf runs generated code."""
+    return name in BENCHMARKS and BENCHMARKS[name].kind == "code"
+
+
+def measure(lm: Any, name: str, asked: Questions, stage: Stage) -> tuple[list[Score], list[Item]]:
+    """The scores of a benchmark, or of each task in an lm-eval group, and all items. lm: a `RunLM` or any other lm-eval model."""
+    own = BENCHMARKS.get(name)
+    check_allowed(name, asked)
     from lm_eval.evaluator import evaluate
 
     started = time.perf_counter()
@@ -81,6 +91,8 @@ def measure(lm: Any, name: str, asked: Questions, stage: Stage) -> tuple[list[Sc
         shots[name] = _shown(own, asked, shots[name])
     items = [_item(task, sample, cut, shots[task]) for task, samples in found["samples"].items() for sample in samples]
     if own is not None:
+        if own.metric == "acc_completion":
+            _ask_alone(lm, items)
         score_items(own, items, stage)
         return [score(own, items, shots[name], time.perf_counter() - started)], items
     seconds = (time.perf_counter() - started) / len(shots)
@@ -177,6 +189,17 @@ def _item(task: str, sample: Mapping[str, Any], truncated: Set[str], shots: int)
     prompts = [arguments[0] for arguments in sample["arguments"]]
     asked = {"task": task, "item": sample["doc_id"], "doc": sample["doc"], "prompt": prompts[0], "shots": shots}
     return {**asked, "truncated": any(prompt in truncated for prompt in prompts), "answers": answers, "scores": scores}
+
+
+def _ask_alone(lm: Any, items: Sequence[Item]) -> None:
+    """Add to each answer its log-likelihood after "Answer:" alone (`alone`), by which acc_completion normalises."""
+    from lm_eval.api.instance import Instance
+
+    texts = list(dict.fromkeys(text for item in items for text in item["doc"]["choices"]))
+    asked = [Instance("loglikelihood", {}, ("Answer:", f" {text}"), number) for number, text in enumerate(texts)]
+    found = {text: answer[0] for text, answer in zip(texts, lm.loglikelihood(asked), strict=True)}
+    for item in items:
+        item["answers"] = [{**answer, "alone": found[text]} for answer, text in zip(item["answers"], item["doc"]["choices"], strict=True)]
 
 
 def _foreign(task: Any, found: Mapping[str, Any], shots: int, seconds: float) -> Score:

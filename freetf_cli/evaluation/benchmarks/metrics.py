@@ -2,10 +2,15 @@
 
     acc             the answer with the largest log-likelihood is the right one
     acc_char        the same, with each log-likelihood divided by the answer's characters
-    acc_completion  the same, with each log-likelihood divided by the answer's tokens
+    acc_token       the same, with each log-likelihood divided by the answer's tokens
+    acc_completion  the same, with the answer's log-likelihood after "Answer:" alone subtracted from each log-likelihood
     em              the generated answer equals a right answer, ignoring case, punctuation and articles; for GSM8K, the final number
     pass@k          at least one of k generated programs, solutions or lines is right, estimated from n ≥ k of them
     macro average   the mean over the groups of items (MMLU's subjects) of the mean in each group
+
+acc_completion is our reading of the paper, which does not define it (docs/benchmarks.md has the reasons): Brown et al. (arXiv 2005.14165,
+§2.4) normalise by P(answer | "Answer:") on ARC and OpenBookQA, and LLaMA (arXiv 2302.13971, §3) on OpenBookQA and BoolQ, so that an answer
+that is likely anywhere has no advantage.
 
 None of them is comparable to `acc_norm` of lm-eval's own tasks, which also divides by characters but uses other prompts and answers.
 """
@@ -32,15 +37,16 @@ def choices(doc: Mapping[str, Any], answers: Sequence[Mapping[str, Any]]) -> Sco
     """Scores of a multiple-choice item. Ties go to the first choice."""
     logs = [answer["loglikelihood"] for answer in answers]
     texts = [doc["continuation"]] * len(logs) if "continuation" in doc else doc["choices"]
-    sizes = {"acc": [1] * len(logs), "acc_char": [len(text) for text in texts]}
+    values = {"acc": logs, "acc_char": _divided(logs, [len(text) for text in texts])}
     if all("tokens" in answer for answer in answers):  # other lm-eval models do not report it
-        sizes["acc_completion"] = [answer["tokens"] for answer in answers]
-    return {name: float(_largest(logs, size) == doc["gold"]) for name, size in sizes.items()}
+        values["acc_token"] = _divided(logs, [answer["tokens"] for answer in answers])
+    if all("alone" in answer for answer in answers):  # asked only where the paper reports acc_completion
+        values["acc_completion"] = [answer["loglikelihood"] - answer["alone"] for answer in answers]
+    return {name: float(each.index(max(each)) == doc["gold"]) for name, each in values.items()}
 
 
-def _largest(logs: Sequence[float], sizes: Sequence[int]) -> int:
-    normalised = [log / max(size, 1) for log, size in zip(logs, sizes, strict=True)]
-    return normalised.index(max(normalised))
+def _divided(logs: Sequence[float], sizes: Sequence[int]) -> list[float]:
+    return [log / max(size, 1) for log, size in zip(logs, sizes, strict=True)]
 
 
 def last_word(doc: Mapping[str, Any], answers: Sequence[Mapping[str, Any]]) -> Scores:

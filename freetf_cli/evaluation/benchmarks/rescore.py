@@ -17,13 +17,20 @@ from freetf_cli.generation.replay import text_lines
 from freetf_cli.records.benchmarks import Benchmarks
 
 
-def rescore(files: Sequence[Path], stage: Stage, *, allow_code: bool) -> Benchmarks:
-    """The scores of item files; a folder stands for all item files in it.
+def rescore(files: Sequence[Path], stage: Stage, *, allow_code: bool) -> list[Benchmarks]:
+    """The scores of item files, those in the same folder as one result. A folder stands for all item files in it.
 
     Raises InputError for any other file, and for generated code unless allow_code is set.
     """
-    paths = [path for file in files for path in (_items_of(file) if file.is_dir() else [file])]
-    about = _about(paths[0].parent)
+    folders: dict[Path, list[Path]] = {}
+    for file in files:
+        paths = _items_of(file) if file.is_dir() else [file]
+        folders.setdefault(paths[0].parent, []).extend(paths)
+    return [_rescore(folder, list(dict.fromkeys(paths)), stage, allow_code=allow_code) for folder, paths in folders.items()]
+
+
+def _rescore(folder: Path, paths: Sequence[Path], stage: Stage, *, allow_code: bool) -> Benchmarks:
+    about = _about(folder)
     scores = []
     for path in paths:
         started, items = time.perf_counter(), _read(path)
@@ -33,7 +40,7 @@ def rescore(files: Sequence[Path], stage: Stage, *, allow_code: bool) -> Benchma
         score_items(benchmark, items, stage)
         scores.append(score(benchmark, items, items[0]["shots"], time.perf_counter() - started))
     return Benchmarks(
-        run=about.get("run", str(files[0])),
+        run=about.get("run", str(paths[0])),
         kind=about.get("kind"),
         steps=[about["step"]] if "step" in about else [],
         z=about.get("z") if about.get("kind") == "free" else None,
@@ -41,6 +48,7 @@ def rescore(files: Sequence[Path], stage: Stage, *, allow_code: bool) -> Benchma
         seed=about.get("seed", 0),
         limit=None,
         tasks=scores,
+        folder=str(folder),
     )
 
 

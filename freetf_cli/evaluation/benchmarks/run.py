@@ -22,7 +22,7 @@ from freetf_cli.errors import InputError
 from freetf_cli.evaluation import Stage
 from freetf_cli.evaluation.benchmarks import BENCHMARKS, FOREIGN, metrics
 from freetf_cli.evaluation.benchmarks.answers import Answers
-from freetf_cli.evaluation.benchmarks.measure import Item, Questions, check_name, measure, require_lm_eval, to_lines
+from freetf_cli.evaluation.benchmarks.measure import Item, Questions, check_allowed, check_name, measure, require_lm_eval, to_lines
 from freetf_cli.evaluation.benchmarks.scoring import DRAWS, Scorer, ZSource
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.records import to_json
@@ -70,10 +70,11 @@ def last_third(run: Path) -> list[Path]:
 def run_benchmarks(opened: Iterable[tuple[Checkpoint, Decoder]], request: BenchmarkRequest, stage: Stage) -> Benchmarks:
     """The scores of all benchmarks, averaged if there are several checkpoints.
 
-    opened: the checkpoints with their models, in training order; a lazy iterable keeps one model in memory at a time. InputError for an
-    unknown name, missing data, or a folder of another evaluation.
+    opened: the checkpoints with their models, in training order; a lazy iterable keeps one model in memory at a time, and opens none before
+    the names are checked. InputError for an unknown name, missing data, or a folder of another evaluation.
     """
     for name in request.tasks:
+        check_allowed(name, request.questions)
         if name not in BENCHMARKS:
             check_name(name)
     require_lm_eval()

@@ -30,7 +30,7 @@ def paper_table(number: int, result: Benchmarks, beside: Sequence[Path]) -> Pape
     rows = [row for row in csv.DictReader(lines, delimiter="\t") if row["table"] == str(number)]
     columns = list(dict.fromkeys(row["column"] for row in rows))
     scores = {task.task: task.scores[task.metric].value for task in result.tasks if task.metric in task.scores}
-    measured = [*map(_saved, beside), (_heading(result.run, result.kind, result.steps), scores)]
+    measured = [*map(saved, beside), (_heading(result.run, result.kind, result.steps), scores)]
     figures = {(row["benchmark"], row["column"]): float(row["value"]) for row in rows}
     metrics = {row["benchmark"]: row["metric"] for row in rows}
     return PaperTable(
@@ -47,8 +47,8 @@ def paper_table(number: int, result: Benchmarks, beside: Sequence[Path]) -> Pape
     )
 
 
-def _saved(folder: Path) -> Measured:
-    """The scores that an earlier evaluation wrote."""
+def saved(folder: Path) -> Measured:
+    """The heading and the scores of an earlier evaluation. InputError if the folder has no result."""
     file = folder / RESULT if folder.is_dir() else folder
     try:
         found: dict[str, Any] = json.loads(read_small(file))

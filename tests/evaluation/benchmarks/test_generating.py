@@ -8,6 +8,7 @@ from freetf_cli.config.recipe import LatentConfig, ModelConfig
 from freetf_cli.data.tokenizer import byte_level
 from freetf_cli.evaluation.benchmarks.generating import Continuation, continuations
 from freetf_cli.evaluation.benchmarks.scoring import Scorer
+from freetf_cli.generation.decode_loop import DecodeLoop
 from freetf_cli.generation.sampling import SampleSpec, generate
 from freetf_cli.latent.build import build_model, initialise_model
 from freetf_cli.model.decoder import Decoder
@@ -71,3 +72,25 @@ def test_the_text_is_what_sampling_makes(model: Decoder) -> None:
     (sample,) = generate(plain.eval(), TOKENIZER, ["What?"], SampleSpec(total=40, new_tokens=12, temperature=0.0))
     (text,) = continuations(Scorer(plain), TOKENIZER, [asked("What?")])
     assert sample.text == "What?" + text
+
+
+def test_stopping_early_changes_no_text(model: Decoder) -> None:
+    """The texts are those that run to their full length and are cut afterwards, also of rows that have their stop string late or never."""
+    texts = [f"What is {letter}?" for letter in "abcdefghijkl"]
+    whole = continuations(Scorer(model), TOKENIZER, [asked(text, max_gen_toks=20) for text in texts])
+    for stops in ([whole[0][2:4]], [whole[0][1], whole[1][9]], [whole[2][12:14], "never there"]):
+        wanted = [min((text[: text.index(stop)] for stop in stops if stop in text), key=len, default=text) for text in whole]
+        assert wanted != whole
+        assert continuations(Scorer(model), TOKENIZER, [asked(text, max_gen_toks=20, until=stops) for text in texts]) == wanted
+
+
+def test_a_batch_ends_with_its_last_stop_string(model: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[int] = []
+    read = DecodeLoop._read
+    monkeypatch.setattr(DecodeLoop, "_read", lambda loop, token, t: steps.append(int(t)) or read(loop, token, t))
+    (whole,) = continuations(Scorer(model), TOKENIZER, [asked("What?", max_gen_toks=20)])
+    full = len(steps)
+    (cut,) = continuations(Scorer(model), TOKENIZER, [asked("What?", max_gen_toks=20, until=[whole[2:5]])])
+    assert whole.startswith(cut) and len(steps) - full < 8 < full
+    never = asked("Who was it?", max_gen_toks=20, until=["never there"])
+    assert len(continuations(Scorer(model), TOKENIZER, [never])) == 1 and len(steps) > 2 * full

@@ -19,9 +19,17 @@ def test_each_normalisation_chooses_another_answer() -> None:
     """Log-likelihoods: −4, −6, −9; per character: −2, −1, −1.125; per token: −4, −6, −3."""
     doc = {"choices": ["ab", "abcdef", "abcdefgh"], "gold": 0}
     found = answers((-4.0, 1), (-6.0, 1), (-9.0, 3))
-    assert metrics.choices(doc, found) == {"acc": 1.0, "acc_char": 0.0, "acc_completion": 0.0}
-    assert metrics.choices({**doc, "gold": 1}, found) == {"acc": 0.0, "acc_char": 1.0, "acc_completion": 0.0}  # -1 beats -9/8
-    assert metrics.choices({**doc, "gold": 2}, found) == {"acc": 0.0, "acc_char": 0.0, "acc_completion": 1.0}
+    assert metrics.choices(doc, found) == {"acc": 1.0, "acc_char": 0.0, "acc_token": 0.0}
+    assert metrics.choices({**doc, "gold": 1}, found) == {"acc": 0.0, "acc_char": 1.0, "acc_token": 0.0}  # -1 beats -9/8
+    assert metrics.choices({**doc, "gold": 2}, found) == {"acc": 0.0, "acc_char": 0.0, "acc_token": 1.0}
+
+
+def test_acc_completion_is_what_the_question_adds() -> None:
+    """After "Answer:" alone the answers have −1, −9 and −8; the question adds −3, 3 and −1 to them."""
+    doc = {"choices": ["ab", "abcdef", "abcdefgh"], "gold": 1}
+    found = [{**one, "alone": alone} for one, alone in zip(answers((-4.0, 1), (-6.0, 1), (-9.0, 3)), (-1.0, -9.0, -8.0), strict=True)]
+    assert metrics.choices(doc, found)["acc_completion"] == 1.0 and metrics.choices(doc, found)["acc"] == 0.0
+    assert metrics.choices({**doc, "gold": 0}, found)["acc_completion"] == 0.0
 
 
 def test_characters_are_not_bytes() -> None:
@@ -32,7 +40,7 @@ def test_characters_are_not_bytes() -> None:
 
 def test_of_equal_answers_the_first_is_chosen() -> None:
     doc = {"choices": ["A", "B"], "gold": 1}
-    assert metrics.choices(doc, answers((-1.0, 1), (-1.0, 1))) == {"acc": 0.0, "acc_char": 0.0, "acc_completion": 0.0}
+    assert metrics.choices(doc, answers((-1.0, 1), (-1.0, 1))) == {"acc": 0.0, "acc_char": 0.0, "acc_token": 0.0}
 
 
 def test_partial_scoring_divides_by_the_common_ending() -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from freetf_cli.errors import InputError
+from freetf_cli.errors import CheckFailed, InputError
 from freetf_cli.evaluation.benchmarks import BENCHMARKS, tables
+from freetf_cli.evaluation.benchmarks.minimum import parse_minimums, raise_if_below
 from freetf_cli.records import to_json
 from freetf_cli.records.benchmarks import Benchmarks, Score
 from freetf_cli.records.likelihood import Estimate
@@ -80,3 +81,14 @@ def test_what_is_no_result(tmp_path: Path) -> None:
         (tmp_path / "result.json").write_text(text, encoding="utf-8")
         with pytest.raises(InputError, match="not the result of an evaluation"):
             tables.paper_table(1, result("free"), [tmp_path])
+
+
+def test_a_minimum_of_a_group_is_not_passed_silently() -> None:
+    """lm-eval's group is measured as its tasks, none of which has the group's name."""
+    minimums = parse_minimums(["0.1", "lm-eval:knowledge=0.5"], ["piqa", "lm-eval:knowledge"])
+    assert minimums == {"": 0.1, "knowledge": 0.5}
+    with pytest.raises(CheckFailed, match=r"below --min: mmlu 0\.050 < 0\.1, knowledge has no score of its own"):
+        raise_if_below([result("free", piqa=0.1), result("free", mmlu=0.05)], minimums)
+    raise_if_below([result("free", piqa=0.1)], {"piqa": 0.1})
+    with pytest.raises(CheckFailed, match="piqa nan < 0"):
+        raise_if_below([result("free", piqa=float("nan"))], {"": 0.0})
