@@ -38,8 +38,8 @@ def test_points_are_shares_of_the_run_and_without_a_schedule_a_weight_is_constan
 
 
 def test_each_weight_follows_its_own_schedule() -> None:
-    schedule = {"kappa": [[0, 2.0], [1.0]], "slope": [[0, 0.0], [0.5]], "mismatch": [[0.5, 0.0], [1.0]]}
+    schedule = {"kappa": [[0, 2.0], [1.0]], "slope": [[0, 0.0], [0.5]], "mismatch": [[0.5, 0.0], [1.0]], "beta": [[0, 0.0], [1.0]]}
     latent = LatentConfig(kappa=0.5, bits=8, objective=ObjectiveConfig(slope=0.4, mismatch=3.0, schedule=schedule))
-    assert objective_weights(50, latent, 100) == pytest.approx((1.25 * LN2, 0.4, 0.0))
-    assert objective_weights(75, latent, 100) == pytest.approx((0.875 * LN2, 0.4, 1.5))
-    assert objective_weights(100, latent, 100) == pytest.approx((0.5 * LN2, 0.4, 3.0))
+    assert objective_weights(50, latent, 100) == pytest.approx((1.25 * LN2, 0.4, 0.0, 0.5))
+    assert objective_weights(75, latent, 100) == pytest.approx((0.875 * LN2, 0.4, 1.5, 0.75))
+    assert objective_weights(100, latent, 100) == pytest.approx((0.5 * LN2, 0.4, 3.0, 1.0))

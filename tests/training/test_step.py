@@ -54,7 +54,7 @@ def advance(update: TrainStep, step: int, kappa: float | None = None) -> None:
     rows, noise = batch(step)
     if update.model.latent is not None:
         update.noise.copy_(noise)
-    update(step, rows, rows.count, RATES[step % 3], (KAPPAS[step % 3] if kappa is None else kappa, 0.2, 0.5))
+    update(step, rows, rows.count, RATES[step % 3], (KAPPAS[step % 3] if kappa is None else kappa, 0.2, 0.5, 0.7))
 
 
 def everything(update: TrainStep) -> list[torch.Tensor]:
@@ -75,7 +75,7 @@ def plain_loop(model: Decoder, config: TrainConfig) -> list[tuple[torch.Tensor, 
         for group in optimizer.param_groups:
             group["lr"] = RATES[step]
         optimizer.zero_grad()
-        total, weights = torch.zeros(5), ObjectiveWeights(*torch.tensor([KAPPAS[step], 0.2, 0.5]))
+        total, weights = torch.zeros(5), ObjectiveWeights(*torch.tensor([KAPPAS[step], 0.2, 0.5, 0.7]))
         for part in torch.arange(4).chunk(config.grad_accum_steps):
             terms = model(rows.inputs[part], noise=noise[part], targets_BT=rows.targets[part], weights=weights).losses
             ((terms.ce + terms.penalty) / rows.count).backward()
