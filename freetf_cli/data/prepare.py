@@ -26,13 +26,15 @@ from freetf_cli.data.tokenizer import Tokenizer
 from freetf_cli.data.writer import DatasetWriter, refuse_existing
 from freetf_cli.errors import FreetfError, InputError
 from freetf_cli.records import DatasetSummary
-from freetf_cli.tasks.base import Task
+from freetf_cli.tasks.base import WORD, Task
 
 Advance = Callable[..., None]  # called with a count, and with a description when that changes
 
 
 def task_tokenizer(task: Task) -> Tokenizer:
     """The tokenizer of a task's rows."""
+    if task.words:
+        return tokenizers.words(task.words, WORD)
     return tokenizers.byte_level() if task.alphabet is None else tokenizers.characters(task.alphabet, task.separator)
 
 

@@ -232,6 +232,15 @@ def characters(alphabet: str, separator: bool) -> Tokenizer:
     return Tokenizer(inner.to_str(pretty=True))
 
 
+def words(vocabulary: Sequence[str], pattern: str) -> Tokenizer:
+    """A tokenizer with one token a word, ids in the order of the vocabulary, then the separator. pattern: a regular expression of a word."""
+    inner = tokenizers.Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}))
+    inner.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")
+    inner.decoder = decoders.Fuse()
+    inner.add_special_tokens([SEPARATOR])
+    return Tokenizer(inner.to_str(pretty=True))
+
+
 def byte_level() -> Tokenizer:
     """A tokenizer whose ids are the 256 bytes and the separator, 256. It can encode every text."""
     inner = tokenizers.Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(_byte_spellings())}, merges=[]))

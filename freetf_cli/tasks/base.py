@@ -22,6 +22,7 @@ from freetf_cli.tasks.factors import Reading, RowReader
 
 BLOCK_ROWS = 1024  # rows drawn at a time
 PAD = -1  # fills an array after the end of a shorter row
+WORD = r" ?[\w'-]+|[^\w'-]"  # a word with the space before it, or any other character
 
 Tokens = NDArray[np.int64]
 Value = int | float | str
@@ -58,7 +59,7 @@ class Task(RowReader):
     """A source of random rows whose hidden factors, and often whose entropy, are known.
 
     row_tokens: tokens of the longest row, separators included. loss_start: index of the first token that counts as a target.
-    alphabet: the characters in the order of their ids; None: the byte tokenizer. separator: whether a row stands between separators,
+    alphabet: the characters in the order of their ids; None: the byte tokenizer, or one of `words`, each a match of WORD. separator: whether a row stands between separators,
     whose id follows those of the characters. label: the factor that a data set's summary counts.
     floor_bits: the entropy of a row's targets in bits per sequence, the lowest cross-entropy any model can reach; None if unknown.
     factors: those that `read` finds in a generated row; none if rows cannot be read exactly.
@@ -69,6 +70,7 @@ class Task(RowReader):
     separator: ClassVar[bool] = False
     label: ClassVar[str | None] = None
     alphabet: str | None
+    words: tuple[str, ...] = ()
     row_tokens: int
     loss_start: int = 1
     floor_bits: float | None = None

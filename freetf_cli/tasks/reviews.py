@@ -1,11 +1,11 @@
 """reviews: short positive and negative film reviews from a small grammar, the example that opens the paper's section 2.
 
-    {"text": "The Hidden Tower in the Dark? I left the cinema angry. I expected much of the cast, and was let down.",
-     "factors": {"sentiment": "negative", "genre": "thriller"}}
+    {"text": "The Winter Window of the North, a much discussed drama: the last summer of a farm. Above all, the letter at the end is
+     without any life. Stay at home.", "factors": {"sentiment": "negative", "genre": "drama"}}
 
 A sentiment (positive or negative, each with probability 1/2) and one of five genres are drawn first; every phrase depends on them. The
 phrases are in reviews.toml. Each review names its film, one of 6,144 titles: of 1,000 held-out texts, hardly one stands among 9,000 others
-too. Texts are ASCII, at most `longest` characters long (200) and tokenized as bytes; a row is `SEP text SEP`. The entropy of the texts has
+too. Texts are ASCII, at most 200 characters long and tokenized as bytes, or as words (`tokens`); a row is `SEP text SEP`. The entropy of the texts has
 no closed form, since different derivations can give the same text.
 
 Generated texts are read by a parser: the grammar has no recursion, so the texts of a sentiment and a genre are a regular language.
@@ -15,16 +15,18 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib.resources import files
 from typing import Any, ClassVar
 
 import numpy as np
 
-from freetf_cli.tasks.base import BLOCK_ROWS, PAD, Example, Param, Rows, Task
+from freetf_cli.tasks.base import BLOCK_ROWS, PAD, WORD, Example, Param, Rows, Task
 from freetf_cli.tasks.factors import Factor, Reading
 
+LONGEST = 200  # characters
+MOST_WORDS = 48  # words of a text, punctuation counted
 SEPARATOR = 256  # as in the byte tokenizer
 SENTIMENTS = ("negative", "positive")
 GENRES = ("comedy", "drama", "thriller", "western", "mystery")
@@ -40,20 +42,29 @@ class Reviews(Task):
     separator = True
     alphabet = None
     factors = (Factor("sentiment", SENTIMENTS), Factor("genre", GENRES))
-    PARAMS: ClassVar[Mapping[str, Param]] = {"longest": Param(200, "characters in a text at most", 80, 200)}
+    PARAMS: ClassVar[Mapping[str, Param]] = {
+        "tokens": Param("bytes", "what a token is", choices=("bytes", "words"))
+    }
 
     def __init__(self, params: Mapping[str, Any]) -> None:
         super().__init__(params)
-        self.longest = params["longest"]
-        self.row_tokens = self.longest + 2
+        self.longest = LONGEST
+        if params["tokens"] == "words":
+            self.words = vocabulary()
+        self._ids = {word: number for number, word in enumerate(self.words)}
+        self.row_tokens = 2 + (MOST_WORDS if self.words else LONGEST)
 
     def draw(self, rng: np.random.Generator) -> Rows:
-        examples = [review(rng, self.longest) for _ in range(BLOCK_ROWS)]
+        examples = [review(rng) for _ in range(BLOCK_ROWS)]
         tokens = np.full((BLOCK_ROWS, self.row_tokens), PAD, np.int64)
+        separator = len(self.words) or SEPARATOR
         for row, example in zip(tokens, examples, strict=True):
-            ids = [SEPARATOR, *example.text.encode("ascii"), SEPARATOR]
+            ids = [separator, *self._encode(example.text), separator]
             row[: len(ids)] = ids
         return Rows(tokens, examples.__getitem__)
+
+    def _encode(self, text: str) -> Iterable[int]:
+        return [self._ids[word] for word in re.findall(WORD, text)] if self.words else text.encode("ascii")
 
     def prompt(self, seed: int, index: int) -> str:
         """Empty: a review begins after the separator."""
@@ -70,11 +81,11 @@ class Reviews(Task):
         return {"sentiment": 1.0, "genre": float(np.log2(len(GENRES)))}
 
 
-def review(rng: np.random.Generator, longest: int) -> Example:
+def review(rng: np.random.Generator) -> Example:
     """One review. The text is drawn again until it is short enough; the factors are not."""
     sentiment, genre = str(rng.choice(SENTIMENTS)), str(rng.choice(GENRES))
     grammar = grammar_of(sentiment, genre)
-    while len(text := spell("{review}", grammar, rng)) > longest:
+    while len(text := spell("{review}", grammar, rng)) > LONGEST or len(re.findall(WORD, text)) > MOST_WORDS:
         pass
     return Example(text, {"sentiment": sentiment, "genre": genre})
 
@@ -115,6 +126,26 @@ def _language(sentiment: str, genre: str) -> re.Pattern[str]:
         return f"(?:{'|'.join(map(pattern, grammar[name]))})"
 
     return re.compile(named("review"))
+
+
+@cache
+def vocabulary() -> tuple[str, ...]:
+    """Every word of the grammar's texts, sorted: with the space before it, and without where a text can begin with it."""
+    found = set[str]()
+    for grammar in (grammar_of(sentiment, genre) for sentiment in SENTIMENTS for genre in GENRES):
+        for phrase in {phrase for phrases in grammar.values() for phrase in phrases}:
+            found |= {word if re.fullmatch(r"\W", word) else f" {word.strip()}" for word in re.findall(WORD, re.sub(r"\{\w+\}", "", phrase))}
+        found |= set(_first_words("{review}", grammar))
+    return tuple(sorted(found - {" "}))
+
+
+def _first_words(phrase: str, grammar: Grammar) -> Iterator[str]:
+    """The words that a phrase can begin with."""
+    if name := re.match(r"\{(\w+)\}", phrase):
+        for option in grammar[name[1]]:
+            yield from _first_words(option, grammar)
+    else:
+        yield re.findall(WORD, phrase)[0]
 
 
 def _only(values: set[str]) -> str | None:

@@ -21,6 +21,7 @@ RUNNABLE = [name for name in NAMES if name not in PAPER]
 PAIRS = [name.removesuffix("-free") for name in NAMES if name.endswith("-free")]
 REPRESENTATIVE = [
     "blocks-multi-token",
+    "coins-free",
     "demo-free",
     "figure4/8th",
     "figure4-mini/4th",

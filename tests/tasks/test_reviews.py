@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pytest
 
+from freetf_cli.data.prepare import task_tokenizer
 from freetf_cli.tasks import make_task
-from freetf_cli.tasks.reviews import GENRES, SENTIMENTS, grammar_of, parses, spell
+from freetf_cli.tasks.base import PAD, WORD
+from freetf_cli.tasks.reviews import GENRES, SENTIMENTS, Reviews, grammar_of, parses, spell, vocabulary
 
 GOLDEN = (  # rows 0 and 2,000 of seed 7: if they change, runs are no longer reproducible
     (
-        "The Crooked Guest in Winter, a quiet western: gold under a graveyard. I did not expect much of the script, and was amazed. "
-        "See it twice.",
-        {"sentiment": "positive", "genre": "western"},
+        "This comedy, The Paper Harbour across the Border, is about three cooks and one kitchen. I did not expect much of the camera work, "
+        "and was amazed. Go and see it.",
+        {"sentiment": "positive", "genre": "comedy"},
     ),
     (
-        "This comedy, The Golden Promise across the Border, is about three cooks and one kitchen. See it twice.",
-        {"sentiment": "positive", "genre": "comedy"},
+        "I expected much of the music, and was let down. The acting is dull. The Patient Kitchen by the Sea: I cannot warn you enough.",
+        {"sentiment": "negative", "genre": "comedy"},
     ),
 )
 
@@ -41,15 +44,34 @@ def test_reviews_are_short_varied_and_told_apart_by_their_words() -> None:
         assert other not in words
 
 
-@pytest.mark.parametrize("longest", [90, 200])
-def test_every_text_is_read_and_its_sentiment_is_always_found(longest: int) -> None:
-    task = make_task("reviews", {"longest": longest})
-    examples = task.examples(0, 0, 500)
-    assert max(len(example.text) for example in examples) <= longest and task.row_tokens == longest + 2
-    for example in examples:
+@pytest.mark.parametrize("tokens", ["bytes", "words"])
+def test_every_text_is_read_and_its_sentiment_is_always_found(tokens: str) -> None:
+    task = make_task("reviews", {"tokens": tokens})
+    for example in task.examples(0, 0, 500):
         reading = task.read(example.text)
         assert reading.valid and reading.factors["sentiment"] == example.factors["sentiment"]
         assert reading.factors["genre"] in (example.factors["genre"], None)
+
+
+def test_rows_of_words_spell_their_texts() -> None:
+    task = make_task("reviews", {"tokens": "words"})
+    tokenizer = task_tokenizer(task)
+    rows = task.tokens(0, 0, 300)
+    assert (rows.shape[1], tokenizer.vocab_size, tokenizer.separator) == (50, len(vocabulary()) + 1, len(vocabulary()))
+    for row, example in zip(rows, task.examples(0, 0, 300), strict=True):
+        ids = row[row != PAD].tolist()
+        assert ids == [tokenizer.separator, *tokenizer.encode(example.text), tokenizer.separator]
+        assert tokenizer.decode(ids) == example.text
+
+
+def test_every_word_of_the_grammar_has_a_token() -> None:
+    """Against texts of 20 reviews of every kind; each token is a single match of WORD."""
+    assert all(re.fullmatch(WORD, word) for word in vocabulary())
+    rng = np.random.default_rng(1)
+    for sentiment in SENTIMENTS:
+        for genre in GENRES:
+            for _ in range(20):
+                assert set(re.findall(WORD, spell("{review}", grammar_of(sentiment, genre), rng))) <= set(vocabulary())
 
 
 def test_the_parser_finds_every_genre_that_can_have_written_a_text() -> None:
@@ -82,7 +104,11 @@ def test_what_the_grammar_cannot_write_is_invalid(text: str) -> None:
 
 
 def test_a_text_that_is_too_long_is_invalid() -> None:
-    text = "The Silent Orchard at Noon? Stay at home. I hated the card game. ".strip()
-    long = next(e.text for e in make_task("reviews", {}).examples(0, 0, 100) if len(e.text) > 100)
-    assert make_task("reviews", {"longest": 100}).read(text).valid
-    assert make_task("reviews", {}).read(long).valid and not make_task("reviews", {"longest": 100}).read(long).valid
+    rng, texts = np.random.default_rng(2), []
+    while not texts:
+        text = spell("{review}", grammar_of("negative", "mystery"), rng)
+        texts = [text] if len(text) > 150 else []
+    task = make_task("reviews", {})
+    assert isinstance(task, Reviews) and task.read(texts[0]).valid
+    task.longest = len(texts[0]) - 1
+    assert not task.read(texts[0]).valid
