@@ -8,12 +8,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from freetf_cli.config.table import MOST, ConfigTable, Positive, Weight, known, module_names, rule
+from freetf_cli.config.table import MOST, ConfigTable, NotNegative, Positive, Weight, known, module_names, rule
 
 KINDS = module_names("latent", without=("build", "objective"))
 Kind = Annotated[str, AfterValidator(known("kind of latent", KINDS)), Field(json_schema_extra={"enum": list(KINDS)})]
 Share = Annotated[float, Field(ge=0, le=1)]
-ARCHITECTURE = {"kind", "bits", "depth", "window", "encoder", "options"}  # decide the weights' shapes and the forward pass
+ARCHITECTURE = {"kind", "bits", "depth", "window", "beyond", "encoder", "options"}  # decide the weights' shapes and the forward pass
 
 
 class ObjectiveConfig(ConfigTable):
@@ -28,6 +28,9 @@ class ObjectiveConfig(ConfigTable):
     )
     mismatch_over: Literal["sequence", "token"] = Field(
         "sequence", description="that divergence over all bits of a sequence together, or summed over its tokens"
+    )
+    credit_from: NotNegative = Field(
+        0, description="the encoder learns only from what Z saves from this target of a sequence on (0: from all, the paper's objective)"
     )
     schedule: dict[Literal["kappa", "slope", "mismatch"], list[list[float]]] = Field(
         default_factory=dict,
@@ -65,6 +68,9 @@ class LatentConfig(ConfigTable):
         None,
         description="Z of the first so many positions is inferred, Z of later ones is drawn from the prior, in training too. Default: all",
     )
+    beyond: Literal["prior", "nothing"] = Field(
+        "prior", description="what positions after the window read: Z from the prior, or no Z, in generation too"
+    )
     encoder: Literal["shared", "full"] = Field(
         "shared", description="the encoder reads the decoder's lower half (as in the paper), or blocks of its own (its Figure 1b)"
     )
@@ -94,6 +100,10 @@ class LatentConfig(ConfigTable):
         if self.kind != "binary" or self.kappa <= self.bits:
             return None
         return f"latent.kappa = {self.kappa:g} is more than latent.bits = {self.bits}: a token holds no more"
+
+    @rule("beyond", "window")
+    def _something_is_beyond(self) -> str | None:
+        return "latent.beyond = 'nothing' needs latent.window" if self.beyond == "nothing" and self.window is None else None
 
     @rule("objective.schedule", "bits")
     def _schedules_are_paths(self) -> str | None:

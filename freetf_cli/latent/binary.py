@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from freetf_cli import kernels
 from freetf_cli.config.recipe import LatentConfig, ModelConfig
 from freetf_cli.errors import InputError
-from freetf_cli.latent.objective import aggregate_mismatch, free_bits_penalty
+from freetf_cli.latent.objective import aggregate_mismatch, free_bits_penalty, without_early_targets
 from freetf_cli.model.block import Block
 from freetf_cli.model.context import Context
 from freetf_cli.model.decoder import initialise
@@ -57,6 +57,7 @@ class BinaryLatent(Latent):
             raise InputError(f"latent.options = {config.options}: the binary latent has no further options")
         self.config, self.bits, self.kappa = config, config.bits, config.kappa
         self.depth, self.window = config.depth or model.layers // 2, config.window
+        self.reach = config.window if config.beyond == "nothing" else None
         self.reads_embeddings = config.encoder == "full"
         self.encoder = Encoder(model, config.bits, own_blocks=self.depth if self.reads_embeddings else 0)
         self.post_sampler = PostSampler(config.bits, model.width, config.numerics.gradient, config.numerics.float8)
@@ -70,6 +71,16 @@ class BinaryLatent(Latent):
         if self.window is not None:
             bit_logits_BTH = bit_logits_BTH * (ctx.token_positions < self.window)[..., None]
         return BinaryDistribution(bit_logits_BTH)
+
+    def credited(self, posterior: Distribution, targets_BT: Tensor) -> tuple[Distribution, Tensor]:
+        """With `latent.objective.credit_from`, which is not the paper's: half of the sequences teach the encoder, by their later targets
+        alone, and the other half the decoder, by all of theirs."""
+        assert isinstance(posterior, BinaryDistribution)
+        if not self.config.objective.credit_from:
+            return posterior, targets_BT
+        half, logits_BTH = len(targets_BT) // 2, posterior.bit_logits
+        told = BinaryDistribution(torch.cat([logits_BTH[:half].detach(), logits_BTH[half:]]))
+        return told, without_early_targets(targets_BT, half, self.config.objective.credit_from)
 
     def inject(self, z: Tensor, posterior: Distribution | None = None) -> Injection:
         """r = W[z]; with the posterior, the gradient of equation 8 flows to the bit logits."""

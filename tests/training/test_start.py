@@ -164,6 +164,7 @@ CHANGES: dict[str, Change] = {
     "latent.bits": ({}, {"bits": 5}),
     "latent.depth": ({}, {"depth": 3}),
     "latent.window": ({}, {"window": 3}),
+    "latent.beyond": ({}, {"window": 3, "beyond": "nothing"}),
     "latent.encoder": ({}, {"encoder": "full"}),
     "latent.options": ({}, {"options": {}}),  # the binary latent has none
 }
