@@ -34,7 +34,7 @@ from freetf_cli.runs.checkpoint import open_model
 from freetf_cli.tasks import make_task
 from freetf_cli.tasks.coins import Coins
 
-ROWS, SUMMED_ROWS, SEED = 1000, 200, 77  # held-out rows; of them, those with Z summed out; seed of rows and draws
+ROWS, SUMMED_ROWS, SEED = 1000, 60, 77  # held-out rows; of them, those with Z summed out; seed of rows and draws
 ESTIMATES = {  # name, role of its colour
     "baseline": ("baseline", "plain"),
     "summed": ("Free, Z summed out", "nelbo"),

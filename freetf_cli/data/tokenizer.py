@@ -233,7 +233,7 @@ def characters(alphabet: str, separator: bool) -> Tokenizer:
 
 
 def words(vocabulary: Sequence[str], pattern: str) -> Tokenizer:
-    """A tokenizer with one token a word, ids in the order of the vocabulary, then the separator. pattern: a regular expression of a word."""
+    """A tokenizer with one token a word, ids in the order of the vocabulary, then the separator. pattern: what a word is."""
     inner = tokenizers.Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}))
     inner.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")
     inner.decoder = decoders.Fuse()

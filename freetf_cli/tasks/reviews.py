@@ -5,8 +5,8 @@
 
 A sentiment (positive or negative, each with probability 1/2) and one of five genres are drawn first; every phrase depends on them. The
 phrases are in reviews.toml. Each review names its film, one of 6,144 titles: of 1,000 held-out texts, hardly one stands among 9,000 others
-too. Texts are ASCII, at most 200 characters long and tokenized as bytes, or as words (`tokens`); a row is `SEP text SEP`. The entropy of the texts has
-no closed form, since different derivations can give the same text.
+too. Texts are ASCII, at most 200 characters long and tokenized as bytes, or as words (`tokens`); a row is `SEP text SEP`. The entropy of
+the texts has no closed form, since different derivations can give the same text.
 
 Generated texts are read by a parser: the grammar has no recursion, so the texts of a sentiment and a genre are a regular language.
 """
@@ -42,9 +42,7 @@ class Reviews(Task):
     separator = True
     alphabet = None
     factors = (Factor("sentiment", SENTIMENTS), Factor("genre", GENRES))
-    PARAMS: ClassVar[Mapping[str, Param]] = {
-        "tokens": Param("bytes", "what a token is", choices=("bytes", "words"))
-    }
+    PARAMS: ClassVar[Mapping[str, Param]] = {"tokens": Param("bytes", "what a token is", choices=("bytes", "words"))}
 
     def __init__(self, params: Mapping[str, Any]) -> None:
         super().__init__(params)
@@ -133,8 +131,8 @@ def vocabulary() -> tuple[str, ...]:
     """Every word of the grammar's texts, sorted: with the space before it, and without where a text can begin with it."""
     found = set[str]()
     for grammar in (grammar_of(sentiment, genre) for sentiment in SENTIMENTS for genre in GENRES):
-        for phrase in {phrase for phrases in grammar.values() for phrase in phrases}:
-            found |= {word if re.fullmatch(r"\W", word) else f" {word.strip()}" for word in re.findall(WORD, re.sub(r"\{\w+\}", "", phrase))}
+        for phrase in {re.sub(r"\{\w+\}", "", phrase) for phrases in grammar.values() for phrase in phrases}:
+            found |= {word if re.fullmatch(r"\W", word) else f" {word.strip()}" for word in re.findall(WORD, phrase)}
         found |= set(_first_words("{review}", grammar))
     return tuple(sorted(found - {" "}))
 

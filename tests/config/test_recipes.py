@@ -50,9 +50,10 @@ def test_descriptions_are_their_own():
 
 @pytest.mark.parametrize("stem", PAIRS)
 def test_a_free_recipe_has_its_baselines_model_and_data(stem):
-    """Compared pairs differ in Z and in nothing else."""
+    """Compared pairs differ in Z and in nothing else. Toy reviews start from their baseline's weights, so their schedule is another."""
     free, baseline = flat(load_recipe(f"{stem}-free")), flat(load_recipe(f"{stem}-baseline"))
-    assert {key for key in baseline if free[key] != baseline[key]} == set()
+    own = {"train.steps", "train.warmup"} if stem == "reviews-toy" else set()
+    assert {key for key in baseline if free[key] != baseline[key]} == own
 
 
 def test_figure_4_differs_from_the_papers_objective_only_where_stated():
