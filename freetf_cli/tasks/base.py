@@ -60,7 +60,8 @@ class Task(RowReader):
 
     row_tokens: tokens of the longest row, separators included. loss_start: index of the first token that counts as a target.
     alphabet: the characters in the order of their ids; None: the byte tokenizer, or, with `words`, one token a word (a match of WORD).
-    separator: whether a row stands between separators, whose id follows those of the characters or words. label: the factor that a data set's summary counts.
+    separator: whether a row stands between separators, whose id follows those of the characters or words.
+    label: the factor that a data set's summary counts.
     floor_bits: the entropy of a row's targets in bits per sequence, the lowest cross-entropy any model can reach; None if unknown.
     factors: those that `read` finds in a generated row; none if rows cannot be read exactly.
     """
