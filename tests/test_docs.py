@@ -276,6 +276,7 @@ FIGURES, RESULTS = ROOT / "docs" / "figures", ROOT / "docs" / "results"
     ("script", "source", "picture"),
     [
         *(("figure4", FIGURES / f"{name}.jsonl", f"{name}.svg") for name in ("demo-figure4", "figure4", "figure4-mini")),
+        ("coins_estimate", RESULTS / "coins-estimate-cpu.json", "coins-estimate.svg"),
         ("growth", RESULTS / "growth-h200.json", "growth.svg"),
         ("sweep", RESULTS / "letters-sweep-h200.json", "letters-sweep.svg"),
     ],
@@ -298,6 +299,20 @@ def test_the_tables_of_benchmarks_have_the_numbers_of_their_results() -> None:
         cells = " | ".join(f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]" for score in scores)
         times = f"{baseline['seconds']:.0f} / {free['seconds']:.0f}"
         assert re.search(rf"\| `{free['task']}` \| `{free['metric']}` \| {re.escape(cells)} .* {free['truncated']} \| {times} \|", page)
+
+
+def test_the_tables_of_coins_and_toy_reviews_have_the_numbers_of_their_runs() -> None:
+    page = (ROOT / "docs" / "does-it-help.md").read_text(encoding="utf-8")
+    coins, reviews = (json.loads((RESULTS / f"{name}-cpu.json").read_text(encoding="utf-8"))["runs"] for name in ("coins", "reviews-toy"))
+    for recipe in ("coins-free", "coins-literal"):
+        probes = [run["probe"] for run in coins if run["recipe"] == recipe]
+        assert ", ".join(f"{probe['factors'][0]['information']['value']:.2f}" for probe in probes) in page
+        assert len({probe["step"] for probe in probes}) == 1
+    probed = [run["probe"] for run in reviews if "probe" in run]
+    assert probed
+    for probe in probed:
+        value, low, high = (probe["factors"][0]["information"][name] for name in ("value", "low", "high"))
+        assert f"| {value:.2f} [{low:.2f}, {high:.2f}] | {100 * probe['valid']['value']:.1f} |" in page
 
 
 def test_the_sweeps_table_has_the_numbers_of_its_picture() -> None:

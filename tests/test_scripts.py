@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import runpy
 import sys
 import time
@@ -15,11 +16,13 @@ from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from freetf_cli.cli.app import main as freetf
 from freetf_cli.kernels import mapper
+from tests.evaluation.probe.planted import small_free
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT / "scripts"
@@ -80,6 +83,36 @@ def test_gradient_bias_of_a_run(
     rows = json.loads(out.read_text())
     assert rows
     assert all(set(row) == {"sure", "bits", "worth", "paper", "heun"} for row in rows)
+
+
+@torch.inference_mode()
+def test_coins_estimate_sums_over_every_code(script: Callable[[str], ModuleType]) -> None:
+    """Against the sum over the codes of the first position in probabilities, where the decoder ignores the Z of the others."""
+    module, model = script("coins_estimate"), small_free(bits=2, context=5, vocab=3)
+    model.latent.window = 1
+    torch.nn.init.zeros_(model.latent.post_sampler.weight)  # then each code of the first position says the same ...
+    tokens_BT = torch.tensor([[2, 0, 1, 1, 0], [2, 1, 1, 0, 1]])
+    plain_BT2 = module.predicted(model, tokens_BT, torch.zeros(2, 5, dtype=torch.long))
+    assert np.allclose(module.summed_out(model, tokens_BT), plain_BT2)
+    table_CD = 3 * torch.randn(4, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    model.latent.post_sampler.weight.copy_(table_CD)  # ... and now it does not; the others' Z is always code 0
+    model.latent.prior = lambda stream, length: np.zeros(length, np.int64)
+    given_CBT2 = np.exp([module.predicted(model, tokens_BT, torch.tensor([[code, 0, 0, 0, 0]] * 2)) for code in range(4)])
+    for row, tokens_T in enumerate(tokens_BT[:, 1:].tolist()):
+        joint_C = np.ones(4)
+        for t, toss in enumerate(tokens_T):
+            expected = (joint_C[:, None] * given_CBT2[:, row, t]).sum(0) / joint_C.sum()
+            assert np.allclose(np.exp(module.summed_out(model, tokens_BT)[row, t]), expected)
+            joint_C = joint_C * given_CBT2[:, row, t, toss]
+
+
+def test_coins_estimate_measures_errors(script: Callable[[str], ModuleType]) -> None:
+    exact_BT, model_BT = np.array([[0.5, 0.9], [0.5, 0.1]]), np.array([[0.6, 0.9], [0.2, 0.3]])
+    found = script("coins_estimate").errors(np.log(np.stack([1 - model_BT, model_BT], 2)), exact_BT)
+    assert found["error"] == pytest.approx([0.2, 0.1], abs=1e-6)
+    pairs = zip(exact_BT.ravel().tolist(), model_BT.ravel().tolist(), strict=True)
+    kl = np.array([q * math.log2(q / p) + (1 - q) * math.log2((1 - q) / (1 - p)) for q, p in pairs])
+    assert found["kl"] == pytest.approx(kl.reshape(2, 2).mean(0), abs=1e-6)
 
 
 def test_float8_error_of_a_step(script: Callable[[str], ModuleType], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from freetf_cli.config.table import MOST, ConfigTable, Positive, Weight, known, module_names, rule
+from freetf_cli.config.table import MOST, ConfigTable, NotNegative, Positive, Weight, known, module_names, rule
 
 KINDS = module_names("latent", without=("bits", "build", "low_order", "objective"))
 Kind = Annotated[str, AfterValidator(known("kind of latent", KINDS)), Field(json_schema_extra={"enum": list(KINDS)})]
@@ -18,6 +18,7 @@ ARCHITECTURE = {
     "bits",
     "depth",
     "window",
+    "beyond",
     "encoder",
     "table",
     "every",
@@ -39,6 +40,9 @@ class ObjectiveConfig(ConfigTable):
         "sequence", description="that divergence over all bits of a sequence together, or summed over its tokens"
     )
     beta: Weight = Field(1.0, description="weight of all these terms together, beside the cross-entropy (1: the paper's objective)")
+    credit_from: NotNegative = Field(
+        0, description="the encoder learns only from what Z saves from this target of a sequence on (0: from all, the paper's objective)"
+    )
     schedule: dict[Literal["kappa", "slope", "mismatch", "beta"], list[list[float]]] = Field(
         default_factory=dict,
         description="values of `kappa`, `slope`, `mismatch` and `beta` during a run: points `[share of it, value]`, then `[share]`, where"
@@ -93,6 +97,9 @@ class LatentConfig(ConfigTable):
     every: Positive | Literal["sequence"] = Field(
         1, description='number of tokens that share one Z, which the first of them infers: 1 is the paper\'s; "sequence": all of a row'
     )
+    beyond: Literal["prior", "nothing"] = Field(
+        "prior", description="what positions after the window read: Z from the prior, or no Z, in generation too"
+    )
     encoder: Literal["shared", "full"] = Field(
         "shared", description="the encoder reads the decoder's lower half (as in the paper), or blocks of its own (its Figure 1b)"
     )
@@ -129,6 +136,10 @@ class LatentConfig(ConfigTable):
         if self.table.order is None or self.table.order <= self.bits:
             return None
         return f"latent.table.order = {self.table.order} is more than latent.bits = {self.bits}: no set has so many bits"
+
+    @rule("beyond", "window")
+    def _something_is_beyond(self) -> str | None:
+        return "latent.beyond = 'nothing' needs latent.window" if self.beyond == "nothing" and self.window is None else None
 
     @rule("objective.schedule", "bits")
     def _schedules_are_paths(self) -> str | None:

@@ -37,7 +37,7 @@ def task_tokenizer(task: Task) -> Tokenizer:
         return tokenizers.byte_level()
     if isinstance(task.alphabet, str):
         return tokenizers.characters(task.alphabet, task.separator)
-    return tokenizers.words(task.alphabet, task.separator)
+    return tokenizers.words(task.alphabet, task.separator, task.pattern)
 
 
 def task_origin(task: Task, seed: int) -> Origin:

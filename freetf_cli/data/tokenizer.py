@@ -236,10 +236,17 @@ def characters(alphabet: str, separator: bool) -> Tokenizer:
     return Tokenizer(inner.to_str(pretty=True))
 
 
-def words(vocabulary: Sequence[str], separator: bool) -> Tokenizer:
-    """A tokenizer of texts whose words are joined by single spaces: one token a word, ids in the order given, then the separator."""
+def words(vocabulary: Sequence[str], separator: bool, pattern: str | None = None) -> Tokenizer:
+    """A tokenizer with one token a word, ids in the order given, then the separator if there is one.
+
+    pattern: what a word is; None: words are joined by single spaces, which belong to none.
+    """
     inner = tokenizers.Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}))
-    inner.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
+    if pattern is None:
+        inner.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
+    else:
+        inner.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")
+        inner.decoder = decoders.Fuse()
     if separator:
         inner.add_special_tokens([SEPARATOR])
     return Tokenizer(inner.to_str(pretty=True))

@@ -55,6 +55,8 @@ def check_exportable(recipe: Recipe) -> None:
         raise InputError(f"a latent of kind '{recipe.latent.kind}' cannot be exported: only the binary one can")
     if recipe.latent is not None and recipe.latent.every != 1:
         raise InputError(f"a model whose tokens share a Z (latent.every = {recipe.latent.every}) cannot be exported")
+    if recipe.latent is not None and recipe.latent.beyond == "nothing":
+        raise InputError("a model with latent.beyond = 'nothing' cannot be exported: the exported code reads a Z at every position")
 
 
 def hf_config(recipe: Recipe, tokenizer: Tokenizer) -> dict[str, Any]:

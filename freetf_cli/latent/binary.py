@@ -37,7 +37,7 @@ from freetf_cli.config.recipe import LatentConfig, ModelConfig
 from freetf_cli.errors import InputError
 from freetf_cli.latent.bits import at_least_float32, bit_directions, code_bits, signs, twice_drawn
 from freetf_cli.latent.low_order import LowOrderTable
-from freetf_cli.latent.objective import aggregate_mismatch, free_bits_penalty
+from freetf_cli.latent.objective import aggregate_mismatch, free_bits_penalty, without_early_targets
 from freetf_cli.model.block import Block
 from freetf_cli.model.context import Context
 from freetf_cli.model.decoder import initialise
@@ -59,6 +59,7 @@ class BinaryLatent(Latent):
             raise InputError(f"latent.options = {config.options}: the binary latent has no further options")
         self.config, self.bits, self.kappa = config, config.bits, config.kappa
         self.depth, self.window, self.every = config.depth or model.layers // 2, config.window, config.every
+        self.reach = config.window if config.beyond == "nothing" else None
         self.reads_embeddings = config.encoder == "full"
         self.encoder = Encoder(model, config.bits, own_blocks=self.depth if self.reads_embeddings else 0)
         gradient, order = config.numerics.gradient, config.table.order
@@ -80,6 +81,16 @@ class BinaryLatent(Latent):
         if starts is not None:
             bit_logits_BTH = bit_logits_BTH * (starts == ctx.positions_T)[..., None]
         return BinaryDistribution(bit_logits_BTH, None if starts is None else starts.expand(bit_logits_BTH.shape[:2]))
+
+    def credited(self, posterior: Distribution, targets_BT: Tensor) -> tuple[Distribution, Tensor]:
+        """With `latent.objective.credit_from`, which is not the paper's: half of the sequences teach the encoder, by their later targets
+        alone, and the other half the decoder, by all of theirs."""
+        assert isinstance(posterior, BinaryDistribution)
+        if not self.config.objective.credit_from:
+            return posterior, targets_BT
+        half, logits_BTH = len(targets_BT) // 2, posterior.bit_logits
+        told = BinaryDistribution(torch.cat([logits_BTH[:half].detach(), logits_BTH[half:]]))
+        return told, without_early_targets(targets_BT, half, self.config.objective.credit_from)
 
     def inject(self, z: Tensor, posterior: Distribution | None = None) -> Injection:
         """r = W[z]; with the posterior, the gradient of equation 8 flows to the bit logits."""

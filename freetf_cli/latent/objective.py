@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from freetf_cli.model.loss import IGNORE
+
 
 def free_bits_penalty(
     kl_BT: Tensor, counted_BT: Tensor, kappa: float | Tensor, pool: Literal["token", "sequence"], slope: float | Tensor = 0.0
@@ -52,3 +54,14 @@ def aggregate_mismatch(bit_logits_BTH: Tensor, counted_BT: Tensor, over: Literal
     alike_bbT = torch.log1p(products_bbTH.clamp(min=-1 + 1e-6)).sum(-1)
     alike_bbK = alike_bbT if over == "token" else alike_bbT.sum(-1, keepdim=True)
     return F.relu(torch.logsumexp(alike_bbK.flatten(0, 1), 0) - 2 * math.log(half)).sum()
+
+
+def without_early_targets(targets_BT: Tensor, half: int, credit_from: int) -> Tensor:
+    """The targets; those before `credit_from` do not count in the sequences from number `half` on. Not the paper's.
+
+    A bit about the next words saves as much as one about what lasts, and is found sooner, so that it takes the budget. If the encoder
+    learns from later targets alone, it has no reason to tell it. The decoder must learn from all targets, so it has the other sequences.
+    """
+    early_T = torch.arange(targets_BT.shape[1], device=targets_BT.device) < credit_from
+    later_B = torch.arange(len(targets_BT), device=targets_BT.device) >= half
+    return targets_BT.masked_fill(later_B[:, None] & early_T, IGNORE)

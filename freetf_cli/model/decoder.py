@@ -91,7 +91,10 @@ class Decoder(nn.Module):
                 raise ValueError("a Free model needs z, or noise to sample z from its posterior")
             posterior = self.infer_latent(x_BTD, tokens_BT, ctx)
             z = posterior.sample(noise)
-        hidden_BTD = self.upper(x_BTD, z, ctx, posterior)
+        credited = posterior
+        if self.training and self.latent is not None and posterior is not None and targets_BT is not None:
+            credited, targets_BT = self.latent.credited(posterior, targets_BT)
+        hidden_BTD = self.upper(x_BTD, z, ctx, credited)
         if cache is not None:
             cache.length += tokens_BT.shape[1]  # a tensor stays where it is: a CUDA graph has captured its address
         if targets_BT is not None:
@@ -117,10 +120,13 @@ class Decoder(nn.Module):
         posterior: the distribution that Z was sampled from, through which gradients reach the encoder; None where Z was given.
         """
         injection = Injection() if self.latent is None or z is None else self.latent.inject(z, posterior)
-        ctx = ctx.with_memory(injection.memory_size)
+        ctx, reach = ctx.with_memory(injection.memory_size), None if self.latent is None else self.latent.reach
         for index in range(self.depth, self.config.layers):
             x_BTD = injection.stream(index, x_BTD)
-            x_BTD = self.blocks[index](x_BTD, ctx, injection.kv(index, x_BTD), injection.memory(index))
+            kv_BTD = injection.kv(index, x_BTD)
+            if reach is not None and kv_BTD is not None:
+                kv_BTD = torch.where((ctx.token_positions < reach)[..., None], kv_BTD, x_BTD)
+            x_BTD = self.blocks[index](x_BTD, ctx, kv_BTD, injection.memory(index))
         return injection.hidden(self.norm(x_BTD))
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:

@@ -90,6 +90,7 @@ class Latent(nn.Module, ABC):
     kappa: float  # free bits per token of the configuration, bits
     window: int | None = None  # positions, from the first, whose Z is inferred; None: all
     every: int | Literal["sequence"] = 1  # tokens that share one Z, which the first of them infers
+    reach: int | None = None  # positions, from the first, whose Z the decoder reads; None: all
     reads_embeddings: bool = False  # whether `posterior` needs the embedded tokens
     no_weight_decay: tuple[str, ...] = ()  # names of matrices that AdamW must not decay
 
@@ -104,6 +105,10 @@ class Latent(nn.Module, ABC):
 
         ctx: not causal, without a cache. embedded_BTD is the stream itself unless `reads_embeddings`.
         """
+
+    def credited(self, posterior: Distribution, targets_BT: Tensor) -> tuple[Distribution, Tensor]:
+        """In training: the posterior through which the cross-entropy reaches the encoder, and the targets that count."""
+        return posterior, targets_BT
 
     @abstractmethod
     def inject(self, z: Tensor, posterior: Distribution | None = None) -> Injection:

@@ -58,9 +58,10 @@ class Task(RowReader):
     """A source of random rows whose hidden factors, and often whose entropy, are known.
 
     row_tokens: tokens of the longest row, separators included. loss_start: index of the first token that counts as a target.
-    alphabet: the characters in the order of their ids, or the words of a text whose words are joined by single spaces; None: the byte
-    tokenizer. separator: whether a row stands between separators, whose id follows those of the alphabet. label: the factor that a data
-    set's summary counts. hidden_word: the word that replaces inputs which the model must not see (`data.teacherless`), if there is one.
+    alphabet: the characters in the order of their ids, or the words; None: the byte tokenizer. pattern: what a word is (None: what stands
+    between single spaces). separator: whether a row stands between separators, whose id follows those of the alphabet.
+    label: the factor that a data set's summary counts. hidden_word: the word that replaces inputs which the model must not see
+    (`data.teacherless`), if there is one.
     floor_bits: the entropy of a row's targets in bits per sequence, the lowest cross-entropy any model can reach; None if unknown.
     factors: those that `read` finds in a generated row; none if rows cannot be read exactly.
     objects: of an open-ended task, the number of things that valid rows show (see `identity`), all equally likely; None of another task.
@@ -72,6 +73,7 @@ class Task(RowReader):
     label: ClassVar[str | None] = None
     alphabet: str | tuple[str, ...] | None
     hidden_word: str | None = None
+    pattern: str | None = None
     row_tokens: int
     loss_start: int = 1
     floor_bits: float | None = None

@@ -20,6 +20,7 @@ def test_list_json(run_cli):
     assert [sweep["name"] for sweep in record["sweeps"]] == ["figure4", "figure4-mini"]
     assert {row["family"] for row in record["recipes"]} == {
         "blocks",
+        "coins",
         "demo",
         "figure4",
         "figure4-mini",

@@ -13,13 +13,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from freetf_cli.config.files import load_recipe
 from freetf_cli.data.tokenizer import byte_level
 from freetf_cli.errors import CheckFailed, FreetfError, InputError
 from freetf_cli.exchange import check, importing
 from freetf_cli.exchange.folder import read_folder
 from freetf_cli.exchange.huggingface import export, split_shards
 from freetf_cli.exchange.importing import import_folder
-from freetf_cli.exchange.llama import hf_name
+from freetf_cli.exchange.llama import check_exportable, hf_name
 from freetf_cli.runs.checkpoint import Checkpoint
 from freetf_cli.runs.lock import lock_run
 from tests.exchange.conftest import LATENT, make_run
@@ -124,6 +125,12 @@ def test_other_kinds_of_attention_are_refused(tmp_path: Path, opened: Any) -> No
     checkpoint = opened(tmp_path / "run")
     with pytest.raises(InputError, match="a model with talking-heads attention cannot be exported"):
         export(checkpoint, checkpoint.model(CPU), tmp_path / "hf")
+
+
+def test_a_latent_that_the_exported_code_would_read_elsewhere_is_refused() -> None:
+    with pytest.raises(InputError, match="beyond = 'nothing' cannot be exported"):
+        check_exportable(load_recipe("reviews-toy-free"))
+    check_exportable(load_recipe("coins-free"))
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import math
 
+import numpy as np
 import pytest
 
 from freetf_cli.tasks import make_task
+from freetf_cli.tasks.coins import Coins
 
 GOLDEN = (  # rows 0 and 2,000 of seed 7: if they change, runs are no longer reproducible
     ("1010111110111011111111111111101111110111111111101111111111111111", {"z": 1}),
@@ -34,11 +36,22 @@ def test_coins_by_enumeration(flip: float) -> None:
     task = make_task("coins", {"length": length, "flip": flip})
     entropy = -sum(p * math.log2(p) for p in coins_by_enumeration(length, flip).values())
     assert task.entropy()["sequence"] == pytest.approx(entropy, abs=1e-12)
-    assert task.floor_bits == pytest.approx(entropy - 1, abs=1e-12)
+    assert task.floor_bits == pytest.approx(entropy, abs=1e-12)
+
+
+@pytest.mark.parametrize("flip", [0.1, 0.25, 0.5, 0.9])
+def test_the_probability_of_the_next_toss_by_enumeration(flip: float) -> None:
+    task = make_task("coins", {"length": 7, "flip": flip})
+    assert isinstance(task, Coins)
+    for seen in range(6):
+        before, after = coins_by_enumeration(seen, flip), coins_by_enumeration(seen + 1, flip)
+        for x, p in before.items():
+            expected = after[(*x, 1)] / p
+            assert task.predictive(np.array(sum(x)), np.array(seen)) == pytest.approx(expected, abs=1e-12)
 
 
 def test_coins_without_noise_and_with_long_rows() -> None:
-    assert make_task("coins", {"flip": 0, "length": 12}).entropy() == {"sequence": 1.0, "given_first": 0.0}
+    assert make_task("coins", {"flip": 0, "length": 12}).entropy() == {"z": 1.0, "sequence": 1.0}
     long = make_task("coins", {"flip": 0.5, "length": 2000})
     assert long.entropy()["sequence"] == pytest.approx(2000, rel=1e-9)
 
@@ -50,15 +63,17 @@ def test_coins_factor_and_frequency() -> None:
     assert abs(sum(row.factors["z"] for row in rows) - 1000) < 5 * math.sqrt(500)
 
 
-@pytest.mark.parametrize(("text", "z"), [("0001", 0), ("0111", 1), ("101", None), ("1", None)])
-def test_reading_the_coin(text: str, z: int | None) -> None:
-    """The commoner symbol, without the first, which is given. Every row is possible."""
-    reading = make_task("coins", {}).read(text)
-    assert (reading.factors["z"], reading.valid) == (z, None)
+@pytest.mark.parametrize(
+    ("text", "z", "valid"), [("0001", 0, True), ("0111", 1, True), ("1010", None, True), ("101", 1, False), ("", None, False)]
+)
+def test_reading_the_coin(text: str, z: int | None, valid: bool) -> None:
+    """The commoner symbol. Every row of the right length is possible."""
+    reading = make_task("coins", {"length": 4}).read(text)
+    assert (reading.factors["z"], reading.valid) == (z, valid)
 
 
 def test_spans_and_prompts() -> None:
     task = make_task("coins", {})
     assert task.spans("01101") == [("0", "noise"), ("11", "target"), ("0", "noise"), ("1", "target")]
-    assert task.spans("101") == [("101", "plain")]
-    assert task.other_prompt({"z": 1}) == "0"
+    assert task.spans("10") == [("10", "plain")]
+    assert task.prompt(0, 1) == task.other_prompt({"z": 1}) == "", "no prompt tells the coin"

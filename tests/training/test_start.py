@@ -165,6 +165,7 @@ CHANGES: dict[str, Change] = {
     "latent.depth": ({}, {"depth": 3}),
     "latent.window": ({}, {"window": 3}),
     "latent.every": ({}, {"every": 3}),
+    "latent.beyond": ({}, {"window": 3, "beyond": "nothing"}),
     "latent.encoder": ({}, {"encoder": "full"}),
     "latent.table": ({}, {"table": {"order": 2}}),
     "latent.options": ({}, {"options": {}}),  # the binary latent has none

@@ -1,6 +1,6 @@
 """Readers of the factors in a run's rows: the task itself, or a linear classifier of labelled text.
 
-Rows of letters or coins show their factors exactly (`Task.read`). The label of a text (sentiment, genre) is read from its words by
+Rows of a task show their factors exactly (`Task.read`). The label of a prepared text, such as its sentiment, is read from its words by
 logistic regression, trained on the train split. Such a reading is a function of the text, so information about it is a fact about the
 reading, not an estimate of the information about the true label. Reports state its accuracy on held-out texts.
 """

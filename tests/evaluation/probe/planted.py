@@ -83,28 +83,30 @@ class PlantedLetters(Planted):
 
 
 class PlantedCoins(Planted):
-    """Coins with flip 1/8: the hidden coin is the first symbol, flipped where the first code is 0 of 8, which the prior does 1 time in 8.
+    """Coins with flip 1/8: the hidden coin is the lowest bit of the first code, flipped where the two others are 0, which the prior
+    does 1 time in 4.
 
-    So P(rest | first symbol) = Σ_Z P(Z) P(rest | Z) is exactly the task's, and the bound can reach the entropy. The encoder gives
-    the bits of the first code their true marginals given the whole row; being independent, they are not its true distribution.
+    Both coins have a probability of 1/2, so Σ_Z P(Z) P(row | Z) is exactly the task's, and the bound can reach the entropy. The encoder
+    gives the bits of the first code their true marginals given the whole row; being independent, they are not its true distribution.
     """
 
-    def __init__(self) -> None:
-        super().__init__(vocab=2, bits=3)
+    def __init__(self, length: int) -> None:
+        super().__init__(vocab=3, bits=3)
+        self.length = length
 
     def infer_latent(self, x_BTD: Tensor, tokens_BT: Tensor, ctx: Context) -> BinaryDistribution:
-        ones = tokens_BT.double().sum(1)
-        zeros = tokens_BT.shape[1] - ones
-        heads = 1 / (1 + (1 / 7) ** (ones - zeros))  # P(Z = 1 | the row), as the task's docstring has it
-        flipped = torch.where(tokens_BT[:, 0] == 1, 1 - heads, heads).clamp(1e-6, 1 - 1e-6)
+        excess = (tokens_BT == 1).double().sum(1) - (tokens_BT == 0).double().sum(1)
+        heads = 1 / (1 + (1 / 7) ** excess)  # P(Z = 1 | the row), as the task's docstring has it
         logits = torch.zeros(*tokens_BT.shape, 3, dtype=torch.float64)
-        logits[:, 0] = torch.logit((1 - flipped) * 4 / 7)[:, None]
+        logits[:, 0, 0] = torch.logit((heads * 3 / 4 + (1 - heads) / 4).clamp(1e-6, 1 - 1e-6))
         return BinaryDistribution(logits)
 
     def write(self, tokens_BT: Tensor, codes_BT: Tensor) -> Tensor:
-        coin_B = tokens_BT[:, 0] ^ (codes_BT[:, 0] == 0).long()
+        if tokens_BT.shape[1] == self.length + 1:  # the closing separator
+            return torch.tensor([-LOUD, -LOUD, LOUD], dtype=torch.float64).expand(len(tokens_BT), 3)
+        coin_B = (codes_BT[:, 0] & 1) ^ (codes_BT[:, 0] < 2).long()
         p_one_B = torch.where(coin_B == 1, 7 / 8, 1 / 8).double()
-        return torch.stack([1 - p_one_B, p_one_B], dim=-1).log()
+        return torch.stack([1 - p_one_B, p_one_B, torch.full_like(p_one_B, 1e-30)], dim=-1).log()
 
 
 def small_free(bits: int = 2, context: int = 3, vocab: int = 5, seed: int = 0) -> Decoder:

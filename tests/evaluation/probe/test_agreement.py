@@ -25,7 +25,7 @@ def test_agreement_counts_pairs() -> None:
 def test_other_data_and_single_groups_have_no_agreement() -> None:
     assert group_agreement([["K>__KKKK_______"] * 2], FACTS) == []
     assert group_agreement([["a"], ["b"]], DataFacts("t", None, 257, 8, 8, None, "")) == []
-    assert group_agreement([["a"], ["b"]], DataFacts("t", "reviews", 257, 8, 8, None, "")) == []
+    assert group_agreement([["a"], ["b"]], DataFacts("t", "blocks", 29, 8, 8, None, "")) == []
     assert group_agreement([["a"], ["b"]], DataFacts("t", "of another version", 257, 8, 8, None, "")) == []
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from freetf_cli.config.recipe import DataConfig
 from freetf_cli.data.batches import DataSource, open_data
-from freetf_cli.data.rows import HELD_OUT_SEED
+from freetf_cli.data.prepare import prepare_text
 from freetf_cli.errors import InputError
-from freetf_cli.evaluation.probe.factors import TextLabels, factor_reader, probe_library
-from freetf_cli.streams import stream_seed
+from freetf_cli.evaluation.probe.factors import TextLabels, factor_reader, probe_library, row_texts
 from freetf_cli.tasks import make_task
 from freetf_cli.tasks.factors import UNREAD, Factor, Ints, RowReader, encode
 
@@ -57,25 +58,37 @@ def test_pairs_of_words_are_read() -> None:
     assert numbers(reader, ["it is not bad", "it is not good"])["x"].tolist() == [1, 0]
 
 
-def test_reading_sentiment_from_reviews() -> None:
-    source = source_of("reviews")
-    found = factor_reader(source, "val", 200)
-    assert found is not None and {one.name for one in found.factors} == {"genre", "sentiment"}
-    truth = encode(found.factors, source.held_out_factors("val", 200))["sentiment"]
-    texts = [example.text for example in make_task("reviews", {}).examples(stream_seed(HELD_OUT_SEED, "val"), 0, 200)]
-    assert (numbers(found, texts)["sentiment"] == truth).mean() > 0.97
-    how = "is read from words and pairs of words by a linear classifier, 100.0% right on 200 held-out sequences"
-    assert found.notes[0] == f"sentiment (negative, positive) {how}"
-    cut = factor_reader(source, "val", 200, longest=20)
+def test_reading_labels_of_prepared_text(tmp_path: Path) -> None:
+    examples = make_task("reviews", {}).examples(0, 0, 400)
+    for number, example in enumerate(examples):
+        folder = tmp_path / "texts" / example.factors["sentiment"]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number}.txt").write_text(example.text, encoding="utf-8")
+    prepare_text([tmp_path / "texts"], tmp_path / "data", split={"train": 0.5, "val": 0.5})
+    source = open_data(DataConfig(dir=str(tmp_path / "data"), rows="documents"), context=200, seed=0)
+    found = factor_reader(source, "val", 150)
+    assert found is not None and [(one.name, one.values) for one in found.factors] == [("label", ("negative", "positive"))]
+    truth = encode(found.factors, source.held_out_factors("val", 150))["label"]
+    assert (numbers(found, row_texts(source, "val", 150))["label"] == truth).mean() > 0.97
+    how = r"is read from words and pairs of words by a linear classifier, (100|99|98).\d% right on 150 held-out sequences"
+    assert re.fullmatch(rf"label \(negative, positive\) {how}", found.notes[0])
+    cut = factor_reader(source, "val", 150, longest=20)
     assert cut is not None and cut.notes[0].endswith("held-out sequences, cut to 20 tokens") and cut.notes[0] != found.notes[0]
-    again = factor_reader(source, "train", 200)
-    assert again is not None and again.notes[0].endswith("on 200 of the very texts that it learned from")
+    again = factor_reader(source, "train", 150)
+    assert again is not None and again.notes[0].endswith("on 150 of the very texts that it learned from")
+
+
+def test_a_generated_review_is_read_by_its_grammar() -> None:
+    reader = factor_reader(source_of("reviews"), "val", 20)
+    assert reader is not None and not reader.notes
+    texts = ["Another western about two riders and one horse: The Last Guest in July. Stay at home.", "I saw it. Stay at home."]
+    assert [list(found) for found in numbers(reader, texts).values()] == [[0, UNREAD], [3, UNREAD]]
 
 
 def test_coins_are_read_and_other_tasks_have_no_factor() -> None:
     reader = factor_reader(source_of("coins"), "val", 20)
     assert reader is not None
-    assert numbers(reader, ["0001", "0111", "101"])["z"].tolist() == [0, 1, UNREAD]  # the first is given
+    assert numbers(reader, ["0001", "0111", "1010"])["z"].tolist() == [0, 1, UNREAD]
     assert factor_reader(source_of("blocks"), "val", 20) is None
 
 
