@@ -107,12 +107,13 @@ class BinaryLatent(Latent):
         return torch.full(z.shape, -self.bits * LN2, device=z.device)
 
     def check_record(self, values: list[Any]) -> None:
-        """Codes are whole numbers in [0, 2^H)."""
+        """Codes are whole numbers in [0, 2^H), the same where tokens share a Z."""
         if any(type(code) is not int for code in values):
             raise ValueError("a record needs a list of whole numbers named 'z'")
         wrong = next((code for code in values if not 0 <= code < 2**self.bits), None)
         if wrong is not None:
             raise ValueError(f"code {str(wrong)[:30]} is outside 0 … {2**self.bits - 1}: this model has {self.bits} bits of Z per token")
+        self.check_shared(values)
 
     def noise_shape(self, length: int) -> tuple[int, ...]:
         """[T, H]: a uniform number for every bit."""

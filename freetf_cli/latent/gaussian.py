@@ -116,10 +116,11 @@ class GaussianLatent(Latent):
         return -0.5 * (z.square() + LOG_2PI).sum(-1)
 
     def check_record(self, values: list[Any]) -> None:
-        """A list of K finite numbers for each token."""
+        """A list of K finite numbers for each token, the same where tokens share a Z."""
         for row in values:
             if not isinstance(row, list) or len(row) != self.dims or not all(_is_finite(x) for x in row):
                 raise ValueError(f"a record needs a list named 'z' with {self.dims} numbers for each token")
+        self.check_shared(values)
 
     def noise_shape(self, length: int) -> tuple[int, ...]:
         """[T, K]: a uniform number for each normal one."""

@@ -37,6 +37,15 @@ def test_tokens_that_share_a_z_change_together() -> None:
         one.flip(count=13)
 
 
+def test_records_have_one_z_where_tokens_share_one() -> None:
+    for every in (3, "sequence"):
+        model = build_model(ModelConfig(layers=2, width=16, heads=2, vocab=6), LatentConfig(kappa=1.0, bits=4, every=every))
+        assert model.latent is not None
+        model.latent.check_record([5, 5, 5, 5])
+        with pytest.raises(ValueError, match=r"positions 0 and 1 share a Z .*, and the record has two"):
+            model.latent.check_record([5, 4, 4, 4])
+
+
 def test_bits_that_no_position_reads_are_refused() -> None:
     one = session(window=2, beyond="nothing")
     assert changed(one, count=8) == [(0, 15), (1, 15)]
