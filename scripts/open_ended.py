@@ -92,7 +92,8 @@ def table(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
         arm = re.sub(r"-s\d+$", "", row["name"])
         arms.setdefault((arm, row["temperature"]), {}).setdefault(row["name"], []).append(row)
     for (arm, temperature), runs in arms.items():
-        best = [min(each, key=lambda row: row["held_out"]["ce"] + row["held_out"].get("kl", 0)) for each in runs.values()]
+        costed = [[row for row in each if row["held_out"]] for each in runs.values()]  # not checkpoints of an interruption
+        best = [min(each, key=lambda row: row["held_out"]["ce"] + row["held_out"].get("kl", 0)) for each in costed]
         last = [max(each, key=lambda row: row["step"]) for each in runs.values()]
         steps = "/".join(str(row["step"]) for row in best)
         yield f"{arm}, T = {temperature:g}: best (step {steps}) {_mean(best)}; last {_mean(last)}"

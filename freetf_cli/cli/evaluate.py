@@ -56,7 +56,8 @@ def evaluate(
         typer.Option(
             min=1,
             max=1 << 16,
-            help="Draws of Z per sequence for the importance-weighted bound (default: 512), or per answer of a benchmark (default: 16).",
+            help="Draws of Z per sequence for the importance-weighted bound of likelihood and by_label (default: 512), or per answer of a "
+            "benchmark (default: 16).",
         ),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Measure only the first N items of each benchmark. Default: all.")] = None,
@@ -166,7 +167,7 @@ def evaluate(
         raise InputError("missing argument 'RUN'", hint="see `freetf evaluate --help`")
     names = unique(task or ["likelihood"])
     if names[0] in metric_names():
-        of_some = {name: of_answers.pop(name) for name in ("--temperature", "--attempts")}
+        of_some = {"--samples": samples, **{name: of_answers.pop(name) for name in ("--temperature", "--attempts")}}
         of_benchmarks = {**of_answers, "--allow-code-execution": allow_code_execution or None, "--paper": paper, "--min": minimum}
         _refuse(of_benchmarks, f"--task {names[0]}: only benchmarks have")
         _refuse({name: of_some[name] for name in of_some if name not in own_options(names[0])}, f"--task {names[0]} has no")

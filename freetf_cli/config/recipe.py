@@ -84,6 +84,27 @@ class Recipe(ConfigTable):
             return None
         return "latent.objective.mismatch compares sequences: train.batch / train.grad_accum_steps must be at least 2"
 
+    @rule("latent.objective.credit_from", "train.batch", "train.grad_accum_steps", "parallel.processes", "model.context")
+    def _credit_has_two_halves(self) -> str | None:
+        first = 0 if self.latent is None else self.latent.objective.credit_from
+        if first and self.rows_at_once < 2:
+            return "latent.objective.credit_from halves the sequences: each process must have at least 2 of them in a forward pass"
+        if first and self.model.context is not None and first >= self.model.context:
+            return f"latent.objective.credit_from = {first} leaves no target of model.context = {self.model.context}: no credit for Z"
+        return None
+
+    @rule("data.teacherless", "latent.kappa")
+    def _the_encoder_sees_the_row(self) -> str | None:
+        if self.latent is None or not self.data.teacherless:
+            return None
+        return "data.teacherless is for baselines: it would hide the row from the encoder too, and Z could tell nothing of it"
+
+    @rule("latent.every", "model.document_mask", "model.separator")
+    def _a_shared_z_is_of_one_document(self) -> str | None:
+        if self.latent is None or self.latent.every == 1 or self.model.separator is None:
+            return None
+        return f"latent.every = {self.latent.every!r}: documents of a row that do not see each other (model.document_mask) cannot share a Z"
+
 
 def flat(table: ConfigTable, within: str = "") -> dict[str, Any]:
     """The settings as `{"train.lr": 0.001, "data.params.noise": 0.1, …}`, without the description. An absent table has none."""

@@ -19,7 +19,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -38,6 +38,7 @@ from freetf_cli.evaluation.statistics import LEAST, Floats, share
 from freetf_cli.generation.sampling import SampleSpec
 from freetf_cli.latent.binary import bit_logits
 from freetf_cli.model.decoder import Decoder
+from freetf_cli.model.latent import shared
 from freetf_cli.records.steering import FoundCodes, LabelCodes
 from freetf_cli.runs.checkpoint import Checkpoint
 from freetf_cli.streams import keyed
@@ -89,7 +90,8 @@ def find_codes(
     with stage("reading documents", len(numbers_N)) as advance:
         sums = bit_sums(model, source, spec, numbers_N, len(values), advance)
     odds_KTH = log_odds(sums)
-    zs = {value: draw_codes(odds, spec.strength, spec.count, spec.seed) for value, odds in zip(values, odds_KTH, strict=True)}
+    every = model.latent.every
+    zs = {value: draw_codes(odds, spec.strength, spec.count, spec.seed, every) for value, odds in zip(values, odds_KTH, strict=True)}
     files = {value: out / f"{re.sub(r'[^0-9A-Za-z_.+-]', '_', value)}.jsonl" for value in values}
     out.mkdir(parents=True, exist_ok=True)
     for value, file in files.items():
@@ -175,12 +177,12 @@ def _discoveries(p: Floats) -> NDArray[np.bool_]:
     return kept
 
 
-def draw_codes(odds_TH: Floats, strength: float, count: int, seed: int) -> Codes:
-    """Zs [count, T] whose bits follow the log-odds; the other bits are those of the prior."""
+def draw_codes(odds_TH: Floats, strength: float, count: int, seed: int, every: int | Literal["sequence"] = 1) -> Codes:
+    """Zs [count, T] whose bits follow the log-odds; the other bits are those of the prior. every: tokens that share the first one's Z."""
     p_TH = 1 / (1 + np.exp(-np.clip(strength * odds_TH / 2, -500, 500)))
     weights_H = 2 ** np.arange(odds_TH.shape[-1])
     drawn = [(keyed(seed, "codes", number).random(odds_TH.shape) < p_TH) @ weights_H for number in range(count)]
-    return np.stack(drawn).astype(np.int64)
+    return np.stack([shared(z, every) for z in drawn]).astype(np.int64)
 
 
 def _shares(

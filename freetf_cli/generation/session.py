@@ -14,6 +14,7 @@ from freetf_cli.generation.example import infer_z
 from freetf_cli.generation.sampling import SampleSpec, Warn, check_prompts, generate
 from freetf_cli.latent.binary import BinaryLatent
 from freetf_cli.model.decoder import Decoder
+from freetf_cli.model.latent import shared
 from freetf_cli.records.samples import Sample
 from freetf_cli.streams import keyed
 
@@ -57,22 +58,28 @@ class Session:
         self.spec = replace(self.spec, seed=(self.spec.seed + 1) % 2**32)
 
     def flip(self, places: Sequence[tuple[int, int]] = (), count: int = 1) -> list[tuple[int, int]]:
-        """Flip bits (position, bit), or `count` random bits at positions that the last sequences used. Returns the flipped bits."""
+        """Flip bits (position, bit), or `count` random bits at positions that the last sequences used. Returns the flipped bits.
+
+        Where tokens share a Z, the bit is flipped for all of them, and a random one is told by the position of the first.
+        """
         if not isinstance(self._latent, BinaryLatent):
             raise InputError("only a latent of bits has bits to flip")
-        bits, used = self._latent.bits, self._used or self._length
+        bits, read = self._latent.bits, min(self._length, self._latent.reach or self._length)  # no position beyond reads its Z
         for position, bit in places:
-            if not (0 <= position < self._length and 0 <= bit < bits):
+            if not (0 <= position < read and 0 <= bit < bits):
                 what = f"there is no bit {position}.{bit}"
-                raise InputError(what, hint=f"positions are 0 … {self._length - 1}, bits 0 … {bits - 1}")
+                raise InputError(what, hint=f"positions are 0 … {read - 1}, bits 0 … {bits - 1}")
+        begins = shared(np.arange(self._length), self._latent.every)  # the position that infers each position's Z
         if not places:
-            if not 1 <= count <= used * bits:
-                raise InputError(f"there are {used * bits} bits, not {count}")
-            drawn = np.sort(self._stream("bits").choice(used * bits, count, replace=False))
-            places = [(int(one) // bits, int(one) % bits) for one in drawn]
+            own = np.unique(begins[: min(self._used or read, read)])
+            if not 1 <= count <= len(own) * bits:
+                raise InputError(f"there are {len(own) * bits} bits, not {count}")
+            drawn = np.sort(self._stream("bits").choice(len(own) * bits, count, replace=False))
+            places = [(int(own[int(one) // bits]), int(one) % bits) for one in drawn]
         self.z = list(self.z)
         for position, bit in places:
-            self.z[position] ^= 1 << bit
+            for same in np.flatnonzero(begins == begins[position]).tolist():
+                self.z[same] ^= 1 << bit
         return list(places)
 
     def _stream(self, purpose: str) -> np.random.Generator:

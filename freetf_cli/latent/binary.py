@@ -24,7 +24,7 @@ Shapes: N tokens, B sequences, T positions, H bits, C codes, D width. KL is in n
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -84,17 +84,18 @@ class BinaryLatent(Latent):
 
     def credited(self, posterior: Distribution, targets_BT: Tensor) -> tuple[Distribution, Tensor]:
         """With `latent.objective.credit_from`, which is not the paper's: half of the sequences teach the encoder, by their later targets
-        alone, and the other half the decoder, by all of theirs."""
+        alone, and the other half the decoder, by all of theirs. `penalty` counts the KL of all sequences, so beside this credit it weighs
+        twice as much."""
         assert isinstance(posterior, BinaryDistribution)
         if not self.config.objective.credit_from:
             return posterior, targets_BT
         half, logits_BTH = len(targets_BT) // 2, posterior.bit_logits
-        told = BinaryDistribution(torch.cat([logits_BTH[:half].detach(), logits_BTH[half:]]))
+        told = replace(posterior, bit_logits=torch.cat([logits_BTH[:half].detach(), logits_BTH[half:]]))
         return told, without_early_targets(targets_BT, half, self.config.objective.credit_from)
 
     def inject(self, z: Tensor, posterior: Distribution | None = None) -> Injection:
-        """r = W[z]; with the posterior, the gradient of equation 8 flows to the bit logits."""
-        bit_logits_BTH = posterior.bit_logits if isinstance(posterior, BinaryDistribution) else None
+        """r = W[z]; with the posterior, the gradient of equation 8 flows to the bit logits: those of the token that infers a shared Z."""
+        bit_logits_BTH = gather(posterior.bit_logits, posterior.starts_BT) if isinstance(posterior, BinaryDistribution) else None
         return ResidualInjection(self.post_sampler(z, bit_logits_BTH), self.depth)
 
     def prior(self, stream: np.random.Generator, length: int) -> np.ndarray:
@@ -106,12 +107,13 @@ class BinaryLatent(Latent):
         return torch.full(z.shape, -self.bits * LN2, device=z.device)
 
     def check_record(self, values: list[Any]) -> None:
-        """Codes are whole numbers in [0, 2^H)."""
+        """Codes are whole numbers in [0, 2^H), the same where tokens share a Z."""
         if any(type(code) is not int for code in values):
             raise ValueError("a record needs a list of whole numbers named 'z'")
         wrong = next((code for code in values if not 0 <= code < 2**self.bits), None)
         if wrong is not None:
             raise ValueError(f"code {str(wrong)[:30]} is outside 0 … {2**self.bits - 1}: this model has {self.bits} bits of Z per token")
+        self.check_shared(values)
 
     def noise_shape(self, length: int) -> tuple[int, ...]:
         """[T, H]: a uniform number for every bit."""

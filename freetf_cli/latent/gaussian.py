@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from freetf_cli.config.recipe import LatentConfig, ModelConfig
 from freetf_cli.errors import InputError, nearest
 from freetf_cli.latent.binary import ZETA_STD, Encoder, ResidualInjection
+from freetf_cli.latent.bits import at_least_float32
 from freetf_cli.latent.objective import free_bits_penalty
 from freetf_cli.model.context import Context, Memory
 from freetf_cli.model.decoder import initialise
@@ -60,11 +61,12 @@ class GaussianDistribution(Distribution):
         return gather(self.mean + torch.exp(self.log_var / 2) * normal, self.starts_BT)
 
     def kl(self) -> Tensor:
-        mean, log_var = self.mean.float(), self.log_var.float()
+        mean, log_var = at_least_float32(self.mean), at_least_float32(self.log_var)
         return 0.5 * (mean.square() + log_var.exp() - log_var - 1).sum(-1)
 
     def log_prob(self, z: Tensor) -> Tensor:
-        return -0.5 * ((z - self.mean).square() / self.log_var.exp() + self.log_var + LOG_2PI).sum(-1)
+        mean, log_var = at_least_float32(self.mean), at_least_float32(self.log_var)
+        return -0.5 * ((z - mean).square() / log_var.exp() + log_var + LOG_2PI).sum(-1)
 
     def rows(self, index: Tensor) -> GaussianDistribution:
         return GaussianDistribution(self.mean[index], self.log_var[index], None if self.starts_BT is None else self.starts_BT[index])
@@ -114,10 +116,11 @@ class GaussianLatent(Latent):
         return -0.5 * (z.square() + LOG_2PI).sum(-1)
 
     def check_record(self, values: list[Any]) -> None:
-        """A list of K finite numbers for each token."""
+        """A list of K finite numbers for each token, the same where tokens share a Z."""
         for row in values:
             if not isinstance(row, list) or len(row) != self.dims or not all(_is_finite(x) for x in row):
                 raise ValueError(f"a record needs a list named 'z' with {self.dims} numbers for each token")
+        self.check_shared(values)
 
     def noise_shape(self, length: int) -> tuple[int, ...]:
         """[T, K]: a uniform number for each normal one."""
@@ -185,8 +188,11 @@ def _options(given: Mapping[str, Any]) -> tuple[int, str]:
 
 def _refuse(model: ModelConfig, latent: LatentConfig, way: str) -> None:
     """Raise InputError for settings that this kind, or this way of reading z, does not have."""
-    if latent.window is not None or latent.objective.has_mismatch or latent.table.order is not None:
-        raise InputError("latent.window, latent.table and latent.objective.mismatch need a latent of bits")
+    objective, numerics = latent.objective, latent.numerics
+    if latent.window is not None or latent.table.order is not None or objective.has_mismatch or objective.credit_from:
+        raise InputError("latent.window, latent.table and latent.objective's mismatch and credit_from need a latent of bits")
+    if numerics.gradient != "paper" or numerics.float8:
+        raise InputError("latent.numerics is of the gradient of bits, and a Gaussian latent's flows through Z itself")
     if way == "embedding" and latent.encoder != "full":
         raise InputError("Z is added to the embeddings below an encoder that reads the lower half", hint='latent.encoder = "full"')
     if way in ("memory", "attention"):

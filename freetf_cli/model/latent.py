@@ -149,6 +149,12 @@ class Latent(nn.Module, ABC):
         own = ctx.token_positions
         return ctx.positions_T - (own if self.every == "sequence" else own % self.every)
 
+    def check_shared(self, values: list[Any]) -> None:
+        """Raise ValueError unless the Zs of tokens that share one are the same."""
+        for t, first in enumerate(shared(np.arange(len(values)), self.every).tolist()):
+            if values[t] != values[first]:
+                raise ValueError(f"positions {first} and {t} share a Z (latent.every = {self.every}), and the record has two")
+
     def span(self, z: Tensor, start: int | Tensor, count: int) -> Tensor:
         """Z at positions start … start + count − 1. A latent of a whole sequence returns Z itself."""
         if isinstance(start, Tensor):

@@ -27,13 +27,15 @@ SMALL_CHARTS = (  # title, unit, field of a metrics line, factor to the unit
     ("gradient norm", "norm", "grad_norm", 1.0),
 )
 ROLES = {"CE": "ce", "KL": "kl", "CE + KL": "nelbo", "nll": "green", "floor": "floor"}
-UNSAID = (None, "softmax", "binary")  # values that go without saying
+UNSAID = (None, "softmax", "binary")  # values that go without saying, in any setting and in one
+UNSAID_OF = {"data.teacherless": "0.0", "latent.beyond": "prior", "latent.every": "1", "latent.objective.credit_from": "0"}
 # Settings that distinguish runs; the page has all of them.
 HIGHLIGHTS = (
-    *("data.task", "data.dir", "model.layers", "model.width", "model.heads", "model.context"),
+    *("data.task", "data.dir", "data.train_rows", "data.teacherless", "model.layers", "model.width", "model.heads", "model.context"),
     *("model.attention", "model.attention_layers", "model.document_mask"),
-    *("latent.kind", "latent.bits", "latent.kappa", "latent.window", "latent.encoder"),
-    *(f"latent.objective.{name}" for name in ("free_bits", "slope", "mismatch", "mismatch_over", "beta", "schedule")),
+    *("latent.kind", "latent.bits", "latent.kappa", "latent.window", "latent.beyond", "latent.every", "latent.encoder"),
+    "latent.table.order",
+    *(f"latent.objective.{name}" for name in ("free_bits", "slope", "mismatch", "mismatch_over", "beta", "credit_from", "schedule")),
     "latent.numerics.gradient",
     *("train.steps", "train.batch", "train.lr", "train.seed", "train.precision"),
 )
@@ -63,7 +65,14 @@ class RunSummary:
             title(self.run, self.manifest),
             [
                 *self._key_figures(),
-                Facts([("recipe", ", ".join(f"{key} {known[key]}" for key in HIGHLIGHTS if known.get(key) not in UNSAID))]),
+                Facts(
+                    [
+                        (
+                            "recipe",
+                            ", ".join(f"{key} {known[key]}" for key in HIGHLIGHTS if known.get(key) not in (*UNSAID, UNSAID_OF.get(key))),
+                        )
+                    ]
+                ),
                 Section("Curves", self._curves()),
                 Section("Samples", [*(one.block(latent=free) for one in self.samples), agreement_table(self.agreement)]),
                 Section("Checkpoints", [self._checkpoints()]),

@@ -7,6 +7,7 @@ import tomllib
 
 import pytest
 
+from freetf_cli.config.data import TASKS
 from freetf_cli.config.files import load_recipe, shipped_recipes
 
 
@@ -17,13 +18,13 @@ def test_list_json(run_cli):
     assert [row["name"] for row in record["recipes"]] == shipped_recipes()
     assert all(row["kind"] in ("baseline", "free") for row in record["recipes"])
     assert all(row["name"].startswith(row["family"]) and row["steps"] > 0 for row in record["recipes"])
-    assert [sweep["name"] for sweep in record["sweeps"]] == ["figure4", "figure4-mini"]
+    sweeps = [sweep["name"] for sweep in record["sweeps"]]
+    assert sweeps == sorted(sweeps) and {"figure4", "figure4-mini", "siblings", "path-star", "text-50m"} <= set(sweeps)
     assert {row["family"] for row in record["recipes"]} == {
+        *sweeps,
         "blocks",
         "coins",
         "demo",
-        "figure4",
-        "figure4-mini",
         "letters",
         "paper",
         "reviews",
@@ -97,7 +98,7 @@ def test_schema(run_cli):
     assert "required" not in schema["$defs"]["ModelConfigPartial"]
     assert schema["$defs"]["LatentConfigPartial"]["properties"]["objective"]["$ref"] == "#/$defs/ObjectiveConfigPartial"
     assert set(schema["properties"]["sweep"]["additionalProperties"]["properties"]) == set(schema["properties"]) - {"extends", "sweep"}
-    assert schema["$defs"]["DataConfig"]["properties"]["task"]["anyOf"][0]["enum"] == ["blocks", "coins", "letters", "reviews"]
+    assert schema["$defs"]["DataConfig"]["properties"]["task"]["anyOf"][0]["enum"] == list(TASKS)
     assert json.loads(run_cli("recipe", "schema", "--json").stdout)["schema_version"] == 1
 
 

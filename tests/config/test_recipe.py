@@ -236,6 +236,19 @@ def test_a_mismatch_needs_two_sequences_at_a_time(recipe_file):
     assert "latent.objective.mismatch compares sequences" in faults(edited(recipe_file, "batch = 8", "batch = 8\ngrad_accum_steps = 8"))[0]
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["train.grad_accum_steps=8", "latent.objective.credit_from=2"], "halves the sequences"),
+        (["model.context=9", "latent.objective.credit_from=9"], "leaves no target of model.context = 9"),
+        (["data.task=siblings", "data.teacherless=0.5"], "data.teacherless is for baselines"),
+        (["latent.every=2", "model.vocab=9", "model.document_mask=true", "model.separator=3"], "cannot share a Z"),
+    ],
+)
+def test_settings_that_make_no_sense_together(recipe_file, settings, words):
+    assert any(words in line for line in faults(recipe_file, *settings))
+
+
 def test_all_faults_at_once(recipe_file):
     edited(recipe_file, "kappa = 0.25", "kappa = -1\nkapa = 1")
     edited(recipe_file, "steps = 100", "steps = true")
@@ -319,6 +332,7 @@ def test_naming_a_folder_drops_the_task(recipe_file):
 def test_a_finite_training_set_belongs_to_a_task(recipe_file):
     """Another task keeps its size; a folder drops it, and may not have one of its own."""
     edited(recipe_file, 'task = "letters"', 'task = "circles"\ntrain_rows = 50\nteacherless = 0.5')
+    edited(recipe_file, "[latent]\nkappa = 0.25\n", "")
     of_lines = load_recipe(str(child_of(recipe_file, '[data]\ntask = "lines"\n'))).data
     assert (of_lines.train_rows, of_lines.teacherless) == (50, 0.5)
     of_folder = load_recipe(str(child_of(recipe_file, '[data]\ndir = "d"\n'))).data

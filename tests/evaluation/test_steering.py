@@ -18,7 +18,7 @@ from freetf_cli.data.batches import DataSource, open_data
 from freetf_cli.data.prepare import prepare_text
 from freetf_cli.errors import InputError
 from freetf_cli.evaluation import steering
-from freetf_cli.evaluation.steering import BitSums, CodesSpec, find_codes, label_values, log_odds
+from freetf_cli.evaluation.steering import BitSums, CodesSpec, draw_codes, find_codes, label_values, log_odds
 from freetf_cli.latent.binary import BinaryDistribution
 from freetf_cli.latent.bits import code_bits
 from freetf_cli.latent.build import build_model
@@ -93,6 +93,14 @@ def test_nothing_is_found_where_z_tells_nothing(source: DataSource, tmp_path: Pa
     result = found(Opinion(knows=0.0), source, tmp_path, count=60)
     assert sum(one.bits for one in result.codes) <= 2
     assert all(one.share and abs(one.share.value - 0.5) < 0.26 for one in result.codes), "four standard errors"
+
+
+def test_tokens_that_share_a_z_get_one_code() -> None:
+    odds = np.zeros((7, 5))
+    odds[0, BIT] = 3.0
+    plain, alike = draw_codes(odds, 4.0, 50, 0), draw_codes(odds, 4.0, 50, 0, 3)
+    assert np.array_equal(alike, plain[:, [0, 0, 0, 3, 3, 3, 6]]) and not np.array_equal(alike, plain)
+    assert (draw_codes(odds, 4.0, 50, 0, "sequence") == plain[:, :1]).all()
 
 
 def test_log_odds_are_those_of_the_means() -> None:

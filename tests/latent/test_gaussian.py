@@ -130,6 +130,8 @@ def test_with_an_encoder_of_its_own_z_reaches_every_block(way: str, encoder: str
         ({"options": {"inject": "memory"}}, "needs one Z a sequence"),
         ({"window": 2}, "need a latent of bits"),
         ({"objective": {"mismatch": 1.0}}, "need a latent of bits"),
+        ({"objective": {"credit_from": 4}}, "need a latent of bits"),
+        ({"numerics": {"gradient": "heun"}}, "is of the gradient of bits"),
     ],
 )
 def test_what_it_does_not_have_is_refused(settings: dict[str, Any], words: str) -> None:

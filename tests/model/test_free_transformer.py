@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from freetf_cli.config.recipe import LatentConfig, ModelConfig, NumericsConfig
-from freetf_cli.latent.binary import BinaryLatent, bit_logits, kl_per_token
+from freetf_cli.latent.binary import BinaryDistribution, BinaryLatent, ResidualInjection, bit_logits, kl_per_token
+from freetf_cli.latent.bits import code_bits
 from freetf_cli.latent.build import build_model, initialise_model
 from freetf_cli.model.context import Cache, make_context
 from freetf_cli.model.decoder import Decoder, Output
@@ -200,6 +201,31 @@ def test_tokens_share_the_z_that_the_first_of_them_infers(free: Decoder, every: 
     drawn = binary(free).prior(np.random.default_rng(0), 9)
     assert np.array_equal(drawn, drawn[starts])
     assert len(set(drawn.tolist())) == len(set(starts))
+
+
+@pytest.mark.parametrize("order", [None, 2])
+@pytest.mark.parametrize("credit_from", [0, 3])
+def test_the_token_that_infers_a_shared_z_learns_from_all_tokens_that_read_it(order: int | None, credit_from: int) -> None:
+    """The gradient of Σ_t c_t · r_t against equation 8 written out, where G of a token is that of the token that infers its Z."""
+    settings = {"every": 3, "table": {"order": order}, "objective": {"credit_from": credit_from}}
+    latent = binary(build_model(CONFIG, LatentConfig.model_validate({"kappa": 0.5, "bits": 5, **settings})).double())
+    torch.manual_seed(0)
+    torch.nn.init.normal_(latent.post_sampler.weight)
+    every_code = torch.arange(32)
+    table_CD, bits_CH = latent.post_sampler(every_code[None])[0].detach(), code_bits(every_code, 5).double()
+    starts_BT = (torch.arange(9) - torch.arange(9) % 3).expand(2, 9)
+    logits_BTH, c_BTD = torch.randn(2, 9, 5).double().requires_grad_(), torch.randn(2, 9, 32).double()
+    posterior = BinaryDistribution(logits_BTH, starts_BT)
+    credited, _ = latent.credited(posterior, torch.zeros(2, 9, dtype=torch.long))
+    injection = latent.inject(posterior.sample(noise()), credited)
+    assert isinstance(injection, ResidualInjection)
+    (got_BTH,) = torch.autograd.grad((injection.r_BTD * c_BTD).sum(), logits_BTH)
+    p_BTH = torch.sigmoid(logits_BTH)[:, starts_BT[0]]
+    g_BTC = (bits_CH * p_BTH[:, :, None] + (1 - bits_CH) * (1 - p_BTH[:, :, None])).prod(-1)
+    terms_B = ((g_BTC @ table_CD) * c_BTD).sum((1, 2))
+    (want_BTH,) = torch.autograd.grad(terms_B[1 if credit_from else 0 :].sum(), logits_BTH)  # half of the rows give no credit
+    assert torch.allclose(got_BTH, want_BTH, atol=1e-12)
+    assert got_BTH[1, 0].abs().min() > 0
 
 
 def test_initial_scales() -> None:

@@ -10,8 +10,8 @@ import pytest
 
 from freetf_cli.data.prepare import task_tokenizer
 from freetf_cli.tasks import make_task
-from freetf_cli.tasks.base import PAD, WORD
-from freetf_cli.tasks.reviews import GENRES, SENTIMENTS, Reviews, grammar_of, parses, spell, vocabulary
+from freetf_cli.tasks.base import PAD
+from freetf_cli.tasks.reviews import GENRES, SENTIMENTS, WORD, Reviews, grammar_of, parses, spell, vocabulary
 
 GOLDEN = (  # rows 0 and 2,000 of seed 7: if they change, runs are no longer reproducible
     (

@@ -1,8 +1,8 @@
 """Metrics of `freetf evaluate`, one module each, found by listing this package.
 
 To add a metric, add a module here with a function `evaluate`, and its test. The module's name is the value of `--task`; the first paragraph
-of its docstring is its help. Two constants are optional: OPTIONS, those of `--temperature` and `--attempts` that it has, and SEQUENCES,
-what `--sequences` is by default.
+of its docstring is its help. Two constants are optional: OPTIONS, those of `--samples`, `--temperature` and `--attempts` that it has, and
+SEQUENCES, what `--sequences` is by default.
 """
 
 from __future__ import annotations

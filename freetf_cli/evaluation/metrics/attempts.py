@@ -61,16 +61,15 @@ def evaluate(checkpoint: Checkpoint, model: Decoder, source: DataSource, request
     started, task = time.perf_counter(), source.task
     prompts = questions(source, request)
     check_enough(len(prompts), "questions", "raise --sequences")
+    if task is None or task.read(prompts[0]).valid is None:
+        raise InputError("answers to this data cannot be checked", hint="attempts is for tasks such as countdown and pathstar")
     attempts, temperature = request.attempts or ATTEMPTS, 1.0 if request.temperature is None else request.temperature
     spec = SampleSpec(total=source.context + 1, count=attempts, prompt_z="prior", temperature=temperature, seed=request.seed)
     texts: list[list[str]] = [[] for _ in prompts]
     for number_, sample in enumerate(generate(model, source.tokenizer, prompts, spec)):
         texts[number_ // attempts].append(sample.text)
         request.advance(int((number_ + 1) % attempts == 0))
-    read = [] if task is None else [[task.read(text).valid for text in answers] for answers in texts]
-    if not read or any(valid is None for answers in read for valid in answers):
-        raise InputError("answers to this data cannot be checked", hint="attempts is for tasks such as countdown and pathstar")
-    right = [sum(map(bool, answers)) for answers in read]
+    right = [sum(bool(task.read(text).valid) for text in answers) for answers in texts]
     return Attempts(
         **request.described("attempts", checkpoint, source, len(prompts), time.perf_counter() - started),
         temperature=temperature,

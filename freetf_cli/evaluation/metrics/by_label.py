@@ -26,6 +26,8 @@ from freetf_cli.report.blocks import Note, Report, Table
 from freetf_cli.report.units import count
 from freetf_cli.runs.checkpoint import Checkpoint
 
+OPTIONS = ("--samples",)
+
 
 @dataclass(frozen=True)
 class LabelCosts:

@@ -12,6 +12,8 @@ from freetf_cli.model.decoder import Decoder
 from freetf_cli.records.likelihood import BoundPoint, Likelihood
 from freetf_cli.runs.checkpoint import Checkpoint
 
+OPTIONS = ("--samples",)
+
 
 def evaluate(checkpoint: Checkpoint, model: Decoder, source: DataSource, request: Request) -> Likelihood:
     """Measure a model's likelihood bounds, with intervals."""

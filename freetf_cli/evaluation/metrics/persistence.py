@@ -113,9 +113,12 @@ class _Cases:
 
 @torch.inference_mode()
 def evaluate(checkpoint: Checkpoint, model: Decoder, source: DataSource, request: Request) -> Persistence:
-    """Measure the effect of one Z_t by offset. InputError for a baseline and for fewer than 20 rows."""
+    """Measure the effect of one Z_t by offset. InputError for a baseline, for tokens that share a Z, and for fewer than 20 rows."""
     if model.latent is None:
         raise InputError("--task persistence: this run is a baseline, it has no Z", request.run)
+    if model.latent.every != 1:
+        what = f"--task persistence changes the Z of one token, and here several share one (latent.every = {model.latent.every})"
+        raise InputError(what, request.run)
     started = time.perf_counter()
     offsets = min(MOST, (source.context + 1) // 2)
     cases = _cases(model, source, request, offsets)
@@ -159,8 +162,6 @@ def _cases(model: Decoder, source: DataSource, request: Request, offsets: int) -
         inferred = posterior_draws(model, passed.posterior, rows, source.context, request.seed)
         two = prior_draws(model, rows, source.context, request.seed, 2)
         drawn, again = two[::2], two[1::2]
-        if inferred.shape[:2] != batch.inputs.shape:
-            raise InputError("persistence needs a latent with a Z for each position")
         lengths = source.context - (batch.targets != IGNORE)[:, ::-1].argmax(1)  # up to the last counted target
         room = np.minimum(np.minimum(lengths, source.context - offsets + 1), latent.window or source.context)
         parts.append((batch.inputs, order[rows] * room // total, *(z.cpu().numpy() for z in (inferred, drawn, again))))

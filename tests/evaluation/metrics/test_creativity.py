@@ -95,4 +95,4 @@ def test_data_that_it_is_not_for(config: DataConfig, message: str) -> None:
 
 def test_its_options() -> None:
     assert (own_options("creativity"), default_sequences("creativity")) == (("--temperature",), 1000)
-    assert (own_options("likelihood"), default_sequences("likelihood")) == ((), 256)
+    assert (own_options("likelihood"), default_sequences("likelihood")) == (("--samples",), 256)
