@@ -43,7 +43,6 @@ def test_bpe_reads_it_twice(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "field", "message"),
     [
-        ("{folder}", None, "which column of the data set is the text.*; give --field: text"),
         ("{folder}", "txt", "no column 'txt', .*row 1; did you mean 'text'"),
         ("{folder}", "id", "column 'id' is not text"),
         ("{folder}::test", "text", "cannot be read: .*test"),

@@ -71,7 +71,6 @@ def test_a_folder_with_labels_and_other_kinds(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("field", "message"),
     [
-        (None, "which column of the Parquet file is the text\\?.*; give --field: text"),
         ("txt", "no column 'txt', .*a.parquet; did you mean 'text'"),
         ("id", "column 'id' is not text but int64"),
     ],
