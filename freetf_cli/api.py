@@ -120,7 +120,7 @@ def sample(
     continuation; `z` is its Z.
     """
     drawn = z if isinstance(z, str) else "independent"
-    _check("z", z, not isinstance(z, str) or z in ("independent", "shared"), "'independent', 'shared', or a list with codes for each sequence")
+    _check("z", z, drawn in ("independent", "shared"), "'independent', 'shared', or a list of codes for each sequence")
     _check("prompt_z", prompt_z, prompt_z in (None, "posterior", "prior"), "'posterior' or 'prior'")
     _check_whole(count=count, groups=groups, max_tokens=1 if max_tokens is None else max_tokens)
     _check_whole(0, top_k=top_k, seed=seed)

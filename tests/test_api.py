@@ -142,4 +142,3 @@ def test_codes_may_be_a_tensor_and_a_long_text_is_warned_of(free: Run) -> None:
     assert one.z == codes[0].tolist()[: len(one.z or [])]
     with pytest.warns(UserWarning, match="and 199 are read"):
         log_likelihood(free, "a" * 199, draws=1)
-

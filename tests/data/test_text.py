@@ -100,7 +100,8 @@ def test_the_field_text_needs_no_option(tmp_path: Path) -> None:
 
 def test_plain_text_beside_records(tmp_path: Path) -> None:
     """`field` does not make records of .txt files, unless they hold some; a note says how each was read."""
-    for name, text in {"a.jsonl": '{"t": "one"}', "b.txt": "\ntwo", "c.txt": ' {"t": "three"}', "d.md": "", "e.json": '{"t": "four"}'}.items():
+    written = {"a.jsonl": '{"t": "one"}', "b.txt": "\ntwo", "c.txt": ' {"t": "three"}', "d.md": "", "e.json": '{"t": "four"}'}
+    for name, text in written.items():
         (tmp_path / name).write_text(text)
     notes = files.Notes()
     found = [document.text for document in read_documents([tmp_path], field="t", note=notes)]
