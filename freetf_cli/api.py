@@ -245,7 +245,7 @@ def _checked(run: Run, codes: Any) -> list[int]:
 def _check_whole(least: int = 1, **arguments: object) -> None:
     """Raise InputError for an argument that is not a whole number ≥ least."""
     for name, value in arguments.items():
-        _check(name, value, isinstance(value, int | np.integer) and least <= value, f"a whole number ≥ {least}")
+        _check(name, value, isinstance(value, int | np.integer) and bool(least <= value), f"a whole number ≥ {least}")
 
 
 def _check(name: str, value: object, valid: bool, what: str) -> None:
