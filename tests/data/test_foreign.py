@@ -300,5 +300,5 @@ def test_the_header_of_llm_c_is_not_tokens(tmp_path: Path) -> None:
     file = nanogpt(tmp_path / "a", DOCUMENTS)
     header = np.array([20240520, 1, 8, *[0] * 253], "<i4").tobytes()
     file.write_bytes(header + file.read_bytes())
-    with pytest.raises(InputError, match="begins with the header of llm.c .*; leave it out: tail -c \\+1025 FILE"):
+    with pytest.raises(InputError, match=r"begins with the header of llm\.c .*; leave it out: tail -c \+1025 FILE"):
         refer(file, nanogpt)
