@@ -38,7 +38,7 @@ from freetf_cli.records.samples import Sample as Sample
 from freetf_cli.runs.checkpoint import open_model
 from freetf_cli.streams import keyed
 
-Codes = Sequence[int] | NDArray[np.int64]
+Codes = Sequence[int] | NDArray[np.int64] | Tensor
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,8 @@ class Posterior:
 
     def draw(self, count: int = 1, *, seed: int = 0) -> NDArray[np.int64]:
         """Draw `count` sequences of codes: [K, T]."""
+        _check_whole(count=count)
+        _check_whole(0, seed=seed)
         noise = keyed(seed, "api posterior").random((count, *self.probabilities.shape))
         codes: NDArray[np.int64] = ((noise < self.probabilities) << np.arange(self.probabilities.shape[1])).sum(-1)
         return codes
@@ -118,8 +120,12 @@ def sample(
     continuation; `z` is its Z.
     """
     drawn = z if isinstance(z, str) else "independent"
-    if drawn not in ("independent", "shared"):
-        raise InputError(f"z = {drawn!r}: it is 'independent', 'shared', or codes")
+    _check("z", z, drawn in ("independent", "shared"), "'independent', 'shared', or a list of codes for each sequence")
+    _check("prompt_z", prompt_z, prompt_z in (None, "posterior", "prior"), "'posterior' or 'prior'")
+    _check_whole(count=count, groups=groups, max_tokens=1 if max_tokens is None else max_tokens)
+    _check_whole(0, top_k=top_k, seed=seed)
+    _check("temperature", temperature, 0 <= temperature < math.inf, "a number ≥ 0")
+    _check("top_p", top_p, 0 < top_p <= 1, "a number > 0 and ≤ 1")
     given = None if isinstance(z, str) else [_checked(run, codes) for codes in z]
     row = (run.recipe.model.context or 1) + 1
     spec = SampleSpec(
@@ -155,25 +161,26 @@ def log_likelihood(
     z = "posterior": importance sampling from Q(Z | prompt and text), which needs fewer draws if Z carries much information about the
     text. z = "prior": Zs from the prior. Codes, one for each position that is read: the exact log P(text | prompt, Z).
     """
+    _check("z", z, not isinstance(z, str) or z in ("posterior", "prior"), "'posterior', 'prior', or codes")
+    _check_whole(draws=draws)
+    _check_whole(0, seed=seed)
     batch = _batch(run, prompt, text, end=end)
     tokens, length = int((batch.targets != IGNORE).sum()), batch.inputs.shape[1]
-    if run.model.latent is None:
-        return LogLikelihood(-_nats(run, batch, None), 0.0, tokens)
     if not isinstance(z, str):
         codes = _checked(run, z)[:length]
         if len(codes) < length:
             raise InputError(f"z has {len(codes)} codes, and {length} positions are read")
         return LogLikelihood(-_nats(run, batch, torch.tensor([codes])), 0.0, tokens)
+    if run.model.latent is None:
+        return LogLikelihood(-_nats(run, batch, None), 0.0, tokens)
     passed = PosteriorPass(run.model, batch)
     if z == "prior":
         drawn = prior_draws(run.model, range(1), length, seed, draws)
         log_ratio: Tensor | float = 0.0
-    elif z == "posterior":
+    else:
         drawn = posterior_draws(run.model, passed.posterior, range(1), length, seed, draws)
         repeated = passed.posterior.rows(torch.zeros(draws, dtype=torch.long))
         log_ratio = ((latent_of(run.model).prior_log_prob(drawn) - repeated.log_prob(drawn)) * passed.latent_mask).double().sum(-1)
-    else:
-        raise InputError(f"z = {z!r}: it is 'posterior', 'prior', or codes")
     weights = (log_ratio - passed.nats(drawn).double().sum(-1)).cpu()
     nats = float(weights.logsumexp(0)) - math.log(draws)
     error = float((weights - nats).exp().std()) / math.sqrt(draws) if draws > 1 else math.nan
@@ -193,6 +200,8 @@ def prior(run: Run, length: int, *, count: int = 1, seed: int = 0) -> NDArray[np
     """Draw `count` sequences of codes for `length` positions from the prior: [K, T]. Raises InputError for a baseline."""
     if run.model.latent is None:
         raise InputError("a baseline has no Z, and no prior")
+    _check_whole(length=length, count=count)
+    _check_whole(0, seed=seed)
     return np.stack([run.model.latent.prior(keyed(seed, "api prior", number), length) for number in range(count)])
 
 
@@ -205,6 +214,8 @@ def _batch(run: Run, prompt: str, text: str, *, end: bool) -> Batch:
         raise InputError("there is no token to predict: the text is empty, or it is a single token, which needs a prompt to predict it")
     last = [IGNORE if separator is None else separator]
     inputs, targets = (tokens, tokens[1:] + last) if end else (tokens[:-1], tokens[1:])
+    if len(inputs) > (context := run.recipe.model.context or len(inputs)):
+        warnings.warn(f"the model was trained on {context} positions, and {len(inputs)} are read: the rest may make no sense", stacklevel=3)
     targets[: max(0, len(start) - 1)] = [IGNORE] * max(0, len(start) - 1)
     return Batch(np.array([inputs], np.int64), np.array([targets], np.int64))
 
@@ -219,7 +230,9 @@ def _nats(run: Run, batch: Batch, z: Tensor | None) -> float:
 
 def _checked(run: Run, codes: Any) -> list[int]:
     """A given Z as a list. Raises InputError if it is not valid for this model."""
-    values = [int(code) if isinstance(code, np.integer) else code for code in codes]
+    _check("codes of Z", codes, isinstance(codes, Iterable), "a list of whole numbers for each sequence")
+    listed = codes.tolist() if isinstance(codes, np.ndarray | Tensor) else codes
+    values = [int(code) if isinstance(code, np.integer) else code for code in listed]
     if run.model.latent is None:
         raise InputError("a baseline has no Z to give")
     try:
@@ -227,3 +240,14 @@ def _checked(run: Run, codes: Any) -> list[int]:
     except ValueError as error:
         raise InputError(str(error)) from None
     return values
+
+
+def _check_whole(least: int = 1, **arguments: object) -> None:
+    """Raise InputError for an argument that is not a whole number ≥ least."""
+    for name, value in arguments.items():
+        _check(name, value, isinstance(value, int | np.integer) and bool(least <= value), f"a whole number ≥ {least}")
+
+
+def _check(name: str, value: object, valid: bool, what: str) -> None:
+    if not valid:
+        raise InputError(f"{name} = {value!r}: it must be {what}")

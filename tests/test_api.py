@@ -113,11 +113,32 @@ def test_mistakes_are_named(free: Run, baseline: Run) -> None:
         "a baseline has no Z to give": lambda: sample(baseline, "ab", z=[[0] * 47]),
         "a baseline has no Z, and no posterior": lambda: posterior(baseline, "ab"),
         "a baseline has no Z, and no prior": lambda: prior(baseline, 3),
-        "it is 'independent', 'shared', or codes": lambda: sample(free, "ab", z="other"),  # type: ignore[arg-type]
-        "it is 'posterior', 'prior', or codes": lambda: log_likelihood(free, "ab", z="other"),  # type: ignore[arg-type]
+        "it must be 'independent', 'shared', or a list": lambda: sample(free, "ab", z="other"),  # type: ignore[arg-type]
+        "it must be 'posterior', 'prior', or codes": lambda: log_likelihood(baseline, "ab", z="other"),  # type: ignore[arg-type]
+        "baseline has no Z to give": lambda: log_likelihood(baseline, "ab", z=[0, 0]),
+        "codes of Z = 1: it must be a list": lambda: sample(free, "ab", z=[1] * 47),  # type: ignore[list-item]
+        "prompt_z = 'x'": lambda: sample(free, "ab", prompt_z="x"),  # type: ignore[arg-type]
+        "temperature = nan": lambda: sample(free, "ab", temperature=math.nan),
+        "temperature = -1": lambda: sample(free, "ab", temperature=-1),
+        "top_k = -1": lambda: sample(free, "ab", top_k=-1),
+        "top_p = 0": lambda: sample(free, "ab", top_p=0),
+        "max_tokens = 0": lambda: sample(free, "ab", max_tokens=0),
+        "count = 0": lambda: sample(free, "ab", count=0),
+        "groups = 1.5": lambda: sample(free, "ab", groups=1.5),  # type: ignore[arg-type]
+        "seed = -1": lambda: prior(free, 3, seed=-1),
+        "length = -1": lambda: prior(free, -1),
+        "draws = 0": lambda: log_likelihood(free, "abc", draws=0),
         "no such run or checkpoint": lambda: load("nowhere"),
     }
     for words, call in refused.items():
         with pytest.raises(InputError, match=words):
             call()
     assert (free.bits, baseline.bits, free.step) == (2, 0, 5)
+
+
+def test_codes_may_be_a_tensor_and_a_long_text_is_warned_of(free: Run) -> None:
+    codes = torch.from_numpy(prior(free, 47))
+    (one,) = sample(free, "ab", z=codes)
+    assert one.z == codes[0].tolist()[: len(one.z or [])]
+    with pytest.warns(UserWarning, match="and 199 are read"):
+        log_likelihood(free, "a" * 199, draws=1)

@@ -158,7 +158,9 @@ def evaluate(
     for folder in beside or []:
         saved(folder)
     if rescore:
-        _refuse({"RUN": run, "--task": task, "--data": data, "--samples": samples, **of_metrics, **of_answers}, "--rescore has no")
+        if run is not None:
+            raise InputError("--rescore has no RUN", hint="name each folder with a --rescore of its own")
+        _refuse({"--task": task, "--data": data, "--samples": samples, **of_metrics, **of_answers}, "--rescore has no")
         results = _rescore(rescore, allow_code_execution)
         tasks = [one.task for result in results for one in result.tasks]
         _show_benchmarks(results, paper, beside, parse_minimums(minimum or [], tasks), json)

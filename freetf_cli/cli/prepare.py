@@ -28,7 +28,9 @@ def prepare(
         typer.Option(metavar="TOKEN", help="The special token of a tokenizer.json that separates documents; default: <|endoftext|>."),
     ] = None,
     split: Annotated[str, typer.Option(metavar="NAME=SHARE,…", help="Shares of the documents; they sum to 1.")] = "train=0.9,val=0.1",
-    field: Annotated[str | None, typer.Option(help="The text's field in JSON records, or its column in Parquet files.")] = None,
+    field: Annotated[
+        str | None, typer.Option(help="The text's field in JSON records, or its column in Parquet files; default: text, if there is one.")
+    ] = None,
     label_field: Annotated[
         str | None, typer.Option(metavar="FIELD", help="The label's field in JSON records; default: folders label documents.")
     ] = None,

@@ -286,7 +286,12 @@ def show_samples(samples: Iterator[Sample], checkpoint: Checkpoint, task: Task |
     if json:
         for sample in samples:
             typer.echo(to_json(sample))
-    elif sys.stdout.isatty() and rows <= BOXED and (shared or spec.groups > 1 or (task and task.factors)):
+        return
+    is_boxed = sys.stdout.isatty() and rows <= BOXED and bool(shared or spec.groups > 1 or (task and task.factors))
+    if is_boxed and spec.given_z is not None:  # how many rows there are is not known before they are made
+        first = list(islice(samples, BOXED + 1))
+        is_boxed, samples = len(first) <= BOXED, chain(first, samples)
+    if is_boxed:
         while some := list(islice(samples, rows)):
             for _, of_prompt in groupby(some, key=lambda one: (one.prompt_index, one.prompt)):
                 shown = list(of_prompt)

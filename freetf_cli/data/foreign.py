@@ -29,6 +29,7 @@ from freetf_cli.errors import InputError, nearest
 
 MEGATRON_HEADER = b"MMIDIDX\x00\x00"
 MEGATRON_TYPES = {1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 8: "uint16"}  # 6 and 7 are floats
+LLM_C = struct.pack("<i", 20240520)  # as tokens below 65,536 it would pass
 SCANNED = 1 << 22  # tokens at a time
 
 Places = NDArray[np.int64]
@@ -136,6 +137,10 @@ def _whole(path: Path, kind: np.dtype[Any], ends: Places | None) -> TokenFile:
 
 
 def _nanogpt(path: Path, vocabulary: int, column: str) -> TokenFile:
+    with path.open("rb") as file:
+        if file.read(4) == LLM_C:
+            what = "the file begins with the header of llm.c and modded-nanogpt, not with tokens"
+            raise InputError(what, str(path), "leave it out: tail -c +1025 FILE")
     return _whole(path, token_type(vocabulary), None)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from freetf_cli.errors import FreetfError, InputError, nearest
 
 HUB = "hf:"
+FIELD = "text"  # the field or column of the text, if there is one and --field names no other
 
 
 def hub_texts(path: str, column: str | None) -> Iterator[tuple[int, str]]:
@@ -23,9 +24,11 @@ def hub_texts(path: str, column: str | None) -> Iterator[tuple[int, str]]:
     rows = _open(path)
     number = 0
     try:
+        column = FIELD if column is None and FIELD in (rows.column_names or ()) else column
         if column is not None and rows.column_names and column in rows.column_names:
             rows = rows.select_columns([column])  # so that the other columns of a Parquet file are not read
         for number, row in enumerate(rows, start=1):
+            column = FIELD if column is None and FIELD in row else column
             yield number, _text(row, column, f"{path}, row {number}")
     except FreetfError:
         raise

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from freetf_cli.data.files import CHUNK, File, import_pyarrow
+from freetf_cli.data.hub import FIELD
 from freetf_cli.errors import InputError, nearest
 
 ROWS = 64  # texts in memory at a time
@@ -30,7 +31,7 @@ def column_texts(file: File, column: str | None) -> Iterator[tuple[int, str]]:
     try:
         # With its defaults, pyarrow reads the column in a whole row group at once, and keeps it until the last row of the file.
         with parquet.ParquetFile(file.path, buffer_size=CHUNK, pre_buffer=False, page_checksum_verification=True) as opened:
-            _check_column(arrow, opened.schema_arrow, column, file.place)
+            column = _column(arrow, opened.schema_arrow, column, file.place)
             number = 0
             for batch in opened.iter_batches(ROWS, columns=[column], use_threads=False):
                 for value in batch.column(0):
@@ -44,14 +45,17 @@ def column_texts(file: File, column: str | None) -> Iterator[tuple[int, str]]:
         raise InputError(f"the Parquet file is damaged: {str(error)[:120]}", file.place) from None
 
 
-def _check_column(arrow: Any, schema: Any, column: str | None, place: str) -> None:
-    """Check that the column is there and holds text."""
+def _column(arrow: Any, schema: Any, column: str | None, place: str) -> str:
+    """The name of the text's column. InputError if it is missing or holds no text."""
     types = {field.name: field.type for field in schema}
     kinds = {name: kind.value_type if arrow.types.is_dictionary(kind) else kind for name, kind in types.items()}
     texts = [name for name, kind in kinds.items() if kind in (arrow.string(), arrow.large_string(), arrow.string_view())]
+    if column is None and FIELD in texts:
+        return FIELD
     if column is None:
         raise InputError("which column of the Parquet file is the text?", place, f"give --field: {', '.join(texts)}")
     if column not in types:
         raise InputError(f"the Parquet file has no column '{column}'", place, nearest(column, texts))
     if column not in texts:
         raise InputError(f"column '{column}' is not text but {types[column]}", place, nearest(column, texts))
+    return column

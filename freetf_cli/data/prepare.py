@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -168,7 +169,8 @@ def _note_whole_files(only: dict[str, Document | None], note: Note) -> None:
     """Note each split that got only one of several files: their lines may be the documents, as in one file for each class."""
     if len({document.source if document else None for document in only.values()}) > 1:
         for name, document in only.items():
-            if document is not None and document.label is None and "\n" in document.text.strip():
+            is_file = document is not None and not re.search(r":\d+$", document.source)  # a record's source has a number
+            if is_file and document is not None and document.label is None and "\n" in document.text.strip():
                 hint = r"if each line is one, give --document-separator '\n' (labels are names of folders, not of files)"
                 note(document.source, f"it is all of {name}, as each file is one document; {hint}")
 

@@ -4,7 +4,7 @@
         document.label, document.source      # "neg", "movie_reviews/movie_reviews.zip/movie_reviews/neg/cv000_29416.txt"
 
 A file (see `files`) is one document; a .jsonl file has one document a line, under `field`, and a .parquet file one a row, in the column
-`field`. `document_separator` cuts each into several.
+`field`. Without `field` that is `text`, if there is one. `document_separator` cuts each into several.
 Text must be UTF-8 without NUL. A byte order mark is dropped, line ends are kept.
 """
 
@@ -19,9 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from freetf_cli.data.files import JSONL, PARQUET, STDIN, File, Note, open_files, reading
-from freetf_cli.data.hub import HUB, hub_texts
+from freetf_cli.data.hub import FIELD, HUB, hub_texts
 from freetf_cli.data.parquet import column_texts
 from freetf_cli.errors import InputError, nearest
+
+PLAIN = (".txt", ".text", ".md")  # text beside records in the same folder, unless they hold records themselves
+TABLES = (".json", ".csv", ".tsv")
+ARRAY = "write the elements of an array as records, one a line"
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ def read_documents(
 def _documents(file: File, field: str | None, label_field: str | None, separator: str | None, note: Note) -> Iterator[Document]:
     """The documents of one file."""
     source = None
-    for source, chunks, label in _sources(file, field, label_field):
+    for source, chunks, label in _sources(file, field, label_field, note):
         pieces, empty = 0, True
         for piece in ["".join(chunks)] if separator is None else _cut(chunks, separator):
             pieces += 1
@@ -88,21 +92,27 @@ def _documents(file: File, field: str | None, label_field: str | None, separator
         note(file.name, "skipped, empty")
 
 
-def _sources(file: File, field: str | None, label_field: str | None) -> Iterator[tuple[str, Iterable[str], str | None]]:
+def _sources(file: File, field: str | None, label_field: str | None, note: Note) -> Iterator[tuple[str, Iterable[str], str | None]]:
     """The source of a file, or of each record, with its text in chunks and its label."""
-    is_json = file.kind.endswith(JSONL) or field is not None
-    if label_field is not None and (file.kind == HUB or file.kind.endswith(PARQUET) or not is_json):
+    is_table, chunks = file.kind == HUB or file.kind.endswith(PARQUET), _decoded(file.chunks, file.place)
+    start = next(chunks, "") if field is not None and file.kind.endswith(PLAIN) else "{"
+    is_json = file.kind.endswith(JSONL) or (field is not None and start.lstrip().startswith("{"))
+    if label_field is not None and (is_table or not is_json):
         raise InputError("a label's field needs JSON records", file.place, "--label-field is for .jsonl; else folders label documents")
-    if file.kind == HUB or file.kind.endswith(PARQUET):
+    if is_table:
         for number, text in hub_texts(file.place, field) if file.kind == HUB else column_texts(file, field):
             if "\0" in text:
                 raise InputError("a NUL in the text", f"{file.place}, row {number}")
             yield f"{file.name}:{number}", [text], file.label
         return
-    chunks = _decoded(file.chunks, file.place)
     if not is_json:
-        yield file.name, chunks, file.label
+        if field is not None:
+            note(file.name, "read as text: --field is for JSON lines and Parquet files")
+        elif file.kind.endswith(TABLES):
+            note(file.name, "read as text, with its markup: records are read from JSON lines (any file with --field) and Parquet files")
+        yield file.name, chain([start] if field is not None else [], chunks), file.label
         return
+    chunks = chain([start] if file.kind.endswith(PLAIN) else [], chunks)
     for number, line in enumerate(_cut(chunks, "\n"), start=1):
         if line.strip():
             place = f"{file.place}, line {number}"
@@ -160,10 +170,12 @@ def _json_text(line: str, place: str, field: str | None) -> str:
     try:
         record: Any = json.loads(line, object_pairs_hook=tuple)  # a dictionary would hide that a field occurs twice
     except (ValueError, RecursionError):
-        raise InputError("not a JSON record", place) from None
+        raise InputError("not a JSON record", place, ARRAY if line.lstrip().startswith("[") else "") from None
     if not isinstance(record, tuple):
-        raise InputError("the record is not a JSON object", place)
+        raise InputError("the record is not a JSON object", place, ARRAY if isinstance(record, list) else "")
     words = [name for name, value in record if isinstance(value, str)]
+    if field is None and FIELD in words:
+        field = FIELD
     if field is None:
         if not words:
             raise InputError("no field of the record is text", place)

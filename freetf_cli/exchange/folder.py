@@ -107,7 +107,9 @@ def read_folder(path: Path) -> Folder:
         raise InputError("no such folder", str(path), "a model from the Hugging Face Hub must be downloaded first")
     file = path / "config.json"
     if not file.is_file():
-        raise InputError("the folder has no config.json", str(path), "import takes a folder that transformers saved")
+        is_adapter = (path / "adapter_config.json").is_file()
+        hint = "merge the adapter into its model and save that" if is_adapter else "import takes a folder that transformers saved"
+        raise InputError("the folder has no config.json", str(path), hint)
     config = read_json(file)
     tables = {"description": f"imported from {path.resolve().name}", **TABLES, **own_tables(config, str(file))}
     recipe = check_recipe(tables, where=file)

@@ -319,7 +319,7 @@ class FreeTransformerForCausalLM(PreTrainedModel, GenerationMixin):
         self,
         inputs: Tensor | None = None,
         generation_config: GenerationConfig | None = None,
-        z: Tensor | None = None,
+        z: Tensor | list[list[int]] | None = None,
         z_seed: int | None = None,
         prompt_z: Literal["posterior", "prior"] = "posterior",
         **options: Any,
@@ -333,6 +333,7 @@ class FreeTransformerForCausalLM(PreTrainedModel, GenerationMixin):
         """
         if prompt_z not in ("posterior", "prior"):
             raise ValueError(f"prompt_z is 'posterior' or 'prior', not {prompt_z!r}")
+        z = None if z is None else self._checked(z)
         prompt = inputs if inputs is not None else options.pop("input_ids", None)
         config = generation_config if generation_config is not None else self.generation_config
 
@@ -360,6 +361,15 @@ class FreeTransformerForCausalLM(PreTrainedModel, GenerationMixin):
             raise ValueError(f"z has {len(z)} rows, for {len(prompt)} sequences")
         z = z.to(prompt.device).expand(len(prompt), -1)
         return super().generate(prompt, generation_config=generation_config, z=z, **options)
+
+    def _checked(self, z: Tensor | list[list[int]]) -> Tensor:
+        """Given codes as a tensor. ValueError if they are not codes of this model: on a GPU, a wrong one would end the process."""
+        codes, largest = torch.as_tensor(z), 2**self.config.latent_bits - 1
+        if codes.dim() != 2 or codes.is_floating_point() or codes.dtype == torch.bool:
+            raise ValueError(f"z is whole numbers [sequences, positions], not {codes.dtype} {list(codes.shape)}")
+        if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) <= largest:
+            raise ValueError(f"z has a code outside 0 … {largest}")
+        return codes.long()
 
     def _positions(
         self, index_T: Tensor, start: int | Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, causal: bool = True

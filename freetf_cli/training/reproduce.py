@@ -57,6 +57,8 @@ def plan_repetition(
     manifest = folder.manifest()
     if run_status(manifest, run) == "running":
         raise InputError("the run is still being trained", str(run), "wait until it ends")
+    if manifest.get("status") == "imported":
+        raise InputError("an imported run was not trained by freetf: there is nothing to repeat", str(run))
     checkpoint = open_checkpoint(run, warn)
     recipe = _with_same_data(folder.recipe(), manifest, checkpoint)
     was = manifest.get("device") if isinstance(manifest.get("device"), Mapping) else {}
@@ -95,7 +97,11 @@ def _with_same_data(recipe: Recipe, manifest: Mapping[str, Any], checkpoint: Che
     if recipe.data.dir is None:
         found, where = resolve(recipe)[1].facts.sha256, str(checkpoint.folder)
     else:
-        where = checkpoint.data_folder(recipe.data.dir)
+        try:
+            where = checkpoint.data_folder(recipe.data.dir)
+        except InputError as error:
+            error.hint = "put it back there"  # `reproduce` has no --data
+            raise
         found = durable.sha256_of(Path(where) / DATA_MANIFEST)
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"dir": where})})
     if found != wanted:

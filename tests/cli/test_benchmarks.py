@@ -104,6 +104,7 @@ def test_limit_and_examples(run_cli: Callable, text_run: Path, data: Path, tmp_p
         (("--task", "piqa", "--min", "much"), "--min 'much': not a score from 0 to 1; for example --min 0.3"),
         (("--task", "piqa", "--min", "piqa=50"), "not a score from 0 to 1"),
         (("--task", "piqa", "--min", "pica=0.5"), "'pica' is not measured; did you mean 'piqa'?"),
+        (("--task", "lambada_openai", "--checkpoints", "last-third"), "lambada_openai is a task of lm-eval's own; measure its checkpoints"),
         (("--task", "piqa,mbpp", "--data", "docs"), "--task mbpp runs the code that the model writes; --allow-code-execution permits it"),
     ],
 )
@@ -292,7 +293,7 @@ def test_items_are_scored_again_without_model_and_data(
     assert json.loads(done.stdout)["tasks"][0]["scores"]["acc"]["value"] == 1.0 and json.loads(done.stdout)["kind"] is None
     assert run_cli("evaluate", "--rescore", tmp_path / "alone.jsonl").code == 0
     assert "--allow-code-execution permits it" in refused("evaluate", "--rescore", out / "mbpp.jsonl")
-    assert "--rescore has no RUN" in refused("evaluate", text_run, "--rescore", out)
+    assert "--rescore has no RUN; name each folder with a --rescore" in refused("evaluate", "--rescore", out, out)
     assert "not an item" in refused("evaluate", "--rescore", out / "settings.json")
     assert "has no items" in refused("evaluate", "--rescore", data)
     assert "missing argument 'RUN'" in refused("evaluate", "--task", "piqa")
@@ -317,18 +318,30 @@ def test_the_mean_over_the_last_third(
     one = json.loads(run_cli(*asked[:-2], "--json").stdout)
     assert found["tasks"][0]["scores"]["acc"]["value"] == one["tasks"][0]["scores"]["acc"]["value"]
     assert "mean over steps" in run_cli(*asked).stdout
+    items = tmp_path / "out" / "step-000030" / "arc_easy.jsonl"
+    lines = [json.loads(line) for line in items.read_text().splitlines()]
+    right = sum(line["scores"]["acc"] for line in lines)
+    for line in lines:  # every answer of one checkpoint is right, of the other as before
+        for number, answer in enumerate(line["answers"]):
+            answer["loglikelihood"] = float(number == line["doc"]["gold"])
+    items.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    again = json.loads(run_cli("evaluate", "--rescore", tmp_path / "out", "--json").stdout)
+    assert again["steps"] == found["steps"]
+    assert again["tasks"][0]["scores"]["acc"]["value"] == pytest.approx((1 + right / len(lines)) / 2)
+    items.write_text("".join(json.dumps(line) + "\n" for line in lines[1:]))
+    assert "not all checkpoints have the items of arc_easy.jsonl" in refused("evaluate", "--rescore", tmp_path / "out")
     assert "needs a run with checkpoints" in refused("evaluate", last, *asked[2:])
 
 
 def test_means_of_items_over_checkpoints() -> None:
-    from freetf_cli.evaluation.benchmarks.run import _mean
+    from freetf_cli.evaluation.benchmarks.run import mean_scores
     from freetf_cli.records.benchmarks import Score
 
     def found(values: list[float]) -> tuple:
         score = Score("piqa", "acc_char", 20, 0, {}, 0.5, 0, 0.1, 1.0)
         return [score], [{"doc": {"choices": ["a", "b"]}, "scores": {"acc_char": value}} for value in values]
 
-    (score,) = _mean([found([1.0] * 10 + [0.0] * 10), found([1.0] * 5 + [0.0] * 15)])
+    (score,) = mean_scores([found([1.0] * 10 + [0.0] * 10), found([1.0] * 5 + [0.0] * 15)])
     estimate = score.scores["acc_char"]
     assert estimate.value == pytest.approx(0.375) and estimate.low < 0.25 < 0.5 < estimate.high
     assert score.seconds == 2.0 and score.stderr == pytest.approx(0.1)

@@ -169,6 +169,8 @@ def test_changed_data_is_refused_before_anything_is_written(refused, free_run, t
     (other / "manifest.json").write_text((other / "manifest.json").read_text() + " ")
     (run / "recipe.toml").write_text((run / "recipe.toml").read_text().replace(str(workshop / "text"), str(other)))
     assert "the data is not what the run was trained on" in refused("reproduce", run)
+    shutil.rmtree(other)
+    assert refused("reproduce", run).rstrip().endswith("; put it back there")
     assert not list((tmp_path / "copies").glob("*-again"))
 
 
@@ -178,6 +180,8 @@ def test_what_cannot_be_reproduced(refused, free_run, copied, tmp_path):
     assert "the run exists" in refused("reproduce", run, "-o", free_run)
     edit(run, init_from=str(tmp_path / "gone"))
     assert str(tmp_path / "gone") in refused("reproduce", run)
+    edit(run, status="imported")
+    assert "nothing to repeat" in refused("reproduce", run)
     edit(run, status="running")
     with lock_run(run):
         assert "still being trained" in refused("reproduce", run)

@@ -487,6 +487,19 @@ def test_groups_of_text_are_boxes_in_a_terminal(text_run, monkeypatch, words, bo
     assert shown.getvalue().count("╭") == boxes
 
 
+@pytest.mark.parametrize(("most", "boxes", "lines"), [(4, 1, 0), (3, 0, 4)])
+def test_many_records_are_lines_in_a_terminal(free_run, codes_file, monkeypatch, most, boxes, lines):
+    """Not boxes of the first BOXED sequences each."""
+    records, shown, said = codes_file(*[[1] * POSITIONS] * 4), io.StringIO(), list[object]()
+    shown.isatty = lambda: True
+    monkeypatch.setattr("freetf_cli.cli.sample.BOXED", most)
+    monkeypatch.setattr("freetf_cli.report.terminal.show_line", said.append)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", shown)
+        assert main(["sample", str(free_run), "--z", str(records), "-n", "4", "--prompt", "A>"]) == 0
+    assert (shown.getvalue().count("╭"), len(said)) == (boxes, lines)
+
+
 def test_json_in_ascii_is_still_json(run_process, sample, text_run):
     words = ["sample", text_run, "--json", "--prompt", "été 😀", "--max-tokens", "2"]
     done = run_process(*words, env={"PYTHONIOENCODING": "ascii"})

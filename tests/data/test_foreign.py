@@ -294,3 +294,11 @@ def test_options_that_do_not_fit(args: list[str], message: str, run_cli: Cli, tm
     nanogpt(tmp_path / "a", DOCUMENTS)
     done = run_cli("prepare", tmp_path, "-o", tmp_path / "d", *args)
     assert done.code == 2 and message in done.stderr and not (tmp_path / "d").exists()
+
+
+def test_the_header_of_llm_c_is_not_tokens(tmp_path: Path) -> None:
+    file = nanogpt(tmp_path / "a", DOCUMENTS)
+    header = np.array([20240520, 1, 8, *[0] * 253], "<i4").tobytes()
+    file.write_bytes(header + file.read_bytes())
+    with pytest.raises(InputError, match=r"begins with the header of llm\.c .*; leave it out: tail -c \+1025 FILE"):
+        refer(file, nanogpt)

@@ -31,8 +31,12 @@ def test_a_split_is_streamed(folder: Path) -> None:
     documents = list(read_documents([f"hf:{folder}"], field="text", note=notes))
     assert [document.text for document in documents] == [f"train {i}" for i in range(10) if i != 1]
     assert documents[1].source == f"{folder}:3" and notes.lines() == [f"{folder}:2: skipped, empty"]
-    (other,) = read_documents([f"hf:{folder}::validation"], field="text")
-    assert other.text == "validation 0"
+    for field in ("text", None):  # `text` is the default
+        (other,) = read_documents([f"hf:{folder}::validation"], field=field)
+        assert other.text == "validation 0"
+    (folder / "train.jsonl").write_text('{"body": "a", "url": "u"}\n')
+    with pytest.raises(InputError, match=r"which column of the data set is the text.*; give --field: body, url"):
+        list(read_documents([f"hf:{folder}"]))
 
 
 def test_bpe_reads_it_twice(folder: Path, tmp_path: Path) -> None:
@@ -43,7 +47,6 @@ def test_bpe_reads_it_twice(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "field", "message"),
     [
-        ("{folder}", None, "which column of the data set is the text.*; give --field: text"),
         ("{folder}", "txt", "no column 'txt', .*row 1; did you mean 'text'"),
         ("{folder}", "id", "column 'id' is not text"),
         ("{folder}::test", "text", "cannot be read: .*test"),

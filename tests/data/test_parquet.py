@@ -68,10 +68,18 @@ def test_a_folder_with_labels_and_other_kinds(tmp_path: Path) -> None:
     ]
 
 
+def test_the_column_text_needs_no_option(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", ["one"])
+    parquet.write_table(arrow.table({"url": ["u"], "text": ["two"]}), tmp_path / "b.parquet")
+    assert [document.text for document in read(tmp_path, field=None)[0]] == ["one", "two"]
+    parquet.write_table(arrow.table({"url": ["u"], "body": ["three"]}), tmp_path / "c.parquet")
+    with pytest.raises(InputError, match=r"which column of the Parquet file is the text\?.*c.parquet; give --field: url, body"):
+        read(tmp_path, field=None)
+
+
 @pytest.mark.parametrize(
     ("field", "message"),
     [
-        (None, "which column of the Parquet file is the text\\?.*; give --field: text"),
         ("txt", "no column 'txt', .*a.parquet; did you mean 'text'"),
         ("id", "column 'id' is not text but int64"),
     ],

@@ -69,13 +69,16 @@ def test_json_lines(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "field", "message"),
     [
-        ('{"text": "a"}', None, "give --field: text"),
-        ('{"text": "a", "text": "b"}', None, "give --field: text$"),
+        ('{"body": "a"}', None, "give --field: body"),
+        ('{"body": "a", "body": "b"}', None, "give --field: body$"),
+        ('{"text": "a", "text": "b"}', None, "the field 'text' 2 times"),
         ('{"text": {"en": "a"}}', None, "no field of the record is text"),
         ('{"text": "a"}', "txt", "line 1; did you mean 'text'"),
         ('{"text": 3}', "text", "is not text"),
         ('{"text": "a", "text": "b"}', "text", "the field 'text' 2 times"),
-        ("[1]", "text", "not a JSON object"),
+        ("[1]", "text", "not a JSON object, .*; write the elements of an array as records"),
+        ("[", "text", "not a JSON record, .*; write the elements of an array as records"),
+        ("3", "text", "not a JSON object, .*line 1$"),
         ('{"text": ', "text", "not a JSON record"),
         ("[" * 200_000, "text", "not a JSON record"),
         ('{"text": "\\ud800"}', "text", "half a surrogate"),
@@ -87,6 +90,26 @@ def test_bad_records(line: str, field: str | None, message: str, tmp_path: Path)
     with pytest.raises(InputError, match=message) as caught:
         list(read_documents([tmp_path / "a.jsonl"], field=field))
     assert "a.jsonl, line 1" in str(caught.value)
+
+
+def test_the_field_text_needs_no_option(tmp_path: Path) -> None:
+    """Without `field`, records are read under `text`, whatever other texts they have."""
+    (tmp_path / "a.jsonl").write_text('{"url": "u", "text": "one"}\n{"text": "two"}\n')
+    assert texts(tmp_path / "a.jsonl") == ["one", "two"]
+
+
+def test_plain_text_beside_records(tmp_path: Path) -> None:
+    """`field` does not make records of .txt files, unless they hold some; a note says how each was read."""
+    written = {"a.jsonl": '{"t": "one"}', "b.txt": "\ntwo", "c.txt": ' {"t": "three"}', "d.md": "", "e.json": '{"t": "four"}'}
+    for name, text in written.items():
+        (tmp_path / name).write_text(text)
+    notes = files.Notes()
+    found = [document.text for document in read_documents([tmp_path], field="t", note=notes)]
+    assert found == ["one", "\ntwo", "three", "four"]
+    assert "b.txt and 1 other: read as text: --field is for JSON lines and Parquet files" in notes.lines()[0]
+    assert texts(tmp_path / "e.json") == ['{"t": "four"}']
+    list(read_documents([tmp_path / "e.json"], note=notes))
+    assert notes.lines()[-1].startswith("e.json: read as text, with its markup")
 
 
 def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,6 +100,10 @@ for name in ("baseline", "free"):  # the code of the model cards
 found["unknown"] = refusal(free.generate, **prompt, zz=1)
 found["short z"] = refusal(free.generate, **prompt, **greedy, z=z[:1, :5])
 found["rows of z"] = refusal(free.generate, **prompt, z=z.repeat(2, 1)[:3])
+found["flat z"] = refusal(free.generate, **prompt, z=z[0])
+found["fractions in z"] = refusal(free.generate, **prompt, z=z.float())
+found["large z"] = refusal(free.generate, **prompt, z=z + 1000)
+found["z as lists"] = torch.equal(free.generate(**prompt, **greedy, z=z[:1].tolist()), free.generate(**prompt, **greedy, z=z[:1]))
 found["other prompt_z"] = refusal(free.generate, **prompt, prompt_z="prio")
 found["no z"] = refusal(free, ids)
 with open(result, "w", encoding="utf-8") as file:  # noqa: PTH123

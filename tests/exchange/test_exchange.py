@@ -200,6 +200,9 @@ def test_damaged_folders_are_refused(changed: Any, tmp_path: Path) -> None:
     (folder / "config.json").unlink()
     with pytest.raises(InputError, match=r"no config\.json"):
         import_folder(folder, tmp_path / "run")
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(InputError, match=r"no config\.json, .*; merge the adapter into its model"):
+        read_folder(folder)
 
 
 def test_the_separator_is_the_folders_begin_token(changed: Any, tmp_path: Path, opened: Any) -> None:

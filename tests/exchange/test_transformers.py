@@ -122,6 +122,9 @@ def test_mistakes_are_errors(found: Any) -> None:
     assert "zz" in found["unknown"]
     assert found["short z"] == "z has codes for 5 positions, and position 5 needs one"
     assert found["rows of z"] == "z has 3 rows, for 1 sequences"
+    assert "whole numbers [sequences, positions], not torch.int64" in found["flat z"] and "not torch.float32" in found["fractions in z"]
+    assert "z has a code outside 0 … " in found["large z"]
+    assert found["z as lists"] is True
     assert "not 'prio'" in found["other prompt_z"]
     assert "needs z" in found["no z"]
 

@@ -76,6 +76,9 @@ def run_benchmarks(opened: Iterable[tuple[Checkpoint, Decoder]], request: Benchm
     for name in request.tasks:
         check_allowed(name, request.questions)
         if name not in BENCHMARKS:
+            if request.several:  # its aggregates need not be means over items
+                what = f"--checkpoints last-third: {name} is a task of lm-eval's own"
+                raise InputError(what, hint="measure its checkpoints one by one")
             check_name(name)
     require_lm_eval()
     steps: list[int] = []
@@ -96,7 +99,7 @@ def run_benchmarks(opened: Iterable[tuple[Checkpoint, Decoder]], request: Benchm
         draws=request.draws if free else 1,
         seed=request.questions.seed,
         limit=request.questions.limit,
-        tasks=[score for found in by_task.values() for score in _mean(found)],
+        tasks=[score for found in by_task.values() for score in mean_scores(found)],
         folder=None if request.folder is None else str(request.folder),
     )
     if request.folder is not None:
@@ -124,17 +127,11 @@ def _measure(checkpoint: Checkpoint, model: Decoder, request: BenchmarkRequest, 
         answers.close()
 
 
-def _mean(found: Sequence[Found]) -> list[Score]:
-    """The scores of one checkpoint, or the means over several.
-
-    InputError for several checkpoints and one of lm-eval's own tasks, whose aggregates need not be means over items.
-    """
+def mean_scores(found: Sequence[Found]) -> list[Score]:
+    """The scores of one checkpoint, or the means over several, which have the same items of one of freetf's benchmarks."""
     last, items = found[-1]
-    own = BENCHMARKS.get(last[0].task) if len(last) == 1 else None
     if len(found) == 1:
         return last
-    if own is None or "scores" not in items[0]:
-        raise InputError(f"--checkpoints last-third: {last[0].task} is a task of lm-eval's own", hint="measure its checkpoints one by one")
     docs = [item["doc"] for item in items]
     each = [[checkpoint[number]["scores"] for _, checkpoint in found] for number in range(len(items))]
     means = [{name: sum(one[name] for one in scores) / len(scores) for name in scores[0]} for scores in each]
@@ -142,7 +139,7 @@ def _mean(found: Sequence[Found]) -> list[Score]:
     return [
         replace(
             last[0],
-            scores=metrics.summarise(docs, means, own.macro),
+            scores=metrics.summarise(docs, means, BENCHMARKS[last[0].task].macro),
             stderr=None if None in errors else sum(error for error in errors if error is not None) / len(errors),
             seconds=sum(scores[0].seconds for scores, _ in found),
         )

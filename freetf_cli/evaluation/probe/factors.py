@@ -32,7 +32,7 @@ def probe_library(module: str) -> Any:
         return importlib.import_module(module)
     except ModuleNotFoundError:
         name = module.partition(".")[0]
-        raise InputError(f"probing needs {name}, which is not installed", hint="pip install scikit-learn scipy") from None
+        raise InputError(f"probing needs {name}, which is not installed", hint="pip install 'freetf[probe]'") from None
 
 
 def factor_reader(source: DataSource, split: str, sequences: int, longest: int | None = None) -> RowReader | None:

@@ -95,5 +95,5 @@ def test_coins_are_read_and_other_tasks_have_no_factor() -> None:
 def test_a_missing_library_is_named_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert probe_library("sklearn.linear_model").LogisticRegression
     monkeypatch.setitem(sys.modules, "sklearn", None)
-    with pytest.raises(InputError, match=r"needs sklearn, which is not installed; pip install scikit-learn scipy"):
+    with pytest.raises(InputError, match=r"needs sklearn, which is not installed; pip install 'freetf\[probe\]'"):
         factor_reader(source_of("letters"), "val", 20)

@@ -160,5 +160,5 @@ def test_group_counts() -> None:
 
 def test_without_scipy_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "scipy.optimize", None)
-    with pytest.raises(InputError, match=r"probing needs scipy, which is not installed; pip install scikit-learn scipy"):
+    with pytest.raises(InputError, match=r"probing needs scipy, which is not installed; pip install 'freetf\[probe\]'"):
         mutual_information(np.zeros((20, 4), int), 3)
