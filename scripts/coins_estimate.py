@@ -76,7 +76,7 @@ def predicted(model: Decoder, tokens_BT: Tensor, z_BT: Tensor | None) -> Floats:
 
 
 def deciding(model: Decoder, tokens_BT: Tensor, heads_B: NDArray[np.bool_]) -> Tensor:
-    """Zs [B, T] from the prior, of those whose first code makes the row's own coin the likelier first toss."""
+    """Zs [B, T] from the prior, restricted to first codes under which the row's own coin is the likelier first toss."""
     codes = every_code(model)
     z_CT = prior_draws(model, range(codes), tokens_BT.shape[1], SEED)
     z_CT[:, 0] = torch.arange(codes)

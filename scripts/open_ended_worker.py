@@ -1,6 +1,6 @@
 """One run of scripts/open_ended.py: `python open_ended_worker.py --rows N RECIPE RUN OPTIONS-OF-TRAIN…`.
 
-It trains the run, or resumes it; then it measures its checkpoints one by one, each at every temperature, and deletes all but the last.
+It trains the run, or resumes it. Then it measures the checkpoints one by one, at every temperature, and deletes all but the last.
 What was measured is in RUN/measured.jsonl as it comes, so that an interrupted worker goes on where it ended, and in RUN/measured.json
 when all is done.
 """

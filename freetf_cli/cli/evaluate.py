@@ -144,6 +144,9 @@ def evaluate(
     $ freetf evaluate runs/text-free --task hellaswag --task piqa --data benchmarks --limit 100 -o scores
     $ freetf evaluate runs/text-free --task hellaswag --data benchmarks --min 0.3
     $ freetf evaluate --rescore scores
+    $ freetf evaluate runs/siblings-free --task creativity --temperature 0
+    $ freetf evaluate runs/countdown-free --task attempts --attempts 64
+    $ freetf evaluate runs/text-free --task persistence
     """
     from freetf_cli.evaluation.benchmarks.measure import Questions
     from freetf_cli.evaluation.benchmarks.run import BenchmarkRequest, unique

@@ -21,11 +21,11 @@ def find_codes(
     sequences: Annotated[int, typer.Option(min=1, max=1_000_000, help="Documents to learn from.")] = 2048,
     count: Annotated[int, typer.Option("--count", "-n", min=20, max=100_000, help="Zs for each value, and texts to test them.")] = 128,
     strength: Annotated[
-        float, typer.Option(min=0, max=1000, help="How sure the bits are; 1: as in documents with the label, 0: as under the prior.")
+        float, typer.Option(min=0, max=1000, help="Sharpness of the bits' distribution; 1: as in documents with the label, 0: the prior.")
     ] = 4.0,
     prompt: options.PromptOption = None,
     max_tokens: Annotated[
-        int, typer.Option(min=2, help="Tokens of each test text, prompt included; a reader is surer of longer ones.")
+        int, typer.Option(min=2, help="Tokens of each test text, prompt included; the classifier reads longer texts better.")
     ] = 256,
     device: options.DeviceOption = "auto",
     seed: options.SeedOption = 0,

@@ -55,6 +55,7 @@ def prepare(
     A document's label is the name of its folder, if that has siblings, such as pos/ and neg/, or a field of its record (--label-field).
 
     $ freetf prepare reviews.zip -o data/reviews
+    $ freetf prepare reviews.jsonl -o data/labelled --field text --label-field sentiment
     $ freetf prepare books.jsonl.gz -o data/books --field text --tokenizer bpe:8192
     $ freetf prepare shards/ -o data/web --tokens datatrove --tokenizer tokenizer.json
     """

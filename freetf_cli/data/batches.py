@@ -55,7 +55,7 @@ class Hidden:
     seed: int
 
     def hide(self, batch: Batch, rows: NDArray[np.int64]) -> Batch:
-        """The batch with these numbers of training rows [B], some of them hidden. An input is after the prompt if it has been a target."""
+        """The batch of the training rows with these numbers [B]. In some of them the inputs that were targets before are hidden."""
         blocks, places = np.divmod(rows, HIDDEN_AT_ONCE)
         uniform = {block: data_generator("teacherless", self.seed, block).random(HIDDEN_AT_ONCE) for block in np.unique(blocks).tolist()}
         drawn = np.array([uniform[block][place] < self.share for block, place in zip(blocks.tolist(), places.tolist(), strict=True)])
@@ -156,7 +156,7 @@ def _open_task(task: Task, config: DataConfig, context: int | None, seed: int) -
 
 
 def _hidden(task: Task, share: float, seed: int) -> Hidden | None:
-    """What training hides. InputError if the task has no word for it."""
+    """The inputs that teacherless training hides. InputError if the task has no word to hide them with."""
     if not share:
         return None
     if task.hidden_word is None or task.alphabet is None:

@@ -73,7 +73,7 @@ class TaskRows:
 
 
 class FiniteTaskRows(TaskRows):
-    """The same, but training has only the first `count` rows of its stream, which come once an epoch. They are also the split `train`."""
+    """A finite training set: the first `count` rows of the stream, each once an epoch. They are also the split `train`."""
 
     def __init__(self, task: Task, width: int, seed: int, count: int) -> None:
         super().__init__(task, width, seed)
@@ -81,7 +81,7 @@ class FiniteTaskRows(TaskRows):
 
     @cached_property
     def _table(self) -> NDArray[np.int32]:
-        """All training rows: a batch has rows from everywhere in the stream, which is drawn in blocks."""
+        """All training rows, kept in memory: a batch takes rows from anywhere in the stream, and the stream is drawn in blocks."""
         return super().train(0, self._count).astype(np.int32)
 
     def train(self, start: int, count: int) -> Tokens:

@@ -19,11 +19,11 @@ from freetf_cli.model.context import Cache
 from freetf_cli.model.decoder import Decoder
 
 LEAST_STEPS = 8  # fewer steps are not worth a capture
-CHECK_EVERY = 32  # steps between two checks whether all sequences have ended, on CUDA
+CHECK_EVERY = 32  # on CUDA, check after this many steps whether all sequences have ended
 ASK_EVERY = 8  # steps between two calls of `ended`, on a CPU
 
 Choose = Callable[[Tensor, Tensor], Tensor]  # logits [B, V] and a quantile each [B] to tokens [B]
-Ended = Callable[[Tensor], Tensor]  # the new tokens so far [B, n] to whether each sequence has all that is wanted of it [B]
+Ended = Callable[[Tensor], Tensor]  # from the new tokens so far [B, n], whether each sequence is complete [B]
 
 
 @dataclass

@@ -89,7 +89,7 @@ class GaussianLatent(Latent):
         self.project = nn.Linear(self.dims, {"memory": keys, "attention": 2 * keys}.get(self.way, model.width), bias=False)
 
     def posterior(self, x_BTD: Tensor, embedded_BTD: Tensor, ctx: Context) -> GaussianDistribution:
-        """Normal numbers from the encoder; the prior where a position reads the Z of an earlier one."""
+        """Means and log-variances from the encoder; the prior at positions that read the Z of an earlier one."""
         stream_BTD, starts = embedded_BTD if self.reads_embeddings else x_BTD, self.starts(ctx)
         mean_BTK, log_var_BTK = self.encoder(stream_BTD, ctx).chunk(2, dim=-1)
         if starts is None:
@@ -163,7 +163,7 @@ class HiddenInjection(Injection):
 
 @dataclass(frozen=True)
 class MemoryInjection(Injection):
-    """One more key and value for every block from `depth` on. parts: [B, blocks, 1 or 2, key heads, 1, head width]; one is both."""
+    """A further key and value for each block from `depth` on. parts: [B, blocks, 1 or 2, key heads, 1, head width]; one part is both."""
 
     memory_size: ClassVar[int] = 1
     parts: Tensor

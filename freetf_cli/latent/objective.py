@@ -57,7 +57,7 @@ def aggregate_mismatch(bit_logits_BTH: Tensor, counted_BT: Tensor, over: Literal
 
 
 def without_early_targets(targets_BT: Tensor, half: int, credit_from: int) -> Tensor:
-    """The targets; those before `credit_from` do not count in the sequences from number `half` on. Not the paper's.
+    """The targets, without those before `credit_from` in the sequences from number `half` on. Not the paper's.
 
     A bit about the next words saves as much as one about what lasts, and is found sooner, so that it takes the budget. If the encoder
     learns from later targets alone, it has no reason to tell it. The decoder must learn from all targets, so it has the other sequences.

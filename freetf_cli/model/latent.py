@@ -35,7 +35,7 @@ class ObjectiveWeights(NamedTuple):
 
 
 class Distribution(ABC):
-    """A distribution of Z for a batch of sequences. Where tokens share a Z, all but the first of them have the prior here, and no KL."""
+    """A distribution of Z for a batch of sequences. Where tokens share a Z, the first one has its KL; the others have the prior."""
 
     @abstractmethod
     def sample(self, noise: Tensor) -> Tensor:
@@ -186,7 +186,7 @@ class Latent(nn.Module, ABC):
 
 
 def shared(z: np.ndarray, every: int | Literal["sequence"]) -> np.ndarray:
-    """The Zs [T, …] of one sequence with each replaced by that of the first of the `every` tokens that share it."""
+    """The Zs [T, …] of one sequence, where `every` tokens each have the Z of the first of them."""
     places = np.arange(len(z))
     kept: np.ndarray = z[np.zeros_like(places) if every == "sequence" else places - places % every]
     return kept

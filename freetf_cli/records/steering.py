@@ -19,7 +19,7 @@ NOTHING = "No bit of Z tells this label: the codes are draws from the prior, and
 
 @dataclass(frozen=True)
 class LabelCodes:
-    """The codes of one value of a label. shares: of generated texts, by the reader; None where the label cannot be read from a text."""
+    """The codes of one value of a label. shares: of generated texts that the classifier assigns this value; None if it can read none."""
 
     value: str
     documents: int

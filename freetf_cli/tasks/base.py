@@ -111,7 +111,7 @@ class Task(RowReader):
         return Reading()
 
     def identity(self, text: str) -> Hashable | None:
-        """Of an open-ended task, the object that a valid row shows, the same for every order of its parts; None for an invalid row."""
+        """The object that a valid row of an open-ended task shows, whatever the order of its parts; None for an invalid row."""
         return None
 
     def read_all(self, texts: Sequence[str]) -> list[Reading]:

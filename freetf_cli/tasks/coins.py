@@ -68,7 +68,7 @@ class Coins(Task):
         return spans_of(text, ["plain" if z is None else "target" if char == str(z) else "noise" for char in text])
 
     def entropy(self) -> dict[str, float]:
-        """Bits per sequence, of the coin and in all. Sequences with equally many ones are equally likely."""
+        """Entropies of the coin and of the sequence, bits. Sequences with the same number of ones are equally likely."""
         length = self.length
         logs = [(math.comb(length, ones), self._log2(ones)) for ones in range(length + 1)]
         sequence = -sum(2 ** (math.log2(ways) + log2) * log2 for ways, log2 in logs if log2 > -math.inf)

@@ -77,7 +77,7 @@ class Countdown(Question):
         return given, np.stack(steps, axis=1)
 
     def read(self, text: str) -> Reading:
-        """Valid: each step takes two numbers that are left and is right, and the target is left at the end. operator: of the first step."""
+        """Valid: every step is correct and uses two remaining numbers; the last result is the target. operator: the first step's."""
         words = text.split(" ")
         numbers, target, answer = words[: self.count], words[self.count : self.count + 1], words[self.loss_start - 1 :]
         steps = [answer[start : start + 6] for start in range(0, len(answer), 6)]
@@ -90,7 +90,7 @@ class Countdown(Question):
         return Reading({"operator": operator}, valid=valid and left == target)
 
     def entropy(self) -> dict[str, float]:
-        """None is known: an answer is one of many, and not all are equally likely."""
+        """Empty: no entropy is known, because a question has many right answers that are not equally likely."""
         return {}
 
 
@@ -104,7 +104,7 @@ def _is_right(step: list[str]) -> bool:
 
 
 def _take(left: list[str], number: str) -> bool:
-    """Remove a number; whether it was there."""
+    """Remove a number from the list, if it is there. Returns whether it was."""
     found = number in left
     if found:
         left.remove(number)

@@ -1,4 +1,4 @@
-"""What the open-ended tasks share (Nagarajan et al., arXiv 2504.15266): rows of words, random prefixes, objects that ignore order.
+"""The base of the open-ended tasks (Nagarajan et al., arXiv 2504.15266): rows of words, random prefixes, objects without order.
 
 task = make_task("circles", {"nodes": 3, "seed_length": 5})
 task.prompt(0, 7)                          # "z d l l a": a random prefix, a new one for each row to generate

@@ -64,7 +64,7 @@ class PathStar(Question):
         return Rows(tokens, lambda i: Example(text(tokens[i, 1:-1]), {"arm": int(ranks[i])}))
 
     def read(self, text: str) -> Reading:
-        """Valid: the path of edges from the start to the goal. arm: by the answer's first step, unread where no edge leads there."""
+        """Valid: the answer is the path from the start to the goal. arm: that of the answer's first step; None if no edge leads there."""
         words = text.split(" ")
         question, path = words[: self.loss_start - 1], words[self.loss_start - 1 :]
         pairs = list(zip(question[0:-3:3], question[1:-3:3], strict=False))

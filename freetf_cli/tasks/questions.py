@@ -1,4 +1,4 @@
-"""What the tasks share whose rows of words are a question and its answer: `SEP question answer SEP`, where the answer is the target."""
+"""The base of tasks whose rows are a question and its answer in words: `SEP question answer SEP`. Only the answer is a target."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ class Siblings(OpenEnded):
         return parent, [int(word) for word in words[:2] if word.isdigit()]
 
     def read(self, text: str) -> Reading:
-        """Valid: two distinct children, and the parent of both. parent: the one that is named."""
+        """Valid: two distinct children and their common parent. parent: the parent that the row names."""
         parent, children = self._read(text)
         own = {self.names[child // self.each] for child in children}
         return Reading({"parent": parent}, valid=len(set(children)) == 2 and own == {parent})

@@ -68,7 +68,7 @@ class Problem:
         return known, shown
 
     def is_held_out(self, drawn: Numbers) -> bool:
-        """Whether these numbers belong to the part `numbers`."""
+        """Whether problems with these numbers are held out: the part `numbers` has them, and the part `train` does not."""
         text = f"{self.kind} {' '.join(str(drawn[name]) for name in sorted(drawn))}"
         return hashlib.blake2b(text.encode(), digest_size=4).digest()[0] % HELD_OUT == 0
 

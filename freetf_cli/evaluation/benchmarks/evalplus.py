@@ -112,7 +112,7 @@ def _literals(argument: ast.expr) -> list[Any]:
 
 
 def _tagged(value: Any) -> Any:
-    """A value as JSON, in which `_freetf_value` of the harness finds what JSON has not."""
+    """A value as JSON. Tuples, sets and complex numbers, which JSON lacks, are marked; `_freetf_value` in the harness restores them."""
     if isinstance(value, complex):
         return {TAG: ["complex", [value.real, value.imag]]}
     if isinstance(value, (tuple, set)):

@@ -42,7 +42,7 @@ class Passed:
 
 @dataclass(frozen=True, kw_only=True)
 class Attempts(Evaluation):
-    """sequences: questions; attempts: answers to each, n. different: the mean share of an answer's n that are different texts."""
+    """The result of `evaluate --task attempts`. sequences: questions; attempts: answers to each; different: share of distinct answers."""
 
     temperature: float
     attempts: int

@@ -121,12 +121,12 @@ def evaluate(checkpoint: Checkpoint, model: Decoder, source: DataSource, request
 
 
 def _within_one(found: Estimate) -> Estimate:
-    """A share's interval cut at 0 and 1, which Student's can cross."""
+    """The estimate of a share with its interval clipped to [0, 1]: Student's interval can extend beyond."""
     return Estimate(found.value, max(0.0, found.low), min(1.0, found.high))
 
 
 def training_objects(source: DataSource, task: Task) -> Set[Hashable]:
-    """The objects of the training rows; InputError if these are endless."""
+    """The objects that the training rows show. InputError if the training set is not finite."""
     size = source.rows.size(TRAIN)
     if size is None:
         raise InputError("creativity needs a finite training set to compare with", hint="train with data.train_rows=10000")
@@ -147,7 +147,7 @@ def measure(task: Task, texts: Sequence[str], known: Set[Hashable]) -> Shares:
 
 
 def perfect(objects: int, training: int, rows: int) -> Shares:
-    """Their expectations for a sampler that draws each of `objects` objects equally often, `training` of them known."""
+    """The expected measures of a sampler that draws uniformly from `objects` objects, of which the training set has `training`."""
     unseen, covered = 1 - training / objects, 1.0 if objects == 1 else -math.expm1(rows * math.log1p(-1 / objects))
     different = covered * objects / rows
     return Shares(creativity=unseen * different, coherence=1.0, memorised=1 - unseen, distinct=different, coverage=covered)

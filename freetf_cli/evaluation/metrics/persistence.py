@@ -177,7 +177,7 @@ def _cases(model: Decoder, source: DataSource, request: Request, offsets: int) -
 
 
 def _agreement(bit_logits_BTH: Tensor, mask_BT: Tensor) -> tuple[float, float]:
-    """KL of the bits whose likelier value is that of the token before, and KL of all bits, without the first token's."""
+    """Two sums of KL, both without the first token: over bits whose likelier value is the previous token's, and over all bits."""
     kl_BTH = kl_per_token(bit_logits_BTH[..., None]) * mask_BT[..., None]
     same_BTH = (bit_logits_BTH[:, 1:] > 0) == (bit_logits_BTH[:, :-1] > 0)
     return float((kl_BTH[:, 1:] * same_BTH).sum()), float(kl_BTH[:, 1:].sum())
@@ -210,20 +210,20 @@ def choose_by_gumbel(logits_BV: Tensor, quantiles_B: Tensor) -> Tensor:
 
 
 def _alive(text_RN: Ints, separator: int | None) -> NDArray[np.bool_]:
-    """Which new tokens belong to the document, its closing separator included [R, N]."""
+    """Which of the new tokens [R, N] come before the end of the document; the separator that ends it counts."""
     ended = np.zeros_like(text_RN, np.bool_) if separator is None else text_RN == separator
     before: NDArray[np.bool_] = np.cumsum(ended, axis=1) - ended == 0
     return before
 
 
 def _divergences(model: Decoder, cases: _Cases, text_RN: Ints, request: Request) -> tuple[Floats, Floats]:
-    """KL of the next token's distributions in bits [R, N], given A's text: of B's Z from A's, and of all Z drawn again."""
+    """KL divergences of the next token's distribution from A's, bits [R, N], on A's text: with B's Z, and with all Z drawn again."""
     device, offsets = model.embedding.weight.device, text_RN.shape[1]
     found, order = np.zeros((2, *text_RN.shape)), np.argsort(cases.places, kind="stable")
     size = max(1, rows_at_once(model, cases.tokens.shape[1]) // 3)
     for rows in (order[start : start + size] for start in range(0, len(order), size)):
         places = cases.places[rows, None]
-        length = int(places.max()) + offsets  # what follows a row's own part is read by none of its positions
+        length = int(places.max()) + offsets  # positions after a row's own part do not influence it
         whole = np.pad(cases.tokens[rows], ((0, 0), (0, offsets)))[:, :length]
         np.put_along_axis(whole, places + np.arange(1, offsets), text_RN[rows, :-1], 1)
         tokens_BT = torch.from_numpy(whole).to(device)

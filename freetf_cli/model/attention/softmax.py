@@ -38,7 +38,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(self.heads * self.head_width, config.width, bias=False)
 
     def forward(self, q_BTD: Tensor, kv_BTD: Tensor, ctx: Context, memory: Memory | None = None) -> Tensor:
-        """Attend from q_BTD to kv_BTD, to cached positions, and to a memory, whose keys the context's mask counts; returns [B, T, D].
+        """Attend from q_BTD to kv_BTD, to cached positions, and to a memory, which the context's mask includes; returns [B, T, D].
 
         A query [1, 1, D] is the same for all sequences and positions: it is projected once and rotated for each position.
         """
