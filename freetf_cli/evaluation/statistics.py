@@ -18,7 +18,8 @@ from freetf_cli.records.likelihood import Estimate
 RESAMPLES = 2000
 LEAST = 20  # items; with fewer, a percentile bootstrap covers less than 95 %
 _BLOCK = 100  # resamples at a time
-_STUDENT = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622)  # 97.5 % quantiles, by degrees of freedom from 1
+# Student's 97.5 % quantiles for 1 to 9 degrees of freedom. SciPy computes them, but belongs to the extra `probe`.
+_STUDENT = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622)
 
 Floats = NDArray[np.float64]
 
