@@ -1,6 +1,7 @@
 """One run of scripts/open_ended.py: `python open_ended_worker.py --rows N RECIPE RUN OPTIONS-OF-TRAIN…`.
 
-It trains the run, or resumes it. Then it measures the checkpoints one by one, at every temperature, and deletes all but the last.
+It trains the run, or resumes it. Then it measures the checkpoints one by one, at every temperature, and deletes all but the last and the
+one with the lowest held-out cost.
 What was measured is in RUN/measured.jsonl as it comes, so that an interrupted worker goes on where it ended, and in RUN/measured.json
 when all is done.
 """
@@ -11,7 +12,7 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from freetf_cli.durable import write_durably
 from freetf_cli.evaluation.metrics import Request, default_sequences, load
 from freetf_cli.evaluation.run_data import open_split
 from freetf_cli.records import to_json
-from freetf_cli.runs.checkpoint import checkpoint_folders, open_model
+from freetf_cli.runs.checkpoint import checkpoint_folders, folder_step, open_model
 
 TEMPERATURES = (0.0, 0.5, 1.0)
 LEFT_OUT = ("schema_version", "run", "facts", "seconds")  # of a metric's record
@@ -45,6 +46,12 @@ def held_out(run: Path) -> dict[int, dict[str, float]]:
     return {line["step"]: {name: line[name] for name in ("ce", "kl") if name in line} for line in lines if line["split"] != "train"}
 
 
+def best(folders: Sequence[Path], costs: Mapping[int, Mapping[str, float]]) -> Path:
+    """The checkpoint with the lowest held-out cost, CE + KL; the last one where none has a cost."""
+    costed = [folder for folder in folders if folder_step(folder) in costs]
+    return min(costed, key=lambda folder: sum(costs[folder_step(folder)].values())) if costed else folders[-1]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("recipe")
@@ -59,12 +66,13 @@ def main() -> None:
     costs, partial = held_out(options.run), options.run / "measured.jsonl"
     rows = [json.loads(line) for line in partial.read_text(encoding="utf-8").splitlines()] if partial.is_file() else []
     folders = checkpoint_folders(options.run)
+    kept = {folders[-1], best(folders, costs)}
     with partial.open("a", encoding="utf-8") as out:
         for folder in folders:
             for found in measure(folder, options.rows, device, {(row["step"], row["temperature"]) for row in rows}):
                 rows.append({"name": options.run.name, "recipe": options.recipe, "held_out": costs.get(found["step"]), **found})
                 print(json.dumps(rows[-1]), file=out, flush=True)
-            if folder != folders[-1]:
+            if folder not in kept:
                 shutil.rmtree(folder)
     write_durably(options.run / "measured.json", json.dumps(rows))
 
