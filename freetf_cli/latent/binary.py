@@ -125,13 +125,17 @@ class BinaryLatent(Latent):
         config = self.config.objective
         penalty = free_bits_penalty(kl_BT, latent_mask_BT, weights.kappa, config.free_bits, weights.slope)
         if config.has_mismatch:
-            logits_BTH, mask_BT = posterior.bit_logits[:, : self.window].float(), latent_mask_BT[:, : self.window]
-            whole_BTH = self.all_rows(logits_BTH)
-            divergence = aggregate_mismatch(whole_BTH, self.all_rows(mask_BT), config.mismatch_over)
-            share = divergence.detach() * len(logits_BTH)  # this process's part of a term that is summed over the batch
-            gradient = (divergence - divergence.detach()) * len(whole_BTH)  # of the whole term: no other process computes it for these rows
-            penalty = penalty + weights.mismatch * (share + gradient)
+            logits_BTH, mask_BT = posterior.bit_logits[:, : self.window], latent_mask_BT[:, : self.window]
+            penalty = penalty + weights.mismatch * self.mismatch(logits_BTH, mask_BT, config.mismatch_over)
         return penalty
+
+    def mismatch(self, bit_logits_BTH: Tensor, counted_BT: Tensor, over: Literal["sequence", "token"]) -> Tensor:
+        """The divergence of the batch's aggregate posterior from the prior, for each of this process's sequences, nats []."""
+        whole_BTH = self.all_rows(bit_logits_BTH.float())
+        divergence = aggregate_mismatch(whole_BTH, self.all_rows(counted_BT), over)
+        share = divergence.detach() * len(bit_logits_BTH)  # this process's part of a term that is summed over the batch
+        gradient = (divergence - divergence.detach()) * len(whole_BTH)  # of the whole term: no other process computes it for these rows
+        return share + gradient
 
     def initialise(self, draws: Draws) -> None:
         """Encoder as the decoder's blocks, ζ small, the table by `latent.table_init`."""
