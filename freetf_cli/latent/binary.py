@@ -51,7 +51,7 @@ ZETA_STD = 0.02
 class BinaryLatent(Latent):
     """H uniform bits per token, inferred by one non-causal block, injected into the keys and values of block `depth`."""
 
-    no_weight_decay = ("post_sampler.weight",)
+    no_weight_decay: tuple[str, ...] = ("post_sampler.weight",)
 
     def __init__(self, model: ModelConfig, config: LatentConfig) -> None:
         super().__init__()

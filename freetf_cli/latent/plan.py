@@ -60,7 +60,7 @@ def with_plan(codes: Any, plan: Any, shift: int) -> Any:
 class PlanLatent(BinaryLatent):
     """P bits a sequence and H bits a token, inferred by one non-causal block, injected into the keys and values of block `depth`."""
 
-    no_weight_decay = ("post_sampler.weight", "plan_sampler.weight")
+    no_weight_decay: tuple[str, ...] = ("post_sampler.weight", "plan_sampler.weight")
 
     def __init__(self, model: ModelConfig, config: LatentConfig) -> None:
         self.plan_bits, plan_kappa = _options(config)
@@ -72,17 +72,21 @@ class PlanLatent(BinaryLatent):
 
     def posterior(self, x_BTD: Tensor, embedded_BTD: Tensor, ctx: Context) -> PlanDistribution:
         logits_BTH = self.encoder(embedded_BTD if self.reads_embeddings else x_BTD, ctx)
-        token_BTH, plan_BTP = logits_BTH.split([self.token_bits, self.plan_bits], -1)
+        token_BTH, plan_BTP = self.split(logits_BTH)
         if self.window is not None:
             token_BTH = token_BTH * (ctx.token_positions < self.window)[..., None]
         starts = ctx.positions_T - ctx.token_positions
         plan_BTP = plan_BTP * (starts == ctx.positions_T)[..., None]
         return PlanDistribution(torch.cat([token_BTH, plan_BTP], -1), None, self.plan_bits, starts.expand(logits_BTH.shape[:2]))
 
+    def split(self, bit_logits_BTH: Tensor) -> tuple[Tensor, Tensor]:
+        """The logits of the tokens' bits and of the plan's."""
+        return bit_logits_BTH[..., : self.token_bits], bit_logits_BTH[..., self.token_bits :]
+
     def inject(self, z: Tensor, posterior: Distribution | None = None) -> Injection:
         token_BTH = plan_BTP = None
         if isinstance(posterior, PlanDistribution):
-            token_BTH, plan_BTP = posterior.bit_logits.split([self.token_bits, self.plan_bits], -1)
+            token_BTH, plan_BTP = self.split(posterior.bit_logits)
             plan_BTP = gather(plan_BTP, posterior.plan_starts)
         r_BTD = self.post_sampler(z & (1 << self.token_bits) - 1, token_BTH) + self.plan_sampler(z >> self.token_bits, plan_BTP)
         return ResidualInjection(r_BTD, self.depth)
@@ -105,7 +109,7 @@ class PlanLatent(BinaryLatent):
     def penalty(self, posterior: Distribution, kl_BT: Tensor, latent_mask_BT: Tensor, weights: ObjectiveWeights) -> Tensor:
         assert isinstance(posterior, PlanDistribution)
         config = self.config.objective
-        token_BTH, plan_BTP = posterior.bit_logits.split([self.token_bits, self.plan_bits], -1)
+        token_BTH, plan_BTP = self.split(posterior.bit_logits)
         plan_B = (kl_per_token(plan_BTP) * latent_mask_BT).sum(-1)
         token_BT = kl_per_token(token_BTH) * latent_mask_BT
         penalty = free_bits_penalty(token_BT, latent_mask_BT, weights.kappa, config.free_bits, weights.slope)
