@@ -70,7 +70,7 @@ class Blocks(Task):
         self.n, self.query, self.count, self.valid = n, query, count, valid
         self.floor_bits = math.log2(valid)
         if valid > 1:
-            self.factors, self.label = (Factor("choice", range(valid)),), "choice"
+            self.factors = (Factor("choice", range(valid)),)
         self.answer = {"all": slice(0, n), "first": slice(0, 1), "last": slice(n - 1, n)}[params["which"]]
         self.question = count * (n + 1) - 1 + 1 + query  # characters before the answer
         self.loss_start = 1 + self.question
@@ -163,7 +163,7 @@ class Blocks(Task):
         return found
 
     def read(self, text: str) -> Reading:
-        """Valid: a well-formed question, then the answer of a block that holds its letters. choice: which of these, if there are several."""
+        """Valid: a well-formed question, then the answer of a block that holds its letters. choice: which of these."""
         asked, answer = text[: self.question], text[self.question :]
         blocks, query = asked[: -self.query - 1].split("."), set(asked[-self.query :])
         holding = [number for number, block in enumerate(blocks) if query <= set(block)]

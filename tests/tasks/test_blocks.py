@@ -134,4 +134,4 @@ def test_more_right_answers_than_there_are_blocks(params: dict[str, object], mes
 def test_one_valid_block_is_the_task_as_it_was() -> None:
     plain, named = make_task("blocks", {}), make_task("blocks", {"valid": 1})
     assert [row.text for row in plain.examples(3, 0, 5)] == [row.text for row in named.examples(3, 0, 5)]
-    assert plain.label is None and plain.other_prompt({}) == ""
+    assert plain.factors == () and plain.other_prompt({}) == ""
