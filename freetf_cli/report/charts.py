@@ -306,7 +306,7 @@ def _heat_map(made: Drawing, block: HeatMap) -> None:
         _nothing(made)
         return
     made.resize(328)
-    axes = made.axes(48, 24, 22, 64)
+    axes = made.axes(64 if block.rows else 48, 24, 22, 64)
     axes.grid(visible=False)
     axes.spines[:].set(visible=True, color=COLOURS["rule"])
     axes.set(facecolor=COLOURS["panel"], xlim=(0, columns), ylim=(rows, 0), xlabel=visible(block.x_label), ylabel=visible(block.y_label))
