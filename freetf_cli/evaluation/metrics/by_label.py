@@ -2,7 +2,8 @@
 windows that lie within documents of one label.
 
 A label is the name of the folder that a document came from (`freetf prepare`). Up to --sequences windows of each label are measured, spread
-evenly over its part of the split. `nll` is the importance-weighted bound of a Free model with its largest number of draws; `perplexity` is exp(nll) per token.
+evenly over its part of the split. `nll` is the importance-weighted bound of a Free model with its largest number of draws; `perplexity` is
+exp(nll) per token.
 
 Shapes: R rows of a split.
 """
