@@ -58,6 +58,13 @@ def test_a_short_context_has_a_length_of_its_own_and_too_short_a_one_is_an_error
         items("needles", data, Room(context=40))
 
 
+def test_a_prompt_fits_also_where_its_sentences_cost_more_together_than_alone(data: Path) -> None:
+    room = Room(lambda text: len(text.split()) + text.count(". "), 600)
+    for doc in items("needles", data, room):
+        took = room.tokens(doc["query"] + f" {doc['choices'][0]}") + 1
+        assert doc["length"] - 20 < took <= doc["length"] == 512
+
+
 def test_items_are_the_same_every_time_and_their_answers_are_balanced(data: Path) -> None:
     first, again = (items("needles", data, Room(context=512)) for _ in range(2))
     assert first == again
