@@ -235,15 +235,15 @@ class Scratch:
         return path.read_text(errors="replace") if path.exists() else ""
 
 
-def processes() -> dict[int, dict[str, str]]:
-    """The environments of the living processes that this script, or a process of it, has started, by pid."""
+def processes() -> dict[int, str]:
+    """The living processes that this script, or a process of it, has started: RANK in their environment, "" if it is not there, by pid."""
     found = {}
     for path in Path("/proc").glob("[0-9]*/environ"):
         with suppress(OSError):  # it has ended, or is another user's
             pairs = (word.partition("=") for word in path.read_bytes().decode(errors="replace").split("\0"))
             environment = {name: value for name, _, value in pairs}
             if environment.get(MARK[0]) == MARK[1] and not ended(int(path.parent.name)):
-                found[int(path.parent.name)] = environment
+                found[int(path.parent.name)] = environment.get("RANK", "")
     return found
 
 
@@ -321,11 +321,11 @@ class Run:
     def ranks(self) -> list[int]:
         """The pids of the processes that train, by rank."""
         found = {}
-        for pid, environment in processes().items():
+        for pid, rank in processes().items():
             with suppress(OSError):
                 parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-                if parent == self.launcher.pid and "RANK" in environment:
-                    found[int(environment["RANK"])] = pid
+                if parent == self.launcher.pid and rank:
+                    found[int(rank)] = pid
         return [pid for _, pid in sorted(found.items())]
 
 

@@ -216,7 +216,7 @@ def test_scaling_measures_every_case_once(
         worker.main(asdict(case) | {"warm_up": 1, "device": "cpu", "folder": str(tmp_path)})
         rows.append(asdict(case) | json.loads(capsys.readouterr().out.splitlines()[-1]))
     out.write_text(json.dumps({"rows": rows}))
-    printed = run(module, out, "--smoke", "--minutes", 5)
+    printed = run(module, out, "--smoke", "--minutes", 8)
     found = {row["name"]: row for row in json.loads(out.read_text())["rows"]}
     assert list(found.values())[:2] == rows and list(found) == [case.name for case in module.SMOKE], printed
     assert "\nleft: nothing\n" in printed and not module.processes()
@@ -240,7 +240,7 @@ def test_scaling_leaves_no_processes_behind(script: Callable[[str], ModuleType],
     module, out = script("scaling"), tmp_path / "out.json"
     begun = time.monotonic()
     printed = run(module, out, "--smoke", "--only", "hsdp", "--minutes", 0.02)
-    assert time.monotonic() - begun < 15 and not module.processes()
+    assert time.monotonic() - begun < 60 and not module.processes()
     (row,) = json.loads(out.read_text())["rows"]
     assert row["error"].endswith("done: not in time") and f"left: {row['name']}: failed: done: not in time" in printed
 
@@ -316,6 +316,7 @@ def test_scaling_compares_with_the_goals(script: Callable[[str], ModuleType]) ->
         ("free, 1: memory against the plan", "+0.0 %", "yes"),
     ]
     assert [reached for what, _, _, reached in lines if "is killed" in what] == ["yes", "no", "no", "no", "no"]
+    assert module.scaling(rows[0] | {"rows": 4}, {row["name"]: row for row in rows}) is None  # one GPU had other batches
 
 
 def test_open_ended_plans_every_arm_and_stops_at_the_deadline(
