@@ -105,8 +105,8 @@ CASES = [
     _case("letters-free", 2, 128, "ddp", *_DDP, steps=200),
 ]
 CASES += [replace(one, name=f"{one.name}, profiled", steps=5, profile=True) for one in CASES[-6:-2]]
-_TINY = ("model.layers=2", "model.width=32", "model.heads=2", "model.kv_heads=1", "model.ffn=64", "model.vocab=320", "model.context=32")
-_TINY += ("train.compile=off", "train.precision=fp32")
+_SMALL = ("model.layers=2", "model.width=32", "model.heads=2", "model.kv_heads=1", "model.ffn=64", "model.vocab=320", "model.context=32")
+_TINY = (*_SMALL, "train.compile=off", "train.precision=fp32")
 _TINY_FREE = (*_TINY, "latent.bits=4")
 _QUICK: dict[str, Any] = {"steps": 3, "goals": True, "seconds": 0}
 SMOKE = [
@@ -141,7 +141,8 @@ def main() -> None:
             else:
                 row = asdict(case) | measured(case, scratch, remaining)
                 if "error" in row:
-                    left[case.name] = f"failed: {(row['error'].strip().splitlines() or ['no message'])[-1][:200]}"
+                    what, *said = row["error"].strip().splitlines()
+                    left[case.name] = ": ".join(["failed", what, *said[-1:]])[:300]
                 found["rows"] = [*(each for each in found["rows"] if each["name"] != case.name), row]
                 write_durably(chosen.out, json.dumps(found, indent=1) + "\n")
                 print(f"{time.monotonic() - began:5.0f} s  {case.name}", file=sys.stderr, flush=True)
@@ -259,9 +260,9 @@ def until(happened: Callable[[], bool], limit: float, alive: Callable[[], bool],
     """Wait for something. Raises Failed at the time limit, or if the processes that should do it are gone."""
     while not happened():
         if not alive() and not happened():
-            raise Failed(f"{said()[-3000:]}\nthe processes ended before {what}")
+            raise Failed(f"the processes ended before {what}\n{said()[-3000:]}")
         if time.monotonic() > limit:
-            raise Failed(f"{said()[-3000:]}\n{what}: not in time")
+            raise Failed(f"not in time: {what}\n{said()[-3000:]}")
         time.sleep(POLL)
 
 
@@ -281,7 +282,10 @@ def steps(case: Case, scratch: Scratch, limit: float) -> Row:
         failed = [rank for rank, worker in enumerate(workers) if worker.poll()]
         return "".join(scratch.read(f"{rank}.err") for rank in failed[:1])
 
-    until(lambda: all(worker.poll() == 0 for worker in workers), limit, lambda: not any(worker.poll() for worker in workers), "done", said)
+    def alive() -> bool:
+        return not any(worker.poll() for worker in workers)
+
+    until(lambda: all(worker.poll() == 0 for worker in workers), limit, alive, "the last step", said)
     lines = [line for line in scratch.read("0.out").splitlines() if line.startswith('{"name"')]
     if not lines:
         raise Failed("process 0 printed no row")

@@ -242,7 +242,7 @@ def test_scaling_leaves_no_processes_behind(script: Callable[[str], ModuleType],
     printed = run(module, out, "--smoke", "--only", "hsdp", "--minutes", 0.02)
     assert time.monotonic() - begun < 60 and not module.processes()
     (row,) = json.loads(out.read_text())["rows"]
-    assert row["error"].endswith("done: not in time") and f"left: {row['name']}: failed: done: not in time" in printed
+    assert row["error"].startswith("not in time") and f"left: {row['name']}: failed: not in time: the last step\n" in printed
 
 
 @linux
@@ -252,7 +252,7 @@ def test_scaling_says_why_a_process_failed(script: Callable[[str], ModuleType], 
     case = replace(module.SMOKE[0], overrides=("model.layers=0",))
     with module.Scratch(0) as scratch:
         row = module.measured(case, scratch, 60)
-    assert "model.layers" in row["error"] and "ended before done" in row["error"]
+    assert row["error"].startswith("the processes ended before the last step\n") and "model.layers" in row["error"]
 
 
 def test_scaling_skips_what_does_not_fit(
