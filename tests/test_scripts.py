@@ -1,6 +1,6 @@
 """Scripts in scripts/: each runs as its head says, on tiny sizes.
 
-They run in this process, which has imported torch; kernels.py and speed.py start processes of their own scripts.
+They run in this process, which has imported torch; kernels.py, scaling.py and speed.py start processes of their own scripts.
 """
 
 from __future__ import annotations
@@ -12,16 +12,20 @@ import runpy
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from freetf_cli.cli.app import main as freetf
+from freetf_cli.config.files import load_recipe
 from freetf_cli.kernels import mapper
+from freetf_cli.runs.plan import plan_run
+from freetf_cli.runs.spread import memory_of, spread
 from tests.evaluation.probe.planted import small_free
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -195,6 +199,124 @@ def test_kernels_are_compared_with_pytorchs(
             elif "another result" not in name:
                 assert max(way["output_error"], way["gradient_error"]) < 0.01
                 assert way["median_ms"] > 0
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="processes are found in /proc")
+
+
+@linux
+@pytest.mark.slow
+def test_scaling_measures_every_case_once(
+    script: Callable[[str], ModuleType], run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Several processes share a model; one is killed; a sharded checkpoint is resumed bit for bit. Single ones are measured in this one."""
+    module, worker, out, rows = script("scaling"), script("scaling_worker"), tmp_path / "out.json", []
+    for case in module.SMOKE[:2]:
+        assert case.processes == 1
+        worker.main(asdict(case) | {"warm_up": 1, "device": "cpu", "folder": str(tmp_path)})
+        rows.append(asdict(case) | json.loads(capsys.readouterr().out.splitlines()[-1]))
+    out.write_text(json.dumps({"rows": rows}))
+    printed = run(module, out, "--smoke", "--minutes", 8)
+    found = {row["name"]: row for row in json.loads(out.read_text())["rows"]}
+    assert list(found.values())[:2] == rows and list(found) == [case.name for case in module.SMOKE], printed
+    assert "\nleft: nothing\n" in printed and not module.processes()
+    shared, killed, resumed = list(found.values())[2:]
+    assert len(shared["ceilings"]) == shared["processes"] == 4 and shared["saved"]["done"] and min(shared["links"].values()) > 0
+    for row in (killed, resumed):
+        assert row["alive"] == 0 and row["exit_code"] == 1 and row["stopped_s"] < module.STOP
+        assert row["errors"] == ["freetf: error: process 1 of 2 was ended by SIGKILL; resume with the same command and --resume auto"]
+    assert resumed["equal"] and [row["step"] for row in resumed["second"]] == [4, 5, 6]
+    assert len({row["ce"] for row in resumed["second"]}) == 3
+    assert sum("/shard-0000" in name for name in resumed["files"]) == 4  # of two processes, the model's and the optimizer's
+    lines = [line for line in printed.splitlines() if line.startswith("| 8b") and line.endswith((" yes |", " no |"))]
+    for goal in ("≥ 60 %", "≤ 1.035", "≥ 95 %", "≤ 60 s", "equal bit for bit"):
+        assert any(f" {goal}" in line for line in lines), goal
+    assert run(module, out, "--smoke") == printed
+
+
+@linux
+def test_scaling_leaves_no_processes_behind(script: Callable[[str], ModuleType], run: Run, tmp_path: Path) -> None:
+    """A case that takes too long is ended, and measured again by the next call."""
+    module, out = script("scaling"), tmp_path / "out.json"
+    begun = time.monotonic()
+    printed = run(module, out, "--smoke", "--only", "hsdp", "--minutes", 0.02)
+    assert time.monotonic() - begun < 60 and not module.processes()
+    (row,) = json.loads(out.read_text())["rows"]
+    assert row["error"].startswith("not in time") and f"left: {row['name']}: failed: not in time: the last step\n" in printed
+
+
+@linux
+@pytest.mark.slow
+def test_scaling_says_why_a_process_failed(script: Callable[[str], ModuleType], tmp_path: Path) -> None:
+    module = script("scaling")
+    case = replace(module.SMOKE[0], overrides=("model.layers=0",))
+    with module.Scratch(0) as scratch:
+        row = module.measured(case, scratch, 60)
+    assert row["error"].startswith("the processes ended before the last step\n") and "model.layers" in row["error"]
+
+
+def test_scaling_skips_what_does_not_fit(
+    script: Callable[[str], ModuleType], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cases that need more GPUs, or more time than is left, are listed; the others are done in order."""
+    module, asked = script("scaling"), []
+    monkeypatch.setattr(module, "count_gpus", lambda: 2)
+    monkeypatch.setattr(module, "measured", lambda case, *_: asked.append(case.name) or {"error": "nothing"})
+    printed = run(module, tmp_path / "out.json", "--minutes", 2)
+    assert "left: 8b free, 8, fsdp: needs 8 GPUs, and there are 2\n" in printed
+    assert "left: 1.5b free, 2, fsdp, resumed: needs 240 s\n" in printed
+    assert asked == [case.name for case in module.CASES if case.processes <= 2 and case.seconds < 120]
+    assert len({case.name for case in module.CASES}) == len(module.CASES) and max(case.seconds for case in module.CASES) < 8.5 * 60
+
+
+def test_scaling_takes_the_plan_of_a_dry_run(script: Callable[[str], ModuleType]) -> None:
+    """Every case has a valid recipe, and what the worker calls planned memory is what `--dry-run --gpus N` prints, and fits."""
+    for case in script("scaling").CASES:
+        settings = [*case.overrides, f"train.batch={case.processes * case.rows}", f"parallel.processes={case.processes}"]
+        recipe = load_recipe(case.recipe, overrides=settings)
+        if not case.goals or case.work != "steps":
+            continue
+        plan = plan_run(recipe, "", True, "cuda")
+        (row,) = (
+            row
+            for row in spread(recipe, plan, case.processes).rows
+            if row.mode == recipe.parallel.engine and row.reshard_after_forward == recipe.parallel.reshard_after_forward
+            if not row.cpu_offload
+        )
+        assert row.fits and row.grad_accum_steps == 1 and row.memory == memory_of(recipe, plan), case.name
+
+
+def test_scaling_compares_with_the_goals(script: Callable[[str], ModuleType]) -> None:
+    """Values on both sides of each goal, by hand."""
+    module = script("scaling")
+    made = {"work": "steps", "rows": 2, "goals": True, "ceilings": [7e14, 9e14], "median_ms": 9.0, "planned_gib": 100.0}
+
+    def steps(name: str, processes: int, took: float, peak: float) -> dict[str, Any]:
+        rates = {"ms": took, "tokens_per_second_and_gpu": 1e5 / took, "flops_per_second_and_gpu": 4e16 / took}
+        return made | rates | {"name": name, "processes": processes, "peak_gib": peak}
+
+    rows = [
+        steps("8b free, 8, fsdp", 8, 103.6, 105.1),
+        steps("8b baseline, 8, fsdp", 8, 100.0, 95.1),
+        steps("8b free, 1", 1, 83.0, 100.0),
+    ]
+    ended = {"work": "killed", "goals": True, "processes": 8, "exit_code": 1, "alive": 0, "stopped_s": 9.0}
+    message = "freetf: error: process 1 of 8 was ended by SIGKILL"
+    rows += [ended | {"name": "killed", "errors": errors} for errors in ([message], [message, message], [])]
+    rows += [ended | {"name": "slow", "errors": [message], "stopped_s": 61.0}, ended | {"name": "left", "errors": [message], "alive": 1}]
+    lines = [line.strip("| ").split(" | ") for line in module.tables(rows) if line.endswith((" yes |", " no |"))]
+    assert [(what.removeprefix("8b "), value, reached) for what, value, _, reached in lines if ":" in what and "killed" not in what] == [
+        ("free, 8, fsdp: share of the ceiling", "48.3 % of 800 TFLOP/s", "no"),
+        ("free, 8, fsdp: time of a step, Free / baseline", "1.036", "no"),
+        ("free, 8, fsdp: memory against the plan", "+5.1 %", "no"),
+        ("free, 8, fsdp: tokens/s and GPU, against one GPU", "80.1 %, 6.41 times as fast", "no"),
+        ("baseline, 8, fsdp: share of the ceiling", "50.0 % of 800 TFLOP/s", "no"),
+        ("baseline, 8, fsdp: memory against the plan", "-4.9 %", "yes"),
+        ("free, 1: share of the ceiling", "60.2 % of 800 TFLOP/s", "yes"),
+        ("free, 1: memory against the plan", "+0.0 %", "yes"),
+    ]
+    assert [reached for what, _, _, reached in lines if "is killed" in what] == ["yes", "no", "no", "no", "no"]
+    assert module.scaling(rows[0] | {"rows": 4}, {row["name"]: row for row in rows}) is None  # one GPU had other batches
 
 
 def test_open_ended_plans_every_arm_and_stops_at_the_deadline(
