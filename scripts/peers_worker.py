@@ -207,7 +207,9 @@ def x_transformers_free(recipe: Recipe, options: dict[str, Any], differs: list[s
     if shape.tie_embeddings:
         model.token_unembed.weight = model.token_emb.weight
         nn.init.normal_(model.token_emb.weight, std=EMBEDDING_STD)  # its own deviation, 1, would make logits of 8 and more
-    differs = [*differs, f"product of a one-hot vector of {2**bits} numbers instead of a look-up", "free bits of each token"]
+    differs = [*differs, f"product of a one-hot vector of {2**bits} numbers instead of a look-up"]
+    if (pooled := recipe.latent.objective.free_bits) != "token":  # type: ignore[union-attr]
+        differs.append(f"free bits per token, not per {pooled}")
 
     def loss(inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
         return model(torch.cat((inputs_BT, targets_BT[:, -1:]), 1))  # it shifts by itself

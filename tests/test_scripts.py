@@ -209,7 +209,7 @@ def test_peers_compares_rounds_with_freetf_and_with_the_baseline(script: Callabl
 def test_peers_runs_one_process_at_a_time_where_memory_is_short(
     script: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ways that fit together take turns. Others are started twice each, one after the other; a step out of memory is split."""
+    """Ways that fit together take turns; others are started twice each. A peer's step out of memory is split; a failed one has no times."""
     module, started = script("peers"), []
 
     class Worker:
@@ -226,6 +226,8 @@ def test_peers_runs_one_process_at_a_time_where_memory_is_short(
             return {"warm_up": 1.0}
 
         def ask(self, command: str) -> dict[str, object]:
+            if command == "end" and self.task["peer"] == "transformers":
+                raise module.WorkerError("it died")
             return {"seconds": 0.25} if command.startswith("run") else {"allocated_gib": 1.0, "check": {"differs": ["x"]}}
 
         def close(self) -> None:
@@ -233,9 +235,10 @@ def test_peers_runs_one_process_at_a_time_where_memory_is_short(
 
     monkeypatch.setattr(module, "Worker", Worker)
     options = module.Options(False, tmp_path, {}, 4, 0.5, 10)
-    ways = (module.Way("freetf", 100), module.Way("litgpt", 20))
+    ways = (module.Way("freetf", 100), module.Way("litgpt", 20), module.Way("transformers", 1))
     found = module.measure(module.Row("r", "step", "letters", ways), ways, options)
-    assert started == [("freetf", 1), ("litgpt", 1), ("litgpt", 2)]
+    assert started == [("freetf", 1), ("litgpt", 1), ("transformers", 1), ("litgpt", 2)]
+    assert found["transformers"] == {"error": "it died"}
     assert found["litgpt"]["rounds_ms"] == [250.0] * 4 and found["litgpt"]["calls_per_round"] == 2 and found["freetf"]["together"]
     assert found["litgpt"]["differs"] == ["x", "2 parts of a batch, because it ran out of memory"] and found["freetf"]["differs"] == ["x"]
     started.clear()
