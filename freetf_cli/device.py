@@ -30,6 +30,7 @@ EXTRAS = {
     "eval": (("lm_eval",), "benchmarks of `evaluate`"),
     "float8": (("torchao",), "`train.float8`"),
     "hf": (("transformers",), "checks by transformers in `export` and `import`"),
+    "peers": (("litgpt", "transformers", "x_transformers"), "comparisons by `scripts/peers.py`"),
     "probe": (("sklearn", "scipy"), "`probe-latent`"),
     "tensorboard": (("tensorboard",), "`export-metrics --to tensorboard`"),
     "trackio": (("trackio",), "`export-metrics --to trackio`"),

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -160,6 +161,146 @@ def test_speed_compares_two_trees_and_resumes(script: Callable[[str], ModuleType
         assert len(row["old"]["rounds_ms"]) == len(row["new"]["rounds_ms"]) == 2
     assert run(module, *words) == printed
     assert json.loads(out.read_text())["rows"] == rows
+
+
+@pytest.mark.slow
+def test_peers_names_what_is_missing_and_what_fails(
+    script: Callable[[str], ModuleType], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No package is installed, and the clone is not nanoGPT: freetf alone is measured. A second call measures it no more than it can."""
+    module, out, clone = script("peers"), tmp_path / "peers.json", tmp_path / "clone"
+    clone.mkdir()
+    (clone / "model.py").write_text("")
+
+    def absent(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(module.metadata, "version", absent)
+    printed = run(module, out, "--smoke", "--only", "step, 124M", "--nanogpt", clone)
+    found = json.loads(out.read_text())
+    (row,) = found["rows"]
+    assert set(row["ways"]) == {"freetf", "nanoGPT"} and row["ways"]["freetf"]["tokens"] == 2 * 32
+    assert len(row["ways"]["freetf"]["rounds_ms"]) == 2 and "GPTConfig" in row["ways"]["nanoGPT"]["error"]
+    for name in ("litgpt", "transformers", "x-transformers"):
+        assert f"- {name}: skipped, not installed: pip install 'freetf[peers]'" in printed.splitlines()
+    assert "- gpt-fast: skipped, no --gpt-fast DIR: git clone https://github.com/meta-pytorch/gpt-fast" in printed
+    assert "- step, 124M, 16 × 1,024: nanoGPT failed: AttributeError" in printed and "| step, 124M, 16 × 1,024: freetf |" in printed
+    monkeypatch.setattr(module, "measure", lambda *_: pytest.fail("every way that is there has been measured"))
+    run(module, out, "--smoke", "--only", "step, 124M")
+    assert json.loads(out.read_text())["rows"] == [row]
+    with pytest.raises(SystemExit, match="2"):
+        run(module, out)
+
+
+def test_peers_compares_rounds_with_freetf_and_with_the_baseline(script: Callable[[str], ModuleType]) -> None:
+    """Ratios are of the same round, and only of what was measured."""
+    module = script("peers")
+    row = module.Row("r", "step", "letters", tuple(module.Way(peer, 1, free) for peer in ("freetf", "other") for free in (False, True)))
+    rounds = {"freetf": [1.0, 2.0, 4.0], "freetf, Free": [2.0, 2.0, 5.0], "other": [3.0, 2.0, 4.0], "other, Free": [6.0, 3.0, 20.0]}
+    found = {name: {"rounds_ms": times} for name, times in rounds.items()}
+    module.compare(row, found)
+    assert found["freetf"] == {"rounds_ms": rounds["freetf"]}
+    assert found["freetf, Free"]["to_baseline"] == {"median": 1.25, "least": 1.0, "most": 2.0}
+    assert "to_freetf" not in found["freetf, Free"] and "to_baseline" not in found["other"]
+    assert found["other"]["to_freetf"] == {"median": 1.0, "least": 1.0, "most": 3.0}
+    assert found["other, Free"]["to_freetf"] == {"median": 3.0, "least": 1.5, "most": 4.0}
+    assert found["other, Free"]["to_baseline"] == {"median": 2.0, "least": 1.5, "most": 5.0}
+    failed = {"freetf": {"error": "no"}, "other": {"rounds_ms": [1.0]}}
+    module.compare(row, failed)
+    assert failed == {"freetf": {"error": "no"}, "other": {"rounds_ms": [1.0]}}
+
+
+def test_peers_runs_one_process_at_a_time_where_memory_is_short(
+    script: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ways that fit together take turns; others are started twice each. A peer's step out of memory is split; a failed one has no times."""
+    module, started = script("peers"), []
+
+    class Worker:
+        def __init__(self, name: str, task: dict[str, object], *_: object) -> None:
+            self.task = task
+            started.append((task["peer"], task["parts"]))
+
+        def has_answer(self) -> bool:
+            return True
+
+        def read(self) -> dict[str, float]:
+            if self.task["peer"] == "litgpt" and self.task["parts"] == 1:
+                raise module.WorkerError("torch.OutOfMemoryError: CUDA out of memory")
+            return {"warm_up": 1.0}
+
+        def ask(self, command: str) -> dict[str, object]:
+            if command == "end" and self.task["peer"] == "transformers":
+                raise module.WorkerError("it died")
+            return {"seconds": 0.25} if command.startswith("run") else {"allocated_gib": 1.0, "check": {"differs": ["x"]}}
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(module, "Worker", Worker)
+    options = module.Options(False, tmp_path, {}, 4, 0.5, 10)
+    ways = (module.Way("freetf", 100), module.Way("litgpt", 20), module.Way("transformers", 1))
+    found = module.measure(module.Row("r", "step", "letters", ways), ways, options)
+    assert started == [("freetf", 1), ("litgpt", 1), ("transformers", 1), ("litgpt", 2)]
+    assert found["transformers"] == {"error": "it died"}
+    assert found["litgpt"]["rounds_ms"] == [250.0] * 4 and found["litgpt"]["calls_per_round"] == 2 and found["freetf"]["together"]
+    assert found["litgpt"]["differs"] == ["x", "2 parts of a batch, because it ran out of memory"] and found["freetf"]["differs"] == ["x"]
+    started.clear()
+    ways = (module.Way("freetf", 100), module.Way("litgpt", 100))
+    found = module.measure(module.Row("r", "step", "letters", ways), ways, options)
+    assert started == [("freetf", 1), ("litgpt", 1), ("litgpt", 2)] * 2
+    assert found["litgpt"]["rounds_ms"] == [250.0] * 4 and not found["litgpt"]["together"]
+
+
+def test_peers_table(script: Callable[[str], ModuleType]) -> None:
+    ratio = {"median": 1.5, "least": 1.25, "most": 2.0}
+    ours = {"median_ms": 12.345, "least_ms": 12.0, "most_ms": 13.0, "tokens": 1000, "flops": 6.1725e9, "allocated_gib": 0.0}
+    other = {"median_ms": 1234.5, "least_ms": 1000.0, "most_ms": 2000.0, "tokens": 2469, "allocated_gib": 3.25, "differs": ["a", "b"]}
+    found = {
+        "smoke": False,
+        "machine": {"ceiling": 1e12, "bandwidth": 1e9},
+        "peers": {"litgpt": {"version": "0.5"}, "nanogpt": {"commit": "abc"}, "gpt-fast": {"skipped": "no --gpt-fast DIR"}},
+        "rows": [
+            {"name": "step", "sequences": 1, "ways": {"freetf": ours, "litgpt": other | {"to_freetf": ratio}, "nanoGPT": {"error": "no"}}},
+            {"name": "again", "sequences": 1, "ways": {"freetf, Free": ours | {"to_baseline": ratio}, "litgpt": other}},
+        ],
+    }
+    lines = list(script("peers").table(found))
+    assert lines[2:4] == [
+        "| step: freetf | 12.35 (12.00 to 13.00) | 81,004 | 50.0% |  |  |  |",
+        "| step: litgpt | 1,234.5 (1,000.0 to 2,000.0) | 2,000 |  | 1.500 (1.250 to 2.000) |  | 3.2 |",
+    ]
+    assert lines[4] == "| again: freetf, Free | 12.35 (12.00 to 13.00) | 81,004 | 50.0% |  | 1.500 (1.250 to 2.000) |  |"
+    assert lines[6:] == [
+        "",
+        "- litgpt: version 0.5",
+        "- nanoGPT: commit abc",
+        "- gpt-fast: skipped, no --gpt-fast DIR",
+        "- litgpt, unlike freetf: a; b",
+        "- step: nanoGPT failed: no",
+    ]
+
+
+def test_peers_have_the_shape_of_the_recipe(script: Callable[[str], ModuleType]) -> None:
+    """transformers' Llama has as many parameters as freetf's baseline; its loss is that of guessing, and a step lowers it."""
+    pytest.importorskip("transformers")
+    module, worker = script("peers"), script("peers_worker")
+    row = next(row for row in module.rows(True) if row.name.startswith("step, 1.5B"))
+    way = next(way for way in row.ways if way.peer == "transformers")
+    torch.manual_seed(0)
+    recipe = worker.complete_recipe(row.task(way))
+    _, ours = worker.step(row.task(module.Way("freetf", 1)))
+    losses = []
+    for parts in (1, 2):
+        torch.manual_seed(0)
+        work, facts = worker.peer_step(worker.MODELS["transformers"](recipe, {}), recipe, parts)
+        work()
+        first = facts()
+        work()
+        losses.append((first["loss"], facts()["loss"]))
+        assert (first["parameters"], first["tokens"]) == (ours()["parameters"], ours()["tokens"])
+        assert first["loss"] == pytest.approx(math.log(64), abs=0.3) and facts()["loss"] < first["loss"]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)  # bf16
 
 
 @pytest.mark.parametrize("work", ["step", "loop", "sample"])
