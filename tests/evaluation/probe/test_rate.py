@@ -13,7 +13,7 @@ from freetf_cli.errors import InputError
 from freetf_cli.evaluation.likelihood import row_costs
 from freetf_cli.evaluation.probe.rate import Posterior, information_bounds, latent_ablation, others, rate, read_posterior
 from freetf_cli.evaluation.statistics import bootstrap
-from freetf_cli.latent.binary import sample_codes
+from freetf_cli.latent.binary import BinaryDistribution, bit_logits, sample_codes
 from freetf_cli.model.context import Context
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.model.latent import Distribution
@@ -32,7 +32,9 @@ def posterior(logits: torch.Tensor, latent_mask: torch.Tensor | None = None, see
     mask = torch.ones(logits.shape[:2]) if latent_mask is None else latent_mask
     costs = {name: np.full(count, 10 * LN2) for name in ("ce", "ce_other", "ce_prior")}
     rows = {"other": np.roll(np.arange(count), 1), "documents": np.arange(count), "targets": np.full(count, 5.0), "bytes": np.zeros(count)}
-    return Posterior(logits, mask, sample_codes(logits, noise), **{**costs, **given}, **rows, hidden=torch.zeros(count, 1))
+    own = np.arange(logits.shape[1])
+    q = BinaryDistribution(logits)
+    return Posterior(q, mask, sample_codes(logits, noise), own, **{**costs, **given}, **rows, hidden=torch.zeros(count, 1))
 
 
 def averaged(x_BTD: torch.Tensor) -> torch.Tensor:
@@ -81,10 +83,11 @@ def test_the_bounds_bracket_a_noisy_channel() -> None:
     p = 0.9
     logits = torch.where(torch.rand(600, 1, 1, generator=torch.Generator().manual_seed(1)) < 0.5, -1.0, 1.0) * math.log(p / (1 - p))
     truth = 1 + p * math.log2(p) + (1 - p) * math.log2(1 - p)
-    lows, highs = zip(*(information_bounds(logits, posterior(logits, seed=seed).z) for seed in range(5)), strict=True)
+    of_seeds = (information_bounds(BinaryDistribution(logits), posterior(logits, seed=seed).z) for seed in range(5))
+    lows, highs = zip(*of_seeds, strict=True)
     assert np.mean(lows) == pytest.approx(truth, abs=0.06) and np.mean(highs) == pytest.approx(truth, abs=0.06)
     many = torch.randn(32, 8, 8, generator=torch.Generator().manual_seed(2)) * SURE
-    low, high = information_bounds(many, posterior(many).z)
+    low, high = information_bounds(BinaryDistribution(many), posterior(many).z)
     assert low.mean() <= 5 + 1e-6 < high.mean()
 
 
@@ -93,7 +96,7 @@ def test_the_spread_of_the_bounds_is_that_of_their_terms() -> None:
     means, errors = [], []
     for seed in range(300):
         logits = torch.randn(100, 2, 2, generator=torch.Generator().manual_seed(seed)) * 1.5
-        terms = np.stack(information_bounds(logits, posterior(logits, seed=seed).z))
+        terms = np.stack(information_bounds(BinaryDistribution(logits), posterior(logits, seed=seed).z))
         means.append(terms.mean(1))
         errors.append(terms.std(1) / 10)
     assert np.std(means, axis=0) == pytest.approx(np.mean(errors, axis=0), rel=0.15)
@@ -106,7 +109,7 @@ def test_the_bounds_agree_with_their_formulas() -> None:
     q = torch.stack([torch.stack([torch.where(bits[i] == 1, p[j], 1 - p[j]).prod() for j in range(7)]) for i in range(7)])
     low = np.mean([math.log2(q[i, i] / q[i].mean()) for i in range(7)])
     high = np.mean([math.log2(q[i, i] / (q[i].sum() - q[i, i]) * 6) for i in range(7)])
-    assert [terms.mean() for terms in information_bounds(logits, z)] == pytest.approx([low, high], abs=1e-9)
+    assert [terms.mean() for terms in information_bounds(BinaryDistribution(logits), z)] == pytest.approx([low, high], abs=1e-9)
 
 
 def test_by_position_above_kappa_and_efficiency() -> None:
@@ -135,7 +138,8 @@ def test_a_pass_over_held_out_rows_agrees_with_the_likelihood() -> None:
     assert found.ce == pytest.approx(costs.nats["ce_posterior"])  # the same draws, by row
     assert found.hidden.shape == (40, 16)
     assert found.targets.tolist() == [2.0] * 40
-    assert not (found.bit_logits[:, 2] != 0).any() and (found.bit_logits[:, 1] != 0).all()
+    logits_NTH = bit_logits(found.distribution)
+    assert not (logits_NTH[:, 2] != 0).any() and (logits_NTH[:, 1] != 0).all()
 
 
 def test_cost_of_another_sequences_z() -> None:
@@ -207,6 +211,6 @@ def test_windows_of_one_document_are_resampled_together() -> None:
 def test_the_bracket_does_not_depend_on_its_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     logits = torch.randn(50, 3, 2, generator=torch.Generator().manual_seed(0)).double()
     z = posterior(logits).z
-    whole = np.stack(information_bounds(logits, z))
+    whole = np.stack(information_bounds(BinaryDistribution(logits), z))
     monkeypatch.setattr("freetf_cli.evaluation.probe.rate._BLOCK", 7)
-    assert np.stack(information_bounds(logits, z)) == pytest.approx(whole, abs=1e-9)
+    assert np.stack(information_bounds(BinaryDistribution(logits), z)) == pytest.approx(whole, abs=1e-9)
