@@ -106,7 +106,7 @@ class Rate:
             ("above κ", self._above()),
             ("active bits", _of(self.active_bits, self.all_bits)),
             ("active dimensions", _of(self.active_dims, self.all_dims, " have a mean KL above 0.01 bits")),
-            ("active units", _of(self.active_units, self.all_dims, " have a posterior mean that varies")),
+            ("active units", _of(self.active_units, self.all_dims, " have a mean of variance above 0.01")),
         ]
 
     def _above(self) -> str:
