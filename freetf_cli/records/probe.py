@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Literal
 
@@ -68,7 +68,7 @@ class Rate:
     sequences: int
     paired: int  # sequences from which the information was estimated
     targets: float  # counted targets in a sequence, on average
-    positions: list[int]  # those of by_position: all, or where tokens share a Z those that infer one
+    positions: list[int] = field(default_factory=list)  # of by_position: all, or those that infer a Z; empty in results of before: all
     by_dim: list[Estimate] | None = None  # KL of each of the K dimensions (numbers) of a Z, summed over positions
     active_dims: Estimate | None = None  # how many dimensions have a KL above 0.01 bits, a mean over sequences
     active_units: Estimate | None = None  # how many have a posterior mean that varies over sequences (variance above 0.01)
@@ -77,7 +77,7 @@ class Rate:
     def section(self) -> Section:
         kappa_line = [Reference(self.kappa, f"κ {number(self.kappa)}", "nelbo")]
         charts = []
-        if len(self.positions) > 1:
+        if len(self.by_position) > 1:
             places = _with_intervals(self.by_position, "kl", self.positions)
             unit = "bits/token" if self.has_own else "bits/Z"
             charts.append(Chart("KL by position", [places], "position", unit, "bars", references=kappa_line))
@@ -91,7 +91,7 @@ class Rate:
     @property
     def has_own(self) -> bool:
         """Whether every token has a Z of its own."""
-        return self.positions == list(range(len(self.positions))) and len(self.positions) > 1
+        return len(self.by_position) > 1 and self.positions in ([], list(range(len(self.by_position))))
 
     def _facts(self) -> list[tuple[str, str]]:
         floor = f"; floor {number(self.floor)}" if self.floor is not None else ""

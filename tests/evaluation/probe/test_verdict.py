@@ -23,7 +23,7 @@ def numbers(ce: float, other: float, floor: float | None = 27.4) -> tuple[Rate, 
         return Cost(nats, nats, nats, bits / 65, None, bits)
 
     length = Estimate(ce + 30, ce + 30, ce + 30)
-    flow = Rate(one, Estimate(ce, ce, ce), length, [], [], 1.0, one, one, 2, one, one, one, one, one, None, floor, 100, 100, 65, [])
+    flow = Rate(one, Estimate(ce, ce, ce), length, [], [], 1.0, one, one, 2, one, one, one, one, one, None, floor, 100, 100, 65)
     gain = (other - ce) * ln2 / 65
     return flow, LatentAblation(cost(ce), cost(other), cost(other), Estimate(gain, gain - 1e-4, gain + 1e-4))
 
