@@ -36,7 +36,7 @@ from freetf_cli.evaluation.probe.intervention import Generator
 from freetf_cli.evaluation.probe.measure import LONGEST
 from freetf_cli.evaluation.statistics import LEAST, Floats, share
 from freetf_cli.generation.sampling import SampleSpec
-from freetf_cli.latent.binary import bit_logits
+from freetf_cli.latent.binary import BinaryLatent, bit_logits
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.model.latent import shared
 from freetf_cli.records.steering import FoundCodes, LabelCodes
@@ -86,6 +86,9 @@ def find_codes(
     """
     if model.latent is None:
         raise InputError("this run is a baseline, it has no Z", run)
+    if not isinstance(model.latent, BinaryLatent):
+        hint = "`freetf sample RUN --z-from TEXT` takes Z from a text that has the label"
+        raise InputError("find-codes looks for bits of Z, and this run's latent has none", run, hint)
     name, values, numbers_N = label_values(source.held_out_factors(spec.split, spec.sequences), spec.label)
     with stage("reading documents", len(numbers_N)) as advance:
         sums = bit_sums(model, source, spec, numbers_N, len(values), advance)
@@ -110,7 +113,7 @@ def find_codes(
         )
         for k, value in enumerate(values)
     ]
-    bits = int(np.prod(odds_KTH.shape[1:]))
+    bits = odds_KTH[0, model.latent.own].size
     return FoundCodes(run, checkpoint.step, name, spec.split, bits, spec.strength, spec.count, spec.seed, found, notes)
 
 

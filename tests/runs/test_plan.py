@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from freetf_cli.config.files import check_recipe, load_recipe
 from freetf_cli.latent.build import build_model
-from freetf_cli.runs.plan import ATTENTION_WEIGHTS, activation_bytes, plan_run
+from freetf_cli.runs.plan import ATTENTION_WEIGHTS, activation_bytes, plan_run, table_rows
 
 
 def test_the_papers_small_model_by_hand() -> None:
@@ -217,6 +217,27 @@ def test_a_table_of_low_order_by_hand() -> None:
     width, rows = 1536, 16 + 16 * 15 // 2
     assert full.parameters - low.parameters == (2**16 - rows) * width
     assert full.train_flops_per_token - low.train_flops_per_token == 2 * 2**16 * width - 6 * rows * width
+
+
+@pytest.mark.parametrize(
+    ("changes", "inferred", "all_zs"),
+    [
+        (["latent.window=2"], 2, 65),
+        (["latent.every=8"], 9, 9),
+        (["latent.every='sequence'"], 1, 1),
+        (["latent.every=8", "latent.window=17"], 3, 9),
+    ],
+)
+def test_the_mapper_has_a_product_for_each_z_that_is_inferred(changes: list[str], inferred: int, all_zs: int) -> None:
+    sizes = ["model.vocab=29", "model.context=65"]
+    for order, products in ((None, 65 - inferred), (2, 3 * (65 - all_zs))):
+        low = [] if order is None else [f"latent.table.order={order}"]
+        whole, fewer = (plan_run(load_recipe("demo-free", overrides=[*sizes, *low, *words]), "", False) for words in ([], changes))
+        recipe = load_recipe("demo-free", overrides=[*sizes, *low])
+        assert recipe.latent is not None
+        product = 2 * table_rows(recipe.latent) * recipe.model.width
+        assert whole.train_flops_per_token - fewer.train_flops_per_token == pytest.approx(product * products / 65)
+        assert whole.parameters == fewer.parameters
 
 
 def test_a_gaussian_latent_has_no_mapper() -> None:

@@ -118,7 +118,7 @@ def evaluate(checkpoint: Checkpoint, model: Decoder, source: DataSource, request
         raise InputError("--task persistence: this run is a baseline, it has no Z", request.run)
     if model.latent.every != 1:
         what = f"--task persistence changes the Z of one token, and here several share one (latent.every = {model.latent.every})"
-        raise InputError(what, request.run)
+        raise InputError(what, request.run, "`freetf probe-latent` measures what such a Z decides")
     started = time.perf_counter()
     offsets = min(MOST, (source.context + 1) // 2)
     cases = _cases(model, source, request, offsets)
