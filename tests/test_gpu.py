@@ -33,7 +33,7 @@ from freetf_cli.model.latent import ObjectiveWeights
 from freetf_cli.runs.checkpoint import Checkpoint, checkpoint_folders
 from freetf_cli.runs.folder import RunFolder
 from freetf_cli.training.loop import Hooks, Loop
-from freetf_cli.training.optimizer import make_optimizer
+from freetf_cli.training.optimizer import make_optimizers
 from freetf_cli.training.parallel import Engine
 from freetf_cli.training.prefetch import HostBatch
 from freetf_cli.training.run import train
@@ -440,8 +440,8 @@ def test_training_with_masked_documents_by_blocks(kind: str, monkeypatch: pytest
         train_config = TrainConfig(steps=3, batch=4, lr=1e-3, compile=captured, cuda_graph=captured, precision=precision)
         model = build_model(config, LatentConfig(kappa=0.01, bits=8)).cuda()
         initialise_model(model, 0)
-        optimizer = make_optimizer(model, train_config, CUDA)
-        update = TrainStep(Engine(model, train_config, CUDA), optimizer, train_config, CUDA, (4, 400))
+        optimizers = make_optimizers(model, train_config, CUDA)
+        update = TrainStep(Engine(model, train_config, CUDA), optimizers, train_config, CUDA, (4, 400))
         update.noise.copy_(bits)
         before, ce = torch.cat([p.detach().flatten() for p in model.parameters()]), []
         for number, each in enumerate(rows):
@@ -602,7 +602,7 @@ def loop(path: Path, recipe: Recipe) -> Loop:
 
 def state(running: Loop) -> list[torch.Tensor]:
     """Weights, moments and step counters."""
-    moments = [value for entry in running.optimizer.state.values() for value in entry.values()]
+    moments = [value for entry in running.optimizers[0].state.values() for value in entry.values()]
     return [value.detach().clone() for value in (*running.model.parameters(), *moments)]
 
 
@@ -634,10 +634,10 @@ def test_capturing_changes_no_state(tmp_path: Path) -> None:
     running.update._capture()
     torch.use_deterministic_algorithms(False)
     assert all(torch.equal(a, b) for a, b in zip(running.model.parameters(), weights, strict=True))
-    assert all(not value.any() for entry in running.optimizer.state.values() for value in entry.values())
+    assert all(not value.any() for entry in running.optimizers[0].state.values() for value in entry.values())
     assert running.update.faults() == []
     running.train_step()
-    assert {float(entry["step"]) for entry in running.optimizer.state.values()} == {1.0}
+    assert {float(entry["step"]) for entry in running.optimizers[0].state.values()} == {1.0}
 
 
 @pytest.mark.parametrize("graph", ["on", "off"])
