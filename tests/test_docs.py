@@ -32,6 +32,7 @@ import typer
 
 from freetf_cli.cli.app import COMMANDS, build_app
 from freetf_cli.config.files import expand, load_recipe
+from freetf_cli.evaluation.statistics import repeated
 from freetf_cli.tasks import make_task
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -302,7 +303,7 @@ def test_the_tables_of_benchmarks_have_the_numbers_of_their_results() -> None:
 
 
 def test_the_tables_of_coins_and_toy_reviews_have_the_numbers_of_their_runs() -> None:
-    page = (ROOT / "docs" / "does-it-help.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "deciding-first.md").read_text(encoding="utf-8")
     coins, reviews = (json.loads((RESULTS / f"{name}-cpu.json").read_text(encoding="utf-8"))["runs"] for name in ("coins", "reviews-toy"))
     for recipe in ("coins-free", "coins-literal"):
         probes = [run["probe"] for run in coins if run["recipe"] == recipe]
@@ -313,6 +314,25 @@ def test_the_tables_of_coins_and_toy_reviews_have_the_numbers_of_their_runs() ->
     for probe in probed:
         value, low, high = (probe["factors"][0]["information"][name] for name in ("value", "low", "high"))
         assert f"| {value:.2f} [{low:.2f}, {high:.2f}] | {100 * probe['valid']['value']:.1f} |" in page
+
+
+def test_the_table_of_open_ended_tasks_has_the_numbers_of_its_runs() -> None:
+    page = (ROOT / "docs" / "deciding-first.md").read_text(encoding="utf-8")
+    script = SimpleNamespace(**runpy.run_path(str(ROOT / "scripts" / "open_ended.py")))
+    runs = json.loads((RESULTS / "open-ended-h200.json").read_text(encoding="utf-8"))["runs"]
+    for recipe in sorted({run["recipe"] for run in runs.values()}):
+        each = [[dict(zip(run["columns"], row, strict=True)) for row in run["rows"]] for run in runs.values() if run["recipe"] == recipe]
+        cells = []
+        for chosen in (script.lowest_cost, script.highest_mean):
+            by_heat = [repeated([row["creativity"] for row in chosen([cooled(rows, heat) for rows in each])]) for heat in (0.0, 0.5, 1.0)]
+            cells += [by_heat[0], max(by_heat[1:], key=lambda mean: mean.value)]
+        task, _, arm = recipe.partition("/")
+        row = " | ".join(f"{mean.value:.3f} ± {mean.value - mean.low:.3f}" for mean in cells)
+        assert f"| {task} | `{arm}` | {row} |" in page
+
+
+def cooled(rows: list[dict[str, Any]], temperature: float) -> list[dict[str, Any]]:
+    return [row for row in rows if row["temperature"] == temperature]
 
 
 def test_the_sweeps_table_has_the_numbers_of_its_picture() -> None:

@@ -205,7 +205,7 @@ def test_open_ended_plans_every_arm_and_stops_at_the_deadline(
     options = SimpleNamespace(recipes=["lines", "countdown"], seeds="0..1", set=[], runs=tmp_path, smoke=True, device="cpu", rows=5)
     jobs = module.plan(options)
     assert [folder.name for folder, _ in jobs[:2]] == ["lines-baseline-s0", "lines-block-s0"]
-    assert len({folder for folder, _ in jobs}) == len(jobs) == 2 * (7 + 4) and all(folder.name.endswith("-s0") for folder, _ in jobs[:11])
+    assert len({folder for folder, _ in jobs}) == len(jobs) == 2 * (9 + 4) and all(folder.name.endswith("-s0") for folder, _ in jobs[:13])
     ended = "import signal, sys, time; signal.signal(15, lambda *a: sys.exit(75)); print('on', flush=True); time.sleep(60)"
     words = {"done": "print('done')", "failed": "raise SystemExit(3)", "long": ended, "late": "print('late')"}
     started = time.monotonic()
@@ -215,36 +215,80 @@ def test_open_ended_plans_every_arm_and_stops_at_the_deadline(
     assert capfd.readouterr().err == f"exit code 3: {tmp_path / 'failed.log'}\n"
 
 
-def test_open_ended_averages_seeds_at_the_lowest_held_out_cost(script: Callable[[str], ModuleType]) -> None:
-    def row(seed: int, step: int, cost: float, value: float) -> dict[str, object]:
-        measures = {name: {"measured": {"value": value}} for name in ("creativity", "coherence", "memorised")}
-        return {"name": f"lines-free-s{seed}", "temperature": 0.5, "step": step, "held_out": {"ce": cost, "kl": 0.1}, **measures}
+def test_open_ended_averages_seeds_at_three_checkpoints(script: Callable[[str], ModuleType]) -> None:
+    def run(costs: list[float], values: list[float]) -> dict[str, object]:
+        rows = []
+        for step, (cost, value) in enumerate(zip(costs, values, strict=True), 1):
+            measures = {
+                name: {"measured": {"value": value}, "perfect": 1.0} for name in ("creativity", "coherence", "memorised", "distinct")
+            }
+            rows.append({"recipe": "lines/free", "temperature": 0.5, "step": step, "held_out": {"ce": cost, "kl": 0.1}, **measures})
+        return script("open_ended").compact(rows)
 
-    rows = [row(0, 1, 2.0, 0.1), row(0, 2, 1.0, 0.2), row(0, 3, 3.0, 0.6), row(1, 1, 1.0, 0.4), row(1, 2, 2.0, 0.5), row(1, 3, 3.0, 0.6)]
-    (line,) = script("open_ended").table(rows)
-    assert line.startswith("lines-free, T = 0.5: best (step 2/1) creativity 0.300 [") and "; last creativity 0.600 [0.600, 0.600]" in line
-    asked = {"name": "countdown-3-free-s0", "temperature": 0.0, "step": 9, "held_out": {"ce": 1.0}}
+    runs = {"lines-free-s0": run([2.0, 1.0, 3.0], [0.1, 0.7, 0.6]), "lines-free-s1": run([1.0, 2.0, 3.0], [0.4, 0.8, 0.6])}
+    assert runs["lines-free-s0"]["rows"][0] == [1, 0.5, 2.0, 0.1, 0.1, 0.1, 0.1, 0.1]
+    (line,) = script("open_ended").table(runs)
+    assert line.startswith("lines-free, T = 0.5, 2 seeds: lowest cost (step 2/1) creativity 0.550 [")
+    assert "; highest (step 2) creativity 0.750 [" in line and "; last creativity 0.600 [0.600, 0.600]" in line
+
+
+def test_open_ended_tells_passes_of_one_seed(script: Callable[[str], ModuleType]) -> None:
     passed = [{"k": k, "share": {"value": value}} for k, value in ((1, 0.2), (8, 0.5), (64, 0.9))]
-    (line,) = script("open_ended").table([{**asked, "passed": passed}])
-    assert line == "countdown-3-free, T = 0: best (step 9) pass@1 0.200, pass@64 0.900; last pass@1 0.200, pass@64 0.900"
+    row = {"recipe": "countdown/3-free", "temperature": 0.0, "step": 9, "held_out": {"ce": 1.0}, "passed": passed}
+    (line,) = script("open_ended").table({"countdown-3-free-s0": script("open_ended").compact([row])})
+    means = "pass@1 0.200, pass@64 0.900"
+    assert line == f"countdown-3-free, T = 0, 1 seeds: lowest cost (step 9) {means}; highest (step 9) {means}; last {means}"
+
+
+def test_open_ended_keeps_the_runs_of_an_earlier_file(
+    script: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What OUT.json has is not run again, whether or not its folder is there."""
+    module, out, asked = script("open_ended"), tmp_path / "out.json", []
+    runs = {
+        "lines-free-s0": {
+            "recipe": "lines/free",
+            "columns": ["step", "temperature", "ce", "kl", "pass@1"],
+            "rows": [[1, 0.0, 1.5, None, 0.5]],
+        }
+    }
+    out.write_text(module.written(runs))
+    monkeypatch.setattr(module, "work", lambda jobs, *_: asked.extend(folder.name for folder, _ in jobs))
+    monkeypatch.setattr(sys, "argv", ["open_ended.py", str(out), "--runs", str(tmp_path / "runs"), "lines/free", "--seeds", "0..1"])
+    module.main()
+    assert asked == ["lines-free-s1"] and json.loads(out.read_text()) == {"runs": runs}
+    assert capsys.readouterr().out.splitlines()[-1] == f"1 runs in {out}; not finished: 1"
+
+
+def test_open_ended_figure_marks_the_lowest_cost(script: Callable[[str], ModuleType], tmp_path: Path) -> None:
+    """A curve for each arm of each task; steps without a held-out cost, those of interruptions, are left out."""
+    module, source, target = script("open_ended_figure"), tmp_path / "in.json", tmp_path / "out.svg"
+    columns = ["step", "temperature", "ce", "kl", "creativity"]
+    rows = [[step, heat, cost, None, 0.1 * step] for step, cost in ((1, 2.0), (2, 1.0), (3, None)) for heat in (0.0, 0.5)]
+    source.write_text(json.dumps({"runs": {"lines-free-s0": {"recipe": "lines/free", "columns": columns, "rows": rows}}}))
+    assert module.curve({"columns": columns, "rows": rows}, 0.5) == {1: (0.1, 2.0), 2: (0.2, 1.0)}
+    module.main(str(source), str(target))
+    picture = target.read_text()
+    assert "Free, κ = 1" in picture and "random prefix" not in picture and "lines, temperature 1/2" in picture
 
 
 @pytest.mark.slow
 def test_open_ended_worker_trains_measures_and_prunes(
     script: Callable[[str], ModuleType], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every checkpoint at every temperature; a second call measures nothing again."""
+    """Every checkpoint at every temperature; the best and the last are kept; a second call measures nothing again."""
     worker, folder = script("open_ended_worker"), tmp_path / "run"
     monkeypatch.setattr(worker, "TEMPERATURES", (0.0, 1.0))
-    settings = "train.steps=2 train.warmup=1 train.keep_every=1 eval.every=1 eval.samples=0 eval.sequences=4 latent.bits=4"
+    settings = "train.steps=3 train.warmup=1 train.keep_every=1 eval.every=1 eval.samples=0 eval.sequences=4 latent.bits=4"
     options = [word for setting in settings.split() for word in ("--set", setting)]
     words = ("--rows", 20, "siblings/free", folder, "--smoke", "--device", "cpu", *options)
     run(worker, *words)
     rows = json.loads((folder / "measured.json").read_text())
-    assert [(row["step"], row["temperature"]) for row in rows] == [(1, 0.0), (1, 1.0), (2, 0.0), (2, 1.0)]
+    assert [(row["step"], row["temperature"]) for row in rows] == [(step, heat) for step in (1, 2, 3) for heat in (0.0, 1.0)]
     assert all(row["recipe"] == "siblings/free" and row["held_out"]["ce"] > 0 and row["held_out"]["kl"] > 0 for row in rows)
     assert all(0 <= row["creativity"]["measured"]["value"] <= 1 and row["sequences"] == 20 for row in rows)
-    assert [one.name for one in (folder / "checkpoints").iterdir()] == ["step-000002"]
+    best = min(rows, key=lambda row: sum(row["held_out"].values()))["step"]
+    assert {one.name for one in (folder / "checkpoints").iterdir()} == {f"step-{best:06d}", "step-000003"}
     before = (folder / "measured.jsonl").read_bytes()
     run(worker, *words)
     assert (folder / "measured.jsonl").read_bytes() == before

@@ -92,7 +92,15 @@ def test_figure_4_differs_from_the_papers_objective_only_where_stated():
 def test_the_arms_of_an_open_ended_task_differ_in_one_thing_each(family):
     """Equal data, steps and tuning; of Free models only Z, its objective and κ vary. A window of one position has about 12 bits a row."""
     baseline = flat(load_recipe(f"{family}/baseline"))
-    changes = {"baseline": {}, "block": {"model.layers": 9}, "free": {}, "free-half": {}, "free-window": {}}
+    changes = {
+        "baseline": {},
+        "block": {"model.layers": 9},
+        "free": {},
+        "free-half": {},
+        "free-window": {},
+        "free-row": {},
+        "free-noise": {},
+    }
     changes |= {"seeded": {"data.params.seed_length": 5}, "teacherless": {"data.teacherless": 0.5}}
     changes |= {"free-4": {}} if family in ("siblings", "triangles") else {}
     assert {name for name in NAMES if name.startswith(f"{family}/")} == {f"{family}/{variant}" for variant in changes}
@@ -101,6 +109,10 @@ def test_the_arms_of_an_open_ended_task_differ_in_one_thing_each(family):
         assert {key: value for key, value in flat(recipe).items() if not key.startswith("latent.")} == {**baseline, **changed}
         if variant == "free-window":
             assert recipe.latent.kappa * (make_task(family, {}).row_tokens - 1) == pytest.approx(12, abs=0.3)
+        elif variant == "free-row":
+            assert (recipe.latent.kappa, recipe.latent.every, recipe.latent.depth) == (12.0, "sequence", 2)
+        elif variant == "free-noise":
+            assert (recipe.latent.kappa, recipe.latent.objective) == (0.0, ObjectiveConfig(beta=10.0))
         elif recipe.latent is not None:
             assert recipe.latent.kappa == {"free": 1.0, "free-half": 0.5, "free-4": 4.0}[variant]
             assert recipe.latent.objective == ObjectiveConfig() and recipe.latent.window is None
