@@ -290,7 +290,7 @@ def test_forward_with_targets_compiled_follows_float32(kind: str) -> None:
     tokens, targets = torch.randint(0, 29, (2, 8, 65), device=CUDA)
     targets[:, 60:] = IGNORE
     noise = torch.randint(0, 2, (8, 65, 16), device=CUDA).float()  # 0 sets a bit and 1 clears it, whatever the rounding of its logit
-    weights = ObjectiveWeights(*(torch.tensor(value, device=CUDA) for value in (1e-4, 0.1, 0.0)))
+    weights = ObjectiveWeights(*(torch.tensor(value, device=CUDA) for value in (1e-4, 0.1, 0.0, 1.0)))
 
     def outcome(compiled: bool) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
         model.zero_grad()
@@ -445,7 +445,7 @@ def test_training_with_masked_documents_by_blocks(kind: str, monkeypatch: pytest
         update.noise.copy_(bits)
         before, ce = torch.cat([p.detach().flatten() for p in model.parameters()]), []
         for number, each in enumerate(rows):
-            update(number, HostBatch(each[:, :-1], each[:, 1:], each[:, 1:].numel()), each[:, 1:].numel(), 1e-3, (1e-4, 0.1, 0.0))
+            update(number, HostBatch(each[:, :-1], each[:, 1:], each[:, 1:].numel()), each[:, 1:].numel(), 1e-3, (1e-4, 0.1, 0.0, 1.0))
             ce.append(float(update.sums[0]))
         return ce, torch.cat([p.detach().flatten() for p in model.parameters()]) - before
 
@@ -616,7 +616,10 @@ def moved(running: Loop, steps: int) -> tuple[torch.Tensor, list[list[float]]]:
     return torch.cat([(now - then).flatten() for now, then in zip(running.model.parameters(), before, strict=True)]).detach(), records
 
 
-@pytest.mark.parametrize("settings", [{}, {"grad_accum_steps": 4}, {"compile": "off"}, {"deterministic": False}])
+TURNS = {"encoder": {"turns": "alternating", "lr_scale": 2.0}}
+
+
+@pytest.mark.parametrize("settings", [{}, {"grad_accum_steps": 4}, {"compile": "off"}, {"deterministic": False}, TURNS])
 def test_a_replayed_step_equals_a_launched_one(tmp_path: Path, settings: dict[str, Any]) -> None:
     """Learning rate, κ, batch and noise change at every step: the graph must not freeze any of them."""
     found = [moved(loop(tmp_path / name, small(cuda_graph=name, warmup=3, **settings)), 5) for name in ("on", "off")]
@@ -626,6 +629,28 @@ def test_a_replayed_step_equals_a_launched_one(tmp_path: Path, settings: dict[st
     assert torch.tensor(ours).allclose(torch.tensor(theirs), rtol=1e-2)
     assert len({row[0] for row in ours}) == 5
     assert len({row[2] / row[1] for row in ours}) == 5
+
+
+def test_a_graph_updates_only_those_whose_turn_it_is(tmp_path: Path) -> None:
+    """Weights, moments and step counters of the others stay, bit for bit, from the first step on, which captures the graph."""
+    running = loop(tmp_path / "run", small(cuda_graph="on", **TURNS))
+    for step in range(4):
+        before = [[*_owned(optimizer)] for optimizer in running.optimizers]
+        running.train_step()
+        running.step += 1
+        same = [
+            all(torch.equal(a, b) for a, b in zip(old, _owned(one), strict=True))
+            for old, one in zip(before, running.optimizers, strict=True)
+        ]
+        assert same == [step % 2 == 0, step % 2 == 1]  # the decoder's, the encoder's
+    torch.use_deterministic_algorithms(False)
+    assert [{float(entry["step"]) for entry in one.state.values()} for one in running.optimizers] == [{2.0}, {2.0}]
+
+
+def _owned(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    """Weights, moments and step counters of an optimizer, as they are now."""
+    weights = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return [value.detach().clone() for value in (*weights, *(value for entry in optimizer.state.values() for value in entry.values()))]
 
 
 def test_capturing_changes_no_state(tmp_path: Path) -> None:
