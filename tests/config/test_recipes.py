@@ -135,6 +135,7 @@ def test_the_latents_differ_in_what_their_names_say_and_have_one_budget(family, 
     changes |= {
         f"gaussian-{way}": row | {"latent.encoder", "latent.options.inject"} for way in ("embedding", "memory", "attention", "logits")
     }
+    changes["gaussian-embedding"] |= {"latent.table_std"}
     assert names == changes.keys() and len([name for name in names if name.startswith("bits-")]) == 3
     base = flat(binary)
     for name, keys in changes.items():
