@@ -9,7 +9,7 @@ import re
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,7 +26,7 @@ from freetf_cli.data.tokenizer import byte_level
 from freetf_cli.runs.plan import plan_run
 from freetf_cli.runs.sharded import ShardedSaver
 from freetf_cli.runs.spread import memory_of
-from freetf_cli.training.optimizer import make_optimizer, named_state
+from freetf_cli.training.optimizer import make_optimizers, named_state
 from freetf_cli.training.parallel import Engine, Sharded
 from freetf_cli.training.prefetch import host_batch
 from freetf_cli.training.schedule import objective_weights
@@ -57,8 +57,8 @@ def main(setting: dict[str, Any]) -> None:
         engine = make_engine(recipe, device, world, None, None)
         built = time.perf_counter() - began
         config, context = recipe.train, recipe.model.context or 1
-        optimizer = make_optimizer(engine.model, config, device, engine.parameters)
-        update = TrainStep(engine, optimizer, config, device, (rows, context))
+        optimizers = make_optimizers(engine.model, config, device, engine.parameters)
+        update = TrainStep(engine, optimizers, config, device, (rows, context))
         generator = torch.Generator().manual_seed(0)
         tokens = torch.randint(recipe.model.vocab or 2, (size * rows, context + 1), generator=generator)
         noise = torch.rand((size * rows, *update.noise.shape[1:]), generator=generator)
@@ -86,7 +86,7 @@ def main(setting: dict[str, Any]) -> None:
         kernels = kernel_times(lambda: update(0, batch, count, 1e-4, weights)) if CUDA and setting.get("profile") else None
         peak = torch.cuda.max_memory_allocated() if CUDA else None
         memory = memory_at_peak(lambda: update(0, batch, count, 1e-4, weights)) if CUDA and setting.get("memory") else None
-        saved = saving(folder, engine, optimizer, lambda: update(0, batch, count, 1e-4, weights)) if setting.get("save") else None
+        saved = saving(folder, engine, optimizers, lambda: update(0, batch, count, 1e-4, weights)) if setting.get("save") else None
         plan = plan_run(recipe, "", CUDA, device.type)
         waited = median(times)
         took = queued if CUDA else waited  # as in a run
@@ -201,13 +201,13 @@ def memory_at_peak(work: Callable[[], None]) -> dict[str, float]:
     return {"before": before / 2**30, "peak": (before + most) / 2**30, "of_before_freed": freed / 2**30, **blocks}
 
 
-def saving(scratch: Path, engine: Engine, optimizer: torch.optim.Optimizer, step: Callable[[], None]) -> dict[str, Any]:
+def saving(scratch: Path, engine: Engine, optimizers: Sequence[torch.optim.Optimizer], step: Callable[[], None]) -> dict[str, Any]:
     """Seconds that a save takes, and milliseconds of the steps before it and during it. The first one reserves memory before."""
     folder = scratch / "checkpoints" / "step-000001"
     if engine.is_alone or not isinstance(engine, Sharded):
         raise SystemExit("a sharded engine saves in the background; this one does not")
     saver, tokenizer = ShardedSaver(pin=CUDA), byte_level()
-    states = engine.states(named_state(engine.parameters, optimizer))
+    states = engine.states(named_state(engine.parameters, *optimizers))
     began = time.perf_counter()
     saver.reserve(*states)
     saver._reserved()

@@ -51,7 +51,10 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     return called
 
 
-@pytest.mark.parametrize("path", sorted(SCRIPTS.glob("*.py")), ids=lambda path: path.name)
+SHARED = {"resumable.py"}  # what scripts import; no programs
+
+
+@pytest.mark.parametrize("path", sorted(path for path in SCRIPTS.glob("*.py") if path.name not in SHARED), ids=lambda path: path.name)
 def test_every_script_imports_and_says_how_to_run_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(SCRIPTS))
     names = runpy.run_path(str(path))  # not as __main__: defines, and runs nothing
@@ -472,7 +475,7 @@ def test_open_ended_plans_every_arm_and_stops_at_the_deadline(
     ended = "import signal, sys, time; signal.signal(15, lambda *a: sys.exit(75)); print('on', flush=True); time.sleep(60)"
     words = {"done": "print('done')", "failed": "raise SystemExit(3)", "long": ended, "late": "print('late')"}
     started = time.monotonic()
-    module.work([(tmp_path / name, [sys.executable, "-c", code]) for name, code in words.items()], 3, started + 2)
+    script("resumable").work([(tmp_path / name, [sys.executable, "-c", code]) for name, code in words.items()], 3, started + 2)
     assert time.monotonic() - started < 30
     assert (tmp_path / "done.log").read_text() == "done\n" and (tmp_path / "long.log").read_text() == "on\n"
     assert capfd.readouterr().err == f"exit code 3: {tmp_path / 'failed.log'}\n"
@@ -516,7 +519,7 @@ def test_open_ended_keeps_the_runs_of_an_earlier_file(
         }
     }
     out.write_text(module.written(runs))
-    monkeypatch.setattr(module, "work", lambda jobs, *_: asked.extend(folder.name for folder, _ in jobs))
+    monkeypatch.setattr(script("resumable"), "work", lambda jobs, *_: asked.extend(folder.name for folder, _ in jobs))
     monkeypatch.setattr(sys, "argv", ["open_ended.py", str(out), "--runs", str(tmp_path / "runs"), "lines/free", "--seeds", "0..1"])
     module.main()
     assert asked == ["lines-free-s1"] and json.loads(out.read_text()) == {"runs": runs}
@@ -555,3 +558,41 @@ def test_open_ended_worker_trains_measures_and_prunes(
     before = (folder / "measured.jsonl").read_bytes()
     run(worker, *words)
     assert (folder / "measured.jsonl").read_bytes() == before
+
+
+def measured(recipe: str, excess: float, position: float | None, fault: str = "") -> dict[str, object]:
+    information = {} if position is None else {"position": {"value": position, "low": 0, "high": 9}}
+    valid = None if position is None else {"value": 0.5, "low": 0, "high": 1}
+    costs = {"parameters": 2_000_000, "ms_per_step": 3.0, "ce": 20.0, "kl": 8.0, "excess": excess}
+    return {"recipe": recipe, **costs, "information": information, "valid": valid, "fault": fault}
+
+
+def test_latents_averages_seeds_and_says_what_is_not_measured(script: Callable[[str], ModuleType]) -> None:
+    runs = {"a-s0": measured("latents/binary", 1.0, 2.0, "Z is unused"), "a-s1": measured("latents/binary", 2.0, 3.0)}
+    runs["b-s0"] = measured("latents/gaussian", 4.0, None)  # what probe-latent refused
+    head, binary, gaussian, missing = script("latents").table(runs, ["latents/binary", "latents/gaussian", "latents/order-1"])
+    half = 12.706 * 0.5**0.5 / 2**0.5
+    assert binary[:4] == ["binary", "2.00", "3.0", f"2.50 [{2.5 - half:.2f}, {2.5 + half:.2f}]"] and binary[5] == "50.0"
+    assert binary[-2:] == [f"1.50 [{1.5 - half:.2f}, {1.5 + half:.2f}]", "1 of 2"]
+    assert gaussian[3:6] == ["–"] * 3 and gaussian[6:] == ["20.00", "8.00", "4.00", "0 of 1"]
+    assert missing == ["order-1", "not measured yet", *[""] * 8] and len(head) == len(missing)
+
+
+@pytest.mark.slow
+def test_latents_trains_measures_and_resumes(script: Callable[[str], ModuleType], run: Run, tmp_path: Path) -> None:
+    """Two latents of tiny models, with a process each; a second call runs nothing and prints Markdown."""
+    out, module = tmp_path / "out.json", script("latents")
+    settings = "train.steps=4 train.warmup=1 train.log_every=1 eval.samples=0 eval.sequences=24"
+    words: tuple[object, ...] = (out, "--runs", tmp_path / "runs", "latents-mini/lagging", "--seeds", "0..1", "--smoke", "--device", "cpu")
+    words += ("--at-once", 1, *(word for setting in settings.split() for word in ("--set", setting)))
+    sizes = ("--sequences", 100, "--groups", 24, "--count", 4)
+    assert run(module, *words, *sizes).endswith(f"2 runs in {out}; not finished: 0\n")
+    name, found = next(iter(json.loads(out.read_text())["runs"].items()))
+    assert name.startswith("latents-mini-lagging-steps4-") and name.endswith("-s0")
+    assert found["step"] == 4 and found["ms_per_step"] > 0 and found["refused"] == "" and found["lagged_until"] is None
+    assert found["excess"] == pytest.approx(found["ce"] + found["kl"] - 9.1, abs=0.1)  # entropy of position and noise
+    assert set(found["information"]) == {"letter", "position", "noise"}
+    assert 0 <= found["valid"]["value"] <= 1
+    before = out.read_bytes()
+    lines = run(module, *words, "--markdown").splitlines()
+    assert out.read_bytes() == before and len(lines) == 3 and lines[1] == "|" + 10 * "---|" and lines[2].startswith("| lagging | ")

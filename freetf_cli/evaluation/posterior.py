@@ -5,6 +5,8 @@ Shapes: B sequences, K draws of Z for each, T positions. Costs are in nats, in f
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterable
 from functools import cached_property
 
 import numpy as np
@@ -71,6 +73,25 @@ def prior_draws(model: Decoder, rows: range, length: int, seed: int, count: int 
     streams = [keyed(seed, "prior", row) for row in rows]
     drawn = [latent.prior(stream, length) for stream in streams for _ in range(count)]
     return torch.from_numpy(np.stack(drawn)).to(model.embedding.weight.device)
+
+
+@torch.no_grad()
+def information(model: Decoder, batches: Iterable[Batch], noise: Callable[[int], Tensor]) -> float:
+    """I(S; Z) of the batches' N sequences, nats: the mean of log Q(Z_i|S_i) − log mean_j Q(Z_i|S_j), at most ln N.
+
+    It is the lower bound of `evaluation.probe.rate` for a latent of any kind, and the estimate of He et al. (arXiv 1901.05534): their KL
+    minus that of the aggregate posterior, both with one draw of Z. noise: the uniform noise of so many sequences.
+    """
+    passes = [PosteriorPass(model, batch) for batch in batches]
+    zs = [one.posterior.sample(noise(len(one.tokens))) for one in passes]
+    found = []
+    for number, (passed, z) in enumerate(zip(passes, zs, strict=True)):
+        for row in range(len(z)):
+            same = [z[row].expand(len(other.tokens), *z.shape[1:]) for other in passes]
+            log_q = [(other.posterior.log_prob(one) * passed.latent_mask[row]).sum(-1) for other, one in zip(passes, same, strict=True)]
+            log_q_N = torch.cat(log_q).double()
+            found.append(log_q[number][row].double() - torch.logsumexp(log_q_N, 0) + math.log(len(log_q_N)))
+    return float(torch.stack(found).mean())
 
 
 def target_nats(model: Decoder, hidden_BTD: Tensor, targets_BT: Tensor) -> Tensor:

@@ -47,6 +47,8 @@ def plan_run(recipe: Recipe, name: str, bf16: bool, device_type: str | None = No
         tokens=recipe.train.steps * recipe.train.batch * (recipe.model.context or 1),
         precision="bf16" if bf16 else "fp32",
         processes=recipe.parallel.processes,
+        turns=_turns(recipe),
+        lagging=recipe.train.encoder.turns == "lagging",
     )
 
 
@@ -66,6 +68,15 @@ def part_costs(recipe: Recipe) -> list[PartCost]:
     head = 0 if model.lm_head is None else model.lm_head.weight.numel()
     parts.append(PartCost("norm and lm_head", head + count(model.norm), 2.0 * model.lm_head_weight.numel()))
     return parts
+
+
+def _turns(recipe: Recipe) -> dict[str, int] | None:
+    """Updates of encoder and decoder where they take turns; the encoder lags to the end if it lags. A step costs the same in all turns."""
+    config, steps = recipe.train.encoder, recipe.train.steps
+    if recipe.latent is None or config.turns == "together":
+        return None
+    decoder = steps // (config.steps + 1)
+    return {"encoder": steps - decoder, "decoder": decoder}
 
 
 def _encoder_blocks(recipe: Recipe) -> int:

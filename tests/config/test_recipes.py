@@ -121,6 +121,37 @@ def test_the_arms_of_an_open_ended_task_differ_in_one_thing_each(family):
             assert recipe.latent.objective == ObjectiveConfig() and recipe.latent.window is None
 
 
+@pytest.mark.parametrize(("family", "places", "budget", "depths"), [("latents", 65, 8.125, (2, 6)), ("latents-mini", 17, 4.25, (1, 3))])
+def test_the_latents_differ_in_what_their_names_say_and_have_one_budget(family, places, budget, depths):
+    """Z is free of charge up to the same bits a row; beside the latent only the encoder's updates differ."""
+    binary, names = load_recipe(f"{family}/binary"), {name.partition("/")[2] for name in NAMES if name.startswith(f"{family}/")}
+    assert binary.latent.objective == ObjectiveConfig() and binary.latent.kind == "binary" and not binary.train.encoder.is_apart
+    changes = {f"order-{order}": {"latent.table.order"} for order in (1, 2, 3)}
+    changes |= {f"every-{every}": {"latent.every", "latent.kappa"} for every in (4, 16)}
+    changes |= {f"depth-{depth}": {"latent.depth"} for depth in depths} | {"sequence": {"latent.every", "latent.kappa"}}
+    changes |= {name: {"latent.bits"} for name in names if name.startswith("bits-")} | {"binary": set(), "encoder-full": {"latent.encoder"}}
+    changes |= {"beta": {"latent.objective.schedule.beta"}, "encoder-rate": {"train.encoder.lr_scale"}}
+    changes |= {"alternating": {"train.encoder.turns"}, "gaussian": {"latent.kind"}}
+    changes |= {"lagging": {f"train.encoder.{key}" for key in ("turns", "steps", "check_every")}}
+    row = {"latent.kind", "latent.every", "latent.kappa"}
+    changes |= {"gaussian-row": row, "gaussian-row-beta": row | {"latent.objective.schedule.beta"}}
+    changes |= {
+        f"gaussian-{way}": row | {"latent.encoder", "latent.options.inject"} for way in ("embedding", "memory", "attention", "logits")
+    }
+    changes["gaussian-embedding"] |= {"latent.table_std"}
+    assert names == changes.keys() and len([name for name in names if name.startswith("bits-")]) == 3
+    base = flat(binary)
+    for name, keys in changes.items():
+        recipe = load_recipe(f"{family}/{name}")
+        ours = flat(recipe)
+        assert {key for key in {*ours, *base} if ours.get(key) != base.get(key)} == keys, name
+        every = recipe.latent.every
+        zs = 1 if every == "sequence" else -(-places // every)
+        assert recipe.latent.kappa * zs == pytest.approx(budget), name
+    task = make_task("letters", binary.data.params)
+    assert task.row_tokens - 1 == places
+
+
 def test_the_papers_settings():
     for size, layers, width, kappa in (("1.5b", 28, 1536, 0.5), ("8b", 32, 4096, 0.5)):
         recipe = load_recipe(f"paper-{size}-free")
