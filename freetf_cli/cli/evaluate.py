@@ -199,7 +199,7 @@ def _refuse(options: dict[str, Any], why: str) -> None:
 
 
 def _metric(run: Path, names: tuple[str, ...], data: Path | None, split: str | None, request: Request, device: Any) -> Described:
-    from freetf_cli.device import resolve_device, set_threads
+    from freetf_cli.device import keep_memory, resolve_device, set_threads
     from freetf_cli.evaluation.metrics import load
     from freetf_cli.evaluation.run_data import open_split
     from freetf_cli.report.console import warn
@@ -211,6 +211,7 @@ def _metric(run: Path, names: tuple[str, ...], data: Path | None, split: str | N
     measure = load(names[0])
     checkpoint, model = open_model(run, resolve_device(device), warn)
     set_threads(checkpoint.recipe.parallel.threads)
+    keep_memory()
     source, chosen = open_split(checkpoint, data, split)
     total = min(request.sequences, source.rows.size(chosen) or request.sequences)
     with counter("sequences", total=total) as advance:

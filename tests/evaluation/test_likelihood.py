@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import threading
 from typing import Literal
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch.distributions import Normal
 
 from freetf_cli.config.recipe import DataConfig, LatentConfig, ModelConfig
 from freetf_cli.data.batches import IGNORE, Batch, open_data
+from freetf_cli.evaluation import posterior
 from freetf_cli.evaluation.likelihood import (
     PRIOR_DRAWS,
     RowCosts,
@@ -288,3 +290,30 @@ def test_a_gaussian_latent_against_integrals_over_z(way: str) -> None:
     assert np.abs(want["ce_prior"] - want["nll"]).max() > 0.3, "Z matters: without the weights the bound would be wrong"
     assert (costs.posterior_bound[1] - costs.posterior_bound[4096]).mean() > 0.02
     assert costs.above_kappa == pytest.approx((want["kl"] > 0.5 * LN2).mean()), "of eight Zs, not of 24 tokens"
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_and_pieces_do_not_change_the_costs(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each piece of the draws is computed by a thread of its own; one piece, in one thread, is the reference."""
+    model, rows = small_free(seed=37), random_rows(3, 3, 5)
+    whole = row_costs(model, rows, split="val", sequences=3, draws=(1, 40))  # type: ignore[arg-type]
+    before, seen = torch.get_num_threads(), set()
+    plain = PosteriorPass._piece
+
+    def piece(self: PosteriorPass, z: Tensor, own: Tensor) -> Tensor:
+        seen.add((threading.get_ident(), torch.get_num_threads(), torch.is_inference_mode_enabled()))
+        return plain(self, z, own)
+
+    monkeypatch.setattr(PosteriorPass, "_piece", piece)
+    monkeypatch.setitem(posterior._TOKENS_AT_ONCE, "cpu", 20)
+    torch.set_num_threads(threads)
+    try:
+        cut = row_costs(model, rows, split="val", sequences=3, draws=(1, 40))  # type: ignore[arg-type]
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert {(count, inference) for _, count, inference in seen} == {(1, True)}
+    assert (threading.get_ident() in {thread for thread, _, _ in seen}) == (threads == 1)
+    for name, nats in whole.nats.items():
+        assert np.allclose(nats, cut.nats[name], rtol=1e-6, atol=1e-6), name
+    assert np.allclose(whole.posterior_bound[40], cut.posterior_bound[40], rtol=1e-6)
