@@ -11,11 +11,12 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from freetf_cli.errors import InputError
 from freetf_cli.records import Finding
@@ -23,6 +24,10 @@ from freetf_cli.records import Finding
 if TYPE_CHECKING:
     import torch
 
+Result = TypeVar("Result")
+
+KEPT = 1 << 28  # bytes of freed memory that `keep_memory` keeps
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 TORCH_TESTED = ((2, 11), (2, 14))
 # The modules of each extra, and what they are for; docs/dependencies.md has the reason for each.
 EXTRAS = {
@@ -30,6 +35,7 @@ EXTRAS = {
     "eval": (("lm_eval",), "benchmarks of `evaluate`"),
     "float8": (("torchao",), "`train.float8`"),
     "hf": (("transformers",), "checks by transformers in `export` and `import`"),
+    "peers": (("litgpt", "transformers", "x_transformers"), "comparisons by `scripts/peers.py`"),
     "probe": (("sklearn", "scipy"), "`probe-latent`"),
     "tensorboard": (("tensorboard",), "`export-metrics --to tensorboard`"),
     "trackio": (("trackio",), "`export-metrics --to trackio`"),
@@ -75,6 +81,44 @@ def set_threads(count: int) -> None:
 
     if count:
         torch.set_num_threads(count)
+
+
+def on_threads(work: Callable[..., Result], pieces: Iterable[tuple[Any, ...]]) -> list[Result]:
+    """`work(*piece)` of every piece, in order: on a CPU, without gradients, each piece by one of torch's threads.
+
+    Threads that share an operation wait for each other after each one, for longest where other programs keep the cores busy. Threads that
+    have pieces of their own never do.
+    """
+    import torch
+
+    threads, inference = torch.get_num_threads(), torch.is_inference_mode_enabled()
+    autocast, dtype = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+
+    def run(piece: tuple[Any, ...]) -> Result:  # a thread inherits none of these modes
+        with torch.inference_mode(inference), torch.no_grad(), torch.autocast("cpu", dtype, enabled=autocast):
+            return work(*piece)
+
+    if threads == 1:
+        return [run(piece) for piece in pieces]
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return list(pool.map(run, pieces))
+    finally:
+        torch.set_num_threads(threads)  # parts of torch have one number for all threads
+
+
+def keep_memory() -> None:
+    """Let the C library keep freed memory for the next operation, instead of returning it to the system (glibc; elsewhere nothing).
+
+    It would otherwise return large tensors at once, and the system clears each page again when the next operation writes it.
+    """
+    import ctypes
+
+    if sys.platform == "linux":
+        with suppress(AttributeError):  # another C library
+            mallopt = ctypes.CDLL(None).mallopt
+            mallopt(_M_MMAP_THRESHOLD, KEPT // 8)  # glibc refuses more than 32 MiB
+            mallopt(_M_TRIM_THRESHOLD, KEPT)
 
 
 def cores() -> int:

@@ -21,73 +21,25 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from freetf_cli.config.sweep import parse_seeds, plan_sweep
-from freetf_cli.device import cores
+from resumable import Job, gather, options_parser, planned
+
 from freetf_cli.durable import write_durably
 from freetf_cli.evaluation.statistics import repeated
 
 WORKER = Path(__file__).resolve().with_name("open_ended_worker.py")
 RECIPES = ["siblings", "circles", "triangles", "lines", "path-star", "countdown"]
-MEASURED = "measured.json"  # in a run's folder: what its worker writes when it is done
 SHARES = ("creativity", "coherence", "memorised", "distinct")
-GRACE = 60  # seconds that runs have to save a checkpoint
 
 
-def plan(options: argparse.Namespace) -> list[tuple[Path, list[str]]]:
-    """The folder of each run, and the command of its worker, all arms of one seed after the other."""
-    found = []
-    for seed in parse_seeds(options.seeds):
-        for recipe in options.recipes or RECIPES:
-            for one in plan_sweep(recipe, options.set, [seed]):
-                folder = options.runs / one.name
-                settings = [word for setting in one.settings for word in ("--set", setting)]
-                extra = [*(["--smoke"] if options.smoke else []), "--device", options.device]
-                command = [sys.executable, str(WORKER), "--rows", str(options.rows), one.recipe, str(folder), *settings, *extra]
-                found.append((folder, command))
-    return found
-
-
-def work(jobs: Sequence[tuple[Path, list[str]]], at_once: int, deadline: float) -> None:
-    """Run workers until all are done or the deadline has come; then stop those that still run."""
-    waiting, running = list(jobs), dict[str, subprocess.Popen[bytes]]()
-    environment = {"OMP_NUM_THREADS": str(max(1, cores() // at_once)), **os.environ}
-    try:
-        while running or (waiting and time.monotonic() < deadline):
-            while waiting and len(running) < at_once and time.monotonic() < deadline:
-                folder, command = waiting.pop(0)
-                with folder.with_name(f"{folder.name}.log").open("ab") as log:
-                    running[log.name] = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-            time.sleep(0.1)
-            for log_name in [name for name, process in running.items() if process.poll() is not None]:
-                if code := running.pop(log_name).returncode:
-                    print(f"exit code {code}: {log_name}", file=sys.stderr)
-            if time.monotonic() >= deadline:
-                break
-    finally:
-        _stop(list(running.values()))
-
-
-def _stop(running: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Let workers save a checkpoint and end."""
-    for process in running:
-        process.send_signal(signal.SIGTERM)
-    until = time.monotonic() + GRACE
-    for process in running:
-        try:
-            process.wait(max(0.0, until - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+def plan(options: argparse.Namespace) -> list[Job]:
+    """All arms of one seed after the other."""
+    return planned(options, WORKER, RECIPES, ["--rows", str(options.rows)])
 
 
 def compact(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -148,33 +100,17 @@ def _mean(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def parsed() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("out", type=Path)
-    parser.add_argument("recipes", nargs="*", help=f"default: {' '.join(RECIPES)}")
-    parser.add_argument("--runs", type=Path, required=True, help="folder of the runs")
-    parser.add_argument("--seeds", default="0..4")
-    parser.add_argument("--set", action="append", default=[], help="a setting of all runs, table.key=value")
-    parser.add_argument("--at-once", type=int, default=6, help="runs at a time; a Free run has 6 GB of checkpoints before it is measured")
-    parser.add_argument("--minutes", type=float, default=8.5)
+    parser = options_parser(__doc__, RECIPES, at_once=6)  # a Free run has 6 GB of checkpoints before it is measured
     parser.add_argument("--rows", type=int, default=0, help="rows or questions of a measurement; default: the metric's")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--smoke", action="store_true")
     return parser.parse_intermixed_args()  # recipes may stand between options
 
 
 def main() -> None:
-    options, started = parsed(), time.monotonic()
-    options.runs.mkdir(parents=True, exist_ok=True)
-    runs: dict[str, dict[str, Any]] = json.loads(options.out.read_bytes())["runs"] if options.out.is_file() else {}
-    jobs = [job for job in plan(options) if job[0].name not in runs]
-    work([job for job in jobs if not (job[0] / MEASURED).is_file()], options.at_once, started + 60 * options.minutes)
-    for folder, _ in jobs:
-        if (folder / MEASURED).is_file():
-            runs[folder.name] = compact(json.loads((folder / MEASURED).read_bytes()))
+    started, options = time.monotonic(), parsed()
+    runs, unfinished = gather(options, plan(options), compact, started)
     write_durably(options.out, written(runs))
     for line in table(runs):
         print(line)
-    unfinished = [folder.name for folder, _ in jobs if folder.name not in runs]
     print(f"{len(runs)} runs in {options.out}; not finished: {len(unfinished)}")
 
 

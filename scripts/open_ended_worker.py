@@ -11,12 +11,12 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from freetf_cli.cli.app import main as freetf
+from resumable import MEASURED, train
+
 from freetf_cli.device import resolve_device
 from freetf_cli.durable import write_durably
 from freetf_cli.evaluation.metrics import Request, default_sequences, load
@@ -59,10 +59,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=0)
     parser.add_argument("options", nargs=argparse.REMAINDER)
     options = parser.parse_args()
-    code = freetf(["train", options.recipe, "-o", str(options.run), "--resume", "auto", "--quiet", *options.options])
-    if code:
-        sys.exit(code)
-    device = dict(zip(options.options, options.options[1:], strict=False)).get("--device", "auto")
+    device = train(options.recipe, options.run, options.options)
     costs, partial = held_out(options.run), options.run / "measured.jsonl"
     rows = [json.loads(line) for line in partial.read_text(encoding="utf-8").splitlines()] if partial.is_file() else []
     folders = checkpoint_folders(options.run)
@@ -74,7 +71,7 @@ def main() -> None:
                 print(json.dumps(rows[-1]), file=out, flush=True)
             if folder not in kept:
                 shutil.rmtree(folder)
-    write_durably(options.run / "measured.json", json.dumps(rows))
+    write_durably(options.run / MEASURED, json.dumps(rows))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
@@ -54,14 +55,14 @@ def _step(name: str, recipe: str, gib: float, *overrides: str) -> Setting:
 _8K = "train.batch=4", "train.grad_accum_steps=1", "model.context=2048"
 _12K = "train.batch=6", "train.grad_accum_steps=1", "model.context=2048"
 _SHAPE_124M = "model.layers=12", "model.width=768", "model.heads=12", "model.kv_heads=12", "model.ffn=2048", "model.vocab=50304"
-_124M = (*_SHAPE_124M, "model.context=1024", "train.batch=16", "train.grad_accum_steps=1")
+STEP_124M = (*_SHAPE_124M, "model.context=1024", "train.batch=16", "train.grad_accum_steps=1")
 _DOCUMENTS = "model.document_mask=true", "model.separator=0", "model.vocab=512", "model.context=2048", "train.batch=8"  # of 512 tokens
 SETTINGS = [  # the most important first; one that does not fit into memory lets smaller ones pass
     _step("1.5B free, 8,192 tokens", "paper-1.5b-free", 45, *_8K),
-    _step("124M baseline", "paper-1.5b-baseline", 12, *_124M),
-    _step("124M free", "paper-1.5b-free", 13, *_124M),
+    _step("124M baseline", "paper-1.5b-baseline", 12, *STEP_124M),
+    _step("124M free", "paper-1.5b-free", 13, *STEP_124M),
     _step("1.5B baseline, 8,192 tokens", "paper-1.5b-baseline", 43, *_8K),
-    _step("124M free, masked documents", "paper-1.5b-free", 13, *_124M, *_DOCUMENTS),
+    _step("124M free, masked documents", "paper-1.5b-free", 13, *STEP_124M, *_DOCUMENTS),
     _step("letters-free", "letters-free", 5),
     _step("letters-baseline", "letters-baseline", 5),
     Setting("sample 1.5B free, 1 sequence", "sample", "paper-1.5b-free", 6, sequences=1, new_tokens=512),
@@ -95,18 +96,17 @@ class WorkerError(Exception):
 
 
 class Worker:
-    """A process that measures one setting of one tree, in a process group of its own."""
+    """A process of a worker script, in a process group of its own. tree: the freetf it measures. cache: folder of compiled code."""
 
-    def __init__(self, setting: Setting, tree: str, options: Options) -> None:
-        self.log = Path(tempfile.mkstemp(suffix=".log", dir=options.scratch)[1])
-        cache = options.scratch / f"compiled-{tree}"  # each tree compiles for itself
-        environment = os.environ | {"PYTHONPATH": _with_tree(options.trees[tree]), "PYTHONSAFEPATH": "1"}
+    def __init__(self, script: str, task: dict[str, Any], tree: Path, cache: Path, more: Mapping[str, str]) -> None:
+        scratch = Path(task["scratch"])
+        self.log = Path(tempfile.mkstemp(suffix=".log", dir=scratch)[1])
+        environment = os.environ | {"PYTHONPATH": _with_tree(tree), **more}
         environment |= {"TORCHINDUCTOR_CACHE_DIR": str(cache), "TRITON_CACHE_DIR": str(cache / "triton")}
         environment |= {"TORCHINDUCTOR_COMPILE_THREADS": "4"}  # six processes compile at once
-        task = json.dumps(asdict(setting) | {"smoke": options.smoke, "scratch": str(options.scratch)})
         with self.log.open("wb") as log:
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log}
-            command = [sys.executable, str(HERE / "speed_worker.py"), task]
+            command = [sys.executable, str(HERE / script), json.dumps(task)]
             self.process = subprocess.Popen(command, env=environment, start_new_session=True, text=True, **pipes)
         assert self.process.stdin is not None and self.process.stdout is not None
         self.commands, self.answers = self.process.stdin, self.process.stdout
@@ -142,7 +142,11 @@ class Pair:
 
     def __init__(self, setting: Setting, options: Options) -> None:
         self.setting, self.options = setting, options
-        self.workers = {tree: Worker(setting, tree, options) for tree in ("old", "new")}
+        task = asdict(setting) | {"smoke": options.smoke, "scratch": str(options.scratch)}
+        self.workers = {
+            tree: Worker("speed_worker.py", task, path, options.scratch / f"compiled-{tree}", {"PYTHONSAFEPATH": "1"})
+            for tree, path in options.trees.items()  # each tree compiles for itself
+        }
 
     def is_ready(self) -> bool:
         """Whether both have compiled. Raises WorkerError if one has failed."""
@@ -238,7 +242,7 @@ def _with_tree(tree: Path) -> str:
     return os.pathsep.join([str(tree), *rest])
 
 
-def _commit(tree: Path) -> str:
+def commit_of(tree: Path) -> str:
     """The tree's commit; "unknown" where it is a plain copy, which may lie in another repository."""
     if not (tree / ".git").exists():
         return "unknown"
@@ -253,7 +257,7 @@ def _about(options: Options) -> dict[str, Any]:
     machine = {"device": name, "torch": torch.__version__, "python": platform.python_version(), "cores": os.cpu_count()}
     how = f"{options.rounds} rounds of each tree in turn, each of {options.seconds} s or more; ratio: median of new / old of each turn"
     other = "the workers of other settings compile between measurements and are stopped (SIGSTOP) during them"
-    return {"machine": machine, "trees": {tree: _commit(path) for tree, path in options.trees.items()}, "how": how, "others": other}
+    return {"machine": machine, "trees": {tree: commit_of(path) for tree, path in options.trees.items()}, "how": how, "others": other}
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -46,9 +46,15 @@ KINDS = {  # kinds of CUDA kernels, by a pattern of their names; the first that 
 }
 
 Work = Callable[[], object]
+Made = Callable[[dict[str, Any]], tuple[Work, Callable[[], Any]]]  # of a setting: the work, and what it computed
 
 
 def main(setting: dict[str, Any]) -> None:
+    serve(setting, WORKS)
+
+
+def serve(setting: dict[str, Any], works: Mapping[str, Made]) -> None:
+    """Make and warm up what setting["work"] names, then answer the commands of stdin."""
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever libraries print goes to stderr
 
@@ -57,7 +63,7 @@ def main(setting: dict[str, Any]) -> None:
 
     begun = time.perf_counter()
     torch.manual_seed(0)
-    work, check = WORKS[setting["work"]](setting)
+    work, check = works[setting["work"]](setting)
     for _ in range(WARM_UP):
         work()
     wait()
@@ -182,7 +188,7 @@ def sample(setting: dict[str, Any]) -> tuple[Work, Callable[[], Any]]:
     return lambda: continue_tokens(model, prompts, spec), digest
 
 
-WORKS: dict[str, Callable[[dict[str, Any]], tuple[Work, Callable[[], Any]]]] = {"step": train_step, "loop": train_loop, "sample": sample}
+WORKS: dict[str, Made] = {"step": train_step, "loop": train_loop, "sample": sample}
 
 if __name__ == "__main__":
     main(json.loads(sys.argv[1]))

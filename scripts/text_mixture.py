@@ -4,11 +4,12 @@
     freetf prepare mixture -o data/mixture --field text --dedup --tokenizer bpe:16384 --split train=0.9,val=0.05,test=0.05
     python scripts/text_mixture.py table data/mixture
     python scripts/text_mixture.py lines data/mixture benchmarks/python_lines/python_lines.jsonl
+    python scripts/text_mixture.py haystack data/mixture benchmarks/haystack/haystack.jsonl
 
 `gather` writes a folder for each source, whose name becomes the documents' label, and mixture.json with counts and licences. A document
 is a whole book, story, article, review, problem or file, so that whole ones are held out. What shares 13 consecutive words with an item
 of a benchmark is left out: the paragraph of a long document, else the document. `table` counts tokens by source and split. `lines` makes
-items of the benchmark python_lines from held-out files.
+items of the benchmark python_lines from held-out files. `haystack` writes held-out books, for the benchmarks needles and babilong.
 """
 
 from __future__ import annotations
@@ -237,6 +238,14 @@ def lines(folder: Path, split: str, count: int) -> list[dict[str, str]]:
     return [found[number] for number in sorted(chosen)]
 
 
+def haystack(folder: Path, split: str) -> list[dict[str, str]]:
+    """The held-out books, whole."""
+    data = Dataset.open(folder)
+    part = data.split(split)
+    numbers = [number for number, record in enumerate(part.records()) if (record.get("factors") or {}).get("label") == "books"]
+    return [{"text": data.tokenizer.decode(part.row(number)[1:-1])} for number in numbers]
+
+
 def _places(text: str) -> list[tuple[int, int]]:
     """(where the completion begins, where its line ends) for each line that can be asked for: code that no line before is equal to."""
     ends = [-1, *(match.start() for match in re.finditer("\n", text))]
@@ -268,7 +277,7 @@ def _unpacked(path: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["gather", "table", "lines"])
+    parser.add_argument("what", choices=["gather", "table", "lines", "haystack"])
     parser.add_argument("source", type=Path)
     parser.add_argument("out", type=Path, nargs="?")
     parser.add_argument("--split", default="test")
@@ -283,9 +292,9 @@ def main() -> None:
         print()
     else:
         given.out.parent.mkdir(parents=True, exist_ok=True)
-        items = lines(given.source, given.split, given.count)
+        items = lines(given.source, given.split, given.count) if given.what == "lines" else haystack(given.source, given.split)
         given.out.write_text("".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items), encoding="utf-8")
-        print(f"{len(items)} lines in {given.out}")
+        print(f"{len(items)} {'lines' if given.what == 'lines' else 'books'} in {given.out}")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from freetf_cli.model.latent import ObjectiveWeights
 from freetf_cli.runs.checkpoint import Checkpoint, checkpoint_folders
 from freetf_cli.runs.folder import RunFolder
 from freetf_cli.training.loop import Hooks, Loop
-from freetf_cli.training.optimizer import make_optimizer
+from freetf_cli.training.optimizer import make_optimizers
 from freetf_cli.training.parallel import Engine
 from freetf_cli.training.prefetch import HostBatch
 from freetf_cli.training.run import train
@@ -290,7 +290,7 @@ def test_forward_with_targets_compiled_follows_float32(kind: str) -> None:
     tokens, targets = torch.randint(0, 29, (2, 8, 65), device=CUDA)
     targets[:, 60:] = IGNORE
     noise = torch.randint(0, 2, (8, 65, 16), device=CUDA).float()  # 0 sets a bit and 1 clears it, whatever the rounding of its logit
-    weights = ObjectiveWeights(*(torch.tensor(value, device=CUDA) for value in (1e-4, 0.1, 0.0)))
+    weights = ObjectiveWeights(*(torch.tensor(value, device=CUDA) for value in (1e-4, 0.1, 0.0, 1.0)))
 
     def outcome(compiled: bool) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
         model.zero_grad()
@@ -440,12 +440,12 @@ def test_training_with_masked_documents_by_blocks(kind: str, monkeypatch: pytest
         train_config = TrainConfig(steps=3, batch=4, lr=1e-3, compile=captured, cuda_graph=captured, precision=precision)
         model = build_model(config, LatentConfig(kappa=0.01, bits=8)).cuda()
         initialise_model(model, 0)
-        optimizer = make_optimizer(model, train_config, CUDA)
-        update = TrainStep(Engine(model, train_config, CUDA), optimizer, train_config, CUDA, (4, 400))
+        optimizers = make_optimizers(model, train_config, CUDA)
+        update = TrainStep(Engine(model, train_config, CUDA), optimizers, train_config, CUDA, (4, 400))
         update.noise.copy_(bits)
         before, ce = torch.cat([p.detach().flatten() for p in model.parameters()]), []
         for number, each in enumerate(rows):
-            update(number, HostBatch(each[:, :-1], each[:, 1:], each[:, 1:].numel()), each[:, 1:].numel(), 1e-3, (1e-4, 0.1, 0.0))
+            update(number, HostBatch(each[:, :-1], each[:, 1:], each[:, 1:].numel()), each[:, 1:].numel(), 1e-3, (1e-4, 0.1, 0.0, 1.0))
             ce.append(float(update.sums[0]))
         return ce, torch.cat([p.detach().flatten() for p in model.parameters()]) - before
 
@@ -602,7 +602,7 @@ def loop(path: Path, recipe: Recipe) -> Loop:
 
 def state(running: Loop) -> list[torch.Tensor]:
     """Weights, moments and step counters."""
-    moments = [value for entry in running.optimizer.state.values() for value in entry.values()]
+    moments = [value for entry in running.optimizers[0].state.values() for value in entry.values()]
     return [value.detach().clone() for value in (*running.model.parameters(), *moments)]
 
 
@@ -616,7 +616,10 @@ def moved(running: Loop, steps: int) -> tuple[torch.Tensor, list[list[float]]]:
     return torch.cat([(now - then).flatten() for now, then in zip(running.model.parameters(), before, strict=True)]).detach(), records
 
 
-@pytest.mark.parametrize("settings", [{}, {"grad_accum_steps": 4}, {"compile": "off"}, {"deterministic": False}])
+TURNS = {"encoder": {"turns": "alternating", "lr_scale": 2.0}}
+
+
+@pytest.mark.parametrize("settings", [{}, {"grad_accum_steps": 4}, {"compile": "off"}, {"deterministic": False}, TURNS])
 def test_a_replayed_step_equals_a_launched_one(tmp_path: Path, settings: dict[str, Any]) -> None:
     """Learning rate, κ, batch and noise change at every step: the graph must not freeze any of them."""
     found = [moved(loop(tmp_path / name, small(cuda_graph=name, warmup=3, **settings)), 5) for name in ("on", "off")]
@@ -628,16 +631,38 @@ def test_a_replayed_step_equals_a_launched_one(tmp_path: Path, settings: dict[st
     assert len({row[2] / row[1] for row in ours}) == 5
 
 
+def test_a_graph_updates_only_those_whose_turn_it_is(tmp_path: Path) -> None:
+    """Weights, moments and step counters of the others stay, bit for bit, from the first step on, which captures the graph."""
+    running = loop(tmp_path / "run", small(cuda_graph="on", **TURNS))
+    for step in range(4):
+        before = [[*_owned(optimizer)] for optimizer in running.optimizers]
+        running.train_step()
+        running.step += 1
+        same = [
+            all(torch.equal(a, b) for a, b in zip(old, _owned(one), strict=True))
+            for old, one in zip(before, running.optimizers, strict=True)
+        ]
+        assert same == [step % 2 == 0, step % 2 == 1]  # the decoder's, the encoder's
+    torch.use_deterministic_algorithms(False)
+    assert [{float(entry["step"]) for entry in one.state.values()} for one in running.optimizers] == [{2.0}, {2.0}]
+
+
+def _owned(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    """Weights, moments and step counters of an optimizer, as they are now."""
+    weights = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return [value.detach().clone() for value in (*weights, *(value for entry in optimizer.state.values() for value in entry.values()))]
+
+
 def test_capturing_changes_no_state(tmp_path: Path) -> None:
     running = loop(tmp_path / "run", small(cuda_graph="on"))
     weights = [value.detach().clone() for value in running.model.parameters()]
     running.update._capture()
     torch.use_deterministic_algorithms(False)
     assert all(torch.equal(a, b) for a, b in zip(running.model.parameters(), weights, strict=True))
-    assert all(not value.any() for entry in running.optimizer.state.values() for value in entry.values())
+    assert all(not value.any() for entry in running.optimizers[0].state.values() for value in entry.values())
     assert running.update.faults() == []
     running.train_step()
-    assert {float(entry["step"]) for entry in running.optimizer.state.values()} == {1.0}
+    assert {float(entry["step"]) for entry in running.optimizers[0].state.values()} == {1.0}
 
 
 @pytest.mark.parametrize("graph", ["on", "off"])

@@ -91,3 +91,5 @@ def test_counts_and_lines_of_a_prepared_folder(script: ModuleType, tmp_path: Pat
     for item in found:
         assert item["context"].endswith(("\ndef", "\n    result", "\n    return")) and len(item["context"]) <= 1200
     assert len(script.lines(tmp_path / "prepared", "test", 2)) == 2
+    books = script.haystack(tmp_path / "prepared", "test")
+    assert len(books) == 2 and {book["text"][:-1] for book in books} == {"once upon a time"}

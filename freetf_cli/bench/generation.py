@@ -36,7 +36,7 @@ def bench_sample(
         for batch in batches:
             took = _measured(model, batch, prompt, new_tokens, effort)
             first = next((row.time for row in rows if row.batch == batch), took)
-            rate, size = batch * new_tokens / took.median, _read_bytes(model)
+            rate, size = batch * new_tokens / took.median, read_bytes(model)
             share, ratio = size * new_tokens / took.median / here.bandwidth, took.median / first.median
             rows.append(SampleRow(name, recipe.kind, batch, new_tokens, took, rate, size, share, ratio))
             done()
@@ -53,7 +53,7 @@ def _measured(model: Decoder, batch: int, prompt: int, new_tokens: int, effort: 
     return timed(lambda: continue_tokens(model, prompts, spec), effort)
 
 
-def _read_bytes(model: Decoder) -> int:
+def read_bytes(model: Decoder) -> int:
     """Bytes of weights read for each token, without the latent's and without an embedding table that is not also the output layer."""
     left_out = ("latent.", *(("embedding.",) if model.lm_head is not None else ()))
     return sum(w.numel() * w.element_size() for name, w in model.named_parameters() if not name.startswith(left_out))

@@ -21,7 +21,7 @@ from freetf_cli.model.decoder import Decoder
 from freetf_cli.records.bench import PartRow, StepRow, Timing, TrainBench
 from freetf_cli.training.float8 import check_float8, use_float8
 from freetf_cli.training.memory import plan_on
-from freetf_cli.training.optimizer import make_optimizer
+from freetf_cli.training.optimizer import make_optimizer, make_optimizers
 from freetf_cli.training.parallel import Engine, compiled
 from freetf_cli.training.prefetch import host_batch
 from freetf_cli.training.schedule import objective_weights
@@ -93,7 +93,7 @@ def made_step(recipe: Recipe, device: torch.device) -> Callable[[], None]:
     """A training step that can be called repeatedly, on the same random tokens."""
     config, context = recipe.train, recipe.model.context or 1
     model = _model(recipe, device)
-    update = TrainStep(Engine(model, config, device), make_optimizer(model, config, device), config, device, (config.batch, context))
+    update = TrainStep(Engine(model, config, device), make_optimizers(model, config, device), config, device, (config.batch, context))
     generator = torch.Generator().manual_seed(config.seed)
     rows = torch.randint(recipe.model.vocab or 2, (config.batch, context + 1), generator=generator).numpy()
     batch = host_batch(Batch(rows[:, :-1], rows[:, 1:]), pinned=device.type == "cuda")

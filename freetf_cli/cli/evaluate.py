@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from freetf_cli.cli.options import DeviceOption, JsonOption, SeedOption, SplitOption, complete_run, completer
+from freetf_cli.cli.options import DeviceOption, JsonOption, ReportOption, SeedOption, SplitOption, complete_run, completer
 from freetf_cli.cli.output import Described, show
 from freetf_cli.errors import InputError
 from freetf_cli.evaluation.benchmarks import BENCHMARKS
@@ -126,6 +126,7 @@ def evaluate(
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="Write the items of benchmarks to this folder.")] = None,
+    report: ReportOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the interrupted evaluation in the folder of -o.")] = False,
     device: DeviceOption = "auto",
     seed: SeedOption = 0,
@@ -143,6 +144,7 @@ def evaluate(
     $ freetf evaluate runs/blocks-softmax --task answers --sequences 1000
     $ freetf evaluate runs/text-free --task hellaswag --task piqa --data benchmarks --limit 100 -o scores
     $ freetf evaluate runs/text-free --task hellaswag --data benchmarks --min 0.3
+    $ freetf evaluate runs/text-free --task needles,babilong --data benchmarks --report long.html
     $ freetf evaluate --rescore scores
     $ freetf evaluate runs/siblings-free --task creativity --temperature 0
     $ freetf evaluate runs/countdown-free --task attempts --attempts 64
@@ -166,7 +168,7 @@ def evaluate(
         _refuse({"--task": task, "--data": data, "--samples": samples, **of_metrics, **of_answers}, "--rescore has no")
         results = _rescore(rescore, allow_code_execution)
         tasks = [one.task for result in results for one in result.tasks]
-        _show_benchmarks(results, paper, beside, parse_minimums(minimum or [], tasks), json)
+        _show_benchmarks(results, paper, beside, parse_minimums(minimum or [], tasks), json, report)
         return
     if run is None:
         raise InputError("missing argument 'RUN'", hint="see `freetf evaluate --help`")
@@ -178,7 +180,7 @@ def evaluate(
         _refuse({name: of_some[name] for name in of_some if name not in own_options(names[0])}, f"--task {names[0]} has no")
         rows = sequences or default_sequences(names[0])
         asked = Request(str(run), "", rows, samples or 512, seed, temperature=temperature, attempts=attempts)
-        show(_metric(run, names, data, split, asked, device), json=json)
+        show(_metric(run, names, data, split, asked, device), json=json, report=report)
         return
     _refuse(of_metrics, f"--task {names[0]}: a benchmark has no")
     if resume and out is None:
@@ -187,7 +189,7 @@ def evaluate(
     questions = Questions(None if data is None else str(data), limit, fewshot, seed, attempts or 1, allow_code_execution)
     several = checkpoints == "last-third"
     request = BenchmarkRequest(str(run), names, questions, z or "posterior-prompt", samples or DRAWS, temperature, out, resume, several)
-    _show_benchmarks([_benchmarks(run, request, device)], paper, beside, minimums, json)
+    _show_benchmarks([_benchmarks(run, request, device)], paper, beside, minimums, json, report)
 
 
 def _refuse(options: dict[str, Any], why: str) -> None:
@@ -197,7 +199,7 @@ def _refuse(options: dict[str, Any], why: str) -> None:
 
 
 def _metric(run: Path, names: tuple[str, ...], data: Path | None, split: str | None, request: Request, device: Any) -> Described:
-    from freetf_cli.device import resolve_device, set_threads
+    from freetf_cli.device import keep_memory, resolve_device, set_threads
     from freetf_cli.evaluation.metrics import load
     from freetf_cli.evaluation.run_data import open_split
     from freetf_cli.report.console import warn
@@ -209,6 +211,7 @@ def _metric(run: Path, names: tuple[str, ...], data: Path | None, split: str | N
     measure = load(names[0])
     checkpoint, model = open_model(run, resolve_device(device), warn)
     set_threads(checkpoint.recipe.parallel.threads)
+    keep_memory()
     source, chosen = open_split(checkpoint, data, split)
     total = min(request.sequences, source.rows.size(chosen) or request.sequences)
     with counter("sequences", total=total) as advance:
@@ -256,7 +259,12 @@ def _rescore(files: list[Path], allow_code: bool) -> list[Benchmarks]:
 
 
 def _show_benchmarks(
-    results: list[Benchmarks], paper: int | None, beside: list[Path] | None, minimums: dict[str, float], json: bool
+    results: list[Benchmarks],
+    paper: int | None,
+    beside: list[Path] | None,
+    minimums: dict[str, float],
+    json: bool,
+    report: Path | None,
 ) -> None:
     """Show the results, with the paper's table if --paper asks for it, and fail if a score is below --min."""
     from freetf_cli.evaluation.benchmarks.tables import paper_table
@@ -264,7 +272,7 @@ def _show_benchmarks(
 
     if paper is not None:
         results = [replace(result, paper=paper_table(paper, result, beside or [])) for result in results]
-    show(results[0] if len(results) == 1 else Rescored(results), json=json)
+    show(results[0] if len(results) == 1 else Rescored(results), json=json, report=report)
     raise_if_below(results, minimums)
 
 

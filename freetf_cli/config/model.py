@@ -41,6 +41,11 @@ class MultiTokenConfig(ConfigTable):
         None,
         description="blocks, from 0, that have the convolution; default: 2, 6, 10, …, or the last multi-token block where none of these is",
     )
+    init: Literal["identity", "zero", "constant", "random"] = Field(
+        "identity",
+        description="first values of convolution kernels: the identity, 0, 0.3 everywhere, or normal with deviation fan_in^-1/2;"
+        " mixes start as the identity",
+    )
     cache: Literal["queries", "rows"] = Field(
         "queries",
         description="what decoding keeps of earlier positions: queries, to recompute their rows, or the rows themselves (mask = double)",

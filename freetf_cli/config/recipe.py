@@ -18,6 +18,7 @@ from freetf_cli.config.latent import ObjectiveConfig as ObjectiveConfig
 from freetf_cli.config.model import ModelConfig as ModelConfig
 from freetf_cli.config.model import MultiTokenConfig as MultiTokenConfig
 from freetf_cli.config.table import ConfigTable, rule, table_of
+from freetf_cli.config.train import EncoderConfig as EncoderConfig
 from freetf_cli.config.train import EvalConfig as EvalConfig
 from freetf_cli.config.train import ParallelConfig as ParallelConfig
 from freetf_cli.config.train import TrainConfig as TrainConfig
@@ -92,6 +93,18 @@ class Recipe(ConfigTable):
         if first and self.model.context is not None and first >= self.model.context:
             return f"latent.objective.credit_from = {first} leaves no target of model.context = {self.model.context}: no credit for Z"
         return None
+
+    @rule("train.encoder.turns", "train.encoder.lr_scale", "latent.kappa")
+    def _there_is_an_encoder(self) -> str | None:
+        if self.latent is not None or not self.train.encoder.is_apart:
+            return None
+        return "train.encoder is about the encoder of a Free Transformer: this recipe is a baseline, without [latent]"
+
+    @rule("train.encoder.turns", "parallel.processes")
+    def _one_process_measures_the_lag(self) -> str | None:
+        if self.train.encoder.turns != "lagging" or self.parallel.processes == 1:
+            return None
+        return "train.encoder.turns = 'lagging' measures held-out rows during training, in one process only: parallel.processes = 1"
 
     @rule("data.teacherless", "latent.kappa")
     def _the_encoder_sees_the_row(self) -> str | None:

@@ -12,6 +12,30 @@ Choice = Literal["auto", "on", "off"]
 Float8 = Literal["off", "tensorwise", "rowwise"]
 
 
+class EncoderConfig(ConfigTable):
+    """How the encoder is updated beside the decoder. The defaults are the paper's: every step updates both, at one learning rate."""
+
+    lr_scale: Rate = Field(1.0, description="learning rate of the encoder, as a multiple of the decoder's (`train.lr`, scheduled)")
+    turns: Literal["together", "alternating", "lagging"] = Field(
+        "together",
+        description="what a step updates: both; in turn the encoder for `steps` steps and the decoder for one; or, as He et al. (arXiv"
+        " 1901.05534), in turn while the encoder lags, until I(S; Z) of held-out rows no longer rises, and both from then on",
+    )
+    steps: Positive = Field(1, description="steps of the encoder before each one of the decoder; lagging: the most of them")
+    check_every: Positive = Field(100, description="lagging: training steps between two measurements of I(S; Z)")
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether anything differs from one update of all parameters."""
+        return self.turns != "together" or self.lr_scale != 1.0
+
+    @rule("steps", "turns")
+    def _turns_have_steps(self) -> str | None:
+        if self.turns != "together" or self.steps == 1:
+            return None
+        return f"train.encoder.steps = {self.steps} needs train.encoder.turns = 'alternating' or 'lagging'"
+
+
 class TrainConfig(ConfigTable):
     """Optimisation."""
 
@@ -51,6 +75,7 @@ class TrainConfig(ConfigTable):
     keep_last: Positive = Field(1, description="number of newest checkpoints to keep, beside the best")
     keep_every: NotNegative = Field(0, description="keep a checkpoint of every so many steps for good; 0: none")
     skip_limit: NotNegative = Field(2, description="consecutive steps that may be skipped for a loss or gradient that is not finite")
+    encoder: EncoderConfig = Field(default_factory=EncoderConfig, description="updates of the encoder, below")
 
     @rule("grad_accum_steps", "batch")
     def _parts_divide_the_batch(self) -> str | None:

@@ -55,7 +55,7 @@ class RowCosts:
     proposal: str  # the distribution of the Zs in nll: posterior, prior, or both if rows differ; none for a baseline
     posterior_bound: Mapping[int, Floats]  # importance-weighted, with Z from the posterior, nats per sequence [N], by K
     prior_bound: Mapping[int, Floats]  # the same with Z from the prior; both are empty for a baseline
-    above_kappa: float | None  # share of tokens whose KL exceeds κ; None for a baseline
+    above_kappa: float | None  # share of tokens, or of Zs that tokens share, whose KL exceeds κ; None for a baseline
     frequencies: float  # CE of the targets if each is predicted by its frequency among them, nats per token
     position_nats: Floats  # elbo at each position, summed over the sequences [T]
     position_targets: NDArray[np.int64]  # how many targets count at each position [T]
@@ -192,8 +192,8 @@ def _free(model: Decoder, batch: Batch, row: int, draws: int, seed: int) -> dict
         "ce_prior": prior_ce_BK.mean(1),
         "log_weights": log_ratio_BKT.double().sum(-1) - ce_BKT.double().sum(-1),
         "prior_log_weights": -prior_ce_BK,
-        "above_kappa": (kl_BT > latent.kappa * LN2).sum(1),  # the latent's κ is in bits
-        "latent_mask": mask_BT.sum(1),
+        "above_kappa": (kl_BT[:, latent.own] > latent.kappa * LN2).sum(1),  # the latent's κ is in bits
+        "latent_mask": mask_BT[:, latent.own].sum(1),
         "position_nats": ce_BT + kl_BT,
     }
     return {name: _array(values) for name, values in found.items()}

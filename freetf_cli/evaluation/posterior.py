@@ -5,6 +5,8 @@ Shapes: B sequences, K draws of Z for each, T positions. Costs are in nats, in f
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterable
 from functools import cached_property
 
 import numpy as np
@@ -13,13 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from freetf_cli.data.batches import IGNORE, Batch
+from freetf_cli.device import on_threads
 from freetf_cli.model.attention.registry import attention_weights_per_token
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.model.latent import Distribution, Latent
 from freetf_cli.model.loss import latent_mask
 from freetf_cli.streams import keyed
 
-_TOKENS_AT_ONCE = {"cpu": 1 << 14, "cuda": 1 << 18}  # through the upper half
+_TOKENS_AT_ONCE = {"cpu": 1 << 12, "cuda": 1 << 18}  # through the upper half; on a CPU, activations then stay in its cache
 _LOGITS_AT_ONCE = {"cpu": 1 << 24, "cuda": 1 << 30}  # elements of [tokens, V]
 
 
@@ -42,12 +45,17 @@ class PosteriorPass:
         """−log P(target | Z) [B · K, T], from K Zs for each sequence, sequence by sequence. Computed in pieces to limit memory."""
         rows, context = self.tokens.shape
         owner = torch.arange(rows, device=z.device).repeat_interleave(len(z) // rows)
-        at_once = rows_at_once(self._model, context)
-        parts = []
-        for part, own in zip(torch.split(z, at_once), torch.split(owner, at_once), strict=True):
-            hidden_BTD = self._model.upper(self.x_BTD[own], part, self._model.context(self.tokens[own]))
-            parts.append(target_nats(self._model, hidden_BTD, self.targets[own]))
-        return torch.cat(parts)
+        count = -(-len(z) // rows_at_once(self._model, context))
+        if spreads := z.device.type == "cpu" and not torch.is_grad_enabled():
+            threads = torch.get_num_threads()
+            count = min(len(z), -(-count // threads) * threads)
+        pieces = zip(torch.tensor_split(z, count), torch.tensor_split(owner, count), strict=True)
+        return torch.cat(on_threads(self._piece, pieces) if spreads else [self._piece(*piece) for piece in pieces])
+
+    def _piece(self, z: Tensor, own: Tensor) -> Tensor:
+        """−log P(target | Z) of the rows `own`, each with its own Z."""
+        hidden_BTD = self._model.upper(self.x_BTD[own], z, self._model.context(self.tokens[own]))
+        return target_nats(self._model, hidden_BTD, self.targets[own])
 
 
 def latent_of(model: Decoder) -> Latent:
@@ -73,11 +81,31 @@ def prior_draws(model: Decoder, rows: range, length: int, seed: int, count: int 
     return torch.from_numpy(np.stack(drawn)).to(model.embedding.weight.device)
 
 
+@torch.no_grad()
+def information(model: Decoder, batches: Iterable[Batch], noise: Callable[[int], Tensor]) -> float:
+    """I(S; Z) of the batches' N sequences, nats: the mean of log Q(Z_i|S_i) − log mean_j Q(Z_i|S_j), at most ln N.
+
+    It is the lower bound of `evaluation.probe.rate` for a latent of any kind, and the estimate of He et al. (arXiv 1901.05534): their KL
+    minus that of the aggregate posterior, both with one draw of Z. noise: the uniform noise of so many sequences.
+    """
+    passes = [PosteriorPass(model, batch) for batch in batches]
+    zs = [one.posterior.sample(noise(len(one.tokens))) for one in passes]
+    found = []
+    for number, (passed, z) in enumerate(zip(passes, zs, strict=True)):
+        for row in range(len(z)):
+            same = [z[row].expand(len(other.tokens), *z.shape[1:]) for other in passes]
+            log_q = [(other.posterior.log_prob(one) * passed.latent_mask[row]).sum(-1) for other, one in zip(passes, same, strict=True)]
+            log_q_N = torch.cat(log_q).double()
+            found.append(log_q[number][row].double() - torch.logsumexp(log_q_N, 0) + math.log(len(log_q_N)))
+    return float(torch.stack(found).mean())
+
+
 def target_nats(model: Decoder, hidden_BTD: Tensor, targets_BT: Tensor) -> Tensor:
     """−log P of each target in nats [B, T]; 0 where a target does not count."""
     logits_BTV = model.logits(hidden_BTD)
     wide = torch.promote_types(logits_BTV.dtype, torch.float32)  # bfloat16 is too coarse for sums over positions
-    return F.cross_entropy(logits_BTV.to(wide).transpose(1, 2), targets_BT, ignore_index=IGNORE, reduction="none")
+    nats = F.cross_entropy(logits_BTV.to(wide).flatten(0, 1), targets_BT.flatten(), ignore_index=IGNORE, reduction="none")
+    return nats.view_as(targets_BT)
 
 
 def tensors(model: Decoder, batch: Batch) -> tuple[Tensor, Tensor]:

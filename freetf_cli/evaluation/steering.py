@@ -19,7 +19,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,9 +36,8 @@ from freetf_cli.evaluation.probe.intervention import Generator
 from freetf_cli.evaluation.probe.measure import LONGEST
 from freetf_cli.evaluation.statistics import LEAST, Floats, share
 from freetf_cli.generation.sampling import SampleSpec
-from freetf_cli.latent.binary import bit_logits
+from freetf_cli.latent.binary import BinaryLatent, bit_logits
 from freetf_cli.model.decoder import Decoder
-from freetf_cli.model.latent import shared
 from freetf_cli.records.steering import FoundCodes, LabelCodes
 from freetf_cli.runs.checkpoint import Checkpoint
 from freetf_cli.streams import keyed
@@ -86,12 +85,16 @@ def find_codes(
     """
     if model.latent is None:
         raise InputError("this run is a baseline, it has no Z", run)
+    if not isinstance(model.latent, BinaryLatent):
+        hint = "`freetf sample RUN --z-from TEXT` takes Z from a text that has the label"
+        raise InputError("find-codes looks for bits of Z, and this run's latent has none", run, hint)
     name, values, numbers_N = label_values(source.held_out_factors(spec.split, spec.sequences), spec.label)
     with stage("reading documents", len(numbers_N)) as advance:
         sums = bit_sums(model, source, spec, numbers_N, len(values), advance)
     odds_KTH = log_odds(sums)
-    every = model.latent.every
-    zs = {value: draw_codes(odds, spec.strength, spec.count, spec.seed, every) for value, odds in zip(values, odds_KTH, strict=True)}
+    agreed = model.latent.agreed
+    drawn = (draw_codes(odds, spec.strength, spec.count, spec.seed) for odds in odds_KTH)
+    zs = {value: np.stack([agreed(z) for z in codes]) for value, codes in zip(values, drawn, strict=True)}
     files = {value: out / f"{re.sub(r'[^0-9A-Za-z_.+-]', '_', value)}.jsonl" for value in values}
     out.mkdir(parents=True, exist_ok=True)
     for value, file in files.items():
@@ -110,7 +113,7 @@ def find_codes(
         )
         for k, value in enumerate(values)
     ]
-    bits = int(np.prod(odds_KTH.shape[1:]))
+    bits = odds_KTH[0, model.latent.own].size
     return FoundCodes(run, checkpoint.step, name, spec.split, bits, spec.strength, spec.count, spec.seed, found, notes)
 
 
@@ -177,12 +180,12 @@ def _discoveries(p: Floats) -> NDArray[np.bool_]:
     return kept
 
 
-def draw_codes(odds_TH: Floats, strength: float, count: int, seed: int, every: int | Literal["sequence"] = 1) -> Codes:
-    """Zs [count, T] whose bits follow the log-odds; the other bits are those of the prior. every: tokens that share the first one's Z."""
+def draw_codes(odds_TH: Floats, strength: float, count: int, seed: int) -> Codes:
+    """Zs [count, T] whose bits follow the log-odds; the other bits are those of the prior."""
     p_TH = 1 / (1 + np.exp(-np.clip(strength * odds_TH / 2, -500, 500)))
     weights_H = 2 ** np.arange(odds_TH.shape[-1])
     drawn = [(keyed(seed, "codes", number).random(odds_TH.shape) < p_TH) @ weights_H for number in range(count)]
-    return np.stack([shared(z, every) for z in drawn]).astype(np.int64)
+    return np.stack(drawn).astype(np.int64)
 
 
 def _shares(

@@ -78,7 +78,7 @@ class Session:
             places = [(int(own[int(one) // bits]), int(one) % bits) for one in drawn]
         self.z = list(self.z)
         for position, bit in places:
-            for same in np.flatnonzero(begins == begins[position]).tolist():
+            for same in self._latent.sharing(position, bit, self._length).tolist():
                 self.z[same] ^= 1 << bit
         return list(places)
 

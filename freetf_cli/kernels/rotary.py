@@ -36,15 +36,25 @@ def _rotary_tables(positions_T: Tensor, head_width: int, base: float) -> tuple[T
 
 
 def rotate(x_BTME: Tensor, rotary: Rotary) -> Tensor:
-    """Rotate the heads of every position.
+    """Rotate the heads of every position. Before the transpose to [B, M, T, E] it reads and writes in the order of memory."""
+    whole = x_BTME.device.type == "cpu" and not torch.compiler.is_compiling()
+    return rotate_rows(x_BTME, rotary) if whole else rotate_halves(x_BTME, rotary)
 
-    A sum of two products compiles to one expression; a concatenation of the two halves would compile to branches. Before the transpose
-    to [B, M, T, E] it reads and writes in the order of memory.
-    """
+
+def rotate_halves(x_BTME: Tensor, rotary: Rotary) -> Tensor:
+    """A sum of two products, which compiles to one expression; a concatenation of the two halves would compile to branches."""
     cos_T1H, sin_T1H = (table.to(x_BTME.dtype)[..., None, :] for table in rotary)
     x_BTM2H = x_BTME.view(*x_BTME.shape[:-1], 2, -1)
     rotated_BTM2H = x_BTM2H * cos_T1H[..., None, :] + x_BTM2H.flip(-2) * torch.stack((-sin_T1H, sin_T1H), dim=-2)
     return rotated_BTM2H.flatten(-2)
+
+
+def rotate_rows(x_BTME: Tensor, rotary: Rotary) -> Tensor:
+    """The same numbers by tables as wide as a position: on a CPU, broadcast ones make loops that are no longer than half a head."""
+    cos_TH, sin_TH = (table.to(x_BTME.dtype) for table in rotary)
+    halves = (cos_TH, cos_TH), (-sin_TH, sin_TH)
+    cos_TME, sin_TME = (torch.cat(pair, -1)[..., None, :].repeat_interleave(x_BTME.shape[-2], -2) for pair in halves)
+    return x_BTME * cos_TME + x_BTME.roll(x_BTME.shape[-1] // 2, -1) * sin_TME
 
 
 def rotate_and_split(packed_BTP: Tensor, rotary: Rotary, heads: tuple[int, ...], rotated: int) -> tuple[Tensor, ...]:

@@ -24,6 +24,7 @@ Shapes: N tokens, B sequences, T positions, H bits, C codes, D width. KL is in n
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -35,13 +36,13 @@ from torch import Tensor, nn
 from freetf_cli import kernels
 from freetf_cli.config.recipe import LatentConfig, ModelConfig
 from freetf_cli.errors import InputError
-from freetf_cli.latent.bits import at_least_float32, bit_directions, code_bits, signs, twice_drawn
+from freetf_cli.latent.bits import at_least_float32, bit_directions, code_bits, code_of, signs, twice_drawn
 from freetf_cli.latent.low_order import LowOrderTable
 from freetf_cli.latent.objective import aggregate_mismatch, free_bits_penalty, without_early_targets
 from freetf_cli.model.block import Block
 from freetf_cli.model.context import Context
 from freetf_cli.model.decoder import initialise
-from freetf_cli.model.latent import Distribution, Injection, Latent, ObjectiveWeights, gather, shared
+from freetf_cli.model.latent import Distribution, Injection, Latent, ObjectiveWeights, Units, gather
 from freetf_cli.model.weights import Draws, fill
 from freetf_cli.records import LN2
 
@@ -84,8 +85,7 @@ class BinaryLatent(Latent):
 
     def credited(self, posterior: Distribution, targets_BT: Tensor) -> tuple[Distribution, Tensor]:
         """With `latent.objective.credit_from`, which is not the paper's: half of the sequences teach the encoder, by their later targets
-        alone, and the other half the decoder, by all of theirs. `penalty` counts the KL of all sequences, so beside this credit it weighs
-        twice as much."""
+        alone, and the other half the decoder, by all of theirs. `penalty`, of all sequences, has half of its weight beside this credit."""
         assert isinstance(posterior, BinaryDistribution)
         if not self.config.objective.credit_from:
             return posterior, targets_BT
@@ -95,12 +95,29 @@ class BinaryLatent(Latent):
 
     def inject(self, z: Tensor, posterior: Distribution | None = None) -> Injection:
         """r = W[z]; with the posterior, the gradient of equation 8 flows to the bit logits: those of the token that infers a shared Z."""
-        bit_logits_BTH = gather(posterior.bit_logits, posterior.starts_BT) if isinstance(posterior, BinaryDistribution) else None
-        return ResidualInjection(self.post_sampler(z, bit_logits_BTH), self.depth)
+        if isinstance(posterior, BinaryDistribution) and torch.is_grad_enabled():
+            return ResidualInjection(self._mapped(z, posterior.bit_logits), self.depth)
+        return ResidualInjection(self.post_sampler(z), self.depth)
+
+    def _mapped(self, z_BT: Tensor, bit_logits_BTH: Tensor) -> Tensor:
+        """r [B, T, D] with the gradient of the bit logits, of rows without padding. Each Z that is inferred is mapped once, whatever the
+        number of tokens that share it: the gradient is linear in dr, so theirs are added first."""
+        length, mapped = z_BT.shape[1], self.mapped(z_BT.shape[1])
+        z_BZ, logits_BZH = z_BT[:, self.own], bit_logits_BTH[:, self.own]
+        r_BZD = self.post_sampler(z_BZ[:, :mapped], logits_BZH[:, :mapped])
+        if mapped < z_BZ.shape[1]:
+            r_BZD = torch.cat([r_BZD, self.post_sampler(z_BZ[:, mapped:])], dim=1)
+        if self.every == "sequence":
+            return r_BZD.expand(-1, length, -1)
+        return r_BZD if self.every == 1 else r_BZD.repeat_interleave(self.every, dim=1)[:, :length]
+
+    def mapped(self, length: int) -> int:
+        """How many Zs of a row are inferred: all, or those of the window."""
+        return len(range(min(self.window or length, length))[self.own])
 
     def prior(self, stream: np.random.Generator, length: int) -> np.ndarray:
         """Uniform codes [T] int64."""
-        return shared(stream.integers(0, 2**self.bits, length), self.every)
+        return self.agreed(stream.integers(0, 2**self.bits, length))
 
     def prior_log_prob(self, z: Tensor) -> Tensor:
         """−H ln 2 for every token."""
@@ -115,6 +132,10 @@ class BinaryLatent(Latent):
             raise ValueError(f"code {str(wrong)[:30]} is outside 0 … {2**self.bits - 1}: this model has {self.bits} bits of Z per token")
         self.check_shared(values)
 
+    def numbers(self, z: Tensor) -> Tensor:
+        """The bits of the codes as −1 and 1, [B, T, H]."""
+        return signs(z, self.bits)
+
     def noise_shape(self, length: int) -> tuple[int, ...]:
         """[T, H]: a uniform number for every bit."""
         return length, self.bits
@@ -127,7 +148,11 @@ class BinaryLatent(Latent):
         if config.has_mismatch:
             logits_BTH, mask_BT = posterior.bit_logits[:, : self.window], latent_mask_BT[:, : self.window]
             penalty = penalty + weights.mismatch * self.mismatch(logits_BTH, mask_BT, config.mismatch_over)
-        return penalty
+        return penalty * self.credited_share(len(kl_BT))
+
+    def credited_share(self, sequences: int) -> float:
+        """The share of sequences that give credit, which the penalty of all is weighed by: CE and KL weigh the same for the encoder."""
+        return (sequences - sequences // 2) / sequences if self.training and self.config.objective.credit_from else 1.0
 
     def mismatch(self, bit_logits_BTH: Tensor, counted_BT: Tensor, over: Literal["sequence", "token"]) -> Tensor:
         """The divergence of the batch's aggregate posterior from the prior, for each of this process's sequences, nats []."""
@@ -172,6 +197,20 @@ class BinaryDistribution(Distribution):
 
     def rows(self, index: Tensor) -> BinaryDistribution:
         return BinaryDistribution(self.bit_logits[index], None if self.starts_BT is None else self.starts_BT[index])
+
+    def within(self, mask_BT: Tensor) -> BinaryDistribution:
+        return replace(self, bit_logits=at_least_float32(self.bit_logits) * mask_BT[..., None])
+
+    def log_prob_pairs(self, z: Tensor, at_once: int) -> Iterator[Tensor]:
+        """As a matrix product: log Q(Z_a | S_b) = Σ B_a L_b − Σ softplus(L_b), over the bits of all positions."""
+        logits_BF = self.bit_logits.flatten(1).double()
+        normaliser_B = F.softplus(logits_BF).sum(1)
+        for part in torch.split(z, at_once):
+            yield code_bits(part, self.bit_logits.shape[-1]).flatten(1).double() @ logits_BF.T - normaliser_B
+
+    def units(self) -> Units:
+        """The bits; their means are P(B_h = 1), float64."""
+        return Units("bit", kl_per_token(self.bit_logits[..., None]), torch.sigmoid(self.bit_logits.double()))
 
 
 @dataclass(frozen=True)
@@ -219,9 +258,7 @@ def bit_logits(posterior: Distribution) -> Tensor:
 
 def sample_codes(bit_logits_BTH: Tensor, noise_BTH: Tensor) -> Tensor:
     """Codes [B, T] (int64) whose bit h is set where noise < σ(L_h); noise is uniform in [0, 1)."""
-    bits_BTH = noise_BTH < torch.sigmoid(bit_logits_BTH.to(noise_BTH.dtype))
-    weights_H = 2 ** torch.arange(bits_BTH.shape[-1], device=bits_BTH.device)
-    return (bits_BTH * weights_H).sum(-1)
+    return code_of(noise_BTH < torch.sigmoid(bit_logits_BTH.to(noise_BTH.dtype)))
 
 
 def kl_per_token(bit_logits_BTH: Tensor) -> Tensor:

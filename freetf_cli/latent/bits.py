@@ -13,6 +13,11 @@ def code_bits(codes: Tensor, bits: int) -> Tensor:
     return (codes[..., None] >> torch.arange(bits, device=codes.device)) & 1
 
 
+def code_of(bits: Tensor) -> Tensor:
+    """The codes (int64) of bits [..., H], lowest first."""
+    return (bits * 2 ** torch.arange(bits.shape[-1], device=bits.device)).sum(-1)
+
+
 def signs(codes: Tensor, bits: int) -> Tensor:
     """The bits of codes as −1 and 1, [..., H]."""
     return 2.0 * code_bits(codes, bits) - 1.0

@@ -24,8 +24,8 @@ Shapes: B sequences, T positions, K numbers, D width.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -39,7 +39,7 @@ from freetf_cli.latent.bits import at_least_float32
 from freetf_cli.latent.objective import free_bits_penalty
 from freetf_cli.model.context import Context, Memory
 from freetf_cli.model.decoder import initialise
-from freetf_cli.model.latent import Distribution, Injection, Latent, ObjectiveWeights, gather, shared
+from freetf_cli.model.latent import Distribution, Injection, Latent, ObjectiveWeights, Units, gather, shared
 from freetf_cli.model.weights import Draws
 
 DIMS = 32
@@ -61,8 +61,7 @@ class GaussianDistribution(Distribution):
         return gather(self.mean + torch.exp(self.log_var / 2) * normal, self.starts_BT)
 
     def kl(self) -> Tensor:
-        mean, log_var = at_least_float32(self.mean), at_least_float32(self.log_var)
-        return 0.5 * (mean.square() + log_var.exp() - log_var - 1).sum(-1)
+        return self.units().kl.sum(-1)
 
     def log_prob(self, z: Tensor) -> Tensor:
         mean, log_var = at_least_float32(self.mean), at_least_float32(self.log_var)
@@ -70,6 +69,24 @@ class GaussianDistribution(Distribution):
 
     def rows(self, index: Tensor) -> GaussianDistribution:
         return GaussianDistribution(self.mean[index], self.log_var[index], None if self.starts_BT is None else self.starts_BT[index])
+
+    def within(self, mask_BT: Tensor) -> GaussianDistribution:
+        mask_BT1 = mask_BT[..., None]
+        return replace(self, mean=at_least_float32(self.mean) * mask_BT1, log_var=at_least_float32(self.log_var) * mask_BT1)
+
+    def log_prob_pairs(self, z: Tensor, at_once: int) -> Iterator[Tensor]:
+        """As matrix products over the numbers of all positions: Σ (z_a − μ_b)² / σ_b² = Σ (z_a² − 2 z_a μ_b) / σ_b² + Σ μ_b² / σ_b²."""
+        mean_BF, log_var_BF = (part.flatten(1).double() for part in (self.mean, self.log_var))
+        precision_BF = torch.exp(-log_var_BF)
+        own_B = (mean_BF.square() * precision_BF + log_var_BF + LOG_2PI).sum(1)
+        for part in torch.split(z, at_once):
+            z_AF = part.flatten(1).double()
+            yield -0.5 * (z_AF.square() @ precision_BF.T - 2 * z_AF @ (mean_BF * precision_BF).T + own_B)
+
+    def units(self) -> Units:
+        """The K numbers; their means are μ."""
+        mean, log_var = at_least_float32(self.mean), at_least_float32(self.log_var)
+        return Units("dimension", 0.5 * (mean.square() + log_var.exp() - log_var - 1), mean)
 
 
 class GaussianLatent(Latent):

@@ -12,24 +12,26 @@ nothing is left to copy.
 `latent.options.plan_bits` is P (8); `latent.options.plan_kappa` is κ_plan in bits a sequence, P by default. A code of Z is
 plan · 2^H + code_t: the plan has the highest bits, the same at all positions of a sequence.
 
-Shapes: B sequences, T positions, D width. KL is in nats.
+Shapes: B sequences, T positions, H bits (with the plan's), D width. KL is in nats.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from freetf_cli.config.recipe import LatentConfig, ModelConfig
 from freetf_cli.errors import InputError
-from freetf_cli.latent.binary import BinaryDistribution, BinaryLatent, Encoder, PostSampler, ResidualInjection, kl_per_token, sample_codes
+from freetf_cli.latent.binary import BinaryDistribution, BinaryLatent, Encoder, PostSampler, ResidualInjection, kl_per_token
+from freetf_cli.latent.bits import code_of
 from freetf_cli.latent.objective import free_bits_penalty
 from freetf_cli.model.context import Context
-from freetf_cli.model.latent import Distribution, Injection, ObjectiveWeights, gather
+from freetf_cli.model.latent import Distribution, Injection, ObjectiveWeights
 from freetf_cli.model.weights import Draws
 from freetf_cli.records import LN2
 
@@ -38,23 +40,18 @@ BITS, MOST = 8, 24
 
 @dataclass(frozen=True)
 class PlanDistribution(BinaryDistribution):
-    """Bits of tokens and, above them, those of the plan. plan_bits: P. plan_starts: the position that infers a sequence's plan."""
+    """Bits of tokens and, above them, those of the plan. bit_starts_BTH: the position that infers each bit."""
 
-    plan_bits: int = 0
-    plan_starts: Tensor | None = None
+    bit_starts_BTH: Tensor | None = None
 
     def sample(self, noise: Tensor) -> Tensor:
-        codes_BT, shift = sample_codes(self.bit_logits.detach(), noise), self.bit_logits.shape[-1] - self.plan_bits
-        return with_plan(codes_BT, gather(codes_BT, self.plan_starts) >> shift, shift)
+        assert self.bit_starts_BTH is not None
+        bits_BTH = noise < torch.sigmoid(self.bit_logits.detach().to(noise.dtype))
+        return code_of(bits_BTH.gather(1, self.bit_starts_BTH))
 
     def rows(self, index: Tensor) -> PlanDistribution:
-        starts = self.plan_starts
-        return PlanDistribution(self.bit_logits[index], None, self.plan_bits, None if starts is None else starts[index])
-
-
-def with_plan(codes: Any, plan: Any, shift: int) -> Any:
-    """Codes whose bits from number `shift` on are the plan's."""
-    return (codes & (1 << shift) - 1) | (plan << shift)
+        starts = self.bit_starts_BTH
+        return replace(self, bit_logits=self.bit_logits[index], bit_starts_BTH=None if starts is None else starts[index])
 
 
 class PlanLatent(BinaryLatent):
@@ -63,63 +60,75 @@ class PlanLatent(BinaryLatent):
     no_weight_decay: tuple[str, ...] = ("post_sampler.weight", "plan_sampler.weight")
 
     def __init__(self, model: ModelConfig, config: LatentConfig) -> None:
-        self.plan_bits, plan_kappa = _options(config)
+        plan_bits, plan_kappa = _options(config)
         super().__init__(model, config.model_copy(update={"options": {}}))
         self.config, self.plan_kappa = config, plan_kappa * LN2
-        self.token_bits, self.bits = config.bits, config.bits + self.plan_bits
+        self.token_bits, self.bits = config.bits, config.bits + plan_bits
         self.encoder = Encoder(model, self.bits, own_blocks=self.depth if self.reads_embeddings else 0)
-        self.plan_sampler = PostSampler(self.plan_bits, model.width, config.numerics.gradient)
+        self.plan_sampler = PostSampler(plan_bits, model.width, config.numerics.gradient)
 
     def posterior(self, x_BTD: Tensor, embedded_BTD: Tensor, ctx: Context) -> PlanDistribution:
-        logits_BTH = self.encoder(embedded_BTD if self.reads_embeddings else x_BTD, ctx)
-        token_BTH, plan_BTP = self.split(logits_BTH)
-        if self.window is not None:
-            token_BTH = token_BTH * (ctx.token_positions < self.window)[..., None]
-        starts = ctx.positions_T - ctx.token_positions
-        plan_BTP = plan_BTP * (starts == ctx.positions_T)[..., None]
-        return PlanDistribution(torch.cat([token_BTH, plan_BTP], -1), None, self.plan_bits, starts.expand(logits_BTH.shape[:2]))
+        token_BTH, plan_BTH = self.split(super().posterior(x_BTD, embedded_BTD, ctx).bit_logits)
+        own_T, begins = ctx.positions_T, ctx.positions_T - ctx.token_positions  # begins: [T], or [B, T] with padding
+        plan_BTH = plan_BTH * (begins == own_T)[..., None]
+        starts = [own_T.expand(token_BTH.shape[:2])] * self.token_bits + [begins.expand(token_BTH.shape[:2])] * plan_BTH.shape[-1]
+        return PlanDistribution(torch.cat([token_BTH, plan_BTH], -1), None, torch.stack(starts, -1))
 
     def split(self, bit_logits_BTH: Tensor) -> tuple[Tensor, Tensor]:
         """The logits of the tokens' bits and of the plan's."""
         return bit_logits_BTH[..., : self.token_bits], bit_logits_BTH[..., self.token_bits :]
 
     def inject(self, z: Tensor, posterior: Distribution | None = None) -> Injection:
-        token_BTH = plan_BTP = None
-        if isinstance(posterior, PlanDistribution):
-            token_BTH, plan_BTP = self.split(posterior.bit_logits)
-            plan_BTP = gather(plan_BTP, posterior.plan_starts)
-        r_BTD = self.post_sampler(z & (1 << self.token_bits) - 1, token_BTH) + self.plan_sampler(z >> self.token_bits, plan_BTP)
+        """r = W[code] + V[plan]; with the posterior, of rows without padding, the gradient of equation 8 flows to both kinds of bits."""
+        codes_BT, plans_BT = z & (1 << self.token_bits) - 1, z >> self.token_bits
+        if isinstance(posterior, PlanDistribution) and torch.is_grad_enabled():
+            token_BTH, plan_BTH = self.split(posterior.bit_logits)
+            r_BTD = self._mapped(codes_BT, token_BTH) + self.plan_sampler(plans_BT[:, :1], plan_BTH[:, :1])
+        else:
+            r_BTD = self.post_sampler(codes_BT) + self.plan_sampler(plans_BT)
         return ResidualInjection(r_BTD, self.depth)
 
-    def prior(self, stream: np.random.Generator, length: int) -> np.ndarray:
-        codes = stream.integers(0, 2**self.bits, length)
-        return np.asarray(with_plan(codes, codes[0] >> self.token_bits, self.token_bits)) if length else codes
+    @property
+    def is_shared(self) -> bool:
+        return True
+
+    def agreed(self, z: np.ndarray) -> np.ndarray:
+        return np.asarray(self._with_plan(z, z[:1]))
+
+    def _with_plan(self, codes: Any, of: Any) -> Any:
+        """The codes, with the plan of other codes."""
+        return (codes & (1 << self.token_bits) - 1) | (of >> self.token_bits << self.token_bits)
 
     def check_record(self, values: list[Any]) -> None:
+        """As for the paper's bits; and a sequence has one plan."""
         super().check_record(values)
         if len({code >> self.token_bits for code in values}) > 1:
             raise ValueError(
-                f"the bits from number {self.token_bits} on are the plan's, the same at all positions, and the record has two plans"
+                f"bits from number {self.token_bits} on are the plan's, one for the sequence, and the record has several plans"
             )
 
     def with_prefix(self, z: Tensor, prefix: Tensor, padding_B: Tensor | None = None) -> Tensor:
         z[:, : prefix.shape[1]] = prefix
-        return with_plan(z, prefix[:, -1:] >> self.token_bits, self.token_bits) if prefix.shape[1] else z
+        return self._with_plan(z, prefix[:, -1:]) if prefix.shape[1] else z
+
+    def sharing(self, position: int, bit: int, length: int) -> np.ndarray:
+        return np.arange(length) if bit >= self.token_bits else super().sharing(position, bit, length)
 
     def penalty(self, posterior: Distribution, kl_BT: Tensor, latent_mask_BT: Tensor, weights: ObjectiveWeights) -> Tensor:
+        """The tokens' KL above κ and the plan's above κ_plan, and what `latent.objective` adds."""
         assert isinstance(posterior, PlanDistribution)
-        config = self.config.objective
-        token_BTH, plan_BTP = self.split(posterior.bit_logits)
-        plan_B = (kl_per_token(plan_BTP) * latent_mask_BT).sum(-1)
+        config, (token_BTH, plan_BTH) = self.config.objective, self.split(posterior.bit_logits)
+        plan_B = (kl_per_token(plan_BTH) * latent_mask_BT).sum(-1)  # at the other positions it is 0
         token_BT = kl_per_token(token_BTH) * latent_mask_BT
         penalty = free_bits_penalty(token_BT, latent_mask_BT, weights.kappa, config.free_bits, weights.slope)
-        penalty = penalty + torch.relu(plan_B - self.plan_kappa).sum()
+        penalty = penalty + F.relu(plan_B - self.plan_kappa).sum()
         if config.has_mismatch:
-            first_B1P, all_B1 = gather(plan_BTP, posterior.plan_starts)[:, -1:], torch.ones_like(plan_B[:, None])
-            penalty = penalty + weights.mismatch * self.mismatch(first_B1P, all_B1, "sequence")
+            penalty = penalty + weights.mismatch * self.mismatch(
+                plan_BTH.sum(1, keepdim=True), torch.ones_like(plan_B[:, None]), "sequence"
+            )
             if config.mismatch_over == "token":
                 penalty = penalty + weights.mismatch * self.mismatch(token_BTH, latent_mask_BT, "token")
-        return penalty
+        return penalty * self.credited_share(len(kl_BT))
 
     def initialise(self, draws: Draws) -> None:
         super().initialise(draws)
@@ -141,8 +150,8 @@ def _options(config: LatentConfig) -> tuple[int, float]:
     kappa = config.options.get("plan_kappa", bits)
     if isinstance(kappa, bool) or not isinstance(kappa, int | float) or not 0 <= kappa <= bits:
         raise InputError(f"latent.options.plan_kappa = {kappa!r} is not a number of bits from 0 to {bits}")
-    if config.every != 1:
-        raise InputError("a plan is shared by all tokens of a sequence, and latent.every would share their other bits too")
+    if config.every != 1 or config.beyond == "nothing":
+        raise InputError("a plan is read by all tokens, each with bits of its own", hint="leave latent.every and latent.beyond out")
     return bits, float(kappa)
 
 

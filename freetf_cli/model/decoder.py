@@ -151,7 +151,8 @@ class Decoder(nn.Module):
         assert weights is not None
         kl_BT = posterior.kl() * mask_BT
         penalty = weights.beta * self.latent.penalty(posterior, kl_BT, mask_BT, weights)
-        return LossTerms(ce, kl_BT.sum(), penalty, (kl_BT > weights.kappa).float().sum(), mask_BT.sum())
+        own = self.latent.own
+        return LossTerms(ce, kl_BT.sum(), penalty, (kl_BT[:, own] > weights.kappa).float().sum(), mask_BT[:, own].sum())
 
     @property
     def no_weight_decay(self) -> set[str]:

@@ -9,8 +9,8 @@ Shapes: B sequences, T positions, D width. Everything is in nats.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -34,8 +34,23 @@ class ObjectiveWeights(NamedTuple):
     beta: Any = 1.0
 
 
+class Units(NamedTuple):
+    """The parts that each Z consists of, all alike: its bits, or its numbers.
+
+    name: "bit" or "dimension". kl: KL divergence of each from its prior, nats [B, T, U]. mean: the posterior's mean of each [B, T, U].
+    """
+
+    name: Literal["bit", "dimension"]
+    kl: Tensor
+    mean: Tensor
+
+
+@dataclass(frozen=True)
 class Distribution(ABC):
-    """A distribution of Z for a batch of sequences. Where tokens share a Z, the first one has its KL; the others have the prior."""
+    """A distribution of Z for a batch of sequences. Where tokens share a Z, the first one has its KL; the others have the prior.
+
+    A dataclass of tensors whose first dimension is the sequence, or None, so that `joined` can put batches together.
+    """
 
     @abstractmethod
     def sample(self, noise: Tensor) -> Tensor:
@@ -52,6 +67,22 @@ class Distribution(ABC):
     @abstractmethod
     def rows(self, index: Tensor) -> Distribution:
         """The distribution of the sequences with these indices, which may repeat."""
+
+    @abstractmethod
+    def within(self, mask_BT: Tensor) -> Distribution:
+        """This distribution where the mask is 1, the prior where it is 0."""
+
+    def log_prob_pairs(self, z: Tensor, at_once: int) -> Iterator[Tensor]:
+        """Log-probability of each Z under each of the B distributions, nats per sequence: [A, B] float64, A = `at_once` Zs at a time.
+
+        A kind may leave out terms that depend on Z alone.
+        """
+        for part in torch.split(z, at_once):
+            yield torch.stack([self.log_prob(one[None]).double().sum(-1) for one in part])
+
+    def units(self) -> Units | None:
+        """The parts that a Z consists of; None for a kind whose Z has none."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -142,12 +173,35 @@ class Latent(nn.Module, ABC):
     def parts(self) -> dict[str, nn.Module]:
         """The latent's modules by the name that `--dry-run` shows, in the order of Algorithm 2."""
 
+    def numbers(self, z: Tensor) -> Tensor:
+        """Z as numbers [B, T, U], for probes that read it."""
+        return (z if z.dim() > 2 else z[..., None]).float()
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether tokens share a Z, or a part of it."""
+        return self.every != 1
+
+    @property
+    def own(self) -> slice:
+        """The positions of a row, without padding, that have a Z of their own: all, or the first of those that share one."""
+        return slice(0, 1) if self.every == "sequence" else slice(None, None, self.every)
+
     def starts(self, ctx: Context) -> Tensor | None:
         """The place in the row of the token that infers each position's Z: [T], or [B, T] with padding. None: every token has its own Z."""
         if self.every == 1:
             return None
         own = ctx.token_positions
         return ctx.positions_T - (own if self.every == "sequence" else own % self.every)
+
+    def agreed(self, z: np.ndarray) -> np.ndarray:
+        """Z [T, …] of one sequence, where tokens that share a Z, or a part of it, have that of the first of them."""
+        return shared(z, self.every)
+
+    def sharing(self, position: int, bit: int, length: int) -> np.ndarray:
+        """The positions of a sequence that have the same bit of Z as this one, for a latent of bits."""
+        begins = shared(np.arange(length), self.every)
+        return np.flatnonzero(begins == begins[position])
 
     def check_shared(self, values: list[Any]) -> None:
         """Raise ValueError unless the Zs of tokens that share one are the same."""
@@ -183,6 +237,15 @@ class Latent(nn.Module, ABC):
             same_BT = (begun_BT < first_B1).view(*begun_BT.shape, *[1] * (z.dim() - 2))
             z[:, known:] = torch.where(same_BT, prefix[:, -1:], z[:, known:])
         return z
+
+
+def joined(parts: Sequence[Distribution]) -> Distribution:
+    """The distributions of several batches as one, on the CPU."""
+    first = parts[0]
+    columns = {field.name: [getattr(part, field.name) for part in parts] for field in fields(first)}
+    return type(first)(
+        **{name: None if column[0] is None else torch.cat([one.cpu() for one in column]) for name, column in columns.items()}
+    )
 
 
 def shared(z: np.ndarray, every: int | Literal["sequence"]) -> np.ndarray:

@@ -18,7 +18,8 @@ class LossTerms(NamedTuple):
     """Sums over a batch, scalar tensors.
 
     ce, kl, penalty: nats. penalty is what the objective adds to CE: the KL above the free bits, and what `latent.objective` adds.
-    above: tokens whose KL exceeds κ. latents: tokens whose Z can reach a target. Of a baseline all but ce and latents are 0.
+    above: Zs whose KL exceeds κ. latents: Zs that can reach a target; one a token, unless tokens share it. Of a baseline all but ce and
+    latents are 0.
     """
 
     ce: Tensor

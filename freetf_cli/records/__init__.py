@@ -157,7 +157,7 @@ class Metrics:
     ce: float
     kl: float
     penalty: float
-    above_kappa: float  # share of the tokens
+    above_kappa: float  # share of the tokens, or of the Zs that tokens share
     kappa: float
     lr: float | None  # null for held-out lines, as grad_norm
     grad_norm: float | None

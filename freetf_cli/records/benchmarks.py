@@ -2,23 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from freetf_cli.records.likelihood import Estimate
 from freetf_cli.records.plan import KINDS
-from freetf_cli.report.blocks import Block, Facts, Note, Report, Section, Table
+from freetf_cli.report.blocks import Block, Facts, HeatMap, Note, Report, Section, Table
 from freetf_cli.report.units import MISSING, count, duration, is_number, number, share, signed_share
 
 METRICS = (
     "acc: the answer with the largest log-likelihood is right; acc_char, acc_token: the same after division by the number of characters "
-    "or tokens; acc_completion: after subtraction of the answer's log-likelihood after “Answer:” alone. em: exact match; pass@k: at least "
-    "one of k answers is right. Scores are means over items [95 % interval]; chance: the score of guessing among the choices."
+    "or tokens; acc_completion: after subtraction of the answer's log-likelihood after “Answer:” alone. em: exact match; nll: nats of the "
+    "last word; perplexity: exp of the mean nll; pass@k: at least one of k answers is right. Scores are means over items [95 % interval]; "
+    "chance: the score of guessing among the choices."
 )
 DRAWN = (
     "An answer's log-likelihood is the logarithm of its mean probability over the draws of Z. se: its Monte Carlo standard error in nats, "
     "averaged over the answers; if it is not small compared with the differences between answers, raise --samples."
 )
+
+
+@dataclass(frozen=True)
+class ScoreGrid:
+    """A benchmark's score by two properties of its items, such as depth and length. title: what else these items share.
+
+    scores: a row each of `rows`, None where there are no items; chance: of each row.
+    """
+
+    title: str
+    row: str
+    column: str
+    rows: list[str]
+    columns: list[str]
+    scores: list[list[Estimate | None]]
+    chance: list[float | None]
+
+    def blocks(self, task: str) -> list[Block]:
+        """The table, and on a page the heat map."""
+        title = f"{task}: {self.title}" if self.title else task
+        rows = [
+            [name, *(MISSING if one is None else one.share() for one in scores), share(chance) if is_number(chance) else MISSING]
+            for name, scores, chance in zip(self.rows, self.scores, self.chance, strict=True)
+        ]
+        table = Table(
+            [f"{self.row} \\ {self.column}", *self.columns, "chance"], rows, f"{title}, score [95 %]", "l" + "r" * (len(self.columns) + 1)
+        )
+        shares = [[math.nan if one is None else one.value for one in scores] for scores in self.scores]
+        heat = HeatMap(title, shares, self.column, self.row, "right", rows=self.rows, columns=self.columns, top=1.0, detail=True)
+        return [table, heat]
 
 
 @dataclass(frozen=True)
@@ -34,6 +66,7 @@ class Score:
     truncated: int  # items whose prompt lost its beginning because it exceeded the model's context
     stderr: float | None  # Monte Carlo standard error of a log-likelihood in nats, averaged over answers; None for a baseline
     seconds: float
+    grids: Sequence[ScoreGrid] = ()
 
     def text(self, metric: str) -> str:
         """A score and its interval: `0.312 [0.290, 0.334]`."""
@@ -113,7 +146,8 @@ class Benchmarks:
         rows = [self._row(one, drawn=drawn) for one in self.tasks]
         table = Table(columns, rows, align="lrrlrr" + "r" * drawn + "rl")
         beside = [] if self.paper is None else [self.paper.section()]
-        return [Facts(facts), table, Note(METRICS), Note(DRAWN if drawn else ""), *beside]
+        grids = [block for one in self.tasks for grid in one.grids for block in grid.blocks(one.task)]
+        return [Facts(facts), table, Note(METRICS), Note(DRAWN if drawn else ""), *grids, *beside]
 
     def _row(self, one: Score, *, drawn: bool) -> list[str]:
         others = ", ".join(f"{name} {number(found.value, 3)}" for name, found in one.scores.items() if name != one.metric)

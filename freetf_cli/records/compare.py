@@ -35,7 +35,7 @@ class LatentUse:
     """How much a Free model's Z is used on held-out sequences."""
 
     kl: Cost  # of all bits of Z
-    above_kappa: float  # share of tokens whose KL exceeds κ
+    above_kappa: float  # share of Zs, one a token unless tokens share it, whose KL exceeds κ
     kappa: float  # bits per token
     prior_less_posterior: Estimate  # CE with Z from the prior less CE with Z from the encoder, bits per token, paired
 
@@ -234,7 +234,7 @@ class Comparison:
             (f"KL, {unit.name}", lambda use: use.kl.text(unit)),
             ("KL, bits/token", lambda use: number(use.kl.bits_per_token, 4)),
             ("κ, bits/token", lambda use: kappa(use.kappa)),
-            ("tokens above κ", lambda use: share(use.above_kappa)),
+            ("Zs above κ", lambda use: share(use.above_kappa)),
             ("CE prior − CE posterior, bits/token", lambda use: use.prior_less_posterior.text(4)),
         ]
         rows = [[name, *(text(use) if use else MISSING for use in uses)] for name, text in wanted[unit.name == "bits/token" :]]

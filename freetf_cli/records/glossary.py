@@ -7,7 +7,7 @@ MEANINGS = {
     "KL": "divergence of the encoder's Q(Z|S) from the prior, the information that Z may carry",
     "CE + KL": "the negative ELBO, an upper bound of -log P(S)",
     "nll": "negative log-likelihood -log P(S); of a Free model its tightest upper bound",
-    "Z": "the latent: random bits at each position, drawn before the tokens are written",
+    "Z": "the latent: drawn at random before the tokens are written, in the paper bits at each position",
     "κ": "free bits, the KL for each token that the objective does not penalise",
     "floor": "the entropy of the data, the least cost that any model can reach",
     "I(Z; factor)": "mutual information: how many bits Z carries about a factor of the data",

@@ -137,6 +137,8 @@ class Plan:
     precision: str
     processes: int = 1
     spread: Spread | None = None  # over several GPUs, where asked for
+    turns: dict[str, int] | None = None  # updates of encoder and decoder where they take turns
+    lagging: bool = False  # whether the turns may end earlier, so that both get more updates
 
     def report(self) -> Report:
         sizes = [self.sizes()] if self.spread is None else [self.parts_table(), *self.spread.blocks()]
@@ -148,10 +150,16 @@ class Plan:
         if self.overhead_compute is not None:
             paper = f"{signed_share(self.overhead_compute_paper)} counted as in the paper: the encoder's blocks in L"
             overhead = f"{signed_share(self.overhead_compute)} FLOPs ({paper}), {signed_share(self.overhead_parameters)} parameters"
+        turns = ""
+        if self.turns is not None:
+            more = ", more of both if the encoder ceases to lag" if self.lagging else ""
+            turns = f"{count(self.turns['encoder'])} updates of the encoder, {count(self.turns['decoder'])} of the decoder{more}"
+            turns += "; each costs what an update of both costs"
         return Facts(
             [
                 ("model", f"{KINDS[self.kind]}, {count(self.parameters)} parameters"),
                 ("training", f"{count(self.steps)} steps, {count(self.tokens)} positions, padding included, {self.precision}"),
+                ("turns", turns),
                 ("compute", f"{each}FLOP per position, forward and backward; {total}FLOP in total"),
                 ("versus its baseline", overhead),
             ]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePath
+from typing import Literal
 
 from freetf_cli.records import DataFacts
 from freetf_cli.records.glossary import glossary
@@ -44,38 +45,53 @@ DECODING = (
 class Rate:
     """What flows through Z on held-out sequences, with Z from the encoder, in bits per sequence.
 
-    KL = information + mismatch. Two bounds bracket each, and each bound is an estimate with an interval of its own.
+    KL = information + mismatch. Two bounds bracket each, and each bound is an estimate with an interval of its own. Where tokens share a Z,
+    it counts once. What a latent has not, such as bits, is None.
     """
 
     kl: Estimate  # KL(Q(Z|S) ‖ P)
     ce: Estimate
     nelbo: Estimate  # CE + KL, the negative ELBO
-    by_position: list[Estimate]  # mean KL at each input position, bits per token
-    by_bit: list[Estimate]  # KL of each of the H bits of a token, summed over positions
+    by_position: list[Estimate]  # mean KL at each input position that has a Z of its own, bits per token
+    by_bit: list[Estimate] | None  # KL of each of the H bits of a Z, summed over positions
     kappa: float  # bits per token
-    above_kappa: Estimate  # share of tokens whose KL exceeds κ
-    active_bits: Estimate  # how many bits have a posterior probability that varies over sequences (variance above 0.01)
-    all_bits: int  # T·H
+    above_kappa: Estimate  # share of tokens whose KL exceeds κ; of Zs where tokens share them
+    active_bits: Estimate | None  # how many bits have a posterior probability that varies over sequences (variance above 0.01)
+    all_bits: int | None  # Zs · H
     information_low: Estimate  # of the mutual information I(S; Z) of sequence and Z; at most log2 of `paired`
     information_high: Estimate
     mismatch_low: Estimate  # of KL(aggregate posterior ‖ P), which carries no information and which samples from the prior lack
     mismatch_high: Estimate
-    imbalance: Estimate  # the part of the mismatch that single bits show: each bit's mean against 1/2
+    imbalance: Estimate | None  # the part of the mismatch that single bits show: each bit's mean against 1/2
     efficiency: Estimate | None  # (floor − CE) / KL; None where no floor is known, or where the KL may be less than half a bit
     floor: float | None
     sequences: int
     paired: int  # sequences from which the information was estimated
     targets: float  # counted targets in a sequence, on average
+    positions: list[int] = field(default_factory=list)  # of by_position: all, or those that infer a Z; empty in results of before: all
+    by_dim: list[Estimate] | None = None  # KL of each of the K dimensions (numbers) of a Z, summed over positions
+    active_dims: Estimate | None = None  # how many dimensions have a KL above 0.01 bits, a mean over sequences
+    active_units: Estimate | None = None  # how many have a posterior mean that varies over sequences (variance above 0.01)
+    all_dims: int | None = None  # Zs · K
 
     def section(self) -> Section:
         kappa_line = [Reference(self.kappa, f"κ {number(self.kappa)}", "nelbo")]
-        positions, bits = _with_intervals(self.by_position, "kl"), _with_intervals(self.by_bit, "blue")
-        charts = [
-            Chart("KL by position", [positions], "position", "bits/token", "bars", references=kappa_line),
-            Chart("KL by bit of a token, summed over positions", [bits], "bit", "bits/sequence", "bars", small=True),
-        ]
+        charts = []
+        if len(self.by_position) > 1:
+            places = _with_intervals(self.by_position, "kl", self.positions)
+            unit = "bits/token" if self.has_own else "bits/Z"
+            charts.append(Chart("KL by position", [places], "position", unit, "bars", references=kappa_line))
+        for found, name in ((self.by_bit, "bit"), (self.by_dim, "dimension")):
+            if found is not None:
+                whole = f"KL by {name} of a token, summed over positions" if self.has_own else f"KL by {name} of Z"
+                charts.append(Chart(whole, [_with_intervals(found, "blue")], name, "bits/sequence", "bars", small=True))
         shown = [Facts(self._facts()), Note(self._ceiling()), *(one for one in charts if any(map(is_number, one.series[0].y)))]
         return Section("Rate: what flows through Z", shown, RATE)
+
+    @property
+    def has_own(self) -> bool:
+        """Whether every token has a Z of its own."""
+        return len(self.by_position) > 1 and self.positions in ([], list(range(len(self.by_position))))
 
     def _facts(self) -> list[tuple[str, str]]:
         floor = f"; floor {number(self.floor)}" if self.floor is not None else ""
@@ -86,10 +102,17 @@ class Rate:
             ("efficiency", self.saving()),
             ("information I(S; Z)", _bracket(self.information_low, self.information_high)),
             ("prior mismatch", _bracket(self.mismatch_low, self.mismatch_high)),
-            ("seen in single bits", f"{self.imbalance.text()} bits/sequence"),
-            ("above κ", f"{self.above_kappa.share()} of tokens have a KL above κ = {number(self.kappa)} bits/token"),
-            ("active bits", f"{self.active_bits.text(0)} of {count(self.all_bits)}"),
+            ("seen in single bits", f"{self.imbalance.text()} bits/sequence" if self.imbalance else ""),
+            ("above κ", self._above()),
+            ("active bits", _of(self.active_bits, self.all_bits)),
+            ("active dimensions", _of(self.active_dims, self.all_dims, " have a mean KL above 0.01 bits")),
+            ("active units", _of(self.active_units, self.all_dims, " have a mean of variance above 0.01")),
         ]
+
+    def _above(self) -> str:
+        """How many tokens, or Zs that tokens share, have a KL above κ."""
+        whose, unit = ("tokens", "bits/token") if self.has_own else ("Zs", "bits")
+        return f"{self.above_kappa.share()} of {whose} have a KL above κ = {number(self.kappa)} {unit}"
 
     def saving(self) -> str:
         """What a bit of KL saves, in words; empty where that is unknown."""
@@ -112,9 +135,14 @@ def _bracket(low: Estimate, high: Estimate) -> str:
     return f"{' to '.join(dict.fromkeys((low.text(), high.text())))} bits/sequence"
 
 
-def _with_intervals(found: Sequence[Estimate], role: str) -> Series:
+def _of(found: Estimate | None, total: int | None, what: str = "") -> str:
+    """`12 [10, 13] of 64`; empty for None."""
+    return "" if found is None or total is None else f"{found.text(0)} of {count(total)}{what}"
+
+
+def _with_intervals(found: Sequence[Estimate], role: str, places: Sequence[int] | None = None) -> Series:
     values, low, high = zip(*((one.value, one.low, one.high) for one in found), strict=True)
-    return Series("KL", range(len(found)), values, role, low, high)
+    return Series("KL", places or range(len(found)), values, role, low, high)
 
 
 @dataclass(frozen=True)
@@ -176,7 +204,7 @@ class ProbeResult:
     run: str
     step: int
     facts: DataFacts
-    bits: int
+    bits: int | None  # of a Z, H; None for another kind of latent
     kappa: float
     split: str
     seed: int
@@ -188,6 +216,8 @@ class ProbeResult:
     verdict: Verdict
     notes: list[str]
     seconds: float
+    dims: int | None = None  # numbers of a Z, K; None for another kind of latent
+    every: int | Literal["sequence"] = 1  # tokens that share one Z
 
     def report(self) -> Report:
         found = self.verdict
@@ -216,10 +246,18 @@ class ProbeResult:
             ],
             kicker="what Z encodes · probe-latent",
             about=[
-                f"{self.bits} {'bit' if self.bits == 1 else 'bits'} of Z for each token, κ = {kappa(self.kappa)} bits/token",
+                f"{self._latent()}, κ = {kappa(self.kappa)} bits/token",
                 f"{self.facts.name}, {count(self.rate.sequences)} sequences of split {self.split}, step {count(self.step)}",
             ],
             glossary=glossary(*SYMBOLS),
+        )
+
+    def _latent(self) -> str:
+        """`16 bits of Z for each token`, `32 normal numbers of Z for a sequence`, or what else Z is."""
+        size, unit = (self.bits, "bit") if self.dims is None else (self.dims, "normal number")
+        parts = "one Z" if size is None else f"{size} {unit if size == 1 else f'{unit}s'} of Z"
+        return (
+            f"{parts} for {'each token' if self.every == 1 else 'a sequence' if self.every == 'sequence' else f'every {self.every} tokens'}"
         )
 
     def factors(self) -> list[FactorInformation]:

@@ -23,12 +23,13 @@ SMALL_CHARTS = (  # title, unit, field of a metrics line, factor to the unit
     ("loss", "nats/token", "loss", 1.0),
     ("learning rate", "rate", "lr", 1.0),
     ("free bits κ", "bits/token", "kappa", 1 / LN2),
-    ("tokens above κ", "%", "above_kappa", 100.0),
+    ("Zs above κ", "%", "above_kappa", 100.0),
     ("gradient norm", "norm", "grad_norm", 1.0),
 )
 ROLES = {"CE": "ce", "KL": "kl", "CE + KL": "nelbo", "nll": "green", "floor": "floor"}
 UNSAID = (None, "softmax", "binary")  # values that go without saying, in any setting and in one
 UNSAID_OF = {"data.teacherless": "0.0", "latent.beyond": "prior", "latent.every": "1", "latent.objective.credit_from": "0"}
+OF_BITS = ("latent.bits", "latent.objective.mismatch", "latent.objective.mismatch_over", "latent.numerics.gradient")
 # Settings that distinguish runs; the page has all of them.
 HIGHLIGHTS = (
     *("data.task", "data.dir", "data.train_rows", "data.teacherless", "model.layers", "model.width", "model.heads", "model.context"),
@@ -65,14 +66,7 @@ class RunSummary:
             title(self.run, self.manifest),
             [
                 *self._key_figures(),
-                Facts(
-                    [
-                        (
-                            "recipe",
-                            ", ".join(f"{key} {known[key]}" for key in HIGHLIGHTS if known.get(key) not in (*UNSAID, UNSAID_OF.get(key))),
-                        )
-                    ]
-                ),
+                Facts([("recipe", ", ".join(f"{key} {known[key]}" for key in highlights(known)))]),
                 Section("Curves", self._curves()),
                 Section("Samples", [*(one.block(latent=free) for one in self.samples), agreement_table(self.agreement)]),
                 Section("Checkpoints", [self._checkpoints()]),
@@ -173,6 +167,16 @@ def title(run: str, manifest: Mapping[str, Any]) -> str:
 def recipe_name(manifest: Mapping[str, Any]) -> str:
     """The name of a run's recipe; of a file without its folder and its suffix."""
     return re.sub(r"^.*/(?=[^/]+\.toml)|\.toml", "", str(manifest.get("recipe") or ""))
+
+
+def highlights(known: Mapping[str, str]) -> list[str]:
+    """The settings that distinguish a run, of those in its recipe. known: of `flattened`."""
+    bits = known.get("latent.kind", "binary") == "binary"
+    names = [name for name in HIGHLIGHTS if bits or name not in OF_BITS]
+    if not bits:
+        after = names.index("latent.kind") + 1
+        names[after:after] = [name for name in known if name.startswith("latent.options.")]
+    return [name for name in names if known.get(name) not in (*UNSAID, UNSAID_OF.get(name))]
 
 
 def flattened(tree: Any, prefix: str = "") -> dict[str, str]:

@@ -156,7 +156,10 @@ class Intervals(Block):
 
 @dataclass(frozen=True)
 class HeatMap(Block):
-    """Shares of one by row and column; the strongest colour is the largest share."""
+    """Shares of one by row and column. top: the share with the strongest colour, by default the largest.
+
+    rows, columns: their names, written beside the picture with each share in its cell; by default rows and columns are numbered.
+    """
 
     title: str
     shares: Sequence[Sequence[float]]
@@ -164,6 +167,9 @@ class HeatMap(Block):
     y_label: str
     unit: str
     role: str = "target"
+    rows: Sequence[str] = ()
+    columns: Sequence[str] = ()
+    top: float | None = None
 
 
 @dataclass(frozen=True)

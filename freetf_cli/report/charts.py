@@ -301,17 +301,23 @@ def _heat_map(made: Drawing, block: HeatMap) -> None:
     from matplotlib.patches import PathPatch
 
     rows, columns = len(block.shares), max(map(len, block.shares), default=0)
-    top = max((value for row in block.shares for value in row if is_number(value)), default=0.0)
+    top = block.top or max((value for row in block.shares for value in row if is_number(value)), default=0.0)
     if top <= 0:
         _nothing(made)
         return
     made.resize(328)
-    axes = made.axes(48, 24, 22, 64)
+    axes = made.axes(64 if block.rows else 48, 24, 22, 64)
     axes.grid(visible=False)
     axes.spines[:].set(visible=True, color=COLOURS["rule"])
     axes.set(facecolor=COLOURS["panel"], xlim=(0, columns), ylim=(rows, 0), xlabel=visible(block.x_label), ylabel=visible(block.y_label))
-    locate(axes.xaxis, 6)
-    axes.set_yticks([0.5, rows - 0.5], ["1", str(rows)])
+    if block.columns:
+        axes.set_xticks([place + 0.5 for place in range(columns)], [visible(name) for name in block.columns])
+        axes.set_yticks([place + 0.5 for place in range(rows)], [visible(name) for name in block.rows])
+        for row, column in itertools.product(range(rows), range(columns)):
+            axes.text(column + 0.5, row + 0.5, share(block.shares[row][column], 0), ha="center", va="center")
+    else:
+        locate(axes.xaxis, 6)
+        axes.set_yticks([0.5, rows - 0.5], ["1", str(rows)])
     for level, path in sorted(_cells(block.shares, top).items()):
         axes.add_patch(PathPatch(path, facecolor=COLOURS[block.role], alpha=level / LEVELS, linewidth=0))
     scale = made.axes(88, 312, MAP - 184, 6)

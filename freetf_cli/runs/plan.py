@@ -47,6 +47,8 @@ def plan_run(recipe: Recipe, name: str, bf16: bool, device_type: str | None = No
         tokens=recipe.train.steps * recipe.train.batch * (recipe.model.context or 1),
         precision="bf16" if bf16 else "fp32",
         processes=recipe.parallel.processes,
+        turns=_turns(recipe),
+        lagging=recipe.train.encoder.turns == "lagging",
     )
 
 
@@ -68,6 +70,15 @@ def part_costs(recipe: Recipe) -> list[PartCost]:
     return parts
 
 
+def _turns(recipe: Recipe) -> dict[str, int] | None:
+    """Updates of encoder and decoder where they take turns; the encoder lags to the end if it lags. A step costs the same in all turns."""
+    config, steps = recipe.train.encoder, recipe.train.steps
+    if recipe.latent is None or config.turns == "together":
+        return None
+    decoder = steps // (config.steps + 1)
+    return {"encoder": steps - decoder, "decoder": decoder}
+
+
 def _encoder_blocks(recipe: Recipe) -> int:
     """Blocks that run in training only: one in the encoder, and with `latent.encoder = "full"` another for each lower block."""
     latent = recipe.latent
@@ -79,13 +90,23 @@ def _encoder_blocks(recipe: Recipe) -> int:
 def _train_flops(recipe: Recipe, parts: list[PartCost]) -> float:
     """Forward and backward (twice the forward), and the binary mapper's product W · dr, which only the backward has.
 
-    A table of low order has a product in the forward too: that of the sets' signs with their vectors.
+    Each Z that is inferred is mapped once. A table of low order has a product in the forward too, for every Z: that of the sets' signs with
+    their vectors.
     """
     mapper = 0.0
     if recipe.latent is not None and recipe.latent.kind == "binary":
-        rows, width = table_rows(recipe.latent), recipe.model.width
-        mapper = (2.0 if recipe.latent.table.order is None else 3 * 2.0) * rows * width
+        product, order = 2.0 * table_rows(recipe.latent) * recipe.model.width, recipe.latent.table.order
+        mapped, drawn = zs(recipe)
+        mapper = product * (mapped if order is None else 3 * drawn) / (recipe.model.context or 1)
     return 3 * sum(part.flops for part in parts) + mapper
+
+
+def zs(recipe: Recipe) -> tuple[int, int]:
+    """How many Zs of a row are inferred, those of `latent.window`, and how many it has: one for `latent.every` tokens."""
+    latent, context = recipe.latent, recipe.model.context or 1
+    assert latent is not None
+    each = context if latent.every == "sequence" else latent.every
+    return len(range(0, min(latent.window or context, context), each)), len(range(0, context, each))
 
 
 def table_rows(latent: LatentConfig) -> int:
@@ -143,12 +164,13 @@ def mapper_bytes(recipe: Recipe, bf16: bool, device_type: str) -> float:
     """The mapper's gradient: a centred copy of the table, and s = W · dr of some tokens unless a kernel fuses it. Low order: features."""
     if recipe.latent is None or recipe.latent.kind != "binary":
         return 0.0
+    mapped, drawn = zs(recipe)
     if recipe.latent.table.order is not None:
-        return 3.0 * 4 * recipe.rows_at_once * (recipe.model.context or 1) * table_rows(recipe.latent)
+        return 3.0 * 4 * recipe.rows_at_once * drawn * table_rows(recipe.latent)
     codes, width = 2**recipe.latent.bits, recipe.model.width
     fused = bf16 and device_type == "cuda" and width <= WIDEST_FUSED
     at_once = CHUNK_ELEMENTS.get(device_type, CHUNK_ELEMENTS["cpu"])
-    s = 0 if fused else min(recipe.rows_at_once * (recipe.model.context or 1) * codes, at_once)
+    s = 0 if fused else min(recipe.rows_at_once * mapped * codes, at_once)
     return float((2 if bf16 else 4) * (codes * width + s))
 
 

@@ -106,6 +106,10 @@ class Task(RowReader):
     def check_prompt(self, prompt: str) -> None:
         """Raise InputError if no row begins with this prompt."""
 
+    def alternatives(self, rows: Tokens) -> Tokens:
+        """Rows of this task [rows, tokens] with each of the answers that are right, [answers, rows, tokens]; by default their own only."""
+        return rows[None]
+
     def read(self, text: str) -> Reading:
         """The factors that a generated row shows, and whether it is valid."""
         return Reading()

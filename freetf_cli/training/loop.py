@@ -1,7 +1,7 @@
 """The training loop.
 
 Everything that a step uses is a function of (recipe, step), so a checkpoint needs only weights, optimizer moments and the step: a resumed
-run continues exactly as if it had not stopped.
+run continues exactly as if it had not stopped. The turns of a lagging encoder depend on measurements too; the checkpoint has their state.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from freetf_cli.data.rows import TRAIN
 from freetf_cli.device import autocast_dtype
 from freetf_cli.errors import FreetfError, InputError, is_out_of_memory
 from freetf_cli.evaluation.likelihood import with_bounds
-from freetf_cli.evaluation.posterior import tensors
+from freetf_cli.evaluation.posterior import information, tensors
 from freetf_cli.generation.sampling import SampleSpec, figure4_samples, prompt_tokens
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.model.latent import ObjectiveWeights
@@ -34,13 +34,14 @@ from freetf_cli.runs.checkpoint import Checkpoint, checkpoint_folders, consolida
 from freetf_cli.runs.folder import RunFolder
 from freetf_cli.streams import torch_seed
 from freetf_cli.training.memory import memory_errors
-from freetf_cli.training.optimizer import load_named_state, make_optimizer, named_state, start_state
+from freetf_cli.training.optimizer import load_named_state, make_optimizers, named_state, owned, start_state
 from freetf_cli.training.pace import LONG, Pace, too_long
 from freetf_cli.training.parallel import Engine
 from freetf_cli.training.prefetch import HostBatch, Prefetch, host_batch
 from freetf_cli.training.schedule import learning_rate, objective_weights
 from freetf_cli.training.signals import StopRequest, stop_error
 from freetf_cli.training.step import TrainStep, autocast
+from freetf_cli.training.turns import ROWS, Turns
 from freetf_cli.training.world import ALONE, World, peer_errors
 
 if TYPE_CHECKING:
@@ -85,11 +86,12 @@ class Loop:
         if self.config.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
-        self.optimizer = make_optimizer(engine.model, self.config, device, engine.parameters)
+        self.optimizers = make_optimizers(engine.model, self.config, device, engine.parameters)
+        self.turns = Turns(self.config.encoder)
         self.noise_generator = torch.Generator(device=device)
         self.rows = self.world.rows(self.config.batch, self.config.grad_accum_steps)
         shape = (self.config.batch // self.world.size, source.context)
-        self.update = TrainStep(engine, self.optimizer, self.config, device, shape, hooks.warn)
+        self.update = TrainStep(engine, self.optimizers, self.config, device, shape, hooks.warn)
         self.batches = Prefetch(self._batch, self.config.steps)
         self.saver: ShardedSaver | None = None
         if recipe.parallel.is_sharded:
@@ -117,13 +119,23 @@ class Loop:
         if self.saver is not None:
             from freetf_cli.runs.sharded import load_sharded
 
-            start_state(self.engine.parameters, self.optimizer)
-            load_sharded(checkpoint, *self.engine.states(named_state(self.engine.parameters, self.optimizer)))
+            self._start_moments()
+            load_sharded(checkpoint, *self.engine.states(self._moments()))
             return
         try:
-            load_named_state(self.engine.parameters, self.optimizer, checkpoint.optimizer())
+            self.turns.restore(checkpoint.state.get("encoder", {}))
+            moments = checkpoint.optimizer()
+            for optimizer in self.optimizers:
+                load_named_state(owned(self.engine.parameters, optimizer), optimizer, moments)
         except ValueError as error:
             raise InputError(f"the optimizer state does not fit the model: {error}", str(checkpoint.folder)) from None
+
+    def _moments(self) -> dict[str, Tensor]:
+        return named_state(self.engine.parameters, *self.optimizers)
+
+    def _start_moments(self) -> None:
+        for optimizer in self.optimizers:
+            start_state(owned(self.engine.parameters, optimizer), optimizer)
 
     def run(self, until: int | None = None) -> None:
         """Train to the recipe's last step, with logs, evaluations and checkpoints on the way.
@@ -134,8 +146,8 @@ class Loop:
         self.world.barrier()
         if self.saver is not None:
             if not self.step:
-                start_state(self.engine.parameters, self.optimizer)
-            self.saver.reserve(*self.engine.states(named_state(self.engine.parameters, self.optimizer)))
+                self._start_moments()
+            self.saver.reserve(*self.engine.states(self._moments()))
         self.pace = Pace(last, self.step, self.tokens)
         with self.batches:
             if self.step and self._evaluates():  # an earlier process may have ended in the middle of it
@@ -145,11 +157,15 @@ class Loop:
                 sums, grad_norm, count, size_bytes = self.train_step()
                 self.step, self.tokens = self.step + 1, self.tokens + count
                 self._watch_peers()
+                checks = self.turns.is_checked(self.step)
                 logs = self.step in (1, self.config.steps) or self._due(self.config.log_every)
                 saves = self._evaluates() or self._due(self.config.save_every)
-                if logs or saves:
+                if logs or saves or checks:
                     self._record_faults()  # waits for the device, so that the steps can be timed
                 self.pace.step_made()
+                if checks:
+                    self._check_lag()
+                    self.pace.resume()
                 if logs and self.step not in self.skipped:
                     kappa, lr = self._weights(self.step - 1).kappa, learning_rate(self.step - 1, self.config)
                     metrics = self._metrics(sums, count, size_bytes, "train", kappa, lr, float(grad_norm))
@@ -176,8 +192,11 @@ class Loop:
         self._limit_queue()
         count, size_bytes = self._agree(batch.count, batch.bytes)
         self.update.noise.copy_(self._noise(self.step))
+        turn = self.turns.now(self.step)
         with peer_errors():
-            self.update(self.step, batch, int(count), learning_rate(self.step, self.config), self._weights(self.step))
+            self.update(self.step, batch, int(count), learning_rate(self.step, self.config), self._weights(self.step), turn)
+        if self.turns.reads_objective:
+            self.turns.after(turn, float(self.update.sums[0] + self.update.sums[2]) / count)
         if self.device.type != "cuda":  # where asking costs nothing
             self._record_faults()
         return self.update.sums, self.update.grad_norm, int(count), size_bytes
@@ -203,6 +222,19 @@ class Loop:
         self._queue.append(torch.cuda.current_stream(self.device).record_event())
         if len(self._queue) > QUEUED:
             self._queue.popleft().synchronize()
+
+    def _check_lag(self) -> None:
+        """Measure I(S; Z) of held-out rows, and end the turns of a lagging encoder where it no longer rises. One process only."""
+        config = self.recipe.eval
+        self.noise_generator.manual_seed(self._noise_seed(-1))
+        with self.engine.whole() as model, autocast(self.config, self.device):
+            batches = self.source.held_out(config.split, ROWS, self.recipe.rows_at_once)
+            known = information(model, batches, lambda count: torch.stack([self._uniform() for _ in range(count)]))
+        self.turns.check(known)
+        if not self.turns.lags:
+            self.folder.update_manifest(encoder_lagged={"steps": self.step, "information_nats": known})
+            what = f"I(S; Z) of held-out rows no longer rises ({known:.2f} nats): encoder and decoder are updated together"
+            self.hooks.warn(f"{what} after step {self.step}")
 
     @torch.no_grad()
     def evaluate(self, model: Decoder) -> Metrics:
@@ -256,7 +288,7 @@ class Loop:
         """Save a checkpoint of this step, and delete old ones (train.keep_last, keep_every)."""
         self._record_faults()
         self._check_weights()
-        weights, moments = self.engine.states(named_state(self.engine.parameters, self.optimizer))
+        weights, moments = self.engine.states(self._moments())
         state = {
             "step": self.step,
             "tokens": self.tokens,
@@ -264,6 +296,7 @@ class Loop:
             "data": asdict(self.source.facts),
             "data_folder": self.source.folder and os.path.relpath(self.source.folder.resolve(), self.folder.path.resolve()),
             "consecutive_skips": int(self.update.consecutive_skips),
+            **({"encoder": turns} if (turns := self.turns.state()) else {}),
         }
         folder = self.folder.checkpoint(self.step)
         if self.saver is not None:

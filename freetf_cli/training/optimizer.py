@@ -1,4 +1,8 @@
-"""AdamW with its parameter groups, and its moments under the parameters' names."""
+"""AdamW with its parameter groups, and its moments under the parameters' names.
+
+The decoder's and the encoder's updates may differ (`train.encoder`). The encoder's parameters are those that only the posterior reads: its
+blocks, ζ, norm and read-out. Table and projections of Z are the decoder's, which reads them in generation too.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,24 @@ import torch
 from torch import nn
 
 from freetf_cli.config.recipe import TrainConfig
+
+ENCODER = "latent.encoder."  # begins the names of the encoder's parameters, of every kind of latent
+
+
+def make_optimizers(
+    model: nn.Module, config: TrainConfig, device: torch.device, parameters: Mapping[str, nn.Parameter] | None = None
+) -> tuple[torch.optim.AdamW, ...]:
+    """One AdamW for all parameters; two, the decoder's and the encoder's, where `train.encoder` treats them differently."""
+    every = parameters or dict(model.named_parameters())
+    if not config.encoder.is_apart:
+        return (make_optimizer(model, config, device, every),)
+    shares: list[dict[str, nn.Parameter]] = [{}, {}]
+    for name, parameter in every.items():
+        shares[name.startswith(ENCODER)][name] = parameter
+    optimizers = tuple(make_optimizer(model, config, device, share) for share in shares)
+    for share, optimizer in zip(shares, optimizers, strict=True):
+        start_state(share, optimizer)  # a checkpoint before its first turn has its moments too
+    return optimizers
 
 
 def make_optimizer(
@@ -27,13 +49,20 @@ def make_optimizer(
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=device.type in ("cuda", "cpu"))
 
 
-def named_state(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The optimizer's tensors as `parameter.moment`, for safetensors."""
+def named_state(parameters: Mapping[str, nn.Parameter], *optimizers: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """The optimizers' tensors as `parameter.moment`, for safetensors."""
     return {
         f"{name}.{key}": torch.as_tensor(value)
         for name, parameter in parameters.items()
+        for optimizer in optimizers
         for key, value in optimizer.state.get(parameter, {}).items()
     }
+
+
+def owned(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:
+    """Those of the parameters that an optimizer updates."""
+    own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    return {name: parameter for name, parameter in parameters.items() if id(parameter) in own}
 
 
 def start_state(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:

@@ -197,7 +197,9 @@ def unlike_its_start(recipe: Recipe, init_from: Recipe) -> str | None:
 
     Every setting of the architecture counts, except those that this module names.
     """
-    changes = _changes("model", _readings(recipe), _readings(init_from))
+    before = _readings(init_from)
+    before["multi_token.init"] = [None if one else "identity" for one in _convolving(init_from)]  # a trained kernel stays as it is
+    changes = _changes("model", _readings(recipe), before)
     if recipe.latent is not None and init_from.latent is not None:
         changes += _changes("latent", recipe.architecture["latent"], init_from.architecture["latent"])
     elif recipe.latent is not None and recipe.latent.table_std:
@@ -228,6 +230,10 @@ def _readings(recipe: Recipe) -> dict[str, Any]:
         "ffn": model.hidden,
         "attention": ["softmax" if kind in START_AS_SOFTMAX else kind for kind in kinds],
         "multi_token.norm": ["none" if each is None else each.norm for each in options],
+        "multi_token.init": [
+            each.init if each is not None and convolves else "identity"
+            for each, convolves in zip(options, _convolving(recipe), strict=True)
+        ],
         "multi_token.mask": [
             each.mask if each is not None and each.kq in ("pre", "both") and model.convolves(index) else None
             for index, each in enumerate(options)
@@ -235,6 +241,15 @@ def _readings(recipe: Recipe) -> dict[str, Any]:
         "document_mask": masks_documents,
         "separator": [model.separator if masks_documents else None],  # means something only where both mask
     }
+
+
+def _convolving(recipe: Recipe) -> list[bool]:
+    """Whether each block has a convolution over attention weights."""
+    model, options = recipe.model, recipe.model.multi_token
+    return [
+        options is not None and options.kq != "none" and model.attention_of(index) == "multi-token" and model.convolves(index)
+        for index in range(model.layers)
+    ]
 
 
 def _changes(table: str, now: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:

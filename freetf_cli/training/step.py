@@ -24,6 +24,7 @@ from freetf_cli.model.decoder import Decoder
 from freetf_cli.model.latent import ObjectiveWeights
 from freetf_cli.training.parallel import Engine
 from freetf_cli.training.prefetch import HostBatch
+from freetf_cli.training.turns import Turn
 
 FAULTS_KEPT = 64  # faults that are remembered until the host reads them
 NORM_EPS = 1e-6  # the one that torch's clip_grad_norm_ uses
@@ -47,43 +48,52 @@ class TrainStep:
     def __init__(
         self,
         engine: Engine,
-        optimizer: torch.optim.Optimizer,
+        optimizers: Sequence[torch.optim.Optimizer],  # of `make_optimizers`: one, or the decoder's and the encoder's
         config: TrainConfig,
         device: torch.device,
         shape: tuple[int, int],  # (B, T) of this process's share of a batch
         warn: Callable[[str], None] = lambda message: None,
     ) -> None:
-        self.engine, self.optimizer, self.config, self.device, self.warn = engine, optimizer, config, device, warn
+        self.engine, self.optimizers, self.config, self.device, self.warn = engine, optimizers, config, device, warn
         latent = self.model.latent
         self.inputs, self.targets = (torch.zeros(shape, dtype=torch.int64, device=device) for _ in range(2))
         noise_shape = () if latent is None else latent.noise_shape(shape[1])
         self.noise = torch.zeros(shape[0], *noise_shape, device=device)
-        self.number, self.count, self.lr = (torch.zeros((), device=device) for _ in range(3))
+        self.number, self.count = (torch.zeros((), device=device) for _ in range(2))
+        self.lrs, self.idle = ([torch.zeros((), device=device) for _ in optimizers] for _ in range(2))  # idle: 1 where it is not its turn
         self.weights = ObjectiveWeights(*(torch.zeros((), device=device) for _ in ObjectiveWeights._fields))
         self.sums = torch.zeros(5, device=device)  # the LossTerms of the whole batch
         self.grad_norm, self.consecutive_skips = (torch.zeros((), device=device) for _ in range(2))  # before clipping; up to this step
         self.skip_update, self.halted = (torch.zeros((), device=device) for _ in range(2))  # 1: no update in this step; in no later one
+        self.skips = [torch.zeros((), device=device) for _ in optimizers] if len(optimizers) > 1 else [self.skip_update]
         self._fault_count = torch.zeros((), device=device)
         self._faults = torch.zeros(FAULTS_KEPT, 3, device=device)  # the last ones: step (exact below 2^24), CE, gradient norm
         self._reported = 0  # faults that the host has read
         self._graph: torch.cuda.CUDAGraph | None = None
         self._uses_graph = uses_graph(config, device) and engine.captures
-        self._fused = all(group["fused"] for group in optimizer.param_groups) and not engine.offloads
+        self._fused = all(group["fused"] for optimizer in optimizers for group in optimizer.param_groups) and not engine.offloads
         self._grad_scale: torch.Tensor | None = None
-        if self._fused:  # the attributes through which GradScaler makes a fused optimizer skip a step, and divides its gradient
-            optimizer.found_inf = self.skip_update  # type: ignore[attr-defined]
-            if config.grad_clip and device.type == "cuda":
-                self._grad_scale = torch.ones((), device=device)
+        if self._fused and config.grad_clip and device.type == "cuda":
+            self._grad_scale = torch.ones((), device=device)
+        for optimizer, skip in zip(optimizers, self.skips, strict=True) if self._fused else ():
+            # the attributes through which GradScaler makes a fused optimizer skip a step, and divides its gradient
+            optimizer.found_inf = skip  # type: ignore[attr-defined]
+            if self._grad_scale is not None:
                 optimizer.grad_scale = self._grad_scale  # type: ignore[attr-defined]
 
-    def __call__(self, number: int, batch: HostBatch, count: int, lr: float, weights: Sequence[float]) -> None:
-        """Update the model from a batch. count: the targets of the whole batch. On CUDA it returns before the work is done."""
+    def __call__(self, number: int, batch: HostBatch, count: int, lr: float, weights: Sequence[float], turn: Turn = Turn.BOTH) -> None:
+        """Update the model from a batch. count: the targets of the whole batch. lr: of the decoder. turn: which of two optimizers makes
+        its step; the other keeps weights, moments and step counters. On CUDA it returns before the work is done."""
         self.inputs.copy_(batch.inputs, non_blocking=True)
         self.targets.copy_(batch.targets, non_blocking=True)
-        for tensor, value in zip((self.number, self.count, self.lr, *self.weights), (number, count, lr, *weights), strict=True):
+        for tensor, value in zip((self.number, self.count, *self.weights), (number, count, *weights), strict=True):
             tensor.fill_(value)
-        for group in self.optimizer.param_groups:  # on a CPU a tensor would round the rate to float32
-            group["lr"] = self.lr if self.device.type == "cuda" and self._fused else lr
+        rates, owners = (lr, lr * self.config.encoder.lr_scale), (Turn.DECODER, Turn.ENCODER)
+        for optimizer, tensor, idle, rate, owner in zip(self.optimizers, self.lrs, self.idle, rates, owners, strict=False):
+            tensor.fill_(rate)
+            idle.fill_(turn not in (Turn.BOTH, owner))
+            for group in optimizer.param_groups:  # on a CPU a tensor would round the rate to float32
+                group["lr"] = tensor if self.device.type == "cuda" and self._fused else rate
         if self._uses_graph and self._graph is None:
             self._try_to_capture()
         if self._graph is None:
@@ -122,8 +132,9 @@ class TrainStep:
         self.engine.collect(self.sums)
         self._clip()
         self._check_finite()
-        if self._fused or not bool(self.skip_update):
-            self.optimizer.step()
+        for optimizer, skip in zip(self.optimizers, self.skips, strict=True):
+            if self._fused or not bool(skip):
+                optimizer.step()
 
     def _clip(self) -> None:
         """Measure the gradient's norm and clip it. On CUDA the optimizer divides the gradient, which saves a pass over it."""
@@ -144,6 +155,8 @@ class TrainStep:
         self.consecutive_skips.copy_(torch.where(failed, self.consecutive_skips + 1, torch.zeros_like(self.consecutive_skips)))
         self.halted.copy_(torch.maximum(self.halted, (self.consecutive_skips > self.config.skip_limit).float()))
         self.skip_update.copy_(torch.maximum(self.halted, failed.float()))
+        for skip, idle in zip(self.skips, self.idle, strict=True) if len(self.skips) > 1 else ():
+            skip.copy_(torch.maximum(self.skip_update, idle))
 
     def _try_to_capture(self) -> None:
         """Capture the update. If an engine for several processes cannot be captured, go on without a graph."""
@@ -169,8 +182,9 @@ class TrainStep:
                 self._update()
         current.wait_stream(side)
         self.engine.zero_grad()  # the graph must own its gradients
-        for group in self.optimizer.param_groups:
-            group["capturable"] = True
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["capturable"] = True
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):  # the prefetch thread may pin memory meanwhile
             self._update()

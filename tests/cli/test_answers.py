@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,6 +19,7 @@ from freetf_cli.evaluation.statistics import wilson
 from freetf_cli.model.decoder import Output
 from freetf_cli.runs.checkpoint import open_model
 from freetf_cli.tasks import make_task
+from freetf_cli.tasks.base import Task
 
 
 @pytest.mark.parametrize(("count", "low", "high"), [(0, 0.0, 0.0370), (50, 0.4038, 0.5962), (100, 0.9630, 1.0)])
@@ -105,3 +107,33 @@ def test_the_facts_are_those_of_the_data_that_was_measured(blocks_runs: dict[str
     asked = ["evaluate", blocks_runs["softmax"], "--task", "answers", "--sequences", 20, "--json"]
     own, other = (json.loads(run_cli(*asked, *more).stdout)["facts"] for more in ([], ["--data", tmp_path / "other"]))
     assert (own["name"], other["name"]) == ("blocks", "other") and own["sha256"] != other["sha256"]
+
+
+def test_any_right_answer_counts(run_cli: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that knows only the leftmost of two right blocks is right in every row, and in half of them by the row's own answer."""
+    params = ["--set", "data.params.valid=2", "--set", "train.steps=1"]
+    assert run_cli("train", "blocks-softmax", "--smoke", "-o", tmp_path / "run", *params, "-q").code == 0
+    checkpoint, model = open_model(tmp_path / "run", torch.device("cpu"), lambda text: None)
+    source = open_run_data(checkpoint, None)
+    task, known, own = source.task, {}, 0
+    assert task is not None
+    for batch in source.held_out("val", 40, 40):
+        rows = np.concatenate([batch.inputs, batch.targets[:, -1:]], axis=1)
+        first = task.alternatives(rows)[0]
+        own += int((first == rows).all(1).sum())
+        known = {row[: task.loss_start].tobytes(): torch.from_numpy(right[1:]) for row, right in zip(rows, first, strict=True)}
+
+    def forward(inputs_BT: torch.Tensor, z: None) -> Output:
+        rows = [torch.nn.functional.one_hot(known[row[: task.loss_start].numpy().tobytes()], 40).float() for row in inputs_BT]
+        return Output(logits=torch.stack(rows))
+
+    monkeypatch.setattr(model, "forward", forward)
+    assert evaluate_answers(checkpoint, model, source, Request("r", "val", sequences=40)).errors.wrong == 0
+    assert 8 < own < 32
+    monkeypatch.setattr(type(task), "alternatives", Task.alternatives)
+    assert evaluate_answers(checkpoint, model, source, Request("r", "val", sequences=40)).errors.wrong == 40 - own
+    for key in list(known)[:3]:
+        known[key][-2] += 1
+    monkeypatch.undo()
+    monkeypatch.setattr(model, "forward", forward)
+    assert evaluate_answers(checkpoint, model, source, Request("r", "val", sequences=40)).errors.wrong == 3

@@ -20,7 +20,8 @@ from tests.evaluation.benchmarks.data import write_all
 pytest.importorskip("lm_eval")
 
 
-NAMES = ",".join(["all", *(one.name for one in BENCHMARKS.values() if not one.in_all)])
+MADE = [one.name for one in BENCHMARKS.values() if not one.in_all and not one.grid]
+NAMES = ",".join(["all", *MADE])
 CODE = ("--allow-code-execution", "--attempts", 2)
 
 
@@ -51,7 +52,7 @@ def test_all_benchmarks_without_a_network(run_cli: Callable, text_run: Path, dat
     assert before == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
     found = json.loads(done.stdout)
     assert (found["kind"], found["z"], found["draws"]) == ("free", "posterior-prompt", 3)
-    assert [one["task"] for one in found["tasks"]] == list(BENCHMARKS)
+    assert [one["task"] for one in found["tasks"]] == [*(name for name in BENCHMARKS if BENCHMARKS[name].in_all), *MADE]
     for one in found["tasks"]:
         assert one["metric"] == BENCHMARKS[one["task"]].metric and one["metric"] in one["scores"]
         items = lines(tmp_path / "out" / f"{one['task']}.jsonl")
@@ -69,6 +70,38 @@ def test_all_benchmarks_without_a_network(run_cli: Callable, text_run: Path, dat
             else:
                 assert all(isinstance(answer, str) for answer in item["answers"])
     assert json.loads((tmp_path / "out" / "result.json").read_text())["tasks"] == found["tasks"]
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("recipe", ["text-mini-free", "text-mini-baseline"])
+def test_long_prompts_by_depth_and_length(recipe: str, run_cli: Callable, data: Path, tmp_path: Path) -> None:
+    """Prompts are made for the context of the run, a Free model's and a baseline's; a page has heat maps, and --rescore the same tables."""
+    small = ("model.context=400", "train.steps=2", "train.warmup=1", "train.batch=2", "eval.sequences=4", "eval.every=2")
+    train = ["train", recipe, "--smoke", "-o", tmp_path / "run", "-q", *(word for setting in small for word in ("--set", setting))]
+    done = run_cli(*train)
+    assert done.code == 0, done.stderr
+    asked = ["evaluate", tmp_path / "run", "--task", "needles,babilong", "--data", data, "--limit", 30, "--samples", 2]
+    done = run_cli(*asked, "-o", tmp_path / "out", "--report", tmp_path / "long.html", "--json", "-q")
+    assert done.code == 0, done.stderr
+    needles, babi = json.loads(done.stdout)["tasks"]
+    assert [grid["title"] for grid in needles["grids"]] == [f"{n} needles, given haystack" for n in (2, 4, 6)]
+    assert {(tuple(grid["rows"]), tuple(grid["columns"])) for grid in needles["grids"]} == {(("0", "25", "50", "75", "100"), ("400",))}
+    assert [grid["chance"][0] for grid in needles["grids"]] == pytest.approx([1 / 2, 1 / 4, 1 / 6])
+    assert (babi["grids"][0]["rows"], babi["grids"][0]["columns"]) == (["qa1", "qa2", "qa3", "qa4", "qa5"], ["0", "400"])
+    assert needles["truncated"] == babi["truncated"] == 0 and needles["shots"] == 0
+    for one in (needles, babi):
+        items = lines(tmp_path / "out" / f"{one['task']}.jsonl")
+        cells = [cell["value"] for grid in one["grids"] for row in grid["scores"] for cell in row]
+        assert len(items) == one["items"] and one["scores"]["acc"]["value"] == pytest.approx(
+            np.mean([item["scores"]["acc"] for item in items])
+        )
+        assert np.mean(cells) == pytest.approx(one["scores"]["acc"]["value"]) and one["chance"] < 0.5
+    page = (tmp_path / "long.html").read_text(encoding="utf-8")
+    assert page.count("needles: 4 needles, given haystack") >= 2 and page.count("<svg") >= 4
+    again = json.loads(run_cli("evaluate", "--rescore", tmp_path / "out", "--json").stdout)["tasks"]
+    assert [one["grids"] for one in again] == [babi["grids"], needles["grids"]]
+    shown = run_cli("evaluate", "--rescore", tmp_path / "out").stdout
+    assert "depth" in shown and "babilong, score [95 %]" in shown
 
 
 def test_a_table_in_the_terminal(run_cli: Callable, text_run: Path, data: Path) -> None:

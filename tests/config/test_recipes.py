@@ -31,6 +31,7 @@ REPRESENTATIVE = [
     "reviews-free",
     "siblings/free-window",
 ]  # one of each family
+ATTENTION = {"text-attention", "text-attention-long", "text-attention-retrofit", "attention-ablations", "blocks-table", "blocks-choice"}
 OPEN_ENDED = ("siblings", "circles", "lines", "triangles", "path-star", "countdown")
 BOUND = 240  # seconds on a busy machine; about 15 are promised on two idle cores
 
@@ -47,6 +48,8 @@ def test_a_recipe_loads_and_says_what_it_is_for(name):
     family, _, variant = name.partition("/")
     if family in OPEN_ENDED:
         assert (recipe.kind == "free") == ("free" in variant)
+    elif family in ATTENTION:
+        assert (recipe.kind == "free") == variant.startswith(("free-", "row-"))
     else:
         assert (recipe.kind == "baseline") == name.endswith(("baseline", "/block", "-softmax", "-multi-token"))
 
@@ -116,6 +119,37 @@ def test_the_arms_of_an_open_ended_task_differ_in_one_thing_each(family):
         elif recipe.latent is not None:
             assert recipe.latent.kappa == {"free": 1.0, "free-half": 0.5, "free-4": 4.0}[variant]
             assert recipe.latent.objective == ObjectiveConfig() and recipe.latent.window is None
+
+
+@pytest.mark.parametrize(("family", "places", "budget", "depths"), [("latents", 65, 8.125, (2, 6)), ("latents-mini", 17, 4.25, (1, 3))])
+def test_the_latents_differ_in_what_their_names_say_and_have_one_budget(family, places, budget, depths):
+    """Z is free of charge up to the same bits a row; beside the latent only the encoder's updates differ."""
+    binary, names = load_recipe(f"{family}/binary"), {name.partition("/")[2] for name in NAMES if name.startswith(f"{family}/")}
+    assert binary.latent.objective == ObjectiveConfig() and binary.latent.kind == "binary" and not binary.train.encoder.is_apart
+    changes = {f"order-{order}": {"latent.table.order"} for order in (1, 2, 3)}
+    changes |= {f"every-{every}": {"latent.every", "latent.kappa"} for every in (4, 16)}
+    changes |= {f"depth-{depth}": {"latent.depth"} for depth in depths} | {"sequence": {"latent.every", "latent.kappa"}}
+    changes |= {name: {"latent.bits"} for name in names if name.startswith("bits-")} | {"binary": set(), "encoder-full": {"latent.encoder"}}
+    changes |= {"beta": {"latent.objective.schedule.beta"}, "encoder-rate": {"train.encoder.lr_scale"}}
+    changes |= {"alternating": {"train.encoder.turns"}, "gaussian": {"latent.kind"}}
+    changes |= {"lagging": {f"train.encoder.{key}" for key in ("turns", "steps", "check_every")}}
+    row = {"latent.kind", "latent.every", "latent.kappa"}
+    changes |= {"gaussian-row": row, "gaussian-row-beta": row | {"latent.objective.schedule.beta"}}
+    changes |= {
+        f"gaussian-{way}": row | {"latent.encoder", "latent.options.inject"} for way in ("embedding", "memory", "attention", "logits")
+    }
+    changes["gaussian-embedding"] |= {"latent.table_std"}
+    assert names == changes.keys() and len([name for name in names if name.startswith("bits-")]) == 3
+    base = flat(binary)
+    for name, keys in changes.items():
+        recipe = load_recipe(f"{family}/{name}")
+        ours = flat(recipe)
+        assert {key for key in {*ours, *base} if ours.get(key) != base.get(key)} == keys, name
+        every = recipe.latent.every
+        zs = 1 if every == "sequence" else -(-places // every)
+        assert recipe.latent.kappa * zs == pytest.approx(budget), name
+    task = make_task("letters", binary.data.params)
+    assert task.row_tokens - 1 == places
 
 
 def test_the_papers_settings():
@@ -229,3 +263,43 @@ def test_make_figure4_mini_trains_probes_and_draws_and_resumes(run_cli, tmp_path
     failed = subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=600)
     assert failed.returncode != 0
     assert "train.batch" in failed.stderr
+
+
+@pytest.mark.parametrize("family", ["text-attention", "text-attention-long", "attention-ablations"])
+def test_variants_of_attention_see_the_same_tokens_and_differ_in_attention_only(family):
+    recipes = [load_recipe(name) for name in NAMES if name.startswith(f"{family}/")]
+    others = [
+        {key: value for key, value in flat(recipe).items() if "attention" not in key and "multi_token" not in key} for recipe in recipes
+    ]
+    assert len(recipes) > 3 and all({**one, "description": ""} == {**others[0], "description": ""} for one in others)
+    assert len({str(flat(recipe)) for recipe in recipes}) == len(recipes)
+    train, context = recipes[0].train, recipes[0].model.context
+    assert context is not None
+    tokens = {"text-attention": 131_072_000, "text-attention-long": 13_107_200, "attention-ablations": 65_536_000}[family]
+    assert train.steps * train.batch * context == tokens
+
+
+def test_kernels_of_the_papers_toy_task_are_two_blocks_less_one_wide():
+    """c_q = 2, the letters asked for; c_k = 2 N − 1."""
+    for letters in (5, 8):
+        recipe = load_recipe(f"blocks-table/multi-token-{letters}")
+        options = recipe.model.multi_token
+        assert options is not None and (options.c_q, options.c_k, options.kq, options.mix) == (2, 2 * letters - 1, "pre", "none")
+        assert recipe.data.params["n"] == letters
+    ours, shipped = (flat(load_recipe(name)) for name in ("blocks-table/multi-token-5", "blocks-multi-token"))
+    own = {key for key in {**ours, **shipped} if key.startswith(("description", "data.params"))}
+    assert {key: value for key, value in ours.items() if key not in own} == {key: value for key, value in shipped.items() if key not in own}
+
+
+def test_two_right_blocks_fit_what_probe_latent_generates():
+    from freetf_cli.evaluation.probe.measure import LONGEST
+
+    for name in (name for name in NAMES if name.startswith("blocks-choice/")):
+        recipe = load_recipe(name)
+        task = make_task("blocks", recipe.data.params)
+        assert task.row_tokens <= LONGEST and [factor.name for factor in task.factors] == ["choice"]
+        kernels = [recipe.model.convolves(block) for block in range(8)] if recipe.model.multi_token else [False] * 8
+        assert [block for block in range(8) if kernels[block]] == {"softmax": [], "injection": [4], "fourth": [2, 6]}[
+            name.split("-")[-1].split("/")[-1]
+        ]
+        assert recipe.latent is None or (recipe.latent.depth or recipe.model.layers // 2) == 4

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import itertools
 import math
+import threading
 from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.distributions import Normal
 
-from freetf_cli.config.recipe import DataConfig
+from freetf_cli.config.recipe import DataConfig, LatentConfig, ModelConfig
 from freetf_cli.data.batches import IGNORE, Batch, open_data
+from freetf_cli.evaluation import posterior
 from freetf_cli.evaluation.likelihood import (
     PRIOR_DRAWS,
     RowCosts,
@@ -24,6 +27,7 @@ from freetf_cli.evaluation.likelihood import (
 from freetf_cli.evaluation.posterior import PosteriorPass, target_nats
 from freetf_cli.latent.binary import BinaryDistribution, bit_logits
 from freetf_cli.latent.build import build_model, initialise_model
+from freetf_cli.latent.gaussian import GaussianDistribution, GaussianLatent
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.tasks import make_task
 from tests.evaluation.probe.planted import PlantedCoins, small_free
@@ -248,3 +252,68 @@ def test_units_of_a_cost() -> None:
     assert (found.bits_per_token, found.bits_per_byte, found.bits_per_sequence) == pytest.approx((2.0, 0.5, 4.0))
     assert found.nats_per_token == pytest.approx(found.low) == pytest.approx(found.high)
     assert cost(np.arange(30.0), np.arange(1, 31), 0).bits_per_sequence is None  # rows of several lengths
+
+
+@pytest.mark.parametrize("way", ["kv", "memory"])
+def test_a_gaussian_latent_against_integrals_over_z(way: str) -> None:
+    """One number for a sequence: −log ∫ P(S|z) N(z) dz, CE and KL by a sum over a fine grid of z, in float64."""
+    config = ModelConfig(layers=2, width=16, heads=2, vocab=5, context=3)
+    latent = LatentConfig.model_validate({"kind": "gaussian", "kappa": 0.5, "every": "sequence", "options": {"dims": 1, "inject": way}})
+    model = build_model(config, latent).double().eval()
+    initialise_model(model, seed=3)
+    assert isinstance(model.latent, GaussianLatent)
+    with torch.no_grad():
+        model.latent.project.weight.mul_(3)
+        model.lm_head_weight.mul_(15)
+    rows = random_rows(8, 3, 5)
+    rows.targets[:, 2] = IGNORE
+    costs = row_costs(model, rows, split="val", sequences=8, draws=(1, 8, 4096))  # type: ignore[arg-type]
+    tokens, grid = torch.from_numpy(rows.inputs), torch.linspace(-20, 20, 4001, dtype=torch.float64)
+    step, prior = 40 / 4000, Normal(torch.zeros((), dtype=torch.float64), 1.0)
+    exact: dict[str, list[float]] = {"nll": [], "ce_posterior": [], "kl": [], "ce_prior": []}
+    for number, row in enumerate(tokens):
+        with torch.no_grad():
+            found = PosteriorPass(model, Batch(rows.inputs[number : number + 1], rows.targets[number : number + 1])).posterior
+            assert isinstance(found, GaussianDistribution)
+            q = Normal(found.mean[0, 0, 0], torch.exp(found.log_var[0, 0, 0] / 2))
+            logits = model(row.expand(4001, 3), grid[:, None, None].expand(-1, 3, 1)).logits
+        log_p = torch.log_softmax(logits, -1)[:, torch.arange(2), torch.from_numpy(rows.targets[number, :2])].sum(1)
+        density, log_prior = q.log_prob(grid).exp(), prior.log_prob(grid)
+        exact["nll"].append(-math.log(float((log_p + log_prior).exp().sum() * step)))
+        exact["ce_posterior"].append(-float((density * log_p).sum() * step))
+        exact["kl"].append(float((density * (q.log_prob(grid) - log_prior)).sum() * step))
+        exact["ce_prior"].append(-float((log_prior.exp() * log_p).sum() * step))
+    want = {name: np.array(values) for name, values in exact.items()}
+    assert np.allclose(costs.nats["kl"], want["kl"], atol=1e-6) and want["kl"].min() > 0.05
+    assert np.allclose(costs.nats["ce_posterior"], want["ce_posterior"], atol=0.05)
+    assert np.allclose(costs.posterior_bound[4096], want["nll"], atol=0.05)
+    assert np.abs(want["ce_prior"] - want["nll"]).max() > 0.3, "Z matters: without the weights the bound would be wrong"
+    assert (costs.posterior_bound[1] - costs.posterior_bound[4096]).mean() > 0.02
+    assert costs.above_kappa == pytest.approx((want["kl"] > 0.5 * LN2).mean()), "of eight Zs, not of 24 tokens"
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_and_pieces_do_not_change_the_costs(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each piece of the draws is computed by a thread of its own; one piece, in one thread, is the reference."""
+    model, rows = small_free(seed=37), random_rows(3, 3, 5)
+    whole = row_costs(model, rows, split="val", sequences=3, draws=(1, 40))  # type: ignore[arg-type]
+    before, seen = torch.get_num_threads(), set()
+    plain = PosteriorPass._piece
+
+    def piece(self: PosteriorPass, z: Tensor, own: Tensor) -> Tensor:
+        seen.add((threading.get_ident(), torch.get_num_threads(), torch.is_inference_mode_enabled()))
+        return plain(self, z, own)
+
+    monkeypatch.setattr(PosteriorPass, "_piece", piece)
+    monkeypatch.setitem(posterior._TOKENS_AT_ONCE, "cpu", 20)
+    torch.set_num_threads(threads)
+    try:
+        cut = row_costs(model, rows, split="val", sequences=3, draws=(1, 40))  # type: ignore[arg-type]
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert {(count, inference) for _, count, inference in seen} == {(1, True)}
+    assert (threading.get_ident() in {thread for thread, _, _ in seen}) == (threads == 1)
+    for name, nats in whole.nats.items():
+        assert np.allclose(nats, cut.nats[name], rtol=1e-6, atol=1e-6), name
+    assert np.allclose(whole.posterior_bound[40], cut.posterior_bound[40], rtol=1e-6)

@@ -95,14 +95,6 @@ def test_nothing_is_found_where_z_tells_nothing(source: DataSource, tmp_path: Pa
     assert all(one.share and abs(one.share.value - 0.5) < 0.26 for one in result.codes), "four standard errors"
 
 
-def test_tokens_that_share_a_z_get_one_code() -> None:
-    odds = np.zeros((7, 5))
-    odds[0, BIT] = 3.0
-    plain, alike = draw_codes(odds, 4.0, 50, 0), draw_codes(odds, 4.0, 50, 0, 3)
-    assert np.array_equal(alike, plain[:, [0, 0, 0, 3, 3, 3, 6]]) and not np.array_equal(alike, plain)
-    assert (draw_codes(odds, 4.0, 50, 0, "sequence") == plain[:, :1]).all()
-
-
 def test_log_odds_are_those_of_the_means() -> None:
     rng = np.random.default_rng(0)
     p_NTH = rng.uniform(0.1, 0.3, (90, 2, 2))

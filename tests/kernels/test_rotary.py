@@ -2,9 +2,10 @@
 
 import math
 
+import pytest
 import torch
 
-from freetf_cli.kernels import rotary_tables, rotate, rotate_and_split
+from freetf_cli.kernels import rotary, rotary_tables, rotate, rotate_and_split
 from freetf_cli.kernels.rotary import reference_split
 from tests.kernels.interpreter import each_case, outcomes_of, relative
 
@@ -21,6 +22,23 @@ def test_rotary_is_a_complex_rotation() -> None:
                 math.cos(t * 100.0 ** (-2 * e / 8)), math.sin(t * 100.0 ** (-2 * e / 8))
             )
             assert abs(complex(got[0, t, 0, e], got[0, t, 0, e + 4]) - turned) < 1e-6
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_cpu_rotates_by_whole_rows_to_the_same_bits(dtype: torch.dtype, padded: bool) -> None:
+    """Eager code on a CPU against the form that is compiled, its gradient too."""
+    positions = torch.arange(9).expand(3, 9) - torch.tensor([[0], [2], [5]]) if padded else torch.arange(9)
+    tables = rotary_tables(positions, 8, 100.0)
+    torch.manual_seed(0)
+    x, weights = torch.randn(2, 3, 9, 5, 8).to(dtype)
+    one, other = x.clone().requires_grad_(), x.clone().requires_grad_()
+    whole, halves = rotate(one, tables), rotary.rotate_halves(other, tables)
+    assert torch.equal(whole, halves) and not torch.equal(whole, x)
+    (whole * weights).sum().backward()
+    (halves * weights).sum().backward()
+    assert one.grad is not None and other.grad is not None
+    assert torch.allclose(one.grad, other.grad, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-6)
 
 
 def test_scores_depend_only_on_the_distance() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -17,7 +18,7 @@ from freetf_cli.latent.gaussian import WAYS, GaussianDistribution, GaussianLaten
 from freetf_cli.model.attention.softmax import Attention
 from freetf_cli.model.context import Memory, make_context
 from freetf_cli.model.decoder import Decoder
-from freetf_cli.model.latent import ObjectiveWeights
+from freetf_cli.model.latent import Distribution, ObjectiveWeights, joined
 
 DIMS, LENGTH, VOCAB = 3, 9, 11
 
@@ -148,3 +149,24 @@ def test_the_weight_of_all_terms() -> None:
         for beta in (0.0, 0.5, 1.0)
     ]
     assert (lost[1] - (lost[0] + lost[2]) / 2).abs() < 1e-9 < (lost[2] - lost[0]) / 100
+
+
+def test_pairs_masks_and_units_equal_their_definitions() -> None:
+    """Of 5 distributions with sure and unsure numbers; the method that any kind inherits gives the same pairs."""
+    torch.manual_seed(0)
+    mean, log_var, z = (torch.randn(5, 4, DIMS).double() * scale for scale in (2.0, 3.0, 1.0))
+    mask = torch.tensor([[1.0, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 1, 1]])
+    ours = GaussianDistribution(mean, log_var).within(mask)
+    literal = torch.zeros(5, 5).double()
+    for i, j in itertools.product(range(5), repeat=2):
+        for t in range(4):
+            own = Normal(mean[j, t], torch.exp(log_var[j, t] / 2)) if mask[j, t] else Normal(torch.zeros(DIMS).double(), 1.0)
+            literal[i, j] += own.log_prob(z[i, t]).sum()
+    for method in (GaussianDistribution.log_prob_pairs, Distribution.log_prob_pairs):
+        assert torch.allclose(torch.cat(list(method(ours, z, 2))), literal, atol=1e-9)
+    units = ours.units()
+    want = kl_divergence(Normal(mean, torch.exp(log_var / 2)), Normal(0.0, 1.0)) * mask[..., None]
+    assert (units.name, units.kl.shape) == ("dimension", (5, 4, DIMS))
+    assert torch.allclose(units.kl, want, atol=1e-12) and torch.allclose(units.mean, mean * mask[..., None])
+    again = joined([ours.rows(torch.tensor([0, 1])), ours.rows(torch.tensor([2, 3, 4]))])
+    assert torch.equal(again.kl(), ours.kl()) and again.starts_BT is None

@@ -49,6 +49,25 @@ def test_it_equals_the_full_table_projected_onto_the_order(order: int, gradient:
     assert (got_weights - chain * 2**BITS).abs().max() <= 1e-12
 
 
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_the_logits_gradient_is_that_of_products_of_tanh(order: int) -> None:
+    """Of Σ_S w_S · dr Π_{h ∈ S} tanh(l_h / 2), each set and product written out, whatever the code drawn is."""
+    generator = torch.Generator().manual_seed(order)
+    low = LowOrderTable(BITS, WIDTH, order).double()
+    torch.nn.init.normal_(low.weight, generator=generator)
+    logits = (2 * torch.randn(1, 1, BITS, generator=generator).double()).requires_grad_()
+    dr = torch.randn(WIDTH, generator=generator).double()
+    sets = [sorted(combinations(range(BITS), size), key=lambda members: members[::-1]) for size in range(1, order + 1)]
+    mean = sum(
+        low.weight[row].detach() @ dr * torch.stack([torch.tanh(logits[0, 0, h] / 2) for h in members]).prod()
+        for row, members in enumerate(members for size in sets for members in size)
+    )
+    (want,) = torch.autograd.grad(mean, logits)
+    for code in (0, 21, 2**BITS - 1):
+        (got,) = torch.autograd.grad(low(torch.tensor([[code]]), logits) @ dr, logits)
+        assert (got - want).abs().max() <= 1e-12 < want.abs().max()
+
+
 def test_without_logits_no_gradient_reaches_them_and_rows_are_the_same() -> None:
     low = LowOrderTable(BITS, WIDTH, 2)
     torch.nn.init.normal_(low.weight)

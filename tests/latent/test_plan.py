@@ -37,7 +37,14 @@ def latent_of(model: Decoder) -> PlanLatent:
 def distribution(rows: int = 1, seed: int = 0) -> PlanDistribution:
     logits = torch.randn(rows, LENGTH, TOKEN + PLAN, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     logits[:, 1:, TOKEN:] = 0
-    return PlanDistribution(logits, None, PLAN, torch.zeros(rows, LENGTH, dtype=torch.long))
+    return planned(logits)
+
+
+def planned(logits: torch.Tensor) -> PlanDistribution:
+    """Every token infers its own bits, the first one the plan."""
+    starts = torch.arange(LENGTH)[None, :, None].repeat(len(logits), 1, TOKEN + PLAN)
+    starts[..., TOKEN:] = 0
+    return PlanDistribution(logits, None, starts)
 
 
 def test_all_positions_have_the_plan_of_the_first() -> None:
@@ -66,7 +73,7 @@ def test_the_gradient_of_both_is_that_of_equation_8() -> None:
     generator = torch.Generator().manual_seed(3)
     dr_TD = torch.randn(LENGTH, 16, dtype=torch.float64, generator=generator)
     logits = distribution(seed=2).bit_logits.requires_grad_()
-    posterior = PlanDistribution(logits, None, PLAN, torch.zeros(1, LENGTH, dtype=torch.long))
+    posterior = planned(logits)
     z = posterior.sample(torch.rand(1, LENGTH, TOKEN + PLAN, generator=generator).double())
     kv = latent.inject(z, posterior).kv(latent.depth, torch.zeros(1, LENGTH, 16).double())
     assert kv is not None
@@ -119,10 +126,25 @@ def test_a_prompts_plan_holds_for_what_is_written() -> None:
 def test_a_record_has_one_plan() -> None:
     latent = latent_of(make())
     latent.check_record([5, 6, 7])
-    with pytest.raises(ValueError, match="two plans"):
+    with pytest.raises(ValueError, match="has several"):
         latent.check_record([5, 9])
     with pytest.raises(ValueError, match="outside"):
         latent.check_record([32])
+
+
+def test_the_posterior_infers_the_plan_at_the_first_token() -> None:
+    model = make()
+    tokens = torch.randint(VOCAB, (1, LENGTH), generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        found = model(tokens, noise=torch.rand(1, LENGTH, TOKEN + PLAN).double()).posterior
+    assert isinstance(found, PlanDistribution) and found.bit_starts_BTH is not None
+    assert (found.bit_logits[:, 1:, TOKEN:] == 0).all() and (found.bit_logits[:, 0] != 0).all()
+    assert torch.equal(found.bit_starts_BTH, planned(found.bit_logits).bit_starts_BTH)
+
+
+def test_flipping_a_bit_of_the_plan_flips_it_everywhere() -> None:
+    latent = latent_of(make())
+    assert latent.sharing(2, TOKEN, 5).tolist() == [0, 1, 2, 3, 4] and latent.sharing(2, TOKEN - 1, 5).tolist() == [2]
 
 
 @pytest.mark.parametrize(
@@ -132,7 +154,7 @@ def test_a_record_has_one_plan() -> None:
         ({"options": {"plan_bits": 0}}, "plan_bits = 0"),
         ({"options": {"plan_bits": 23}}, "25 bits"),
         ({"options": {"plan_kappa": 9}}, "plan_kappa = 9"),
-        ({"every": "sequence"}, "latent.every"),
+        ({"every": "sequence"}, "by all tokens"),
     ],
 )
 def test_settings_that_cannot_be(settings: dict[str, Any], told: str) -> None:

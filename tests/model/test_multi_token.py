@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from freetf_cli.config.recipe import ModelConfig, MultiTokenConfig
-from freetf_cli.latent.build import build_model
+from freetf_cli.latent.build import build_model, initialise_model
 from freetf_cli.model.attention import multi_token
 from freetf_cli.model.attention.multi_token import MultiToken
 from freetf_cli.model.attention.softmax import Attention
@@ -136,3 +136,38 @@ def test_parameters_are_those_of_the_papers_880m_model() -> None:
         plain, ours = (build_model(ModelConfig(**sizes, attention=kind), None) for kind in ("softmax", "multi-token"))
     counts = [sum(p.numel() for p in model.parameters()) for model in (plain, ours)]
     assert counts == [876_553_728, 876_553_728 + 29_592]
+
+
+@pytest.mark.parametrize("form", ["factorised", "full"])
+@pytest.mark.parametrize("init", ["zero", "constant", "random"])
+def test_kernels_that_do_not_start_as_the_identity(init: str, form: str) -> None:
+    """They hold what `init` says, differ by seed only if drawn, and the block computes the paper's sums with them from the first step."""
+    chosen = config(init=init, form=form, c_h=2)
+    first, again, other = (build_model(chosen, None) for _ in range(3))
+    for model, seed in ((first, 3), (again, 3), (other, 4)):
+        initialise_model(model, seed)
+    attention, kernels = first.blocks[1].attention, [model.blocks[1].attention.post.kernel.detach() for model in (first, again, other)]
+    assert isinstance(attention, MultiToken)
+    assert torch.equal(kernels[0], kernels[1]) and torch.equal(kernels[0], kernels[2]) == (init != "random")
+    if init == "random":
+        taps = kernels[0][0].numel()  # 15, or 30 if two heads are mixed
+        assert (
+            float(kernels[0].std()) == pytest.approx(taps**-0.5, rel=0.25)
+            and abs(kernels[0].mean()) < 3 * taps**-0.5 / kernels[0].numel() ** 0.5
+        )
+    else:
+        assert (kernels[0] == {"zero": 0.0, "constant": 0.3}[init]).all()
+    if init != "zero":  # whose output is 0: nothing weighs the values
+        assert errors(attention.double()) < 1e-12
+
+
+@pytest.mark.parametrize("init", ["identity", "zero", "constant", "random"])
+def test_a_later_token_does_not_change_earlier_outputs_of_a_new_model(init: str) -> None:
+    for options in ({}, {"mask": "exact"}, {"form": "full", "c_h": 2}, {"kq": "pre", "mix": "none"}, {"kq": "post", "mix": "none"}):
+        model = build_model(config(init=init, **options), None)
+        initialise_model(model, 3)
+        tokens = torch.randint(5, (2, LENGTH), generator=torch.Generator().manual_seed(0))
+        later = tokens.clone()
+        later[:, 4:] = (later[:, 4:] + 1) % 5
+        ours, theirs = (model.double()(one).logits for one in (tokens, later))
+        assert torch.equal(ours[:, :4], theirs[:, :4]) and not torch.equal(ours[:, 4:], theirs[:, 4:])

@@ -78,6 +78,17 @@ def test_a_heat_map_has_a_shape_for_each_level() -> None:
     assert "100 % of outputs" in picture
 
 
+def test_a_heat_map_may_name_rows_and_columns_and_have_a_top() -> None:
+    """All shares are 0 or small: with a top of 1 they are shown, as numbers and in a faint colour."""
+    shares = [[0.25, NAN], [0.0, 0.5]]
+    named = HeatMap("m", shares, "length", "depth", "right", rows=["0", EVIL], columns=["512", "1024"], top=1.0)
+    text = drawn(named)
+    assert all(words in text for words in ("512", "1024", "25 %", "50 %", "–", "0 %", "100 % right", "length", "depth"))
+    shapes = re.findall(r'style="fill: var\(--target\); opacity: ([\d.]+)', svg(named))
+    assert [float(one) for one in shapes[:2]] == [0.25, 0.5]
+    assert "no values" not in drawn(HeatMap("m", [[0.0]], "x", "y", "right", rows=["0"], columns=["1"], top=1.0))
+
+
 def test_intervals_name_their_limits() -> None:
     rows = [
         Interval("position", 4.12, 3.99, 4.25, "target", (0.02, -0.01, 0.05), 5.83),

@@ -10,7 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from freetf_cli.config.files import check_recipe, load_recipe
 from freetf_cli.latent.build import build_model
-from freetf_cli.runs.plan import ATTENTION_WEIGHTS, activation_bytes, plan_run
+from freetf_cli.runs.plan import ATTENTION_WEIGHTS, activation_bytes, plan_run, table_rows
+from freetf_cli.training.turns import Turns
 
 
 def test_the_papers_small_model_by_hand() -> None:
@@ -29,6 +30,47 @@ def test_the_papers_small_model_by_hand() -> None:
     assert free.overhead_compute == pytest.approx((3 * encoder + mapper) / (3 * forward))
     assert free.overhead_compute_paper == pytest.approx(1 / 28)
     assert base.parameters == pytest.approx(1.512e9, rel=1e-3)
+
+
+def test_the_full_encoder_of_figure_1b_by_hand() -> None:
+    """15 blocks of its own at 1.5B, for 28 of the decoder: parameters of the built model, and FLOPs with the mapper's product."""
+    d, ffn, vocabulary, context = 1536, 8960, 131_072, 4096
+    linear, attention = d * d * 2 + 2 * d * 256 + 3 * d * ffn, 4 * d * context
+    recipe, base = load_recipe("paper-1.5b-free", overrides=["latent.encoder=full"]), load_recipe("paper-1.5b-baseline")
+    plan, plain = (plan_run(one, "", bf16=True) for one in (recipe, base))
+    with torch.device("meta"):
+        built = [sum(parameter.numel() for parameter in build_model(one.model, one.latent).parameters()) for one in (recipe, base)]
+    assert [plan.parameters, plain.parameters] == built
+    assert built[0] - built[1] == 15 * (linear + 2 * d) + d + d + 16 * d + 2**16 * d
+    assert plan.overhead_parameters == pytest.approx(0.531, abs=5e-4)
+    forward = 28 * (2 * linear + attention / 2) + 2 * vocabulary * d
+    encoder = 15 * (2 * linear + attention) + 2 * 16 * d  # attention over all keys, not half of them
+    assert plan.overhead_compute == pytest.approx((3 * encoder + 2 * 2**16 * d) / (3 * forward))
+    assert plan.overhead_compute == pytest.approx(0.548, abs=5e-4)
+    assert plan.overhead_compute_paper == 15 / 28
+
+
+def test_turns_are_counted_and_cost_what_other_steps_cost() -> None:
+    """The updates of encoder and decoder, against counting them."""
+    for turns, steps in (("alternating", 2), ("lagging", 10)):
+        overrides = [
+            f"train.encoder.turns={turns}",
+            f"train.encoder.steps={steps}",
+            "model.vocab=29",
+            "model.context=65",
+            "train.steps=100",
+        ]
+        recipe = load_recipe("letters-free", overrides=overrides)
+        plan, plain = plan_run(recipe, "", bf16=False), plan_run(load_recipe("letters-free", overrides=overrides[2:]), "", bf16=False)
+        state = Turns(recipe.train.encoder)
+        made = []
+        for step in range(100):
+            made.append(state.now(step).value)
+            state.after(state.now(step), -step)
+        assert plan.turns == {"encoder": made.count("encoder"), "decoder": made.count("decoder")}
+        assert plan.train_flops_per_token == plain.train_flops_per_token and plain.turns is None
+        told = dict(plan.facts().pairs)["turns"]
+        assert f"{made.count('decoder')} of the decoder" in told and ("ceases to lag" in told) == (turns == "lagging")
 
 
 @pytest.mark.parametrize("name", ["paper-8b-baseline", "paper-8b-free"])
@@ -217,6 +259,27 @@ def test_a_table_of_low_order_by_hand() -> None:
     width, rows = 1536, 16 + 16 * 15 // 2
     assert full.parameters - low.parameters == (2**16 - rows) * width
     assert full.train_flops_per_token - low.train_flops_per_token == 2 * 2**16 * width - 6 * rows * width
+
+
+@pytest.mark.parametrize(
+    ("changes", "inferred", "all_zs"),
+    [
+        (["latent.window=2"], 2, 65),
+        (["latent.every=8"], 9, 9),
+        (["latent.every='sequence'"], 1, 1),
+        (["latent.every=8", "latent.window=17"], 3, 9),
+    ],
+)
+def test_the_mapper_has_a_product_for_each_z_that_is_inferred(changes: list[str], inferred: int, all_zs: int) -> None:
+    sizes = ["model.vocab=29", "model.context=65"]
+    for order, products in ((None, 65 - inferred), (2, 3 * (65 - all_zs))):
+        low = [] if order is None else [f"latent.table.order={order}"]
+        whole, fewer = (plan_run(load_recipe("demo-free", overrides=[*sizes, *low, *words]), "", False) for words in ([], changes))
+        recipe = load_recipe("demo-free", overrides=[*sizes, *low])
+        assert recipe.latent is not None
+        product = 2 * table_rows(recipe.latent) * recipe.model.width
+        assert whole.train_flops_per_token - fewer.train_flops_per_token == pytest.approx(product * products / 65)
+        assert whole.parameters == fewer.parameters
 
 
 def test_a_gaussian_latent_has_no_mapper() -> None:

@@ -303,7 +303,7 @@ def test_accumulated_parts_of_unequal_size_add_up(tmp_path: Path) -> None:
     for parts in (1, 4):
         tree["train"]["grad_accum_steps"] = parts
         running = loop(tmp_path / str(parts), check_recipe(tree, where="test"))
-        running.optimizer.step = lambda *_: None  # type: ignore[assignment, method-assign]
+        running.optimizers[0].step = lambda *_: None  # type: ignore[assignment, method-assign]
         running.train_step()
         gradients.append({name: value.grad for name, value in running.model.named_parameters()})
     for name, gradient in gradients[0].items():

@@ -44,6 +44,8 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
     "fsdp, selective": (2, {"parallel.mode": "fsdp", "train.activation_checkpointing": "selective"}),
     "fsdp, baseline": (2, {"parallel.mode": "fsdp", "latent": None, "model.attention": "differential"}),
     "fsdp of four": (4, {"parallel.mode": "fsdp"}),
+    "ddp, turns": (2, {"parallel.mode": "ddp", "train.encoder": {"turns": "alternating", "lr_scale": 2.0}}),
+    "fsdp, turns": (2, {"parallel.mode": "fsdp", "train.encoder": {"turns": "alternating", "lr_scale": 2.0}}),
     "hsdp": (4, {"parallel.mode": "hsdp", "parallel.shard": 2}),
     "ddp of four": (4, {"parallel.mode": "ddp"}),
 }
@@ -96,7 +98,7 @@ def trained(made: Recipe, world: World) -> dict[str, Any]:
         held_out = loop.evaluate(model)
     from freetf_cli.training.optimizer import named_state
 
-    weights, moments = engine.states(named_state(engine.parameters, loop.optimizer))
+    weights, moments = engine.states(named_state(engine.parameters, *loop.optimizers))
     kept = whole({**weights, **moments})
     return {
         "first": first,

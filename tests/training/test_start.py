@@ -103,6 +103,10 @@ ALIKE: dict[str, Any] = {**PLAIN, "attention": "multi-token", "multi_token": {"n
         ({**ALIKE, "multi_token": {"norm": "plain"}}, ALIKE, "model.multi_token.norm was 'none'"),
         ({**ALIKE, "multi_token": {"norm": "none", "mask": "exact"}}, ALIKE, "mask was 'double'"),
         ({**ALIKE, "multi_token": {"norm": "none", "mask": "exact"}}, PLAIN, ""),
+        ({**ALIKE, "multi_token": {"norm": "none", "init": "constant"}}, PLAIN, "model.multi_token.init was 'identity' in block 2"),
+        ({**ALIKE, "multi_token": {"norm": "none", "init": "constant"}}, ALIKE, ""),
+        ({**ALIKE, "multi_token": {"norm": "none", "init": "random", "kq_layers": [1, 2]}}, ALIKE, "init was 'identity' in block 1"),
+        ({**ALIKE, "multi_token": {"norm": "none", "init": "random", "kq": "none"}}, PLAIN, ""),
         ({**PLAIN, "attention": "differential"}, PLAIN, "model.attention was 'softmax'"),
         ({**PLAIN, "attention": "differential"}, {**PLAIN, "attention": "differential", "attention_layers": [0, 1, 2]}, "in block 3"),
         ({**PLAIN, "document_mask": True, "separator": 1}, {**PLAIN, "document_mask": True, "separator": 0}, "model.separator was 0"),
@@ -160,6 +164,7 @@ CHANGES: dict[str, Change] = {
     "multi_token.norm": (MULTI, {"norm": "plain"}),
     "multi_token.kq_layers": (MULTI, {"kq_layers": [1, 2, 3]}),
     "multi_token.cache": (MULTI, {"cache": "rows"}),
+    "multi_token.init": (MULTI, {"init": "random"}),  # kernels are loaded
     "latent.kind": ({}, {"kind": "gaussian"}),
     "latent.bits": ({}, {"bits": 5}),
     "latent.depth": ({}, {"depth": 3}),

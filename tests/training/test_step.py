@@ -14,7 +14,7 @@ from freetf_cli.errors import InputError
 from freetf_cli.latent.build import build_model, initialise_model
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.model.latent import ObjectiveWeights
-from freetf_cli.training.optimizer import make_optimizer
+from freetf_cli.training.optimizer import make_optimizer, make_optimizers
 from freetf_cli.training.parallel import Engine, check_engine, compiled
 from freetf_cli.training.prefetch import HostBatch
 from freetf_cli.training.step import FAULTS_KEPT, Fault, TrainStep, uses_graph
@@ -47,7 +47,7 @@ def batch(step: int) -> tuple[HostBatch, torch.Tensor]:
 
 
 def updater(model: Decoder, config: TrainConfig) -> TrainStep:
-    return TrainStep(Engine(model, config, CPU), make_optimizer(model, config, CPU), config, CPU, SHAPE)
+    return TrainStep(Engine(model, config, CPU), make_optimizers(model, config, CPU), config, CPU, SHAPE)
 
 
 def advance(update: TrainStep, step: int, kappa: float | None = None) -> None:
@@ -59,7 +59,7 @@ def advance(update: TrainStep, step: int, kappa: float | None = None) -> None:
 
 def everything(update: TrainStep) -> list[torch.Tensor]:
     """Weights, moments and step counters, as they are now."""
-    moments = [value for state in update.optimizer.state.values() for value in state.values()]
+    moments = [value for optimizer in update.optimizers for state in optimizer.state.values() for value in state.values()]
     return [value.detach().clone() for value in (*update.model.parameters(), *moments)]
 
 
@@ -157,7 +157,7 @@ def test_an_optimizer_that_is_not_fused_is_not_called() -> None:
     """As on MPS, where AdamW is not fused."""
     model, config = fresh(True), settings()
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, fused=False)
-    update = TrainStep(Engine(model, config, CPU), optimizer, config, CPU, SHAPE)
+    update = TrainStep(Engine(model, config, CPU), [optimizer], config, CPU, SHAPE)
     advance(update, 0)
     good = everything(update)
     advance(update, 1, kappa=math.nan)

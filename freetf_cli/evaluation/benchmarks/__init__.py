@@ -3,6 +3,7 @@
     documents.py   reads the data files into documents for lm-eval
     tasks/*.yaml   the prompt and the request type of each benchmark, as lm-eval task files
     scoring.py     log-likelihoods of answers; those of a Free model are averaged over draws of Z
+    haystack.py    makes long prompts: needles and babilong
     generating.py  generated answers
     adapter.py     wraps a run as an lm-eval model
     answers.py     saves the answers, so that an interrupted evaluation can be resumed
@@ -29,7 +30,10 @@ FOREIGN = "lm-eval:"  # prefix that selects lm-eval's own task where freetf has 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A benchmark with a task file. paper: its name in the paper's tables; kind: how its items are scored, a key of `metrics.KINDS`."""
+    """A benchmark with a task file. paper: its name in the paper's tables; kind: how its items are scored, a key of `metrics.KINDS`.
+
+    grid: document fields by which scores are also shown: a table for each value of the first, then rows, then columns; or rows and columns.
+    """
 
     name: str
     paper: str
@@ -37,6 +41,7 @@ class Benchmark:
     metric: str  # the one that the paper reports
     macro: str = ""  # macro average over groups of items with the same value of this document field; empty: a plain mean over items
     seconds: float = 10.0  # time-out of a generated program, for kind "code"
+    grid: tuple[str, ...] = ()
     in_all: bool = True  # whether `--task all` includes it; not if its files must be made first
 
 
@@ -61,6 +66,9 @@ BENCHMARKS = {
         Benchmark("nq_open", "nq", "em", "em"),
         Benchmark("triviaqa", "tqa", "em", "em"),
         Benchmark("lambada", "", "last_word", "acc"),
+        Benchmark("lambada_standard", "", "last_word", "acc", in_all=False),
+        Benchmark("needles", "", "retrieval", "acc", grid=("needles", "haystack", "depth", "length"), in_all=False),
+        Benchmark("babilong", "", "retrieval", "acc", grid=("question", "length"), in_all=False),
         Benchmark("word_problems", "", "solution", "pass@1", in_all=False),
         Benchmark("python_lines", "", "line", "pass@1", in_all=False),
     )

@@ -19,6 +19,7 @@ from freetf_cli.evaluation import Stage
 from freetf_cli.evaluation.benchmarks import metrics
 from freetf_cli.evaluation.benchmarks.answers import Answers
 from freetf_cli.evaluation.benchmarks.generating import TOGETHER, Continuation, continuations
+from freetf_cli.evaluation.benchmarks.haystack import Room
 from freetf_cli.evaluation.benchmarks.scoring import Scorer
 
 Pair = tuple[Sequence[int], Sequence[int]]
@@ -57,6 +58,12 @@ class RunLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         self.answers = Answers() if answers is None else answers
         self.task = ""
         self.truncated: set[str] = set()
+
+    @property
+    def room(self) -> Room:
+        """What the model can read, for prompts that are made to fit."""
+        tokenizer, context = self._tokenizer, self._scorer.model.config.context
+        return Room(lambda text: len(tokenizer.encode(text, where=f"an item of {self.task}")), context)
 
     @property
     def eot_token_id(self) -> int:
@@ -169,6 +176,11 @@ def choices(doc: Mapping[str, Any], results: Sequence[Any]) -> metrics.Scores:
 def last_word(doc: Mapping[str, Any], results: Sequence[Any]) -> metrics.Scores:
     """`metrics.last_word` for the task files: whether greedy decoding gives the last word."""
     return metrics.last_word(doc, records(results))
+
+
+def retrieval(doc: Mapping[str, Any], results: Sequence[Any]) -> metrics.Scores:
+    """`metrics.retrieval` for the task files."""
+    return metrics.retrieval(doc, records(results))
 
 
 def all_attempts(responses: Sequence[Sequence[str]], docs: Any) -> list[list[str]]:

@@ -8,6 +8,7 @@
                  text is right if it equals any of `answers`; `answer` is the one that few-shot examples show
     solution     as number; several answers are generated for an item, and each is right or wrong
     line         {"query": "def f(x):\\n    return", "answer": " x + 1"}: the generated text is right if it equals the rest of the line
+    retrieval    as choices, with the place in its grid: see haystack.py
     code         {"query": "def f(x):\\n", "answer": "    return x\\n", "before": "def f(x):\\n", "after": "assert f(1) == 1"}: the program
                  before + text + after ends without an exception if the generated text is right
 
@@ -30,6 +31,7 @@ from typing import IO, Any
 
 from freetf_cli.errors import InputError
 from freetf_cli.evaluation.benchmarks.evalplus import same_results
+from freetf_cli.evaluation.benchmarks.haystack import Room, babilong, needles
 
 Doc = dict[str, Any]
 Splits = dict[str, list[Doc]]  # `test` is measured; `shots` are the few-shot examples
@@ -37,19 +39,25 @@ LETTERS = "ABCDEFGH"
 MMLU_SHOTS = 5
 
 
-def load(name: str, data: str | None = None, shots: int | None = None, **_: Any) -> Any:
+def load(name: str, data: str | None = None, shots: int | None = None, room: Room | None = None, **_: Any) -> Any:
     """The splits of a benchmark, as the `custom_dataset` of its task file. data: the folder that holds all data sets."""
     import datasets
 
-    return {split: datasets.Dataset.from_list(docs) for split, docs in read(name, data, shots).items()}
+    return {split: datasets.Dataset.from_list(docs) for split, docs in read(name, data, shots, room).items()}
 
 
-def read(name: str, data: str | Path | None, shots: int | None = None) -> Splits:
-    """The splits of a benchmark. shots: few-shot examples in the query, for mmlu only. InputError names a missing or damaged file."""
+def read(name: str, data: str | Path | None, shots: int | None = None, room: Room | None = None) -> Splits:
+    """The splits of a benchmark. InputError names a missing or damaged file.
+
+    shots: few-shot examples in the query, for mmlu only. room: what the model can read, for benchmarks whose prompts are made for it; by
+    default 4,096 bytes.
+    """
     if data is None:
         raise InputError(f"--task {name} needs the folder of its data set", hint="--data DIR; docs/benchmarks.md lists the files")
     folder = Path(data)
     try:
+        if name in LONG:
+            return LONG[name](folder, room or Room())
         return mmlu(folder, MMLU_SHOTS if shots is None else shots) if name == "mmlu" else READERS[name](folder)
     except FileNotFoundError as error:
         raise InputError(f"--data: no file for {name}", str(error.filename), "docs/benchmarks.md lists the files") from None
@@ -143,6 +151,13 @@ def mmlu(data: Path, shots: int) -> Splits:
 def lambada(data: Path) -> Splits:
     rows = _jsonl(data / "lambada" / "lambada_openai.jsonl.gz")
     return _same([{"query": row["context"], "answer": row["continuation"]} for row in rows])
+
+
+def lambada_standard(data: Path) -> Splits:
+    """The passages as they were published: a line each, tokenized and in lower case, up to the word to predict."""
+    with _open(data / "lambada" / "lambada_test_plain_text.txt.gz") as file:
+        parts = [line.strip().rpartition(" ") for line in file if line.strip()]
+    return _same([{"query": query, "answer": answer} for query, _, answer in parts])
 
 
 def gsm8k(data: Path) -> Splits:
@@ -267,6 +282,7 @@ def _open(path: Path) -> IO[str]:
     return opened
 
 
+LONG: dict[str, Callable[[Path, Room], Splits]] = {"needles": needles, "babilong": babilong}
 READERS: dict[str, Callable[[Path], Splits]] = {
     function.__name__: function
     for function in (
@@ -279,6 +295,7 @@ READERS: dict[str, Callable[[Path], Splits]] = {
         piqa,
         commonsenseqa,
         lambada,
+        lambada_standard,
         gsm8k,
         nq_open,
         triviaqa,

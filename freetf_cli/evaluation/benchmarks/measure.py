@@ -75,7 +75,7 @@ def measure(lm: Any, name: str, asked: Questions, stage: Stage) -> tuple[list[Sc
     cut.clear()
     lm.task = name
     with contained():
-        loaded = load(name, asked)
+        loaded = load(name, asked, lm)
         for task in loaded["tasks"].values():
             _set_shots(task, asked)
             if own is not None and own.kind in ATTEMPTED:
@@ -100,11 +100,11 @@ def measure(lm: Any, name: str, asked: Questions, stage: Stage) -> tuple[list[Sc
     return parts, items
 
 
-def load(name: str, asked: Questions) -> Any:
-    """The lm-eval tasks that a name stands for. InputError for an unknown name."""
+def load(name: str, asked: Questions, lm: Any = None) -> Any:
+    """The lm-eval tasks that a name stands for. lm: a `RunLM`, for which long prompts are made. InputError for an unknown name."""
     from lm_eval.tasks import TaskManager
 
-    about = {"data": asked.data, "shots": asked.shots}
+    about = {"data": asked.data, "shots": asked.shots, "room": getattr(lm, "room", None)}
     if name in BENCHMARKS:
         return TaskManager(include_path=str(TASKS), include_defaults=False, metadata=about).load([name])
     manager, foreign = TaskManager(metadata={}), name.removeprefix(FOREIGN)
@@ -174,6 +174,7 @@ def score(benchmark: Benchmark, items: Sequence[Item], shots: int, seconds: floa
         sum(item["truncated"] for item in items),
         sum(errors) / len(errors) if errors else None,
         seconds,
+        metrics.grids(docs, [item["scores"] for item in items], benchmark),
     )
 
 

@@ -5,6 +5,7 @@
     acc_token       the same, with each log-likelihood divided by the answer's tokens
     acc_completion  the same, with the answer's log-likelihood after "Answer:" alone subtracted from each log-likelihood
     em              the generated answer equals a right answer, ignoring case, punctuation and articles; for GSM8K, the final number
+    nll             the last word's negative log-likelihood in nats; perplexity is the exponential of its mean
     pass@k          at least one of k generated programs, solutions or lines is right, estimated from n ≥ k of them
     macro average   the mean over the groups of items (MMLU's subjects) of the mean in each group
 
@@ -26,8 +27,10 @@ from typing import Any
 
 import numpy as np
 
+from freetf_cli.evaluation.benchmarks import Benchmark
 from freetf_cli.evaluation.benchmarks.sandbox import PASSED
 from freetf_cli.evaluation.statistics import LEAST, RESAMPLES, bootstrap, interval, wilson
+from freetf_cli.records.benchmarks import ScoreGrid
 from freetf_cli.records.likelihood import Estimate
 
 Scores = dict[str, float]
@@ -50,8 +53,13 @@ def _divided(logs: Sequence[float], sizes: Sequence[int]) -> list[float]:
 
 
 def last_word(doc: Mapping[str, Any], answers: Sequence[Mapping[str, Any]]) -> Scores:
-    """Whether greedy decoding gives the last word."""
-    return {"acc": float(answers[0]["greedy"])}
+    """Whether greedy decoding gives the last word, and its negative log-likelihood in nats."""
+    return {"acc": float(answers[0]["greedy"]), "nll": -float(answers[0]["loglikelihood"])}
+
+
+def retrieval(doc: Mapping[str, Any], answers: Sequence[Mapping[str, Any]]) -> Scores:
+    """Whether the right answer has the largest log-likelihood of those in question, and whether greedy decoding gives it."""
+    return {"acc": choices(doc, answers)["acc"], "em": float(answers[doc["gold"]]["greedy"])}
 
 
 def em(doc: Mapping[str, Any], answers: Sequence[str]) -> Scores:
@@ -108,6 +116,7 @@ def pass_at_k(count: int, right: int, k: int) -> float:
 # The scoring function for each `Benchmark.kind`. That of code gets the outcomes of the programs in place of the answers.
 KINDS: dict[str, Callable[[Mapping[str, Any], Sequence[Any]], Scores]] = {
     "choices": choices,
+    "retrieval": retrieval,
     "last_word": last_word,
     "em": em,
     "number": number,
@@ -125,9 +134,37 @@ def chance(docs: Sequence[Mapping[str, Any]], macro: str) -> float | None:
 
 
 def summarise(docs: Sequence[Mapping[str, Any]], scores: Sequence[Scores], macro: str) -> dict[str, Estimate]:
-    """The average of each score over items with its 95 % interval. macro: see `Benchmark`."""
+    """The average of each score over items with its 95 % interval, and the perplexity where items have an nll. macro: see `Benchmark`."""
     groups = _groups(docs, macro)
-    return {name: average([one[name] for one in scores], groups) for name in scores[0]} if scores else {}
+    found = {name: average([one[name] for one in scores], groups) for name in scores[0]} if scores else {}
+    if "nll" in found:
+        nll = found["nll"]
+        found["perplexity"] = Estimate(*(float(np.exp(np.float64(end))) for end in (nll.value, nll.low, nll.high)))
+    return found
+
+
+def grids(docs: Sequence[Mapping[str, Any]], scores: Sequence[Scores], benchmark: Benchmark) -> list[ScoreGrid]:
+    """The benchmark's score in each cell of its grid (`Benchmark.grid`), with rows and columns in the order of their values."""
+    if not benchmark.grid or not docs:
+        return []
+    *above, row, column = benchmark.grid
+    found = []
+    for values in sorted({tuple(doc[name] for name in above) for doc in docs}):
+        part = [(doc, one) for doc, one in zip(docs, scores, strict=True) if tuple(doc[name] for name in above) == values]
+        rows, columns = (sorted({doc[name] for doc, _ in part}) for name in (row, column))
+        cells = {(r, c): [one[benchmark.metric] for doc, one in part if (doc[row], doc[column]) == (r, c)] for r in rows for c in columns}
+        found.append(
+            ScoreGrid(
+                title=", ".join(f"{value} {name}" for name, value in zip(above, values, strict=True)),
+                row=row,
+                column=column,
+                rows=[str(one) for one in rows],
+                columns=[str(one) for one in columns],
+                scores=[[average(cells[r, c]) if cells[r, c] else None for c in columns] for r in rows],
+                chance=[chance([doc for doc, _ in part if doc[row] == r], "") for r in rows],
+            )
+        )
+    return found
 
 
 def _groups(docs: Sequence[Mapping[str, Any]], macro: str) -> list[str] | None:

@@ -136,10 +136,12 @@ def mean_scores(found: Sequence[Found]) -> list[Score]:
     each = [[checkpoint[number]["scores"] for _, checkpoint in found] for number in range(len(items))]
     means = [{name: sum(one[name] for one in scores) / len(scores) for name in scores[0]} for scores in each]
     errors = [scores[0].stderr for scores, _ in found]
+    benchmark = BENCHMARKS[last[0].task]
     return [
         replace(
             last[0],
-            scores=metrics.summarise(docs, means, BENCHMARKS[last[0].task].macro),
+            scores=metrics.summarise(docs, means, benchmark.macro),
+            grids=metrics.grids(docs, means, benchmark),
             stderr=None if None in errors else sum(error for error in errors if error is not None) / len(errors),
             seconds=sum(scores[0].seconds for scores, _ in found),
         )

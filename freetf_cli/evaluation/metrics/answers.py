@@ -1,5 +1,6 @@
 """answers: the share of sequences with a wrong token, for data in which only a part of each row counts, such as the task blocks.
 
+Where several answers are right (`data.params.valid` of blocks), a sequence is wrong if the model gives none of them.
 A Free model answers with Z from the prior, as in generation, and with Z from the encoder, which reads the answer too.
 Shapes: B sequences, T positions.
 """
@@ -7,12 +8,14 @@ Shapes: B sequences, T positions.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from freetf_cli.data.batches import IGNORE, DataSource
+from freetf_cli.data.batches import IGNORE, Batch, DataSource
 from freetf_cli.errors import InputError
 from freetf_cli.evaluation.metrics import Request
 from freetf_cli.evaluation.posterior import PosteriorPass, posterior_draws, prior_draws, rows_at_once, tensors
@@ -24,7 +27,8 @@ from freetf_cli.report.units import count
 from freetf_cli.runs.checkpoint import Checkpoint
 
 READING = (
-    "A sequence is wrong if at any counted position the most likely token, given the true tokens before it, differs from the true token."
+    "A sequence is wrong if at any counted position the most likely token, given the true tokens before it, differs from the true token. "
+    "Where several answers are right, it is wrong if this holds for each of them."
 )
 
 
@@ -64,13 +68,13 @@ def evaluate(checkpoint: Checkpoint, model: Decoder, source: DataSource, request
     for batch in source.held_out(request.split, request.sequences, rows_at_once(model, source.context)):
         if (batch.targets[:, 0] != IGNORE).any():
             raise InputError("no question is asked in this data: every token of a row counts", hint="--task likelihood")
-        inputs_BT, targets_BT = tensors(model, batch)
-        rows, z = range(seen, seen + len(inputs_BT)), None
+        answers = [tensors(model, one) for one in right_answers(source, batch)]
+        rows, z = range(seen, seen + len(batch.inputs)), None
         if model.latent is not None:
             z = prior_draws(model, rows, source.context, request.seed)
             inferred = posterior_draws(model, PosteriorPass(model, batch).posterior, rows, source.context, request.seed)
-            wrong_posterior += _wrong(model, inputs_BT, targets_BT, inferred)
-        wrong += _wrong(model, inputs_BT, targets_BT, z)
+            wrong_posterior += _wrong(model, answers, inferred)
+        wrong += _wrong(model, answers, z)
         seen = rows.stop
         request.advance(len(rows))
     return Answers(
@@ -81,8 +85,21 @@ def evaluate(checkpoint: Checkpoint, model: Decoder, source: DataSource, request
     )
 
 
-def _wrong(model: Decoder, inputs_BT: Tensor, targets_BT: Tensor, z: Tensor | None) -> int:
-    """The number of sequences with a wrong token."""
-    logits_BTV = model(inputs_BT, z).logits
-    missed_BT = (logits_BTV.argmax(-1) != targets_BT) & (targets_BT != IGNORE)
-    return int(missed_BT.any(1).sum())
+def right_answers(source: DataSource, batch: Batch) -> list[Batch]:
+    """The batch with each of the answers that its task accepts; the batch alone if there is one right answer."""
+    if source.task is None:
+        return [batch]
+    rows = np.concatenate([batch.inputs, batch.targets[:, -1:]], axis=1)
+    found = source.task.alternatives(rows)
+    if len(found) == 1:
+        return [batch]
+    return [Batch(one[:, :-1], np.where(batch.targets == IGNORE, IGNORE, one[:, 1:])) for one in found]
+
+
+def _wrong(model: Decoder, answers: Sequence[tuple[Tensor, Tensor]], z: Tensor | None) -> int:
+    """The number of sequences with a wrong token in each of their right answers. answers: inputs and targets [B, T] of each."""
+    wrong_AB = []
+    for inputs_BT, targets_BT in answers:
+        logits_BTV = model(inputs_BT, z).logits
+        wrong_AB.append(((logits_BTV.argmax(-1) != targets_BT) & (targets_BT != IGNORE)).any(1))
+    return int(torch.stack(wrong_AB).all(0).sum())

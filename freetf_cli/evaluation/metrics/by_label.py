@@ -2,13 +2,15 @@
 windows that lie within documents of one label.
 
 A label is the name of the folder that a document came from (`freetf prepare`). Up to --sequences windows of each label are measured, spread
-evenly over its part of the split. `nll` is the importance-weighted bound of a Free model with its largest number of draws.
+evenly over its part of the split. `nll` is the importance-weighted bound of a Free model with its largest number of draws; `perplexity` is
+exp(nll) per token.
 
 Shapes: R rows of a split.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, replace
 
@@ -23,7 +25,7 @@ from freetf_cli.evaluation.statistics import LEAST, check_enough
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.records.likelihood import Cost, Evaluation
 from freetf_cli.report.blocks import Note, Report, Table
-from freetf_cli.report.units import count
+from freetf_cli.report.units import count, number
 from freetf_cli.runs.checkpoint import Checkpoint
 
 OPTIONS = ("--samples",)
@@ -58,10 +60,15 @@ class ByLabel(Evaluation):
             unit = one.nll.unit()
             costs = [cost for name in names if (cost := getattr(one, name)) is not None]
             shown = [f"{one.nll.text(unit)} {one.nll.interval(unit)}", *(cost.text(unit) for cost in costs[1:])]
-            rows.append([one.label, count(one.sequences), count(one.tokens), *shown, unit.name])
-        columns = ["label", "windows", "tokens", *(heads.get(name, "CE, prior Z") for name in names), "unit"]
+            perplexity = number(math.exp(one.nll.nats_per_token))
+            rows.append([one.label, count(one.sequences), count(one.tokens), *shown, unit.name, perplexity])
+        columns = ["label", "windows", "tokens", *(heads.get(name, "CE, prior Z") for name in names), "unit", "perplexity"]
         without = f"Too few windows within documents of: {', '.join(self.left_out)}" if self.left_out else ""
-        return Report(self.run, [self.about(), Table(columns, rows, align="lrrrrrrrl"), Note(without)], kicker="likelihood by label")
+        return Report(
+            self.run,
+            [self.about(), Table(columns, rows, align="lrr" + "r" * len(names) + "lr"), Note(without)],
+            kicker="likelihood by label",
+        )
 
 
 def evaluate(checkpoint: Checkpoint, model: Decoder, source: DataSource, request: Request) -> ByLabel:

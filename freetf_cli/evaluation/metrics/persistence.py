@@ -116,9 +116,9 @@ def evaluate(checkpoint: Checkpoint, model: Decoder, source: DataSource, request
     """Measure the effect of one Z_t by offset. InputError for a baseline, for tokens that share a Z, and for fewer than 20 rows."""
     if model.latent is None:
         raise InputError("--task persistence: this run is a baseline, it has no Z", request.run)
-    if model.latent.every != 1:
-        what = f"--task persistence changes the Z of one token, and here several share one (latent.every = {model.latent.every})"
-        raise InputError(what, request.run)
+    if model.latent.is_shared:
+        what = "--task persistence changes the Z of one token, and here several share one"
+        raise InputError(what, request.run, "`freetf probe-latent` measures what such a Z decides")
     started = time.perf_counter()
     offsets = min(MOST, (source.context + 1) // 2)
     cases = _cases(model, source, request, offsets)

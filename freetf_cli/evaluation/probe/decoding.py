@@ -4,9 +4,11 @@ A probe shows what *it* can read, not what Z contains: usable information (Xu et
 same probe trained on shuffled labels (after Hewitt and Liang, arXiv 1909.03368). Each value that the reader of outputs can name counts as
 often for each true value as it did in the training part.
 
-Features are the bits of Z as ±1, or the leading principal components of the hidden state, at every position; a long sequence is averaged
-in segments. A probe gets the 128 features that the labels explain best on the training part, each scaled by the share of its variance
-that they explain beyond chance. A few of a thousand bits encode a position; without the scaling the others would drown them.
+Features are the bits of a drawn Z as ±1, or its numbers, at every position that has a Z of its own; or the leading principal components
+of the hidden state, at every position. A long sequence is averaged in segments. A probe gets the 128 features that the labels explain best
+on the training part, each scaled by the share of its variance that they explain beyond chance. A few of a thousand bits encode a position;
+without the scaling the others would drown them. Of a Gaussian latent the probe reads the drawn Z, as the decoder does, and not its mean: a
+mean that hardly moves has almost no KL, and a probe could read it exactly.
 
 Windows of one document stay in one part, and the order of the data folder does not matter.
 
@@ -31,7 +33,6 @@ from freetf_cli.evaluation import Stage
 from freetf_cli.evaluation.probe.factors import probe_library
 from freetf_cli.evaluation.probe.rate import Posterior
 from freetf_cli.evaluation.statistics import LEAST, Floats, bootstrap, share
-from freetf_cli.latent.bits import code_bits
 from freetf_cli.records import LN2
 from freetf_cli.records.likelihood import Estimate
 from freetf_cli.records.probe import Decoding
@@ -75,15 +76,18 @@ def pooled(values_NTF: Tensor) -> Tensor:
 
 
 def decode(
-    posterior: Posterior, reader: RowReader, rows: Sequence[Factors], texts: Sequence[str], bits: int, seed: int, stage: Stage
+    posterior: Posterior, numbers_NTU: Tensor, reader: RowReader, rows: Sequence[Factors], texts: Sequence[str], seed: int, stage: Stage
 ) -> list[Decoding]:
-    """Every factor from Z, from the hidden state, and from the sequence; empty for fewer than 80 sequences with known factors."""
+    """Every factor from Z, from the hidden state, and from the sequence; empty for fewer than 80 sequences with known factors.
+
+    numbers_NTU: Z as numbers, `Latent.numbers` of `posterior.z`.
+    """
     known = _by_document([number for number, row in enumerate(rows) if row], posterior.documents, seed)
     if len(known) * 0.25 < LEAST:
         return []
     truth = encode(reader.factors, [rows[number] for number in known])
     reading = encode(reader.factors, [one.factors for one in reader.read_all([texts[number] for number in known])])
-    documents, z = posterior.documents[known], pooled(2.0 * code_bits(posterior.z[known], bits).float() - 1.0).numpy()
+    documents, z = posterior.documents[known], pooled(numbers_NTU[known][:, posterior.positions]).numpy()
     factors = [factor for factor in reader.factors if len(factor.values) > 1 and (truth[factor.name] != UNREAD).sum() * 0.25 >= LEAST]
     found = []
     with stage("training probes", len(factors)) as advance:

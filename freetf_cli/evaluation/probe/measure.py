@@ -55,8 +55,8 @@ def probe_latent(checkpoint: Checkpoint, model: Decoder, source: DataSource, spe
     with stage("reading sequences", 2 * total) as advance:
         posterior = read_posterior(model, source, spec.split, spec.sequences, seed, HiddenFeatures(), advance)
     rows = source.held_out_factors(spec.split, spec.sequences)
-    bits, kappa = checkpoint.recipe.latent.bits if checkpoint.recipe.latent else 0, latent_of(model).kappa
-    found = rate(posterior, kappa, source.facts.floor_bits, seed)
+    latent = latent_of(model)
+    found = rate(posterior, latent.kappa, source.facts.floor_bits, seed)
     ablated = latent_ablation(posterior, seed)
     intervention, taken, decoded = None, [], []
     if reader is None:
@@ -66,14 +66,15 @@ def probe_latent(checkpoint: Checkpoint, model: Decoder, source: DataSource, spe
         generator = Generator(model, source.tokenizer, reader, stage)
         intervention = intervene(generator, prompt, SampleSpec(total=length, groups=groups, count=count, seed=seed))
         taken = latent_swap(generator, posterior, rows, SampleSpec(total=length, count=SWAPPED.get(kind, 256), seed=seed))
-        decoded = decode(posterior, reader, rows, row_texts(source, spec.split, spec.sequences), bits, seed, stage)
+        numbers, texts = latent.numbers(posterior.z), row_texts(source, spec.split, spec.sequences)
+        decoded = decode(posterior, numbers, reader, rows, texts, seed, stage)
         notes = list(_notes(reader, rows, intervention, decoded))
     return ProbeResult(
         run=run,
         step=checkpoint.step,
         facts=source.facts,
-        bits=bits,
-        kappa=kappa,
+        bits=None if found.by_bit is None else len(found.by_bit),
+        kappa=latent.kappa,
         split=spec.split,
         seed=seed,
         rate=found,
@@ -84,6 +85,8 @@ def probe_latent(checkpoint: Checkpoint, model: Decoder, source: DataSource, spe
         verdict=verdict(found, ablated, intervention, decoded),
         notes=notes,
         seconds=time.perf_counter() - started,
+        dims=None if found.by_dim is None else len(found.by_dim),
+        every=latent.every,
     )
 
 

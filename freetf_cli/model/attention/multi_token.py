@@ -4,7 +4,7 @@
     A  = softmax(Mask_−∞(S))
     A' = HeadMix_post(Mask_0(KQConv_post(A)))             equation 6
 
-Each of the four operators is optional and starts as the identity.
+Each of the four operators is optional and starts as the identity, unless `init` chooses other kernels for an ablation.
 
     KQConv: S_ij = Σ_{i'j'} θ_{i'j'} L_{i−i', j−j'}       i' = 0 … c_q − 1 queries back, j' over c_k keys around j
 
@@ -33,7 +33,9 @@ from freetf_cli.model.attention.head_norm import HeadNorm
 from freetf_cli.model.attention.materialised import MaterialisedAttention, identity_mix
 from freetf_cli.model.attention.softmax import Attention
 from freetf_cli.model.context import Context, LayerCache
+from freetf_cli.model.weights import Draws
 
+CONSTANT = 0.3  # the constant that the paper's ablation starts kernels from
 WIDEST_HEAD = 256  # the widest head that fused attention kernels take
 
 
@@ -79,8 +81,14 @@ class Operators(nn.Module):
         full = options.form == "full" and convolves and mixes
         self.side, self.exact = side, options.mask == "exact" and side == "pre"
         self.earlier = options.c_q - 1 if convolves else 0
-        self.kernel = nn.Parameter(identity_kernel(config.heads, group if full else 1, options)) if convolves else None
+        self.kernel = nn.Parameter(first_kernel(config.heads, group if full else 1, options)) if convolves else None
+        self.random = options.init == "random"
         self.mix = identity_mix(config.heads, group) if mixes and not full else None
+
+    def initialise(self, draws: Draws) -> None:
+        """Draw the kernel with deviation (C c_q c_k)^-1/2 if `init` is random; C is 1 unless the kernel mixes heads too."""
+        if self.random and self.kernel is not None:
+            draws.normal("kernel", self.kernel, self.kernel[0].numel() ** -0.5)
 
     def forward(self, x_BMTS: Tensor, ctx: Context, cache: LayerCache | None) -> Tensor:
         """[B, M, T, S] from scores or attention weights x, and the earlier rows that a RowCache holds; others are zeros."""
@@ -115,9 +123,14 @@ def _other_document(document_ids_BS: Tensor, positions_T: Tensor, back: int) -> 
     return (own_BT != earlier_BT)[:, None, :, None]
 
 
-def identity_kernel(heads: int, group: int, options: MultiTokenConfig) -> Tensor:
-    """The identity as a kernel [M, 1 or C, Q, W] for conv2d, which has θ_{i'j'} at [Q − 1 − i', ⌈W/2⌉ − 1 − j']."""
-    kernel = torch.zeros(heads, group, options.c_q, options.c_k)
+def first_kernel(heads: int, group: int, options: MultiTokenConfig) -> Tensor:
+    """The first values of a kernel [M, 1 or C, Q, W] for conv2d, which has θ_{i'j'} at [Q − 1 − i', ⌈W/2⌉ − 1 − j'].
+
+    A random kernel starts as the identity too, until `Operators.initialise` draws it.
+    """
+    kernel = torch.full((heads, group, options.c_q, options.c_k), CONSTANT if options.init == "constant" else 0.0)
+    if options.init in ("zero", "constant"):
+        return kernel
     kernel[torch.arange(heads), torch.arange(heads) % group, -1, (options.c_k - 1) // 2] = 1
     return kernel
 

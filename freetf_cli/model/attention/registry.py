@@ -19,7 +19,7 @@ def make_attention(config: ModelConfig, index: int | None) -> Attention:
 
 
 def initialise_kinds(blocks: nn.Module, draws: Draws) -> None:
-    """Draw the parameters that a kind of attention adds. Kernels and mixes of heads start as the identity and draw nothing."""
+    """Draw the parameters that a kind of attention adds. Mixes of heads draw nothing, kernels only if `init` is random."""
     for name, module in blocks.named_modules():
         if callable(draw := getattr(module, "initialise", None)):
             draw(draws.within(name))

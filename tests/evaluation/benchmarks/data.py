@@ -40,6 +40,9 @@ def write_all(folder: Path) -> Path:
         folder / "lambada/lambada_openai.jsonl.gz",
         *({"context": f"He said {word}, and she said", "continuation": word} for word in ("no", "yes")),
     )
+    _text(folder / "lambada/lambada_test_plain_text.txt", "he said no , and she said no\n`` i , '' she said , `` say yes\n")
+    _rows(folder / "haystack/haystack.jsonl", *({"text": f"It was noon on day {i}. " * 40} for i in range(3)))
+    _babi(folder / "babi/tasks_1-20_v1-2.en.tar.gz")
     _code(folder)
     for split in ("train", "test"):
         _rows(
@@ -67,6 +70,19 @@ def _code(folder: Path) -> None:
     _rows(folder / "mbppplus/MbppPlus.jsonl.gz", *[{**alone, **more}] * 2)
     task = {"text": "Double.", "code": "def f(x):\r\n  return 2 * x", "test_list": ["assert f(1) == 2"], "test_setup_code": ""}
     _rows(folder / "mbpp/mbpp.jsonl.gz", *({**task, "task_id": i} for i in (1, 2, 3, 4, 5, 11, 12, 511)))
+
+
+def _babi(path: Path) -> None:
+    """Two stories of two questions for each task."""
+    story = "1 Mary moved to the {}.\n2 John went to the garden.\n3 Where is Mary? \t{}\t1\n4 Mary ran home.\n5 Where is John?\tgarden\t2\n"
+    text = "".join(story.format(place, place) for place in ("kitchen", "office"))
+    members = {f"tasks_1-20_v1-2/en/qa{i}_a-b_{split}.txt": text for i in range(1, 7) for split in ("train", "test")}
+    path.parent.mkdir(parents=True)
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content.encode()))
 
 
 def _nested(stem: str, labels: str, gold: int) -> dict[str, Any]:

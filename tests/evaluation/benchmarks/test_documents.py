@@ -21,7 +21,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_benchmark_has_a_task_file_and_a_reader() -> None:
-    assert {path.stem for path in TASKS.glob("*.yaml")} == set(BENCHMARKS) == {*documents.READERS, "mmlu"}
+    assert {path.stem for path in TASKS.glob("*.yaml")} == set(BENCHMARKS) == {*documents.READERS, *documents.LONG, "mmlu"}
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
@@ -32,7 +32,7 @@ def test_documents_have_their_form(data: Path, name: str) -> None:
     splits = documents.read(name, data)
     assert splits["test"] and all(splits.values())
     for doc in (doc for docs in splits.values() for doc in docs):
-        if BENCHMARKS[name].kind == "choices":
+        if BENCHMARKS[name].kind in ("choices", "retrieval"):
             assert 0 <= doc["gold"] < len(doc["choices"]) and all(doc["choices"])
             assert isinstance(doc.get("query", doc.get("continuation")), str)
         else:

@@ -61,6 +61,8 @@ def test_windows_of_one_label_are_measured_apart(source: DataSource) -> None:
         assert one.nll.bits_per_byte == pytest.approx(-float(log_p.sum()) / LN2 / text_bytes, rel=1e-5)
         assert one.kl is None
     assert "few" in str(found.report().blocks[-1])
+    table = found.report().blocks[1]
+    assert [row[-1] for row in table.rows] == [f"{np.exp(one.nll.nats_per_token):.2f}" for one in found.labels]  # type: ignore[attr-defined]
 
 
 def test_a_free_models_windows(source: DataSource) -> None:

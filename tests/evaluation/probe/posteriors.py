@@ -10,6 +10,7 @@ import torch
 
 from freetf_cli.data.batches import DataSource
 from freetf_cli.evaluation.probe.rate import Posterior
+from freetf_cli.latent.binary import BinaryDistribution
 
 
 @contextlib.contextmanager
@@ -26,7 +27,8 @@ def posterior_of(codes_of: Callable[[dict[str, object]], int], source: DataSourc
     hidden = torch.randn(count, 40, generator=torch.Generator().manual_seed(0))
     own = np.arange(count)
     costs, sizes = (zeros, zeros, zeros), (zeros + 65, zeros)
-    return Posterior(torch.zeros(count, 65, 16), torch.ones(count, 65), z, np.roll(own, 1), *costs, *sizes, own, hidden)
+    q, places = BinaryDistribution(torch.zeros(count, 65, 16)), np.arange(65)
+    return Posterior(q, torch.ones(count, 65), z, places, np.roll(own, 1), *costs, *sizes, own, hidden)
 
 
 def starting(row: dict[str, object]) -> int:

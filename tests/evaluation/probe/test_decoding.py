@@ -10,6 +10,7 @@ from freetf_cli.config.recipe import DataConfig
 from freetf_cli.data.batches import DataSource, open_data
 from freetf_cli.evaluation.probe.decoding import READER, HiddenFeatures, _by_document, _relevance, decode, pooled, probe
 from freetf_cli.evaluation.probe.factors import row_texts
+from freetf_cli.latent.bits import signs
 from freetf_cli.tasks import make_task
 from freetf_cli.tasks.base import Task
 from freetf_cli.tasks.factors import UNREAD
@@ -27,7 +28,7 @@ def test_probes_find_what_z_encodes_and_nothing_else(letters: tuple[DataSource, 
     rows = source.held_out_factors("val", 1200)
     posterior = posterior_of(lambda row: int(str(row["position"])) // 8, source, 1200)  # Z has the eighth that the target starts in
     texts = row_texts(source, "val", 1200)
-    found = {(one.factor, one.source, one.probe): one for one in decode(posterior, reader, rows, texts, 16, 0, silent)}
+    found = {(one.factor, one.source, one.probe): one for one in decode(posterior, signs(posterior.z, 16), reader, rows, texts, 0, silent)}
     assert len(found) == 3 * (2 * 2 + 1)
     for kind in ("linear", "mlp"):
         position = found["position", "Z", kind]
@@ -41,7 +42,8 @@ def test_probes_find_what_z_encodes_and_nothing_else(letters: tuple[DataSource, 
         assert found[name, "sequence", "reader"].accuracy.value > floor
         assert found[name, "sequence", "reader"].bits.value > 0.97 * found[name, "sequence", "reader"].entropy
     few = source.held_out_factors("val", 79)
-    assert decode(posterior_of(starting, source, 79), reader, few, texts, 16, 0, silent) == []
+    small = posterior_of(starting, source, 79)
+    assert decode(small, signs(small.z, 16), reader, few, texts, 0, silent) == []
 
 
 def test_a_probe_leaves_unread_labels_out_and_finds_a_plane() -> None:

@@ -1,15 +1,15 @@
-"""One of the processes of scripts/parallel.py: the argument is its setting as JSON; process 0 prints the row."""
+"""One of the processes of a case of scripts/scaling.py that times steps: the argument is its setting as JSON; process 0 prints the row."""
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
 import sys
-import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,13 +19,14 @@ import torch.distributed as dist
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+from freetf_cli.bench.timing import Effort, machine
 from freetf_cli.config.files import load_recipe
 from freetf_cli.data.batches import Batch
 from freetf_cli.data.tokenizer import byte_level
 from freetf_cli.runs.plan import plan_run
 from freetf_cli.runs.sharded import ShardedSaver
 from freetf_cli.runs.spread import memory_of
-from freetf_cli.training.optimizer import make_optimizer, named_state
+from freetf_cli.training.optimizer import make_optimizers, named_state
 from freetf_cli.training.parallel import Engine, Sharded
 from freetf_cli.training.prefetch import host_batch
 from freetf_cli.training.schedule import objective_weights
@@ -34,12 +35,15 @@ from freetf_cli.training.start import make_engine, resolve
 from freetf_cli.training.step import TrainStep
 from freetf_cli.training.world import local_device, process_group
 
-CUDA = torch.cuda.is_available()
+CUDA = False  # set by `main`
 LONGEST_SAVE = 100.0  # seconds after which steps are no longer timed
 
 
 def main(setting: dict[str, Any]) -> None:
-    device = torch.device("cuda" if CUDA else "cpu")
+    global CUDA
+    folder = Path(setting.pop("folder"))
+    device = torch.device(setting["device"])
+    CUDA = device.type == "cuda"
     size, rows = setting["processes"], setting["rows"]
     overrides = [*setting["overrides"], f"train.batch={size * rows}", f"parallel.processes={size}"]
     recipe = load_recipe(setting["recipe"], overrides=overrides)
@@ -47,13 +51,14 @@ def main(setting: dict[str, Any]) -> None:
         recipe, _ = resolve(recipe)
     with process_group(device, StopRequest()) as world:
         device = local_device(device)
+        ceiling = product_rate(device, recipe.train.precision)  # before NCCL's first operation: its watchdog may disturb a capture
         links = {} if size == 1 else link_speeds(device)
         began = time.perf_counter()
         engine = make_engine(recipe, device, world, None, None)
         built = time.perf_counter() - began
         config, context = recipe.train, recipe.model.context or 1
-        optimizer = make_optimizer(engine.model, config, device, engine.parameters)
-        update = TrainStep(engine, optimizer, config, device, (rows, context))
+        optimizers = make_optimizers(engine.model, config, device, engine.parameters)
+        update = TrainStep(engine, optimizers, config, device, (rows, context))
         generator = torch.Generator().manual_seed(0)
         tokens = torch.randint(recipe.model.vocab or 2, (size * rows, context + 1), generator=generator)
         noise = torch.rand((size * rows, *update.noise.shape[1:]), generator=generator)
@@ -81,22 +86,25 @@ def main(setting: dict[str, Any]) -> None:
         kernels = kernel_times(lambda: update(0, batch, count, 1e-4, weights)) if CUDA and setting.get("profile") else None
         peak = torch.cuda.max_memory_allocated() if CUDA else None
         memory = memory_at_peak(lambda: update(0, batch, count, 1e-4, weights)) if CUDA and setting.get("memory") else None
-        saved = saving(engine, optimizer, lambda: update(0, batch, count, 1e-4, weights)) if setting.get("save") else None
+        saved = saving(folder, engine, optimizers, lambda: update(0, batch, count, 1e-4, weights)) if setting.get("save") else None
         plan = plan_run(recipe, "", CUDA, device.type)
-        took = median(times)
+        waited = median(times)
+        took = queued if CUDA else waited  # as in a run
         row = {
             **setting,
             "torch": torch.__version__,
             "device": torch.cuda.get_device_name() if CUDA else "cpu",
             "graph": update._graph is not None,
             "built_s": round(built, 1),
-            "median_ms": took,
+            "ms": took,
+            "median_ms": waited,
             "least_ms": min(times),
             "most_ms": max(times),
             "queued_ms": queued if CUDA else None,
             "tokens_per_second_and_gpu": rows * context / took * 1e3,
             "flops_per_second_and_gpu": plan.train_flops_per_token * rows * context / took * 1e3,
-            "peak_gib": peak and peak / 2**30,
+            "ceilings": world.gather(ceiling),
+            "peak_gib": max(world.gather(peak)) / 2**30 if CUDA else None,
             "planned_gib": memory_of(recipe, plan)["total"] / 2**30,
             "plan": {name: size / 2**30 for name, size in memory_of(recipe, plan).items()},
             "memory": memory,
@@ -113,10 +121,20 @@ def main(setting: dict[str, Any]) -> None:
         update.close()
 
 
+def product_rate(device: torch.device, precision: str) -> float:
+    """FLOP/s of a large matrix product, as `freetf bench` measures it, while the other processes measure theirs."""
+    rate = machine(device, precision, Effort(20, 5) if CUDA else Effort(1, 1)).ceiling
+    gc.collect()
+    if CUDA:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    return rate
+
+
 def link_speeds(device: torch.device) -> dict[str, float]:
-    """GB/s that each process sends, by ring arithmetic, in collectives of 2^28 bytes."""
-    size, numbers = dist.get_world_size(), torch.ones(2**26, device=device)
-    parts = torch.empty(size * 2**26, device=device)
+    """GB/s that each process sends, by ring arithmetic, in collectives of 2^28 bytes (on a CPU: 2^16)."""
+    size, numbers = dist.get_world_size(), torch.ones(2**26 if CUDA else 2**14, device=device)
+    parts = torch.empty(size * len(numbers), device=device)
     works: dict[str, tuple[Callable[[], object], float]] = {
         "all-reduce": (lambda: dist.all_reduce(numbers), 2 * (size - 1) / size),
         "all-gather": (lambda: dist.all_gather_into_tensor(parts, numbers), size - 1),
@@ -130,7 +148,7 @@ def link_speeds(device: torch.device) -> dict[str, float]:
             for _ in range(times):
                 work()
             wait()
-        found[name] = share * 2**28 * times / (time.perf_counter() - begun) / 1e9
+        found[name] = share * numbers.nbytes * times / (time.perf_counter() - begun) / 1e9
     return found
 
 
@@ -183,13 +201,13 @@ def memory_at_peak(work: Callable[[], None]) -> dict[str, float]:
     return {"before": before / 2**30, "peak": (before + most) / 2**30, "of_before_freed": freed / 2**30, **blocks}
 
 
-def saving(engine: Engine, optimizer: torch.optim.Optimizer, step: Callable[[], None]) -> dict[str, Any]:
+def saving(scratch: Path, engine: Engine, optimizers: Sequence[torch.optim.Optimizer], step: Callable[[], None]) -> dict[str, Any]:
     """Seconds that a save takes, and milliseconds of the steps before it and during it. The first one reserves memory before."""
-    folder = Path(tempfile.gettempdir()) / "parallel-save" / "step-000001"
+    folder = scratch / "checkpoints" / "step-000001"
     if engine.is_alone or not isinstance(engine, Sharded):
         raise SystemExit("a sharded engine saves in the background; this one does not")
     saver, tokenizer = ShardedSaver(pin=CUDA), byte_level()
-    states = engine.states(named_state(engine.parameters, optimizer))
+    states = engine.states(named_state(engine.parameters, *optimizers))
     began = time.perf_counter()
     saver.reserve(*states)
     saver._reserved()

@@ -1,0 +1,87 @@
+"""One run of scripts/latents.py: `python latents_worker.py [--sequences N --groups N --count N] RECIPE RUN OPTIONS-OF-TRAIN…`.
+
+It trains the run, or resumes it, measures its last checkpoint, and writes RUN/measured.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from resumable import MEASURED, train
+
+from freetf_cli.device import resolve_device
+from freetf_cli.durable import write_durably
+from freetf_cli.errors import InputError
+from freetf_cli.evaluation.probe.measure import ProbeSpec, probe_latent
+from freetf_cli.evaluation.run_data import open_split
+from freetf_cli.records import to_json
+from freetf_cli.records.curves import split_metrics
+from freetf_cli.runs.checkpoint import open_model
+from freetf_cli.runs.folder import RunFolder
+
+
+@contextmanager
+def silent(what: str, total: int):  # type: ignore[no-untyped-def]
+    """A stage of the measurement without a progress bar."""
+    yield lambda count: None
+
+
+def milliseconds(run: Path) -> float | None:
+    """The median time of a step over the lines of timing.jsonl but the first, in which libraries initialise."""
+    lines = [json.loads(line) for line in (run / "timing.jsonl").read_text(encoding="utf-8").splitlines()]
+    return 1000 * median(line["seconds"] for line in lines[1:]) if len(lines) > 1 else None
+
+
+def measure(recipe: str, run: Path, device: str, spec: ProbeSpec) -> dict[str, Any]:
+    """The record of a finished run: its size, times, costs in bits per sequence, and what Z decides."""
+    checkpoint, model = open_model(run, resolve_device(device), print)
+    source, split = open_split(checkpoint, None, None)
+    folder = RunFolder.open(run)
+    held_out = split_metrics(folder.metrics())[1][-1]
+    unit = source.facts.unit(held_out)
+    manifest = folder.manifest()
+    found: dict[str, Any] = {
+        "recipe": recipe,
+        "step": checkpoint.step,
+        "device": manifest["device"],
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "ms_per_step": milliseconds(run),
+        "ce": unit.bits(held_out.ce),
+        "kl": unit.bits(held_out.kl),
+        "excess": None if unit.floor is None else unit.nelbo(held_out) - unit.floor,
+        "fault": held_out.fault(),
+        "lagged_until": manifest.get("encoder_lagged", {}).get("steps"),
+        "information": {},
+        "valid": None,
+        "refused": "",  # why probe-latent cannot measure this latent
+    }
+    try:
+        probe = json.loads(to_json(probe_latent(checkpoint, model, source, replace(spec, split=split), run=run.name, stage=silent)))
+    except InputError as error:
+        return found | {"refused": str(error)}
+    intervention = probe["intervention"]
+    information = {one["factor"]: one["information"] for one in intervention["factors"]}
+    return found | {"information": information, "valid": intervention["valid"]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    for name in ("sequences", "groups", "count"):
+        parser.add_argument(f"--{name}", type=int)
+    parser.add_argument("recipe")
+    parser.add_argument("run", type=Path)
+    parser.add_argument("options", nargs=argparse.REMAINDER)
+    options = parser.parse_args()
+    device = train(options.recipe, options.run, options.options)
+    spec = ProbeSpec("", options.sequences or 2048, options.groups, options.count)
+    write_durably(options.run / MEASURED, json.dumps(measure(options.recipe, options.run, device, spec)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""What scripts that train and measure many runs share: a process for each run, several at a time, ended at a deadline and resumed.
+
+A worker trains its run, or resumes it, measures it, and writes RUN/measured.json when it is done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from freetf_cli.cli.app import main as freetf
+from freetf_cli.config.sweep import parse_seeds, plan_sweep
+from freetf_cli.device import cores
+
+Job = tuple[Path, list[str]]  # the folder of a run, and the command of its worker
+MEASURED = "measured.json"  # in a run's folder: what its worker writes when it is done
+GRACE = 60  # seconds that runs have to save a checkpoint
+
+
+def options_parser(about: str | None, recipes: Sequence[str], at_once: int, seeds: str = "0..4") -> argparse.ArgumentParser:
+    """The options that these scripts have in common."""
+    parser = argparse.ArgumentParser(description=(about or "").partition("\n")[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("recipes", nargs="*", help=f"default: {' '.join(recipes)}")
+    parser.add_argument("--runs", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--seeds", default=seeds)
+    parser.add_argument("--set", action="append", default=[], help="a setting of all runs, table.key=value")
+    parser.add_argument("--at-once", type=int, default=at_once, help="runs at a time")
+    parser.add_argument("--minutes", type=float, default=8.5, help="after so long, runs save a checkpoint and end")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--smoke", action="store_true")
+    return parser
+
+
+def planned(options: argparse.Namespace, worker: Path, recipes: Sequence[str], of_worker: Sequence[str] = ()) -> list[Job]:
+    """A job for each variant and seed, all variants of one seed after the other."""
+    found = []
+    for seed in parse_seeds(options.seeds):
+        for recipe in options.recipes or recipes:
+            for one in plan_sweep(recipe, options.set, [seed]):
+                folder = options.runs / one.name
+                settings = [word for setting in one.settings for word in ("--set", setting)]
+                extra = [*(["--smoke"] if options.smoke else []), "--device", options.device]
+                found.append((folder, [sys.executable, str(worker), *of_worker, one.recipe, str(folder), *settings, *extra]))
+    return found
+
+
+def gather(
+    options: argparse.Namespace, jobs: Sequence[Job], read: Callable[[Any], dict[str, Any]], started: float
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Run what is missing until the deadline. Returns what is known of each run, by name, and the names of those that are not finished.
+
+    Runs that OUT.json has already are not run again. read: makes of a worker's result what OUT.json has of the run.
+    """
+    options.runs.mkdir(parents=True, exist_ok=True)
+    runs: dict[str, dict[str, Any]] = json.loads(options.out.read_bytes())["runs"] if options.out.is_file() else {}
+    jobs = [job for job in jobs if job[0].name not in runs]
+    work([job for job in jobs if not (job[0] / MEASURED).is_file()], options.at_once, started + 60 * options.minutes)
+    done = [folder for folder, _ in jobs if (folder / MEASURED).is_file()]
+    runs |= {folder.name: read(json.loads((folder / MEASURED).read_bytes())) for folder in done}
+    return runs, [folder.name for folder, _ in jobs if folder not in done]
+
+
+def work(jobs: Sequence[Job], at_once: int, deadline: float) -> None:
+    """Run workers until all are done or the deadline has come; then stop those that still run."""
+    waiting, running = list(jobs), dict[str, subprocess.Popen[bytes]]()
+    environment = {"OMP_NUM_THREADS": str(max(1, cores() // at_once)), **os.environ}
+    try:
+        while running or (waiting and time.monotonic() < deadline):
+            while waiting and len(running) < at_once and time.monotonic() < deadline:
+                folder, command = waiting.pop(0)
+                with folder.with_name(f"{folder.name}.log").open("ab") as log:
+                    running[log.name] = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            time.sleep(0.1)
+            for log_name in [name for name, process in running.items() if process.poll() is not None]:
+                if code := running.pop(log_name).returncode:
+                    print(f"exit code {code}: {log_name}", file=sys.stderr)
+            if time.monotonic() >= deadline:
+                break
+    finally:
+        _stop(list(running.values()))
+
+
+def _stop(running: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Let workers save a checkpoint and end."""
+    for process in running:
+        process.send_signal(signal.SIGTERM)
+    until = time.monotonic() + GRACE
+    for process in running:
+        try:
+            process.wait(max(0.0, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def train(recipe: str, run: Path, options: Sequence[str]) -> str:
+    """Train a run in this process, or resume it, and end the process if it is not finished. Returns the device that was asked for."""
+    code = freetf(["train", recipe, "-o", str(run), "--resume", "auto", "--quiet", *options])
+    if code:
+        sys.exit(code)
+    return dict(pairwise(options)).get("--device", "auto")
