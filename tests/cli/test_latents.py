@@ -114,6 +114,11 @@ def test_the_other_commands(run_cli: Callable, refused: Callable, runs: dict[str
     codes = ("find-codes", run, "-o", tmp_path / "codes", "--label", "position", "--sequences", 300, "--count", 20)
     if name.startswith("bits"):
         assert json.loads(run_cli(*codes, "--json").stdout)["all_bits"] == BITS[name] * ZS[name]
+        (first, *_) = sorted((tmp_path / "codes").glob("*.jsonl"))
+        for line in first.read_text(encoding="utf-8").splitlines():
+            codes_T = json.loads(line)["z"]
+            shared = {"bits-row": [codes_T], "bits-5": [codes_T[:5], codes_T[5:10]], "bits-plan": [[code >> 4 for code in codes_T]]}
+            assert all(len(set(part)) == 1 for part in shared[name])
     else:
         assert "looks for bits of Z, and this run's latent has none" in (line := refused(*codes)) and "--z-from" in line
         assert not (tmp_path / "codes").exists()

@@ -18,7 +18,7 @@ from freetf_cli.data.batches import DataSource, open_data
 from freetf_cli.data.prepare import prepare_text
 from freetf_cli.errors import InputError
 from freetf_cli.evaluation import steering
-from freetf_cli.evaluation.steering import BitSums, CodesSpec, draw_codes, find_codes, label_values, log_odds
+from freetf_cli.evaluation.steering import BitSums, CodesSpec, find_codes, label_values, log_odds
 from freetf_cli.latent.binary import BinaryDistribution
 from freetf_cli.latent.bits import code_bits
 from freetf_cli.latent.build import build_model
