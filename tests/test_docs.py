@@ -316,7 +316,8 @@ def test_the_tables_of_coins_and_toy_reviews_have_the_numbers_of_their_runs() ->
         assert f"| {value:.2f} [{low:.2f}, {high:.2f}] | {100 * probe['valid']['value']:.1f} |" in page
 
 
-def test_the_table_of_open_ended_tasks_has_the_numbers_of_its_runs() -> None:
+def test_the_table_of_open_ended_tasks_has_the_numbers_of_its_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))  # scripts import each other by their names
     page = (ROOT / "docs" / "deciding-first.md").read_text(encoding="utf-8")
     script = SimpleNamespace(**runpy.run_path(str(ROOT / "scripts" / "open_ended.py")))
     runs = json.loads((RESULTS / "open-ended-h200.json").read_text(encoding="utf-8"))["runs"]

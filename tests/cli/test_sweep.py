@@ -91,7 +91,7 @@ def test_json_is_an_object_for_each_run(run_cli):
             ["letters-free", "--set", "model.attention=multi-token", "--set", "model.multi_token.c_k=99"],
             "c_k = 99 is more than model.context = 65",
         ),
-        (["figure5"], "no recipe named 'figure5'; did you mean 'figure4/8'? (sweeps: circles, countdown, figure4, "),
+        (["figure5"], "no recipe named 'figure5'; did you mean 'figure4/8'? (sweeps: attention-ablations, "),
         (["figure4", "--seeds", "x"], "--seeds takes numbers"),
         (["paper-8b-free", "--smoke"], "no [smoke] overlay"),
         (["figure4", "--run", "0"], "--run"),

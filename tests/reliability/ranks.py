@@ -35,6 +35,7 @@ from freetf_cli.training.prefetch import HostBatch
 from freetf_cli.training.run import train
 from freetf_cli.training.signals import stop_on_signals
 from freetf_cli.training.step import TrainStep
+from freetf_cli.training.turns import Turn
 from freetf_cli.training.world import World, local_device, process_group
 from tests.reliability.kills import forget_noise
 from tests.reliability.world import CPU, STEPS, Tally, call_at, killed, same, tiny
@@ -269,8 +270,8 @@ def without_kappa(step: int, length: int) -> None:
     """From here on κ is NaN at some consecutive steps, and so are the penalty and its gradient."""
     plain = TrainStep.__call__
 
-    def call(self: TrainStep, number: int, batch: HostBatch, targets: int, rate: float, scalars: Sequence[float]) -> None:
-        plain(self, number, batch, targets, rate, [math.nan, *scalars[1:]] if step <= number + 1 < step + length else scalars)
+    def call(self: TrainStep, number: int, batch: HostBatch, targets: int, rate: float, scalars: Sequence[float], *turn: Turn) -> None:
+        plain(self, number, batch, targets, rate, [math.nan, *scalars[1:]] if step <= number + 1 < step + length else scalars, *turn)
 
     TrainStep.__call__ = call  # type: ignore[method-assign]
 
