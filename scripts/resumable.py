@@ -20,6 +20,7 @@ from typing import Any
 from freetf_cli.cli.app import main as freetf
 from freetf_cli.config.sweep import parse_seeds, plan_sweep
 from freetf_cli.device import cores
+from freetf_cli.errors import InputError
 
 Job = tuple[Path, list[str]]  # the folder of a run, and the command of its worker
 MEASURED = "measured.json"  # in a run's folder: what its worker writes when it is done
@@ -34,24 +35,53 @@ def options_parser(about: str | None, recipes: Sequence[str], at_once: int, seed
     parser.add_argument("--runs", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--seeds", default=seeds)
     parser.add_argument("--set", action="append", default=[], help="a setting of all runs, table.key=value")
-    parser.add_argument("--at-once", type=int, default=at_once, help="runs at a time")
+    parser.add_argument("--at-once", type=positive, default=at_once, help="runs at a time")
     parser.add_argument("--minutes", type=float, default=8.5, help="after so long, runs save a checkpoint and end")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--smoke", action="store_true")
     return parser
 
 
+def positive(word: str) -> int:
+    """A whole number from 1 on, for argparse."""
+    if (number := int(word)) < 1:
+        raise ValueError(word)
+    return number
+
+
 def planned(options: argparse.Namespace, worker: Path, recipes: Sequence[str], of_worker: Sequence[str] = ()) -> list[Job]:
-    """A job for each variant and seed, all variants of one seed after the other."""
+    """A job for each variant and seed, all variants of one seed after the other. Smoke runs have a folder of their own."""
+    runs = options.runs / "smoke" if options.smoke else options.runs
+    extra = [*(["--smoke"] if options.smoke else []), "--device", options.device]
+    try:
+        ones = [
+            one
+            for seed in parse_seeds(options.seeds)
+            for name in options.recipes or recipes
+            for one in plan_sweep(name, options.set, [seed])
+        ]
+    except InputError as error:
+        sys.exit(f"error: {error}")
     found = []
-    for seed in parse_seeds(options.seeds):
-        for recipe in options.recipes or recipes:
-            for one in plan_sweep(recipe, options.set, [seed]):
-                folder = options.runs / one.name
-                settings = [word for setting in one.settings for word in ("--set", setting)]
-                extra = [*(["--smoke"] if options.smoke else []), "--device", options.device]
-                found.append((folder, [sys.executable, str(worker), *of_worker, one.recipe, str(folder), *settings, *extra]))
+    for one in ones:
+        settings = [word for setting in one.settings for word in ("--set", setting)]
+        command = [sys.executable, str(worker), *of_worker, one.recipe, str(runs / one.name), *settings, *extra]
+        found.append((runs / one.name, command))
     return found
+
+
+def known(out: Path, smoke: bool) -> dict[str, dict[str, Any]]:
+    """What OUT.json has of each run. Ends the program for a damaged file, and for one whose runs are smoke runs where these are not."""
+    if not out.is_file():
+        return {}
+    try:
+        runs: dict[str, dict[str, Any]] = json.loads(out.read_bytes())["runs"]
+        others = [name for name, run in runs.items() if run.get("smoke", False) != smoke]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        sys.exit(f"error: {out} is damaged; move it away, and the folder of the runs still has what they measured")
+    if others:
+        sys.exit(f"error: {out} has {'runs at full size' if smoke else 'smoke runs'}, such as {others[0]}; name another file")
+    return runs
 
 
 def gather(
@@ -61,17 +91,20 @@ def gather(
 
     Runs that OUT.json has already are not run again. read: makes of a worker's result what OUT.json has of the run.
     """
-    options.runs.mkdir(parents=True, exist_ok=True)
-    runs: dict[str, dict[str, Any]] = json.loads(options.out.read_bytes())["runs"] if options.out.is_file() else {}
+    runs = known(options.out, options.smoke)
+    (options.runs / "smoke" if options.smoke else options.runs).mkdir(parents=True, exist_ok=True)
     jobs = [job for job in jobs if job[0].name not in runs]
     work([job for job in jobs if not (job[0] / MEASURED).is_file()], options.at_once, started + 60 * options.minutes)
     done = [folder for folder, _ in jobs if (folder / MEASURED).is_file()]
-    runs |= {folder.name: read(json.loads((folder / MEASURED).read_bytes())) for folder in done}
+    mark = {"smoke": True} if options.smoke else {}
+    runs |= {folder.name: mark | read(json.loads((folder / MEASURED).read_bytes())) for folder in done}
     return runs, [folder.name for folder, _ in jobs if folder not in done]
 
 
 def work(jobs: Sequence[Job], at_once: int, deadline: float) -> None:
-    """Run workers until all are done or the deadline has come; then stop those that still run."""
+    """Run workers until all are done or the deadline has come; then stop those that still run, after an interrupt too."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(128 + signal.SIGINT))
     waiting, running = list(jobs), dict[str, subprocess.Popen[bytes]]()
     environment = {"OMP_NUM_THREADS": str(max(1, cores() // at_once)), **os.environ}
     try:

@@ -55,14 +55,23 @@ def read(name: str, data: str | Path | None, shots: int | None = None, room: Roo
     if data is None:
         raise InputError(f"--task {name} needs the folder of its data set", hint="--data DIR; docs/benchmarks.md lists the files")
     folder = Path(data)
+    if not folder.is_dir():
+        raise InputError("--data: no such folder", str(folder), "docs/benchmarks.md lists the files")
     try:
-        if name in LONG:
-            return LONG[name](folder, room or Room())
-        return mmlu(folder, MMLU_SHOTS if shots is None else shots) if name == "mmlu" else READERS[name](folder)
+        splits = _read(name, folder, shots, room)
     except FileNotFoundError as error:
         raise InputError(f"--data: no file for {name}", str(error.filename), "docs/benchmarks.md lists the files") from None
     except (ValueError, KeyError, IndexError, TypeError, EOFError, tarfile.TarError, OSError) as error:
-        raise InputError(f"--data: the file of {name} is not in its form: {type(error).__name__} {error}", str(folder / name)) from None
+        raise InputError(f"--data: the file of {name} is not in its form: {type(error).__name__} {error}", str(folder)) from None
+    if not any(splits.values()):
+        raise InputError(f"--data: the file of {name} has no items", str(folder), "docs/benchmarks.md lists the files")
+    return splits
+
+
+def _read(name: str, folder: Path, shots: int | None, room: Room | None) -> Splits:
+    if name in LONG:
+        return LONG[name](folder, room or Room())
+    return mmlu(folder, MMLU_SHOTS if shots is None else shots) if name == "mmlu" else READERS[name](folder)
 
 
 def hellaswag(data: Path) -> Splits:

@@ -100,9 +100,13 @@ def read_haystack(data: Path, room: Room) -> Haystack | None:
         return None
     texts, left = list[str](), MOST_TEXT
     with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-        for line in file:
+        for number, line in enumerate(file, 1):
             if line.strip() and left > 0:
-                texts.append(json.loads(line)["text"][:left])
+                try:
+                    texts.append(str(json.loads(line)["text"])[:left])
+                except (ValueError, KeyError, TypeError):
+                    what = f"--data: line {number} is not an object with a text"
+                    raise InputError(what, str(path), 'an object a line: {"text": "It was noon. …"}') from None
                 left -= len(texts[-1])
     sentences = [
         one for text in texts for one in re.split(r"(?<=[.!?])\s+", " ".join(text.split())) if SENTENCE[0] <= len(one) <= SENTENCE[1]
