@@ -125,9 +125,14 @@ class LatentConfig(ConfigTable):
         before = base.get("kind", cls.model_fields["kind"].default)
         return {"options"} if over.get("kind", before) != before else set()
 
+    @property
+    def has_bits(self) -> bool:
+        """Whether each token has H bits."""
+        return self.kind in ("binary", "plan")
+
     @rule("kappa", "bits")
     def _kappa_fits_the_bits(self) -> str | None:
-        if self.kind != "binary" or self.kappa <= self.bits:
+        if not self.has_bits or self.kappa <= self.bits:
             return None
         return f"latent.kappa = {self.kappa:g} is more than latent.bits = {self.bits}: a token holds no more"
 
@@ -143,7 +148,7 @@ class LatentConfig(ConfigTable):
 
     @rule("objective.schedule", "bits")
     def _schedules_are_paths(self) -> str | None:
-        most = {"kappa": float(self.bits) if self.kind == "binary" else MOST, "slope": 1.0}
+        most = {"kappa": float(self.bits) if self.has_bits else MOST, "slope": 1.0}
         for name, path in self.objective.schedule.items():
             if fault := _check_path(path, most.get(name, MOST)):
                 return f"latent.objective.schedule.{name}{fault}"

@@ -112,11 +112,19 @@ class Recipe(ConfigTable):
             return None
         return "data.teacherless is for baselines: it would hide the row from the encoder too, and Z could tell nothing of it"
 
-    @rule("latent.every", "model.document_mask", "model.separator")
+    @rule("latent.every", "latent.kind", "model.document_mask", "model.separator")
     def _a_shared_z_is_of_one_document(self) -> str | None:
-        if self.latent is None or self.latent.every == 1 or self.model.separator is None:
+        if self.latent is None or self.model.separator is None or (self.latent.every == 1 and self.latent.kind != "plan"):
             return None
-        return f"latent.every = {self.latent.every!r}: documents of a row that do not see each other (model.document_mask) cannot share a Z"
+        what = "latent.kind = 'plan'" if self.latent.kind == "plan" else f"latent.every = {self.latent.every!r}"
+        return f"{what}: documents of a row that do not see each other (model.document_mask) cannot share a Z"
+
+    @rule("train.encoder.steps", "train.encoder.turns", "train.steps")
+    def _the_decoder_has_a_turn(self) -> str | None:
+        encoder = self.train.encoder
+        if encoder.turns != "alternating" or encoder.steps < self.train.steps:
+            return None
+        return f"train.encoder.steps = {encoder.steps} leaves no step for the decoder: train.steps = {self.train.steps}"
 
 
 def flat(table: ConfigTable, within: str = "") -> dict[str, Any]:

@@ -18,11 +18,12 @@ from freetf_cli.data.batches import IGNORE, Batch
 from freetf_cli.device import on_threads
 from freetf_cli.model.attention.registry import attention_weights_per_token
 from freetf_cli.model.decoder import Decoder
-from freetf_cli.model.latent import Distribution, Latent
+from freetf_cli.model.latent import Distribution, Latent, joined
 from freetf_cli.model.loss import latent_mask
 from freetf_cli.streams import keyed
 
 _TOKENS_AT_ONCE = {"cpu": 1 << 12, "cuda": 1 << 18}  # through the upper half; on a CPU, activations then stay in its cache
+_PAIRS_AT_ONCE = 256  # Zs whose probabilities under all distributions are computed together
 _LOGITS_AT_ONCE = {"cpu": 1 << 24, "cuda": 1 << 30}  # elements of [tokens, V]
 
 
@@ -88,16 +89,16 @@ def information(model: Decoder, batches: Iterable[Batch], noise: Callable[[int],
     It is the lower bound of `evaluation.probe.rate` for a latent of any kind, and the estimate of He et al. (arXiv 1901.05534): their KL
     minus that of the aggregate posterior, both with one draw of Z. noise: the uniform noise of so many sequences.
     """
-    passes = [PosteriorPass(model, batch) for batch in batches]
-    zs = [one.posterior.sample(noise(len(one.tokens))) for one in passes]
-    found = []
-    for number, (passed, z) in enumerate(zip(passes, zs, strict=True)):
-        for row in range(len(z)):
-            same = [z[row].expand(len(other.tokens), *z.shape[1:]) for other in passes]
-            log_q = [(other.posterior.log_prob(one) * passed.latent_mask[row]).sum(-1) for other, one in zip(passes, same, strict=True)]
-            log_q_N = torch.cat(log_q).double()
-            found.append(log_q[number][row].double() - torch.logsumexp(log_q_N, 0) + math.log(len(log_q_N)))
-    return float(torch.stack(found).mean())
+    distributions, zs = [], []
+    for batch in batches:
+        passed = PosteriorPass(model, batch)
+        distributions.append(passed.posterior.within(passed.latent_mask))
+        zs.append(passed.posterior.sample(noise(len(passed.tokens))).cpu())
+    z, found = torch.cat(zs), list[Tensor]()
+    for log_q_BN in joined(distributions).log_prob_pairs(z, _PAIRS_AT_ONCE):  # [i, j]: log Q(Z_i | S_j)
+        own_B = log_q_BN.diagonal(offset=_PAIRS_AT_ONCE * len(found))
+        found.append(own_B - torch.logsumexp(log_q_BN, 1) + math.log(len(z)))
+    return float(torch.cat(found).mean())
 
 
 def target_nats(model: Decoder, hidden_BTD: Tensor, targets_BT: Tensor) -> Tensor:

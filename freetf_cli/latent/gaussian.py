@@ -123,7 +123,8 @@ class GaussianLatent(Latent):
             return EmbeddingInjection(self.project(z_BTK))
         if self.way == "softmax":
             return HiddenInjection(self.project(z_BTK))
-        return MemoryInjection(self.project(z_BTK[:, 0]).view(len(z), self.layers, -1, self.key_heads, 1, self.head_width), self.depth)
+        # the last position is never padding, and has the Z of its sequence
+        return MemoryInjection(self.project(z_BTK[:, -1]).view(len(z), self.layers, -1, self.key_heads, 1, self.head_width), self.depth)
 
     def prior(self, stream: np.random.Generator, length: int) -> np.ndarray:
         """Standard normal numbers [T, K] float32."""

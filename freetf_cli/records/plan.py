@@ -138,7 +138,7 @@ class Plan:
     processes: int = 1
     spread: Spread | None = None  # over several GPUs, where asked for
     turns: dict[str, int] | None = None  # updates of encoder and decoder where they take turns
-    lagging: bool = False  # whether the turns may end earlier, so that both get more updates
+    lagging: bool = False  # whether turns may end earlier
 
     def report(self) -> Report:
         sizes = [self.sizes()] if self.spread is None else [self.parts_table(), *self.spread.blocks()]
@@ -152,8 +152,8 @@ class Plan:
             overhead = f"{signed_share(self.overhead_compute)} FLOPs ({paper}), {signed_share(self.overhead_parameters)} parameters"
         turns = ""
         if self.turns is not None:
-            more = ", more of both if the encoder ceases to lag" if self.lagging else ""
-            turns = f"{count(self.turns['encoder'])} updates of the encoder, {count(self.turns['decoder'])} of the decoder{more}"
+            most, least = ("at most ", "at least ") if self.lagging else ("", "")
+            turns = f"{most}{count(self.turns['encoder'])} updates of the encoder, {least}{count(self.turns['decoder'])} of the decoder"
             turns += "; each costs what an update of both costs"
         return Facts(
             [

@@ -171,9 +171,10 @@ def recipe_name(manifest: Mapping[str, Any]) -> str:
 
 def highlights(known: Mapping[str, str]) -> list[str]:
     """The settings that distinguish a run, of those in its recipe. known: of `flattened`."""
-    bits = known.get("latent.kind", "binary") == "binary"
+    kind = known.get("latent.kind", "binary")
+    bits = kind in ("binary", "plan")
     names = [name for name in HIGHLIGHTS if bits or name not in OF_BITS]
-    if not bits:
+    if kind != "binary":
         after = names.index("latent.kind") + 1
         names[after:after] = [name for name in known if name.startswith("latent.options.")]
     return [name for name in names if known.get(name) not in (*UNSAID, UNSAID_OF.get(name))]

@@ -120,5 +120,6 @@ def test_the_other_commands(run_cli: Callable, refused: Callable, runs: dict[str
             shared = {"bits-row": [codes_T], "bits-5": [codes_T[:5], codes_T[5:10]], "bits-plan": [[code >> 4 for code in codes_T]]}
             assert all(len(set(part)) == 1 for part in shared[name])
     else:
-        assert "looks for bits of Z, and this run's latent has none" in (line := refused(*codes)) and "--z-from" in line
+        line = refused(*codes)
+        assert "looks for bits of Z, and this run's latent has none" in line and "--z-from" in line
         assert not (tmp_path / "codes").exists()

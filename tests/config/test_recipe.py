@@ -529,3 +529,12 @@ def test_the_table_is_full_or_of_an_order() -> None:
     assert of_order.architecture != load_recipe(name).architecture
     with pytest.raises(InputError, match=r"latent.table.order = 9 is more than latent.bits = 8"):
         load_recipe(name, overrides=["latent.table.order=9", "latent.bits=8"])
+
+
+def test_the_decoder_has_a_turn_and_a_plan_one_document() -> None:
+    with pytest.raises(InputError, match="leaves no step for the decoder"):
+        load_recipe("latents-mini/alternating", overrides=["train.encoder.steps=1000", "train.steps=1000"])
+    with pytest.raises(InputError, match="cannot share a Z"):
+        load_recipe("demo-free", overrides=["latent.kind=plan", "model.document_mask=true", "model.separator=3"])
+    with pytest.raises(InputError, match="a token holds no more"):
+        load_recipe("demo-free", overrides=["latent.kind=plan", "latent.kappa=9", "latent.bits=8"])

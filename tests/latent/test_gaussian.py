@@ -170,3 +170,15 @@ def test_pairs_masks_and_units_equal_their_definitions() -> None:
     assert torch.allclose(units.kl, want, atol=1e-12) and torch.allclose(units.mean, mean * mask[..., None])
     again = joined([ours.rows(torch.tensor([0, 1])), ours.rows(torch.tensor([2, 3, 4]))])
     assert torch.equal(again.kl(), ours.kl()) and again.starts_BT is None
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_left_padding_changes_nothing(way: str) -> None:
+    """Prompts of different lengths in one batch, with an inferred or given Z: the logits are those of each prompt alone."""
+    model = make(way)
+    z, pad = numbers(), 3
+    alone = model(tokens(), z).logits
+    padded = torch.cat([torch.zeros(2, pad, dtype=torch.long), tokens()], 1)
+    cache = model.new_cache(2, LENGTH + pad, padding=torch.full((2,), pad))
+    zs = torch.cat([torch.zeros(2, pad, DIMS).double(), z], 1)
+    assert (model(padded, zs, cache=cache).logits[:, pad:] - alone).abs().max() < 1e-12
