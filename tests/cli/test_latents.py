@@ -38,7 +38,7 @@ def few_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("freetf_cli.evaluation.probe.decoding.EPOCHS", 2)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def runs(workshop: Path, run_cli: Callable) -> dict[str, Path]:
     """The runs by name, of 20 steps: rows of 13 positions."""
     made = {}
