@@ -94,7 +94,7 @@ def _train_flops(recipe: Recipe, parts: list[PartCost]) -> float:
     their vectors.
     """
     mapper = 0.0
-    if recipe.latent is not None and recipe.latent.kind in ("binary", "plan"):
+    if recipe.latent is not None and recipe.latent.has_bits:
         product, order = 2.0 * table_rows(recipe.latent) * recipe.model.width, recipe.latent.table.order
         mapped, drawn = zs(recipe)
         mapper = product * (mapped if order is None else 3 * drawn) / (recipe.model.context or 1)  # a plan's own table: a row's one product
@@ -162,7 +162,7 @@ def activation_bytes(recipe: Recipe, bf16: bool, device_type: str, checkpointing
 
 def mapper_bytes(recipe: Recipe, bf16: bool, device_type: str) -> float:
     """The mapper's gradient: a centred copy of the table, and s = W · dr of some tokens unless a kernel fuses it. Low order: features."""
-    if recipe.latent is None or recipe.latent.kind not in ("binary", "plan"):
+    if recipe.latent is None or not recipe.latent.has_bits:
         return 0.0
     mapped, drawn = zs(recipe)
     if recipe.latent.table.order is not None:

@@ -145,7 +145,7 @@ class Blocks(Task):
         return self.examples(stream_seed(seed, "prompt"), index, 1)[0].text[: self.question]
 
     def other_prompt(self, factors: Mapping[str, Any]) -> str:
-        """The question of a row with another choice; "" if there is one right answer."""
+        """The question of a row whose answer is another of its valid blocks; "" if only one block is valid."""
         others = self.stream(stream_seed(0, "prompt"), 0, BLOCK_ROWS) if self.valid > 1 else iter(())
         return next((one.text[: self.question] for one in others if one.factors["choice"] != factors["choice"]), "")
 

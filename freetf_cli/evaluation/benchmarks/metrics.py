@@ -144,7 +144,7 @@ def summarise(docs: Sequence[Mapping[str, Any]], scores: Sequence[Scores], macro
 
 
 def grids(docs: Sequence[Mapping[str, Any]], scores: Sequence[Scores], benchmark: Benchmark) -> list[ScoreGrid]:
-    """The benchmark's score in each cell of its grid (`Benchmark.grid`), with rows and columns in the order of their values."""
+    """The score of each cell of the benchmark's grid (`Benchmark.grid`), such as depth by length, rows and columns sorted."""
     if not benchmark.grid or not docs:
         return []
     *above, row, column = benchmark.grid

@@ -14,7 +14,6 @@ Shapes: N sequences, B at a time, T positions, U units (bits or numbers) of a Z,
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +26,7 @@ from torch import Tensor
 from freetf_cli.data.batches import DataSource
 from freetf_cli.evaluation import Advance
 from freetf_cli.evaluation.likelihood import cost
-from freetf_cli.evaluation.posterior import PosteriorPass, latent_of, posterior_draws, prior_draws
+from freetf_cli.evaluation.posterior import PosteriorPass, information_bounds, latent_of, posterior_draws, prior_draws
 from freetf_cli.evaluation.statistics import Floats, bootstrap, check_enough, interval, resampled_means, share
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.model.latent import Distribution, Units, joined
@@ -37,7 +36,7 @@ from freetf_cli.records.probe import LatentAblation, Rate
 
 ACTIVE = 0.01  # variance over sequences of the posterior mean of an active unit (Burda et al., arXiv 1509.00519); of a bit: P(bit = 1)
 ACTIVE_KL = 0.01  # mean KL of an active dimension, bits
-MOST_PAIRED, _BLOCK = 4096, 256  # sequences in the bounds of I(S; Z), each paired with all others; rows of pairs at a time
+MOST_PAIRED = 4096  # sequences in the bounds of I(S; Z), each paired with all others
 _COLUMNS = 1024  # units that are resampled at a time
 _BATCH_TOKENS = {"cpu": 1 << 14, "cuda": 1 << 17}
 
@@ -217,22 +216,6 @@ def _imbalance(mean_RF: Floats) -> Floats:
     """Σ KL(mean of a bit ‖ 1/2) over the last axis, in bits."""
     p = np.clip(mean_RF, 1e-12, 1 - 1e-12)
     return np.asarray((1 + p * np.log2(p) + (1 - p) * np.log2(1 - p)).sum(-1), np.float64)
-
-
-def information_bounds(distribution: Distribution, z: Tensor) -> tuple[Floats, Floats]:
-    """Terms [N] in bits, one a sequence, whose means are the lower and the upper bound of I(S; Z). The N × N matrix is computed in blocks.
-
-    A bootstrap of the terms needs no resampling of the mean over j: to first order its error cancels, since E Q(Z|S_j) / Q(Z) is 1.
-    """
-    count, low, high = len(z), [], []
-    for number, log_q_BN in enumerate(distribution.log_prob_pairs(z, _BLOCK)):  # [i, j]: log Q(Z_i | S_j)
-        start = number * _BLOCK
-        own = torch.arange(len(log_q_BN)), torch.arange(start, start + len(log_q_BN))
-        own_B = log_q_BN[own]
-        low.append(own_B - torch.logsumexp(log_q_BN, dim=1) + math.log(count))
-        log_q_BN[own] = -torch.inf
-        high.append(own_B - torch.logsumexp(log_q_BN, dim=1) + math.log(count - 1))
-    return (torch.cat(low) / LN2).numpy(), (torch.cat(high) / LN2).numpy()
 
 
 def latent_ablation(posterior: Posterior, seed: int = 0) -> LatentAblation:

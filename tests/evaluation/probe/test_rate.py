@@ -12,7 +12,8 @@ from torch.distributions import Normal
 
 from freetf_cli.errors import InputError
 from freetf_cli.evaluation.likelihood import row_costs
-from freetf_cli.evaluation.probe.rate import Posterior, information_bounds, latent_ablation, others, rate, read_posterior
+from freetf_cli.evaluation.posterior import information_bounds
+from freetf_cli.evaluation.probe.rate import Posterior, latent_ablation, others, rate, read_posterior
 from freetf_cli.evaluation.statistics import bootstrap
 from freetf_cli.latent.binary import BinaryDistribution, bit_logits, sample_codes
 from freetf_cli.latent.gaussian import GaussianDistribution
@@ -214,7 +215,7 @@ def test_the_bracket_does_not_depend_on_its_blocks(monkeypatch: pytest.MonkeyPat
     logits = torch.randn(50, 3, 2, generator=torch.Generator().manual_seed(0)).double()
     z = posterior(logits).z
     whole = np.stack(information_bounds(BinaryDistribution(logits), z))
-    monkeypatch.setattr("freetf_cli.evaluation.probe.rate._BLOCK", 7)
+    monkeypatch.setattr("freetf_cli.evaluation.posterior._PAIRS_AT_ONCE", 7)
     assert np.stack(information_bounds(BinaryDistribution(logits), z)) == pytest.approx(whole, abs=1e-9)
 
 
