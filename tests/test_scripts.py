@@ -8,7 +8,9 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import os
 import runpy
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -596,3 +598,40 @@ def test_latents_trains_measures_and_resumes(script: Callable[[str], ModuleType]
     before = out.read_bytes()
     lines = run(module, *words, "--markdown").splitlines()
     assert out.read_bytes() == before and len(lines) == 3 and lines[1] == "|" + 10 * "---|" and lines[2].startswith("| lagging | ")
+
+
+@pytest.mark.parametrize(
+    ("content", "smoke", "told"),
+    [
+        ('{"runs": {', False, "is damaged"),
+        ("[]", False, "is damaged"),
+        ('{"runs": {"a-s0": {"smoke": true}}}', False, "has smoke runs, such as a-s0"),
+        ('{"runs": {"a-s0": {}}}', True, "has runs at full size, such as a-s0"),
+    ],
+)
+def test_resumed_scripts_refuse_a_file_that_they_cannot_go_on_with(
+    script: Callable[[str], ModuleType], tmp_path: Path, content: str, smoke: bool, told: str
+) -> None:
+    out = tmp_path / "out.json"
+    assert script("resumable").known(out, smoke) == {}
+    out.write_text(content)
+    with pytest.raises(SystemExit, match=told):
+        script("resumable").known(out, smoke)
+
+
+def test_an_interrupted_script_ends_its_workers(script: Callable[[str], ModuleType], tmp_path: Path) -> None:
+    """SIGTERM to the script: the worker is asked to end, too, and nothing of it is left."""
+    scripts = Path(str(script("resumable").__file__)).parent
+    worker = "import os, signal, sys, time; signal.signal(15, lambda *a: sys.exit(75)); print(os.getpid(), flush=True); time.sleep(60)"
+    code = (
+        f"import sys, time, pathlib; sys.path.insert(0, {str(scripts)!r}); import resumable;"
+        f"resumable.work([(pathlib.Path({str(tmp_path / 'a')!r}), [sys.executable, '-c', {worker!r}])], 1, time.monotonic() + 60)"
+    )
+    running, log = subprocess.Popen([sys.executable, "-c", code]), tmp_path / "a.log"
+    until = time.monotonic() + 30
+    while not (log.exists() and log.read_text().strip()) and time.monotonic() < until:
+        time.sleep(0.1)
+    running.terminate()
+    assert running.wait(30) == 128 + 15
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(log.read_text()), 0)

@@ -96,6 +96,20 @@ def test_a_file_may_be_unpacked(data: Path, tmp_path: Path) -> None:
     assert documents.read("lambada", tmp_path) == {"test": [{"query": "a", "answer": "b"}]}
 
 
+def test_a_folder_that_is_not_there_and_a_file_without_items_are_named(tmp_path: Path) -> None:
+    """Needles need no file, but a mistyped folder must not change what hides them."""
+    with pytest.raises(InputError, match="no such folder"):
+        documents.read("needles", tmp_path / "absent")
+    (tmp_path / "lambada").mkdir()
+    (tmp_path / "lambada" / "lambada_test_plain_text.txt").write_text("")
+    with pytest.raises(InputError, match="lambada_standard has no items"):
+        documents.read("lambada_standard", tmp_path)
+    (tmp_path / "haystack").mkdir()
+    (tmp_path / "haystack" / "haystack.jsonl").write_text('{"text": "It was noon in the town. The road was long."}\n{"words": 1}\n')
+    with pytest.raises(InputError, match="line 2 is not an object with a text"):
+        documents.read("needles", tmp_path)
+
+
 def test_missing_and_damaged_files_are_named(data: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no file for piqa, .*valid-labels.lst"):
         documents.read("piqa", tmp_path)
