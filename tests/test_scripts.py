@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from freetf_cli.cli.app import main as freetf
 from freetf_cli.config.files import load_recipe
@@ -538,6 +539,24 @@ def test_open_ended_figure_marks_the_lowest_cost(script: Callable[[str], ModuleT
     module.main(str(source), str(target))
     picture = target.read_text()
     assert "Free, κ = 1" in picture and "random prefix" not in picture and "lines, temperature 1/2" in picture
+
+
+def test_questions_figure_takes_the_lowest_cost(script: Callable[[str], ModuleType], tmp_path: Path) -> None:
+    """A line for each seed of path-star and the curve of a guess; one mean for countdown."""
+    module, source, target = script("questions_figure"), tmp_path / "in.json", tmp_path / "out.svg"
+    columns = ["step", "temperature", "ce", "kl", "pass@1", "pass@2"]
+    steps = ((1, 2.0), (2, 1.0), (3, None))
+    rows = [[step, heat, cost, None, 0.1 * step, 0.2 * step] for step, cost in steps for heat in (0.0, 0.5, 1.0)]
+    names = {"path-star-2x5-free": "path-star/2x5-free", "countdown-3-baseline": "countdown/3-baseline"}
+    runs = {f"{name}-s{seed}": {"recipe": recipe, "columns": columns, "rows": rows} for name, recipe in names.items() for seed in (0, 1)}
+    source.write_text(json.dumps({"runs": runs}))
+    assert module.curve({"columns": columns, "rows": rows}, 0.0) == {1: 0.2, 2: 0.4}
+    star, countdown = Figure().subplots(1, 2)
+    assert set(module.chart(star, runs, "path-star/2x5", 2)) == {"Free, T = 0", "Free, T = 1", module.GUESS} and len(star.lines) == 5
+    assert len(module.chart(countdown, runs, "countdown/3", None)) == len(countdown.lines) == 3
+    module.main(str(source), str(target))
+    picture = target.read_text()
+    assert "Free, T = 0" in picture and "countdown, 4 numbers" in picture
 
 
 @pytest.mark.slow
