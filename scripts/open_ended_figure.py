@@ -24,6 +24,7 @@ ARMS = {  # variant: name, role of its colour
     "baseline": ("baseline", "plain"),
     "seeded": ("baseline, random prefix", "target"),
     "teacherless": ("baseline, several tokens", "green"),
+    "free-noise": ("Free, Z is noise", "noise"),
     "free": ("Free, κ = 1", "kl"),
     "free-row": ("Free, one Z a row", "nelbo"),
 }
@@ -66,6 +67,7 @@ def chart(plot: Any, runs: dict[str, dict[str, Any]], task: str, temperature: fl
         best = int(costs.mean(0).argmin())
         plot.plot(steps[best], mean[best], "o", ms=4.5, color=COLOURS[role])
     plot.set(xlim=(0, None), ylim=(0, None))
+    plot.yaxis.set_major_formatter("{x:g}")
     return handles
 
 

@@ -33,6 +33,7 @@ import typer
 from freetf_cli.cli.app import COMMANDS, build_app
 from freetf_cli.config.files import expand, load_recipe
 from freetf_cli.evaluation.statistics import repeated
+from freetf_cli.records.likelihood import Estimate
 from freetf_cli.tasks import make_task
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -279,10 +280,15 @@ FIGURES, RESULTS = ROOT / "docs" / "figures", ROOT / "docs" / "results"
         *(("figure4", FIGURES / f"{name}.jsonl", f"{name}.svg") for name in ("demo-figure4", "figure4", "figure4-mini")),
         ("coins_estimate", RESULTS / "coins-estimate-cpu.json", "coins-estimate.svg"),
         ("growth", RESULTS / "growth-h200.json", "growth.svg"),
+        ("open_ended_figure", RESULTS / "open-ended-h200.json", "open-ended.svg"),
+        ("questions_figure", RESULTS / "questions-h200.json", "questions.svg"),
         ("sweep", RESULTS / "letters-sweep-h200.json", "letters-sweep.svg"),
     ],
 )
-def test_pictures_are_drawn_from_their_data(script: str, source: Path, picture: str, tmp_path: Path) -> None:
+def test_pictures_are_drawn_from_their_data(
+    script: str, source: Path, picture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))  # scripts import each other by their names
     runpy.run_path(str(ROOT / "scripts" / f"{script}.py"))["main"](str(source), str(tmp_path / "again.svg"))
     drawn = (FIGURES / picture).read_text(encoding="utf-8")
     assert (tmp_path / "again.svg").read_text(encoding="utf-8") == drawn, f"draw it again with scripts/{script}.py"
@@ -316,20 +322,63 @@ def test_the_tables_of_coins_and_toy_reviews_have_the_numbers_of_their_runs() ->
         assert f"| {value:.2f} [{low:.2f}, {high:.2f}] | {100 * probe['valid']['value']:.1f} |" in page
 
 
-def test_the_table_of_open_ended_tasks_has_the_numbers_of_its_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def open_ended(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """scripts/open_ended.py, which chooses the checkpoints that the tables show."""
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))  # scripts import each other by their names
+    return SimpleNamespace(**runpy.run_path(str(ROOT / "scripts" / "open_ended.py")))
+
+
+def test_the_table_of_open_ended_tasks_has_the_numbers_of_its_runs(open_ended: SimpleNamespace) -> None:
     page = (ROOT / "docs" / "deciding-first.md").read_text(encoding="utf-8")
-    script = SimpleNamespace(**runpy.run_path(str(ROOT / "scripts" / "open_ended.py")))
-    runs = json.loads((RESULTS / "open-ended-h200.json").read_text(encoding="utf-8"))["runs"]
-    for recipe in sorted({run["recipe"] for run in runs.values()}):
-        each = [[dict(zip(run["columns"], row, strict=True)) for row in run["rows"]] for run in runs.values() if run["recipe"] == recipe]
+    for recipe, each in by_recipe("open-ended-h200").items():
         cells = []
-        for chosen in (script.lowest_cost, script.highest_mean):
+        for chosen in (open_ended.lowest_cost, open_ended.highest_mean):
             by_heat = [repeated([row["creativity"] for row in chosen([cooled(rows, heat) for rows in each])]) for heat in (0.0, 0.5, 1.0)]
             cells += [by_heat[0], max(by_heat[1:], key=lambda mean: mean.value)]
         task, _, arm = recipe.partition("/")
-        row = " | ".join(f"{mean.value:.3f} ± {mean.value - mean.low:.3f}" for mean in cells)
-        assert f"| {task} | `{arm}` | {row} |" in page
+        assert f"| {task} | `{arm}` | {' | '.join(map(plus_minus, cells))} |" in page
+
+
+def test_the_tables_of_questions_have_the_numbers_of_their_runs(open_ended: SimpleNamespace) -> None:
+    """Path-star shows each seed, countdown the mean."""
+    page = (ROOT / "docs" / "deciding-first.md").read_text(encoding="utf-8")
+    for recipe, each in by_recipe("questions-h200").items():
+        heats = {0.0: "0", 1.0: "1"} if recipe.startswith("path-star") else {0.0: "0", 0.5: "1/2", 1.0: "1"}
+        for heat, name in heats.items():
+            rows = open_ended.lowest_cost([cooled(rows, heat) for rows in each])
+            passed = [[row[f"pass@{k}"] for row in rows] for k in (1, 4, 16, 64)]
+            assert len(rows) == 3
+            seeds = (", ".join(f"{value:.3f}" for value in values) for values in passed)
+            cells = seeds if recipe.startswith("path-star") else (plus_minus(repeated(values)) for values in passed)
+            assert f"| `{recipe}` | {name} | {' | '.join(cells)} |" in page
+    for degree in (2, 5):
+        cells = (f"{1 - (1 - 1 / degree) ** k:.3f}" for k in (1, 4, 16, 64))
+        assert f"| guessing the arm of {degree} | | {' | '.join(cells)} |" in page
+
+
+def test_the_table_of_path_star_probes_has_the_numbers_of_its_results() -> None:
+    page = (ROOT / "docs" / "deciding-first.md").read_text(encoding="utf-8")
+    probed = [run for run in json.loads((RESULTS / "questions-probes-h200.json").read_text(encoding="utf-8"))["runs"] if "arm" in run]
+    assert len(probed) == 6
+    for run in probed:
+        costs = f"{run['ce_posterior'][0]:.2f} | {run['kl'][0]:.1f} | {run['ce_prior'][0]:.1f} | {run['nll'][0]:.2f}"
+        read = [max(one["bits"][0] for one in run["decoded_arm"] if one["source"] == source) for source in ("Z", "hidden")]
+        told, known, valid = run["arm"]["information"], run["arm"]["entropy"][0], run["valid_percent"]
+        decided = f"{told[0]:.2f} [{told[1]:.2f}, {told[2]:.2f}] of {known:.2f} | {valid[0]:.1f} [{valid[1]:.1f}, {valid[2]:.1f}]"
+        assert f"| `{run['run']}` | {costs} | {read[0]:.2f} | {read[1]:.2f} | {decided} |" in page
+
+
+def by_recipe(name: str) -> dict[str, list[list[dict[str, Any]]]]:
+    """The rows of each run of a result of scripts/open_ended.py, by recipe."""
+    found: dict[str, list[list[dict[str, Any]]]] = {}
+    for run in json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["runs"].values():
+        found.setdefault(run["recipe"], []).append([dict(zip(run["columns"], row, strict=True)) for row in run["rows"]])
+    return found
+
+
+def plus_minus(mean: Estimate) -> str:
+    return f"{mean.value:.3f} ± {mean.value - mean.low:.3f}"
 
 
 def cooled(rows: list[dict[str, Any]], temperature: float) -> list[dict[str, Any]]:
