@@ -42,7 +42,7 @@ def main(source: str, target: str) -> None:
 
 def draw(runs: dict[str, dict[str, Any]]) -> str:
     with drawing("Questions with a right answer among k (pass@k)", 960) as made:
-        made.resize(300)
+        made.resize(240)
         handles: dict[str, Any] = {}
         for column, (stem, (title, degree)) in enumerate(TASKS.items()):
             left = 34 + 236 * column
