@@ -115,7 +115,8 @@ def _can_run(job: Job, runs: Mapping[str, Run], tasks: Sequence[str]) -> bool:
     if run is not None:
         missing = lacking(run, tasks)
         if missing and not checkpoint_folders(folder):
-            print(f"skipped: {folder.name} misses {', '.join(missing)}, and its checkpoints are gone (see --help)")
+            hint = "to train it again, delete its line in OUT.json"
+            print(f"skipped: {folder.name} misses {', '.join(missing)}, and its checkpoints are gone; {hint}")
             return False
         return bool(missing)
     if "--init-from" in command and "likelihood" not in measured(base := Path(command[command.index("--init-from") + 1])):
