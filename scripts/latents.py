@@ -18,17 +18,14 @@ seeds with Student's 95 % interval.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from resumable import Job, gather, options_parser, planned
+from resumable import Job, gather, mean_text, options_parser, planned, print_markdown, write_lines
 
 from freetf_cli.config.files import expand
-from freetf_cli.durable import write_durably
-from freetf_cli.evaluation.statistics import repeated
 
 WORKER = Path(__file__).resolve().with_name("latents_worker.py")
 RECIPES = ["latents"]
@@ -58,21 +55,11 @@ def table(runs: Mapping[str, Mapping[str, Any]], recipes: Sequence[str]) -> Iter
     for recipe in recipes:
         own = [run for run in runs.values() if run["recipe"] == recipe]
         cells = (
-            [_cell([value(run) for run in own], digits) for value, digits in COLUMNS.values()]
+            [mean_text([value(run) for run in own], digits) for value, digits in COLUMNS.values()]
             if own
             else [MISSING, *[""] * (len(COLUMNS) - 1)]
         )
         yield [recipe.rpartition("/")[2], *cells, f"{sum(bool(run['fault']) for run in own)} of {len(own)}" if own else ""]
-
-
-def _cell(values: Sequence[float | None], digits: int) -> str:
-    """A mean with its interval; a dash where `probe-latent` could not measure it."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return "–"
-    if len(known) == 1 or len(known) > 10 or max(known) == min(known):
-        return f"{sum(known) / len(known):.{digits}f}"
-    return repeated(known).text(digits)
 
 
 def _estimate(found: Mapping[str, float] | None) -> float | None:
@@ -91,15 +78,15 @@ def parsed() -> argparse.Namespace:
 def main() -> None:
     started, options = time.monotonic(), parsed()
     runs, unfinished = gather(options, plan(options), dict, started)
-    lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(run)}" for name, run in runs.items())
-    write_durably(options.out, '{"runs": {\n' + lines + "}}\n")
+    write_lines(options.out, runs)
     recipes = [one for recipe in options.recipes or RECIPES for one in expand(recipe)]
-    for number, row in enumerate(table(runs, recipes)):
-        print(f"| {' | '.join(row)} |" if options.markdown else "; ".join(row))
-        if options.markdown and number == 0:
-            print(f"|{'---|' * len(row)}")
-    if not options.markdown:
-        print(f"{len(runs)} runs in {options.out}; not finished: {len(unfinished)}")
+    rows = table(runs, recipes)
+    if options.markdown:
+        print_markdown(rows)
+        return
+    for row in rows:
+        print("; ".join(row))
+    print(f"{len(runs)} runs in {options.out}; not finished: {len(unfinished)}")
 
 
 if __name__ == "__main__":

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-from resumable import MEASURED, train
+from resumable import MEASURED, facts, silent, train
 
 from freetf_cli.device import resolve_device
 from freetf_cli.durable import write_durably
@@ -26,18 +24,6 @@ from freetf_cli.runs.checkpoint import open_model
 from freetf_cli.runs.folder import RunFolder
 
 
-@contextmanager
-def silent(what: str, total: int):  # type: ignore[no-untyped-def]
-    """A stage of the measurement without a progress bar."""
-    yield lambda count: None
-
-
-def milliseconds(run: Path) -> float | None:
-    """The median time of a step over the lines of timing.jsonl but the first, in which libraries initialise."""
-    lines = [json.loads(line) for line in (run / "timing.jsonl").read_text(encoding="utf-8").splitlines()]
-    return 1000 * median(line["seconds"] for line in lines[1:]) if len(lines) > 1 else None
-
-
 def measure(recipe: str, run: Path, device: str, spec: ProbeSpec) -> dict[str, Any]:
     """The record of a finished run: its size, times, costs in bits per sequence, and what Z decides."""
     checkpoint, model = open_model(run, resolve_device(device), print)
@@ -45,18 +31,11 @@ def measure(recipe: str, run: Path, device: str, spec: ProbeSpec) -> dict[str, A
     folder = RunFolder.open(run)
     held_out = split_metrics(folder.metrics())[1][-1]
     unit = source.facts.unit(held_out)
-    manifest = folder.manifest()
-    found: dict[str, Any] = {
-        "recipe": recipe,
-        "step": checkpoint.step,
-        "device": manifest["device"],
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "ms_per_step": milliseconds(run),
+    found = facts(recipe, run, checkpoint, model) | {
         "ce": unit.bits(held_out.ce),
         "kl": unit.bits(held_out.kl),
         "excess": None if unit.floor is None else unit.nelbo(held_out) - unit.floor,
-        "fault": held_out.fault(),
-        "lagged_until": manifest.get("encoder_lagged", {}).get("steps"),
+        "lagged_until": folder.manifest().get("encoder_lagged", {}).get("steps"),
         "information": {},
         "valid": None,
         "refused": "",  # why probe-latent cannot measure this latent

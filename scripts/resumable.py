@@ -1,6 +1,7 @@
 """What scripts that train and measure many runs share: a process for each run, several at a time, ended at a deadline and resumed.
 
-A worker trains its run, or resumes it, measures it, and writes RUN/measured.json when it is done.
+A worker trains its run, or resumes it, measures it, and writes RUN/measured.json when it is done. (That of text_models.py writes a file for
+each measurement.)
 """
 
 from __future__ import annotations
@@ -12,15 +13,26 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import TYPE_CHECKING, Any
 
 from freetf_cli.cli.app import main as freetf
-from freetf_cli.config.sweep import parse_seeds, plan_sweep
+from freetf_cli.config.sweep import PlannedRun, parse_seeds, plan_sweep
 from freetf_cli.device import cores
+from freetf_cli.durable import write_durably
 from freetf_cli.errors import InputError
+from freetf_cli.evaluation import Advance
+from freetf_cli.evaluation.statistics import repeated
+from freetf_cli.records.curves import split_metrics
+from freetf_cli.runs.folder import RunFolder
+
+if TYPE_CHECKING:
+    from freetf_cli.model.decoder import Decoder
+    from freetf_cli.runs.checkpoint import Checkpoint
 
 Job = tuple[Path, list[str]]  # the folder of a run, and the command of its worker
 MEASURED = "measured.json"  # in a run's folder: what its worker writes when it is done
@@ -49,9 +61,21 @@ def positive(word: str) -> int:
     return number
 
 
-def planned(options: argparse.Namespace, worker: Path, recipes: Sequence[str], of_worker: Sequence[str] = ()) -> list[Job]:
-    """A job for each variant and seed, all variants of one seed after the other. Smoke runs have a folder of their own."""
-    runs = options.runs / "smoke" if options.smoke else options.runs
+def runs_folder(options: argparse.Namespace) -> Path:
+    """The folder of the runs. Smoke runs have one of their own."""
+    folder: Path = options.runs / "smoke" if options.smoke else options.runs
+    return folder
+
+
+def planned(
+    options: argparse.Namespace,
+    worker: Path,
+    recipes: Sequence[str],
+    of_worker: Sequence[str] = (),
+    of_run: Callable[[PlannedRun, Path], Sequence[str]] = lambda one, runs: (),
+) -> list[Job]:
+    """A job for each variant and seed, all variants of one seed after the other. of_run: more options of `train` for a run."""
+    runs = runs_folder(options)
     extra = [*(["--smoke"] if options.smoke else []), "--device", options.device]
     try:
         ones = [
@@ -65,7 +89,7 @@ def planned(options: argparse.Namespace, worker: Path, recipes: Sequence[str], o
     found = []
     for one in ones:
         settings = [word for setting in one.settings for word in ("--set", setting)]
-        command = [sys.executable, str(worker), *of_worker, one.recipe, str(runs / one.name), *settings, *extra]
+        command = [sys.executable, str(worker), *of_worker, one.recipe, str(runs / one.name), *settings, *extra, *of_run(one, runs)]
         found.append((runs / one.name, command))
     return found
 
@@ -92,7 +116,7 @@ def gather(
     Runs that OUT.json has already are not run again. read: makes of a worker's result what OUT.json has of the run.
     """
     runs = known(options.out, options.smoke)
-    (options.runs / "smoke" if options.smoke else options.runs).mkdir(parents=True, exist_ok=True)
+    runs_folder(options).mkdir(parents=True, exist_ok=True)
     jobs = [job for job in jobs if job[0].name not in runs]
     work([job for job in jobs if not (job[0] / MEASURED).is_file()], options.at_once, started + 60 * options.minutes)
     done = [folder for folder, _ in jobs if (folder / MEASURED).is_file()]
@@ -142,3 +166,53 @@ def train(recipe: str, run: Path, options: Sequence[str]) -> str:
     if code:
         sys.exit(code)
     return dict(pairwise(options)).get("--device", "auto")
+
+
+def facts(recipe: str, run: Path, checkpoint: Checkpoint, model: Decoder) -> dict[str, Any]:
+    """What a record says of a finished run: its recipe, machine, size and speed, and what training warned of."""
+    folder = RunFolder.open(run)
+    return {
+        "recipe": recipe,
+        "step": checkpoint.step,
+        "device": folder.manifest()["device"],
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "ms_per_step": milliseconds(folder),
+        "fault": split_metrics(folder.metrics())[1][-1].fault(),
+    }
+
+
+def milliseconds(folder: RunFolder) -> float | None:
+    """The median time of a step over the lines of timing.jsonl but the first, in which libraries initialise."""
+    lines = [json.loads(line) for line in folder.timing_file.read_text(encoding="utf-8").splitlines()]
+    return 1000 * median(line["seconds"] for line in lines[1:]) if len(lines) > 1 else None
+
+
+@contextmanager
+def silent(what: str, total: int | None) -> Iterator[Advance]:
+    """A stage of a measurement without a progress bar."""
+    yield lambda count: None
+
+
+def mean_text(values: Sequence[float | None], digits: int, *, half: bool = False) -> str:
+    """The mean over runs with Student's 95 % interval, or half of it: `3.41 ± 0.02`. A dash where no run was measured."""
+    measured = [value for value in values if value is not None]
+    if not measured:
+        return "–"
+    if len(measured) == 1 or len(measured) > 10 or max(measured) == min(measured):
+        return f"{sum(measured) / len(measured):.{digits}f}"
+    found = repeated(measured)
+    return f"{found.value:.{digits}f} ± {found.high - found.value:.{digits}f}" if half else found.text(digits)
+
+
+def write_lines(out: Path, runs: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write OUT.json, a line for each run."""
+    lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(run)}" for name, run in runs.items())
+    write_durably(out, '{"runs": {\n' + lines + "}}\n")
+
+
+def print_markdown(rows: Iterable[Sequence[str]]) -> None:
+    """Print a table whose first row is its heading."""
+    for number, row in enumerate(rows):
+        print(f"| {' | '.join(row)} |")
+        if number == 0:
+            print(f"|{'---|' * len(row)}")
