@@ -152,8 +152,8 @@ class Decoder(nn.Module):
         assert weights is not None
         kl_BT = posterior.kl() * mask_BT
         penalty = weights.beta * self.latent.penalty(posterior, kl_BT, mask_BT, weights)
-        own = self.latent.own
-        return LossTerms(ce, kl_BT.sum(), penalty, (kl_BT[:, own] > weights.kappa).float().sum(), mask_BT[:, own].sum())
+        own, limited_BT = self.latent.own, self.latent.limited_kl(posterior, kl_BT)
+        return LossTerms(ce, kl_BT.sum(), penalty, (limited_BT[:, own] > weights.kappa).float().sum(), mask_BT[:, own].sum())
 
     @property
     def no_weight_decay(self) -> set[str]:
