@@ -30,6 +30,7 @@ from statistics import median
 from typing import Any
 
 from speed import GPU_GIB, HERE, STEP_124M, Worker, WorkerError, commit_of
+from stored import stored
 
 OURS = "freetf"
 PACKAGES = ("litgpt", "transformers", "x-transformers")
@@ -374,7 +375,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         clones = {"gpt-fast": chosen.gpt_fast, "nanogpt": chosen.nanogpt}
         options = Options(chosen.smoke, Path(scratch), clones, *((2, 0.01, 120) if chosen.smoke else (6, 0.5, 420)))
-        found = json.loads(chosen.out.read_text()) if chosen.out.exists() else _about(options)
+        found = stored(chosen.out, lambda found: (found["machine"], list(table(found)))) or _about(options)
         if found["smoke"] != chosen.smoke:
             parser.error(f"{chosen.out} has rows {'of tiny' if found['smoke'] else 'that are not of tiny'} shapes: name another file")
         there = peers(options)

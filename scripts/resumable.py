@@ -20,6 +20,8 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from stored import stored
+
 from freetf_cli.cli.app import main as freetf
 from freetf_cli.config.sweep import PlannedRun, parse_seeds, plan_sweep
 from freetf_cli.device import cores
@@ -96,14 +98,13 @@ def planned(
 
 def known(out: Path, smoke: bool) -> dict[str, dict[str, Any]]:
     """What OUT.json has of each run. Ends the program for a damaged file, and for one whose runs are smoke runs where these are not."""
-    if not out.is_file():
-        return {}
-    try:
-        runs: dict[str, dict[str, Any]] = json.loads(out.read_bytes())["runs"]
-        others = [name for name, run in runs.items() if run.get("smoke", False) != smoke]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        sys.exit(f"error: {out} is damaged; move it away, and the folder of the runs still has what they measured")
-    if others:
+
+    def of_other_size(found: Any) -> list[str]:
+        return [name for name, run in found["runs"].items() if run.get("smoke", False) != smoke]
+
+    found = stored(out, of_other_size, "move it away, and the folder of the runs still has what they measured") or {"runs": {}}
+    runs: dict[str, dict[str, Any]] = found["runs"]
+    if others := of_other_size(found):
         sys.exit(f"error: {out} has {'runs at full size' if smoke else 'smoke runs'}, such as {others[0]}; name another file")
     return runs
 

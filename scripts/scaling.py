@@ -38,6 +38,8 @@ from statistics import mean
 from typing import Any
 from uuid import uuid4
 
+from stored import stored
+
 from freetf_cli.cli.app import main as freetf
 from freetf_cli.durable import write_durably
 from freetf_cli.training.pool import threads_each
@@ -127,7 +129,7 @@ def main() -> None:
     chosen = parser.parse_args()
     cases = [one for one in (SMOKE if chosen.smoke else CASES) if chosen.only in one.name]
     began, gpus = time.monotonic(), 0 if chosen.smoke else count_gpus()
-    found: dict[str, Any] = json.loads(chosen.out.read_text()) if chosen.out.exists() else {"rows": []}
+    found: dict[str, Any] = stored(chosen.out, lambda found: tables(measured_rows(found))) or {"rows": []}
     left: dict[str, str] = {}
     with signal_handler(lambda number, _: sys.exit(128 + number), ["SIGTERM", "SIGHUP"]), Scratch(gpus) as scratch:
         for case in cases:
@@ -146,8 +148,13 @@ def main() -> None:
                 found["rows"] = [*(each for each in found["rows"] if each["name"] != case.name), row]
                 write_durably(chosen.out, json.dumps(found, indent=1) + "\n")
                 print(f"{time.monotonic() - began:5.0f} s  {case.name}", file=sys.stderr, flush=True)
-    print("\n".join(tables([row for row in found["rows"] if "error" not in row])))
+    print("\n".join(tables(measured_rows(found))))
     print("\n" + "\n".join([f"left: {name}: {why}" for name, why in left.items()] or ["left: nothing"]))
+
+
+def measured_rows(found: dict[str, Any]) -> list[Row]:
+    """The rows of the cases that did not fail."""
+    return [row for row in found["rows"] if "error" not in row]
 
 
 def count_gpus() -> int:

@@ -54,7 +54,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     return called
 
 
-SHARED = {"resumable.py", "text_models_table.py"}  # what scripts import; no programs
+SHARED = {"resumable.py", "stored.py", "text_models_table.py"}  # what scripts import; no programs
 
 
 @pytest.mark.parametrize("path", sorted(path for path in SCRIPTS.glob("*.py") if path.name not in SHARED), ids=lambda path: path.name)
@@ -636,6 +636,35 @@ def test_resumed_scripts_refuse_a_file_that_they_cannot_go_on_with(
     out.write_text(content)
     with pytest.raises(SystemExit, match=told):
         script("resumable").known(out, smoke)
+
+
+UNSOUND = {
+    "cut off": b'{"rows": [',
+    "a list": b"[]",
+    "an empty row": b'{"rows": [{"name": "8b free, 1"}]}',
+    "another script's": (ROOT / "docs" / "results" / "kernels-h200.json").read_bytes(),
+    "no text": b"\xff",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        *(pytest.param(name, content, id=f"{name}, {what}") for name in ("peers", "scaling", "speed") for what, content in UNSOUND.items()),
+        pytest.param("peers", b'{"smoke": true, "peers": {}, "rows": []}', id="peers, no machine"),
+    ],
+)
+def test_scripts_refuse_a_file_that_they_cannot_add_to(
+    script: Callable[[str], ModuleType], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes
+) -> None:
+    """One line, before anything is measured; the file stays as it was."""
+    module, out = script(name), tmp_path / "out.json"
+    for next_step in {"count_gpus", "peers", "Schedule", "Scratch"} & vars(module).keys():
+        monkeypatch.setattr(module, next_step, lambda *_: pytest.fail("it goes on"))
+    out.write_bytes(content)
+    with pytest.raises(SystemExit, match=f"^error: {out} is damaged, or is not a result of this script; move it away, or name another"):
+        run(module, out, "--smoke", *(["--old", ROOT] if name == "speed" else []))
+    assert out.read_bytes() == content
 
 
 def test_an_interrupted_script_ends_its_workers(script: Callable[[str], ModuleType], tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from freetf_cli.cli.options import DeviceOption, JsonOption, ReportOption, SeedOption, SplitOption, complete_run, completer
-from freetf_cli.cli.output import Described, show
+from freetf_cli.cli.output import Described, show, write_page
 from freetf_cli.errors import InputError
 from freetf_cli.evaluation.benchmarks import BENCHMARKS
 from freetf_cli.evaluation.benchmarks.minimum import parse_minimums, raise_if_below
@@ -266,13 +266,17 @@ def _show_benchmarks(
     json: bool,
     report: Path | None,
 ) -> None:
-    """Show the results, with the paper's table if --paper asks for it, and fail if a score is below --min."""
+    """Show the results, with the paper's table if --paper asks for it, and fail if a score is below --min. JSON: one result a line."""
     from freetf_cli.evaluation.benchmarks.tables import paper_table
     from freetf_cli.records.benchmarks import Rescored
 
     if paper is not None:
         results = [replace(result, paper=paper_table(paper, result, beside or [])) for result in results]
-    show(results[0] if len(results) == 1 else Rescored(results), json=json, report=report)
+    together = results[0] if len(results) == 1 else Rescored(results)
+    if report is not None:
+        write_page(report, together)
+    for shown in results if json else [together]:
+        show(shown, json=json)
     raise_if_below(results, minimums)
 
 

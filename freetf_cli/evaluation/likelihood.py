@@ -192,7 +192,7 @@ def _free(model: Decoder, batch: Batch, row: int, draws: int, seed: int) -> dict
         "ce_prior": prior_ce_BK.mean(1),
         "log_weights": log_ratio_BKT.double().sum(-1) - ce_BKT.double().sum(-1),
         "prior_log_weights": -prior_ce_BK,
-        "above_kappa": (kl_BT[:, latent.own] > latent.kappa * LN2).sum(1),  # the latent's κ is in bits
+        "above_kappa": (latent.limited_kl(posterior, kl_BT)[:, latent.own] > latent.kappa * LN2).sum(1),  # the latent's κ is in bits
         "latent_mask": mask_BT[:, latent.own].sum(1),
         "position_nats": ce_BT + kl_BT,
     }

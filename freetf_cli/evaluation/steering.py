@@ -113,7 +113,8 @@ def find_codes(
         )
         for k, value in enumerate(values)
     ]
-    bits = odds_KTH[0, model.latent.own].size
+    own_TH = odds_KTH[0, model.latent.own]
+    bits = own_TH.size - (len(own_TH) - 1) * model.latent.row_bits
     return FoundCodes(run, checkpoint.step, name, spec.split, bits, spec.strength, spec.count, spec.seed, found, notes)
 
 

@@ -321,18 +321,22 @@ class FreeTransformerForCausalLM(PreTrainedModel, GenerationMixin):
         generation_config: GenerationConfig | None = None,
         z: Tensor | list[list[int]] | None = None,
         z_seed: int | None = None,
-        prompt_z: Literal["posterior", "prior"] = "posterior",
+        prompt_z: Literal["posterior", "prior"] | None = None,
         **options: Any,
     ) -> Any:
         """Continue prompts. Z is drawn, or given, once per generation; other arguments are those of transformers.
 
         z: codes [B, S], or [1, S] for all sequences, one for each position that is read: one fewer than the result has tokens. z_seed:
-        seeds the draw of Z; by default torch's global generator is used. prompt_z: whether the encoder infers the prompt's Z
-        ("posterior") or it is drawn from the prior. With `num_return_sequences`, each sequence has its own Z, in greedy search too. The
-        beams of a beam search share one Z, so that their scores can be compared.
+        seeds the draw of Z; by default torch's global generator is used. prompt_z: whether the encoder infers the prompt's Z ("posterior",
+        the default) or it is drawn from the prior. With z nothing is drawn, and z_seed or prompt_z is a ValueError. With
+        `num_return_sequences`, each sequence has its own Z, in greedy search too. The beams of a beam search share one Z, so that their
+        scores can be compared.
         """
-        if prompt_z not in ("posterior", "prior"):
+        if prompt_z not in (None, "posterior", "prior"):
             raise ValueError(f"prompt_z is 'posterior' or 'prior', not {prompt_z!r}")
+        if z is not None and (z_seed is not None or prompt_z is not None):
+            name = "prompt_z" if z_seed is None else "z_seed"
+            raise ValueError(f"z gives the codes of the prompt and of its continuation: leave out {name}, or z")
         z = None if z is None else self._checked(z)
         prompt = inputs if inputs is not None else options.pop("input_ids", None)
         config = generation_config if generation_config is not None else self.generation_config
@@ -355,7 +359,7 @@ class FreeTransformerForCausalLM(PreTrainedModel, GenerationMixin):
         if z is None:
             length = max(prompt.shape[1] + (setting("max_new_tokens") or 20), setting("max_length") or 0)  # 20: transformers' default
             z = self.draw_z(len(prompt), length, z_seed)
-            if prompt_z == "posterior":
+            if prompt_z != "prior":
                 z[:, : prompt.shape[1]] = self.infer_z(prompt, options.get("attention_mask"), z_seed)
         if len(z) not in (1, len(prompt)):
             raise ValueError(f"z has {len(z)} rows, for {len(prompt)} sequences")

@@ -63,7 +63,7 @@ class PlanLatent(BinaryLatent):
         plan_bits, plan_kappa = _options(config)
         super().__init__(model, config.model_copy(update={"options": {}}))
         self.config, self.plan_kappa = config, plan_kappa * LN2
-        self.token_bits, self.bits = config.bits, config.bits + plan_bits
+        self.token_bits, self.bits, self.row_bits = config.bits, config.bits + plan_bits, plan_bits
         self.encoder = Encoder(model, self.bits, own_blocks=self.depth if self.reads_embeddings else 0)
         self.plan_sampler = PostSampler(plan_bits, model.width, config.numerics.gradient)
 
@@ -87,6 +87,11 @@ class PlanLatent(BinaryLatent):
         else:
             r_BTD = self.post_sampler(codes_BT) + self.plan_sampler(plans_BT)
         return ResidualInjection(r_BTD, self.depth)
+
+    def limited_kl(self, posterior: Distribution, kl_BT: Tensor) -> Tensor:
+        """That of the tokens' bits: κ_plan limits the plan's."""
+        assert isinstance(posterior, PlanDistribution)
+        return torch.minimum(kl_BT, kl_per_token(self.split(posterior.bit_logits)[0]))  # the mask has made some of kl_BT 0
 
     @property
     def is_shared(self) -> bool:

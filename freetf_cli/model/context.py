@@ -48,6 +48,10 @@ class LayerCache:
         self.v[:, :, start:end] = v_BKTE
         return self.k[:, :, :end], self.v[:, :, :end]
 
+    def branch(self) -> LayerCache:
+        """A cache that goes on from here. It writes into the same keys and values, after the filled ones: use one branch at a time."""
+        return self
+
 
 @dataclass(eq=False)
 class Cache:
@@ -64,6 +68,10 @@ class Cache:
     document_ids_BS: Tensor | None = None
     length: int | Tensor = 0
     rotary: Rotary | None = None
+
+    def branch(self) -> Cache:
+        """A cache that goes on from here, while this one stays as long as it is (`LayerCache.branch`). Not of a static cache."""
+        return replace(self, layers=[layer.branch() for layer in self.layers])
 
     def make_static(self, head_width: int, rope_theta: float) -> None:
         """Keep the length as a tensor [] int64 on the device; from now on a step reads one position."""

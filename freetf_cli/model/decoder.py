@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -151,8 +152,8 @@ class Decoder(nn.Module):
         assert weights is not None
         kl_BT = posterior.kl() * mask_BT
         penalty = weights.beta * self.latent.penalty(posterior, kl_BT, mask_BT, weights)
-        own = self.latent.own
-        return LossTerms(ce, kl_BT.sum(), penalty, (kl_BT[:, own] > weights.kappa).float().sum(), mask_BT[:, own].sum())
+        own, limited_BT = self.latent.own, self.latent.limited_kl(posterior, kl_BT)
+        return LossTerms(ce, kl_BT.sum(), penalty, (limited_BT[:, own] > weights.kappa).float().sum(), mask_BT[:, own].sum())
 
     @property
     def no_weight_decay(self) -> set[str]:
@@ -186,10 +187,19 @@ class Decoder(nn.Module):
         cache.document_ids_BS.index_copy_(1, new_T, ids_BT)
         return cache.document_ids_BS
 
-    def new_cache(self, sequences: int, length: int, dtype: torch.dtype | None = None, padding: Tensor | None = None) -> Cache:
-        """An empty cache for `length` positions of `sequences` sequences. padding [B]: left padding of each."""
+    def new_cache(
+        self,
+        sequences: int,
+        length: int,
+        dtype: torch.dtype | None = None,
+        padding: Tensor | None = None,
+        part: Literal["all", "lower", "upper"] = "all",
+    ) -> Cache:
+        """An empty cache for `length` positions of `sequences` sequences. padding [B]: left padding of each. part: of which blocks."""
         weight = self.embedding.weight
-        layers = [attention.new_cache(sequences, length, dtype or weight.dtype) for attention in self.attentions()]
+        rooms = [0 if part == "upper" else length] * self.depth + [0 if part == "lower" else length] * (self.config.layers - self.depth)
+        each = zip(self.attentions(), rooms, strict=True)
+        layers = [attention.new_cache(sequences, room, dtype or weight.dtype) for attention, room in each]
         masked = self.config.separator is not None or padding is not None
         return Cache(layers, padding, torch.zeros(sequences, length, dtype=torch.long, device=weight.device) if masked else None)
 

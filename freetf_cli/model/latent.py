@@ -121,6 +121,7 @@ class Latent(nn.Module, ABC):
     kappa: float  # free bits per token of the configuration, bits
     window: int | None = None  # positions, from the first, whose Z is inferred; None: all
     every: int | Literal["sequence"] = 1  # tokens that share one Z, which the first of them infers
+    row_bits: int = 0  # of the bits of a Z, the highest that a whole row has once, such as those of a plan
     reach: int | None = None  # positions, from the first, whose Z the decoder reads; None: all
     reads_embeddings: bool = False  # whether `posterior` needs the embedded tokens
     no_weight_decay: tuple[str, ...] = ()  # names of matrices that AdamW must not decay
@@ -140,6 +141,10 @@ class Latent(nn.Module, ABC):
     def credited(self, posterior: Distribution, targets_BT: Tensor) -> tuple[Distribution, Tensor]:
         """In training: the posterior through which the cross-entropy reaches the encoder, and the targets that count."""
         return posterior, targets_BT
+
+    def limited_kl(self, posterior: Distribution, kl_BT: Tensor) -> Tensor:
+        """The part of the KL that κ limits, nats per token [B, T]; bits of the row have a limit of their own. kl_BT: all of it, masked."""
+        return kl_BT
 
     @abstractmethod
     def inject(self, z: Tensor, posterior: Distribution | None = None) -> Injection:

@@ -159,7 +159,7 @@ class Benchmarks:
 
 @dataclass(frozen=True)
 class Rescored:
-    """The results of `evaluate --rescore` with the items of several evaluations."""
+    """The report of `evaluate --rescore` on several evaluations. Their JSON is a line of each."""
 
     evaluations: list[Benchmarks]
 

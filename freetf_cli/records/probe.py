@@ -52,12 +52,12 @@ class Rate:
     kl: Estimate  # KL(Q(Z|S) ‖ P)
     ce: Estimate
     nelbo: Estimate  # CE + KL, the negative ELBO
-    by_position: list[Estimate]  # mean KL at each input position that has a Z of its own, bits per token
+    by_position: list[Estimate]  # mean KL at each input position that has a Z of its own, bits per token; without the row's bits
     by_bit: list[Estimate] | None  # KL of each of the H bits of a Z, summed over positions
     kappa: float  # bits per token
-    above_kappa: Estimate  # share of tokens whose KL exceeds κ; of Zs where tokens share them
+    above_kappa: Estimate  # share of tokens whose KL, without the row's bits, exceeds κ; of Zs where tokens share them
     active_bits: Estimate | None  # how many bits have a posterior probability that varies over sequences (variance above 0.01)
-    all_bits: int | None  # Zs · H
+    all_bits: int | None  # Zs · H, and the row's bits
     information_low: Estimate  # of the mutual information I(S; Z) of sequence and Z; at most log2 of `paired`
     information_high: Estimate
     mismatch_low: Estimate  # of KL(aggregate posterior ‖ P), which carries no information and which samples from the prior lack
@@ -73,6 +73,8 @@ class Rate:
     active_dims: Estimate | None = None  # how many dimensions have a KL above 0.01 bits, a mean over sequences
     active_units: Estimate | None = None  # how many have a posterior mean that varies over sequences (variance above 0.01)
     all_dims: int | None = None  # Zs · K
+    row_bits: int = 0  # of by_bit, the last that a row has once, as those of a plan; all other bits are a token's
+    row_kl: Estimate | None = None  # the part of kl in them; None if there are none
 
     def section(self) -> Section:
         kappa_line = [Reference(self.kappa, f"κ {number(self.kappa)}", "nelbo")]
@@ -80,10 +82,20 @@ class Rate:
         if len(self.by_position) > 1:
             places = _with_intervals(self.by_position, "kl", self.positions)
             unit = "bits/token" if self.has_own else "bits/Z"
-            charts.append(Chart("KL by position", [places], "position", unit, "bars", references=kappa_line))
+            charts.append(
+                Chart(
+                    "KL by position" + ", without the row's bits" * bool(self.row_bits),
+                    [places],
+                    "position",
+                    unit,
+                    "bars",
+                    references=kappa_line,
+                )
+            )
         for found, name in ((self.by_bit, "bit"), (self.by_dim, "dimension")):
             if found is not None:
                 whole = f"KL by {name} of a token, summed over positions" if self.has_own else f"KL by {name} of Z"
+                whole += f"; from {len(found) - self.row_bits} on, bits of the row" if self.row_bits else ""
                 charts.append(Chart(whole, [_with_intervals(found, "blue")], name, "bits/sequence", "bars", small=True))
         shown = [Facts(self._facts()), Note(self._ceiling()), *(one for one in charts if any(map(is_number, one.series[0].y)))]
         return Section("Rate: what flows through Z", shown, RATE)
@@ -97,6 +109,7 @@ class Rate:
         floor = f"; floor {number(self.floor)}" if self.floor is not None else ""
         return [
             ("KL", f"{self.kl.text()} bits/sequence"),
+            ("KL of the row's bits", f"{self.row_kl.text()} bits/sequence, of {self.row_bits} bits" if self.row_kl else ""),
             ("CE, posterior Z", f"{self.ce.text()} bits/sequence{floor}"),
             ("CE + KL", f"{self.nelbo.text()} bits/sequence{floor}"),
             ("efficiency", self.saving()),
@@ -112,7 +125,8 @@ class Rate:
     def _above(self) -> str:
         """How many tokens, or Zs that tokens share, have a KL above κ."""
         whose, unit = ("tokens", "bits/token") if self.has_own else ("Zs", "bits")
-        return f"{self.above_kappa.share()} of {whose} have a KL above κ = {number(self.kappa)} {unit}"
+        without = ", without the row's bits" if self.row_bits else ""
+        return f"{self.above_kappa.share()} of {whose} have a KL above κ = {number(self.kappa)} {unit}{without}"
 
     def saving(self) -> str:
         """What a bit of KL saves, in words; empty where that is unknown."""
@@ -254,10 +268,12 @@ class ProbeResult:
 
     def _latent(self) -> str:
         """`16 bits of Z for each token`, `32 normal numbers of Z for a sequence`, or what else Z is."""
-        size, unit = (self.bits, "bit") if self.dims is None else (self.dims, "normal number")
+        of_row = self.rate.row_bits
+        size, unit = (self.bits and self.bits - of_row, "bit") if self.dims is None else (self.dims, "normal number")
         parts = "one Z" if size is None else f"{size} {unit if size == 1 else f'{unit}s'} of Z"
         return (
             f"{parts} for {'each token' if self.every == 1 else 'a sequence' if self.every == 'sequence' else f'every {self.every} tokens'}"
+            + (f" and {of_row} for the row" if of_row else "")
         )
 
     def factors(self) -> list[FactorInformation]:

@@ -125,18 +125,29 @@ def count(module: nn.Module) -> int:
 
 
 def _memory(recipe: Recipe, parameters: int, bf16: bool, device_type: str) -> dict[str, float]:
-    """Bytes of parameters, gradients and AdamW's two moments in float32, and an estimate of what a step needs beyond them.
-
-    The peak is at the end of the forward, when there are no gradients yet, or at the end of the backward, when all of them exist:
-    gradients replace activations one by one. With gradient accumulation the gradients of the first part are there in later forwards.
-    """
-    gradients = 4.0 * parameters
-    weights = attention_weight_bytes(recipe, bf16)
-    forward = activation_bytes(recipe, bf16, device_type) + weights + (gradients if recipe.train.grad_accum_steps > 1 else 0.0)
-    beyond = max(forward - gradients, mapper_bytes(recipe, bf16, device_type))
-    weights = min(weights, beyond)
+    """Bytes of parameters, gradients and AdamW's two moments in float32, and an estimate of what a step needs beyond them."""
+    gradients, kind = 4.0 * parameters, checkpointing_of(recipe)
+    beyond = beyond_gradients(recipe, bf16, device_type, kind, gradients)
+    weights = min(attention_weight_bytes(recipe, bf16, kind), beyond)
     parts = {"parameters": gradients, "gradients": gradients, "optimizer": 2 * gradients, "activations (estimated)": beyond - weights}
     return {**parts, **({ATTENTION_WEIGHTS: weights} if weights else {}), "total": 4 * gradients + beyond}
+
+
+def checkpointing_of(recipe: Recipe) -> Checkpointing:
+    """What the estimates know of `train.activation_checkpointing`: "selective" and "budget" count as "none", which needs more."""
+    return "full" if recipe.train.activation_checkpointing == "full" else "none"
+
+
+def beyond_gradients(recipe: Recipe, bf16: bool, device_type: str, checkpointing: Checkpointing, gradients: float) -> float:
+    """Bytes at the peak beside parameters, optimizer state and all gradients, on one device or on each of several. Estimated.
+
+    The peak is at the end of the forward, when there are no gradients yet, or at the end of the backward, when all of them exist:
+    gradients replace activations one by one. gradients: bytes that do so; with gradient accumulation none do, because the gradients of the
+    first part are there in later forwards.
+    """
+    activations = activation_bytes(recipe, bf16, device_type, checkpointing) + attention_weight_bytes(recipe, bf16, checkpointing)
+    replaced = gradients if recipe.train.grad_accum_steps == 1 else 0.0
+    return max(activations - replaced, mapper_bytes(recipe, bf16, device_type))
 
 
 def activation_bytes(recipe: Recipe, bf16: bool, device_type: str, checkpointing: Checkpointing = "none") -> float:

@@ -50,7 +50,7 @@ from freetf_cli.errors import InputError
 from freetf_cli.latent.build import build_model
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.records.plan import Plan, Spread, SpreadRow
-from freetf_cli.runs.plan import Checkpointing, activation_bytes, attention_weight_bytes, count, mapper_bytes
+from freetf_cli.runs.plan import Checkpointing, beyond_gradients, checkpointing_of, count
 
 NODE = 8  # GPUs
 UNIT = 150_000_000  # parameters: smaller blocks are gathered together until they have as many (docs/distributed.md)
@@ -131,8 +131,7 @@ def memory_of(recipe: Recipe, plan: Plan) -> dict[str, float]:
     config, processes = recipe.parallel, recipe.parallel.processes
     shards = config.shards(processes)
     way = Way(config.engine, shards, processes // shards, config.reshard_after_forward, config.cpu_offload)
-    kind: Checkpointing = "full" if recipe.train.activation_checkpointing == "full" else "none"
-    return _memory(way, recipe, plan.precision == "bf16", *unit_sizes(recipe), kind)
+    return _memory(way, recipe, plan.precision == "bf16", *unit_sizes(recipe), checkpointing_of(recipe))
 
 
 def unit_sizes(recipe: Recipe) -> tuple[int, list[int]]:
@@ -219,8 +218,7 @@ def _divided(recipe: Recipe, gpus: int) -> Iterator[Recipe]:
 def _memory(way: Way, recipe: Recipe, bf16: bool, root: int, units: list[int], checkpointing: Checkpointing) -> dict[str, float]:
     """Bytes on a GPU at the peak, by part.
 
-    As for one GPU, gradients replace activations one by one in the backward: `activations` is what comes on top of the gradients. Gradients
-    of earlier parts, and DDP's buckets, are there beside all activations.
+    `activations` is what comes on top of the gradients (`beyond_gradients`). DDP's buckets are there beside all activations.
     """
     parameters, parts, size = root + sum(units), recipe.train.grad_accum_steps, 2 if bf16 else 4
     on_gpu = 0.0 if way.offload else 4.0 * parameters / way.shards
@@ -228,16 +226,14 @@ def _memory(way: Way, recipe: Recipe, bf16: bool, root: int, units: list[int], c
     if way.gathers:
         gathered = 4.0 * root + size * float(sum(nlargest(2, units) if way.reshard else units))
         unsharded = 4.0 * parameters - on_gpu if parts > 1 else 4.0 * sum(nlargest(2, [root, *units]))
-    activations = activation_bytes(recipe, bf16, "cuda", checkpointing) + attention_weight_bytes(recipe, bf16, checkpointing)
-    if parts == 1 and way.mode != "ddp":
-        activations -= on_gpu + unsharded
+    replacing = 0.0 if way.mode == "ddp" else on_gpu + unsharded
     memory = {
         "parameters": on_gpu,
         "gathered": gathered,
         "gradients": on_gpu,
         "unsharded": unsharded,
         "optimizer": 2 * on_gpu,
-        "activations": max(activations, mapper_bytes(recipe, bf16, "cuda")),
+        "activations": beyond_gradients(recipe, bf16, "cuda", checkpointing, replacing),
     }
     return {**memory, "total": sum(memory.values())}
 

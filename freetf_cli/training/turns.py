@@ -10,6 +10,10 @@ information of Z and held-out data no longer rises, both are updated together. S
   program. A turn has at most `steps` steps; theirs has 100.
 - I(S; Z) is measured every `check_every` steps, not after each epoch, on the first ROWS rows of `eval.split` with the same noise each time,
   by their estimator (`evaluation.posterior.information`).
+
+Every step computes all gradients, those of the part whose turn it is not too. Without them (`requires_grad_(False)`) a step of the encoder
+would take two thirds of the time, one of the decoder as long as now. But gradients are clipped by the norm of all of them, so that the
+updates would be others; and a step would need a compiled graph and a CUDA graph for each turn, where one of each serves all.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import socket
@@ -15,6 +16,7 @@ import torch
 
 from freetf_cli.evaluation.benchmarks import BENCHMARKS
 from freetf_cli.evaluation.benchmarks.metrics import KINDS
+from freetf_cli.records.benchmarks import Benchmarks
 from tests.evaluation.benchmarks.data import write_all
 
 pytest.importorskip("lm_eval")
@@ -228,12 +230,18 @@ def test_evaluations_are_scored_again_side_by_side(run_cli: Callable, text_run: 
         done = run_cli("evaluate", text_run, "--task", "piqa", "--data", data, "--samples", 2, "--z", z, "-o", tmp_path / z, "-q")
         assert done.code == 0, done.stderr
     words = ["evaluate", "--rescore", tmp_path / "prior", "--rescore", tmp_path / "posterior-prompt"]
-    found = json.loads(run_cli(*words, "--json").stdout)["evaluations"]
+    found = [json.loads(line) for line in run_cli(*words, "--json", "--report", tmp_path / "both.html").stdout.splitlines()]
     assert [(one["z"], one["folder"], len(one["tasks"])) for one in found] == [
         ("prior", str(tmp_path / "prior"), 1),
         ("posterior-prompt", str(tmp_path / "posterior-prompt"), 1),
     ]
+    fields = {"schema_version", *(field.name for field in dataclasses.fields(Benchmarks))}
+    (alone,) = run_cli(*words[:3], "--json").stdout.splitlines()
+    for one in (*found, json.loads(alone)):  # one shape, whether there are several or not
+        assert one.keys() == fields == json.loads((Path(one["folder"]) / "result.json").read_bytes()).keys()
+    page = (tmp_path / "both.html").read_text(encoding="utf-8")
     shown = run_cli(*words).stdout
+    assert f"{tmp_path / 'prior'}" in page and f"{tmp_path / 'posterior-prompt'}" in page
     assert shown.index(f"{text_run}: {tmp_path / 'prior'}") < shown.index(f"{text_run}: {tmp_path / 'posterior-prompt'}")
 
 

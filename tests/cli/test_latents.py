@@ -28,7 +28,7 @@ HEADS = {
     "gaussian-row": "3 normal numbers of Z for a sequence",
     "bits-row": "4 bits of Z for a sequence",
     "bits-5": "4 bits of Z for every 5 tokens",
-    "bits-plan": "7 bits of Z for each token",
+    "bits-plan": "4 bits of Z for each token and 3 for the row",
 }
 
 
@@ -59,12 +59,17 @@ def test_probe_latent_has_every_measure(run_cli: Callable, runs: dict[str, Path]
     assert (found["bits"], found["dims"]) == ((BITS[name], None) if bits else (None, 3))
     assert found["every"] == {"gaussian": 1, "bits-5": 5, "bits-plan": 1}.get(name, "sequence")
     assert rate["positions"] == list(range(0, 13, 5 if name == "bits-5" else 1))[:zs] and len(rate["by_position"]) == zs
-    assert sum(one["value"] for one in rate["by_position"]) == pytest.approx(rate["kl"]["value"])
+    of_row = rate["row_kl"]["value"] if name == "bits-plan" else 0
+    assert rate["row_bits"] == (3 if name == "bits-plan" else 0) and (rate["row_kl"] is None) == (name != "bits-plan")
+    assert sum(one["value"] for one in rate["by_position"]) + of_row == pytest.approx(rate["kl"]["value"])
+    if bits:
+        assert sum(one["value"] for one in rate["by_bit"][BITS[name] - rate["row_bits"] :]) == pytest.approx(of_row)
     if name == "gaussian":
         check_that_the_documentation_lists_numbers_without_an_interval(found, OF_BITS)
     own, other = ("by_bit", "by_dim") if bits else ("by_dim", "by_bit")
     assert sum(one["value"] for one in rate[own]) == pytest.approx(rate["kl"]["value"]) and rate[other] is None
-    assert (rate["all_bits"], rate["all_dims"]) == ((BITS[name] * zs, None) if bits else (None, 3 * zs))
+    all_bits = 4 * 13 + 3 if name == "bits-plan" else BITS.get(name, 0) * zs
+    assert (rate["all_bits"], rate["all_dims"]) == ((all_bits, None) if bits else (None, 3 * zs))
     for key in ("active_bits", "imbalance"):
         assert (rate[key] is not None) is bits
     for key in ("active_dims", "active_units"):
@@ -113,7 +118,7 @@ def test_the_other_commands(run_cli: Callable, refused: Callable, runs: dict[str
         assert "several share one" in (line := refused("evaluate", run, "--task", "persistence")) and "freetf probe-latent" in line
     codes = ("find-codes", run, "-o", tmp_path / "codes", "--label", "position", "--sequences", 300, "--count", 20)
     if name.startswith("bits"):
-        assert json.loads(run_cli(*codes, "--json").stdout)["all_bits"] == BITS[name] * ZS[name]
+        assert json.loads(run_cli(*codes, "--json").stdout)["all_bits"] == (4 * 13 + 3 if name == "bits-plan" else BITS[name] * ZS[name])
         (first, *_) = sorted((tmp_path / "codes").glob("*.jsonl"))
         for line in first.read_text(encoding="utf-8").splitlines():
             codes_T = json.loads(line)["z"]

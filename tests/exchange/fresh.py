@@ -105,6 +105,8 @@ found["fractions in z"] = refusal(free.generate, **prompt, z=z.float())
 found["large z"] = refusal(free.generate, **prompt, z=z + 1000)
 found["z as lists"] = torch.equal(free.generate(**prompt, **greedy, z=z[:1].tolist()), free.generate(**prompt, **greedy, z=z[:1]))
 found["other prompt_z"] = refusal(free.generate, **prompt, prompt_z="prio")
+found["z and z_seed"] = refusal(free.generate, **prompt, z=z[:1], z_seed=0)
+found["z and prompt_z"] = refusal(free.generate, **prompt, z=z[:1], prompt_z="posterior")
 found["no z"] = refusal(free, ids)
 with open(result, "w", encoding="utf-8") as file:  # noqa: PTH123
     json.dump(found, file)

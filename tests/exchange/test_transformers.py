@@ -126,6 +126,7 @@ def test_mistakes_are_errors(found: Any) -> None:
     assert "z has a code outside 0 … " in found["large z"]
     assert found["z as lists"] is True
     assert "not 'prio'" in found["other prompt_z"]
+    assert "leave out z_seed, or z" in found["z and z_seed"] and "leave out prompt_z, or z" in found["z and prompt_z"]
     assert "needs z" in found["no z"]
 
 

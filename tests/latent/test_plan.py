@@ -12,6 +12,7 @@ import torch
 
 from freetf_cli.config.recipe import LatentConfig, ModelConfig
 from freetf_cli.errors import InputError
+from freetf_cli.latent.binary import BinaryDistribution
 from freetf_cli.latent.build import build_model, initialise_model
 from freetf_cli.latent.plan import PlanDistribution, PlanLatent
 from freetf_cli.model.decoder import Decoder
@@ -111,6 +112,23 @@ def test_the_plan_has_free_bits_of_its_own(over: str) -> None:
     mismatch = d2(signs[:, 0, TOKEN:]) + (sum(d2(signs[:, t, :TOKEN]) for t in range(LENGTH)) if over == "token" else 0.0)
     ours = latent.penalty(posterior, posterior.kl(), mask, ObjectiveWeights(0.2, 0.0, 0.7))
     assert ours.item() == pytest.approx(float(literal) + 0.7 * mismatch * 6, rel=1e-6)
+
+
+def test_the_share_above_kappa_is_of_the_tokens_bits() -> None:
+    """A plan that alone lifts the first token above κ does not count there; masked positions have none."""
+    model, kappa = make(), 0.3
+    logits = torch.full((2, LENGTH, TOKEN + PLAN), 0.2, dtype=torch.float64)
+    logits[:, 1:, TOKEN:] = 0
+    logits[:, 0, TOKEN:] = 5.0
+    logits[1, 2, :TOKEN] = 4.0
+    posterior, targets = planned(logits), torch.ones(2, LENGTH, dtype=torch.long)
+    weights = ObjectiveWeights(torch.tensor(kappa), *(torch.ones(()) for _ in ObjectiveWeights._fields[1:]))
+    found = model.losses(torch.zeros(2, LENGTH, 16, dtype=torch.float64), targets, posterior, weights)
+    assert (posterior.kl()[:, 0] > kappa).all() and (found.above, found.latents) == (1, 2 * LENGTH)
+    limited = latent_of(model).limited_kl(posterior, posterior.kl() * torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]]))
+    alone = BinaryDistribution(logits[..., :TOKEN]).kl()
+    assert limited[0].tolist() == pytest.approx([*alone[0, :2].tolist(), 0, 0])
+    assert limited[1].tolist() == pytest.approx(alone[1].tolist())
 
 
 def test_a_prompts_plan_holds_for_what_is_written() -> None:

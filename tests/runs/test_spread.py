@@ -8,7 +8,7 @@ from freetf_cli.config.files import load_recipe
 from freetf_cli.errors import InputError
 from freetf_cli.records.plan import Spread, SpreadRow
 from freetf_cli.runs.plan import plan_run
-from freetf_cli.runs.spread import memory_size, spread, unit_sizes
+from freetf_cli.runs.spread import memory_of, memory_size, spread, unit_sizes
 
 GIB = 2**30
 SMALL = 1_659_096_576  # parameters of paper-1.5b-free
@@ -105,6 +105,25 @@ def test_one_gpu_needs_what_a_plan_without_gpus_says() -> None:
         plan = plan_run(recipe, name, True, "cuda")
         row = spread(recipe, plan, 1).rows[0]
         assert (row.grad_accum_steps, row.memory["total"]) == (1, pytest.approx(plan.memory["total"]))
+
+
+@pytest.mark.parametrize("kind", ["none", "full", "selective"])
+@pytest.mark.parametrize("name", ["paper-1.5b-free", "paper-880m-multi-token", "letters-free"])
+@pytest.mark.parametrize("parts", [1, 4])
+def test_one_gpu_needs_the_same_by_both_estimates(name: str, kind: str, parts: int) -> None:
+    """Part by part, with the settings of the recipe."""
+    settings = [f"train.activation_checkpointing={kind}", f"train.grad_accum_steps={parts}", "train.batch=16"]
+    task = ["model.vocab=29", "model.context=65"] if name == "letters-free" else []
+    recipe = load_recipe(name, overrides=[*settings, *task])
+    plan = plan_run(recipe, name, True, "cuda")
+    one = memory_of(recipe, plan)
+    assert {name: one[name] for name in ("parameters", "gradients", "optimizer", "total")} == pytest.approx(
+        {name: plan.memory[name] for name in ("parameters", "gradients", "optimizer", "total")}
+    )
+    assert one["gathered"] == one["unsharded"] == 0
+    kept = load_recipe(name, overrides=[*settings[1:], *task])
+    if name != "letters-free":  # whose peak is the mapper's gradient
+        assert (plan.memory["total"] < plan_run(kept, name, True, "cuda").memory["total"]) == (kind == "full")
 
 
 def test_bytes_sent_by_hand() -> None:

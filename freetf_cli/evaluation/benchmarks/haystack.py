@@ -10,8 +10,7 @@ A length is the most tokens that separator, prompt and longest answer take in th
 are asked for, so no prompt loses its beginning. `haystack/haystack.jsonl.gz` in the folder of --data has the other text: an object with
 `text` a line. Without it, needles are hidden in generated sentences. Items do not depend on --seed.
 
-needles: `needles` sentences name the magic numbers of as many cities, one of which is asked for. It stands after `depth` per cent of the
-other sentences; the places of the others are random. The choices are all the numbers in the prompt.
+needles: as the task of this name (tasks/needles.py). The choices are all the numbers in the prompt.
 
 babilong: the facts of a bAbI story up to a question (arXiv 1502.05698, tasks 1 to 5), in their order, at random places in other text, as
 in BABILong (arXiv 2406.10149). At length 0 nothing else is in the prompt. The choices are all answers to the questions of a task. At
@@ -24,11 +23,9 @@ import gzip
 import json
 import re
 import tarfile
-import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
-from itertools import cycle, islice, product
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +33,12 @@ import numpy as np
 
 from freetf_cli.errors import InputError
 from freetf_cli.streams import keyed
+from freetf_cli.tasks.needles import DEPTHS, NEEDLES, Haystack, Tokens, count_bytes, draw_needles, generated_haystack, hidden
 
 LENGTHS = (512, 1024, 2048, 4096)  # tokens
-NEEDLES = (2, 4, 6)
-DEPTHS = (0, 25, 50, 75, 100)  # per cent
 ITEMS = 100  # in a cell of either grid: 500 for each number of needles and length, as in arXiv 2504.00927
 MOST_TEXT = 4_000_000  # characters of the haystack's file that are used
 SENTENCE = (20, 300)  # characters of a sentence that is used
-_WORDS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
 BABI_QUESTIONS = tuple(f"qa{number}" for number in range(1, 6))
 
 Doc = dict[str, Any]
@@ -53,43 +48,12 @@ Doc = dict[str, Any]
 class Room:
     """What a model can read. tokens: the number of tokens of a text in its tokenizer; context: the most that it reads, None: any number."""
 
-    tokens: Callable[[str], int] = lambda text: len(text.encode())
+    tokens: Tokens = count_bytes
     context: int | None = LENGTHS[-1]
 
     def lengths(self) -> list[int]:
         """The lengths that fit the context; the context itself if it is shorter than all of them."""
         return [length for length in LENGTHS if self.context is None or length <= self.context] or [int(self.context or 0)]
-
-
-class Haystack:
-    """Sentences to hide others in, in the order of their text. name: where they come from."""
-
-    def __init__(self, name: str, sentences: Sequence[str], room: Room) -> None:
-        self.name, self.sentences, self._room = name, sentences, room
-        self._cost = cache(lambda sentence: room.tokens(f" {sentence}"))
-
-    def fill(self, rng: np.random.Generator, hide: Callable[[Sequence[str]], str], ending: str, length: int) -> str | None:
-        """A prompt that takes at most `length` tokens, with as many consecutive sentences as fit; None if it does not fit with none.
-
-        After the last sentence comes the first again. hide: the prompt from these sentences, in which it hides others. ending: what may
-        follow the prompt.
-        """
-
-        def fits(sentences: Sequence[str]) -> bool:
-            return self._room.tokens(hide(sentences) + ending) + 1 <= length  # 1: the separator
-
-        if not fits([]):
-            return None
-        left, taken = length - 1 - self._room.tokens(hide([]) + ending), list[str]()
-        start = int(rng.integers(max(len(self.sentences), 1)))
-        for sentence in cycle([*self.sentences[start:], *self.sentences[:start]]):
-            left -= max(self._cost(sentence), 1)
-            if left < 0:
-                break
-            taken.append(sentence)
-        while not fits(taken):  # tokens of the whole need not be the sum of those of its sentences
-            taken.pop()
-        return hide(taken)
 
 
 def read_haystack(data: Path, room: Room) -> Haystack | None:
@@ -113,50 +77,24 @@ def read_haystack(data: Path, room: Room) -> Haystack | None:
     ]
     if len(sentences) < 2:
         raise InputError("--data: the haystack has no sentences", str(path), 'an object a line: {"text": "It was noon. …"}')
-    return Haystack("given", sentences, room)
-
-
-def generated_haystack(room: Room) -> Haystack:
-    """Sentences such as `The baker walked by the river.`, in random order."""
-    sentences = [f"The {person} {deed} {place}." for person, deed, place in product(_WORDS["people"], _WORDS["deeds"], _WORDS["places"])]
-    order = keyed("haystack").permutation(len(sentences))
-    return Haystack("generated", [sentences[number] for number in order], room)
-
-
-def hidden(sentences: Sequence[str], facts: Sequence[str], places: Sequence[int]) -> str:
-    """The text with each fact before the sentence with the number in `places`; facts with the same place keep their order."""
-    before = dict[int, list[str]]()
-    for fact, place in zip(facts, places, strict=True):
-        before.setdefault(place, []).append(fact)
-    parts = [part for number in range(len(sentences) + 1) for part in (*before.get(number, ()), *sentences[number : number + 1])]
-    return " ".join(parts)
+    return Haystack("given", sentences, room.tokens)
 
 
 def needles(data: Path, room: Room) -> dict[str, list[Doc]]:
     """Items of every cell in turn, so that a small --limit covers the grid. Cells whose needles do not fit are left out."""
-    haystack = read_haystack(data, room) or generated_haystack(room)
+    haystack = read_haystack(data, room) or generated_haystack(room.tokens)
     cells = list(product(NEEDLES, room.lengths(), DEPTHS))
     found = (_needles(haystack, *cell, number) for number, cell in product(range(ITEMS), cells))
     return {"test": _enough([doc for doc in found if doc is not None], "needles", room)}
 
 
 def _needles(haystack: Haystack, count: int, length: int, depth: int, number: int) -> Doc | None:
-    rng = keyed(count, length, depth, number, "needles")
-    cities = [_WORDS["cities"][place] for place in rng.permutation(len(_WORDS["cities"]))[:count]]
-    numbers = [str(1000 + value) for value in rng.permutation(9000)[:count]]
-    facts = [f"The magic number of {city} is {value}." for city, value in zip(cities, numbers, strict=True)]
-    shares = [depth / 100, *rng.random(count - 1).tolist()]
-    asked = f"\nQuestion: What is the magic number of {cities[0]}?\nAnswer: The magic number of {cities[0]} is"
-
-    def hide(sentences: Sequence[str]) -> str:
-        return hidden(sentences, facts, [round(share * len(sentences)) for share in shares]) + asked
-
-    query = haystack.fill(rng, hide, f" {numbers[0]}", length)
-    if query is None:
+    found = draw_needles(keyed(count, length, depth, number, "needles"), haystack, count, depth, length)
+    if found is None:
         return None
-    choices = sorted(numbers)
+    choices = sorted(found.numbers)
     about = {"needles": count, "depth": depth, "length": length, "haystack": haystack.name}
-    return {"query": query, "choices": choices, "gold": choices.index(numbers[0]), **about}
+    return {"query": found.prompt, "choices": choices, "gold": choices.index(found.numbers[0]), **about}
 
 
 def babilong(data: Path, room: Room) -> dict[str, list[Doc]]:
@@ -188,7 +126,9 @@ def _babilong(haystack: Haystack, name: str, stories: Sequence[Story], length: i
 
         most = length or room.context or LENGTHS[-1]
         query = (
-            Haystack("", [], room).fill(rng, hide, f" {longest}", most) if length == 0 else haystack.fill(rng, hide, f" {longest}", most)
+            Haystack("", [], room.tokens).fill(rng, hide, f" {longest}", most)
+            if length == 0
+            else haystack.fill(rng, hide, f" {longest}", most)
         )
         if query is not None:
             yield {"query": query, "choices": choices, "gold": choices.index(answer), "question": name, "length": length}

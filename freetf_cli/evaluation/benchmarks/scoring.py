@@ -15,6 +15,9 @@ together, since that Z would encode the answer.
 All answers to a prompt are compared under the same draws. The standard error of the logarithm of the mean comes from the delta method:
 s / (√n w̄), where w̄ and s are the mean and the deviation of the n probabilities.
 
+A prompt of LONG tokens or more with several answers is read once for each draw, and the answers go on from its keys and values. Shorter
+prompts are read again for each answer, in batches of many rows.
+
 Shapes: B rows, K draws of Z for each, T positions, N answer positions of all rows and draws, A answer tokens, V vocabulary. Nats.
 """
 
@@ -33,11 +36,14 @@ from torch import Tensor
 
 from freetf_cli.errors import InputError
 from freetf_cli.evaluation.posterior import latent_of, rows_at_once
+from freetf_cli.generation.batch import rows_at_once as caches_at_once
+from freetf_cli.model.context import Cache
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.streams import keyed
 
 ZSource = Literal["posterior-prompt", "prior"]
 DRAWS = 16  # default number of draws of Z for each answer
+LONG = 256  # tokens of a prompt that is read once: a batch has few rows of this length, and each answer has a pass of its own
 
 
 @dataclass(frozen=True)
@@ -84,9 +90,9 @@ class Scorer:
         self._device = model.embedding.weight.device
 
     def batches(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Iterator[list[Row]]:
-        """The rows of all answers in batches, longest rows first. They depend on the pairs only, also in a resumed evaluation.
+        """The rows of all answers in batches: those of each long prompt with several, then the others; longest rows first.
 
-        InputError for an empty prompt or an empty answer.
+        They depend on the pairs only, also in a resumed evaluation. InputError for an empty prompt or an empty answer.
         """
         rows: dict[tuple[tuple[int, ...], int], Row] = {}
         for member, (prompt, answer) in enumerate(pairs):
@@ -95,6 +101,11 @@ class Scorer:
             row.lasts.append(answer[-1])
             row.members.append(member)
         ordered = sorted(rows.values(), key=lambda row: (-len(row.tokens), row.tokens[: row.prompt]))
+        by_prompt: dict[tuple[int, ...], list[Row]] = defaultdict(list)
+        for row in ordered:
+            by_prompt[row.tokens[: row.prompt]].append(row)
+        yield from filter(_is_read_once, by_prompt.values())
+        ordered = [row for row in ordered if not _is_read_once(by_prompt[row.tokens[: row.prompt]])]
         start = 0
         while start < len(ordered):
             count = max(1, rows_at_once(self.model, len(ordered[start].tokens)) // self.draws)
@@ -115,24 +126,63 @@ class Scorer:
     @torch.inference_mode()
     def score(self, rows: Sequence[Row]) -> Iterator[tuple[int, Scored]]:
         """Yield the index and the scores of each answer in a batch."""
+        found = [_Mixture(row, self.draws) for row in rows]
+        (self._read_once if _is_read_once(rows) else self._read_rows)(rows, found)
+        for row, mixture in zip(rows, found, strict=True):
+            yield from zip(row.members, mixture.scores(), strict=True)
+
+    def _read_rows(self, rows: Sequence[Row], found: Sequence[_Mixture]) -> None:
+        """Each row in a forward pass of its own for each draw, several at a time."""
         tokens_BT = self._padded(rows)
         model, ctx = self.model, self.model.context(tokens_BT)
         x_BTD = model.lower(tokens_BT, ctx)
         z = None if model.latent is None else self._draw(rows, tokens_BT, x_BTD)
         owners = torch.arange(len(rows), device=self._device).repeat_interleave(self.draws)
-        found = [_Mixture(row, self.draws) for row in rows]
         for part in torch.split(torch.arange(len(owners), device=self._device), rows_at_once(model, tokens_BT.shape[1])):
             own = owners[part]
             hidden_BTD = model.upper(x_BTD[own], None if z is None else z[part], model.context(tokens_BT[own]))
             places = [range(rows[b].prompt - 1, len(rows[b].tokens)) for b in own.tolist()]
             at = [(i, t) for i, place in enumerate(places) for t in place]
             index = torch.tensor(at, device=self._device)
-            logits_NV = model.logits(hidden_BTD[index[:, 0], index[:, 1]])
-            logp_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)).log_softmax(-1)
+            logp_NV = self._logp(hidden_BTD[index[:, 0], index[:, 1]])
             for b, logp_AV in zip(own.tolist(), torch.split(logp_NV, [len(place) for place in places]), strict=True):
                 found[b].add(logp_AV)
-        for row, mixture in zip(rows, found, strict=True):
-            yield from zip(row.members, mixture.scores(), strict=True)
+
+    def _read_once(self, rows: Sequence[Row], found: Sequence[_Mixture]) -> None:
+        """The rows' common prompt once, the lower half for all draws, and each row's answer after it from a branch of the cache."""
+        model, prompt, tokens_RT = self.model, rows[0].prompt, self._padded(rows)
+        tokens_1P, room = tokens_RT[:1, :prompt], tokens_RT.shape[1]
+        answers = [tokens_RT[r : r + 1, prompt : len(row.tokens)] for r, row in enumerate(rows)]  # A tokens: all but the last
+        cache = model.new_cache(1, room, part="lower")
+        x_1PD = self._lower(tokens_1P, cache)
+        xs_1AD = [self._lower(tokens_1A, cache.branch()) if tokens_1A.numel() else None for tokens_1A in answers]
+        z = None if model.latent is None else self._draw(rows[:1], tokens_RT[:1], x_1PD)
+        for part in torch.split(torch.arange(self.draws, device=self._device), min(rows_at_once(model, room), caches_at_once(model, room))):
+            own, cache = None if z is None else z[part], model.new_cache(len(part), room, part="upper")
+            last_K1V = self._logp(self._upper(x_1PD, tokens_1P, own, cache)[:, -1:])
+            for tokens_1A, x_1AD, mixture in zip(answers, xs_1AD, found, strict=True):
+                after_KAV = [] if x_1AD is None else [self._logp(self._upper(x_1AD, tokens_1A, own, cache.branch()))]
+                for logp_AV in torch.cat((last_K1V, *after_KAV), 1):
+                    mixture.add(logp_AV)
+
+    def _lower(self, tokens_1T: Tensor, cache: Cache) -> Tensor:
+        """The lower half of a forward, [1, T, D], whose keys and values are appended to the cache."""
+        x_1TD = self.model.lower(tokens_1T, self.model.context(tokens_1T, cache))
+        cache.length += tokens_1T.shape[1]
+        return x_1TD
+
+    def _upper(self, x_1TD: Tensor, tokens_1T: Tensor, z: Tensor | None, cache: Cache) -> Tensor:
+        """The upper half for the Z of each sequence of the cache, [K, T, D], whose keys and values are appended to it."""
+        model, start, (count, length) = self.model, cache.length, (len(cache.layers[-1].k), tokens_1T.shape[1])
+        own = None if z is None else latent_of(model).span(z, start, length)
+        hidden_KTD = model.upper(x_1TD.repeat(count, 1, 1), own, model.context(tokens_1T.expand(count, -1), cache))
+        cache.length += length
+        return hidden_KTD
+
+    def _logp(self, hidden: Tensor) -> Tensor:
+        """Log-probabilities of the next token, [..., V], in float32 at least."""
+        logits = self.model.logits(hidden)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 
     def _padded(self, rows: Sequence[Row]) -> Tensor:
         """Tokens [B, T], padded on the right, where the causal mask hides the padding from all earlier positions."""
@@ -168,6 +218,11 @@ class Scorer:
                 noise = np.stack([stream.random(latent.noise_shape(length), dtype=np.float32) for stream in streams])
                 repeated = posterior.rows(torch.full((self.draws,), i, device=self._device))
                 drawn[prompt] = latent.with_prefix(drawn[prompt], repeated.sample(torch.from_numpy(noise).to(self._device)))
+
+
+def _is_read_once(rows: Sequence[Row]) -> bool:
+    """Whether the rows are the answers to one long prompt, which is then read once."""
+    return len(rows) > 1 and rows[0].prompt >= LONG and len({row.tokens[: row.prompt] for row in rows}) == 1
 
 
 class _Mixture:

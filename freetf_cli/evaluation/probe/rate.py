@@ -57,6 +57,7 @@ class Posterior:
     bytes: Floats  # of text, in the counted targets [N]; 0 for other data
     documents: NDArray[np.int64]  # the document in which each sequence begins [N]
     hidden: Tensor  # features of the hidden states below the injection [N, F]
+    row_bits: int = 0  # of the bits of a Z, the highest that a row has once
 
     def own(self, values_NT: Tensor) -> Floats:
         """Values [N, T, …] at the positions with a Z of their own."""
@@ -95,9 +96,10 @@ def read_posterior(
         ce_other.append(_nats(PosteriorPass(model, batch), others_z.to(device)).cpu())
         advance(len(others_z))
     costs_N = (ce.numpy(), torch.cat(ce_other).numpy(), ce_prior.numpy())
-    own = np.arange(length)[latent_of(model).own]
+    latent = latent_of(model)
+    own = np.arange(length)[latent.own]
     whole = joined(distributions)
-    return Posterior(whole, mask, z, own, other, *costs_N, targets.numpy(), np.concatenate(sizes), documents, hidden)
+    return Posterior(whole, mask, z, own, other, *costs_N, targets.numpy(), np.concatenate(sizes), documents, hidden, latent.row_bits)
 
 
 def _nats(passed: PosteriorPass, z: Tensor) -> Tensor:
@@ -128,6 +130,8 @@ def rate(posterior: Posterior, kappa: float, floor: float | None, seed: int = 0)
     else:
         unit_kl_NTU = posterior.own((units.kl * posterior.latent_mask[..., None]).double() / LN2)
         kl_NT = unit_kl_NTU.sum(2)
+    row_bits = posterior.row_bits
+    limited_NT = unit_kl_NTU[..., :-row_bits].sum(2) if row_bits else kl_NT
     ce_N, kl_N = posterior.ce / LN2, kl_NT.sum(1)
     kl = estimate(kl_N)
     paired = np.random.default_rng(0).permutation(len(kl_N))[:MOST_PAIRED]
@@ -139,10 +143,10 @@ def rate(posterior: Posterior, kappa: float, floor: float | None, seed: int = 0)
         kl=kl,
         ce=estimate(ce_N),
         nelbo=estimate(ce_N + kl_N),
-        by_position=_ratios(kl_NT, mask_NT, posterior.documents, seed),
+        by_position=_ratios(limited_NT, mask_NT, posterior.documents, seed),
         positions=posterior.positions.tolist(),
         kappa=kappa,
-        above_kappa=share((kl_NT > kappa).sum(1), mask_NT.sum(1), clusters=posterior.documents, seed=seed),
+        above_kappa=share((limited_NT > kappa).sum(1), mask_NT.sum(1), clusters=posterior.documents, seed=seed),
         information_low=low,
         information_high=high,
         mismatch_low=mismatch_low,
@@ -152,6 +156,8 @@ def rate(posterior: Posterior, kappa: float, floor: float | None, seed: int = 0)
         sequences=len(kl_N),
         paired=len(paired),
         targets=float(posterior.targets.mean()),
+        row_bits=row_bits,
+        row_kl=estimate(kl_N - limited_NT.sum(1)) if row_bits else None,
         **dict.fromkeys(("by_bit", "active_bits", "all_bits", "imbalance")) | by_unit,
     )
 
@@ -162,7 +168,8 @@ def _by_unit(units: Units, kl_NTU: Floats, posterior: Posterior, mismatch: Estim
     by_unit = _ratios(kl_NU, np.ones((len(kl_NU), 1)), documents, seed)
     imbalance, active = _single_units(mean_NTU, documents, seed)
     if units.name == "bit":
-        return {"by_bit": by_unit, "active_bits": active, "all_bits": kl_NTU[0].size, "imbalance": _within(imbalance, mismatch)}
+        all_bits = kl_NTU[0].size - (len(kl_NTU[0]) - 1) * posterior.row_bits
+        return {"by_bit": by_unit, "active_bits": active, "all_bits": all_bits, "imbalance": _within(imbalance, mismatch)}
     return {"by_dim": by_unit, "active_dims": _active_by_kl(kl_NTU, documents, seed), "active_units": active, "all_dims": kl_NTU[0].size}
 
 

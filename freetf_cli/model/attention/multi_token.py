@@ -20,7 +20,7 @@ F = C · E, Q and W rows and columns of a convolution kernel, G groups of heads.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 
 import torch
@@ -48,6 +48,9 @@ class QueryCache(LayerCache):
 
     q: Tensor
 
+    def branch(self) -> QueryCache:
+        return replace(self, q=self.q.clone())
+
 
 @dataclass
 class RowCache(LayerCache):
@@ -57,6 +60,9 @@ class RowCache(LayerCache):
     """
 
     rows: dict[str, Tensor]
+
+    def branch(self) -> RowCache:
+        return replace(self, rows={side: rows.clone() for side, rows in self.rows.items()})
 
 
 def with_cached(cached_BMQX: Tensor, x_BMTX: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ import pytest
 
 from freetf_cli.errors import InputError
 from freetf_cli.evaluation.benchmarks import BENCHMARKS, documents, metrics
-from freetf_cli.evaluation.benchmarks.haystack import DEPTHS, ITEMS, LENGTHS, NEEDLES, Room, generated_haystack, hidden, read_babi
+from freetf_cli.evaluation.benchmarks.haystack import ITEMS, LENGTHS, Room, read_babi
+from freetf_cli.tasks.needles import DEPTHS, NEEDLES, generated_haystack, hidden
 from tests.evaluation.benchmarks.data import write_all
 
 PUBLIC = Path(__file__).resolve().parents[4] / "shared" / "data"
@@ -125,7 +126,7 @@ def test_the_public_stories() -> None:
 
 
 def test_generated_sentences_differ_and_have_no_numbers() -> None:
-    sentences = generated_haystack(WORDS).sentences
+    sentences = generated_haystack(WORDS.tokens).sentences
     assert len(set(sentences)) == len(sentences) > 1000 and not any(re.search(r"\d|magic", one) for one in sentences)
 
 

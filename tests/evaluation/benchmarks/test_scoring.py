@@ -11,7 +11,8 @@ import torch
 
 from freetf_cli.config.recipe import LatentConfig, ModelConfig
 from freetf_cli.errors import InputError
-from freetf_cli.evaluation.benchmarks.scoring import Scored, Scorer, log_mean, stream_key
+from freetf_cli.evaluation.benchmarks import scoring
+from freetf_cli.evaluation.benchmarks.scoring import Scored, Scorer, ZSource, log_mean, stream_key
 from freetf_cli.latent.build import build_model, initialise_model
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.streams import keyed
@@ -25,9 +26,9 @@ PAIRS = [
 ]
 
 
-def tiny(bits: int | None, *, context: int | None = 12, **settings: object) -> Decoder:
+def tiny(bits: int | None, *, context: int | None = 12, of_latent: dict | None = None, **settings: object) -> Decoder:
     """A model with random weights, and a latent whose bits matter."""
-    latent = None if bits is None else LatentConfig(bits=bits, kappa=bits / 2, table_std=3.0)
+    latent = None if bits is None else LatentConfig(**{"bits": bits, "kappa": bits / 2, "table_std": 3.0} | (of_latent or {}))
     model = build_model(
         ModelConfig(layers=2, width=16, heads=2, vocab=10, context=context, **{"separator": 9, "document_mask": True} | settings), latent
     )
@@ -128,6 +129,53 @@ def test_a_long_prompt_loses_its_beginning() -> None:
     assert cut.loglikelihood == pytest.approx(scored(model, [([7, 1, 2, 3, 4], [5, 6])])[0].loglikelihood, abs=1e-12)
     (long,) = scored(model, [([9], [1, 2, 3, 4, 5, 6, 7, 8])])  # an answer that alone exceeds the context: its end counts
     assert long.truncated and long.tokens == 6
+
+
+SHARED = [
+    ([9, 1, 2, 3, 1, 9, 2], [4, 5, 6]),
+    ([9, 1, 2, 3, 1, 9, 2], [4, 5, 7]),
+    ([9, 1, 2, 3, 1, 9, 2], [7]),
+    ([9, 1, 2, 3, 1, 9, 2], [9, 1]),
+    ([9, 2, 2, 2, 2, 2], [0, 1]),
+    ([9, 4, 4, 4, 4, 4, 1], [0, 1]),
+    ([9, 4, 4, 4, 4, 4, 1], [2, 1, 3]),
+]
+CONVOLVED = {"init": "random", "kq_layers": [0, 1]}  # a convolution reads earlier queries, in both halves
+MULTI_TOKEN = {"attention": "multi-token", "separator": None, "document_mask": False, "multi_token": CONVOLVED}
+
+
+@pytest.mark.parametrize("source", ["prior", "posterior-prompt"])
+@pytest.mark.parametrize(
+    ("bits", "settings", "latent"),
+    [
+        (None, {}, {}),
+        (3, {}, {}),
+        (3, {"separator": None, "document_mask": False}, {"every": 3}),
+        (3, {}, {"kind": "plan", "options": {"plan_bits": 2}}),
+        (3, {}, {"window": 4, "beyond": "nothing"}),
+        (None, MULTI_TOKEN, {}),
+        (3, MULTI_TOKEN, {}),
+        (3, {"attention": "multi-token", "multi_token": CONVOLVED}, {}),
+        (3, MULTI_TOKEN | {"multi_token": {"cache": "rows", "mask": "double", **CONVOLVED}}, {}),
+        (3, {"attention": "differential"}, {}),
+        (2, {"separator": None, "document_mask": False}, {"kind": "gaussian", "every": "sequence", "options": {"inject": "memory"}}),
+    ],
+)
+def test_a_long_prompt_is_read_once(
+    source: ZSource, bits: int | None, settings: dict, latent: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answers go on from its keys and values, with the scores that each would have in a forward of its own."""
+    model, read = tiny(bits, of_latent=latent, **settings), list[tuple[int, ...]]()
+    expected = scored(model, SHARED, z=source, draws=5)
+    monkeypatch.setattr(scoring, "LONG", 7)
+    lower = Decoder.lower
+    monkeypatch.setattr(Decoder, "lower", lambda self, tokens, ctx: read.append(tuple(tokens.shape)) or lower(self, tokens, ctx))
+    found = scored(model, SHARED, z=source, draws=5)
+    assert read == [(1, 7), (1, 2), (1, 1), (1, 7), (1, 2), (1, 1), (1, 7)]  # of the two prompts once; the short one has one answer
+    for one, other in zip(found, expected, strict=True):
+        assert one.loglikelihood == pytest.approx(other.loglikelihood, abs=1e-10)
+        assert (one.stderr, one.tokens) == (pytest.approx(other.stderr, abs=1e-10), other.tokens)
+        assert (one.greedy, one.truncated) == (other.greedy, other.truncated)
 
 
 def test_batches_do_not_depend_on_the_order_of_the_answers() -> None:

@@ -1,0 +1,24 @@
+"""What scripts that add to their own result file share: reading it again."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def stored(out: Path, check: Callable[[Any], object], hint: str = "move it away, or name another file") -> Any:
+    """What OUT.json has; None if there is no such file. Ends the program with one line for a damaged file, or another script's.
+
+    check: reads what the script needs of the file, and fails if something is missing or of another kind.
+    """
+    if not out.exists():
+        return None
+    try:
+        found = json.loads(out.read_bytes())
+        check(found)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError):
+        sys.exit(f"error: {out} is damaged, or is not a result of this script; {hint}")
+    return found
