@@ -2,7 +2,7 @@
 
     python scripts/latents.py OUT.json --runs DIR                                # all variants of `latents`, seeds 0 … 9
     python scripts/latents.py OUT.json --runs DIR latents/binary --seeds 0..1 --at-once 4
-    python scripts/latents.py OUT.json --runs DIR --markdown                     # the table of docs/latents.md
+    python scripts/latents.py OUT.json --runs DIR --markdown                     # the table of docs/latents.md; nothing is trained
     python scripts/latents.py OUT.json --runs DIR --smoke                        # tiny models on a CPU: a test of this script
 
 A call ends after --minutes (8.5): runs that are not finished save a checkpoint, and the same command goes on with them. Runs that
@@ -71,8 +71,11 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--sequences", type=int, default=2048, help="held-out rows of probe-latent")
     parser.add_argument("--groups", type=int, default=256, help="Zs of its intervention")
     parser.add_argument("--count", type=int, default=64, help="rows under each Z")
-    parser.add_argument("--markdown", action="store_true", help="print the table in Markdown")
-    return parser.parse_intermixed_args()  # recipes may stand between options
+    parser.add_argument("--markdown", action="store_true", help="print the table of OUT.json in Markdown, and train nothing")
+    options = parser.parse_intermixed_args()  # recipes may stand between options
+    if options.markdown:
+        options.minutes = 0
+    return options
 
 
 def main() -> None:

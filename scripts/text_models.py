@@ -2,7 +2,7 @@
 
     python scripts/text_models.py OUT.json --runs DIR --benchmarks DIR                 # text-50m, film-reviews, text-attention; seeds 0 … 2
     python scripts/text_models.py OUT.json --runs DIR text-50m/kappa-1 --seeds 0..1 --at-once 2
-    python scripts/text_models.py OUT.json --runs DIR text-50m --markdown              # the table in Markdown
+    python scripts/text_models.py OUT.json --runs DIR text-50m --markdown              # the table in Markdown; nothing is trained
     python scripts/text_models.py OUT.json --runs DIR text-50m --smoke                 # tiny models on a CPU: a test of this script
 
 A call ends after --minutes (8.5), and the same command goes on. Each run has a process of its own (text_models_worker.py), which trains it
@@ -40,6 +40,7 @@ from freetf_cli.runs.checkpoint import checkpoint_folders
 
 WORKER = Path(__file__).resolve().with_name("text_models_worker.py")
 RECIPES = ["text-50m", "film-reviews", "text-attention"]
+AGAIN = "to train it again, delete its line in OUT.json"
 STARTS = {"text-attention-long": None, "text-attention-retrofit": "softmax"}  # the run of text-attention; None: of the same attention
 
 
@@ -85,12 +86,13 @@ def available(options: argparse.Namespace) -> list[str]:
 
 def gather(options: argparse.Namespace, started: float) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """Run what is missing until the deadline, and write OUT.json. Returns what it has, and the names of the runs that are not finished."""
-    runs, tasks = known(options.out, options.smoke), available(options)
+    runs, tasks = known(options.out, options.smoke), [] if options.markdown else available(options)
     jobs = plan(options, tasks)
     collect(runs, jobs, smoke=options.smoke)
     runs_folder(options).mkdir(parents=True, exist_ok=True)
     try:
-        work([job for job in jobs if _can_run(job, runs, tasks)], options.at_once, started + 60 * options.minutes)
+        if not options.markdown:
+            work([job for job in jobs if _can_run(job, runs, tasks)], options.at_once, started + 60 * options.minutes)
     finally:  # after an interrupt too
         collect(runs, jobs, smoke=options.smoke)
         write_lines(options.out, runs)
@@ -98,10 +100,12 @@ def gather(options: argparse.Namespace, started: float) -> tuple[dict[str, dict[
 
 
 def collect(runs: dict[str, dict[str, Any]], jobs: Sequence[Job], *, smoke: bool) -> None:
-    """Take up what the runs' folders have."""
+    """Take up what the runs' folders have. What a folder has lost stays."""
     for folder, _ in jobs:
         if len(found := measured(folder)) > 1:  # facts come first
-            runs[folder.name] = ({"smoke": True} if smoke else {}) | record(found)
+            new, old = record(found), runs.get(folder.name, {})
+            missing = [name for name in new["missing"] if name not in old]
+            runs[folder.name] = ({"smoke": True} if smoke else {}) | old | new | {"missing": missing}
 
 
 def lacking(run: Run, tasks: Sequence[str]) -> list[str]:
@@ -115,12 +119,12 @@ def _can_run(job: Job, runs: Mapping[str, Run], tasks: Sequence[str]) -> bool:
     if run is not None:
         missing = lacking(run, tasks)
         if missing and not checkpoint_folders(folder):
-            hint = "to train it again, delete its line in OUT.json"
-            print(f"skipped: {folder.name} misses {', '.join(missing)}, and its checkpoints are gone; {hint}")
+            print(f"skipped: {folder.name} misses {', '.join(missing)}, and its checkpoints are gone; {AGAIN}")
             return False
         return bool(missing)
     if "--init-from" in command and "likelihood" not in measured(base := Path(command[command.index("--init-from") + 1])):
-        print(f"skipped: {folder.name} starts from {base.name}, which is not there yet")
+        gone = f"whose folder is gone; {AGAIN}" if base.name in runs else "which is not there yet"
+        print(f"skipped: {folder.name} starts from {base.name}, {gone}")
         return False
     return True
 
@@ -130,7 +134,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--benchmarks", type=Path, help="folder of the benchmarks' data sets (docs/benchmarks.md)")
     for name, (full, smoke, what) in SIZES.items():
         parser.add_argument(f"--{name}", type=positive, help=f"{what}; default: {full}, or {smoke} with --smoke")
-    parser.add_argument("--markdown", action="store_true", help="print the tables in Markdown")
+    parser.add_argument("--markdown", action="store_true", help="print the tables of OUT.json in Markdown, and train nothing")
     options = parser.parse_intermixed_args()  # recipes may stand between options
     if unknown := [name for name in options.recipes if not family(name)]:
         parser.error(f"{unknown[0]}: this script measures {', '.join(METRICS)} and their variants")

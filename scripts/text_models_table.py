@@ -94,12 +94,12 @@ def _costs(found: Run, names: Sequence[str]) -> dict[str, list[float | None]]:
 
 def table(runs: Mapping[str, Run], recipes: Sequence[str]) -> Iterator[list[str]]:
     """The heading, and a row for each of a file's recipes: means over its runs. Those with other settings have a row of their own."""
-    file = family(recipes[0])
+    file, variants = family(recipes[0]), [_variant(recipe) for recipe in recipes]
     own = [run for run in runs.values() if family(run["recipe"]) == file]
     baselines = {_settings(run): run for run in own if _variant(run["recipe"]) == BASELINES[file]}
     arms: dict[str, list[Run]] = {}
     for run in own:
-        if run["recipe"] in recipes:
+        if _variant(run["recipe"]) in variants:
             other = baselines.get(_settings(run))
             excess = {} if other is None or other is run else {"excess": _difference(run, other)}
             arms.setdefault(", ".join([_variant(run["recipe"]), *run["settings"]]), []).append({**run, **excess})
@@ -107,10 +107,10 @@ def table(runs: Mapping[str, Run], recipes: Sequence[str]) -> Iterator[list[str]
     yield [file, "runs", *shown, "training's warning"]
     for arm, each in arms.items():
         yield [arm, str(len(each)), *(_cell([value(run) for run in each], digits) for value, digits in shown.values()), _faults(each)]
-    there = {run["recipe"] for each in arms.values() for run in each}
-    for recipe in recipes:
-        if recipe not in there:
-            yield [_variant(recipe), MISSING, *[""] * (len(shown) + 1)]
+    there = {_variant(run["recipe"]) for each in arms.values() for run in each}
+    for variant in variants:
+        if variant not in there:
+            yield [variant, MISSING, *[""] * (len(shown) + 1)]
 
 
 def _variant(recipe: str) -> str:
@@ -193,6 +193,9 @@ def _decoded(run: Run) -> float | None:
 
 
 def _difference(run: Run, other: Run) -> float | None:
+    """How much more the run costs than its baseline, if both were measured on the same windows."""
+    if any(_at("likelihood", name)(run) != _at("likelihood", name)(other) for name in ("sequences", "tokens")):
+        return None
     a, b = (_at("likelihood", "nll")(one) for one in (run, other))
     return None if a is None or b is None else a - b
 

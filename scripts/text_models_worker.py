@@ -2,15 +2,15 @@
 
 It trains the run, or resumes it, and then measures one thing after the other. Each is written to RUN/measured/NAME.json when it is done,
 so that an interrupted worker goes on with the next; the answers to a benchmark are kept in RUN/benchmarks/NAME as they come. What cannot be
-measured is named in the log, and the exit code is then 1. When nothing is missing, all checkpoints but the last are deleted.
+measured is named in the log, and the exit code is then 1. When nothing is missing, all checkpoints but the last and the best are deleted.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +25,7 @@ from freetf_cli.config.recipe import Recipe
 from freetf_cli.data.batches import DataSource
 from freetf_cli.device import resolve_device
 from freetf_cli.durable import write_durably
-from freetf_cli.errors import FreetfError
+from freetf_cli.errors import FreetfError, InputError
 from freetf_cli.evaluation.benchmarks.measure import Questions
 from freetf_cli.evaluation.benchmarks.run import BenchmarkRequest, last_third, run_benchmarks
 from freetf_cli.evaluation.metrics import Request, load
@@ -34,7 +34,7 @@ from freetf_cli.evaluation.run_data import open_run_data, open_split
 from freetf_cli.evaluation.steering import CodesSpec, find_codes
 from freetf_cli.model.decoder import Decoder
 from freetf_cli.records import to_json
-from freetf_cli.runs.checkpoint import Checkpoint, checkpoint_folders, folder_step, open_model
+from freetf_cli.runs.checkpoint import Checkpoint, folder_step, open_model
 from freetf_cli.runs.folder import RunFolder
 
 FACTS, FREE_ONLY = "facts", ("persistence", "probe", "codes")
@@ -108,9 +108,16 @@ class Trained:
 
     @cached_property
     def averaged(self) -> list[tuple[Checkpoint, Decoder]]:
-        """The checkpoints of the last third at which the run was evaluated: one of an interruption would give its step more weight."""
-        evaluated = RunFolder.open(self.run).held_out_losses()
-        return [open_model(folder, self.device, print) for folder in last_third(self.run) if folder_step(folder) in evaluated]
+        """The checkpoints of the last third at which the run was evaluated: one of an interruption would give its step more weight.
+
+        InputError if one of them is gone.
+        """
+        folders = {folder_step(folder): folder for folder in last_third(self.run)}
+        evaluated = sorted(RunFolder.open(self.run).held_out_losses())
+        steps = [step for step in evaluated if 3 * step >= 2 * evaluated[-1]]
+        if gone := [str(step) for step in steps if step not in folders]:
+            raise InputError(f"the checkpoint of step {', '.join(gone)} is gone", str(self.run), "raise train.keep_last")
+        return [open_model(folders[step], self.device, print) for step in steps]
 
     @cached_property
     def data(self) -> tuple[DataSource, str]:
@@ -196,10 +203,11 @@ def main() -> None:
             write_durably(out / f"{name}.json", json.dumps(one.measure(name)))
         except FreetfError as error:
             print(f"{name} was not measured: {'; '.join(error.lines())}", flush=True)
+        except Exception:  # out of memory, say: the next one may fit
+            print(f"{name} was not measured: {traceback.format_exc()}", flush=True)
     missing = set(names) - set(measured(at.run))
     if not missing:
-        for folder in checkpoint_folders(at.run)[:-1]:
-            shutil.rmtree(folder)
+        RunFolder.open(at.run).prune(keep_last=1, keep_every=0)
     if missing & set(asked):
         sys.exit(1)
 

@@ -112,6 +112,33 @@ def test_a_run_that_starts_from_another_waits_for_it(
     assert "starts from text-attention-softmax-s0, which is not there yet" in capsys.readouterr().out
     write(runs / "text-attention-softmax-s0", records("text-attention/softmax", 0, 3.0))
     assert called(module, monkeypatch, *words) == ["text-attention-retrofit-random-s0"]
+    called(module, monkeypatch, *words, "text-attention/softmax")
+    (runs / "text-attention-softmax-s0").rename(tmp_path / "lost")
+    assert called(module, monkeypatch, *words) == []
+    assert "starts from text-attention-softmax-s0, whose folder is gone; to train it again, delete its line" in capsys.readouterr().out
+
+
+def test_what_a_folder_has_lost_stays_in_the_result(
+    script: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, out, run = script("text_models"), tmp_path / "out.json", tmp_path / "runs/text-50m-kappa-1-s0"
+    words = (out, "--runs", tmp_path / "runs", "text-50m/kappa-1", "--seeds", "0")
+    write(run, records("text-50m/kappa-1", 0, 3.0, by_label={"draws": 64, "labels": [], "left_out": []}))
+    called(module, monkeypatch, *words)
+    (run / "measured/by_label.json").unlink()
+    called(module, monkeypatch, *words)
+    (known,) = json.loads(out.read_text())["runs"].values()
+    assert known["missing"] == ["persistence", "lambada"] and known["by_label"]["draws"] == 64
+
+
+def test_the_markdown_table_trains_nothing(
+    script: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (tmp_path / "out.json", "--runs", tmp_path / "runs", "text-50m/kappa-1", "--seeds", "0")
+    assert called(script("text_models"), monkeypatch, *words) == ["text-50m-kappa-1-s0"]
+    capsys.readouterr()
+    assert called(script("text_models"), monkeypatch, *words, "--markdown") == []
+    assert capsys.readouterr().out.startswith("| text-50m |")
 
 
 def test_what_is_known_is_written_after_an_interrupt(
@@ -153,6 +180,12 @@ def test_the_table_compares_with_the_baseline_of_the_same_seed(script: Callable[
     assert cells["above the baseline"] == cells["KL"] == cells["training's warning"] == "–"
     assert cells["books, bits/byte"] == "1.0000 (1)" and cells["lambada acc, %"] == "25.0 (1)" and cells["lambada perplexity"] == "20.0 (1)"
     assert missing == ["window", "not measured yet", *[""] * (len(head) - 2)]
+    # a file's path names the same arms, and costs of other windows are not compared
+    for run in runs.values():
+        run["recipe"] = "recipes/text-50m.toml/" + run["recipe"].rpartition("/")[2]
+    runs["text-50m-kappa-1-s0"]["likelihood"]["sequences"] = 64
+    head, free = module.table(runs, ["text-50m/kappa-1"])
+    assert dict(zip(head, free, strict=True))["above the baseline"] == "0.7000 (1)"
 
 
 def test_the_table_has_labels_codes_and_grids(script: Callable[[str], ModuleType]) -> None:
@@ -209,6 +242,9 @@ def test_the_mean_over_checkpoints_leaves_out_those_of_interruptions(
     monkeypatch.setattr(worker, "open_model", lambda folder, *_: folder.name)
     one = worker.Trained("text-50m/kappa-1", tmp_path, torch.device("cpu"), SimpleNamespace())
     assert one.averaged == ["step-000008", "step-000012"]
+    (tmp_path / "checkpoints/step-000008").rmdir()
+    with pytest.raises(worker.InputError, match="the checkpoint of step 8 is gone"):
+        worker.Trained("text-50m/kappa-1", tmp_path, torch.device("cpu"), SimpleNamespace()).averaged  # noqa: B018
 
 
 @pytest.mark.slow
@@ -241,6 +277,19 @@ def test_a_worker_trains_and_measures_what_is_missing(
     (run / "measured/by_label.json").unlink()
     (run / "measured/facts.json").unlink()
     monkeypatch.setitem(worker.METRICS, "text-50m", ("likelihood", "by_label", "persistence"))
+    (run / "measured/persistence.json").rename(tmp_path / "persistence.json")
+    measure = worker.Trained.measure
+
+    def too_large(self: Any, name: str) -> dict[str, Any]:
+        if name == "by_label":
+            raise torch.OutOfMemoryError("out of memory")
+        return json.loads((tmp_path / "persistence.json").read_text())
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):  # it goes on with the next, and the exit code is 1
+        patch.setattr(worker.Trained, "measure", too_large)
+        worker.main()
+    assert measure is worker.Trained.measure and set(worker.measured(run)) == {"facts", "likelihood", "persistence"}
+    (tmp_path / "persistence.json").replace(run / "measured/persistence.json")
     worker.main()
     changed = {name for name, time in times.items() if (run / f"measured/{name}.json").stat().st_mtime_ns != time}
     assert changed == {"by_label", "facts"} and [folder.name for folder in checkpoint_folders(run)] == ["step-000004"]
