@@ -149,7 +149,7 @@ def shell_line(
     one another in this process.
     """
     monkeypatch.chdir(folder)
-    monkeypatch.setattr("freetf_cli.evaluation.probe.decoding.EPOCHS", 2)  # what probes find is tested elsewhere
+    monkeypatch.setattr("freetf_cli.evaluation.probe.decoding.EPOCHS", 2)  # what probes find is tested in tests/evaluation/probe
 
     def line(command: str, where: str) -> str:
         words = shlex.split(command)
