@@ -226,9 +226,9 @@ def first_of_each_kind() -> list[str]:
     """The recipes that try what neither REPRESENTATIVE nor a recipe before them tries."""
     found, tried = [], {kind for name in REPRESENTATIVE for kind in kinds(name)}
     for name in RUNNABLE:
-        if not kinds(name) <= tried:
+        if new := kinds(name) - tried:
             found.append(name)
-            tried |= kinds(name)
+            tried |= new
     return found
 
 
