@@ -33,7 +33,9 @@ $(STAMP): pyproject.toml constraints/common.txt constraints/cpu.txt constraints/
 	if [ $$pins = cpu ] && [ "$$(uname -s)" = Linux ] && ! $(PIP) --dry-run --no-deps "$$build" >/dev/null 2>&1; then \
 	  echo "no $$build in the configured package indexes: taking the default build, a download of some GB."; \
 	  echo '(For the small one: make setup TORCH_INDEX=URL, with the URL of the index that has it.)'; pins=cuda; \
-	fi; $(PIP) -c constraints/$$pins.txt -e '.[dev]'
+	fi; $(PIP) --no-compile -c constraints/$$pins.txt -e '.[dev]'
+	@# pip compiles on one core, and everything. Other packages' tests and other people's models are not imported, or compile when they are.
+	@$(BIN)/python -m compileall -qq -j 0 -x '/tests/|/transformers/models/' $(VENV)/lib || true
 	@rm -f $(VENV)/.ready-*; touch $@
 	@echo 'ready: $(BIN)/freetf --help'
 

@@ -115,7 +115,6 @@ SMOKE = [
     _case("paper-8b-free", 1, 2, "", *_TINY_FREE, **_QUICK),
     _case("paper-8b-baseline", 1, 2, "", *_TINY, **_QUICK),
     _case("paper-8b-free", 4, 2, "hsdp 2 × 2", "parallel.mode=hsdp", "parallel.shard=2", *_TINY_FREE, save=True, **_QUICK),
-    _case("paper-8b-free", 2, 2, "fsdp", *_FSDP, *_TINY_FREE, work="killed", **_QUICK),
     _case("paper-8b-free", 2, 2, "fsdp", *_FSDP, *_TINY_FREE, work="resumed", **_QUICK),
 ]
 

@@ -84,6 +84,15 @@ def run_process(environment: dict[str, str]) -> Callable[..., Outcome]:
     return run
 
 
+@pytest.fixture
+def no_charts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports have titles in place of charts, whose drawing takes longer than a few training steps do. tests/report draws all kinds."""
+    from freetf_cli.report import charts
+
+    for kind in ("_chart", "_intervals", "_heat_map"):
+        monkeypatch.setattr(charts, kind, lambda made, _: charts._nothing(made))
+
+
 RECIPE = """\
 description = "a small Free model"
 

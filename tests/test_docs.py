@@ -142,7 +142,7 @@ def run_console(block: Block, shell: Callable[[str, str], str], page: str) -> No
 
 @pytest.fixture
 def shell_line(
-    folder: Path, environment: dict[str, str], run_cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    folder: Path, environment: dict[str, str], run_cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, no_charts: None
 ) -> Callable[[str, str], str]:
     """A line as a shell would run it. freetf alone, or with `> file`, runs in this process: torch is loaded once, not for each.
 
@@ -150,6 +150,7 @@ def shell_line(
     one another in this process.
     """
     monkeypatch.chdir(folder)
+    monkeypatch.setattr("freetf_cli.evaluation.probe.decoding.EPOCHS", 2)  # what probes find is tested in tests/evaluation/probe
 
     def line(command: str, where: str) -> str:
         words = shlex.split(command)

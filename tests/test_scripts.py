@@ -356,7 +356,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="processes are found 
 def test_scaling_measures_every_case_once(
     script: Callable[[str], ModuleType], run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Several processes share a model; one is killed; a sharded checkpoint is resumed bit for bit. Single ones are measured in this one."""
+    """Several processes share a model; one is killed, and the run resumed bit for bit. Single ones are measured in this one."""
     module, worker, out, rows = script("scaling"), script("scaling_worker"), tmp_path / "out.json", []
     for case in module.SMOKE[:2]:
         assert case.processes == 1
@@ -367,11 +367,10 @@ def test_scaling_measures_every_case_once(
     found = {row["name"]: row for row in json.loads(out.read_text())["rows"]}
     assert list(found.values())[:2] == rows and list(found) == [case.name for case in module.SMOKE], printed
     assert "\nleft: nothing\n" in printed and not module.processes()
-    shared, killed, resumed = list(found.values())[2:]
+    shared, resumed = list(found.values())[2:]
     assert len(shared["ceilings"]) == shared["processes"] == 4 and shared["saved"]["done"] and min(shared["links"].values()) > 0
-    for row in (killed, resumed):
-        assert row["alive"] == 0 and row["exit_code"] == 1 and row["stopped_s"] < module.STOP
-        assert row["errors"] == ["freetf: error: process 1 of 2 was ended by SIGKILL; resume with the same command and --resume auto"]
+    assert resumed["alive"] == 0 and resumed["exit_code"] == 1 and resumed["stopped_s"] < module.STOP
+    assert resumed["errors"] == ["freetf: error: process 1 of 2 was ended by SIGKILL; resume with the same command and --resume auto"]
     assert resumed["equal"] and [row["step"] for row in resumed["second"]] == [4, 5, 6]
     assert len({row["ce"] for row in resumed["second"]}) == 3
     assert sum("/shard-0000" in name for name in resumed["files"]) == 4  # of two processes, the model's and the optimizer's
@@ -379,6 +378,23 @@ def test_scaling_measures_every_case_once(
     for goal in ("≥ 60 %", "≤ 1.035", "≥ 95 %", "≤ 60 s", "equal bit for bit"):
         assert any(f" {goal}" in line for line in lines), goal
     assert run(module, out, "--smoke") == printed
+
+
+def test_scaling_kills_a_process_after_the_saved_step(script: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real processes are killed, in the same way, before they are resumed: in the test above."""
+    module, waited = script("scaling"), []
+    made = SimpleNamespace(records=lambda: dict.fromkeys(range(1, 1 + len(waited))))
+
+    def until(happened: Callable[[], bool], limit: float, what: str) -> None:
+        while not happened():
+            waited.append(what)
+
+    made.until = until
+    monkeypatch.setattr(module.Run, "start", lambda case, scratch, name, settings: made)
+    monkeypatch.setattr(module, "kill_one", lambda run, limit: {"stopped_s": limit, "of": run})
+    case = next(case for case in module.CASES if case.work == "killed")
+    assert module.WORKS["killed"](case, None, 9.0) == {"stopped_s": 9.0, "of": made}
+    assert waited == [f"step {module.SAVED}"] * module.SAVED
 
 
 @linux
@@ -601,13 +617,13 @@ def test_latents_averages_seeds_and_says_what_is_not_measured(script: Callable[[
 
 @pytest.mark.slow
 def test_latents_trains_measures_and_resumes(script: Callable[[str], ModuleType], run: Run, tmp_path: Path) -> None:
-    """Two latents of tiny models, with a process each; a second call runs nothing and prints Markdown."""
+    """A latent of a tiny model, with a process of its own; a second call runs nothing and prints Markdown."""
     out, module = tmp_path / "out.json", script("latents")
     settings = "train.steps=4 train.warmup=1 train.log_every=1 eval.samples=0 eval.sequences=24"
-    words: tuple[object, ...] = (out, "--runs", tmp_path / "runs", "latents-mini/lagging", "--seeds", "0..1", "--smoke", "--device", "cpu")
+    words: tuple[object, ...] = (out, "--runs", tmp_path / "runs", "latents-mini/lagging", "--seeds", "0", "--smoke", "--device", "cpu")
     words += ("--at-once", 1, *(word for setting in settings.split() for word in ("--set", setting)))
     sizes = ("--sequences", 100, "--groups", 24, "--count", 4)
-    assert run(module, *words, *sizes).endswith(f"2 runs in {out}; not finished: 0\n")
+    assert run(module, *words, *sizes).endswith(f"1 runs in {out}; not finished: 0\n")
     name, found = next(iter(json.loads(out.read_text())["runs"].items()))
     assert name.startswith("latents-mini-lagging-steps4-") and name.endswith("-s0")
     assert found["step"] == 4 and found["ms_per_step"] > 0 and found["refused"] == "" and found["lagged_until"] is None

@@ -338,7 +338,8 @@ class Loop:
                 self.folder.prune(self.config.keep_last, self.config.keep_every)  # it knows now whether this checkpoint is the best
             with memory_errors(self.recipe, self.device, "samples"):
                 self._sample(model)
-        self.hooks.saved(self.folder)
+        if self.step < self.pace.steps:  # at the end `run` does it
+            self.hooks.saved(self.folder)
         self.world.barrier()
         self._agree()
 

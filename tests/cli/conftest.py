@@ -90,3 +90,9 @@ def refused(run_cli) -> Callable[..., str]:
         return stderr.replace("freetf: error: ", "")
 
     return run
+
+
+@pytest.fixture
+def few_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Classifiers of probe-latent that are hardly trained. What they find is tested in tests/evaluation/probe."""
+    monkeypatch.setattr("freetf_cli.evaluation.probe.decoding.EPOCHS", 2)

@@ -21,6 +21,8 @@ from freetf_cli.runs.checkpoint import open_model
 from freetf_cli.tasks import make_task
 from freetf_cli.tasks.base import Task
 
+pytestmark = pytest.mark.usefixtures("no_charts")
+
 
 @pytest.mark.parametrize(("count", "low", "high"), [(0, 0.0, 0.0370), (50, 0.4038, 0.5962), (100, 0.9630, 1.0)])
 def test_wilsons_interval(count: int, low: float, high: float) -> None:

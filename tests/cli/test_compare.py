@@ -15,6 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from freetf_cli.cli.app import main
 
+pytestmark = pytest.mark.usefixtures("no_charts")
+
 SMALL = ("--sequences", 24, "--samples", 4, "--count", 2, "--device", "cpu")
 NO_CHECK = ("--sequences", 24, "--samples", 1, "--count", 0, "--device", "cpu", "-q")
 

@@ -12,6 +12,7 @@ import pytest
 
 from tests.cli.test_probe_latent import OF_BITS, check_that_the_documentation_lists_numbers_without_an_interval
 
+pytestmark = pytest.mark.usefixtures("few_epochs", "no_charts")
 QUICK = ("--sequences", 80, "--groups", 24, "--count", 4, "--device", "cpu")
 GAUSSIAN = ["--set", "latent.kind=gaussian", "--set", "latent.options={dims=3}"]
 SETTINGS = {
@@ -30,12 +31,6 @@ HEADS = {
     "bits-5": "4 bits of Z for every 5 tokens",
     "bits-plan": "4 bits of Z for each token and 3 for the row",
 }
-
-
-@pytest.fixture(autouse=True)
-def few_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What probes find is tested elsewhere."""
-    monkeypatch.setattr("freetf_cli.evaluation.probe.decoding.EPOCHS", 2)
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ import pytest
 from freetf_cli.cli import probe_latent as probe_command
 from freetf_cli.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("few_epochs")
 OF_NUMBERS, OF_BITS = frozenset(("dims", "rate.all_dims")), frozenset(("bits", "rate.all_bits"))  # of one kind of latent only
 QUICK = ("--sequences", 88, "--groups", 24, "--count", 4, "--device", "cpu")
 

@@ -16,6 +16,8 @@ from freetf_cli.records.reproduction import Terms
 from freetf_cli.runs.lock import lock_run
 from freetf_cli.training.reproduce import _parts
 
+pytestmark = pytest.mark.usefixtures("no_charts")
+
 MANIFEST = {"device": {"device": "cpu", "name": "x86_64", "platform": "Linux", "torch": "2.13.0", "threads": 2}, "processes": 1}
 
 

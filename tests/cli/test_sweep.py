@@ -11,6 +11,8 @@ import pytest
 from freetf_cli.cli.app import main
 from freetf_cli.config.files import load_recipe
 
+pytestmark = pytest.mark.usefixtures("no_charts")
+
 TINY = """
 [data]
 task = "coins"

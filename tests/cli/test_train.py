@@ -31,6 +31,8 @@ from freetf_cli.training import run as run_module
 from freetf_cli.training.loop import Loop
 from freetf_cli.training.schedule import learning_rate
 
+pytestmark = pytest.mark.usefixtures("no_charts")  # the runs of conftest.py have charts
+
 KEYS = ["step", "tokens", "split", "loss", "ce", "kl", "penalty", "above_kappa", "kappa", "lr", "grad_norm"]
 KEYS += ["bytes_per_token", "nll", "ce_prior", "frequencies"]
 CHECKPOINT = {"model.safetensors", "optimizer.safetensors", "state.json", "tokenizer.json", "MANIFEST.sha256"}

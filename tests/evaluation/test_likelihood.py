@@ -209,7 +209,7 @@ def test_the_bound_reaches_the_entropy_of_coins() -> None:
     """A model that is exactly the task: its ELBO cannot reach the entropy, the bound does."""
     source = open_data(DataConfig(task="coins", params={"flip": 0.125, "length": 32}), context=None, seed=0)
     entropy = make_task("coins", {"flip": 0.125, "length": 32}).entropy()["sequence"]
-    costs = row_costs(PlantedCoins(32), source, split="val", sequences=1000)
+    costs = row_costs(PlantedCoins(32), source, split="val", sequences=600)
     bound = cost(costs.nats["nll"], costs.targets, 0)
     assert source.facts.floor_bits == pytest.approx(entropy)
     assert bound.low <= entropy * LN2 / 33 <= bound.high

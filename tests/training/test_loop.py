@@ -248,6 +248,14 @@ def test_a_stop_calls_the_hook_for_saved_checkpoints(tmp_path: Path) -> None:
     assert len(saved) == 2  # the evaluation at step 2 and the stop at step 3, when the report is written
 
 
+def test_the_end_calls_the_hook_once(tmp_path: Path) -> None:
+    """The last evaluation and the end are one report: its charts would be drawn twice."""
+    statuses: list[str] = []
+    hooks = Hooks(saved=lambda run: statuses.append(json.loads((run.path / "manifest.json").read_text())["status"]))
+    train(recipe(), tmp_path / "run", device=CPU, hooks=hooks)
+    assert statuses == ["running", "running", "done"]  # evaluations at steps 2 and 4, and the end
+
+
 def test_signals_save_and_stop(tmp_path: Path) -> None:
     stopped_run(tmp_path / "run", 3, recipe(), signal.SIGINT)
     assert checkpoint_folders(tmp_path / "run")[-1].name == "step-000003"

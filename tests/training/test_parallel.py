@@ -74,8 +74,11 @@ def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone() for name, tensor in tensors.items()}
 
 
-def trained(made: Recipe, world: World) -> dict[str, Any]:
-    """A few steps: sums, gradient norms and codes of each, the final weights and moments, and the held-out loss."""
+def trained(made: Recipe, world: World, *, counts: bool = False) -> dict[str, Any]:
+    """A few steps: sums, gradient norms and codes of each, the final weights and moments, and the held-out loss.
+
+    counts: of DTensors and their specs after each step, which takes longer than the step.
+    """
     made, source = resolve(made)
     engine = make_engine(made, CPU, world, None, None)
     loop = Loop(made, source, engine, ReadOnlyRun(Path("nowhere")), CPU, Hooks(), StopRequest(), world)
@@ -92,7 +95,7 @@ def trained(made: Recipe, world: World) -> dict[str, Any]:
             loop.step += 1
             steps.append([*sums.tolist(), float(norm), count, size_bytes])
             rows = [row for span in loop.rows for row in span]
-            specs.append(sum(isinstance(each, DTensor | DTensorSpec) for each in gc.get_objects()) if made.parallel.is_sharded else 0)
+            specs.append(sum(isinstance(each, DTensor | DTensorSpec) for each in gc.get_objects()) if counts else 0)
             drawn.append(dict(zip(rows, torch.cat(codes[: made.train.grad_accum_steps]), strict=True)) if codes else {})
     with engine.whole() as model:
         held_out = loop.evaluate(model)
@@ -121,7 +124,7 @@ def member(rank: int, size: int, port: int, answers: Any, cases: Mapping[str, tu
         for name, (processes, settings) in cases.items():
             if processes == size:
                 spread.UNIT = UNIT if "together" in name else 1  # so that each of these small blocks is a unit
-                found[name] = trained(recipe(size, settings), world)
+                found[name] = trained(recipe(size, settings), world, counts=name == "fsdp" and rank == 0)
     torch.save((rank, found), answers / f"{rank}.pt")
 
 
