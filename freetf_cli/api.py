@@ -115,8 +115,8 @@ def sample(
     """Continue each prompt with `groups` × `count` sequences, the same as `freetf sample` gives with these options.
 
     z: "independent" draws one Z per sequence, "shared" one per group; a list gives a Z for each sequence, or one for all of them.
-    prompt_z: the prompt's Z is inferred by the encoder ("posterior", the default unless Z is shared) or drawn from the prior; not beside a
-    list, which gives it.
+    prompt_z: the prompt's Z is inferred by the encoder ("posterior", the default unless Z is shared) or drawn from the prior. It cannot
+    be combined with a list, which gives it.
     max_tokens: the most tokens of a continuation; by default it fills the model's context. A sample's `text` is the prompt and its
     continuation; `z` is its Z.
     """
@@ -129,7 +129,9 @@ def sample(
     _check("top_p", top_p, 0 < top_p <= 1, "a number > 0 and ≤ 1")
     given = None if isinstance(z, str) else [_checked(run, codes) for codes in z]
     if given is not None and prompt_z is not None:
-        raise InputError(f"z gives the prompt's Z too, not prompt_z = {prompt_z!r}", hint="give only one of them")
+        raise InputError(
+            f"prompt_z = {prompt_z!r} has no effect beside a list of Zs, which gives the prompt's", hint="give only one of them"
+        )
     row = (run.recipe.model.context or 1) + 1
     spec = SampleSpec(
         total=row,

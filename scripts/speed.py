@@ -292,7 +292,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         trees = {"old": chosen.old.resolve(), "new": chosen.new.resolve()}
         options = Options(trees, chosen.smoke, Path(scratch), *((2, 0.02) if chosen.smoke else (5, 0.5)))
-        found = stored(chosen.out, lambda found: [_line(row) for row in found["rows"]]) or _about(options) | {"rows": []}
+        found = stored(chosen.out, lambda found: (found["trees"], [_line(row) for row in found["rows"]])) or _about(options) | {"rows": []}
         done = {row["name"] for row in found["rows"] if "error" not in row}
         found["rows"] = [row for row in found["rows"] if row["name"] in done]
         settings = [each for each in (SMOKE if chosen.smoke else SETTINGS) if each.name not in done and chosen.only in each.name]

@@ -19,6 +19,8 @@ def stored(out: Path, check: Callable[[Any], object], hint: str = "move it away,
     try:
         found = json.loads(out.read_bytes())
         check(found)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError):
+    except OSError as error:
+        sys.exit(f"error: cannot read {out}: {error.strerror}")
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError):
         sys.exit(f"error: {out} is damaged, or is not a result of this script; {hint}")
     return found

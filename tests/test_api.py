@@ -118,7 +118,7 @@ def test_mistakes_are_named(free: Run, baseline: Run) -> None:
         "baseline has no Z to give": lambda: log_likelihood(baseline, "ab", z=[0, 0]),
         "codes of Z = 1: it must be a list": lambda: sample(free, "ab", z=[1] * 47),  # type: ignore[list-item]
         "prompt_z = 'x'": lambda: sample(free, "ab", prompt_z="x"),  # type: ignore[arg-type]
-        "z gives the prompt's Z too, not prompt_z = 'prior'": lambda: sample(free, "ab", z=[[0] * 47], prompt_z="prior"),
+        "prompt_z = 'prior' has no effect beside a list of Zs": lambda: sample(free, "ab", z=[[0] * 47], prompt_z="prior"),
         "temperature = nan": lambda: sample(free, "ab", temperature=math.nan),
         "temperature = -1": lambda: sample(free, "ab", temperature=-1),
         "top_k = -1": lambda: sample(free, "ab", top_k=-1),

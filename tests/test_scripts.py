@@ -490,7 +490,7 @@ def test_open_ended_plans_every_arm_and_stops_at_the_deadline(
     options = SimpleNamespace(recipes=["lines", "countdown"], seeds="0..1", set=[], runs=tmp_path, smoke=True, device="cpu", rows=5)
     jobs = module.plan(options)
     assert [folder.name for folder, _ in jobs[:2]] == ["lines-baseline-s0", "lines-block-s0"]
-    assert len({folder for folder, _ in jobs}) == len(jobs) == 2 * (9 + 4) and all(folder.name.endswith("-s0") for folder, _ in jobs[:13])
+    assert len({folder for folder, _ in jobs}) == len(jobs) == 2 * (9 + 6) and all(folder.name.endswith("-s0") for folder, _ in jobs[:15])
     ended = "import signal, sys, time; signal.signal(15, lambda *a: sys.exit(75)); print('on', flush=True); time.sleep(60)"
     words = {"done": "print('done')", "failed": "raise SystemExit(3)", "long": ended, "late": "print('late')"}
     started = time.monotonic()

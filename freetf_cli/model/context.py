@@ -71,6 +71,7 @@ class Cache:
 
     def branch(self) -> Cache:
         """A cache that goes on from here, while this one stays as long as it is (`LayerCache.branch`). Not of a static cache."""
+        assert not isinstance(self.length, Tensor)
         return replace(self, layers=[layer.branch() for layer in self.layers])
 
     def make_static(self, head_width: int, rope_theta: float) -> None:

@@ -197,7 +197,8 @@ class Decoder(nn.Module):
     ) -> Cache:
         """An empty cache for `length` positions of `sequences` sequences. padding [B]: left padding of each. part: of which blocks."""
         weight = self.embedding.weight
-        rooms = [0 if part == "upper" else length] * self.depth + [0 if part == "lower" else length] * (self.config.layers - self.depth)
+        lower, upper = (length if part in ("all", half) else 0 for half in ("lower", "upper"))
+        rooms = (lower if index < self.depth else upper for index in range(self.config.layers))
         each = zip(self.attentions(), rooms, strict=True)
         layers = [attention.new_cache(sequences, room, dtype or weight.dtype) for attention, room in each]
         masked = self.config.separator is not None or padding is not None

@@ -121,7 +121,7 @@ class Latent(nn.Module, ABC):
     kappa: float  # free bits per token of the configuration, bits
     window: int | None = None  # positions, from the first, whose Z is inferred; None: all
     every: int | Literal["sequence"] = 1  # tokens that share one Z, which the first of them infers
-    row_bits: int = 0  # of the bits of a Z, the highest that a whole row has once, such as those of a plan
+    row_bits: int = 0  # number of highest bits of a Z that the whole row shares, such as a plan's
     reach: int | None = None  # positions, from the first, whose Z the decoder reads; None: all
     reads_embeddings: bool = False  # whether `posterior` needs the embedded tokens
     no_weight_decay: tuple[str, ...] = ()  # names of matrices that AdamW must not decay

@@ -73,7 +73,7 @@ class Rate:
     active_dims: Estimate | None = None  # how many dimensions have a KL above 0.01 bits, a mean over sequences
     active_units: Estimate | None = None  # how many have a posterior mean that varies over sequences (variance above 0.01)
     all_dims: int | None = None  # Zs · K
-    row_bits: int = 0  # of by_bit, the last that a row has once, as those of a plan; all other bits are a token's
+    row_bits: int = 0  # how many of the last entries of by_bit belong to the whole row, as a plan's do
     row_kl: Estimate | None = None  # the part of kl in them; None if there are none
 
     def section(self) -> Section:

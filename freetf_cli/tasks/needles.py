@@ -136,7 +136,8 @@ class Needles(Task):
         facts = sum(len("The magic number of  is 0000. ") + name for name in names)
         least = facts + len("\nQuestion: What is the magic number of ?\nAnswer: The magic number of  is 0000") + 2 * names[-1]
         if self.length < least:
-            raise InputError(f"needles: length = {self.length} has no room for {max(self.counts)} facts", hint=f"choose {least} or more")
+            facts_in_words = "1 fact" if max(self.counts) == 1 else f"{max(self.counts)} facts"
+            raise InputError(f"needles: length = {self.length} has no room for {facts_in_words}", hint=f"choose {least} or more")
 
     def draw(self, rng: np.random.Generator) -> Rows:
         examples = [self._example(rng) for _ in range(BLOCK_ROWS)]

@@ -100,7 +100,7 @@ def test_data_that_asks_nothing_is_refused(run_cli: Callable, tmp_path: Path) ->
     done = run_cli("train", "demo-baseline", "--smoke", "-o", tmp_path / "run", "--set", "data.task=coins", "--set", "train.steps=2", "-q")
     assert done.code == 0, done.stderr
     done = run_cli("evaluate", tmp_path / "run", "--task", "answers")
-    assert done.code == 2 and "no question is asked in this data" in done.stderr
+    assert done.code == 2 and "no answers to score" in done.stderr
 
 
 def test_the_facts_are_those_of_the_data_that_was_measured(blocks_runs: dict[str, Path], run_cli: Callable, tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_it_repeats_and_agrees_with_the_record_of_the_run(run_cli: Callable, bas
         (("--task", "creativity", "--attempts", 4), "--task creativity has no --attempts"),
         (("--task", "persistence", "--samples", 4), "--task persistence has no --samples"),
         (("--task", "creativity"), "open-ended tasks"),
-        (("--task", "attempts"), "no question is asked"),
+        (("--task", "attempts"), "no answers to score"),
         (("--split", "nothing", "--data", "text"), "tokenizer"),
     ],
 )

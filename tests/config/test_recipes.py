@@ -108,17 +108,19 @@ def test_the_arms_of_an_open_ended_task_differ_in_one_thing_each(family):
     }
     changes |= {"seeded": {"data.params.seed_length": 5}, "teacherless": {"data.teacherless": 0.5}}
     changes |= {"free-4": {}} if family in ("siblings", "triangles") else {}
+    changes |= {"free-row-noise": {}} if family == "siblings" else {}
     assert {name for name in NAMES if name.startswith(f"{family}/")} == {f"{family}/{variant}" for variant in changes}
     for variant, changed in changes.items():
         recipe = load_recipe(f"{family}/{variant}")
         assert {key: value for key, value in flat(recipe).items() if not key.startswith("latent.")} == {**baseline, **changed}
         if variant == "free-window":
             assert recipe.latent.kappa * (make_task(family, {}).row_tokens - 1) == pytest.approx(12, abs=0.3)
-        elif variant == "free-row":
-            assert (recipe.latent.kappa, recipe.latent.every, recipe.latent.depth) == (12.0, "sequence", 2)
-        elif variant == "free-noise":
+        elif variant in ("free-row", "free-row-noise"):
+            assert (recipe.latent.every, recipe.latent.depth) == ("sequence", 2)
+            assert recipe.latent.kappa == {"free-row": 12.0, "free-row-noise": 0.0}[variant]
+        if variant.endswith("-noise"):
             assert (recipe.latent.kappa, recipe.latent.objective) == (0.0, ObjectiveConfig(beta=10.0))
-        elif recipe.latent is not None:
+        elif variant in ("free", "free-half", "free-4"):
             assert recipe.latent.kappa == {"free": 1.0, "free-half": 0.5, "free-4": 4.0}[variant]
             assert recipe.latent.objective == ObjectiveConfig() and recipe.latent.window is None
 

@@ -88,13 +88,16 @@ def test_few_records_are_kept() -> None:
 
 
 def test_the_memory_of_this_process() -> None:
-    before, own_before = host_memory()
-    block = np.ones(64 * MIB, np.uint8)
-    after, own_after = host_memory()
-    for grown in (after - before, own_after - own_before):
-        assert 60 * MIB < grown < 80 * MIB
-    assert 0 < own_after <= after
-    assert block.sum() == 64 * MIB
+    for _ in range(3):  # the system may take other pages away meanwhile
+        before, own_before = host_memory()
+        block = np.ones(64 * MIB, np.uint8)
+        after, own_after = host_memory()
+        assert 0 < own_after <= after and block.sum() == 64 * MIB
+        grown = (after - before, own_after - own_before)
+        if all(60 * MIB < one < 80 * MIB for one in grown):
+            return
+        del block
+    pytest.fail(f"64 MiB were counted as {grown} bytes, the third time too")
 
 
 def test_pages_of_a_mapped_file_are_in_memory_but_not_the_processes_own(tmp_path: Path) -> None:

@@ -125,11 +125,8 @@ def _babilong(haystack: Haystack, name: str, stories: Sequence[Story], length: i
             return hidden(sentences, facts, [round(share * len(sentences)) for share in shares]) + f"\nQuestion: {question}\nAnswer:"
 
         most = length or room.context or LENGTHS[-1]
-        query = (
-            Haystack("", [], room.tokens).fill(rng, hide, f" {longest}", most)
-            if length == 0
-            else haystack.fill(rng, hide, f" {longest}", most)
-        )
+        hay = haystack if length else Haystack("", [], room.tokens)
+        query = hay.fill(rng, hide, f" {longest}", most)
         if query is not None:
             yield {"query": query, "choices": choices, "gold": choices.index(answer), "question": name, "length": length}
 

@@ -15,8 +15,8 @@ together, since that Z would encode the answer.
 All answers to a prompt are compared under the same draws. The standard error of the logarithm of the mean comes from the delta method:
 s / (√n w̄), where w̄ and s are the mean and the deviation of the n probabilities.
 
-A prompt of LONG tokens or more with several answers is read once for each draw, and the answers go on from its keys and values. Shorter
-prompts are read again for each answer, in batches of many rows.
+A long prompt with several answers is read once for each draw, and the answers are scored from its cached keys and values. Shorter prompts
+are read again for each answer, in batches of many rows.
 
 Shapes: B rows, K draws of Z for each, T positions, N answer positions of all rows and draws, A answer tokens, V vocabulary. Nats.
 """
@@ -43,7 +43,8 @@ from freetf_cli.streams import keyed
 
 ZSource = Literal["posterior-prompt", "prior"]
 DRAWS = 16  # default number of draws of Z for each answer
-LONG = 256  # tokens of a prompt that is read once: a batch has few rows of this length, and each answer has a pass of its own
+LONG = {"cpu": 256}  # tokens from which on a prompt is read once; below, batches of many rows cost less than a pass for each answer
+LONG_ELSEWHERE = 1024  # on a GPU, where such a pass costs little but its start
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,8 @@ class Scorer:
         by_prompt: dict[tuple[int, ...], list[Row]] = defaultdict(list)
         for row in ordered:
             by_prompt[row.tokens[: row.prompt]].append(row)
-        yield from filter(_is_read_once, by_prompt.values())
-        ordered = [row for row in ordered if not _is_read_once(by_prompt[row.tokens[: row.prompt]])]
+        yield from filter(self._is_read_once, by_prompt.values())
+        ordered = [row for row in ordered if not self._is_read_once(by_prompt[row.tokens[: row.prompt]])]
         start = 0
         while start < len(ordered):
             count = max(1, rows_at_once(self.model, len(ordered[start].tokens)) // self.draws)
@@ -127,9 +128,14 @@ class Scorer:
     def score(self, rows: Sequence[Row]) -> Iterator[tuple[int, Scored]]:
         """Yield the index and the scores of each answer in a batch."""
         found = [_Mixture(row, self.draws) for row in rows]
-        (self._read_once if _is_read_once(rows) else self._read_rows)(rows, found)
+        (self._read_once if self._is_read_once(rows) else self._read_rows)(rows, found)
         for row, mixture in zip(rows, found, strict=True):
             yield from zip(row.members, mixture.scores(), strict=True)
+
+    def _is_read_once(self, rows: Sequence[Row]) -> bool:
+        """Whether the rows are the answers to one long prompt."""
+        long = rows[0].prompt >= LONG.get(self._device.type, LONG_ELSEWHERE)
+        return long and len(rows) > 1 and len({row.tokens[: row.prompt] for row in rows}) == 1
 
     def _read_rows(self, rows: Sequence[Row], found: Sequence[_Mixture]) -> None:
         """Each row in a forward pass of its own for each draw, several at a time."""
@@ -153,15 +159,15 @@ class Scorer:
         model, prompt, tokens_RT = self.model, rows[0].prompt, self._padded(rows)
         tokens_1P, room = tokens_RT[:1, :prompt], tokens_RT.shape[1]
         answers = [tokens_RT[r : r + 1, prompt : len(row.tokens)] for r, row in enumerate(rows)]  # A tokens: all but the last
-        cache = model.new_cache(1, room, part="lower")
-        x_1PD = self._lower(tokens_1P, cache)
-        xs_1AD = [self._lower(tokens_1A, cache.branch()) if tokens_1A.numel() else None for tokens_1A in answers]
+        lower = model.new_cache(1, room, part="lower")
+        x_1PD = self._lower(tokens_1P, lower)
+        xs_1AD = [self._lower(tokens_1A, lower.branch()) if tokens_1A.numel() else None for tokens_1A in answers]
         z = None if model.latent is None else self._draw(rows[:1], tokens_RT[:1], x_1PD)
         for part in torch.split(torch.arange(self.draws, device=self._device), min(rows_at_once(model, room), caches_at_once(model, room))):
-            own, cache = None if z is None else z[part], model.new_cache(len(part), room, part="upper")
-            last_K1V = self._logp(self._upper(x_1PD, tokens_1P, own, cache)[:, -1:])
+            own, upper = None if z is None else z[part], model.new_cache(len(part), room, part="upper")
+            last_K1V = self._logp(self._upper(x_1PD, tokens_1P, own, upper)[:, -1:])
             for tokens_1A, x_1AD, mixture in zip(answers, xs_1AD, found, strict=True):
-                after_KAV = [] if x_1AD is None else [self._logp(self._upper(x_1AD, tokens_1A, own, cache.branch()))]
+                after_KAV = [] if x_1AD is None else [self._logp(self._upper(x_1AD, tokens_1A, own, upper.branch()))]
                 for logp_AV in torch.cat((last_K1V, *after_KAV), 1):
                     mixture.add(logp_AV)
 
@@ -218,11 +224,6 @@ class Scorer:
                 noise = np.stack([stream.random(latent.noise_shape(length), dtype=np.float32) for stream in streams])
                 repeated = posterior.rows(torch.full((self.draws,), i, device=self._device))
                 drawn[prompt] = latent.with_prefix(drawn[prompt], repeated.sample(torch.from_numpy(noise).to(self._device)))
-
-
-def _is_read_once(rows: Sequence[Row]) -> bool:
-    """Whether the rows are the answers to one long prompt, which is then read once."""
-    return len(rows) > 1 and rows[0].prompt >= LONG and len({row.tokens[: row.prompt] for row in rows}) == 1
 
 
 class _Mixture:

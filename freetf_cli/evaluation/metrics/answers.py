@@ -67,7 +67,7 @@ def evaluate(checkpoint: Checkpoint, model: Decoder, source: DataSource, request
     seen = wrong = wrong_posterior = 0
     for batch in source.held_out(request.split, request.sequences, rows_at_once(model, source.context)):
         if (batch.targets[:, 0] != IGNORE).any():
-            raise InputError("no question is asked in this data: every token of a row counts", hint="--task likelihood")
+            raise InputError("every token of a row counts in this data, so there are no answers to score", hint="--task likelihood")
         answers = [tensors(model, one) for one in right_answers(source, batch)]
         rows, z = range(seen, seen + len(batch.inputs)), None
         if model.latent is not None:

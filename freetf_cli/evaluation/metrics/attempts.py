@@ -84,7 +84,9 @@ def questions(source: DataSource, request: Request) -> list[str]:
     found = []
     for batch in source.held_out(request.split, request.sequences, 256):
         if (batch.targets[:, 0] != IGNORE).any():
-            raise InputError("no question is asked in this data: every token of a row counts", hint="--task creativity or likelihood")
+            raise InputError(
+                "every token of a row counts in this data, so there are no answers to score", hint="--task creativity or likelihood"
+            )
         first_B = (batch.targets != IGNORE).argmax(1)
         found += [source.tokenizer.decode(row[: first + 1]) for row, first in zip(batch.inputs, first_B.tolist(), strict=True)]
     return found

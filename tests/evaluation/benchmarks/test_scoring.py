@@ -167,7 +167,7 @@ def test_a_long_prompt_is_read_once(
     """The answers go on from its keys and values, with the scores that each would have in a forward of its own."""
     model, read = tiny(bits, of_latent=latent, **settings), list[tuple[int, ...]]()
     expected = scored(model, SHARED, z=source, draws=5)
-    monkeypatch.setattr(scoring, "LONG", 7)
+    monkeypatch.setitem(scoring.LONG, "cpu", 7)
     lower = Decoder.lower
     monkeypatch.setattr(Decoder, "lower", lambda self, tokens, ctx: read.append(tuple(tokens.shape)) or lower(self, tokens, ctx))
     found = scored(model, SHARED, z=source, draws=5)

@@ -72,7 +72,7 @@ def test_z_alone_makes_greedy_answers_differ() -> None:
 
 @pytest.mark.parametrize(
     ("config", "message"),
-    [(DataConfig(task="siblings"), "no question is asked"), (DataConfig(task="coins"), "no question is asked")],
+    [(DataConfig(task="siblings"), "no answers to score"), (DataConfig(task="coins"), "no answers to score")],
 )
 def test_data_without_questions(config: DataConfig, message: str) -> None:
     with pytest.raises(InputError, match=message):
