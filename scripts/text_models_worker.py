@@ -63,7 +63,7 @@ SIZES = {  # option: its default, that of smoke runs, and what it is
     "groups": (512, 24, "Zs of probe-latent"),
     "count": (64, 4, "texts under each Z"),
     "texts": (512, 20, "texts of find-codes for each label"),
-    "tokens": (512, 64, "tokens of such a text"),
+    "tokens": (512, 64, "tokens of a text of probe-latent and find-codes"),
     "limit": (500, 20, "items of a benchmark with choices or a last word"),
     "problems": (100, 4, "items of word_problems and python_lines"),
     "attempts": (16, 2, "answers to each of those"),
@@ -138,7 +138,7 @@ class Trained:
     def _probe(self, name: str) -> dict[str, Any]:
         checkpoint, model = self.last
         source, split = self.data
-        spec = ProbeSpec(split, groups=self.at.groups, count=self.at.count)
+        spec = ProbeSpec(split, groups=self.at.groups, count=self.at.count, tokens=self.at.tokens)
         return _plain(probe_latent(checkpoint, model, source, spec, run=self.run.name, stage=silent))
 
     def _codes(self, name: str) -> dict[str, Any]:

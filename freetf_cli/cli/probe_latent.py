@@ -44,6 +44,9 @@ def probe_latent(
         int | None, typer.Option("--count", "-n", min=2, help="Sequences generated for each Z; default: 64, or 128 on a GPU.")
     ] = None,
     prompt: options.PromptOption = None,
+    max_tokens: Annotated[
+        int, typer.Option(min=2, help="Tokens of each generated sequence, prompt included; classifiers of labels read longer texts better.")
+    ] = 256,
     device: options.DeviceOption = "auto",
     seed: options.SeedOption = 0,
     json: options.JsonOption = False,
@@ -66,7 +69,7 @@ def probe_latent(
         _check_same_data(checkpoints)
     if figure is not None:
         _check_figure(figure, report, checkpoints, data)
-    spec = ProbeSpec(split or "", sequences, groups, count, prompt, seed)
+    spec = ProbeSpec(split or "", sequences, groups, count, prompt, seed, max_tokens)
 
     def probe(run: Path) -> ProbeResult:
         result = _probe(run, checkpoints[run], data, spec, device)

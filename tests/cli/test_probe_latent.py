@@ -194,6 +194,17 @@ def test_labelled_text_is_read_by_its_words(run_cli: Callable, labelled: Path) -
     assert max(one["accuracy"]["value"] for one in hidden) > 0.9
 
 
+def test_the_length_of_generated_sequences_can_be_chosen(run_cli: Callable, free_run: Path) -> None:
+    """Samples of letters fill the row unless they are to be shorter; then no row is valid."""
+    lengths = {}
+    for most in (256, 8):
+        done = run_cli("probe-latent", free_run, *QUICK, "--json", "--max-tokens", most)
+        intervention = json.loads(done.stdout)["intervention"]
+        lengths[most] = {len(text) for one in intervention["samples"] for group in one["groups"] for text in group}
+        assert (intervention["valid"]["value"] == 0) or most == 256
+    assert lengths[8] == {8} and min(lengths[256]) > 8
+
+
 def test_text_without_labels_has_rate_and_ablation(run_cli: Callable, text_run: Path) -> None:
     done = run_cli("probe-latent", text_run, *QUICK, "--split", "train")
     assert done.code == 0, done.stderr
@@ -221,6 +232,7 @@ def test_a_baseline_has_no_z(run_cli: Callable, baseline_run: Path, free_run: Pa
         (("--prompt", "AB>"), "a row of letters begins with a letter and '>'"),
         (("--split", "test-of-nothing", "--data", "text"), "tokenizer is not the run's"),
         (("--prompt", "A>" + "_" * 12), "the prompt is as long as a sequence"),
+        (("--max-tokens", 2), "the prompt is as long as a sequence"),
         (("--prompt", "é"), "prompt"),
         (("--report", "-"), "the report needs a file"),
         (("--report", "no/such/folder/p.html"), "the report's folder does not exist"),

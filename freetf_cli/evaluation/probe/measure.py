@@ -24,14 +24,17 @@ from freetf_cli.records.probe import Decoding, ProbeResult
 from freetf_cli.runs.checkpoint import Checkpoint
 from freetf_cli.tasks.factors import RowReader
 
-LONGEST = 256  # tokens of a generated sequence at most
+LONGEST = 256  # default of the most tokens of a generated sequence
 SWAPPED = {"cpu": 256, "cuda": 1024}  # sequences of the latent swap
 GROUPS, COUNT = {"cpu": 128, "cuda": 1024}, {"cpu": 64, "cuda": 128}  # Zs of the intervention, and sequences for each
 
 
 @dataclass(frozen=True)
 class ProbeSpec:
-    """What to measure. The defaults for None are the device's GROUPS and COUNT, and the task's prompt."""
+    """What to measure. The defaults for None are the device's GROUPS and COUNT, and the task's prompt.
+
+    tokens: the most of a generated sequence, its separator and prompt included.
+    """
 
     split: str
     sequences: int = 2048
@@ -39,6 +42,7 @@ class ProbeSpec:
     count: int | None = None
     prompt: str | None = None
     seed: int = 0
+    tokens: int = LONGEST
 
 
 def probe_latent(checkpoint: Checkpoint, model: Decoder, source: DataSource, spec: ProbeSpec, *, run: str, stage: Stage) -> ProbeResult:
@@ -49,7 +53,8 @@ def probe_latent(checkpoint: Checkpoint, model: Decoder, source: DataSource, spe
     started, seed, kind = time.perf_counter(), spec.seed, model.embedding.weight.device.type
     groups, count = spec.groups or GROUPS.get(kind, 128), spec.count or COUNT.get(kind, 64)
     check_enough(groups, "groups", "raise --groups")
-    prompt, length = _prompt(source, spec), min(source.context + 1, LONGEST)
+    length = min(source.context + 1, spec.tokens)
+    prompt = _prompt(source, spec, length)
     total = min(spec.sequences, source.rows.size(spec.split) or spec.sequences)
     reader = factor_reader(source, spec.split, spec.sequences, length)
     with stage("reading sequences", 2 * total) as advance:
@@ -104,11 +109,11 @@ def _notes(reader: RowReader, rows: Sequence[Factors], intervention: Interventio
             yield f"the shuffled control of {one.factor} is not zero: do not trust its row; raise --groups and --count"
 
 
-def _prompt(source: DataSource, spec: ProbeSpec) -> str:
-    """The prompt of the intervention; InputError if the tokenizer cannot encode it, or if it fills the whole row."""
+def _prompt(source: DataSource, spec: ProbeSpec, length: int) -> str:
+    """The prompt of the intervention; InputError if the tokenizer cannot encode it, or if it fills the whole sequence."""
     prompt = source.prompt(0, 0) if spec.prompt is None else spec.prompt
     if source.task is not None:
         source.task.check_prompt(prompt)
-    if len(prompt_tokens(source.tokenizer, prompt)) >= min(source.context + 1, LONGEST):
+    if len(prompt_tokens(source.tokenizer, prompt)) >= length:
         raise InputError("the prompt is as long as a sequence", f"prompt {prompt[:40]!r}")
     return prompt
