@@ -44,7 +44,7 @@ COLUMNS: dict[str, tuple[Value, int]] = {  # of the table: its value of a run, a
 
 
 def plan(options: argparse.Namespace) -> list[Job]:
-    """All variants of one seed after the other."""
+    """The jobs, ordered by seed: all variants with the first seed, then all with the next."""
     sizes = ("--sequences", options.sequences, "--groups", options.groups, "--count", options.count)
     return planned(options, WORKER, RECIPES, list(map(str, sizes)))
 

@@ -38,7 +38,7 @@ SHARES = ("creativity", "coherence", "memorised", "distinct")
 
 
 def plan(options: argparse.Namespace) -> list[Job]:
-    """All arms of one seed after the other."""
+    """The jobs, ordered by seed: all arms with the first seed, then all with the next."""
     return planned(options, WORKER, RECIPES, ["--rows", str(options.rows)])
 
 
@@ -64,7 +64,7 @@ def table(runs: Mapping[str, dict[str, Any]]) -> Iterator[str]:
     """A line for each arm and temperature, its seeds averaged."""
     arms: dict[tuple[str, float], list[list[dict[str, Any]]]] = {}
     for name, run in runs.items():
-        rows = [dict(zip(run["columns"], row, strict=True)) for row in run["rows"]]
+        rows = rows_of(run)
         for temperature in sorted({row["temperature"] for row in rows}):
             found = [row for row in rows if row["temperature"] == temperature]
             arms.setdefault((re.sub(r"-s\d+$", "", name), temperature), []).append(found)
@@ -73,6 +73,11 @@ def table(runs: Mapping[str, dict[str, Any]]) -> Iterator[str]:
         steps = "/".join(str(row["step"]) for row in best)
         parts = [f"lowest cost (step {steps}) {_mean(best)}", f"highest (step {peak[0]['step']}) {_mean(peak)}", f"last {_mean(last)}"]
         yield f"{arm}, T = {temperature:g}, {len(each)} seeds: {'; '.join(parts)}"
+
+
+def rows_of(run: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a run's table in OUT.json, each by column."""
+    return [dict(zip(run["columns"], row, strict=True)) for row in run["rows"]]
 
 
 def lowest_cost(each: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from open_ended import rows_of
 
 from freetf_cli.report.charts import COLOURS, drawing, standalone
 
@@ -28,7 +28,6 @@ ARMS = {  # variant: name, role of its colour
     "free": ("Free, κ = 1", "kl"),
     "free-row": ("Free, one Z a row", "nelbo"),
 }
-Floats = NDArray[np.float64]
 
 
 def main(source: str, target: str) -> None:
@@ -73,8 +72,7 @@ def chart(plot: Any, runs: dict[str, dict[str, Any]], task: str, temperature: fl
 
 def curve(run: dict[str, Any], temperature: float) -> dict[int, tuple[float, float]]:
     """Creativity and held-out cost by step."""
-    rows = [dict(zip(run["columns"], row, strict=True)) for row in run["rows"]]
-    found = [row for row in rows if row["temperature"] == temperature and row["ce"] is not None]
+    found = [row for row in rows_of(run) if row["temperature"] == temperature and row["ce"] is not None]
     return {row["step"]: (row["creativity"], row["ce"] + (row["kl"] or 0)) for row in found}
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from open_ended import lowest_cost
+from open_ended import lowest_cost, rows_of
 
 from freetf_cli.report.charts import COLOURS, drawing, standalone
 
@@ -76,9 +76,8 @@ def chart(plot: Any, runs: dict[str, dict[str, Any]], stem: str, degree: int | N
 
 
 def curve(run: dict[str, Any], temperature: float) -> dict[int, float]:
-    """pass@k by k, at the checkpoint with the lowest held-out cost."""
-    rows = [dict(zip(run["columns"], row, strict=True)) for row in run["rows"]]
-    (chosen,) = lowest_cost([[row for row in rows if row["temperature"] == temperature]])
+    """The run's pass@k for each k, at its checkpoint with the lowest held-out cost."""
+    (chosen,) = lowest_cost([[row for row in rows_of(run) if row["temperature"] == temperature]])
     return {int(name.removeprefix("pass@")): chosen[name] for name in chosen if name.startswith("pass@")}
 
 

@@ -76,7 +76,7 @@ def planned(
     of_worker: Sequence[str] = (),
     of_run: Callable[[PlannedRun, Path], Sequence[str]] = lambda one, runs: (),
 ) -> list[Job]:
-    """A job for each variant and seed, all variants of one seed after the other. of_run: more options of `train` for a run."""
+    """A job for each variant and seed, ordered by seed. of_run: returns further options of `train` for a run."""
     runs = runs_folder(options)
     extra = [*(["--smoke"] if options.smoke else []), "--device", options.device]
     try:

@@ -1,4 +1,4 @@
-"""What scripts that add to their own result file share: reading it again."""
+"""Reads the result file of a script that adds to it, call by call."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def stored(out: Path, check: Callable[[Any], object], hint: str = "move it away, or name another file") -> Any:
-    """What OUT.json has; None if there is no such file. Ends the program with one line for a damaged file, or another script's.
+    """Read OUT.json. Returns None if there is no such file; ends the program with one line if it is damaged, or another script's.
 
     check: reads what the script needs of the file, and fails if something is missing or of another kind.
     """

@@ -1,4 +1,4 @@
-"""Train the recipes on real text with several seeds, several at a time on one device, and measure what their pages of docs/ ask for.
+"""Train the recipes on real text with several seeds, several runs at a time on one device, and measure what their pages in docs/ promise.
 
     python scripts/text_models.py OUT.json --runs DIR --benchmarks DIR                 # text-50m, film-reviews, text-attention; seeds 0 … 2
     python scripts/text_models.py OUT.json --runs DIR text-50m/kappa-1 --seeds 0..1 --at-once 2
@@ -45,7 +45,7 @@ STARTS = {"text-attention-long": None, "text-attention-retrofit": "softmax"}  # 
 
 
 def plan(options: argparse.Namespace, tasks: Sequence[str]) -> list[Job]:
-    """All arms of one seed after the other."""
+    """The jobs, ordered by seed: all arms with the first seed, then all with the next."""
     sizes = [str(word) for name, (full, smoke, _) in SIZES.items() for word in (f"--{name}", _size(options, name, full, smoke))]
     data = ["--benchmarks", str(options.benchmarks), "--tasks", ",".join(tasks)] if tasks else []
     return planned(options, WORKER, RECIPES, [*sizes, *data], of_run=start)
@@ -57,7 +57,7 @@ def _size(options: argparse.Namespace, name: str, full: int, smoke: int) -> int:
 
 
 def start(one: PlannedRun, runs: Path) -> Sequence[str]:
-    """`--init-from` and the run that this one starts from, which has the same settings and seed."""
+    """Returns `--init-from RUN` for a recipe that starts from another run, the one with the same settings and seed."""
     name = family(one.recipe)
     if name not in STARTS:
         return ()
@@ -67,7 +67,7 @@ def start(one: PlannedRun, runs: Path) -> Sequence[str]:
 
 
 def available(options: argparse.Namespace) -> list[str]:
-    """The benchmarks of these recipes that can be measured. Says in a line each which cannot."""
+    """Returns the recipes' benchmarks that can be measured, and prints a line for each that cannot."""
     asked = [family(name) for name in options.recipes or RECIPES]
     tasks = dict.fromkeys(task(name) for one in asked for name in METRICS.get(one, ()) if name not in MEASURES)
     if not options.benchmarks or not importlib.util.find_spec("lm_eval"):
@@ -85,7 +85,7 @@ def available(options: argparse.Namespace) -> list[str]:
 
 
 def gather(options: argparse.Namespace, started: float) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Run what is missing until the deadline, and write OUT.json. Returns what it has, and the names of the runs that are not finished."""
+    """Train and measure what is missing until the deadline, and write OUT.json. Returns its runs, and the names of the unfinished ones."""
     runs, tasks = known(options.out, options.smoke), [] if options.markdown else available(options)
     jobs = plan(options, tasks)
     collect(runs, jobs, smoke=options.smoke)
@@ -100,7 +100,7 @@ def gather(options: argparse.Namespace, started: float) -> tuple[dict[str, dict[
 
 
 def collect(runs: dict[str, dict[str, Any]], jobs: Sequence[Job], *, smoke: bool) -> None:
-    """Take up what the runs' folders have. What a folder has lost stays."""
+    """Add the measurements in the runs' folders to `runs`. Those that a folder no longer has are kept."""
     for folder, _ in jobs:
         if len(found := measured(folder)) > 1:  # facts come first
             new, old = record(found), runs.get(folder.name, {})
@@ -109,12 +109,12 @@ def collect(runs: dict[str, dict[str, Any]], jobs: Sequence[Job], *, smoke: bool
 
 
 def lacking(run: Run, tasks: Sequence[str]) -> list[str]:
-    """What is missing of a run and can be measured."""
+    """The measurements that a run lacks and that can be made."""
     return measurable(run["missing"], tasks)
 
 
 def _can_run(job: Job, runs: Mapping[str, Run], tasks: Sequence[str]) -> bool:
-    """Whether there is something to do for a run. Says why if something is missing all the same."""
+    """Whether a worker has something to do for a run. Prints why not if measurements are missing all the same."""
     (folder, command), run = job, runs.get(job[0].name)
     if run is not None:
         missing = lacking(run, tasks)

@@ -1,4 +1,4 @@
-"""What scripts/text_models.py makes of a run's records: its line in OUT.json, and the tables."""
+"""Turns the records of a run into its line in OUT.json, and the lines of many runs into tables (scripts/text_models.py)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Value = Callable[[Run], float | None]
 
 
 def record(found: Mapping[str, Run]) -> dict[str, Any]:
-    """What OUT.json has of a run, from the records in its folder."""
+    """A run's line in OUT.json, made from the records in its folder."""
     facts = dict(found[FACTS])
     wanted = facts.pop("wanted")
     measured = {name: COMPACT.get(name, _benchmark)(found[name]) for name in wanted if name in found}
@@ -63,7 +63,7 @@ def _codes(found: Run) -> dict[str, Any]:
 
 
 def _benchmark(found: Run) -> dict[str, Any]:
-    """The one benchmark of the record. grids: its scores by row and column, a mean each."""
+    """The record's only benchmark. grids: the mean score in each row and column."""
     (one,) = found["tasks"]
     facts = {name: one[name] for name in ("items", "metric", "chance", "truncated")}
     grids = [
@@ -93,7 +93,7 @@ def _costs(found: Run, names: Sequence[str]) -> dict[str, list[float | None]]:
 
 
 def table(runs: Mapping[str, Run], recipes: Sequence[str]) -> Iterator[list[str]]:
-    """The heading, and a row for each of a file's recipes: means over its runs. Those with other settings have a row of their own."""
+    """The heading, and a row for each recipe of a file with means over its runs. Runs with other settings have a row of their own."""
     file, variants = family(recipes[0]), [_variant(recipe) for recipe in recipes]
     own = [run for run in runs.values() if family(run["recipe"]) == file]
     baselines = {_settings(run): run for run in own if _variant(run["recipe"]) == BASELINES[file]}
@@ -118,12 +118,12 @@ def _variant(recipe: str) -> str:
 
 
 def _settings(run: Run) -> tuple[str, ...]:
-    """What a run shares with its baseline."""
+    """The settings and the seed, which a run shares with its baseline."""
     return (*run["settings"], str(run["seed"]))
 
 
 def columns(runs: Sequence[Run]) -> dict[str, tuple[Value, int]]:
-    """The columns that have a value in any of these runs: the value of a run, and the decimals shown."""
+    """The columns in which any of these runs has a value. For each, how to read it from a run, and the decimals shown."""
     costs = {"nll": "nll", "CE, posterior Z": "ce_posterior", "CE, prior Z": "ce_prior", "KL": "kl"}
     found = {name: (_at("likelihood", key), 4) for name, key in costs.items()}
     found = {"nll": found.pop("nll"), "above the baseline": (_at("excess"), 4), **found}
@@ -142,7 +142,7 @@ def columns(runs: Sequence[Run]) -> dict[str, tuple[Value, int]]:
 
 
 def _scores(name: str, found: Sequence[Run]) -> dict[str, tuple[Value, int]]:
-    """The columns of a benchmark: its score, perplexity or pass@k where it has them; of one with a grid the means at its last column."""
+    """The columns of a benchmark: score, perplexity and pass@k where it has them; of a grid, the mean over its last column."""
     benchmark, _, temperature = name.partition("-")
     head = f"{benchmark}, T = {temperature}" if temperature else benchmark
     if any("grids" in one for one in found):
@@ -155,7 +155,7 @@ def _scores(name: str, found: Sequence[Run]) -> dict[str, tuple[Value, int]]:
 
 
 def _longest(name: str, title: str, column: str) -> Value:
-    """The mean over the rows of a grid at its last column, in per cent."""
+    """The mean over the last column of a grid, in per cent."""
 
     def value(run: Run) -> float | None:
         for grid in run.get(name, {}).get("grids", ()):
@@ -168,7 +168,7 @@ def _longest(name: str, title: str, column: str) -> Value:
 
 
 def _at(*path: str, scale: float = 1) -> Value:
-    """The value at a path of a record, that of an estimate if there is one."""
+    """Reads the value at a path of a run's line; of an estimate, the value without its interval."""
 
     def value(run: Run) -> float | None:
         found: Any = run
@@ -187,7 +187,7 @@ def _keys(runs: Sequence[Run], *path: str) -> list[str]:
 
 
 def _decoded(run: Run) -> float | None:
-    """The most that a probe reads of a label from the posterior's Z."""
+    """The most bits of a label that any probe reads from the posterior's Z."""
     bits = [one["bits"][0] for one in run.get("probe", {}).get("decoding", ()) if one["source"] == "Z" and one["bits"][0] is not None]
     return max(bits, default=None)
 
@@ -201,13 +201,13 @@ def _difference(run: Run, other: Run) -> float | None:
 
 
 def _cell(values: Sequence[float | None], digits: int) -> str:
-    """A mean, with the number of its runs if it is not of all."""
+    """A mean over runs. The number of runs stands in parentheses if some have no value."""
     measured = sum(value is not None for value in values)
     return mean_text(values, digits, half=True) + (f" ({measured})" if 0 < measured < len(values) else "")
 
 
 def _faults(runs: Sequence[Run]) -> str:
-    """How many runs were warned of what: `Z unused in 1`."""
+    """How many runs ended with each of training's warnings: `unused in 1`."""
     if runs[0]["kind"] != "free":
         return "–"
     counts = {words: sum(run["fault"].startswith(begin) for run in runs) for begin, words in FAULTS.items()}

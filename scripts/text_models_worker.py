@@ -89,7 +89,7 @@ def wanted(name: str, recipe: Recipe) -> list[str]:
 
 
 def measurable(names: Sequence[str], tasks: Sequence[str]) -> list[str]:
-    """Those of them that can be measured, given the benchmarks that can be."""
+    """The names that can be measured: all but benchmarks whose task is not in `tasks`."""
     return [name for name in names if name in MEASURES or task(name) in tasks]
 
 
@@ -108,7 +108,7 @@ class Trained:
 
     @cached_property
     def averaged(self) -> list[tuple[Checkpoint, Decoder]]:
-        """The checkpoints of the last third at which the run was evaluated: one of an interruption would give its step more weight.
+        """The checkpoints of the last third, without those of interruptions, which would weigh some steps more than others.
 
         InputError if one of them is gone.
         """
@@ -125,7 +125,7 @@ class Trained:
         return open_split(self.last[0], None, None if family(self.recipe) == "film-reviews" else "test")
 
     def measure(self, name: str) -> dict[str, Any]:
-        """The record of a measurement, as the commands of freetf print it in JSON."""
+        """Measure one thing. Returns its record, as `freetf` prints it with --json."""
         return {"probe": self._probe, "codes": self._codes}.get(name, self._metric if name in MEASURES else self._benchmark)(name)
 
     def _metric(self, name: str) -> dict[str, Any]:
@@ -171,7 +171,7 @@ def _plain(record: Any) -> dict[str, Any]:
 
 
 def measured(run: Path) -> dict[str, dict[str, Any]]:
-    """The records in a run's folder by name, those that are there."""
+    """The records that a run's folder has, by name."""
     return {file.stem: json.loads(file.read_bytes()) for file in sorted((run / "measured").glob("*.json"))}
 
 
@@ -203,7 +203,7 @@ def main() -> None:
             write_durably(out / f"{name}.json", json.dumps(one.measure(name)))
         except FreetfError as error:
             print(f"{name} was not measured: {'; '.join(error.lines())}", flush=True)
-        except Exception:  # out of memory, say: the next one may fit
+        except Exception:  # such as too little memory, which the next measurement may not need
             print(f"{name} was not measured: {traceback.format_exc()}", flush=True)
     missing = set(names) - set(measured(at.run))
     if not missing:

@@ -182,7 +182,7 @@ def _discoveries(p: Floats) -> NDArray[np.bool_]:
 
 
 def draw_codes(odds_TH: Floats, strength: float, count: int, seed: int) -> Codes:
-    """Zs [count, T] whose bits follow the log-odds; the other bits are those of the prior."""
+    """Codes [count, T]. Bits that have log-odds are drawn with them, all others from the prior."""
     p_TH = 1 / (1 + np.exp(-np.clip(strength * odds_TH / 2, -500, 500)))
     weights_H = 2 ** np.arange(odds_TH.shape[-1])
     drawn = [(keyed(seed, "codes", number).random(odds_TH.shape) < p_TH) @ weights_H for number in range(count)]

@@ -202,7 +202,7 @@ class BinaryDistribution(Distribution):
         return replace(self, bit_logits=at_least_float32(self.bit_logits) * mask_BT[..., None])
 
     def log_prob_pairs(self, z: Tensor, at_once: int) -> Iterator[Tensor]:
-        """As a matrix product: log Q(Z_a | S_b) = Σ B_a L_b − Σ softplus(L_b), over the bits of all positions."""
+        """log Q(Z_a | S_b) = Σ B_a L_b − Σ softplus(L_b), summed over the bits of all positions, for all a and b by one matrix product."""
         logits_BF = self.bit_logits.flatten(1).double()
         normaliser_B = F.softplus(logits_BF).sum(1)
         for part in torch.split(z, at_once):

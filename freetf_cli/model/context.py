@@ -49,7 +49,7 @@ class LayerCache:
         return self.k[:, :, :end], self.v[:, :, :end]
 
     def branch(self) -> LayerCache:
-        """A cache that goes on from here. It writes into the same keys and values, after the filled ones: use one branch at a time."""
+        """A cache that continues from this one. Both share the memory for keys and values, so use one branch at a time."""
         return self
 
 
@@ -70,7 +70,7 @@ class Cache:
     rotary: Rotary | None = None
 
     def branch(self) -> Cache:
-        """A cache that goes on from here, while this one stays as long as it is (`LayerCache.branch`). Not of a static cache."""
+        """A cache that continues from this one, whose length does not change (`LayerCache.branch`). A static cache has no branches."""
         assert not isinstance(self.length, Tensor)
         return replace(self, layers=[layer.branch() for layer in self.layers])
 

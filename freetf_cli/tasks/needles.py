@@ -1,4 +1,4 @@
-"""needles: facts hidden in a long text, one of which is asked for; the benchmark of this name asks the same in a run's own tokens.
+"""needles: facts hidden in a long text, and a question about one of them. The benchmark of this name counts in a run's own tokens.
 
     {"text": "The baker walked by the river. … The magic number of Lisbon is 7412. … The miller slept at home.\\n"
              "Question: What is the magic number of Lisbon?\\nAnswer: The magic number of Lisbon is 7412",
@@ -44,16 +44,16 @@ def count_bytes(text: str) -> int:
 
 
 class Haystack:
-    """Sentences to hide others in, in the order of their text. name: where they come from."""
+    """Sentences among which facts are hidden, in the order of their text. name: where they come from."""
 
     def __init__(self, name: str, sentences: Sequence[str], tokens: Tokens) -> None:
         self.name, self.sentences, self._tokens = name, sentences, tokens
         self._cost = cache(lambda sentence: tokens(f" {sentence}"))
 
     def fill(self, rng: np.random.Generator, hide: Callable[[Sequence[str]], str], ending: str, length: int) -> str | None:
-        """A prompt that takes at most `length` tokens, with as many consecutive sentences as fit; None if it does not fit with none.
+        """Make a prompt of at most `length` tokens from as many consecutive sentences as fit. Returns None if it is too long without any.
 
-        After the last sentence comes the first again. hide: the prompt from these sentences, in which it hides others. ending: what may
+        The first sentence follows the last. hide: makes the prompt from the sentences, and hides the facts among them. ending: what may
         follow the prompt.
         """
 
@@ -92,7 +92,7 @@ def hidden(sentences: Sequence[str], facts: Sequence[str], places: Sequence[int]
 
 @dataclass(frozen=True)
 class Item:
-    """A prompt that ends before the number of its city. numbers: of all cities in it, that of this one first."""
+    """A prompt that ends where the city's number must follow. numbers: those of all cities in the prompt, this city's first."""
 
     prompt: str
     city: str
@@ -100,7 +100,7 @@ class Item:
 
 
 def draw_needles(rng: np.random.Generator, haystack: Haystack, count: int, depth: int, length: int) -> Item | None:
-    """Facts in a haystack and the question for the first of them; None if they do not fit into `length` tokens."""
+    """Hide facts in a haystack and ask for the first of them. Returns None if they do not fit into `length` tokens."""
     cities = [_WORDS["cities"][place] for place in rng.permutation(len(_WORDS["cities"]))[:count]]
     numbers = [str(1000 + value) for value in rng.permutation(9000)[:count]]
     facts = [f"The magic number of {city} is {value}." for city, value in zip(cities, numbers, strict=True)]

@@ -69,7 +69,7 @@ def test_kl_is_that_of_both_kinds_of_bits() -> None:
 
 
 def test_the_gradient_of_both_is_that_of_equation_8() -> None:
-    """∂/∂l of Σ_t dr_t · E[W_code + V_plan], with the expectation summed over all codes; V's rows get the sum over positions."""
+    """The gradient ∂/∂l of Σ_t dr_t · E[W_code + V_plan], with an expectation over all codes. The rows of V get the sum over positions."""
     latent = latent_of(make())
     generator = torch.Generator().manual_seed(3)
     dr_TD = torch.randn(LENGTH, 16, dtype=torch.float64, generator=generator)

@@ -91,9 +91,9 @@ class Scorer:
         self._device = model.embedding.weight.device
 
     def batches(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Iterator[list[Row]]:
-        """The rows of all answers in batches: those of each long prompt with several, then the others; longest rows first.
+        """Put the rows of all answers into batches, longest rows first. A long prompt with several answers has a batch of its own.
 
-        They depend on the pairs only, also in a resumed evaluation. InputError for an empty prompt or an empty answer.
+        The batches depend on the pairs alone, so a resumed evaluation has the same. InputError for an empty prompt or an empty answer.
         """
         rows: dict[tuple[tuple[int, ...], int], Row] = {}
         for member, (prompt, answer) in enumerate(pairs):
@@ -133,12 +133,12 @@ class Scorer:
             yield from zip(row.members, mixture.scores(), strict=True)
 
     def _is_read_once(self, rows: Sequence[Row]) -> bool:
-        """Whether the rows are the answers to one long prompt."""
+        """Whether all rows are answers to the same long prompt, which then is read once."""
         long = rows[0].prompt >= LONG.get(self._device.type, LONG_ELSEWHERE)
         return long and len(rows) > 1 and len({row.tokens[: row.prompt] for row in rows}) == 1
 
     def _read_rows(self, rows: Sequence[Row], found: Sequence[_Mixture]) -> None:
-        """Each row in a forward pass of its own for each draw, several at a time."""
+        """Score each row in a forward pass of its own for each draw of Z, several rows at a time."""
         tokens_BT = self._padded(rows)
         model, ctx = self.model, self.model.context(tokens_BT)
         x_BTD = model.lower(tokens_BT, ctx)
@@ -155,7 +155,7 @@ class Scorer:
                 found[b].add(logp_AV)
 
     def _read_once(self, rows: Sequence[Row], found: Sequence[_Mixture]) -> None:
-        """The rows' common prompt once, the lower half for all draws, and each row's answer after it from a branch of the cache."""
+        """Read the common prompt once, and score each row's answer from a branch of its cache. The lower half is the same for all draws."""
         model, prompt, tokens_RT = self.model, rows[0].prompt, self._padded(rows)
         tokens_1P, room = tokens_RT[:1, :prompt], tokens_RT.shape[1]
         answers = [tokens_RT[r : r + 1, prompt : len(row.tokens)] for r, row in enumerate(rows)]  # A tokens: all but the last
@@ -172,13 +172,13 @@ class Scorer:
                     mixture.add(logp_AV)
 
     def _lower(self, tokens_1T: Tensor, cache: Cache) -> Tensor:
-        """The lower half of a forward, [1, T, D], whose keys and values are appended to the cache."""
+        """Run the lower half on new tokens, and append their keys and values to the cache. Returns [1, T, D]."""
         x_1TD = self.model.lower(tokens_1T, self.model.context(tokens_1T, cache))
         cache.length += tokens_1T.shape[1]
         return x_1TD
 
     def _upper(self, x_1TD: Tensor, tokens_1T: Tensor, z: Tensor | None, cache: Cache) -> Tensor:
-        """The upper half for the Z of each sequence of the cache, [K, T, D], whose keys and values are appended to it."""
+        """Run the upper half on new tokens for each of the cache's K Zs, and append their keys and values. Returns [K, T, D]."""
         model, start, (count, length) = self.model, cache.length, (len(cache.layers[-1].k), tokens_1T.shape[1])
         own = None if z is None else latent_of(model).span(z, start, length)
         hidden_KTD = model.upper(x_1TD.repeat(count, 1, 1), own, model.context(tokens_1T.expand(count, -1), cache))

@@ -78,8 +78,9 @@ def pooled(values_NTF: Tensor) -> Tensor:
 def decode(
     posterior: Posterior, numbers_NTU: Tensor, reader: RowReader, rows: Sequence[Factors], texts: Sequence[str], seed: int, stage: Stage
 ) -> list[Decoding]:
-    """Every factor from Z, from the hidden state, and from the sequence; empty for fewer than 80 sequences with known factors.
+    """Decode each factor from Z, from the hidden state and from the sequence.
 
+    Returns an empty list if fewer than 80 sequences have known factors.
     numbers_NTU: Z as numbers, `Latent.numbers` of `posterior.z`.
     """
     known = _by_document([number for number, row in enumerate(rows) if row], posterior.documents, seed)

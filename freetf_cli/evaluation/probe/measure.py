@@ -24,7 +24,7 @@ from freetf_cli.records.probe import Decoding, ProbeResult
 from freetf_cli.runs.checkpoint import Checkpoint
 from freetf_cli.tasks.factors import RowReader
 
-LONGEST = 256  # default of the most tokens of a generated sequence
+LONGEST = 256  # default limit on the tokens of a generated sequence
 SWAPPED = {"cpu": 256, "cuda": 1024}  # sequences of the latent swap
 GROUPS, COUNT = {"cpu": 128, "cuda": 1024}, {"cpu": 64, "cuda": 128}  # Zs of the intervention, and sequences for each
 
@@ -33,7 +33,7 @@ GROUPS, COUNT = {"cpu": 128, "cuda": 1024}, {"cpu": 64, "cuda": 128}  # Zs of th
 class ProbeSpec:
     """What to measure. The defaults for None are the device's GROUPS and COUNT, and the task's prompt.
 
-    tokens: the most of a generated sequence, its separator and prompt included.
+    tokens: the most that a generated sequence has, its separator and prompt included.
     """
 
     split: str

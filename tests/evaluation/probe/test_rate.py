@@ -272,7 +272,7 @@ def test_active_dimensions_by_kl_and_by_mean() -> None:
 
 
 def test_a_shared_z_counts_once() -> None:
-    """Seven tokens share three Zs: KL, units and the share above κ are those of three positions, and the bounds those of the Zs alone."""
+    """Seven tokens share three Zs. KL, units and the share above κ count each Z once, and so do the bounds."""
     given = gaussians((40, 7, 2), every=3)
     q = given.distribution
     assert isinstance(q, GaussianDistribution)
