@@ -254,7 +254,7 @@ class TrainResult:
     def report(self) -> Report:
         held_out, best, made = "", "", self.steps - self.start
         since = f" since step {count(self.start)}" if self.start else ""
-        spent = f"{duration(self.seconds)}{since}" if made else "all of them earlier"
+        spent = f"{duration(self.seconds)}{since}" if made else "in an earlier call"
         if self.val:
             unit = self.facts.unit(self.val)
             latent = f" + KL {number(unit.bits(self.val.kl))} = {number(unit.nelbo(self.val))}" if self.kind == "free" else ""

@@ -1,4 +1,4 @@
-"""needles: facts hidden in a long text, and a question about one of them. The benchmark of this name counts in a run's own tokens.
+"""needles: facts hidden in a long text, and a question about one of them; rows to train on for the benchmark of this name.
 
     {"text": "The baker walked by the river. … The magic number of Lisbon is 7412. … The miller slept at home.\\n"
              "Question: What is the magic number of Lisbon?\\nAnswer: The magic number of Lisbon is 7412",

@@ -352,6 +352,7 @@ def test_resume_auto_of_a_finished_run_leaves_it(run_cli, workshop, free_run, co
     assert code == 0
     assert json.loads(stdout)["val"] == rows(free_run)[-1]
     assert_same_record(run, free_run)
+    assert " tokens, in an earlier call\n" in run_cli("train", workshop / "free.toml", "-o", run, "--resume", "auto").stdout
 
 
 @pytest.mark.parametrize("which", ["auto", "path", "run"])
